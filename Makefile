@@ -1,0 +1,52 @@
+# A newcomer needs `make demo` and `make test`; both set up what is missing first, once.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SAY := @printf '\n==> %s\n'
+
+.PHONY: help env build demo test lint format bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
+
+env: $(VENV)/.built ## make .venv with every dependency, and build the native kernels
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version 2>&1) is too old; expected 3.11 or newer (make PYTHON=python3.12 ...)" >&2; exit 2; }
+	$(SAY) "making $(VENV) and installing the dependencies (a minute or more: PyTorch is large)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+build: $(VENV)/.built ## build the native kernels into the checkout
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(wildcard csrc/*)
+	$(SAY) "building the native kernels (about a minute)"
+	@$(RUN) setup.py --quiet build_ext
+	@touch $@
+
+demo: $(VENV)/.built ## carry masks through the made video set; print the scores and where the pictures are
+	$(SAY) "label propagation on a made video set (about a minute)"
+	@$(RUN) test_davis.py --cropSize 320 --save_path out/demo
+
+test: $(VENV)/.built ## run the test suite
+	$(SAY) "running the tests (some minutes)"
+	@$(RUN) -m pytest
+
+lint: $(VENV)/.installed ## check style and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(VENV)/bin/clang-format --dry-run --Werror csrc/*
+
+format: $(VENV)/.installed ## put the code into the project's format
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+	@$(VENV)/bin/clang-format -i csrc/*
+
+bench: $(VENV)/.built ## run the benchmarks, store their results
+	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/latest.json
+
+clean: ## remove what was built and made; keeps .venv
+	rm -rf build out data timecycle/_C*.so .pytest_cache .mypy_cache .ruff_cache

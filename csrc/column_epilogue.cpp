@@ -1,0 +1,68 @@
+#include "column_epilogue.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace timecycle {
+
+TIMECYCLE_VARIANTS
+void column_maximum(const float* tile, int64_t rows, float* largest) {
+  std::copy_n(tile, kLanes, largest);
+  for (int64_t row = 1; row < rows; ++row) {
+    const float* values = tile + row * kLanes;
+    for (int64_t q = 0; q < kLanes; ++q) largest[q] = values[q] > largest[q] ? values[q] : largest[q];
+  }
+}
+
+namespace {
+
+// exp(x) for x <= 0, relative error below 2e-7: 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f. std::exp would
+// keep the loop around it from being vectorised.
+inline __attribute__((always_inline)) float exp_of_negative(float x) {
+  const float scaled = std::max(x * 1.44269504f, -126.0f);
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  const float shifted = scaled + 12582912.0f;
+  const float fraction = scaled - (shifted - 12582912.0f);
+  int32_t exponent;
+  std::memcpy(&exponent, &shifted, sizeof(exponent));
+  float power = 1.5403530e-4f;
+  power = power * fraction + 1.3333558e-3f;
+  power = power * fraction + 9.6181291e-3f;
+  power = power * fraction + 5.5504109e-2f;
+  power = power * fraction + 2.4022651e-1f;
+  power = power * fraction + 6.9314718e-1f;
+  power = power * fraction + 1.0f;
+  int32_t bits;
+  std::memcpy(&bits, &power, sizeof(bits));
+  bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+}  // namespace
+
+TIMECYCLE_VARIANTS
+void column_exp_sum(const float* tile, int64_t rows, const float* shift, float scale, float* sum) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* values = tile + row * kLanes;
+    for (int64_t q = 0; q < kLanes; ++q) sum[q] += exp_of_negative((values[q] - shift[q]) * scale);
+  }
+}
+
+void insert_column(const float* tile, int64_t rows, int64_t q, int64_t first_index, int64_t kept, float* values,
+                   int64_t* indices) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float value = tile[row * kLanes + q];
+    if (!(value > values[kept - 1])) continue;
+    int64_t place = kept - 1;
+    for (; place > 0 && value > values[place - 1]; --place) {
+      values[place] = values[place - 1];
+      indices[place] = indices[place - 1];
+    }
+    values[place] = value;
+    indices[place] = first_index + row;
+  }
+}
+
+}  // namespace timecycle

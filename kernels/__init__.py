@@ -1,0 +1,1 @@
+"""Triton kernels of timecycle.ops, a module an operator. They import nothing of timecycle."""

@@ -1,0 +1,3 @@
+"""timecycle: label propagation and cycle-consistency learning for video correspondence."""
+
+__version__ = "0.1.0"

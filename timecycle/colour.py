@@ -1,0 +1,53 @@
+"""The colour descriptor: features that need no training, and the floor that learned features must beat.
+
+Per stride-8 position the slightly blurred CIE Lab values of its four 4x4-pixel cells (12 numbers), standardised by the
+first frame's statistics, and a constant component, L2-normalised together.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from timecycle.encoder import STRIDE
+from timecycle.images import uncrop_rgb
+
+_BLUR_SIGMA = 1.0  # pixels at crop size
+_CONSTANT = 4.0  # against 12 standardised components: keeps grey, average places from matching everything
+
+
+class ColourDescriptor:
+    """Callable like the encoder: normalised images [B, 3, H, W] -> features [B, 13, H / 8, W / 8], L2-normalised.
+
+    `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
+    """
+
+    channels = 13
+
+    def __init__(self) -> None:
+        self._mean: np.ndarray | None = None
+        self._deviation: np.ndarray | None = None
+
+    def begin(self, first: Tensor) -> None:
+        """Take the statistics of a sequence's first frame, [3, H, W]."""
+        cells = self._cells(uncrop_rgb(first[None])[0])
+        self._mean = cells.mean(axis=(0, 1))
+        # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
+        self._deviation = np.maximum(cells.std(axis=(0, 1)), 1.0)
+
+    @staticmethod
+    def _cells(rgb: np.ndarray) -> np.ndarray:
+        """Lab means of the 4x4 cells: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 12]."""
+        lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), _BLUR_SIGMA), cv2.COLOR_RGB2LAB)
+        height, width = rgb.shape[0] // STRIDE, rgb.shape[1] // STRIDE
+        cells = lab.reshape(height, 2, STRIDE // 2, width, 2, STRIDE // 2, 3).mean(axis=(2, 5))
+        return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, 12)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
+        if self._mean is None or self._deviation is None:
+            raise RuntimeError("ColourDescriptor.begin must be called with a sequence's first frame before its frames")
+        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in uncrop_rgb(images)]
+        features = torch.from_numpy(np.stack(standard)).permute(0, 3, 1, 2)
+        features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 1), value=_CONSTANT)
+        return torch.nn.functional.normalize(features, dim=1).to(images)

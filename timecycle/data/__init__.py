@@ -1,0 +1,1 @@
+"""Data in: DAVIS sequences and made videos."""

@@ -1,0 +1,285 @@
+"""Made videos: textured shapes that move, turn, deform and hide each other over a moving background. Knows no torch.
+
+They need no download and their masks are exact, so they serve a first run, tests and training. They are synthetic:
+a score on them says nothing about the score on DAVIS or on any other real video.
+"""
+
+import io
+import json
+import math
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from timecycle.errors import InputError
+from timecycle.files import write_bytes
+from timecycle.masks import write_mask
+
+# Raised whenever the same arguments would give other pixels, so that a set made by older code is not taken for new.
+VERSION = 1
+MARKER = "made.json"
+HARMONICS = np.arange(2, 6)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What happens in a video. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
+
+    area: float = 0.045  # of one object, as a fraction of the picture
+    speed: float = 0.006  # of the centres at their fastest, per frame
+    gap: float = 0.06  # between neighbours in frame 0
+    crossing: float = 0.5  # 1: objects change places in pairs, 0: each goes its own way
+    spin: float = 0.012  # radians per frame
+    swell: float = 0.10  # of the scale, as a logarithm
+    bumps: float = 0.35  # of the contour, relative to the radius
+    deform: float = 0.08  # change of the bumps over time, relative to the radius
+    pan: float = 0.003  # of the background, per frame
+    sway: float = 0.03  # of the background's rotation (radians) and zoom (logarithm)
+    light: float = 0.05  # drift of the brightness, relative
+    noise: float = 2.5  # standard deviation of the sensor noise, grey levels of 255
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered video: `images` RGB uint8 [F, H, W, 3], `masks` ids uint8 [F, H, W] with 0 for the background."""
+
+    images: np.ndarray
+    masks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Body:
+    """One object: its pose, contour and texture. Points are complex, x + iy in pixels, whole at pixel centres.
+
+    The contour in the direction theta of the object's own axes is `radius` * (1 + Re sum_k a_k e^(ik theta)) over
+    k = 2..5, divided by the root of 1 + sum_k |a_k|^2 / 2, which keeps the area at pi * radius^2 while it deforms.
+    """
+
+    centre: np.ndarray  # complex128 [F]
+    angle: np.ndarray  # float64 [F], radians
+    scale: np.ndarray  # float64 [F], 1 in frame 0
+    bumps: np.ndarray  # complex128 [F, 4], the a_k
+    radius: float
+    texture: np.ndarray  # float32 [S, S, 3], RGB of 255
+
+
+def _field(rng: np.random.Generator, size: int, wavelength: float, decay: float) -> np.ndarray:
+    """Smooth noise that tiles, float32 [size, size], mean 0 and deviation 1; all octaves below `wavelength` pixels."""
+    # Filtered in the frequency domain because that makes it periodic, which is what BORDER_WRAP needs.
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) * wavelength
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / (1 + frequency**2) ** (decay / 2)
+    spectrum[0, 0] = 0
+    noise = np.fft.irfft2(spectrum, s=(size, size))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def _colours(rng: np.random.Generator, count: int, vivid: float) -> np.ndarray:
+    """Colours as Lab, float64 [count, 3], whose chroma is at most `vivid`."""
+    chroma, hue = rng.uniform(0.1, 1, count) * vivid, rng.uniform(0, 2 * np.pi, count)
+    return np.stack([rng.uniform(25, 80, count), chroma * np.cos(hue), chroma * np.sin(hue)], 1)
+
+
+def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np.ndarray) -> np.ndarray:
+    """A texture that tiles: patches and stripes of the palette's Lab colours, as RGB of 255, float32 [size, size, 3]."""
+    lab = np.empty((size, size, 3), np.float32)
+    lab[:] = palette[0]
+    ramp = np.arange(size) * (2 * np.pi / size)
+    for index, colour in enumerate(palette[1:]):
+        layer = _field(rng, size, wavelength, 2.6)
+        if index == 1:
+            # Whole numbers of stripes along both sides, or the texture would not tile.
+            lean, rate = rng.uniform(0, 2 * np.pi), 1.1 * size / wavelength
+            phase = round(rate * math.cos(lean)) * ramp[None] + round(rate * math.sin(lean)) * ramp[:, None]
+            layer = (1.3 * np.sin(phase + layer) - 0.3).astype(np.float32)
+        share = 1 / (1 + np.exp(-rng.uniform(3, 9) * (layer - rng.uniform(-0.1, 0.5))))
+        lab += share[..., None] * (colour.astype(np.float32) - lab)
+    lab += _field(rng, size, wavelength / 3, 1.5)[..., None] * np.float32([6.0, 1.5, 1.5])
+    lab[..., 0] = np.clip(lab[..., 0], 4, 96)
+    return np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1) * np.float32(255)
+
+
+def _starts(rng: np.random.Generator, radii: np.ndarray, height: int, width: int, gap: float) -> np.ndarray:
+    """Centres in frame 0, complex128 [N]: inside the picture, each about `gap` pixels clear of its nearest neighbour."""
+    centres = np.empty(len(radii), np.complex128)
+    for index, radius in enumerate(radii):
+        inset = 1.15 * radius
+        spread = rng.uniform(size=(400, 2)) * [width - 2 * inset, height - 2 * inset] + inset
+        candidates = spread[:, 0] + 1j * spread[:, 1]
+        # The clearance of the first object, which has no neighbours, is how near it lies to the middle.
+        clearance = np.abs(candidates - (width + 1j * height) / 2)
+        if index:
+            clearance = np.abs(candidates[:, None] - centres[:index]) - radii[:index] - radius
+        nearest = clearance.reshape(400, -1).min(1)
+        centres[index] = candidates[np.abs(nearest - gap).argmin()]
+    return centres
+
+
+def _paths(
+    rng: np.random.Generator, starts: np.ndarray, frames: int, height: int, width: int, motion: Motion
+) -> np.ndarray:
+    """Centres over time, complex128 [N, F]: ellipses between the start and a far end, passed back and forth."""
+    count, unit = len(starts), math.sqrt(height * width)
+    wander = 0.2 + 0.6 * rng.uniform(size=(count, 2))
+    goals = wander[:, 0] * width + 1j * wander[:, 1] * height
+    partners = [other if (other := index ^ 1) < count else 0 for index in range(count)]
+    crossing = motion.crossing if count > 1 else 0.0
+    ends = crossing * starts[partners] + (1 - crossing) * goals
+    middle, half = (starts + ends) / 2, (starts - ends) / 2
+    # Partners swing out to different sides and widths, so that they hide each other in part and not all at once.
+    bow = 1j * half * rng.uniform(0.1, 0.4, count) * rng.choice([-1, 1], count)
+    rate = motion.speed * unit / np.maximum(np.abs(half), 0.08 * unit)
+    phase = rate[:, None] * np.arange(frames)
+    return middle[:, None] + half[:, None] * np.cos(phase) + bow[:, None] * np.sin(phase)
+
+
+def stage_bodies(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion) -> list[Body]:
+    """The objects of a clip in the order of their ids 1..n; a later one hides an earlier one."""
+    rng = np.random.default_rng([seed, 0])
+    unit, time = math.sqrt(height * width), np.arange(frames)
+    areas = min(motion.area, 0.16 / objects) * rng.uniform(0.9, 1.25, objects)
+    radii = unit * np.sqrt(areas / np.pi)
+    paths = _paths(rng, _starts(rng, radii, height, width, motion.gap * unit), frames, height, width, motion)
+    backdrop = _colours(np.random.default_rng([seed, 1]), 4, 22)
+    bodies = []
+    for path, radius in zip(paths, radii.tolist(), strict=True):
+        turn, wobble, pulse = rng.choice([-1, 1]) * rng.uniform(0.7, 1.3), *rng.uniform(0, 2 * np.pi, 2)
+        swing = np.sin(0.11 * time + pulse) - np.sin(pulse)
+        shape = rng.standard_normal((2, 4, 2)) @ [1, 1j] / HARMONICS
+        shape /= np.abs(shape).sum(1, keepdims=True)
+        beat = np.sin(time[:, None] * rng.uniform(0.08, 0.22, 4) + rng.uniform(0, 2 * np.pi, 4))
+        # Every object has colours of the backdrop, or one flat colour would tell them apart.
+        shared = backdrop[rng.permutation(4)[:2]] + rng.normal(0, 4, (2, 3))
+        palette = np.concatenate([_colours(rng, 2, 32), shared])[[0, 2, 1, 3]]
+        size = 1 << math.ceil(math.log2(max(2.2 * radius, 8)))
+        bodies.append(
+            Body(
+                centre=path,
+                angle=wobble + motion.spin * turn * time,
+                scale=np.exp(motion.swell * swing),
+                bumps=motion.bumps * shape[0] + motion.deform * beat * shape[1],
+                radius=radius,
+                texture=_texture(rng, size, 0.06 * unit, palette),
+            )
+        )
+    return bodies
+
+
+class Stage:
+    """A clip ready to be rendered, frame by frame in any order and from any thread."""
+
+    def __init__(self, seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None):
+        for name, value, least, most in (
+            ("seed", seed, 0, 2**63),
+            ("frames", frames, 1, 100_000),
+            ("height", height, 32, 4096),
+            ("width", width, 32, 4096),
+            ("objects", objects, 1, 8),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"{name} is {value}; expected a number from {least} to {most}")
+        self.seed, self.height, self.width = seed, height, width
+        self.motion = motion or Motion()
+        self.bodies = stage_bodies(seed, frames, height, width, objects, self.motion)
+        rng = np.random.default_rng([seed, 1])
+        palette, unit = _colours(rng, 4, 22), math.sqrt(height * width)
+        self.backdrop = _texture(rng, 1 << math.ceil(math.log2(1.5 * unit)), 0.11 * unit, palette)
+        self.heading = rng.uniform(0, 2 * np.pi)
+        self.light = np.exp(1j * rng.uniform(0, 2 * np.pi))
+
+    def frame(self, time: int) -> tuple[np.ndarray, np.ndarray]:
+        """Render one frame: RGB uint8 [H, W, 3] and ids uint8 [H, W]."""
+        image = self._background(time)
+        mask = np.zeros((self.height, self.width), np.uint8)
+        for number, body in enumerate(self.bodies, 1):
+            self._draw(image, mask, body, number, time)
+        # A lens never resolves single pixels; without this the texture looks pasted on.
+        image = cv2.GaussianBlur(image, (3, 3), 0.5)
+        tint = self.motion.light * np.sin([0.13 * time, 0.13 * time + 0.2, 0.13 * time + 0.4])
+        image *= (1 + tint).astype(np.float32)
+        noise = np.random.default_rng([self.seed, 2, time]).standard_normal(image.shape, np.float32)
+        image += np.float32(self.motion.noise) * noise
+        return np.rint(np.clip(image, 0, 255)).astype(np.uint8), mask
+
+    def _background(self, time: int) -> np.ndarray:
+        """The background alone, float32 [H, W, 3]."""
+        motion, size = self.motion, len(self.backdrop)
+        middle = (self.width + 1j * self.height) / 2
+        turn = np.exp(motion.sway * (np.sin(0.09 * time + self.heading) * 1j + np.sin(0.12 * time + 2 * self.heading)))
+        drift = motion.pan * math.sqrt(self.height * self.width) * time * np.exp(1j * self.heading)
+        shift = size / 2 * (1 + 1j) + drift - turn * middle
+        # Taken within one period, because remapping works with coordinates of 16 bits.
+        x, y = shift.real % size, shift.imag % size
+        matrix = np.array([[turn.real, -turn.imag, x], [turn.imag, turn.real, y]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(self.backdrop, matrix, (self.width, self.height), None, flags, cv2.BORDER_WRAP)
+
+    def _draw(self, image: np.ndarray, mask: np.ndarray, body: Body, number: int, time: int) -> None:
+        """Paint one object over `image` (float32 [H, W, 3]) and enter its id into `mask` (uint8 [H, W])."""
+        centre, scale, bumps = body.centre[time], body.scale[time], body.bumps[time]
+        level = body.radius / math.sqrt(1 + (np.abs(bumps) ** 2).sum() / 2)
+        reach = scale * level * (1 + np.abs(bumps).sum()) + 2
+        left, right = (int(np.clip(centre.real + side * reach, 0, self.width)) for side in (-1, 1))
+        top, bottom = (int(np.clip(centre.imag + side * reach, 0, self.height)) for side in (-1, 1))
+        if left >= right or top >= bottom:
+            return
+        points = np.arange(left, right) + 1j * np.arange(top, bottom)[:, None] - centre
+        distance = np.maximum(np.abs(points), 1e-9) / scale
+        away = points / (distance * scale)
+        powers = [away**2 * np.exp(-2j * body.angle[time])]
+        axes = away * np.exp(-1j * body.angle[time])
+        for _ in HARMONICS[1:]:
+            powers.append(powers[-1] * axes)
+        terms = [bump * power for bump, power in zip(bumps, powers, strict=True)]
+        contour = level * (1 + sum(terms).real)
+        slope = -level * sum(order * term for order, term in zip(HARMONICS, terms, strict=True)).imag
+        # The distance to the edge in pixels, to first order; its sign is exact, so edge and mask agree.
+        inside = scale * (contour - distance) / np.hypot(1, slope / contour)
+        cover = np.clip(inside / 1.4 + 0.5, 0, 1)
+        # A point of the contour keeps its place on the texture while the contour moves; the middle follows less.
+        part = distance / contour
+        place = axes * distance * (1 + np.minimum(part, 1) * (body.radius / contour - 1)) + len(body.texture) / 2 * (
+            1 + 1j
+        )
+        colour = cv2.remap(
+            body.texture,
+            place.real.astype(np.float32),
+            place.imag.astype(np.float32),
+            cv2.INTER_LINEAR,
+            None,
+            cv2.BORDER_WRAP,
+        )
+        # Lit from one side and darker at the rim, as round things are.
+        shade = 1 + 0.15 * (away * np.conj(self.light)).real * np.minimum(part, 1) - 0.2 * np.minimum(part, 1) ** 4
+        region = image[top:bottom, left:right]
+        region += cover[..., None].astype(np.float32) * (colour * shade[..., None].astype(np.float32) - region)
+        mask[top:bottom, left:right][inside > 0] = number
+
+
+def render_clip(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None) -> Clip:
+    """Render a synthetic clip in memory; scores on it say nothing about DAVIS. The same arguments give the same clip.
+
+    `objects` is the number of ids (1..8); all of them are in frame 0. `motion` is what happens, by default moderate.
+    Raises InputError for sizes out of range.
+    """
+    stage = Stage(seed, frames, height, width, objects, motion)
+    images = np.empty((frames, height, width, 3), np.uint8)
+    masks = np.empty((frames, height, width), np.uint8)
+    for time in range(frames):
+        images[time], masks[time] = stage.frame(time)
+    return Clip(images, masks)
+
+
+SEQUENCES: dict[str, tuple[int, Motion]] = {
+    "made-crossing": (3, Motion(area=0.035, speed=0.0115, gap=0.08, crossing=1.0)),
+    "made-deform": (2, Motion(area=0.07, speed=0.004, bumps=0.25, deform=0.4)),
+    "made-spin": (3, Motion(area=0.045, speed=0.005, spin=0.05)),
+    "made-camera": (2, Motion(area=0.055, pan=0.011, sway=0.16, swell=0.22, light=0.12)),
+    "made-swarm": (4, Motion(area=0.02, speed=0.010, gap=0.05, crossing=1.0)),
+}

@@ -1,0 +1,21 @@
+"""The one exception for bad input: a single sentence that names the file or argument and what was expected."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Bad input from the user. The message is one sentence, fit to be printed without a traceback."""
+
+
+def run_command_line(main: Callable[[], None]) -> None:
+    """Run `main` and exit: 0 when it returns, 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)

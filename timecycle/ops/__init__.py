@@ -1,0 +1,13 @@
+"""The operators. Each has one home page here: formula, shapes, reference, public function.
+
+Letters, everywhere in the project:
+
+    B  target frames          N  query positions of a target frame      D  feature channels
+    F  frames in the bank     M  key positions of a context frame       T  context slots of a target frame
+    G  label maps             L  classes                                K  neighbours kept per query
+"""
+
+from timecycle.ops.propagate_labels import propagate_labels
+from timecycle.ops.topk_affinity import Select, topk_affinity
+
+__all__ = ["Select", "propagate_labels", "topk_affinity"]

@@ -1,0 +1,73 @@
+"""Masks painted over frames: pictures and a video to look at."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from timecycle.files import partial_path, write_bytes
+from timecycle.masks import PALETTE
+
+FRAMES_PER_SECOND = 24  # as DAVIS was filmed
+
+
+def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Paint ids over a frame: rgb uint8 [H, W, 3], mask uint8 [H, W]; each object tinted and outlined.
+
+    Returns uint8 [H, W, 3].
+    """
+    tinted = cv2.addWeighted(rgb, 1.0 - opacity, PALETTE[mask], opacity, 0.0)
+    painted = np.where(mask[..., None] > 0, tinted, rgb)
+    for i in np.unique(mask[mask > 0]).tolist():
+        contours, _ = cv2.findContours((mask == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        # A light outline stays visible where the tint resembles what it covers.
+        colour = tuple(int(c) for c in 127 + PALETTE[i] // 2)
+        painted = cv2.drawContours(np.ascontiguousarray(painted), contours, -1, colour, 1, cv2.LINE_AA)
+    return painted
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as a JPEG, atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
+    write_bytes(path, buffer.getvalue())
+
+
+class OverlayVideo:
+    """An H.264 video, written frame by frame beside its place and moved there by `close`.
+
+    Raises ImportError where PyAV is not installed.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        import av
+
+        self._path = path
+        self._partial = partial_path(path)
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(self._partial), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        # Chroma is stored at half size, so sides must be even.
+        self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
+
+    def add(self, rgb: np.ndarray) -> None:
+        """Append a frame, uint8 [H, W, 3]."""
+        import av
+
+        even = np.ascontiguousarray(rgb[: self._stream.height, : self._stream.width])
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+
+    def close(self) -> None:
+        """Finish the video and put it in its place."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        self._partial.replace(self._path)
+
+    def discard(self) -> None:
+        """Stop and leave nothing behind."""
+        self._container.close()
+        self._partial.unlink(missing_ok=True)
