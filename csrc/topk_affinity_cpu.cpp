@@ -20,6 +20,7 @@
 namespace timecycle {
 namespace {
 
+constexpr int64_t kChunk = 128;  // channels summed in one chain
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // The running state of a tile of queries: k largest dot products with their indices, and the softmax denominator.
@@ -81,6 +82,18 @@ const float* as_float(const Feature* keys, int64_t count, std::vector<float>& co
   return copy.data();
 }
 
+// tile [rows][kLanes] = keys [rows][D] times queries [D][kLanes], in chunks of channels that are summed apart: one long
+// chain of additions would round off twice as much, and near-ties at the k-th place would fall the other way.
+void product(int64_t rows, int64_t channels, const float* keys, const float* queries, float* tile, float* partial) {
+  for (int64_t d = 0; d < channels; d += kChunk) {
+    float* out = d == 0 ? tile : partial;
+    at::native::cpublas::brgemm(rows, kLanes, std::min(kChunk, channels - d), channels, kLanes, kLanes, /*add_C=*/false,
+                                keys + d, queries + d * kLanes, out);
+    if (d > 0)
+      for (int64_t i = 0; i < rows * kLanes; ++i) tile[i] += partial[i];
+  }
+}
+
 template <typename Feature>
 void run_item(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames, int64_t queries,
               float* weights, int64_t* indices) {
@@ -90,14 +103,13 @@ void run_item(const TopkAffinity& s, const Feature* query, const Feature* bank, 
     for (int64_t d = 0; d < s.channels; ++d) transposed[d * kLanes + q] = static_cast<float>(query[q * s.channels + d]);
   const int64_t filled = std::count_if(frames, frames + s.slots, [](int64_t frame) { return frame >= 0; });
   const float share = s.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
-  std::vector<float> tile(kRows * kLanes), copy;
+  std::vector<float> tile(kRows * kLanes), partial(kRows * kLanes), copy;
   Running running(s.kept);
   for (int64_t slot = 0; slot < s.slots; ++slot) {
     for (int64_t m = 0; frames[slot] >= 0 && m < s.positions; m += kRows) {
       const int64_t rows = std::min(kRows, s.positions - m);
       const float* keys = as_float(bank + (frames[slot] * s.positions + m) * s.channels, rows * s.channels, copy);
-      at::native::cpublas::brgemm(rows, kLanes, s.channels, s.channels, kLanes, kLanes, /*add_C=*/false, keys,
-                                  transposed.data(), tile.data());
+      product(rows, s.channels, keys, transposed.data(), tile.data(), partial.data());
       running.take(tile.data(), rows, slot * s.positions + m, queries, s.all, s.scale);
     }
     if (s.joint && slot + 1 < s.slots) continue;

@@ -1,9 +1,20 @@
 """Fixtures that several test files share."""
 
+import importlib.util
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from timecycle.encoder import Encoder
+from timecycle.errors import run_command_line
+from timecycle.masks import write_mask
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +24,91 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference data are not at {folder} (TIMECYCLE_SHARED says where)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def oracle(shared: Path) -> Path:
+    """The recorded inputs and outputs of the original program."""
+    return shared / "oracle" / "timecycle"
+
+
+@pytest.fixture(scope="session")
+def oracle_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint the oracle was recorded with, in the release's layout and file form."""
+    recipe_spec = importlib.util.spec_from_file_location("seeded", oracle / "seeded.py")
+    recipe = importlib.util.module_from_spec(recipe_spec)
+    recipe_spec.loader.exec_module(recipe)
+    shapes = json.loads((oracle / "state_dict_keys.json").read_text())["test_model"]
+    path = tmp_path_factory.mktemp("oracle") / "checkpoint_14.pth.tar"
+    torch.save({"epoch": 14, "state_dict": recipe.seeded_state_dict(shapes, 1234)}, path)
+    return path
+
+
+def release_layout(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """An encoder's tensors under the names and shapes of the release, with some that evaluation does not use."""
+    state = {}
+    for name, value in encoder.state_dict().items():
+        name = "afterconv1.weight" if name == "head.weight" else name.replace("trunk.", "encoderVideo.")
+        state["module." + name] = value.unsqueeze(2).clone() if value.ndim == 4 else value.clone()
+    state["module.encoderVideo.layer4.0.conv1.weight"] = torch.randn(512, 1024, 1, 1, 1)
+    state["module.linear2.bias"] = torch.zeros(3)
+    return state
+
+
+@pytest.fixture(scope="session")
+def release_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the release's form with random weights, for tests that need no recorded numbers."""
+    torch.manual_seed(0)
+    encoder = Encoder()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.9, 1.1)
+    path = tmp_path_factory.mktemp("release") / "checkpoint_14.pth.tar"
+    torch.save({"epoch": 14, "state_dict": release_layout(encoder)}, path)
+    return path
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """Run a program's main with arguments, as the shell would; gives .code, .out and .err."""
+
+    def run(main: Callable[[], None], *arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+        code = 0
+        try:
+            run_command_line(main)
+        except SystemExit as ending:
+            code = ending.code
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+def write_sequence(root: Path, name: str, frames: int = 4, size: tuple[int, int] = (64, 48)) -> None:
+    """Add a small sequence to a folder in DAVIS layout: a coloured square that moves over a gradient."""
+    width, height = size
+    listing = root / "ImageSets" / "2017" / "val.txt"
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    with listing.open("a") as file:
+        file.write(name + "\n")
+    pictures = root / "JPEGImages" / "480p" / name
+    pictures.mkdir(parents=True)
+    ramp = np.linspace(0, 200, width, dtype=np.uint8)
+    for i in range(frames):
+        mask = np.zeros((height, width), np.uint8)
+        mask[12:36, 8 + 2 * i : 32 + 2 * i] = 1
+        rgb = np.repeat(np.broadcast_to(ramp, (height, width))[..., None], 3, axis=2).copy()
+        rgb[mask == 1] = (220, 40, 30)
+        Image.fromarray(rgb).save(pictures / f"{i:05d}.jpg", quality=95)
+        write_mask(root / "Annotations" / "480p" / name / f"{i:05d}.png", mask)
+
+
+@pytest.fixture
+def small_davis(tmp_path: Path) -> Path:
+    """A folder in DAVIS layout with two sequences of four 64 x 48 frames."""
+    root = tmp_path / "davis"
+    write_sequence(root, "first")
+    write_sequence(root, "second")
+    return root

@@ -12,8 +12,8 @@ from torch import Tensor
 from timecycle.encoder import STRIDE
 from timecycle.images import uncrop_rgb
 
-_BLUR_SIGMA = 1.0  # pixels at crop size
-_CONSTANT = 4.0  # against 12 standardised components: keeps grey, average places from matching everything
+_BLUR_SIGMA = 2.0  # pixels at crop size
+_CONSTANT = 2.0  # against 12 standardised components: keeps average places, whose own are small, apart from noise
 
 
 class ColourDescriptor:
@@ -30,10 +30,10 @@ class ColourDescriptor:
 
     def begin(self, first: Tensor) -> None:
         """Take the statistics of a sequence's first frame, [3, H, W]."""
-        cells = self._cells(uncrop_rgb(first[None])[0])
-        self._mean = cells.mean(axis=(0, 1))
+        lab = self._cells(uncrop_rgb(first[None])[0]).reshape(-1, 3)
+        self._mean = np.tile(lab.mean(axis=0), 4)
         # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
-        self._deviation = np.maximum(cells.std(axis=(0, 1)), 1.0)
+        self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
 
     @staticmethod
     def _cells(rgb: np.ndarray) -> np.ndarray:

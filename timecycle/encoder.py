@@ -5,6 +5,8 @@ stage at stride 1. The release stores 3-D convolutions of temporal extent 1; fra
 give the same numbers, faster.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -88,9 +90,7 @@ def fold_batch_norm(encoder: Encoder) -> Encoder:
 
     The result computes what encoder.eval() computes, to rounding, in fewer passes over memory.
     """
-    folded = Encoder()
-    folded.load_state_dict(encoder.state_dict())
-    folded.eval()
+    folded = copy.deepcopy(encoder).eval()
     for module in folded.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from timecycle.data.davis import annotation_files, annotations_folder, sequence_names
 from timecycle.errors import InputError, run_command_line
 from timecycle.files import write_bytes
 from timecycle.masks import VOID, check_not_black_and_white, read_mask
@@ -226,26 +227,13 @@ def evaluate(
 ) -> Scores:
     """Score the results `<results>/<sequence>/*.png` of a set of a DAVIS folder; options as in `score_masks`.
 
-    Raises InputError for missing folders, an unknown or empty set, sequences without annotations, and as `score_masks`.
+    Raises InputError for missing folders, an unknown or empty set, a sequence without annotations; as `score_masks`.
     """
-    for folder, content in ((davis, "a DAVIS folder"), (results, "a folder of results")):
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; expected {content}")
-    path = davis / "ImageSets" / year / f"{set_name}.txt"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"{path} does not exist; expected one of the sets in {path.parent}: {known}")
-    lines = (line.strip() for line in path.read_text("utf-8", errors="replace").splitlines())
-    names = dict.fromkeys(line for line in lines if line)
-    if not names:
-        raise InputError(f"{path} is empty; expected one sequence name per line")
+    if not results.is_dir():
+        raise InputError(f"{results} is not a folder; expected one of results, <sequence>/<frame>.png")
     sequences = []
-    for name in names:
-        folder = davis / "Annotations" / "480p" / name
-        # Dotted names are leftovers of file managers and killed runs.
-        annotations = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
-        if not annotations:
-            raise InputError(f"{folder} holds no annotations; expected one PNG per frame of sequence {name}")
+    for name in sequence_names(davis, set_name, year):
+        annotations = annotation_files(annotations_folder(davis, name))
         sequences.append(SequenceMasks(name, annotations, [results / name / path.name for path in annotations]))
     return score_masks(sequences, workers, remap_255)
 

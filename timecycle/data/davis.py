@@ -32,24 +32,39 @@ def read_davis(
     root holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
     names: only these. Raises InputError naming the file for anything missing or not fitting together.
     """
-    lists = root / "ImageSets" / year
-    listing = lists / f"{image_set}.txt"
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder; expected DAVIS with JPEGImages, Annotations and ImageSets in it")
-    if not listing.is_file():
-        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise InputError(f"{listing} does not exist; expected one sequence name a line (sets here: {there})")
-    listed = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-    if not listed:
-        raise InputError(f"{listing} is empty; expected one sequence name a line")
+    listed = sequence_names(root, image_set, year)
     for name in names or []:
         if name not in listed:
-            raise InputError(f"--sequences {name} is not in {listing}; expected some of {', '.join(listed)}")
-    chosen = [name for name in listed if not names or name in names]
+            raise InputError(f"--sequences {name} is not in the set {image_set}; expected some of {', '.join(listed)}")
     return [
-        _read_sequence(name, root / "JPEGImages" / "480p" / name, root / "Annotations" / "480p" / name, remap_255)
-        for name in chosen
+        _read_sequence(name, root / "JPEGImages" / "480p" / name, annotations_folder(root, name), remap_255)
+        for name in listed
+        if not names or name in names
     ]
+
+
+def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> list[str]:
+    """The names listed in root/ImageSets/<year>/<image_set>.txt. Raises InputError if there is no such list."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; expected one in DAVIS layout")
+    listing = root / "ImageSets" / year / f"{image_set}.txt"
+    if not listing.is_file():
+        there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
+        raise InputError(f"{listing} does not exist; expected one sequence name a line (sets that are there: {there})")
+    names = [line.strip() for line in listing.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{listing} is empty; expected one sequence name a line")
+    return list(dict.fromkeys(names))
+
+
+def annotations_folder(root: Path, name: str) -> Path:
+    """Where the annotations of a sequence are."""
+    return root / "Annotations" / "480p" / name
+
+
+def annotation_files(folder: Path) -> list[Path]:
+    """The annotations of a sequence in order. Raises InputError if there are none."""
+    return _listing(folder, (".png",), "annotations")
 
 
 def read_filelist(path: Path, names: list[str] | None = None, remap_255: bool = False) -> list[Sequence]:
@@ -86,6 +101,7 @@ def read_filelist(path: Path, names: list[str] | None = None, remap_255: bool = 
 
 
 def _listing(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """Files of a kind, sorted; names with a leading dot are leftovers of file managers and killed runs."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a folder of {what}")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
@@ -94,24 +110,22 @@ def _listing(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
     return files
 
 
-def _read_sequence(name: str, frames_folder: Path, annotations_folder: Path, remap_255: bool) -> Sequence:
+def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, remap_255: bool) -> Sequence:
     """List and check one sequence: names and counts pair up, sizes agree, the first annotation can be used."""
     frames = _listing(frames_folder, FRAME_SUFFIXES, "frames")
-    annotations = _listing(annotations_folder, (".png",), "annotations")
+    annotations = annotation_files(masks_folder)
     if annotations[0].stem != frames[0].stem:
         raise InputError(
-            f"{annotations_folder / (frames[0].stem + '.png')} does not exist; expected the first frame's annotation"
+            f"{masks_folder / (frames[0].stem + '.png')} does not exist; expected the first frame's annotation"
         )
     if len(annotations) not in (1, len(frames)):
         raise InputError(
-            f"{annotations_folder} holds {len(annotations)} annotations for {len(frames)} frames in {frames_folder}; "
+            f"{masks_folder} holds {len(annotations)} annotations for {len(frames)} frames in {frames_folder}; "
             "expected one for every frame, or for the first alone"
         )
     for frame, annotation in zip(frames, annotations, strict=False):
         if frame.stem != annotation.stem:
-            raise InputError(
-                f"{frame} has no annotation {annotations_folder / (frame.stem + '.png')}; expected equal names"
-            )
+            raise InputError(f"{frame} has no annotation {masks_folder / (frame.stem + '.png')}; expected equal names")
     with open_image(frames[0]) as image:
         size = image.size
     for path in (*frames[1:], *annotations):

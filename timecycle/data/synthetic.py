@@ -4,13 +4,14 @@ They need no download and their masks are exact, so they serve a first run, test
 a score on them says nothing about the score on DAVIS or on any other real video.
 """
 
+import functools
 import io
 import json
 import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -87,7 +88,7 @@ def _colours(rng: np.random.Generator, count: int, vivid: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np.ndarray) -> np.ndarray:
-    """A texture that tiles: patches and stripes of the palette's Lab colours, as RGB of 255, float32 [size, size, 3]."""
+    """Patches and stripes of the palette's Lab colours that tile, as RGB of 255: float32 [size, size, 3]."""
     lab = np.empty((size, size, 3), np.float32)
     lab[:] = palette[0]
     ramp = np.arange(size) * (2 * np.pi / size)
@@ -100,13 +101,13 @@ def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np
             layer = (1.3 * np.sin(phase + layer) - 0.3).astype(np.float32)
         share = 1 / (1 + np.exp(-rng.uniform(3, 9) * (layer - rng.uniform(-0.1, 0.5))))
         lab += share[..., None] * (colour.astype(np.float32) - lab)
-    lab += _field(rng, size, wavelength / 3, 1.5)[..., None] * np.float32([6.0, 1.5, 1.5])
+    lab += _field(rng, size, wavelength / 3, 1.5)[..., None] * np.array([6.0, 1.5, 1.5], np.float32)
     lab[..., 0] = np.clip(lab[..., 0], 4, 96)
     return np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1) * np.float32(255)
 
 
 def _starts(rng: np.random.Generator, radii: np.ndarray, height: int, width: int, gap: float) -> np.ndarray:
-    """Centres in frame 0, complex128 [N]: inside the picture, each about `gap` pixels clear of its nearest neighbour."""
+    """Centres in frame 0, complex128 [N]: in the picture, each about `gap` pixels clear of its nearest neighbour."""
     centres = np.empty(len(radii), np.complex128)
     for index, radius in enumerate(radii):
         inset = 1.15 * radius
@@ -186,6 +187,8 @@ class Stage:
                 raise InputError(f"{name} is {value}; expected a number from {least} to {most}")
         self.seed, self.height, self.width = seed, height, width
         self.motion = motion or Motion()
+        if self.motion.bumps + self.motion.deform > 0.8:
+            raise InputError("bumps and deform add up to more than 0.8; expected less, or the contour runs into itself")
         self.bodies = stage_bodies(seed, frames, height, width, objects, self.motion)
         rng = np.random.default_rng([seed, 1])
         palette, unit = _colours(rng, 4, 22), math.sqrt(height * width)
@@ -200,7 +203,7 @@ class Stage:
         for number, body in enumerate(self.bodies, 1):
             self._draw(image, mask, body, number, time)
         # A lens never resolves single pixels; without this the texture looks pasted on.
-        image = cv2.GaussianBlur(image, (3, 3), 0.5)
+        image = np.asarray(cv2.GaussianBlur(image, (3, 3), 0.5), np.float32)
         tint = self.motion.light * np.sin([0.13 * time, 0.13 * time + 0.2, 0.13 * time + 0.4])
         image *= (1 + tint).astype(np.float32)
         noise = np.random.default_rng([self.seed, 2, time]).standard_normal(image.shape, np.float32)
@@ -232,8 +235,8 @@ class Stage:
         points = np.arange(left, right) + 1j * np.arange(top, bottom)[:, None] - centre
         distance = np.maximum(np.abs(points), 1e-9) / scale
         away = points / (distance * scale)
-        powers = [away**2 * np.exp(-2j * body.angle[time])]
         axes = away * np.exp(-1j * body.angle[time])
+        powers = [axes**2]
         for _ in HARMONICS[1:]:
             powers.append(powers[-1] * axes)
         terms = [bump * power for bump, power in zip(bumps, powers, strict=True)]
@@ -243,20 +246,12 @@ class Stage:
         inside = scale * (contour - distance) / np.hypot(1, slope / contour)
         cover = np.clip(inside / 1.4 + 0.5, 0, 1)
         # A point of the contour keeps its place on the texture while the contour moves; the middle follows less.
-        part = distance / contour
-        place = axes * distance * (1 + np.minimum(part, 1) * (body.radius / contour - 1)) + len(body.texture) / 2 * (
-            1 + 1j
-        )
-        colour = cv2.remap(
-            body.texture,
-            place.real.astype(np.float32),
-            place.imag.astype(np.float32),
-            cv2.INTER_LINEAR,
-            None,
-            cv2.BORDER_WRAP,
-        )
+        part = np.minimum(distance / contour, 1)
+        place = axes * distance * (1 + part * (body.radius / contour - 1)) + (1 + 1j) * len(body.texture) / 2
+        x, y = place.real.astype(np.float32), place.imag.astype(np.float32)
+        colour = cv2.remap(body.texture, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
         # Lit from one side and darker at the rim, as round things are.
-        shade = 1 + 0.15 * (away * np.conj(self.light)).real * np.minimum(part, 1) - 0.2 * np.minimum(part, 1) ** 4
+        shade = 1 + 0.15 * (away * np.conj(self.light)).real * part - 0.2 * part**4
         region = image[top:bottom, left:right]
         region += cover[..., None].astype(np.float32) * (colour * shade[..., None].astype(np.float32) - region)
         mask[top:bottom, left:right][inside > 0] = number
@@ -283,3 +278,70 @@ SEQUENCES: dict[str, tuple[int, Motion]] = {
     "made-camera": (2, Motion(area=0.055, pan=0.011, sway=0.16, swell=0.22, light=0.12)),
     "made-swarm": (4, Motion(area=0.02, speed=0.010, gap=0.05, crossing=1.0)),
 }
+
+
+def _holds(root: Path, wanted: dict[str, object]) -> bool:
+    """Whether `root` holds the set that `wanted` describes. Raises InputError if it holds anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        held = json.loads((root / MARKER).read_bytes())
+    except (OSError, ValueError):
+        raise InputError(f"{root} holds something else; expected a new or empty folder for the made videos") from None
+    if held != wanted:
+        raise InputError(f"{root} holds made videos of other settings ({held}); expected {wanted}, or a new folder")
+    return True
+
+
+def _write_frame(folder: Path, name: str, stage: Stage, time: int) -> None:
+    """Render one frame and write its picture and its mask where DAVIS has them."""
+    image, mask = stage.frame(time)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=2)
+    write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", buffer.getvalue())
+    write_mask(folder / "Annotations" / "480p" / name / f"{time:05d}.png", mask)
+
+
+def make_davis(
+    root: Path, sequences: int = 5, frames: int = 40, height: int = 480, width: int = 854, seed: int = 7
+) -> Path:
+    """Write the first `sequences` of `SEQUENCES` to `root` in the layout of DAVIS-2017 and return `root`.
+
+    The videos are synthetic: scores on them say nothing about DAVIS. `root` appears only once it is complete, and
+    is left as it is if it already holds this very set. `height` and `width` are in pixels; the folders are called 480p
+    whatever they are. Sequence number i is rendered from `seed` + i.
+    Raises InputError if `root` holds anything else, or for sizes out of range.
+    """
+    if not 1 <= sequences <= len(SEQUENCES):
+        raise InputError(f"sequences is {sequences}; expected a number from 1 to {len(SEQUENCES)}")
+    size = {"sequences": sequences, "frames": frames, "height": height, "width": width, "seed": seed}
+    marker: dict[str, object] = {"kind": "synthetic videos, not DAVIS", "version": VERSION, **size}
+    if _holds(root, marker):
+        return root
+    folder = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    names = list(SEQUENCES)[:sequences]
+    try:
+        # Threads are enough: NumPy, OpenCV and Pillow release the interpreter while they compute.
+        with (
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            tqdm(total=sequences * frames, desc="making videos", unit="frame") as bar,
+        ):
+            for index, name in enumerate(names):
+                objects, motion = SEQUENCES[name]
+                stage = Stage(seed + index, frames, height, width, objects, motion)
+                for _ in pool.map(functools.partial(_write_frame, folder, name, stage), range(frames)):
+                    bar.update()
+        write_bytes(folder / "ImageSets" / "2017" / "val.txt", "".join(f"{name}\n" for name in names).encode())
+        write_bytes(folder / MARKER, json.dumps(marker, indent=2).encode())
+        try:
+            if root.exists():
+                root.rmdir()
+            folder.rename(root)
+        except OSError:
+            # Another process may have made the same set meanwhile; anything else in the way is refused by name.
+            if not _holds(root, marker):
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return root

@@ -83,7 +83,7 @@ def _check(query: Tensor, bank: Tensor, frames: Tensor) -> None:
     rows, slots = frames.shape if frames.ndim == 2 else (-1, 0)
     if rows != query.shape[0] or not slots or frames.dtype != torch.int64:
         raise InputError(
-            f"frames is {frames.dtype} {list(frames.shape)}; expected int64 [{query.shape[0]}, T], T >= 1 slots a target"
+            f"frames is {frames.dtype} {list(frames.shape)}; expected int64 [{query.shape[0]}, T], T >= 1 a target"
         )
     if bank.dtype != query.dtype or not query.dtype.is_floating_point:
         raise InputError(f"query is {query.dtype} and bank {bank.dtype}; expected one floating-point dtype for both")

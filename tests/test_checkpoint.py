@@ -1,0 +1,140 @@
+"""Checkpoints: layouts in, safetensors and a standard ResNet-50 out, and nothing executed."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from timecycle.checkpoint import encoder_state, load_encoder, main, read_state_dict
+from timecycle.errors import InputError
+
+
+def standard_resnet50(weights: dict[str, Tensor], images: Tensor, layer3_stride: int) -> Tensor:
+    """ResNet-50 to its third stage, written from the standard names alone (torchvision's resnet50)."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        values = [weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return functional.batch_norm(x, *values)
+
+    x = functional.conv2d(images, weights["conv1.weight"], stride=2, padding=3)
+    x = functional.max_pool2d(functional.relu(norm(x, "bn1")), 3, 2, 1)
+    for stage, blocks, stage_stride in ((1, 3, 1), (2, 4, 2), (3, 6, layer3_stride)):
+        for block in range(blocks):
+            name, stride = f"layer{stage}.{block}", stage_stride if block == 0 else 1
+            out = functional.relu(norm(functional.conv2d(x, weights[f"{name}.conv1.weight"]), f"{name}.bn1"))
+            out = functional.conv2d(out, weights[f"{name}.conv2.weight"], stride=stride, padding=1)
+            out = functional.relu(norm(out, f"{name}.bn2"))
+            out = norm(functional.conv2d(out, weights[f"{name}.conv3.weight"]), f"{name}.bn3")
+            if f"{name}.downsample.0.weight" in weights:
+                x = functional.conv2d(x, weights[f"{name}.downsample.0.weight"], stride=stride)
+                x = norm(x, f"{name}.downsample.1")
+            x = functional.relu(out + x)
+    return x
+
+
+@torch.inference_mode()
+def test_converted_resnet50_computes_the_tested_networks_features(release_checkpoint: Path, tmp_path, command_line):
+    ended = command_line(main, "convert", release_checkpoint, "--out", tmp_path)
+    assert ended.code == 0
+    assert "layer3 stride 1" in ended.out
+    standard = safetensors.torch.load_file(tmp_path / "checkpoint_14-resnet50.safetensors")
+    assert "layer4.0.conv1.weight" in standard
+    assert all(value.ndim != 5 for value in standard.values())
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tested = load_encoder(release_checkpoint).trunk(images)
+    torch.testing.assert_close(standard_resnet50(standard, images, layer3_stride=1), tested, atol=1e-5, rtol=1e-5)
+    # With the notebook's stride it is another network: other features, on a coarser grid.
+    assert standard_resnet50(standard, images, layer3_stride=2).shape[-1] == tested.shape[-1] // 2
+
+
+def test_conversion_keeps_the_encoder(release_checkpoint: Path, tmp_path, command_line):
+    assert command_line(main, "convert", release_checkpoint, "--out", tmp_path).code == 0
+    converted = load_encoder(tmp_path / "checkpoint_14.safetensors").state_dict()
+    for name, value in load_encoder(release_checkpoint).state_dict().items():
+        assert torch.equal(converted[name], value), name
+
+
+def test_old_file_form_and_old_names_are_read(release_checkpoint: Path, tmp_path):
+    state = {k: v for k, v in read_state_dict(release_checkpoint).items() if not k.endswith("num_batches_tracked")}
+    old = tmp_path / "old.pth.tar"  # as PyTorch 0.4.0 wrote it
+    torch.save({"epoch": 14, "state_dict": state}, old, _use_new_zipfile_serialization=False)
+    loaded = load_encoder(old).state_dict()
+    assert torch.equal(loaded["head.weight"], encoder_state(state)["head.weight"])
+
+
+def test_every_name_of_the_release_is_understood(oracle: Path, oracle_checkpoint: Path):
+    state = read_state_dict(oracle_checkpoint)
+    assert len(state) == 323
+    assert set(encoder_state(state)) == set(load_encoder(oracle_checkpoint).state_dict())
+
+
+class Bomb:
+    """Pickles to a call."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Bomb()}, "bomb.pth.tar")
+    with pytest.raises(InputError, match=r"bomb\.pth\.tar is not a file of plain tensors"):
+        read_state_dict(Path("bomb.pth.tar"))
+    Path("plain.pth").write_bytes(pickle.dumps({"a": 1, "b": Bomb()}))
+    with pytest.raises(InputError):
+        read_state_dict(Path("plain.pth"))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (b"", "cannot be read"),
+        (b"not a checkpoint at all", "plain tensors"),
+        ({"epoch": 3}, "holds no tensors"),
+        ({"state_dict": [1, 2]}, "holds no tensors"),
+        (torch.zeros(2), "holds no tensors"),
+    ],
+    ids=["missing", "empty", "text", "no state", "list", "tensor"],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, content, said):
+    path = tmp_path / "weights.pth.tar"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=said) as refused:
+        read_state_dict(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_checkpoint_is_named(release_checkpoint: Path, tmp_path):
+    data = release_checkpoint.read_bytes()
+    for name in ("cut.pth.tar", "cut.safetensors"):
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(InputError, match=name):
+            read_state_dict(tmp_path / name)
+
+
+def test_missing_and_misshapen_tensors_are_all_listed(release_checkpoint: Path, tmp_path):
+    state = read_state_dict(release_checkpoint)
+    del state["module.encoderVideo.bn1.bias"], state["module.encoderVideo.layer3.5.conv3.weight"]
+    state["module.afterconv1.weight"] = torch.zeros(256, 1024, 1, 1, 1)
+    path = tmp_path / "holes.pth.tar"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(InputError) as refused:
+        load_encoder(path)
+    for named in ("trunk.bn1.bias", "trunk.layer3.5.conv3.weight", "head.weight [256, 1024, 1, 1] instead of"):
+        assert named in str(refused.value)
+
+
+def test_bad_checkpoint_ends_with_status_2(tmp_path, command_line):
+    ended = command_line(main, "convert", tmp_path / "nothing.pth.tar")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith("error: ")

@@ -1,0 +1,42 @@
+"""The encoder: shapes, folding, and the recorded features of the original."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from timecycle.checkpoint import load_encoder
+from timecycle.encoder import Encoder, fold_batch_norm
+from timecycle.files import read_rgb
+from timecycle.images import crop_tensor
+
+
+@pytest.mark.parametrize(("sequence", "crop", "index"), [("dog", 320, 10), ("blackswan", 320, 0), ("dog", 480, 11)])
+@torch.inference_mode()
+def test_features_equal_the_originals(oracle: Path, oracle_checkpoint: Path, shared: Path, sequence, crop, index):
+    recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
+    stride = int(recorded["feat_stride"])
+    rgb = read_rgb(shared / "davis" / "JPEGImages" / "480p" / sequence / f"{index:05d}.jpg")
+    encoder = load_encoder(oracle_checkpoint)
+    for network in (encoder, fold_batch_norm(encoder)):
+        features = network(crop_tensor(rgb, crop)[None])[0, :, ::stride, ::stride].numpy()
+        # The record itself is rounded to float16, which takes most of the 1e-4.
+        np.testing.assert_allclose(features, recorded[f"feat_{index}"].astype(np.float32), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_folding_batch_norm_changes_rounding_only(release_checkpoint: Path):
+    encoder = load_encoder(release_checkpoint).double()
+    images = torch.randn(2, 3, 40, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    folded = fold_batch_norm(encoder)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(images), encoder(images), atol=1e-12, rtol=0)
+
+
+@torch.inference_mode()
+def test_features_are_unit_vectors_at_stride_8():
+    features = Encoder().eval()(torch.randn(1, 3, 64, 80))
+    assert features.shape == (1, 512, 8, 10)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(1, 8, 10))
+    assert features.min() >= 0

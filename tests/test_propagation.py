@@ -1,0 +1,207 @@
+"""Label propagation: the original's recorded maps and masks, and the rules that the record cannot show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timecycle.checkpoint import load_encoder
+from timecycle.encoder import fold_batch_norm
+from timecycle.evaluation import TEMPERATURE
+from timecycle.files import read_rgb
+from timecycle.images import crop_tensor
+from timecycle.masks import read_mask
+from timecycle.ops import Select, topk_affinity
+from timecycle.propagation import LabelPropagator, first_labels, index_mask, min_max
+
+SELECT = Select(5, TEMPERATURE, scope="frame", normalise="all")
+RECORDED = [("dog", 320), ("blackswan", 320), ("dog", 480)]
+MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that two exact float32 programs disagree on, as recorded
+
+
+@pytest.fixture(scope="module")
+def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path):
+    """The recorded sequences' features, computed once for the tests of this file."""
+    encoder = fold_batch_norm(load_encoder(oracle_checkpoint))
+    cache = {}
+
+    @torch.inference_mode()
+    def get(sequence: str, crop: int):
+        if (sequence, crop) not in cache:
+            recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
+            frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
+            images = (crop_tensor(read_rgb(path), crop) for path in frames[: len(recorded["idx_crop"])])
+            cache[sequence, crop] = recorded, [encoder(image[None])[0] for image in images]
+        return cache[sequence, crop]
+
+    return get
+
+
+@pytest.mark.parametrize(("sequence", "crop"), RECORDED)
+def test_maps_and_masks_equal_the_originals(encoded, shared: Path, oracle: Path, sequence, crop):
+    recorded, features = encoded(sequence, crop)
+    annotation = read_mask(shared / "davis" / "Annotations" / "480p" / sequence / "00000.png")
+    labels = first_labels(annotation, crop)
+    np.testing.assert_array_equal(labels.soft.transpose(1, 2, 0), recorded["label0"])
+    propagator = LabelPropagator(8, SELECT)
+    errors = []
+    for i, feature in enumerate(features):
+        soft = propagator.start(feature, torch.from_numpy(labels.soft)) if i == 0 else propagator.step(feature)
+        errors.append(np.abs(soft.numpy().transpose(1, 2, 0) - recorded["pred_norm"][i]).mean())
+        at_crop, at_size = index_mask(soft.numpy(), labels.ids, crop, annotation.shape[::-1])
+        assert np.count_nonzero(at_crop != recorded["idx_crop"][i]) <= MASK_NOISE[crop], i
+        if i > 0:
+            final = read_mask(oracle / f"masks_{crop}" / sequence / f"{i:05d}.png")
+            assert np.count_nonzero(at_size != final) <= 80, i
+    assert np.mean(errors) < 1e-5
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize(("sequence", "crop"), RECORDED)
+def test_selected_values_equal_the_originals(encoded, sequence, crop, backend):
+    recorded, features = encoded(sequence, crop)
+    grid = crop // 8
+    bank = torch.stack(features).flatten(2).transpose(1, 2)
+    checked = [int(name.rsplit("_", 1)[1]) for name in recorded.files if name.startswith("topk_idx_")]
+    for i in checked if backend is None else checked[-1:]:
+        # Padded positions i + 1 .. i + 7 behind the anchor; the first eight are all frame 0.
+        frames = torch.tensor([[0, *(max(0, p - 8) for p in range(i + 1, i + 8))]])
+        weights, indices = topk_affinity(bank[i : i + 1], bank, frames, SELECT, backend=backend)
+        values = recorded[f"topk_val_{i}"].reshape(8, 6, -1).transpose(2, 0, 1)
+        np.testing.assert_allclose(weights[0].view(-1, 8, 5) * 8, values[:, :, :5], atol=1e-5)
+        # The record's index is x * S + y, and its frames are counted by slot.
+        keys = (indices[0].view(-1, 8, 5) % grid**2).numpy()
+        ours = np.sort(keys % grid * grid + keys // grid, axis=2)
+        theirs = np.sort(recorded[f"topk_idx_{i}"].reshape(8, 6, -1).transpose(2, 0, 1)[:, :, :5], axis=2)
+        clear = values[:, :, 4] - values[:, :, 5] > 1e-4
+        assert clear.any()
+        np.testing.assert_array_equal(ours[clear], theirs[clear])
+
+
+def direct_timecycle(features, labels, context, select):
+    """The protocol from its definition: the padded list, each frame predicted from padded frames, all kept."""
+    padded = [features[0]] * context + list(features)
+    soft = [labels] * context
+    for i in range(len(features)):
+        slots = [0, *range(i + 1, i + context)]
+        bank = torch.stack([padded[p].flatten(1).T for p in slots])
+        query = padded[i + context].flatten(1).T[None]
+        weights, indices = topk_affinity(query, bank, torch.arange(context)[None], select, backend="reference")
+        out = torch.zeros_like(labels.flatten(1))
+        for n in range(out.shape[1]):
+            for weight, index in zip(weights[0, n], indices[0, n].tolist(), strict=True):
+                out[:, n] += weight * soft[slots[index // out.shape[1]]].flatten(1)[:, index % out.shape[1]]
+        soft.append(min_max(out.view_as(labels)))
+    return soft[context:]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 8])
+def test_the_stream_equals_the_padded_sequence(context):
+    generator = torch.Generator().manual_seed(context)
+    features = torch.nn.functional.normalize(torch.rand(7, 6, 4, 5, generator=generator), dim=1)
+    labels = torch.rand(3, 4, 5, generator=generator)
+    select = Select(2, 0.1, scope="frame", normalise="all")
+    expected = direct_timecycle(features, labels, context, select)
+    propagator = LabelPropagator(context, select)
+    for i, feature in enumerate(features):
+        soft = propagator.start(feature, labels) if i == 0 else propagator.step(feature)
+        torch.testing.assert_close(soft, expected[i], atol=1e-5, rtol=1e-5)
+
+
+def test_a_constant_class_becomes_zero_and_stays_finite():
+    labels = torch.stack([torch.full((3, 3), 0.4), torch.arange(9.0).view(3, 3)])
+    scaled = min_max(labels)
+    assert torch.equal(scaled[0], torch.zeros(3, 3))
+    assert torch.equal(scaled[1], torch.arange(9.0).view(3, 3) / 8)
+
+
+def blank(side: int = 80) -> np.ndarray:
+    return np.zeros((side, side), np.uint8)
+
+
+def test_classes_are_background_then_first_appearance_in_raster_order():
+    mask = blank()
+    mask[40:60, 10:30] = 2
+    mask[10:30, 50:70] = 7
+    mask[11:30, 5:20] = 3
+    assert first_labels(mask, 80).ids == (0, 7, 3, 2)
+
+
+@pytest.mark.parametrize(("pixels", "kept"), [(11, False), (12, True)])
+def test_an_object_needs_twelve_pixels(pixels, kept):
+    mask = blank()
+    mask[43, 10 : 10 + pixels] = 1
+    labels = first_labels(mask, 80)
+    assert (1 in labels.ids) == kept
+    # Pixels of a dropped class belong to none, so the background has a hole there.
+    assert labels.soft[0].min() < 1
+
+
+@pytest.mark.parametrize(("pixels", "kept"), [(10, False), (11, True)])
+def test_background_needs_eleven_pixels(pixels, kept):
+    mask = np.ones((80, 80), np.uint8)
+    mask[0, :pixels] = 0
+    assert (0 in first_labels(mask, 80).ids) == kept
+
+
+def test_void_in_the_first_mask_is_background():
+    mask = blank()
+    mask[20:40] = 1
+    voided = mask.copy()
+    voided[60:] = 255
+    np.testing.assert_array_equal(first_labels(voided, 80).soft, first_labels(mask, 80).soft)
+
+
+def test_soft_labels_are_the_mean_of_the_four_central_pixels():
+    mask = blank()
+    mask[3, 3] = mask[4, 4] = 1
+    mask[40:60, 40:60] = 1
+    labels = first_labels(mask, 80)
+    assert labels.soft[1][0, 0] == 0.5
+    assert labels.soft[0][0, 0] == 0.5
+
+
+def test_annotation_is_resized_by_centre_sampled_nearest():
+    mask = np.random.default_rng(0).integers(0, 2, (53, 97)).astype(np.uint8)
+    rows = ((np.arange(40) + 0.5) * 53 / 40).astype(int)
+    columns = ((np.arange(40) + 0.5) * 97 / 40).astype(int)
+    expected = mask[rows][:, columns]
+    np.testing.assert_array_equal(np.array(Image.fromarray(mask).resize((40, 40), Image.Resampling.NEAREST)), expected)
+    soft = first_labels(mask, 40).soft[1]
+    centre = expected.reshape(5, 8, 5, 8)[:, 3:5, :, 3:5].mean(axis=(1, 3))
+    np.testing.assert_allclose(soft, centre, atol=1e-6)
+
+
+def test_masks_hold_ids_and_ties_go_to_the_earlier_class():
+    soft = np.zeros((3, 5, 5), np.float32)
+    soft[1, :2] = 1
+    soft[2, :2] = 1
+    at_crop, at_size = index_mask(soft, (0, 9, 4), 40, (31, 17))
+    assert at_size.shape == (17, 31)
+    assert set(np.unique(at_crop)) == {0, 9}
+
+
+def test_output_is_resized_by_top_left_nearest():
+    soft = np.random.default_rng(0).random((2, 5, 5), np.float32)
+    at_crop, at_size = index_mask(soft, (0, 1), 40, (61, 27))
+    expected = at_crop[(np.arange(27) * 40 / 27).astype(int)][:, (np.arange(61) * 40 / 61).astype(int)]
+    np.testing.assert_array_equal(at_size, expected)
+
+
+def test_no_class_at_all_gives_background():
+    at_crop, at_size = index_mask(np.zeros((0, 5, 5), np.float32), (), 40, (31, 17))
+    assert not at_crop.any()
+    assert not at_size.any()
+
+
+def test_memory_does_not_grow_with_the_video():
+    propagator = LabelPropagator(4, Select(1, 1.0, scope="frame"))
+    features = torch.rand(3, 2, 2)
+    propagator.start(features, torch.rand(2, 2, 2))
+    held = [tensor.data_ptr() for tensor in (propagator._bank, propagator._labels)]
+    for _ in range(50):
+        propagator.step(features)
+    assert [tensor.data_ptr() for tensor in (propagator._bank, propagator._labels)] == held
+    assert propagator._bank.shape[0] == 4
