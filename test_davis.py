@@ -111,8 +111,8 @@ def main() -> None:
     folder = ResultsFolder(save_path, asdict(options), arguments.overwrite)
     evaluate(sequences, Features(arguments.resume, device, DTYPES[arguments.dtype]), options, folder)
     score(sequences, folder, arguments)
-    seconds = round(time.perf_counter() - start, 3)
-    folder.content.update(command=sys.argv, device=str(device), seconds=seconds, peak_memory_mb=peak_memory_mb(device))
+    folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
+    folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
     folder.save()
     print(
         f"masks: {save_path}/<sequence>   pictures and videos: {save_path}/overlays   figures: {save_path}/results.json"
@@ -126,14 +126,13 @@ def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.
         print(f"{len(sequences) - len(scored)} sequences have an annotation of the first frame only and are not scored")
     if not scored:
         return
-    start = time.perf_counter()
     graded = [
         SequenceMasks(s.name, list(s.annotations), [folder.path / s.name / f"{a.stem}.png" for a in s.annotations])
         for s in scored
     ]
     scores = score_masks(graded, remap_255=arguments.remap_255)
     scores.write_csv(folder.path, arguments.set)
-    folder.content.update(scores=scores.to_json(), scoring_seconds=round(time.perf_counter() - start, 3))
+    folder.content.update(scores=scores.to_json())
     print(scores.table())
 
 

@@ -129,10 +129,16 @@ def evaluate(
             start = time.perf_counter()
             watch = Stopwatch()
             writer = SequenceWriter(folder.path, sequence, video)
-            _evaluate_sequence(sequence, features, options, writer, watch, bar, say)
-            seconds = {stage: round(value, 3) for stage, value in sorted(watch.seconds.items())}
-            seconds["total"] = round(time.perf_counter() - start, 3)
+            try:
+                _evaluate_sequence(sequence, features, options, writer, watch, bar, say)
+            except BaseException:
+                writer.discard()
+                raise
+            watch.seconds["total"] = time.perf_counter() - start
+            seconds = {stage: round(value, 3) for stage, value in watch.seconds.items()}
+            # Noted before it becomes visible: a run killed in between repeats the sequence, and never disowns it.
             folder.record(sequence, {"frames": len(sequence.frames), "seconds": seconds})
+            writer.finish()
             say(f"{sequence.name}: {len(sequence.frames)} frames in {seconds['total']:.1f} s")
 
 
@@ -152,7 +158,6 @@ def _evaluate_sequence(
     _warn_of_dropped(sequence, annotation, labels.ids, say)
     select = Select(options.topk_vis, TEMPERATURE, scope="frame", normalise="all")
     propagator = LabelPropagator(options.videoLen, select)
-    reader, scribe = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     written: list[Future[None]] = []
 
     def write(index: int, rgb: np.ndarray, soft: np.ndarray) -> None:
@@ -163,7 +168,7 @@ def _evaluate_sequence(
                 _, mask = index_mask(soft, labels.ids, options.cropSize, (rgb.shape[1], rgb.shape[0]))
             writer.add(index, rgb, mask)
 
-    try:
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scribe:
         for index, (rgb, image) in enumerate(_read_ahead(sequence, options.cropSize, reader, watch)):
             with watch("encode"):
                 if index == 0:
@@ -181,14 +186,6 @@ def _evaluate_sequence(
             bar.update()
         for future in written:
             future.result()
-        writer.finish()
-    except BaseException:
-        reader.shutdown(cancel_futures=True)
-        scribe.shutdown(cancel_futures=True)
-        writer.discard()
-        raise
-    reader.shutdown()
-    scribe.shutdown()
 
 
 def _read_ahead(

@@ -88,6 +88,14 @@ class ResultsFolder:
         self.content["sequences"][sequence.name] = entry
         self.save()
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by stage, summed over the finished sequences."""
+        totals: dict[str, float] = {}
+        for entry in self.content["sequences"].values():
+            for stage, seconds in entry["seconds"].items():
+                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
+        return totals
+
     def save(self) -> None:
         """Write results.json, atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -100,8 +108,10 @@ class SequenceWriter:
     def __init__(self, out: Path, sequence: Sequence, video: bool) -> None:
         self._out, self._sequence = out, sequence
         self._masks = partial_path(out / sequence.name)
-        for leftover in out.glob(f".{sequence.name}.*.partial"):  # of a run that was killed
+        for leftover in out.glob(f".{sequence.name}.*.partial"):  # of runs that were killed
             shutil.rmtree(leftover)
+        for leftover in (out / "overlays").glob(f".{sequence.name}.mp4.*.partial"):
+            leftover.unlink()
         self._masks.mkdir(parents=True)
         last = len(sequence.frames) - 1
         self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)}

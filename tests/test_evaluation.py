@@ -1,0 +1,269 @@
+"""test_davis.py from the command line: results, continuation, and one sentence for everything that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test_davis
+from tests.conftest import write_sequence
+from timecycle.masks import read_mask, write_mask
+from timecycle.results import ResultsFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(command_line, tmp_path, monkeypatch):
+    """Run test_davis.py in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: command_line(test_davis.main, *arguments)
+
+
+def masks_of(folder: Path, name: str) -> list[np.ndarray]:
+    return [read_mask(path) for path in sorted((folder / name).glob("*.png"))]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
+    ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
+    assert ended.code == 0, ended.err
+    out = tmp_path / "out"
+    assert [path.name for path in sorted((out / "first").iterdir())] == [f"{i:05d}.png" for i in range(4)]
+    annotation = small_davis / "Annotations" / "480p" / "first" / "00000.png"
+    np.testing.assert_array_equal(masks_of(out, "first")[0], read_mask(annotation))
+    with Image.open(out / "first" / "00002.png") as image:
+        assert (image.mode, image.size) == ("P", (64, 48))
+    assert (out / "global_results-val.csv").read_text().startswith("J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean")
+    assert "second_1," in (out / "per-sequence_results-val.csv").read_text()
+    assert (out / "overlays" / "first.mp4").stat().st_size > 0
+    assert len(list((out / "overlays" / "second").glob("*.jpg"))) == 4
+    assert not leftovers(out)
+    results = json.loads((out / "results.json").read_text())
+    assert results["options"]["cropSize"] == 64
+    assert results["scores"]["global"]["J-Mean"] > 0.7  # a red square on grey, on an 8 x 8 grid
+    assert set(results["seconds"]) == {"read", "encode", "propagate", "write", "total", "this run"}
+    assert results["peak_memory_mb"]["host"] > 50
+    assert results["versions"]["torch"] == torch.__version__
+    for heading in ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F"):
+        assert heading in ended.out
+    assert "colour descriptor" in ended.out
+
+
+def test_scores_and_masks_equal_the_originals(run, shared: Path, oracle: Path, oracle_checkpoint: Path, tmp_path):
+    """The whole program on the recorded sequence: 30 frames at crop 320, scores within 0.0005."""
+    root, name = tmp_path / "davis", "dog"
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text(name)
+    for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (root / kind / "480p" / name).mkdir(parents=True)
+        for i in range(30):
+            path = Path(kind) / "480p" / name / f"{i:05d}.{ending}"
+            (root / path).symlink_to(shared / "davis" / path)
+    assert run("--davis", root, "--resume", oracle_checkpoint, "--save_path", "out").code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    recorded = json.loads((oracle / "infer.json").read_text())["scores"]["320, 30 frames"][name]
+    scores = results["scores"]["sequences"][name]["1"]
+    assert scores["J_mean"] == pytest.approx(recorded["J_mean"], abs=5e-4)
+    assert scores["F_mean"] == pytest.approx(recorded["F_mean"], abs=5e-4)
+    for i, mask in enumerate(masks_of(tmp_path / "out", name)[1:], start=1):
+        assert np.count_nonzero(mask != read_mask(oracle / "masks_320" / name / f"{i:05d}.png")) <= 80
+
+
+def test_filelist_checkpoint_dtype_and_original_options(run, small_davis: Path, release_checkpoint: Path, tmp_path):
+    listing = small_davis / "vallist.txt"
+    listing.write_text("JPEGImages/480p/second/ Annotations/480p/second/\n")
+    ended = run(
+        *("--filelist", listing, "--cropSize", 64, "--resume", release_checkpoint, "--dtype", "bfloat16"),
+        *("--evaluate", "--cropSize2", 80, "--gpu-id", "0,1", "--topk_vis", 3, "--videoLen", 2),
+    )
+    assert ended.code == 0, ended.err
+    assert "without effect" in ended.out
+    for option in ("--evaluate", "--cropSize2", "--gpu-id"):
+        assert option in ended.out
+    assert len(masks_of(tmp_path / "out" / "vallist-checkpoint_14-64", "second")) == 4
+
+
+def test_a_first_annotation_alone_gives_masks_and_no_scores(run, small_davis: Path, tmp_path):
+    for name in ("first", "second"):
+        for path in sorted((small_davis / "Annotations" / "480p" / name).glob("*.png"))[1:]:
+            path.unlink()
+    ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
+    assert ended.code == 0, ended.err
+    assert "2 sequences have an annotation of the first frame only and are not scored" in ended.out
+    assert len(masks_of(tmp_path / "out", "second")) == 4
+    assert "scores" not in json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_second_run_goes_on_with_what_is_missing(run, small_davis: Path, tmp_path):
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
+    assert run(*arguments, "--sequences", "first").code == 0
+    kept = tmp_path / "out" / "first" / "00001.png"
+    before = kept.stat().st_mtime_ns
+    ended = run(*arguments)
+    assert ended.code == 0
+    assert "1 of 2 sequences are finished" in ended.out
+    assert kept.stat().st_mtime_ns == before
+    assert len(masks_of(tmp_path / "out", "second")) == 4
+    kept.unlink()  # no longer whole, so it is made anew
+    assert run(*arguments).code == 0
+    assert kept.exists()
+    before = kept.stat().st_mtime_ns
+    assert run(*arguments, "--overwrite").code == 0
+    assert kept.stat().st_mtime_ns > before
+
+
+def test_results_of_other_options_are_never_mixed(run, small_davis: Path, tmp_path):
+    assert run("--davis", small_davis, "--cropSize", 64, "--save_path", "out").code == 0
+    before = masks_of(tmp_path / "out", "first")
+    ended = run("--davis", small_davis, "--cropSize", 80, "--save_path", "out")
+    assert ended.code == 2
+    assert "cropSize 64, not 80" in ended.err
+    for old, new in zip(before, masks_of(tmp_path / "out", "first"), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert run("--davis", small_davis, "--cropSize", 80, "--save_path", "out", "--overwrite").code == 0
+
+
+def test_masks_of_another_program_are_not_touched(run, small_davis: Path, tmp_path):
+    write_mask(tmp_path / "out" / "first" / "00000.png", np.zeros((4, 4), np.uint8))
+    for arguments in ((), ("--overwrite",)):
+        ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out", *arguments)
+        assert ended.code == 2
+        assert "was not made by this program" in ended.err
+    assert read_mask(tmp_path / "out" / "first" / "00000.png").shape == (4, 4)
+
+
+def test_a_damaged_frame_stops_the_run_and_keeps_what_is_finished(run, small_davis: Path, tmp_path):
+    damaged = small_davis / "JPEGImages" / "480p" / "second" / "00002.jpg"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) * 2 // 3])
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
+    ended = run(*arguments)
+    assert ended.code == 2
+    assert f"error: {damaged} is damaged or truncated" in ended.err
+    assert len(masks_of(tmp_path / "out", "first")) == 4
+    assert not (tmp_path / "out" / "second").exists()
+    assert not leftovers(tmp_path / "out")
+    damaged.write_bytes(whole)
+    ended = run(*arguments)
+    assert (ended.code, "1 of 2 sequences are finished" in ended.out) == (0, True)
+
+
+def test_an_empty_first_mask_gives_background_and_a_warning(run, small_davis: Path, tmp_path):
+    for path in (small_davis / "Annotations" / "480p" / "first").glob("*.png"):
+        write_mask(path, np.zeros((48, 64), np.uint8))
+    ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out", "--sequences", "first")
+    assert ended.code == 0, ended.err
+    assert "warning: first" in ended.out
+    assert not np.stack(masks_of(tmp_path / "out", "first")).any()
+
+
+def test_a_small_object_is_dropped_with_a_warning(run, small_davis: Path):
+    path = small_davis / "Annotations" / "480p" / "first" / "00000.png"
+    mask = read_mask(path)
+    mask[0, :3] = 2
+    write_mask(path, mask)
+    ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out", "--sequences", "first")
+    assert ended.code == 0, ended.err
+    assert "warning: first: object 2 is dropped" in ended.out
+
+
+def test_a_vanished_class_stays_background_for_good(run, tmp_path):
+    root = tmp_path / "davis"
+    write_sequence(root, "gone", frames=8)
+    for i in range(1, 8):  # the object is never seen again
+        Image.new("RGB", (64, 48), (90, 90, 90)).save(root / "JPEGImages" / "480p" / "gone" / f"{i:05d}.jpg")
+    assert run("--davis", root, "--cropSize", 64, "--save_path", "out").code == 0
+    for mask in masks_of(tmp_path / "out", "gone")[1:]:
+        assert set(np.unique(mask)) <= {0, 1}
+
+
+BAD = {
+    "crop": (("--cropSize", 100), "--cropSize is 100; expected a positive multiple of 8"),
+    "neighbours": (("--cropSize", 64, "--topk_vis", 65), "--topk_vis is 65; expected 1 to 64"),
+    "no neighbours": (("--topk_vis", 0), "--topk_vis is 0"),
+    "context": (("--videoLen", 0), "--videoLen is 0"),
+    "checkpoint": (("--resume", "nothing.pth.tar"), "nothing.pth.tar does not exist"),
+    "two features": (("--resume", "a", "--features", "colour"), "--resume and --features are both given"),
+    "two sources": (("--filelist", "list.txt"), "--davis and --filelist are both given"),
+    "device": (("--device", "quantum"), "--device quantum cannot be used"),
+    "sequence": (("--sequences", "third"), "third is not in the set val; expected some of first, second"),
+    "set": (("--set", "test-dev"), "test-dev.txt does not exist"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_options_end_with_one_sentence_and_status_2(run, small_davis: Path, tmp_path, arguments, said):
+    ended = run("--davis", small_davis, *arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_results_file_of_something_else_is_refused(run, small_davis: Path, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("[]")
+    ended = run("--davis", small_davis, "--save_path", "out")
+    assert (ended.code, "was not written by this program" in ended.err) == (2, True)
+
+
+def test_earlier_results_are_kept_in_the_record(tmp_path):
+    first = ResultsFolder(tmp_path, {"a": 1})
+    first.content["sequences"]["x"] = {"frames": 3, "seconds": {"read": 1.0}}
+    first.save()
+    assert ResultsFolder(tmp_path, {"a": 1}).stage_seconds() == {"read": 1.0}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how):
+    root = tmp_path / "davis"
+    write_sequence(root, "short", frames=3)
+    write_sequence(root, "long", frames=600, size=(320, 240))
+    arguments = [str(a) for a in ("--davis", root, "--cropSize", 64, "--save_path", "out")]
+    program = [sys.executable, str(ROOT / "test_davis.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
+        while not list((tmp_path / "out").glob(".long.*.partial/0020*.png")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert len(masks_of(tmp_path / "out", "short")) == 3
+    assert not (tmp_path / "out" / "long").exists()
+    if how != signal.SIGKILL:
+        assert not leftovers(tmp_path / "out")
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert "1 of 2 sequences are finished" in ended.out
+    assert len(masks_of(tmp_path / "out", "long")) == 600
+    assert not leftovers(tmp_path / "out")
+
+
+def test_without_data_the_made_set_is_evaluated(run, tmp_path, monkeypatch):
+    """Without data the made set is generated once; a small one stands in for the full one here."""
+    monkeypatch.setattr(test_davis, "make_davis", lambda root: small_made_set(root))
+    ended = run("--cropSize", 64)
+    assert ended.code == 0, ended.err
+    assert "no data given" in ended.out
+    assert (tmp_path / "out" / "made-davis-colour-64" / "results.json").exists()
+
+
+def small_made_set(root: Path) -> Path:
+    from timecycle.data.synthetic import make_davis
+
+    return make_davis(root, sequences=1, frames=3, height=120, width=214)
