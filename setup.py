@@ -19,7 +19,9 @@ except ImportError:
 SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 # No -march: the kernels hold variants for several instruction sets and choose when they are loaded, so that a build
 # runs on another machine. No -ffast-math, since infinities mean something here; the two -fno- let loops be vectorised.
-COMPILE = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+# Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+COMPILE = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
 
 
 def extensions() -> list:
@@ -27,7 +29,7 @@ def extensions() -> list:
     if CppExtension is None:
         print("native kernels are not built: torch is not here (pip: add --no-build-isolation)", file=sys.stderr)
         return []
-    return [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE)]
+    return [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE, extra_link_args=OPENMP)]
 
 
 class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]

@@ -50,6 +50,11 @@ void column_exp_sum(const float* tile, int64_t rows, const float* shift, float s
   }
 }
 
+TIMECYCLE_VARIANTS
+void add_tile(const float* part, int64_t rows, float* total) {
+  for (int64_t i = 0; i < rows * kLanes; ++i) total[i] += part[i];
+}
+
 void insert_column(const float* tile, int64_t rows, int64_t q, int64_t first_index, int64_t kept, float* values,
                    int64_t* indices) {
   for (int64_t row = 0; row < rows; ++row) {

@@ -24,6 +24,9 @@ void column_maximum(const float* tile, int64_t rows, float* largest);
 // sum[q] += sum over rows of exp((tile[row][q] - shift[q]) * scale).
 void column_exp_sum(const float* tile, int64_t rows, const float* shift, float scale, float* sum);
 
+// total += part, both [rows][kLanes].
+void add_tile(const float* part, int64_t rows, float* total);
+
 // Puts the values of column q that exceed the last of the sorted list [kept] into it; equal values keep their order of
 // arrival, so lower key indices stay in front.
 void insert_column(const float* tile, int64_t rows, int64_t q, int64_t first_index, int64_t kept, float* values,

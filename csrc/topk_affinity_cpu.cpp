@@ -21,6 +21,7 @@ namespace timecycle {
 namespace {
 
 constexpr int64_t kChunk = 128;  // channels summed in one chain
+constexpr int64_t kGroup = 4;    // tiles of queries that share a tile of keys
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // The running state of a tile of queries: k largest dot products with their indices, and the softmax denominator.
@@ -89,34 +90,41 @@ void product(int64_t rows, int64_t channels, const float* keys, const float* que
     float* out = d == 0 ? tile : partial;
     at::native::cpublas::brgemm(rows, kLanes, std::min(kChunk, channels - d), channels, kLanes, kLanes, /*add_C=*/false,
                                 keys + d, queries + d * kLanes, out);
-    if (d > 0)
-      for (int64_t i = 0; i < rows * kLanes; ++i) tile[i] += partial[i];
+    if (d > 0) add_tile(partial, rows, tile);
   }
 }
 
+// One work item: up to kGroup tiles of queries of one target, which take turns on each tile of keys while it is in the
+// second-level cache.
 template <typename Feature>
 void run_item(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames, int64_t queries,
               float* weights, int64_t* indices) {
   const int64_t row_kept = s.joint ? s.kept : s.slots * s.kept;
-  std::vector<float> transposed(s.channels * kLanes, 0.0f);  // [D][kLanes]; lanes beyond the last query stay 0
+  const int64_t group = (queries + kLanes - 1) / kLanes;
+  std::vector<float> panels(group * s.channels * kLanes, 0.0f);  // [group][D][kLanes]; unused lanes stay 0
   for (int64_t q = 0; q < queries; ++q)
-    for (int64_t d = 0; d < s.channels; ++d) transposed[d * kLanes + q] = static_cast<float>(query[q * s.channels + d]);
+    for (int64_t d = 0; d < s.channels; ++d)
+      panels[(q / kLanes * s.channels + d) * kLanes + q % kLanes] = static_cast<float>(query[q * s.channels + d]);
   const int64_t filled = std::count_if(frames, frames + s.slots, [](int64_t frame) { return frame >= 0; });
   const float share = s.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
   std::vector<float> tile(kRows * kLanes), partial(kRows * kLanes), copy;
-  Running running(s.kept);
+  std::vector<Running> running(group, Running(s.kept));
   for (int64_t slot = 0; slot < s.slots; ++slot) {
     for (int64_t m = 0; frames[slot] >= 0 && m < s.positions; m += kRows) {
       const int64_t rows = std::min(kRows, s.positions - m);
       const float* keys = as_float(bank + (frames[slot] * s.positions + m) * s.channels, rows * s.channels, copy);
-      product(rows, s.channels, keys, transposed.data(), tile.data(), partial.data());
-      running.take(tile.data(), rows, slot * s.positions + m, queries, s.all, s.scale);
+      for (int64_t g = 0; g < group; ++g) {
+        product(rows, s.channels, keys, &panels[g * s.channels * kLanes], tile.data(), partial.data());
+        running[g].take(tile.data(), rows, slot * s.positions + m, std::min(kLanes, queries - g * kLanes), s.all,
+                        s.scale);
+      }
     }
     if (s.joint && slot + 1 < s.slots) continue;
     const int64_t first = s.joint ? 0 : slot * s.kept;
     for (int64_t q = 0; q < queries; ++q)
-      running.write(q, s.all, s.scale, share, weights + q * row_kept + first, indices + q * row_kept + first);
-    running.reset();
+      running[q / kLanes].write(q % kLanes, s.all, s.scale, share, weights + q * row_kept + first,
+                                indices + q * row_kept + first);
+    for (Running& state : running) state.reset();
   }
 }
 
@@ -127,12 +135,18 @@ void topk_affinity_cpu(const TopkAffinity& s, const Feature* query, const Featur
                        float* weights, int64_t* indices) {
   const int64_t row_kept = s.joint ? s.kept : s.slots * s.kept;
   const int64_t tiles = (s.queries + kLanes - 1) / kLanes;
-  at::parallel_for(0, s.targets * tiles, 1, [&](int64_t begin, int64_t end) {
+  // As few rounds of all threads as the group size allows, then groups as even as possible.
+  const int64_t threads = at::get_num_threads();
+  const int64_t rounds = std::max<int64_t>(1, (s.targets * tiles + threads * kGroup - 1) / (threads * kGroup));
+  const int64_t items = std::min(tiles, std::max<int64_t>(1, (rounds * threads + s.targets - 1) / s.targets));
+  at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t target = item / tiles, first = item % tiles * kLanes;
+      const int64_t target = item / items, part = item % items;
+      const int64_t first = part * tiles / items * kLanes;
+      const int64_t last = std::min(s.queries, (part + 1) * tiles / items * kLanes);
       const int64_t row = target * s.queries + first;
-      run_item(s, query + row * s.channels, bank, frames + target * s.slots, std::min(kLanes, s.queries - first),
-               weights + row * row_kept, indices + row * row_kept);
+      run_item(s, query + row * s.channels, bank, frames + target * s.slots, last - first, weights + row * row_kept,
+               indices + row * row_kept);
     }
     at::native::cpublas::brgemm_release();
   });

@@ -1,0 +1,1 @@
+"""The benchmarks; README.md has the contract."""
