@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
@@ -16,12 +17,15 @@ try:
 except ImportError:
     BuildExtension = CppExtension = None
 
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"error: setuptools {setuptools.__version__} is too old; expected 77 or newer (pip install -U setuptools)")
+
 SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 # No -march: the kernels hold variants for several instruction sets and choose when they are loaded, so that a build
 # runs on another machine. No -ffast-math, since infinities mean something here; the two -fno- let loops be vectorised.
 # Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
-COMPILE = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
+COMPILE = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
 
 
 def extensions() -> list:
