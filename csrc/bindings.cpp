@@ -1,8 +1,7 @@
-// Attaches the compiled kernels to the operators that timecycle/ops declares; arguments are checked there.
+// The compiled kernels as Python functions; timecycle/ops declares the operators and checks their arguments.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <pybind11/pybind11.h>
-#include <torch/library.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <tuple>
 
@@ -10,37 +9,46 @@
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> topk_affinity(const at::Tensor& query, const at::Tensor& bank,
-                                                 const at::Tensor& frames, int64_t k, double temperature, bool joint,
-                                                 bool all) {
-  const at::Tensor queries = query.contiguous(), keys = bank.contiguous(), context = frames.contiguous();
-  const timecycle::TopkAffinity shape{queries.size(0),
-                                      queries.size(1),
-                                      queries.size(2),
-                                      keys.size(1),
-                                      context.size(1),
+using at::Tensor;
+
+std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
+                                                 const Tensor& copies, int64_t k, double temperature, bool joint,
+                                                 bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
+  const timecycle::TopkAffinity shape{query.size(0),
+                                      query.size(1),
+                                      query.size(2),
+                                      bank.size(1),
+                                      frames.size(1),
                                       k,
                                       static_cast<float>(1.0 / temperature),
                                       joint,
-                                      all};
-  const int64_t kept = joint ? k : shape.slots * k;
-  at::Tensor weights = at::empty({shape.targets, shape.queries, kept}, queries.options().dtype(at::kFloat));
-  at::Tensor indices = at::empty({shape.targets, shape.queries, kept}, context.options());
-  const auto run = [&]<typename Feature>() {
-    timecycle::topk_affinity_cpu<Feature>(shape, queries.const_data_ptr<Feature>(), keys.const_data_ptr<Feature>(),
-                                          context.const_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
-                                          indices.mutable_data_ptr<int64_t>());
+                                      all,
+                                      ties,
+                                      width,
+                                      std::move(reach)};
+  Tensor weights, indices;
+  Tensor denominators =
+      at::empty({shape.targets, shape.queries, all ? shape.groups() : 0}, query.options().dtype(at::kFloat));
+  const auto allocate = [&](int64_t kept) {
+    weights = at::empty({shape.targets, shape.queries, shape.groups() * kept}, denominators.options());
+    indices = at::empty({shape.targets, shape.queries, shape.groups() * kept}, frames.options());
+    return timecycle::TopkAffinityOut{weights.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>(),
+                                      denominators.mutable_data_ptr<float>()};
   };
-  AT_DISPATCH_SWITCH(queries.scalar_type(), "topk_affinity",
+  const auto run = [&]<typename Feature>() {
+    timecycle::topk_affinity_cpu<Feature>(shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(),
+                                          frames.const_data_ptr<int64_t>(), copies.const_data_ptr<int64_t>(), allocate);
+  };
+  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity",
                      AT_DISPATCH_CASE(at::kFloat, [&] { run.operator()<scalar_t>(); })
                          AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); })
                              AT_DISPATCH_CASE(at::kHalf, [&] { run.operator()<scalar_t>(); }));
-  return {weights, indices};
+  return {weights, indices, denominators};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(timecycle, CPU, library) { library.impl("topk_affinity", topk_affinity); }
-
-// Importing the module runs the registration above; it has nothing else to offer.
-PYBIND11_MODULE(_C, module) { module.doc() = "timecycle's compiled kernels"; }
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
+  module.def("topk_affinity", topk_affinity, pybind11::call_guard<pybind11::gil_scoped_release>());
+}

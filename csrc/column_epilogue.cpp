@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace timecycle {
 
@@ -11,6 +12,17 @@ void column_maximum(const float* tile, int64_t rows, float* largest) {
   for (int64_t row = 1; row < rows; ++row) {
     const float* values = tile + row * kLanes;
     for (int64_t q = 0; q < kLanes; ++q) largest[q] = values[q] > largest[q] ? values[q] : largest[q];
+  }
+}
+
+TIMECYCLE_VARIANTS
+void column_reached(const float* tile, int64_t rows, const float* worst, bool equal, uint8_t* reached) {
+  if (equal) {
+    for (int64_t i = 0; i < rows * kLanes; i += kLanes)
+      for (int64_t q = 0; q < kLanes; ++q) reached[i + q] = tile[i + q] >= worst[q];
+  } else {
+    for (int64_t i = 0; i < rows * kLanes; i += kLanes)
+      for (int64_t q = 0; q < kLanes; ++q) reached[i + q] = tile[i + q] > worst[q];
   }
 }
 
@@ -55,18 +67,27 @@ void add_tile(const float* part, int64_t rows, float* total) {
   for (int64_t i = 0; i < rows * kLanes; ++i) total[i] += part[i];
 }
 
-void insert_column(const float* tile, int64_t rows, int64_t q, int64_t first_index, int64_t kept, float* values,
-                   int64_t* indices) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float value = tile[row * kLanes + q];
-    if (!(value > values[kept - 1])) continue;
-    int64_t place = kept - 1;
-    for (; place > 0 && value > values[place - 1]; --place) {
-      values[place] = values[place - 1];
-      indices[place] = indices[place - 1];
+TIMECYCLE_VARIANTS
+void column_exp_sum(const float* tile, const float* counts, int64_t rows, const float* shift, float scale, float* sum) {
+  for (int64_t i = 0; i < rows * kLanes; i += kLanes)
+    for (int64_t q = 0; q < kLanes; ++q) {
+      const float power = exp_of_negative((tile[i + q] - shift[q]) * scale);
+      // Where nothing counts, the tile and perhaps the shift are -inf, and the power may be anything.
+      sum[q] += counts[i + q] > 0.0f ? counts[i + q] * power : 0.0f;
     }
-    values[place] = value;
-    indices[place] = first_index + row;
+}
+
+TIMECYCLE_VARIANTS
+void count_row(float* tile, float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach,
+               float inside, float outside) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t x = first + static_cast<int32_t>(row);
+    for (int64_t q = 0; q < kLanes; ++q) {
+      const int32_t distance = x > column[q] ? x - column[q] : column[q] - x;
+      const float count = distance <= reach[q] ? inside : outside;
+      counts[row * kLanes + q] = count;
+      tile[row * kLanes + q] = count > 0.0f ? tile[row * kLanes + q] : -std::numeric_limits<float>::infinity();
+    }
   }
 }
 

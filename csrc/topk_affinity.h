@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 namespace timecycle {
 
@@ -11,16 +13,28 @@ struct TopkAffinity {
   int64_t channels;   // D
   int64_t positions;  // M
   int64_t slots;      // T
-  int64_t kept;       // k of Select, per slot ("frame") or in all ("joint")
+  int64_t k;          // of Select: per slot ("frame") or in all ("joint")
   float scale;        // logit = dot * scale
   bool joint;         // scope == "joint"
   bool all;           // normalise == "all"
+  bool ties;          // ties == "all"
+  int64_t width;      // of the region's grid; 0 without a region
+  // reach[d] is the largest distance of columns allowed in a row d away; rows beyond its end are out of reach.
+  std::vector<int64_t> reach;
+
+  int64_t groups() const { return joint ? 1 : slots; }  // lists kept per query
 };
 
-// query [B, N, D] and bank [F, M, D] are contiguous float, bfloat16 or half; frames [B, T]; weights and indices
-// [B, N, K] with K = joint ? kept : slots * kept.
+struct TopkAffinityOut {
+  float* weights;       // [B, N, groups, kept]
+  int64_t* indices;     // [B, N, groups, kept]
+  float* denominators;  // [B, N, groups]: log of the softmax denominator; written only for `all`
+};
+
+// query [B, N, D] and bank [F, M, D] are contiguous float, bfloat16 or half; frames [B, T]; copies [B, T, 2].
+// `allocate(kept)` is called once and gives the outputs: kept is k, or with `ties` the length of the longest list.
 template <typename Feature>
 void topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank, const int64_t* frames,
-                       float* weights, int64_t* indices);
+                       const int64_t* copies, const std::function<TopkAffinityOut(int64_t kept)>& allocate);
 
 }  // namespace timecycle

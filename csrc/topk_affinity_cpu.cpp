@@ -1,161 +1,238 @@
 // topk_affinity on the CPU: one pass over the context, tile by tile, no matrix.
 //
-// A work item is kLanes queries of one target. Its queries are transposed once; then for every slot and every kRows
-// keys one small product leaves a [keys][queries] tile in the first-level cache, from which column_epilogue.h takes
-// maxima, sums and the k largest before the next product overwrites it. Extra memory: a few hundred KB a thread.
+// A work item is a few tiles of kLanes queries of one target. For every slot and every few keys one small product
+// leaves a [keys][queries] tile in the first-level cache, from which Neighbours takes maxima, sums and the k largest
+// before the next product overwrites it. With a region, a tile of queries is a square of the grid, and only the keys of
+// the box around it are multiplied. Extra memory: under a MB a thread.
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
-#include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
-#include "column_epilogue.h"
+#include "neighbours.h"
+#include "tile_product.h"
 #include "topk_affinity.h"
 
 namespace timecycle {
 namespace {
 
-constexpr int64_t kChunk = 128;  // channels summed in one chain
-constexpr int64_t kGroup = 4;    // tiles of queries that share a tile of keys
-constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr int64_t kGroup = 4;  // tiles of queries that take turns on the same keys while those are in the second cache
+constexpr int64_t kSide = 8;   // of the square of queries that makes a tile under a region; kSide * kSide == kLanes
 
-// The running state of a tile of queries: k largest dot products with their indices, and the softmax denominator.
-struct Running {
-  explicit Running(int64_t kept) : kept(kept), values(kLanes * kept), indices(kLanes * kept) { reset(); }
-
-  void reset() {
-    std::fill(values.begin(), values.end(), kNone);
-    std::fill(indices.begin(), indices.end(), -1);
-    std::fill_n(largest, kLanes, kNone);
-    std::fill_n(sum, kLanes, 0.0f);
-  }
-
-  // Takes in a tile [rows][kLanes] of dot products whose first key has the given index.
-  void take(const float* tile, int64_t rows, int64_t first_index, int64_t queries, bool denominator, float scale) {
-    float tile_largest[kLanes];
-    column_maximum(tile, rows, tile_largest);
-    for (int64_t q = 0; q < queries; ++q)
-      if (tile_largest[q] > values[q * kept + kept - 1])
-        insert_column(tile, rows, q, first_index, kept, &values[q * kept], &indices[q * kept]);
-    if (!denominator) return;
-    for (int64_t q = 0; q < kLanes; ++q) {
-      if (!(tile_largest[q] > largest[q])) continue;
-      sum[q] *= std::exp((largest[q] - tile_largest[q]) * scale);  // exp(-inf) = 0 at the first tile
-      largest[q] = tile_largest[q];
-    }
-    column_exp_sum(tile, rows, largest, scale, sum);
-  }
-
-  // Weights and indices of query q, times `share`; an entry that does not exist is index -1 with weight 0.
-  void write(int64_t q, bool all, float scale, float share, float* weights, int64_t* out) const {
-    const float* row = &values[q * kept];
-    float total = sum[q];
-    if (!all) {
-      total = 0.0f;
-      for (int64_t i = 0; i < kept && row[i] > kNone; ++i) total += std::exp((row[i] - row[0]) * scale);
-    }
-    for (int64_t i = 0; i < kept; ++i) {
-      out[i] = indices[q * kept + i];
-      // The list is sorted, so its first value is the largest of all.
-      weights[i] = out[i] < 0 ? 0.0f : std::exp((row[i] - row[0]) * scale) / total * share;
-    }
-  }
-
-  int64_t kept;
-  std::vector<float> values;
-  std::vector<int64_t> indices;
-  alignas(64) float largest[kLanes];
-  alignas(64) float sum[kLanes];
+// One tile of queries: which they are, and where on the grid if there is a region.
+struct QueryTile {
+  int64_t count = 0;
+  int64_t query[kLanes];
+  int64_t top = 0, bottom = 0, left = 0, right = 0;  // of the square they fill
+  alignas(64) int32_t column[kLanes] = {};
+  int32_t row[kLanes] = {};
 };
 
-// A row of keys as floats: the bank itself where it is float, else a converted copy of the tile.
-const float* as_float(const float* keys, int64_t, std::vector<float>&) { return keys; }
-
-template <typename Feature>
-const float* as_float(const Feature* keys, int64_t count, std::vector<float>& copy) {
-  copy.resize(count);
-  std::transform(keys, keys + count, copy.begin(), [](Feature value) { return static_cast<float>(value); });
-  return copy.data();
-}
-
-// tile [rows][kLanes] = keys [rows][D] times queries [D][kLanes], in chunks of channels that are summed apart: one long
-// chain of additions would round off twice as much, and near-ties at the k-th place would fall the other way.
-void product(int64_t rows, int64_t channels, const float* keys, const float* queries, float* tile, float* partial) {
-  for (int64_t d = 0; d < channels; d += kChunk) {
-    float* out = d == 0 ? tile : partial;
-    at::native::cpublas::brgemm(rows, kLanes, std::min(kChunk, channels - d), channels, kLanes, kLanes, /*add_C=*/false,
-                                keys + d, queries + d * kLanes, out);
-    if (d > 0) add_tile(partial, rows, tile);
+std::vector<QueryTile> make_tiles(const TopkAffinity& s) {
+  std::vector<QueryTile> tiles;
+  if (s.width == 0) {
+    for (int64_t first = 0; first < s.queries; first += kLanes) {
+      QueryTile& tile = tiles.emplace_back();
+      for (int64_t q = first; q < std::min(first + kLanes, s.queries); ++q) tile.query[tile.count++] = q;
+    }
+    return tiles;
   }
+  const int64_t height = s.queries / s.width;
+  for (int64_t top = 0; top < height; top += kSide)
+    for (int64_t left = 0; left < s.width; left += kSide) {
+      QueryTile& tile = tiles.emplace_back();
+      tile.top = top, tile.bottom = std::min(top + kSide, height) - 1;
+      tile.left = left, tile.right = std::min(left + kSide, s.width) - 1;
+      for (int64_t y = top; y <= tile.bottom; ++y)
+        for (int64_t x = left; x <= tile.right; ++x) {
+          tile.row[tile.count] = static_cast<int32_t>(y), tile.column[tile.count] = static_cast<int32_t>(x);
+          tile.query[tile.count++] = y * s.width + x;
+        }
+    }
+  return tiles;
 }
 
-// One work item: up to kGroup tiles of queries of one target, which take turns on each tile of keys while it is in the
-// second-level cache.
-template <typename Feature>
-void run_item(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames, int64_t queries,
-              float* weights, int64_t* indices) {
-  const int64_t row_kept = s.joint ? s.kept : s.slots * s.kept;
-  const int64_t group = (queries + kLanes - 1) / kLanes;
-  std::vector<float> panels(group * s.channels * kLanes, 0.0f);  // [group][D][kLanes]; unused lanes stay 0
-  for (int64_t q = 0; q < queries; ++q)
-    for (int64_t d = 0; d < s.channels; ++d)
-      panels[(q / kLanes * s.channels + d) * kLanes + q % kLanes] = static_cast<float>(query[q * s.channels + d]);
-  const int64_t filled = std::count_if(frames, frames + s.slots, [](int64_t frame) { return frame >= 0; });
-  const float share = s.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
-  std::vector<float> tile(kRows * kLanes), partial(kRows * kLanes), copy;
-  std::vector<Running> running(group, Running(s.kept));
-  for (int64_t slot = 0; slot < s.slots; ++slot) {
-    for (int64_t m = 0; frames[slot] >= 0 && m < s.positions; m += kRows) {
-      const int64_t rows = std::min(kRows, s.positions - m);
-      const float* keys = as_float(bank + (frames[slot] * s.positions + m) * s.channels, rows * s.channels, copy);
-      for (int64_t g = 0; g < group; ++g) {
-        product(rows, s.channels, keys, &panels[g * s.channels * kLanes], tile.data(), partial.data());
-        running[g].take(tile.data(), rows, slot * s.positions + m, std::min(kLanes, queries - g * kLanes), s.all,
-                        s.scale);
+template <typename Feature, typename Panel>
+class WorkItem {
+ public:
+  WorkItem(const TopkAffinity& shape, const QueryTile* tiles, int64_t group, const Feature* query)
+      : s_(shape), tiles_(tiles), group_(group), tile_(kRows * kLanes), counts_(kRows * kLanes) {
+    for (int64_t g = 0; g < group; ++g) {
+      panels_.emplace_back(s_.channels);
+      lists_.emplace_back(s_.k, s_.scale, s_.all, s_.ties);
+      for (int64_t q = 0; q < tiles[g].count; ++q) panels_[g].set(q, query + tiles[g].query[q] * s_.channels);
+    }
+  }
+
+  // Lets every key of a slot pass that counts anywhere: keys [M][D], copies [2].
+  void pass(const Feature* keys, int64_t slot, const int64_t* copies) {
+    if (s_.width == 0) {
+      if (copies[0] > 0)
+        for (int64_t m = 0; m < s_.positions; m += kRows)
+          for (int64_t g = 0; g < group_; ++g) take(g, keys, slot, m, std::min(kRows, s_.positions - m), copies, -1);
+      return;
+    }
+    const int64_t height = s_.positions / s_.width;
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t g = 0; g < group_; ++g) {
+        int64_t first = 0, last = s_.width - 1;
+        if (copies[1] == 0) {
+          const int64_t reach = copies[0] > 0 ? widest(tiles_[g], y) : -1;
+          if (reach < 0) continue;
+          first = std::max<int64_t>(0, tiles_[g].left - reach), last = std::min(last, tiles_[g].right + reach);
+        }
+        for (int64_t x = first; x <= last; x += kRows)
+          take(g, keys, slot, y * s_.width + x, std::min(kRows, last - x + 1), copies, y);
+      }
+  }
+
+  const Neighbours& lists(int64_t g) const { return lists_[g]; }
+  void reset() {
+    for (Neighbours& lists : lists_) lists.reset();
+  }
+
+ private:
+  int32_t reach(int64_t distance) const {
+    return distance < static_cast<int64_t>(s_.reach.size()) ? static_cast<int32_t>(s_.reach[distance]) : -1;
+  }
+
+  // The widest reach that any row of a tile has into row y; -1 for none.
+  int64_t widest(const QueryTile& tile, int64_t y) const {
+    return reach(std::max<int64_t>({0, tile.top - y, y - tile.bottom}));
+  }
+
+  void take(int64_t g, const Feature* keys, int64_t slot, int64_t m, int64_t rows, const int64_t* copies, int64_t y) {
+    panels_[g].multiply(keys + m * s_.channels, rows, tile_.data());
+    const bool restricted = s_.width > 0 && copies[0] != copies[1];
+    if (restricted) {
+      const QueryTile& queries = tiles_[g];
+      alignas(64) int32_t allowed[kLanes];
+      for (int64_t q = 0; q < kLanes; ++q) allowed[q] = reach(std::abs(y - queries.row[q]));
+      count_row(tile_.data(), counts_.data(), rows, static_cast<int32_t>(m - y * s_.width), queries.column, allowed,
+                static_cast<float>(copies[0]), static_cast<float>(copies[1]));
+    }
+    lists_[g].take(tile_.data(), restricted ? counts_.data() : nullptr, copies[0], rows, slot * s_.positions + m,
+                   tiles_[g].count);
+  }
+
+  const TopkAffinity& s_;
+  const QueryTile* tiles_;
+  int64_t group_;
+  std::vector<float> tile_, counts_;
+  std::vector<Panel> panels_;
+  std::vector<Neighbours> lists_;
+};
+
+// The outputs: written in place, or with ties gathered first, because how long the rows are shows only at the end.
+class Writer {
+ public:
+  Writer(const TopkAffinity& shape, const std::function<TopkAffinityOut(int64_t)>& allocate)
+      : s_(shape), allocate_(allocate), rows_(s_.ties ? s_.targets * s_.queries * s_.groups() : 0) {
+    if (!s_.ties)
+      out_ = allocate(kept_ = s_.k);
+    else
+      denominators_.resize(s_.all ? rows_.size() : 0);
+  }
+
+  void write(int64_t row, const Neighbours& lists, int64_t q, float share) {
+    thread_local std::vector<Neighbour> list;
+    thread_local std::vector<float> weights;
+    lists.list(q, list);
+    weights.resize(list.size());
+    lists.weigh(q, list, weights.data());
+    for (float& weight : weights) weight *= share;
+    if (s_.all) (s_.ties ? denominators_.data() : out_.denominators)[row] = lists.log_denominator(q);
+    if (s_.ties)
+      rows_[row] = {list, weights};
+    else
+      put(row, list, weights);
+  }
+
+  void finish() {
+    if (!s_.ties) return;
+    kept_ = 1;
+    for (const Row& row : rows_) kept_ = std::max<int64_t>(kept_, row.list.size());
+    out_ = allocate_(kept_);
+    for (size_t row = 0; row < rows_.size(); ++row) put(row, rows_[row].list, rows_[row].weights);
+    std::copy(denominators_.begin(), denominators_.end(), out_.denominators);
+  }
+
+ private:
+  struct Row {
+    std::vector<Neighbour> list;
+    std::vector<float> weights;
+  };
+
+  void put(int64_t row, const std::vector<Neighbour>& list, const std::vector<float>& weights) {
+    for (int64_t i = 0; i < kept_; ++i) {
+      const bool exists = i < static_cast<int64_t>(list.size());
+      out_.weights[row * kept_ + i] = exists ? weights[i] : 0.0f;
+      out_.indices[row * kept_ + i] = exists ? list[i].index : -1;
+    }
+  }
+
+  const TopkAffinity& s_;
+  const std::function<TopkAffinityOut(int64_t)>& allocate_;
+  std::vector<Row> rows_;
+  std::vector<float> denominators_;
+  TopkAffinityOut out_{};
+  int64_t kept_ = 0;
+};
+
+template <typename Feature, typename Panel>
+void run(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames, const int64_t* copies,
+         Writer& writer) {
+  const std::vector<QueryTile> tiles = make_tiles(s);
+  const int64_t count = static_cast<int64_t>(tiles.size());
+  // As few rounds of all threads as the group size allows, then groups as even as possible.
+  const int64_t threads = at::get_num_threads(), a_round = threads * kGroup;
+  const int64_t rounds = std::max<int64_t>(1, (s.targets * count + a_round - 1) / a_round);
+  const int64_t items =
+      std::min(count, std::max<int64_t>(1, (rounds * threads + s.targets - 1) / std::max<int64_t>(1, s.targets)));
+  at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / items, first = i % items * count / items, last = (i % items + 1) * count / items;
+      const int64_t* context = frames + b * s.slots;
+      const int64_t filled = std::count_if(context, context + s.slots, [](int64_t frame) { return frame >= 0; });
+      const float share = s.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
+      WorkItem<Feature, Panel> item(s, &tiles[first], last - first, query + b * s.queries * s.channels);
+      for (int64_t slot = 0; slot < s.slots; ++slot) {
+        if (context[slot] >= 0)
+          item.pass(bank + context[slot] * s.positions * s.channels, slot, copies + (b * s.slots + slot) * 2);
+        if (s.joint && slot + 1 < s.slots) continue;
+        for (int64_t g = 0; g < last - first; ++g)
+          for (int64_t q = 0; q < tiles[first + g].count; ++q)
+            writer.write((b * s.queries + tiles[first + g].query[q]) * s.groups() + (s.joint ? 0 : slot), item.lists(g),
+                         q, share);
+        item.reset();
       }
     }
-    if (s.joint && slot + 1 < s.slots) continue;
-    const int64_t first = s.joint ? 0 : slot * s.kept;
-    for (int64_t q = 0; q < queries; ++q)
-      running[q / kLanes].write(q % kLanes, s.all, s.scale, share, weights + q * row_kept + first,
-                                indices + q * row_kept + first);
-    for (Running& state : running) state.reset();
-  }
+    at::native::cpublas::brgemm_release(false);
+  });
 }
 
 }  // namespace
 
 template <typename Feature>
-void topk_affinity_cpu(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames,
-                       float* weights, int64_t* indices) {
-  const int64_t row_kept = s.joint ? s.kept : s.slots * s.kept;
-  const int64_t tiles = (s.queries + kLanes - 1) / kLanes;
-  // As few rounds of all threads as the group size allows, then groups as even as possible.
-  const int64_t threads = at::get_num_threads();
-  const int64_t rounds = std::max<int64_t>(1, (s.targets * tiles + threads * kGroup - 1) / (threads * kGroup));
-  const int64_t items = std::min(tiles, std::max<int64_t>(1, (rounds * threads + s.targets - 1) / s.targets));
-  at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t target = item / items, part = item % items;
-      const int64_t first = part * tiles / items * kLanes;
-      const int64_t last = std::min(s.queries, (part + 1) * tiles / items * kLanes);
-      const int64_t row = target * s.queries + first;
-      run_item(s, query + row * s.channels, bank, frames + target * s.slots, last - first, weights + row * row_kept,
-               indices + row * row_kept);
-    }
-    at::native::cpublas::brgemm_release();
-  });
+void topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank, const int64_t* frames,
+                       const int64_t* copies, const std::function<TopkAffinityOut(int64_t kept)>& allocate) {
+  Writer writer(shape, allocate);
+  bool done = false;
+  if constexpr (std::is_same_v<Feature, c10::BFloat16>) {
+    done = PairPanel::can_run(shape.channels);
+    if (done) run<Feature, PairPanel>(shape, query, bank, frames, copies, writer);
+  }
+  if (!done) run<Feature, FloatPanel>(shape, query, bank, frames, copies, writer);
+  writer.finish();
 }
 
-template void topk_affinity_cpu(const TopkAffinity&, const float*, const float*, const int64_t*, float*, int64_t*);
-template void topk_affinity_cpu(const TopkAffinity&, const c10::BFloat16*, const c10::BFloat16*, const int64_t*, float*,
-                                int64_t*);
-template void topk_affinity_cpu(const TopkAffinity&, const c10::Half*, const c10::Half*, const int64_t*, float*,
-                                int64_t*);
+using Allocate = std::function<TopkAffinityOut(int64_t)>;
+template void topk_affinity_cpu(const TopkAffinity&, const float*, const float*, const int64_t*, const int64_t*,
+                                const Allocate&);
+template void topk_affinity_cpu(const TopkAffinity&, const c10::BFloat16*, const c10::BFloat16*, const int64_t*,
+                                const int64_t*, const Allocate&);
+template void topk_affinity_cpu(const TopkAffinity&, const c10::Half*, const c10::Half*, const int64_t*, const int64_t*,
+                                const Allocate&);
 
 }  // namespace timecycle

@@ -8,6 +8,7 @@ Letters, everywhere in the project:
 """
 
 from timecycle.ops.propagate_labels import propagate_labels
-from timecycle.ops.topk_affinity import Select, topk_affinity
+from timecycle.ops.selection import Region, Select
+from timecycle.ops.topk_affinity import topk_affinity
 
-__all__ = ["Select", "propagate_labels", "topk_affinity"]
+__all__ = ["Region", "Select", "propagate_labels", "topk_affinity"]

@@ -4,16 +4,13 @@ Each operator has an ordered list of backends; the first that can run a call run
 reason is what a caller sees who asked for it by name.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-import torch
-
 from timecycle.errors import InputError
-
-LIBRARY = torch.library.Library("timecycle", "DEF")
-"""Operators are declared here, once, in Python; compiled modules attach their kernels."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,16 @@ class Backend:
     run: Callable[..., Any]
 
 
-def _load_native() -> str | None:
-    """Import the compiled module, which attaches its kernels to the operators; returns why that is not possible."""
+def native() -> ModuleType:
+    """The compiled module. Raises ImportError where it is not there."""
+    return importlib.import_module("timecycle._C")
+
+
+def _native_missing() -> str | None:
+    # Compiled code links against torch's libraries, which are found only once torch itself is loaded.
+    importlib.import_module("torch")
     try:
-        import timecycle._C  # noqa: F401
+        native()
     except ImportError as error:
         return f"the compiled module is not there ({error}); build it with: python setup.py build_ext"
     return None
@@ -51,5 +54,5 @@ def choose(operator: str, candidates: Sequence[Backend], wanted: str | None, *ar
     raise InputError(f"backend {wanted!r} is unknown to {operator}; expected one of {names}")
 
 
-NATIVE_MISSING = _load_native()
+NATIVE_MISSING = _native_missing()
 """Why there are no compiled kernels; None if there are."""

@@ -1,57 +1,40 @@
-"""topk_affinity: from features to the few weights and indices that carry labels.
+"""topk_affinity: from features to the few weights and indices that carry labels, never the matrix.
 
 For a query q of target frame b, and context slot t that holds frame f = frames[b, t] of the bank:
 
     logit[t, m] = <query[b, q], bank[f, m]> / temperature
+    count[t, m] = copies[b, t, 0] if m is inside the region of q else copies[b, t, 1]
 
-`select.scope` says where the k largest logits are looked for: in every slot ("frame", K = T * k) or over all slots
-together ("joint", K = k). `select.normalise` says what their weights are: their share of the softmax over every
-position of the slot (of all slots for "joint") as it is ("all"), or the softmax over the kept ones alone ("kept"). For
-"frame" the weights are divided by the number of filled slots, so that they are the mean over the context frames.
+A position takes part as often as it counts; 0 times is not at all. `select.scope` says where the k largest logits are
+looked for: in every slot ("frame") or over all slots together ("joint"). `select.normalise` says what their weights are:
+their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the softmax over
+the kept ones alone ("kept"). For "frame" the weights are divided by the number of filled slots, so that they are the mean
+over the context frames.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", normalise="all", k=5,
-temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept".
+temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
 """
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops.backends import LIBRARY, NATIVE_MISSING, Backend, choose
-
-LIBRARY.define(
-    "topk_affinity(Tensor query, Tensor bank, Tensor frames, int k, float temperature, bool joint, bool all)"
-    " -> (Tensor, Tensor)"
-)
-
-
-@dataclass(frozen=True)
-class Select:
-    """Which keys are kept for a query and what they weigh. Raises InputError for values that mean nothing."""
-
-    k: int
-    """Neighbours kept, in each slot (scope "frame") or over all slots (scope "joint")."""
-    temperature: float
-    """The logit is the dot product divided by it."""
-    scope: Literal["frame", "joint"] = "joint"
-    normalise: Literal["all", "kept"] = "kept"
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"Select.k is {self.k}; expected at least one neighbour")
-        if not self.temperature > 0:
-            raise InputError(f"Select.temperature is {self.temperature}; expected a positive number")
-        if self.scope not in ("frame", "joint"):
-            raise InputError(f"Select.scope is {self.scope!r}; expected 'frame' or 'joint'")
-        if self.normalise not in ("all", "kept"):
-            raise InputError(f"Select.normalise is {self.normalise!r}; expected 'all' or 'kept'")
+from timecycle.ops import backends
+from timecycle.ops.backends import Backend, choose
+from timecycle.ops.selection import Region, Select, inside
+from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
 def topk_affinity(
-    query: Tensor, bank: Tensor, frames: Tensor, select: Select, *, backend: str | None = None
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    select: Select,
+    *,
+    region: Region | None = None,
+    copies: Tensor | None = None,
+    backend: str | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Weights and indices of the keys most similar to each query.
 
@@ -60,22 +43,47 @@ def topk_affinity(
         bank: [F, M, D] features of the frames that may serve as context, same dtype and device.
         frames: [B, T] int64: slot t of target b holds frame frames[b, t] of the bank; -1 is an empty slot.
         select: what is kept and how it is weighted.
+        region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
+        copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
+            1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
         backend: 'cpu' or 'reference'; the first that can run the call if not given.
+        check: refuse features that are not finite. Costs one reading of them.
 
     Returns:
         weights [B, N, K] (float32; float64 for float64 features) and indices [B, N, K] (int64) into the slots,
-        t * M + m, per slot ("frame") or over all ("joint") by falling logit, equal logits by rising index. Where
-        fewer than k positions exist the rest is index -1 with weight 0.
+        t * M + m, per slot ("frame": K = T * k) or over all ("joint": K = k) by falling logit, equal logits by rising
+        index. Where fewer than k positions exist the rest is index -1 with weight 0. With ties="all", k is replaced by
+        the most that any row of this call keeps. Differentiable in query and bank.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, or the backend that
-            was asked for cannot run the call.
+        InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, `copies` is
+            negative, a feature is not finite, or the backend that was asked for cannot run the call.
     """
-    _check(query, bank, frames)
-    return choose("topk_affinity", BACKENDS, backend, query, bank, frames, select).run(query, bank, frames, select)
+    _check_shapes(query, bank, frames, region, copies)
+    joint, every, ties = select.scope == "joint", select.normalise == "all", select.ties == "all"
+    if copies is None:
+        copies = torch.tensor([1, 1 if region is None else 0], device=query.device)
+    copies = copies.to(frames).expand(*frames.shape, 2)
+    width, reach = (region.width, region.reach()) if region is not None else (0, [])
+    weights, indices, _ = _operator(
+        query,
+        bank,
+        frames,
+        copies,
+        select.k,
+        select.temperature,
+        joint,
+        every,
+        ties,
+        width,
+        reach,
+        backend or "",
+        check,
+    )
+    return weights, indices
 
 
-def _check(query: Tensor, bank: Tensor, frames: Tensor) -> None:
+def _check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | None, copies: Tensor | None) -> None:
     if query.ndim != 3:
         raise InputError(f"query has shape {list(query.shape)}; expected [B, N, D]")
     if bank.ndim != 3 or bank.shape[2] != query.shape[2]:
@@ -91,60 +99,175 @@ def _check(query: Tensor, bank: Tensor, frames: Tensor) -> None:
         raise InputError(
             f"query is on {query.device}, bank on {bank.device} and frames on {frames.device}; expected one device"
         )
+    if region is not None:
+        positions = region.height * region.width
+        if positions != bank.shape[1] or positions != query.shape[1]:
+            raise InputError(
+                f"region is a grid of {region.height} x {region.width} positions; expected {query.shape[1]} queries and "
+                f"{bank.shape[1]} keys a frame to be that many"
+            )
+    if copies is not None and (copies.dtype != torch.int64 or list(copies.shape) not in ([slots, 2], [rows, slots, 2])):
+        raise InputError(
+            f"copies is {copies.dtype} {list(copies.shape)}; expected int64 [{slots}, 2] or [{rows}, {slots}, 2]"
+        )
+
+
+def _check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> None:
     if frames.numel() and (int(frames.max()) >= bank.shape[0] or int(frames.min()) < -1):
         raise InputError(f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {bank.shape[0] - 1}")
+    if copies.numel() and int(copies.min()) < 0:
+        raise InputError(f"copies holds {int(copies.min())}; expected counts of zero or more")
+    for name, features in (("query", query), ("bank", bank)) if check else ():
+        # A sum is finite if all terms are, and costs a tenth of isfinite; only a sum that is not needs a closer look.
+        if not bool(features.sum(dtype=torch.float32).isfinite()) and not bool(features.isfinite().all()):
+            place = (~features.isfinite()).nonzero()[0].tolist()
+            raise InputError(f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features")
 
 
-def reference(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> tuple[Tensor, Tensor]:
-    """The definition, in plain PyTorch: one target at a time, one slot's logits at a time for "frame"."""
-    slots = frames.shape[1]
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    rows: list[tuple[Tensor, Tensor]] = []
-    for target, context in zip(query.to(wide), frames.tolist(), strict=True):
-        if select.scope == "frame":
-            filled = max(1, sum(frame >= 0 for frame in context))
-            parts = [_slot(target, bank, frame, slot, select) for slot, frame in enumerate(context)]
-            weights = torch.cat([weight for weight, _ in parts], dim=1) / filled
-            indices = torch.cat([index for _, index in parts], dim=1)
-        else:
-            logits = torch.cat([_logits(target, bank, frame, select) for frame in context], dim=1)
-            weights, indices = _keep(logits, select)
-        rows.append((weights, indices))
+@torch.library.custom_op("timecycle::topk_affinity", mutates_args=())
+def _operator(
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    width: int,
+    reach: list[int],
+    backend: str,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator as PyTorch sees it: weights, indices, and the logarithm of the softmax denominator.
+
+    The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of normalise="all" needs; for
+    normalise="kept" it is empty.
+    """
+    _check_values(query, bank, frames, copies, check)
+    arguments = (query, bank, frames, copies, k, temperature, joint, every, ties, width, reach)
+    return choose("topk_affinity", BACKENDS, backend or None, *arguments).run(*arguments)
+
+
+@_operator.register_fake
+def _(query, bank, frames, copies, k, temperature, joint, every, ties, width, reach, backend, check):  # type: ignore[no-untyped-def]
+    kept = torch.library.get_ctx().new_dynamic_size() if ties else k
+    rows = query.shape[:2]
+    wide = query.new_empty((*rows, kept if joint else kept * frames.shape[1]), dtype=_wide(query))
+    denominators = (1 if joint else frames.shape[1]) if every else 0
+    return wide, torch.empty_like(wide, dtype=torch.int64), wide.new_empty((*rows, denominators))
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, _, _ = inputs
+    ctx.save_for_backward(*output, query, bank, frames, copies)
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+    rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach)
+    d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
+    return d_query, d_bank, *(None,) * 11
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _wide(features: Tensor) -> torch.dtype:
+    """What is accumulated and returned: float32, and float64 for float64."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def reference(
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    width: int,
+    reach: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, in plain PyTorch: "frame" works on one slot's logits at a time, "joint" on all."""
+    near = inside(width, reach, query.shape[1], query.device) if width else None
+    slots, positions = frames.shape[1], bank.shape[1]
+    groups = [range(slots)] if joint else [range(t, t + 1) for t in range(slots)]
+    rows = []
+    for b, context in enumerate(frames.tolist()):
+        filled = 1 if joint else max(1, sum(frame >= 0 for frame in context))
+        parts = []
+        for group in groups:
+            logits = torch.cat([_logits(query[b], bank, context[t], temperature) for t in group], dim=1)
+            counts = torch.cat([_counts(near, copies[b, t], logits, positions) for t in group], dim=1)
+            values, indices, denominator = _keep(logits, counts, k, ties)
+            exists = indices >= 0
+            shift = denominator if every else values.logsumexp(dim=1, keepdim=True)
+            # A row without any position is -inf - -inf: not a number, and masked.
+            weights = torch.where(exists, (values - shift).exp() / filled, 0.0)
+            parts.append((weights, torch.where(exists, indices + group[0] * positions, -1), denominator))
+        rows.append(parts)
+    return _pad(rows, every, query.new_empty((0, query.shape[1], k * len(groups)), dtype=_wide(query)))
+
+
+def _pad(rows: list, every: bool, empty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Join the parts of all targets to [B, N, K]; with ties="all" they are of different lengths."""
     if not rows:
-        kept = select.k * (slots if select.scope == "frame" else 1)
-        return query.new_empty((0, query.shape[1], kept), dtype=wide), frames.new_empty((0, query.shape[1], kept))
-    return torch.stack([weights for weights, _ in rows]), torch.stack([indices for _, indices in rows])
+        return empty, empty.to(torch.int64), empty[..., :0]
+    kept = max(weights.shape[1] for parts in rows for weights, _, _ in parts)
+
+    def join(which: int, fill: int) -> Tensor:
+        pad = torch.nn.functional.pad
+        parts = [[pad(p[which], (0, kept - p[which].shape[1]), value=fill) for p in row] for row in rows]
+        return torch.stack([torch.cat(row, dim=1) for row in parts])
+
+    weights = join(0, 0)
+    denominators = torch.stack([torch.cat([p[2] for p in row], dim=1) for row in rows])
+    return weights, join(1, -1), denominators if every else weights.new_empty((*weights.shape[:2], 0))
 
 
-def _slot(query: Tensor, bank: Tensor, frame: int, slot: int, select: Select) -> tuple[Tensor, Tensor]:
-    """Kept weights and indices of one slot: query [N, D] -> [N, k], [N, k]."""
-    weights, indices = _keep(_logits(query, bank, frame, select), select)
-    return weights, torch.where(indices >= 0, indices + slot * bank.shape[1], indices)
-
-
-def _logits(query: Tensor, bank: Tensor, frame: int, select: Select) -> Tensor:
+def _logits(query: Tensor, bank: Tensor, frame: int, temperature: float) -> Tensor:
     """Logits of one slot, [N, M]; an empty slot is -inf throughout."""
+    wide = _wide(query)
     if frame < 0:
-        return query.new_full((query.shape[0], bank.shape[1]), -torch.inf)
-    return query @ bank[frame].to(query.dtype).T / select.temperature
+        return query.new_full((query.shape[0], bank.shape[1]), -torch.inf, dtype=wide)
+    return query.to(wide) @ bank[frame].to(wide).T / temperature
 
 
-def _keep(logits: Tensor, select: Select) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of logits [N, P] and their weights; -inf marks positions that do not exist."""
-    values, indices = exact_topk(logits, min(select.k, logits.shape[1]))
-    exists = values > -torch.inf
-    if select.normalise == "all":
-        weights = (values - logits.logsumexp(dim=1, keepdim=True)).exp()
-    else:
-        weights = values.softmax(dim=1)
-    # A row without any position is -inf - -inf above: not a number, and masked here.
-    weights = torch.where(exists, weights, 0.0)
-    indices = torch.where(exists, indices, -1)
-    missing = select.k - values.shape[1]
-    if missing:
-        weights = torch.nn.functional.pad(weights, (0, missing))
-        indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
-    return weights, indices
+def _counts(near: Tensor | None, copies: Tensor, logits: Tensor, positions: int) -> Tensor:
+    """How often each position of a slot counts, int64 [N, M]."""
+    if near is None:
+        return copies[0].expand(logits.shape[0], positions)
+    return torch.where(near, copies[0], copies[1])
+
+
+def _keep(logits: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept logits [N, K] and indices [N, K] of each row of logits [N, P], and the log of the denominator [N, 1].
+
+    K is k, and with `ties` the most that a row keeps. What does not exist is -inf with index -1.
+    """
+    logits = torch.where(counts > 0, logits, -torch.inf)
+    denominator = (logits + counts.clamp(min=1).log()).logsumexp(dim=1, keepdim=True)
+    values, indices = exact_topk(logits, min(k, logits.shape[1]))
+    times = torch.where(values > -torch.inf, counts.gather(1, indices), 0)
+    if ties:
+        # The k-th place, or the last that exists.
+        last = (times.cumsum(dim=1) < k).sum(dim=1, keepdim=True).clamp(max=values.shape[1] - 1)
+        reaches = (logits >= values.gather(1, last)) & (logits > -torch.inf)
+        values, indices = exact_topk(logits, max(1, int(reaches.sum(dim=1).max())))
+        times = torch.where(reaches.gather(1, indices), counts.gather(1, indices), 0)
+        k = max(1, int(times.sum(dim=1).max()))
+    # Place j is taken by the first key whose copies, together with all before it, are more than j.
+    until = times.cumsum(dim=1)
+    places = torch.arange(k, device=logits.device).expand(len(logits), -1).contiguous()
+    key = torch.searchsorted(until, places, right=True)
+    exists = places < until[:, -1:]
+    key = key.clamp(max=values.shape[1] - 1)
+    values = torch.where(exists, values.gather(1, key), -torch.inf)
+    return values, torch.where(exists, indices.gather(1, key), -1), denominator
 
 
 def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -167,21 +290,19 @@ def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return by_value.values, by_index.values.gather(1, by_value.indices)
 
 
-def _why_not_cpu(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> str | None:
-    if NATIVE_MISSING:
-        return NATIVE_MISSING
+def _why_not_cpu(query: Tensor, *_: object) -> str | None:
+    if backends.NATIVE_MISSING:
+        return backends.NATIVE_MISSING
     if query.device.type != "cpu":
         return f"the features are on {query.device}"
     if query.dtype == torch.float64:
         return "it has no float64 kernel"
-    if torch.is_grad_enabled() and (query.requires_grad or bank.requires_grad):
-        return "it has no gradient"
     return None
 
 
-def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> tuple[Tensor, Tensor]:
-    return torch.ops.timecycle.topk_affinity(
-        query, bank, frames, select.k, select.temperature, select.scope == "joint", select.normalise == "all"
+def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    return backends.native().topk_affinity(
+        query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest
     )
 
 

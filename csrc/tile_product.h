@@ -1,0 +1,92 @@
+// The tile [keys][kLanes] of dot products of some keys with a panel of queries, through oneDNN's small products.
+#pragma once
+
+#include <ATen/native/CPUBlas.h>
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <vector>
+
+#include "column_epilogue.h"
+
+namespace timecycle {
+
+// Channels summed in one chain. One chain over all would round off twice as much as PyTorch's product does, and
+// near-ties at the k-th place would fall the other way.
+constexpr int64_t kChain = 128;
+
+// A panel of queries as floats, [D][kLanes]; unused lanes stay 0.
+class FloatPanel {
+ public:
+  explicit FloatPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, 0.0f), part_(kRows * kLanes) {}
+
+  template <typename Feature>
+  void set(int64_t lane, const Feature* query) {
+    for (int64_t d = 0; d < channels_; ++d) data_[d * kLanes + lane] = static_cast<float>(query[d]);
+  }
+
+  // tile [rows][kLanes] = keys [rows][D] times the panel.
+  template <typename Feature>
+  void multiply(const Feature* keys, int64_t rows, float* tile) {
+    copy_.resize(rows * channels_);
+    std::transform(keys, keys + rows * channels_, copy_.begin(),
+                   [](Feature value) { return static_cast<float>(value); });
+    multiply(copy_.data(), rows, tile);
+  }
+
+  void multiply(const float* keys, int64_t rows, float* tile) {
+    for (int64_t d = 0; d < channels_; d += kChain) {
+      float* out = d == 0 ? tile : part_.data();
+      at::native::cpublas::brgemm(rows, kLanes, std::min(kChain, channels_ - d), channels_, kLanes, kLanes,
+                                  /*add_C=*/false, keys + d, &data_[d * kLanes], out);
+      if (d > 0) add_tile(part_.data(), rows, tile);
+    }
+  }
+
+ private:
+  int64_t channels_;
+  std::vector<float> data_, part_, copy_;
+};
+
+// A panel of bfloat16 queries for the chip's bfloat16 products: pairs of channels side by side, [D / 2][kLanes][2].
+class PairPanel {
+ public:
+  explicit PairPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, c10::BFloat16(0.0f)) {}
+
+  // Whether this chip and this PyTorch multiply such panels. An odd number of channels has no pairs.
+  static bool can_run(int64_t channels) {
+    static const bool chip_can = probe();
+    return chip_can && channels % 2 == 0;
+  }
+
+  void set(int64_t lane, const c10::BFloat16* query) {
+    for (int64_t d = 0; d < channels_; ++d) data_[(d / 2 * kLanes + lane) * 2 + d % 2] = query[d];
+  }
+
+  // tile [rows][kLanes] = keys [rows][D] times the panel, accumulated in float.
+  void multiply(const c10::BFloat16* keys, int64_t rows, float* tile) const {
+    at::native::cpublas::brgemm(rows, kLanes, channels_, channels_, kLanes, kLanes, /*add_C=*/false, keys, data_.data(),
+                                tile, /*is_vnni=*/true);
+  }
+
+ private:
+  static bool probe() {
+    PairPanel panel(2);
+    const c10::BFloat16 one[2] = {1.0f, 2.0f};
+    panel.set(3, one);
+    std::vector<float> tile(kLanes);
+    try {
+      panel.multiply(one, 1, tile.data());
+    } catch (const std::exception&) {
+      return false;
+    }
+    return tile[3] == 5.0f && tile[2] == 0.0f;
+  }
+
+  int64_t channels_;
+  std::vector<c10::BFloat16> data_;
+};
+
+}  // namespace timecycle
