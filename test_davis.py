@@ -19,7 +19,7 @@ from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation import DTYPES, Features, Options, evaluate, fingerprint
-from timecycle.ops.backends import NATIVE_MISSING
+from timecycle.ops._backends import NATIVE_MISSING
 from timecycle.results import ResultsFolder, peak_memory_mb
 from timecycle.scores import SequenceMasks, score_masks
 

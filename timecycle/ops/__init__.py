@@ -7,8 +7,10 @@ Letters, everywhere in the project:
     G  label maps             L  classes                                K  neighbours kept per query
 """
 
+from timecycle.ops._backends import backends
+from timecycle.ops.affinity_propagate import affinity_propagate
 from timecycle.ops.propagate_labels import propagate_labels
 from timecycle.ops.selection import Region, Select
 from timecycle.ops.topk_affinity import topk_affinity
 
-__all__ = ["Region", "Select", "propagate_labels", "topk_affinity"]
+__all__ = ["Region", "Select", "affinity_propagate", "backends", "propagate_labels", "topk_affinity"]

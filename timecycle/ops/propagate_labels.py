@@ -3,7 +3,7 @@
     out[b, n] = sum over k of  weights[b, n, k] * labels[g, m],   indices[b, n, k] = t * M + m,   g = frames[b, t]
 
 Labels have a bank of their own because a frame's features may carry two label maps: in TimeCycle the annotated first
-frame and its later prediction (spec of the release's evaluation, step 3).
+frame and its later prediction.
 """
 
 import torch
@@ -27,11 +27,6 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
     Raises:
         InputError: shapes or dtypes do not fit together, or an index points outside the slots.
     """
-    _check(weights, indices, labels, frames)
-    return reference(weights, indices, labels, frames)
-
-
-def _check(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> None:
     if weights.ndim != 3 or weights.shape != indices.shape:
         raise InputError(
             f"weights has shape {list(weights.shape)} and indices {list(indices.shape)}; expected [B, N, K] for both"
@@ -42,26 +37,66 @@ def _check(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> 
         raise InputError(f"frames has shape {list(frames.shape)}; expected [{weights.shape[0]}, T], a row per target")
     if indices.dtype != torch.int64 or frames.dtype != torch.int64:
         raise InputError(f"indices is {indices.dtype} and frames {frames.dtype}; expected int64 for both")
+    return _operator(weights, indices, labels, frames)
+
+
+@torch.library.custom_op("timecycle::propagate_labels", mutates_args=())
+def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+    """The operator as PyTorch sees it: PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
     positions = frames.shape[1] * labels.shape[1]
     if indices.numel() and (int(indices.max()) >= positions or int(indices.min()) < -1):
         raise InputError(
             f"indices runs from {int(indices.min())} to {int(indices.max())}; expected -1 to {positions - 1}, "
             f"{frames.shape[1]} slots of {labels.shape[1]} positions"
         )
-
-
-def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    """The definition: PyTorch's weighted embedding bag, one bag a query, over the rows of all label maps."""
-    targets, queries, kept = indices.shape
-    maps, positions, classes = labels.shape
-    slot = indices.clamp(min=0) // positions
-    label_map = frames.gather(1, slot.view(targets, -1)).view_as(indices)
-    exists = (indices >= 0) & (label_map >= 0)
-    rows = label_map * positions + indices % positions
+    if frames.numel() and (int(frames.max()) >= labels.shape[0] or int(frames.min()) < -1):
+        raise InputError(f"frames holds {frames.tolist()}; expected label maps, -1 to {labels.shape[0] - 1}")
+    rows, exists = label_rows(indices, frames, labels.shape[1])
     out = torch.nn.functional.embedding_bag(
-        torch.where(exists, rows, 0).view(-1, kept),
-        labels.reshape(maps * positions, classes),
-        per_sample_weights=torch.where(exists, weights, 0.0).reshape(-1, kept),
-        mode="sum",
+        rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
     )
-    return out.view(targets, queries, classes)
+    return out.view(*weights.shape[:2], labels.shape[2])
+
+
+@_operator.register_fake
+def _(weights, indices, labels, frames):  # type: ignore[no-untyped-def]
+    return weights.new_empty((*weights.shape[:2], labels.shape[2]))
+
+
+def label_rows(indices: Tensor, frames: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Rows of the flattened bank [G * M, L] that indices [B, N, K] mean, and which of them exist; 0 for the others."""
+    label_map = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
+    exists = (indices >= 0) & (label_map >= 0)
+    return torch.where(exists, label_map * positions + indices % positions, 0), exists
+
+
+@torch.library.custom_op("timecycle::propagate_labels_backward", mutates_args=())
+def _backward_operator(
+    gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of weights, <gradient, label of the key>, and of labels, gradient scattered by the weights."""
+    rows, exists = label_rows(indices, frames, labels.shape[1])
+    flat = labels.flatten(0, 1)
+    d_weights, d_labels = torch.empty_like(weights), torch.zeros_like(flat)
+    for k in range(indices.shape[2]):  # one neighbour at a time: [B, N, K, L] would dwarf everything else
+        d_weights[:, :, k] = (flat[rows[:, :, k]] * gradient).sum(dim=2) * exists[:, :, k]
+        share = gradient * (weights[:, :, k] * exists[:, :, k])[:, :, None]
+        d_labels.index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
+    return d_weights, d_labels.view_as(labels)
+
+
+@_backward_operator.register_fake
+def _(gradient, weights, indices, labels, frames):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weights), labels.new_empty(labels.shape)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    d_weights, d_labels = _backward_operator(gradient, *ctx.saved_tensors)
+    return d_weights, None, d_labels, None
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)

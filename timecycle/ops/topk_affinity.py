@@ -6,10 +6,10 @@ For a query q of target frame b, and context slot t that holds frame f = frames[
     count[t, m] = copies[b, t, 0] if m is inside the region of q else copies[b, t, 1]
 
 A position takes part as often as it counts; 0 times is not at all. `select.scope` says where the k largest logits are
-looked for: in every slot ("frame") or over all slots together ("joint"). `select.normalise` says what their weights are:
-their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the softmax over
-the kept ones alone ("kept"). For "frame" the weights are divided by the number of filled slots, so that they are the mean
-over the context frames.
+found: in every slot ("frame") or over all slots together ("joint"). `select.normalise` says what they
+weigh: their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the
+softmax over the kept ones alone ("kept"). For "frame" the weights are divided by the number of filled slots, so that
+they are the mean over the context frames.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", normalise="all", k=5,
 temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import backends
-from timecycle.ops.backends import Backend, choose
+from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
 from timecycle.ops.selection import Region, Select, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -103,8 +102,8 @@ def _check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | 
         positions = region.height * region.width
         if positions != bank.shape[1] or positions != query.shape[1]:
             raise InputError(
-                f"region is a grid of {region.height} x {region.width} positions; expected {query.shape[1]} queries and "
-                f"{bank.shape[1]} keys a frame to be that many"
+                f"region is a grid of {region.height} x {region.width} = {positions} positions; expected as many as "
+                f"there are queries ({query.shape[1]}) and keys of a frame ({bank.shape[1]})"
             )
     if copies is not None and (copies.dtype != torch.int64 or list(copies.shape) not in ([slots, 2], [rows, slots, 2])):
         raise InputError(
@@ -147,7 +146,7 @@ def _operator(
     """
     _check_values(query, bank, frames, copies, check)
     arguments = (query, bank, frames, copies, k, temperature, joint, every, ties, width, reach)
-    return choose("topk_affinity", BACKENDS, backend or None, *arguments).run(*arguments)
+    return choose("topk_affinity", backend or None, *arguments).run(*arguments)
 
 
 @_operator.register_fake
@@ -291,8 +290,6 @@ def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _why_not_cpu(query: Tensor, *_: object) -> str | None:
-    if backends.NATIVE_MISSING:
-        return backends.NATIVE_MISSING
     if query.device.type != "cpu":
         return f"the features are on {query.device}"
     if query.dtype == torch.float64:
@@ -301,9 +298,12 @@ def _why_not_cpu(query: Tensor, *_: object) -> str | None:
 
 
 def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    return backends.native().topk_affinity(
-        query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest
-    )
+    assert NATIVE is not None
+    return NATIVE.topk_affinity(query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest)
 
 
-BACKENDS = (Backend("cpu", _why_not_cpu, _run_cpu), Backend("reference", lambda *_: None, reference))
+register(
+    "topk_affinity",
+    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
+    Backend("reference", None, lambda *_: None, reference),
+)

@@ -1,14 +1,15 @@
 """The gradient of topk_affinity, without the matrix.
 
-With z the logits, w the weights, s = w * filled the weights as shares, g the gradient of the weights, and G = sum w g over
-a query's kept keys (of a slot for "frame", of all for "joint"):
+With z the logits, w the weights, s = w * filled the weights as shares, g the gradient of the weights, and G = sum w g
+over a query's kept keys (of a slot for "frame", of all for "joint"):
 
     normalise="kept":  dz_i = w_i g_i - s_i G      for the kept keys, nothing elsewhere
-    normalise="all":   dz_i = w_i g_i - p_i G      where p_i = count_i exp(z_i - log denominator) for *every* position,
-                                                   w_i g_i only for the kept
+    normalise="all":   dz_i = w_i g_i - p_i G      with p_i = count_i exp(z_i) / denominator for *every* position, and
+                                                   w_i g_i for the kept alone
 
-and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "kept" needs a gather and a scatter
-of the kept keys alone; "all" adds three products of the forward's size (logits again, dq, dk), made in strips of queries.
+and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "kept" needs a gather and a
+scatter of the kept keys alone; "all" adds three products of the forward's size (logits again, dq, dk), in strips of
+queries.
 """
 
 import torch
