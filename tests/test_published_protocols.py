@@ -1,0 +1,90 @@
+"""The operators under every published protocol, against what the original programs selected and carried on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from timecycle.ops import Region, Select, propagate_labels, topk_affinity
+from timecycle.ops._backends import NATIVE_MISSING
+
+BACKENDS = [
+    pytest.param("cpu", marks=pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))),
+    "reference",
+]
+RECORDED = [
+    f"{protocol}_{data}"
+    for protocol in ("crw", "vfs", "dino", "dinov3", "uvc")
+    for data in ("random_a", "random_a_short", "vanish_a", "dog", "horsejump-high")
+] + ["dift_random_a", "dift_random_a_short"]
+SHAPES = {"crw": "circle<", "vfs": "circle<", "dinov3": "circle<=", "dino": "square<=", "dift": "square<="}
+
+
+def context(protocol: str, t: int, length: int, region: Region | None) -> tuple[list[int], Tensor]:
+    """Context frames of target t, each once, and how often each counts inside and outside the region."""
+    if protocol == "crw":
+        # Slot 0 is frame 0 without a region; the others are the last `length`, frame 0 in place of those before it.
+        slots = [max(0, i) for i in range(t - length, t)]
+        frames = sorted({0, *slots})
+        return frames, torch.tensor([[slots.count(f) + (f == 0), int(f == 0)] for f in frames])
+    first = 0 if protocol == "vfs" else 1
+    frames = [0, *range(max(first, t - length), t)]
+    return frames, torch.tensor([[1, 1 if region is None else 0]] * len(frames))
+
+
+def merged(weights: Tensor, indices: Tensor, frames: list[int], positions: int) -> list[dict[int, float]]:
+    """For each query, the weight of each video position, copies added up."""
+    out = []
+    for row_weights, row in zip(weights.tolist(), indices.tolist(), strict=True):
+        kept: dict[int, float] = {}
+        for weight, index in zip(row_weights, row, strict=True):
+            if index >= 0:
+                key = frames[index // positions] * positions + index % positions
+                kept[key] = kept.get(key, 0.0) + weight
+        out.append(kept)
+    return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
+    folder = shared / "oracle" / "propagation"
+    recorded = np.load(folder / f"{name}.npz")
+    rules = json.loads(str(recorded["params"]))
+    protocol = rules["protocol"]
+    features = torch.from_numpy(np.load(folder / rules["input"])["features"].astype(np.float32))
+    frames_count, _, height, width = features.shape
+    bank = features.flatten(2).transpose(1, 2).contiguous()
+    if rules["l2_normalise"]:
+        bank = torch.nn.functional.normalize(bank, dim=2)
+    region = Region(height, width, rules["radius"], SHAPES[protocol]) if protocol in SHAPES else None
+    each = protocol == "uvc"
+    select = Select(
+        rules["topk"],
+        rules["temperature"],
+        scope="frame" if each else "joint",
+        normalise="all" if each else "kept",
+        ties="exact" if protocol in ("crw", "vfs") else "all",
+    )
+    tolerance = 3e-5 if each else 1e-5
+    labels = torch.from_numpy(recorded["soft"]).flatten(2).transpose(1, 2).clone()
+    for t in range(1, frames_count):
+        frames, copies = context(protocol, t, rules["n_context"], region)
+        slots = torch.tensor([frames])
+        weights, indices = topk_affinity(
+            bank[t : t + 1], bank, slots, select, region=region, copies=copies, backend=backend
+        )
+        # Fed back as computed, so an error would grow from frame to frame.
+        labels[t] = propagate_labels(weights, indices, labels, slots)[0]
+        soft = labels[t].T.reshape(-1, height, width).numpy()
+        np.testing.assert_allclose(soft, recorded["soft"][t], atol=tolerance, rtol=0)
+        if f"sel_index_t{t}" in recorded:
+            ours = merged(weights[0] * (len(frames) if each else 1), indices[0], frames, height * width)
+            theirs = zip(recorded[f"sel_index_t{t}"].tolist(), recorded[f"sel_weight_t{t}"].tolist(), strict=True)
+            for kept, (expected_indices, expected_weights) in zip(ours, theirs, strict=True):
+                expected = {i: w for i, w in zip(expected_indices, expected_weights, strict=True) if i >= 0}
+                assert kept.keys() == expected.keys()
+                assert kept == pytest.approx(expected, abs=tolerance)
