@@ -45,8 +45,11 @@ format: $(VENV)/.installed ## put the code into the project's format
 	@$(RUN) -m ruff format .
 	@$(VENV)/bin/clang-format -i csrc/*
 
-bench: $(VENV)/.built ## run the benchmarks, store their results
-	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/latest.json
+bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
+	@$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements-bench.txt
+	$(SAY) "running the benchmarks (some ten minutes)"
+	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/cpu.json
+	@$(RUN) -m benchmarks.report benchmarks/results/cpu.json
 
 clean: ## remove what was built and made; keeps .venv
 	rm -rf build out data timecycle/_C*.so .pytest_cache .mypy_cache .ruff_cache

@@ -1,56 +1,129 @@
-"""topk_affinity at the crops of the paper, against the bare product and against materialising in PyTorch.
+"""topk_affinity against the bare product, plain PyTorch and the published programs' own ways. One target frame each."""
 
-Work: one target frame, T = 8 context frames, D = 512, TimeCycle's selection. `extra_info` holds what only means
-something within one run: the ratio to the bare product `q @ k.T` of the same type, timed in turn with the operator.
-"""
-
-import statistics
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from timecycle.ops import Select, topk_affinity
+from benchmarks import rivals
+from benchmarks.compare import compare
+from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops._backends import NATIVE
+from timecycle.ops.selection import inside
 
-ROUNDS = 5
+TEMPERATURE = 512**-0.5
 
 
-def features(positions: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def features(positions: int, slots: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [1, N, D], bank [T, M, D], frames [1, T]; L2-normalised as every encoder's are."""
     generator = torch.Generator().manual_seed(0)
-    frames = torch.rand(9, positions, 512, generator=generator)
+    frames = torch.randn(slots + 1, positions, channels, generator=generator).relu()
     frames = torch.nn.functional.normalize(frames, dim=2).to(dtype)
-    return frames[:1], frames[1:], torch.arange(8)[None]
+    return frames[:1], frames[1:], torch.arange(slots)[None]
+
+
+def products(query: Tensor, bank: Tensor) -> dict[str, Callable[[], object]]:
+    """The bare product of the same type: fresh as a user writes it, into memory that is there, by our own tiles."""
+    keys = bank.flatten(0, 1)
+    held = torch.empty(len(query[0]), len(keys), dtype=query.dtype)
+    found: dict[str, Callable[[], object]] = {
+        "product": lambda: query[0] @ keys.T,
+        "product, preallocated": lambda: torch.mm(query[0], keys.T, out=held),
+    }
+    if NATIVE is not None:
+        found["product, our tiles, nothing written"] = lambda: NATIVE.tile_product(query[0], keys)
+    return found
+
+
+def check(query: Tensor, bank: Tensor, frames: Tensor, select: Select, **options: object) -> None:
+    """No speed without green: the first queries against the reference in float64."""
+    region = options.get("region")
+    few = slice(None) if region else slice(0, 64)
+    weights, indices = topk_affinity(query, bank, frames, select, **options)
+    if region:  # the reference would hold every query's logits; one context frame is enough to see that it is right
+        frames, options = frames[:, :1], options | {"copies": None}
+        weights, indices = topk_affinity(query, bank, frames, select, **options)
+    exact, expected = topk_affinity(
+        query[:, few].double(), bank.double(), frames, select, backend="reference", **options
+    )
+    torch.testing.assert_close(weights[:, few].double(), exact, atol=1e-5, rtol=1e-3)
+    assert (indices[:, few] == expected).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("k", [5, 20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("crop", [320, 480])
-def bench_topk_affinity(benchmark, crop, dtype, k):
-    query, bank, frames = features((crop // 8) ** 2, dtype)
-    select = Select(k, 512**-0.5, scope="frame", normalise="all")
-    weights, _ = topk_affinity(query, bank, frames, select)
-    expected, _ = topk_affinity(query, bank, frames, select, backend="reference")
-    torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-3)
-    keys = bank.view(-1, 512)
-    ratios, product_seconds = [], []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("crop", [320, 400, 480])
+def bench_per_frame(benchmark, crop, dtype, k):
+    """TimeCycle: k of each of 8 frames, softmax over all positions; D = 512."""
+    query, bank, frames = features((crop // 8) ** 2, 8, 512, dtype)
+    select = Select(k, TEMPERATURE, scope="frame", normalise="all")
+    check(query, bank, frames, select)
+    others = products(query, bank) | {
+        "PyTorch, materialised": lambda: rivals.materialise_per_frame(query[0], bank, k, TEMPERATURE)
+    }
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
 
-    def bare_product() -> None:
-        start = time.perf_counter()
-        torch.mm(query[0], keys.T)
-        product_seconds.append(time.perf_counter() - start)
 
-    def timed() -> None:
-        start = time.perf_counter()
-        topk_affinity(query, bank, frames, select)
-        ratios.append((time.perf_counter() - start) / product_seconds[-1])
+@pytest.mark.parametrize("k", [10, 20])
+def bench_joint(benchmark, k):
+    """The k best over 8 frames together, softmax over the kept; crop 480, D = 512, float32."""
+    query, bank, frames = features(3600, 8, 512, torch.float32)
+    select = Select(k, 0.07)
+    check(query, bank, frames, select)
+    others = products(query, bank)
+    others["PyTorch, materialised"] = lambda: rivals.materialise_joint(query[0], bank, k, 0.07)
+    search = rivals.faiss_search(query[0], bank, k)
+    if search is not None:
+        others["FAISS IndexFlatIP (no softmax)"] = search
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
 
-    benchmark.pedantic(timed, setup=bare_product, rounds=ROUNDS, warmup_rounds=1)
-    start = time.perf_counter()
-    topk_affinity(query, bank, frames, select, backend="reference")
-    reference_seconds = time.perf_counter() - start
-    product = statistics.median(product_seconds)
-    benchmark.extra_info.update(
-        ratio_to_product=round(statistics.median(ratios[1:]), 3),
-        product_gflops=round(2 * query.shape[1] * keys.shape[0] * 512 / product / 1e9, 1),
-        reference_ratio_to_product=round(reference_seconds / product, 3),
+
+def bench_region(benchmark):
+    """CRW at 480 x 854: a 60 x 107 grid, 21 frames, D = 256, joint k = 10, circle 12 on 20 of them; float32."""
+    query, bank, frames = features(60 * 107, 21, 256, torch.float32)
+    select, region = Select(10, 0.05), Region(60, 107, 12)
+    copies = torch.tensor([[1, 1]] + [[1, 0]] * 20)
+    check(query, bank, frames, select, region=region, copies=copies)
+    allowed = inside(region.width, region.reach(), query.shape[1], query.device)
+    others = {
+        "the same without a region": lambda: topk_affinity(query, bank, frames, select),
+        "CRW's functions": lambda: rivals.crw(query[0], bank, allowed, 10, 0.05),
+    }
+    compare(
+        benchmark, lambda: topk_affinity(query, bank, frames, select, region=region, copies=copies), others, rounds=3
     )
+
+
+def bench_dino(benchmark):
+    """DINO at 480 x 854, stride 16: a 30 x 53 grid, 8 frames, D = 384, k = 5 and what equals it, square 12; float32."""
+    query, bank, frames = features(30 * 53, 8, 384, torch.float32)
+    select, region = Select(5, 0.1, ties="all"), Region(30, 53, 12, "square<=")
+    check(query, bank, frames, select, region=region)
+    allowed = inside(region.width, region.reach(), query.shape[1], query.device)
+    others = {"DINO's functions": lambda: rivals.dino(query[0], bank, allowed, 5, 0.1)}
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select, region=region), others)
+
+
+def bench_full_hd(benchmark):
+    """1920 x 1080: a 135 x 240 grid, 8 frames, D = 512, k = 5 of each, bfloat16; the matrix would take 34 GB."""
+    query, bank, frames = features(135 * 240, 8, 512, torch.bfloat16)
+    select = Select(5, TEMPERATURE, scope="frame", normalise="all")
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select), {}, rounds=1, warm=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "select", [Select(5, TEMPERATURE, "frame", "all"), Select(10, 0.07)], ids=["per frame, all", "joint, kept"]
+)
+def bench_backward(benchmark, select, dtype):
+    """The gradient to queries and context, against the forward; crop 480, D = 512."""
+    query, bank, frames = features(3600, 8, 512, dtype)
+    query, bank = query.requires_grad_(), bank.requires_grad_()
+    weights, _ = topk_affinity(query, bank, frames, select)
+    gradient = torch.randn_like(weights)
+
+    def backward() -> None:
+        torch.autograd.grad(weights, (query, bank), gradient, retain_graph=True)
+
+    compare(benchmark, backward, {"forward": lambda: topk_affinity(query, bank, frames, select)}, rounds=3)

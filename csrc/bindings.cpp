@@ -46,9 +46,21 @@ std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tens
   return {weights, indices, denominators};
 }
 
+// The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.
+void tile_product(const Tensor& query, const Tensor& keys) {
+  const auto run = [&]<typename Feature>() {
+    timecycle::tile_product_cpu<Feature>(query.size(0), keys.size(0), query.size(1), query.const_data_ptr<Feature>(),
+                                         keys.const_data_ptr<Feature>());
+  };
+  AT_DISPATCH_SWITCH(query.scalar_type(), "tile_product", AT_DISPATCH_CASE(at::kFloat, [&] {
+                       run.operator()<scalar_t>();
+                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); }));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
+  module.def("tile_product", tile_product, pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("topk_affinity", topk_affinity, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -37,4 +37,8 @@ template <typename Feature>
 void topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank, const int64_t* frames,
                        const int64_t* copies, const std::function<TopkAffinityOut(int64_t kept)>& allocate);
 
+// The products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
+template <typename Feature>
+void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys);
+
 }  // namespace timecycle

@@ -124,6 +124,14 @@ class WorkItem {
   std::vector<Neighbours> lists_;
 };
 
+// Divides `count` tiles of each target into items: as few rounds of all threads as the group size allows, then as even
+// as possible.
+int64_t items_of(int64_t targets, int64_t count) {
+  const int64_t threads = at::get_num_threads(), a_round = threads * kGroup;
+  const int64_t rounds = std::max<int64_t>(1, (targets * count + a_round - 1) / a_round);
+  return std::min(count, std::max<int64_t>(1, (rounds * threads + targets - 1) / std::max<int64_t>(1, targets)));
+}
+
 // The outputs: written in place, or with ties gathered first, because how long the rows are shows only at the end.
 class Writer {
  public:
@@ -185,11 +193,7 @@ void run(const TopkAffinity& s, const Feature* query, const Feature* bank, const
          Writer& writer) {
   const std::vector<QueryTile> tiles = make_tiles(s);
   const int64_t count = static_cast<int64_t>(tiles.size());
-  // As few rounds of all threads as the group size allows, then groups as even as possible.
-  const int64_t threads = at::get_num_threads(), a_round = threads * kGroup;
-  const int64_t rounds = std::max<int64_t>(1, (s.targets * count + a_round - 1) / a_round);
-  const int64_t items =
-      std::min(count, std::max<int64_t>(1, (rounds * threads + s.targets - 1) / std::max<int64_t>(1, s.targets)));
+  const int64_t items = items_of(s.targets, count);
   at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / items, first = i % items * count / items, last = (i % items + 1) * count / items;
@@ -226,6 +230,27 @@ void topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Fe
   if (!done) run<Feature, FloatPanel>(shape, query, bank, frames, copies, writer);
   writer.finish();
 }
+
+template <typename Feature>
+void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys) {
+  using Panel = std::conditional_t<std::is_same_v<Feature, c10::BFloat16>, PairPanel, FloatPanel>;
+  const int64_t tiles = (queries + kLanes - 1) / kLanes, items = items_of(1, tiles);
+  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> tile(kRows * kLanes);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i * tiles / items, last = (i + 1) * tiles / items;
+      std::vector<Panel> panels(last - first, Panel(channels));
+      for (int64_t q = first * kLanes; q < std::min(queries, last * kLanes); ++q)
+        panels[q / kLanes - first].set(q % kLanes, query + q * channels);
+      for (int64_t m = 0; m < positions; m += kRows)
+        for (Panel& panel : panels) panel.multiply(keys + m * channels, std::min(kRows, positions - m), tile.data());
+    }
+    at::native::cpublas::brgemm_release(false);
+  });
+}
+
+template void tile_product_cpu(int64_t, int64_t, int64_t, const float*, const float*);
+template void tile_product_cpu(int64_t, int64_t, int64_t, const c10::BFloat16*, const c10::BFloat16*);
 
 using Allocate = std::function<TopkAffinityOut(int64_t)>;
 template void topk_affinity_cpu(const TopkAffinity&, const float*, const float*, const int64_t*, const int64_t*,

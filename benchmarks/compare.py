@@ -1,0 +1,60 @@
+"""Timing an operator and its rivals in turn, and the memory they take, as the contract in README.md demands."""
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def compare(
+    benchmark: Any, ours: Callable[[], Any], rivals: dict[str, Callable[[], Any]], rounds: int = 5, warm: bool = True
+) -> None:
+    """Time `ours` with pytest-benchmark and every rival before each of its rounds.
+
+    Stores in extra_info: peak memory beyond what was held before, MB, of each; medians of the rivals, s; and for each
+    rival the median over rounds of ours / rival, the only figure that survives a noisy machine.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    ratios: dict[str, list[float]] = {name: [] for name in rivals}
+    benchmark.extra_info["peak_mb"] = peak_mb(ours)
+    benchmark.extra_info["rival_peak_mb"] = {name: peak_mb(rival) for name, rival in rivals.items()}
+
+    def timed(function: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    def time_rivals() -> None:
+        for name, rival in rivals.items():
+            seconds[name].append(timed(rival))
+
+    def time_ours() -> None:
+        own = timed(ours)
+        for name in rivals:
+            ratios[name].append(own / seconds[name][-1])
+
+    benchmark.pedantic(time_ours, setup=time_rivals, rounds=rounds, warmup_rounds=int(warm))
+    benchmark.extra_info["rival_seconds"] = {name: statistics.median(s[-rounds:]) for name, s in seconds.items()}
+    benchmark.extra_info["ratio_to"] = {name: round(statistics.median(r[-rounds:]), 3) for name, r in ratios.items()}
+
+
+def peak_mb(function: Callable[[], Any]) -> float | None:
+    """Peak resident memory of a call beyond what was resident before, MB; None where Linux does not tell."""
+    if sys.platform != "linux":
+        return None
+    # Freed memory that the allocator holds back would hide what the call takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = _status_kb("VmRSS")
+    function()
+    return round((_status_kb("VmHWM") - before) / 1000, 1)
+
+
+def _status_kb(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")

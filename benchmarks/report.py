@@ -1,0 +1,89 @@
+"""From stored results to the README's table and a plot: python -m benchmarks.report RESULTS.json."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end of benchmarks -->"
+HEADINGS = ("work, one target frame", "time", "rival", "rival's time", "ours / rival", "memory", "rival's")
+NAMES = {
+    "bench_per_frame[480-float32-5]": "crop 480, 8 frames, top-5 of each, float32",
+    "bench_per_frame[480-float32-20]": "crop 480, 8 frames, top-20 of each, float32",
+    "bench_per_frame[480-bfloat16-5]": "crop 480, 8 frames, top-5 of each, bfloat16",
+    "bench_per_frame[480-bfloat16-20]": "crop 480, 8 frames, top-20 of each, bfloat16",
+    "bench_joint[10]": "crop 480, 8 frames, top-10 of all, float32",
+    "bench_region": "CRW at 480 x 854, 21 frames, circle 12, float32",
+    "bench_dino": "DINO at 480 x 854, 8 frames, square 12, float32",
+    "bench_full_hd": "1920 x 1080, 8 frames, top-5 of each, bfloat16",
+    "bench_backward[per frame, all-float32]": "gradient, crop 480, softmax over all, float32",
+    "bench_backward[joint, kept-float32]": "gradient, crop 480, softmax over the kept, float32",
+}
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row a rival, wins and losses alike."""
+    found = []
+    for benchmark in results["benchmarks"]:
+        if benchmark["name"] not in NAMES:
+            continue
+        info, own = benchmark["extra_info"], benchmark["stats"]["median"]
+        work, memory = NAMES[benchmark["name"]], f"{info['peak_mb']:.0f} MB"
+        for rival, ratio in info["ratio_to"].items():
+            seconds = info["rival_seconds"][rival]
+            found.append((work, f"{own:.3f} s", rival, f"{seconds:.3f} s", f"{ratio:.2f}", memory,
+                          f"{info['rival_peak_mb'][rival]:.0f} MB"))  # fmt: skip
+        if not info["ratio_to"]:
+            found.append((work, f"{own:.1f} s", "(does not fit)", "", "", memory, ""))
+    return found
+
+
+def table(results: dict[str, Any], source: str) -> str:
+    """The rows as Markdown, with what they were measured on."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
+    machine = results["machine_info"]
+    about = machine["timecycle"]
+    lines += [
+        "",
+        f"Medians on {machine['cpu'].get('brand_raw', machine['processor'])} with {about['threads']} threads "
+        f"({about['cpu capability']}), torch {about['torch']}, commit {about['commit']}, from `{source}`; rivals timed in "
+        "turn with ours, memory beyond what was held before the call. On a shared machine only the ratios count.",
+    ]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Bars of ours / rival for every rival of the table; below 1 ours is faster."""
+    import matplotlib.pyplot as plt
+
+    found = [row for row in rows(results) if row[4]]
+    figure, axes = plt.subplots(figsize=(10, 0.32 * len(found) + 1))
+    values = [float(row[4]) for row in found]
+    axes.barh([f"{row[0]}  vs  {row[2]}" for row in found], values, color=["C0" if v < 1 else "C3" for v in values])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("time of topk_affinity / time of the rival")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Rewrite the README's table and the plot beside the results."""
+    source = Path(sys.argv[1])
+    results = json.loads(source.read_text())
+    for benchmark in results["benchmarks"]:
+        benchmark["stats"].pop("data", None)  # single rounds say no more than their median, and fill the repository
+    source.write_text(json.dumps(results, indent=1) + "\n")
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    named = source.resolve().relative_to(ROOT)
+    readme.write_text(f"{before}{BEGIN}\n\n{table(results, str(named))}\n\n{END}{rest.split(END)[1]}")
+    plot(results, source.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
