@@ -48,8 +48,8 @@ def table(results: dict[str, Any], source: str) -> str:
     lines += [
         "",
         f"Medians on {machine['cpu'].get('brand_raw', machine['processor'])} with {about['threads']} threads "
-        f"({about['cpu capability']}), torch {about['torch']}, commit {about['commit']}, from `{source}`; rivals timed in "
-        "turn with ours, memory beyond what was held before the call. On a shared machine only the ratios count.",
+        f"({about['cpu capability']}), torch {about['torch']}, commit {about['commit']}, from `{source}`; rivals timed "
+        "in turn with ours, memory beyond what was held before the call. On a shared machine only the ratios count.",
     ]
     return "\n".join(lines)
 

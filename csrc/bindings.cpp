@@ -14,18 +14,19 @@ using at::Tensor;
 std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
                                                  const Tensor& copies, int64_t k, double temperature, bool joint,
                                                  bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
-  const timecycle::TopkAffinity shape{query.size(0),
-                                      query.size(1),
-                                      query.size(2),
-                                      bank.size(1),
-                                      frames.size(1),
-                                      k,
-                                      static_cast<float>(1.0 / temperature),
-                                      joint,
-                                      all,
-                                      ties,
-                                      width,
-                                      std::move(reach)};
+  const timecycle::TopkAffinity shape{.targets = query.size(0),
+                                      .queries = query.size(1),
+                                      .channels = query.size(2),
+                                      .frames = bank.size(0),
+                                      .positions = bank.size(1),
+                                      .slots = frames.size(1),
+                                      .k = k,
+                                      .scale = static_cast<float>(1.0 / temperature),
+                                      .joint = joint,
+                                      .all = all,
+                                      .ties = ties,
+                                      .width = width,
+                                      .reach = std::move(reach)};
   Tensor weights, indices;
   Tensor denominators =
       at::empty({shape.targets, shape.queries, all ? shape.groups() : 0}, query.options().dtype(at::kFloat));

@@ -91,4 +91,37 @@ void count_row(float* tile, float* counts, int64_t rows, int32_t first, const in
   }
 }
 
+TIMECYCLE_VARIANTS
+float dot(const float* a, const float* b, int64_t n) {
+  constexpr int64_t kSums = 64;  // kept apart, so that loops vectorise and rounding stays small
+  float sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int64_t j = 0; j < kSums; ++j) sums[j] += a[i + j] * b[i + j];
+  for (int64_t j = 0; i + j < n; ++j) sums[j] += a[i + j] * b[i + j];
+  for (int64_t half = kSums / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
+TIMECYCLE_VARIANTS
+float round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded) {
+  constexpr int64_t kSums = 16;
+  float sums[kSums] = {};
+  for (int64_t first = 0; first < n; first += kSums) {
+    const int64_t count = std::min(kSums, n - first);
+    for (int64_t j = 0; j < count; ++j) {
+      uint32_t bits;
+      std::memcpy(&bits, values + first + j, sizeof(bits));
+      bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;  // to nearest, ties to even; infinity stays itself
+      rounded[first + j] = static_cast<uint16_t>(bits >> 16);
+      float back;
+      std::memcpy(&back, &bits, sizeof(back));
+      sums[j] += (values[first + j] - back) * (values[first + j] - back);
+    }
+  }
+  for (int64_t j = 1; j < kSums; ++j) sums[0] += sums[j];
+  return sums[0];
+}
+
 }  // namespace timecycle

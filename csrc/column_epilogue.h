@@ -38,4 +38,10 @@ void add_tile(const float* part, int64_t rows, float* total);
 void count_row(float* tile, float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach,
                float inside, float outside);
 
+// <a, b> over n channels.
+float dot(const float* a, const float* b, int64_t n);
+
+// Rounds n floats to bfloat16, and returns the sum of the squared differences.
+float round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded);
+
 }  // namespace timecycle

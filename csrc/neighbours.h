@@ -19,6 +19,20 @@ struct Neighbour {
   int64_t index;  // slot * M + position
 };
 
+// Calls found(row, q) for every 1 in reached [rows][kLanes], row by row, for the first `queries` lanes.
+template <typename Found>
+void for_each_reached(const uint8_t* reached, int64_t rows, int64_t queries, Found found) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t first = 0; first < queries; first += 8) {
+      uint64_t eight;
+      std::memcpy(&eight, reached + row * kLanes + first, sizeof(eight));
+      for (; eight != 0; eight &= eight - 1) {
+        const int64_t q = first + __builtin_ctzll(eight) / 8;
+        if (q < queries) found(row, q);
+      }
+    }
+}
+
 class Neighbours {
  public:
   Neighbours(int64_t k, float scale, bool all, bool ties)
@@ -44,19 +58,14 @@ class Neighbours {
     // A few queries are cheaper column by column, many row by row.
     if (reached > kFew) {
       column_reached(tile, rows, worst_, ties_, reached_.data());
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t first = 0; first < queries; first += 8) {
-          uint64_t eight;  // 0 or 1 in each byte
-          std::memcpy(&eight, &reached_[row * kLanes + first], sizeof(eight));
-          for (; eight != 0; eight &= eight - 1) {
-            const int64_t q = first + __builtin_ctzll(eight) / 8;
-            if (q < queries) offer(q, row, tile, counts, every, first_index);
-          }
-        }
+      for_each_reached(reached_.data(), rows, queries, [&](int64_t row, int64_t q) {
+        offer(q, tile[row * kLanes + q], times(counts, every, row, q), first_index + row);
+      });
     } else if (reached > 0) {
       for (int64_t q = 0; q < queries; ++q)
         if (interesting(tile_largest[q], q))
-          for (int64_t row = 0; row < rows; ++row) offer(q, row, tile, counts, every, first_index);
+          for (int64_t row = 0; row < rows; ++row)
+            offer(q, tile[row * kLanes + q], times(counts, every, row, q), first_index + row);
     }
     if (!all_) return;
     for (int64_t q = 0; q < kLanes; ++q) {
@@ -73,6 +82,13 @@ class Neighbours {
       column_exp_sum(tile, rows, largest_, scale_, once);
       for (int64_t q = 0; q < kLanes; ++q) sum_[q] += static_cast<float>(every) * once[q];
     }
+  }
+
+  // Enters a key into the list of query q if it belongs there, `times` times. Keys come by rising index.
+  void offer(int64_t q, float value, int64_t times, int64_t index) {
+    if (!interesting(value, q)) return;
+    add(q, {value, index}, times);
+    worst_[q] = best_[q * k_ + k_ - 1].value;
   }
 
   // The list of query q, best first.
@@ -109,11 +125,8 @@ class Neighbours {
     return value > worst_[q] || (ties_ && value == worst_[q] && value > kNone);
   }
 
-  void offer(int64_t q, int64_t row, const float* tile, const float* counts, int64_t every, int64_t first_index) {
-    const float value = tile[row * kLanes + q];
-    if (!interesting(value, q)) return;
-    add(q, {value, first_index + row}, counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every);
-    worst_[q] = best_[q * k_ + k_ - 1].value;
+  static int64_t times(const float* counts, int64_t every, int64_t row, int64_t q) {
+    return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
   }
 
   // Enters a neighbour `times` times into the sorted list of query q. Keys come by rising index, so a newcomer goes

@@ -20,6 +20,8 @@ constexpr int64_t kChain = 128;
 // A panel of queries as floats, [D][kLanes]; unused lanes stay 0.
 class FloatPanel {
  public:
+  using Element = float;
+
   explicit FloatPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, 0.0f), part_(kRows * kLanes) {}
 
   template <typename Feature>
@@ -28,14 +30,6 @@ class FloatPanel {
   }
 
   // tile [rows][kLanes] = keys [rows][D] times the panel.
-  template <typename Feature>
-  void multiply(const Feature* keys, int64_t rows, float* tile) {
-    copy_.resize(rows * channels_);
-    std::transform(keys, keys + rows * channels_, copy_.begin(),
-                   [](Feature value) { return static_cast<float>(value); });
-    multiply(copy_.data(), rows, tile);
-  }
-
   void multiply(const float* keys, int64_t rows, float* tile) {
     for (int64_t d = 0; d < channels_; d += kChain) {
       float* out = d == 0 ? tile : part_.data();
@@ -47,12 +41,32 @@ class FloatPanel {
 
  private:
   int64_t channels_;
-  std::vector<float> data_, part_, copy_;
+  std::vector<float> data_, part_;
 };
+
+// Keys as the panels multiply them: themselves, or a converted copy of this many.
+inline const float* prepare(const float* keys, int64_t, std::vector<float>&) { return keys; }
+inline const c10::BFloat16* prepare(const c10::BFloat16* keys, int64_t, std::vector<c10::BFloat16>&) { return keys; }
+
+template <typename Feature>
+const float* prepare(const Feature* keys, int64_t count, std::vector<float>& copy) {
+  copy.resize(count);
+  std::transform(keys, keys + count, copy.begin(), [](Feature value) { return static_cast<float>(value); });
+  return copy.data();
+}
+
+inline const c10::BFloat16* prepare(const float* keys, int64_t count, std::vector<c10::BFloat16>& copy) {
+  static_assert(sizeof(c10::BFloat16) == sizeof(uint16_t));
+  copy.resize(count);
+  round_to_bfloat16(keys, count, reinterpret_cast<uint16_t*>(copy.data()));
+  return copy.data();
+}
 
 // A panel of bfloat16 queries for the chip's bfloat16 products: pairs of channels side by side, [D / 2][kLanes][2].
 class PairPanel {
  public:
+  using Element = c10::BFloat16;
+
   explicit PairPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, c10::BFloat16(0.0f)) {}
 
   // Whether this chip and this PyTorch multiply such panels. An odd number of channels has no pairs.
@@ -73,6 +87,12 @@ class PairPanel {
 
  private:
   static bool probe() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    // Without the instructions oneDNN may emulate them, which is slower than float.
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
+#else
+    return false;
+#endif
     PairPanel panel(2);
     const c10::BFloat16 one[2] = {1.0f, 2.0f};
     panel.set(3, one);

@@ -11,6 +11,7 @@ struct TopkAffinity {
   int64_t targets;    // B
   int64_t queries;    // N
   int64_t channels;   // D
+  int64_t frames;     // F
   int64_t positions;  // M
   int64_t slots;      // T
   int64_t k;          // of Select: per slot ("frame") or in all ("joint")

@@ -136,6 +136,53 @@ def test_is_as_exact_as_the_same_product_in_pytorch(shape, scope, normalise, tie
     assert error <= 2 * allowed + 1e-5
 
 
+# From 128 channels on, the CPU kernel may look for candidates in bfloat16 and decide between them in float32.
+WIDE_CASES = {
+    "whole numbers, full of ties": lambda g, shape: torch.randint(-2, 3, shape, generator=g).float(),
+    "nearer than bfloat16 can tell": lambda g, shape: 1 + 1e-4 * torch.rand(shape, generator=g),
+    "normalised": lambda g, shape: torch.nn.functional.normalize(torch.randn(shape, generator=g), dim=2),
+    "of very different norms": lambda g, shape: (
+        torch.randn(shape, generator=g) * 10 ** torch.randn((*shape[:2], 1), generator=g)
+    ),
+    "scaled by 4, never negative": lambda g, shape: 4 * torch.rand(shape, generator=g),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", WIDE_CASES.values(), ids=WIDE_CASES.keys())
+@pytest.mark.parametrize(
+    ("scope", "ties"), [("joint", "exact"), ("joint", "all"), ("frame", "exact"), ("frame", "all")]
+)
+@pytest.mark.parametrize("region", [None, Region(12, 13, 4)], ids=["everywhere", "region"])
+def test_wide_features_select_exactly(backend, make, scope, ties, region):
+    generator = torch.Generator().manual_seed(5)
+    query, bank = make(generator, (2, 156, 192)), make(generator, (3, 156, 192))
+    frames = torch.tensor([[0, 1, 2, 1], [2, -1, 0, -1]])
+    copies = torch.tensor([[3, 1], [1, 0], [2, 2], [1, 0]]) if region else None
+    select = Select(7, 1.0, scope, "kept", ties)
+    options = {"region": region, "copies": copies}
+    exact, expected = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
+    weights, indices = topk_affinity(query, bank, frames, select, backend=backend, **options)
+    if ties == "exact" or make is WIDE_CASES["whole numbers, full of ties"]:
+        assert torch.equal(indices < 0, expected < 0)
+        logits = [
+            torch.einsum("bnd,bnkd->bnk", query.double(), bank.double().flatten(0, 1)[rows])
+            for rows in (frame_rows(indices, frames, 156), frame_rows(expected, frames, 156))
+        ]
+        # The products that were chosen are the largest, up to what float32 can tell apart.
+        scale = query.norm(dim=2).amax() * bank.norm(dim=2).amax()
+        torch.testing.assert_close(*logits, atol=1e-6 * float(scale), rtol=1e-6)
+    if make is WIDE_CASES["whole numbers, full of ties"]:
+        assert torch.equal(indices, expected)
+        torch.testing.assert_close(weights.double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
+    """Rows of the flattened bank that indices mean; 0 for those that mean nothing."""
+    frame = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
+    return torch.where(indices >= 0, frame * positions + indices % positions, 0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
 def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, normalise, ties):
