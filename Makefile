@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+SANITIZE := -fsanitize=address,undefined
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test lint format bench clean
+.PHONY: help env build demo test lint format bench sanitize clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -50,6 +51,14 @@ bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the RE
 	$(SAY) "running the benchmarks (some ten minutes)"
 	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/cpu.json
 	@$(RUN) -m benchmarks.report benchmarks/results/cpu.json
+
+sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer and UBSan (rebuilds the kernels twice)
+	$(SAY) "building the native kernels with sanitizers"
+	@CFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DTIMECYCLE_ONE_VARIANT" \
+		LDFLAGS="$(SANITIZE)" $(RUN) setup.py --quiet build_ext --force
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(RUN) -m pytest tests/test_topk_affinity.py tests/test_published_protocols.py -k "cpu and not finite_differences"
+	@$(RUN) setup.py --quiet build_ext --force
 
 clean: ## remove what was built and made; keeps .venv
 	rm -rf build out data timecycle/_C*.so .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,6 @@ from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation import DTYPES, Features, Options, evaluate, fingerprint
-from timecycle.ops._backends import NATIVE_MISSING
 from timecycle.results import ResultsFolder, peak_memory_mb
 from timecycle.scores import SequenceMasks, score_masks
 
@@ -97,8 +96,6 @@ def main() -> None:
     if not arguments.resume and not arguments.features:
         print("no weights ship with the project yet: the colour descriptor stands in (--resume takes trained weights)")
     device = choose_device(arguments.device)
-    if NATIVE_MISSING and device.type == "cpu":
-        print(f"the slower PyTorch reference serves: {NATIVE_MISSING}")
     protocol = {"cropSize": arguments.cropSize, "videoLen": arguments.videoLen, "topk_vis": arguments.topk_vis}
     Options(**protocol)  # before data are made or read
     source, sequences = choose_data(arguments)

@@ -5,28 +5,37 @@
 
 #include <tuple>
 
+#include "tile_product.h"
 #include "topk_affinity.h"
+#include "topk_affinity_backward.h"
 
 namespace {
 
 using at::Tensor;
 
+timecycle::TopkAffinity shape_of(const Tensor& query, const Tensor& bank, const Tensor& frames, int64_t k,
+                                 double temperature, bool joint, bool all, bool ties, int64_t width,
+                                 std::vector<int64_t> reach) {
+  return {.targets = query.size(0),
+          .queries = query.size(1),
+          .channels = query.size(2),
+          .frames = bank.size(0),
+          .positions = bank.size(1),
+          .slots = frames.size(1),
+          .k = k,
+          .scale = static_cast<float>(1.0 / temperature),
+          .joint = joint,
+          .all = all,
+          .ties = ties,
+          .width = width,
+          .reach = std::move(reach)};
+}
+
 std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
                                                  const Tensor& copies, int64_t k, double temperature, bool joint,
                                                  bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
-  const timecycle::TopkAffinity shape{.targets = query.size(0),
-                                      .queries = query.size(1),
-                                      .channels = query.size(2),
-                                      .frames = bank.size(0),
-                                      .positions = bank.size(1),
-                                      .slots = frames.size(1),
-                                      .k = k,
-                                      .scale = static_cast<float>(1.0 / temperature),
-                                      .joint = joint,
-                                      .all = all,
-                                      .ties = ties,
-                                      .width = width,
-                                      .reach = std::move(reach)};
+  const timecycle::TopkAffinity shape =
+      shape_of(query, bank, frames, k, temperature, joint, all, ties, width, std::move(reach));
   Tensor weights, indices;
   Tensor denominators =
       at::empty({shape.targets, shape.queries, all ? shape.groups() : 0}, query.options().dtype(at::kFloat));
@@ -47,6 +56,23 @@ std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tens
   return {weights, indices, denominators};
 }
 
+// Adds to d_query and d_bank (float) what runs through the denominators; see topk_affinity_backward.h.
+void topk_affinity_backward(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& copies,
+                            const Tensor& denominators, const Tensor& mean, Tensor d_query, Tensor d_bank,
+                            double temperature, bool joint, int64_t width, std::vector<int64_t> reach) {
+  const timecycle::TopkAffinity shape =
+      shape_of(query, bank, frames, 1, temperature, joint, true, false, width, std::move(reach));
+  const auto run = [&]<typename Feature>() {
+    timecycle::topk_affinity_backward_cpu<Feature>(
+        shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(), frames.const_data_ptr<int64_t>(),
+        copies.const_data_ptr<int64_t>(), denominators.const_data_ptr<float>(), mean.const_data_ptr<float>(),
+        d_query.mutable_data_ptr<float>(), d_bank.mutable_data_ptr<float>());
+  };
+  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity_backward", AT_DISPATCH_CASE(at::kFloat, [&] {
+                       run.operator()<scalar_t>();
+                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); }));
+}
+
 // The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.
 void tile_product(const Tensor& query, const Tensor& keys) {
   const auto run = [&]<typename Feature>() {
@@ -62,6 +88,8 @@ void tile_product(const Tensor& query, const Tensor& keys) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
+  module.def("pairs", timecycle::PairPanel::can_run, "Whether this chip multiplies bfloat16 with this many channels");
+  module.def("topk_affinity_backward", topk_affinity_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("tile_product", tile_product, pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("topk_affinity", topk_affinity, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -63,6 +63,17 @@ void column_exp_sum(const float* tile, int64_t rows, const float* shift, float s
 }
 
 TIMECYCLE_VARIANTS
+void column_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
+                  float scale) {
+  for (int64_t i = 0; i < rows * kLanes; i += kLanes)
+    for (int64_t q = 0; q < kLanes; ++q) {
+      const float count = counts ? counts[i + q] : every;
+      // What does not count is -inf times scale here; the exponent's lower end keeps it finite.
+      tile[i + q] = count > 0.0f ? factor[q] * count * exp_of_negative(tile[i + q] * scale - shift[q]) : 0.0f;
+    }
+}
+
+TIMECYCLE_VARIANTS
 void add_tile(const float* part, int64_t rows, float* total) {
   for (int64_t i = 0; i < rows * kLanes; ++i) total[i] += part[i];
 }

@@ -30,6 +30,11 @@ void column_exp_sum(const float* tile, int64_t rows, const float* shift, float s
 // The same with every term counted counts[row][q] times.
 void column_exp_sum(const float* tile, const float* counts, int64_t rows, const float* shift, float scale, float* sum);
 
+// tile[row][q] = factor[q] * count * exp(tile[row][q] * scale - shift[q]), where count is counts[row][q], or `every`
+// without counts. A logit may exceed its shift by rounding only.
+void column_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
+                  float scale);
+
 // total += part, both [rows][kLanes].
 void add_tile(const float* part, int64_t rows, float* total);
 

@@ -22,7 +22,7 @@ class FloatPanel {
  public:
   using Element = float;
 
-  explicit FloatPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, 0.0f), part_(kRows * kLanes) {}
+  explicit FloatPanel(int64_t channels) : channels_(channels), data_(channels * kLanes, 0.0f) {}
 
   template <typename Feature>
   void set(int64_t lane, const Feature* query) {
@@ -30,18 +30,19 @@ class FloatPanel {
   }
 
   // tile [rows][kLanes] = keys [rows][D] times the panel.
-  void multiply(const float* keys, int64_t rows, float* tile) {
+  void multiply(const float* keys, int64_t rows, float* tile) const {
+    alignas(64) static thread_local float part[kRows * kLanes];
     for (int64_t d = 0; d < channels_; d += kChain) {
-      float* out = d == 0 ? tile : part_.data();
+      float* out = d == 0 ? tile : part;
       at::native::cpublas::brgemm(rows, kLanes, std::min(kChain, channels_ - d), channels_, kLanes, kLanes,
                                   /*add_C=*/false, keys + d, &data_[d * kLanes], out);
-      if (d > 0) add_tile(part_.data(), rows, tile);
+      if (d > 0) add_tile(part, rows, tile);
     }
   }
 
  private:
   int64_t channels_;
-  std::vector<float> data_, part_;
+  std::vector<float> data_;
 };
 
 // Keys as the panels multiply them: themselves, or a converted copy of this many.

@@ -4,12 +4,14 @@ import functools
 import itertools
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, affinity_propagate, backends, propagate_labels, topk_affinity
+from timecycle.ops import Region, Select, _backends, affinity_propagate, backends, propagate_labels, topk_affinity
 from timecycle.ops._backends import NATIVE_MISSING
 from timecycle.ops.topk_affinity import exact_topk
 
@@ -175,6 +177,34 @@ def test_wide_features_select_exactly(backend, make, scope, ties, region):
     if make is WIDE_CASES["whole numbers, full of ties"]:
         assert torch.equal(indices, expected)
         torch.testing.assert_close(weights.double(), exact, atol=1e-6, rtol=1e-5)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_shape_type_region_and_selection_equals_the_reference_in_float64(backend, data):
+    """Whole-number features, so that ties abound and every backend must give the same answer to the last index."""
+    draw = data.draw
+    height, width, channels = (
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 20)),
+        draw(st.sampled_from([1, 3, 64, 128, 130])),
+    )
+    slots, k, dtype = draw(st.integers(1, 4)), draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
+    select = Select(k, 4.0, *draw(st.sampled_from(SELECTIONS)))
+    shapes = st.sampled_from(["circle<", "circle<=", "square<="])
+    region = Region(height, width, draw(st.integers(0, 9)), draw(shapes)) if draw(st.booleans()) else None
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    features = torch.randint(-1, 2, (5, height * width, channels), generator=generator)
+    query, bank = features[:2], features[2:]
+    frames = torch.randint(-1, 3, (2, slots), generator=generator)
+    copies = torch.randint(0, 4, (2, slots, 2), generator=generator) if draw(st.booleans()) else None
+    options = {"region": region, "copies": copies}
+    exact, expected = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
+    strided = query.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    weights, indices = topk_affinity(strided, bank.to(dtype), frames, select, backend=backend, **options)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=1e-4)
 
 
 def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
@@ -427,6 +457,16 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot():
     query, bank, frames = random_case(2, 2, 2, 1, torch.float64)
     with pytest.raises(InputError, match="backend 'cpu' cannot run topk_affinity here: "):
         topk_affinity(query, bank, frames, Select(1, 1.0), backend="cpu")
+
+
+def test_a_missing_backend_is_said_once_and_the_reference_serves(monkeypatch):
+    missing = _backends.Backend("cpu", "the compiled module is not there (test)", lambda *_: None, lambda *_: 1 / 0)
+    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity", (missing, _backends._REGISTERED["topk_affinity"][-1]))
+    query, bank, frames = random_case(2, 2, 2, 1, torch.float32)
+    with pytest.warns(UserWarning, match="the compiled module is not there") as said:
+        for _ in range(3):
+            topk_affinity(query, bank, frames, Select(1, 1.0))
+    assert len(said) == 1
 
 
 def test_backends_are_listed_with_reasons(capsys):

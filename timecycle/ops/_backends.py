@@ -4,7 +4,9 @@ Each operator has an ordered list of backends; the first that can run a call run
 reason is what a caller sees who asked for it by name.
 """
 
+import functools
 import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -51,6 +53,8 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
     Raises InputError if the wanted one is unknown, or cannot run them, with its reason.
     """
     candidates = _REGISTERED[operator]
+    if wanted is None and candidates[0].missing:
+        _say_once(f"{operator} runs without its fastest backend: {candidates[0].missing}")
     for candidate in candidates:
         if wanted in (None, candidate.name):
             reason = candidate.missing or candidate.why_not(*arguments)
@@ -60,6 +64,11 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
                 raise InputError(f"backend {wanted!r} cannot run {operator} here: {reason}")
     names = ", ".join(candidate.name for candidate in candidates)
     raise InputError(f"backend {wanted!r} is unknown to {operator}; expected one of {names}")
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
 
 
 def backends() -> None:

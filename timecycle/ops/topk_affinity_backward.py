@@ -15,6 +15,7 @@ queries.
 import torch
 from torch import Tensor
 
+from timecycle.ops._backends import NATIVE, NATIVE_MISSING
 from timecycle.ops.selection import inside
 
 STRIP = 256  # queries whose logits with one frame are held at once
@@ -40,27 +41,22 @@ def topk_affinity_backward(
     wide, positions = weights.dtype, bank.shape[1]
     keys = bank.to(wide).flatten(0, 1)
     d_query, d_keys = torch.empty_like(query, dtype=wide), torch.zeros_like(keys)
-    near = inside(width, reach, query.shape[1], query.device) if width else None
-    for b, context in enumerate(frames.tolist()):
-        queries = query[b].to(wide)
-        groups = 1 if joint else len(context)
-        share = (weights[b] * gradient[b]).unflatten(1, (groups, -1))  # w g, [N, groups, K / groups]
-        mean = share.sum(dim=2)  # G, [N, groups]
-        if not every:
-            filled = 1 if joint else max(1, sum(frame >= 0 for frame in context))
-            share = share - weights[b].unflatten(1, (groups, -1)) * filled * mean[:, :, None]
+    groups = 1 if joint else frames.shape[1]
+    filled = 1 if joint else (frames >= 0).sum(dim=1).clamp(min=1)[:, None, None, None]
+    shares = weights.unflatten(2, (groups, -1))
+    share = (weights * gradient).unflatten(2, (groups, -1))  # w g, [B, N, groups, K / groups]
+    mean = share.sum(dim=3)  # G, [B, N, groups]
+    if not every:
+        share = share - shares * filled * mean[..., None]
+    for b in range(len(query)):
         exists = indices[b] >= 0
         rows = torch.where(exists, frames[b][indices[b] // positions] * positions + indices[b] % positions, 0)
-        share = torch.where(exists, share.flatten(1) / temperature, 0.0)
-        _kept(share, rows, queries, keys, d_query[b], d_keys)
-        for t, frame in enumerate(context) if every else ():
-            if frame >= 0:
-                group = 0 if joint else t
-                slot = slice(frame * positions, (frame + 1) * positions)
-                _every(
-                    *(mean[:, group] / temperature, denominators[b, :, group], near, copies[b, t], temperature),
-                    *(queries, keys[slot], d_query[b], d_keys[slot]),
-                )
+        kept = torch.where(exists, share[b].flatten(1) / temperature, 0.0)
+        _kept(kept, rows, query[b].to(wide), keys, d_query[b], d_keys)
+    if every:
+        arguments = (query, bank, frames, copies, denominators, mean / temperature, d_query, d_keys.view_as(bank))
+        run = _every if _why_not_native(query) else _every_native
+        run(*arguments, temperature, joint, width, reach)
     return d_query.to(query.dtype), d_keys.view_as(bank).to(bank.dtype)
 
 
@@ -80,22 +76,47 @@ def _kept(share: Tensor, rows: Tensor, queries: Tensor, keys: Tensor, d_query: T
 
 
 def _every(
-    mean: Tensor,
-    denominator: Tensor,
-    near: Tensor | None,
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
     copies: Tensor,
-    temperature: float,
-    queries: Tensor,
-    keys: Tensor,
+    denominators: Tensor,
+    mean: Tensor,
     d_query: Tensor,
-    d_keys: Tensor,
+    d_bank: Tensor,
+    temperature: float,
+    joint: bool,
+    width: int,
+    reach: list[int],
 ) -> None:
-    """The part through the denominator, for one slot: adds to d_query [N, D] and d_keys [M, D]."""
-    for start in range(0, len(queries), STRIP):
-        strip = slice(start, start + STRIP)
-        share = (queries[strip] @ keys.T / temperature - denominator[strip, None]).exp()
-        counts = copies[0] if near is None else torch.where(near[strip], copies[0], copies[1])
-        # A query that may see nothing has no denominator, and no gradient.
-        share = torch.where(counts > 0, share * counts, 0.0) * -mean[strip, None]
-        d_query[strip] += share @ keys
-        d_keys += share.T @ queries[strip]
+    """The part through the denominators, strip by strip: adds to d_query [B, N, D] and d_bank [F, M, D]."""
+    near = inside(width, reach, query.shape[1], query.device) if width else None
+    for b, context in enumerate(frames.tolist()):
+        for t, frame in enumerate(context):
+            group = 0 if joint else t
+            for start in range(0, query.shape[1] if frame >= 0 else 0, STRIP):
+                strip = slice(start, start + STRIP)
+                queries, keys = query[b, strip].to(mean.dtype), bank[frame].to(mean.dtype)
+                share = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
+                within, beyond = copies[b, t, 0], copies[b, t, 1]
+                counts = within if near is None else torch.where(near[strip], within, beyond)
+                # A query that may see nothing has no denominator, and no gradient.
+                share = torch.where(counts > 0, share * counts, 0.0) * -mean[b, strip, group, None]
+                d_query[b, strip] += share @ keys
+                d_bank[frame] += share.T @ queries
+
+
+def _why_not_native(query: Tensor) -> str | None:
+    if NATIVE is None:
+        return NATIVE_MISSING
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
+        return f"it has no kernel for {query.dtype} on {query.device}"
+    if query.dtype == torch.bfloat16 and not NATIVE.pairs(query.shape[2]):
+        return "this chip does not multiply bfloat16"
+    return None
+
+
+def _every_native(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> None:
+    assert NATIVE is not None
+    first = (query, bank, frames, copies, *rest[:2])
+    NATIVE.topk_affinity_backward(*(x.contiguous() for x in first), *rest[2:])  # type: ignore[attr-defined]
