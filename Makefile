@@ -49,6 +49,7 @@ format: $(VENV)/.installed ## put the code into the project's format
 bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements-bench.txt
 	$(SAY) "running the benchmarks (some ten minutes)"
+	@mkdir -p benchmarks/results
 	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/cpu.json
 	@$(RUN) -m benchmarks.report benchmarks/results/cpu.json
 
