@@ -81,7 +81,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     named = source.resolve().relative_to(ROOT)
-    readme.write_text(f"{before}{BEGIN}\n\n{table(results, str(named))}\n\n{END}{rest.split(END)[1]}")
+    readme.write_text(
+        f"{before}{BEGIN}\n\n{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`.\n\n{END}{rest.split(END)[1]}"
+    )
     plot(results, source.with_suffix(".svg"))
 
 
