@@ -81,10 +81,12 @@ def main() -> None:
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     named = source.resolve().relative_to(ROOT)
-    readme.write_text(
+    picture = source.with_suffix(".svg")
+    written = f"{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`."
+    readme.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.split(END)[1]}")
         f"{before}{BEGIN}\n\n{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`.\n\n{END}{rest.split(END)[1]}"
     )
-    plot(results, source.with_suffix(".svg"))
+    plot(results, picture)
 
 
 if __name__ == "__main__":
