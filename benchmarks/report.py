@@ -84,8 +84,6 @@ def main() -> None:
     picture = source.with_suffix(".svg")
     written = f"{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`."
     readme.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.split(END)[1]}")
-        f"{before}{BEGIN}\n\n{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`.\n\n{END}{rest.split(END)[1]}"
-    )
     plot(results, picture)
 
 
