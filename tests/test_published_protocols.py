@@ -8,13 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import BACKENDS
 from timecycle.ops import Region, Select, propagate_labels, topk_affinity
-from timecycle.ops._backends import NATIVE_MISSING
 
-BACKENDS = [
-    pytest.param("cpu", marks=pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))),
-    "reference",
-]
 RECORDED = [
     f"{protocol}_{data}"
     for protocol in ("crw", "vfs", "dino", "dinov3", "uvc")

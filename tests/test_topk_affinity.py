@@ -11,15 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import BACKENDS
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, _backends, affinity_propagate, backends, propagate_labels, topk_affinity
-from timecycle.ops._backends import NATIVE_MISSING
 from timecycle.ops.topk_affinity import exact_topk
 
-BACKENDS = [
-    pytest.param("cpu", marks=pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))),
-    "reference",
-]
 # (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
 SELECTIONS = [
