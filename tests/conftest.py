@@ -17,8 +17,8 @@ from timecycle.errors import run_command_line
 from timecycle.masks import write_mask
 from timecycle.ops._backends import NATIVE_MISSING
 
-# Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE), so
-# only a machine without a compiler skips it.
+# Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE),
+# so only a machine without a compiler skips it.
 BACKENDS = [
     pytest.param("cpu", marks=pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))),
     "reference",
