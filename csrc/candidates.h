@@ -20,7 +20,7 @@ class Candidates {
  public:
   explicit Candidates(int64_t k) : k_(k), best_(kLanes * k), seen_(kLanes), pruned_(kLanes) { reset(); }
 
-  // The bound e of a lane; lanes without a query keep everything out.
+  // The bound e of a lane.
   void set_error(int64_t q, float error) { error_[q] = error; }
 
   void reset() {
@@ -35,7 +35,7 @@ class Candidates {
     column_reached(tile, rows, floor_, /*equal=*/true, reached_);
     for_each_reached(reached_, rows, queries, [&](int64_t row, int64_t q) {
       const float value = tile[row * kLanes + q];
-      const int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+      const int64_t times = times_counted(counts, every, row, q);
       if (value >= floor_[q] && times > 0) add(q, {value, first_index + row}, times);
     });
   }

@@ -19,6 +19,11 @@ struct Neighbour {
   int64_t index;  // slot * M + position
 };
 
+// How often a key of a tile takes part for a query: what counts [rows][kLanes] says, or `every` without it.
+inline int64_t times_counted(const float* counts, int64_t every, int64_t row, int64_t q) {
+  return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+}
+
 // Calls found(row, q) for every 1 in reached [rows][kLanes], row by row, for the first `queries` lanes.
 template <typename Found>
 void for_each_reached(const uint8_t* reached, int64_t rows, int64_t queries, Found found) {
@@ -59,13 +64,13 @@ class Neighbours {
     if (reached > kFew) {
       column_reached(tile, rows, worst_, ties_, reached_.data());
       for_each_reached(reached_.data(), rows, queries, [&](int64_t row, int64_t q) {
-        offer(q, tile[row * kLanes + q], times(counts, every, row, q), first_index + row);
+        offer(q, tile[row * kLanes + q], times_counted(counts, every, row, q), first_index + row);
       });
     } else if (reached > 0) {
       for (int64_t q = 0; q < queries; ++q)
         if (interesting(tile_largest[q], q))
           for (int64_t row = 0; row < rows; ++row)
-            offer(q, tile[row * kLanes + q], times(counts, every, row, q), first_index + row);
+            offer(q, tile[row * kLanes + q], times_counted(counts, every, row, q), first_index + row);
     }
     if (!all_) return;
     for (int64_t q = 0; q < kLanes; ++q) {
@@ -123,10 +128,6 @@ class Neighbours {
   // Whether a value changes the list of query q. With ties one that equals the k-th does too, unless that is nothing.
   bool interesting(float value, int64_t q) const {
     return value > worst_[q] || (ties_ && value == worst_[q] && value > kNone);
-  }
-
-  static int64_t times(const float* counts, int64_t every, int64_t row, int64_t q) {
-    return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
   }
 
   // Enters a neighbour `times` times into the sorted list of query q. Keys come by rising index, so a newcomer goes

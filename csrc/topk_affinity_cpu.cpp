@@ -7,7 +7,6 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
-#include <memory>
 #include <type_traits>
 
 #include "candidates.h"

@@ -467,8 +467,23 @@ def test_a_missing_backend_is_said_once_and_the_reference_serves(monkeypatch):
         topk_affinity(query, bank, frames, Select(1, 1.0))
 
 
+def test_the_gradient_heeds_the_backend_that_was_asked_for(monkeypatch):
+    ran = []
+    spies = [
+        _backends.Backend(name, None, lambda *_: None, lambda *_, name=name: ran.append(name))
+        for name in ("cpu", "reference")
+    ]
+    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity_backward", tuple(spies))
+    query, bank, frames = random_case(4, 4, 2, 1, torch.float32)
+    for backend in (None, "reference"):
+        leaf = query.clone().requires_grad_()
+        select = Select(2, 1.0, "frame", "all")
+        topk_affinity(leaf, bank, frames, select, backend=backend)[0].sum().backward()
+    assert ran == ["cpu", "reference"]
+
+
 def test_backends_are_listed_with_reasons(capsys):
     backends()
     listed = capsys.readouterr().out.splitlines()
-    assert listed[0].startswith("topk_affinity: cpu: ")
+    assert any(line.startswith("topk_affinity: cpu: ") for line in listed)
     assert "topk_affinity: reference: ready" in listed

@@ -159,13 +159,15 @@ def _(query, bank, frames, copies, k, temperature, joint, every, ties, width, re
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, _, _ = inputs
+    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, ctx.backend, _ = (
+        inputs
+    )
     ctx.save_for_backward(*output, query, bank, frames, copies)
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-    rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach)
+    rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
     d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
     return d_query, d_bank, *(None,) * 11
 

@@ -15,7 +15,7 @@ queries.
 import torch
 from torch import Tensor
 
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING
+from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
 from timecycle.ops.selection import inside
 
 STRIP = 256  # queries whose logits with one frame are held at once
@@ -36,6 +36,7 @@ def topk_affinity_backward(
     every: bool,
     width: int,
     reach: list[int],
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, N, D] and bank [F, M, D] from that of the weights [B, N, K]; dtypes as the features'."""
     wide, positions = weights.dtype, bank.shape[1]
@@ -55,8 +56,10 @@ def topk_affinity_backward(
         _kept(kept, rows, query[b].to(wide), keys, d_query[b], d_keys)
     if every:
         arguments = (query, bank, frames, copies, denominators, mean / temperature, d_query, d_keys.view_as(bank))
-        run = _every if _why_not_native(query) else _every_native
-        run(*arguments, temperature, joint, width, reach)
+        # A caller who named the reference gets it here as well; a kernel that lacks this gradient leaves it to the next.
+        wanted = "reference" if backend == "reference" else None
+        chosen = choose("topk_affinity_backward", wanted, *arguments)
+        chosen.run(*arguments, temperature, joint, width, reach)
     return d_query.to(query.dtype), d_keys.view_as(bank).to(bank.dtype)
 
 
@@ -106,9 +109,8 @@ def _every(
                 d_bank[frame] += share.T @ queries
 
 
-def _why_not_native(query: Tensor) -> str | None:
-    if NATIVE is None:
-        return NATIVE_MISSING
+def _why_not_cpu(query: Tensor, *_: object) -> str | None:
+    assert NATIVE is not None
     if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
         return f"it has no kernel for {query.dtype} on {query.device}"
     if query.dtype == torch.bfloat16 and not NATIVE.pairs(query.shape[2]):
@@ -116,7 +118,14 @@ def _why_not_native(query: Tensor) -> str | None:
     return None
 
 
-def _every_native(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> None:
+def _every_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> None:
     assert NATIVE is not None
     first = (query, bank, frames, copies, *rest[:2])
     NATIVE.topk_affinity_backward(*(x.contiguous() for x in first), *rest[2:])  # type: ignore[attr-defined]
+
+
+register(
+    "topk_affinity_backward",
+    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _every_cpu),
+    Backend("reference", None, lambda *_: None, _every),
+)
