@@ -56,7 +56,7 @@ def topk_affinity_backward(
         _kept(kept, rows, query[b].to(wide), keys, d_query[b], d_keys)
     if every:
         arguments = (query, bank, frames, copies, denominators, mean / temperature, d_query, d_keys.view_as(bank))
-        # A caller who named the reference gets it here as well; a kernel that lacks this gradient leaves it to the next.
+        # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
         wanted = "reference" if backend == "reference" else None
         chosen = choose("topk_affinity_backward", wanted, *arguments)
         chosen.run(*arguments, temperature, joint, width, reach)
