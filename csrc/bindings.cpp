@@ -3,8 +3,13 @@
 #include <ATen/Dispatch.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <functional>
+#include <string>
 #include <tuple>
 
+#include "avx512.h"
+#include "product_rates.h"
+#include "row_sink.h"
 #include "tile_product.h"
 #include "topk_affinity.h"
 #include "topk_affinity_backward.h"
@@ -12,6 +17,8 @@
 namespace {
 
 using at::Tensor;
+
+thread_local timecycle::TopkAffinityReport last_report;
 
 timecycle::TopkAffinity shape_of(const Tensor& query, const Tensor& bank, const Tensor& frames, int64_t k,
                                  double temperature, bool joint, bool all, bool ties, int64_t width,
@@ -31,29 +38,58 @@ timecycle::TopkAffinity shape_of(const Tensor& query, const Tensor& bank, const 
           .reach = std::move(reach)};
 }
 
+timecycle::Products products_of(const std::string& name) {
+  if (name == "fastest") return timecycle::Products::kFastest;
+  if (name == "direct") return timecycle::Products::kDirect;
+  TORCH_CHECK_VALUE(name == "bytes", "products is '", name, "'; expected 'fastest', 'direct' or 'bytes'");
+  return timecycle::Products::kBytes;
+}
+
+timecycle::TopkAffinityReport run_topk_affinity(const timecycle::TopkAffinity& shape, const Tensor& query,
+                                                const Tensor& bank, const Tensor& frames, const Tensor& copies,
+                                                const std::string& products, timecycle::RowSink& sink) {
+  const auto run = [&]<typename Feature>() {
+    return timecycle::topk_affinity_cpu<Feature>(shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(),
+                                                 frames.const_data_ptr<int64_t>(), copies.const_data_ptr<int64_t>(),
+                                                 products_of(products), sink);
+  };
+  return AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity",
+                            AT_DISPATCH_CASE(at::kFloat, [&] { return run.operator()<scalar_t>(); })
+                                AT_DISPATCH_CASE(at::kBFloat16, [&] { return run.operator()<scalar_t>(); })
+                                    AT_DISPATCH_CASE(at::kHalf, [&] { return run.operator()<scalar_t>(); }));
+}
+
 std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
                                                  const Tensor& copies, int64_t k, double temperature, bool joint,
-                                                 bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
+                                                 bool all, bool ties, int64_t width, std::vector<int64_t> reach,
+                                                 const std::string& products) {
   const timecycle::TopkAffinity shape =
       shape_of(query, bank, frames, k, temperature, joint, all, ties, width, std::move(reach));
   Tensor weights, indices;
   Tensor denominators =
       at::empty({shape.targets, shape.queries, all ? shape.groups() : 0}, query.options().dtype(at::kFloat));
-  const auto allocate = [&](int64_t kept) {
+  const std::function<timecycle::TopkAffinityOut(int64_t)> allocate = [&](int64_t kept) {
     weights = at::empty({shape.targets, shape.queries, shape.groups() * kept}, denominators.options());
     indices = at::empty({shape.targets, shape.queries, shape.groups() * kept}, frames.options());
     return timecycle::TopkAffinityOut{weights.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>(),
                                       denominators.mutable_data_ptr<float>()};
   };
-  const auto run = [&]<typename Feature>() {
-    timecycle::topk_affinity_cpu<Feature>(shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(),
-                                          frames.const_data_ptr<int64_t>(), copies.const_data_ptr<int64_t>(), allocate);
-  };
-  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity",
-                     AT_DISPATCH_CASE(at::kFloat, [&] { run.operator()<scalar_t>(); })
-                         AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); })
-                             AT_DISPATCH_CASE(at::kHalf, [&] { run.operator()<scalar_t>(); }));
+  timecycle::TopkWriter writer(shape, allocate);
+  last_report = run_topk_affinity(shape, query, bank, frames, copies, products, writer);
+  writer.finish();
   return {weights, indices, denominators};
+}
+
+Tensor affinity_propagate(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& labels,
+                          const Tensor& label_frames, const Tensor& copies, int64_t k, double temperature, bool joint,
+                          bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
+  const timecycle::TopkAffinity shape =
+      shape_of(query, bank, frames, k, temperature, joint, all, ties, width, std::move(reach));
+  Tensor out = at::zeros({shape.targets, shape.queries, labels.size(2)}, labels.options());
+  timecycle::LabelSink sink(shape, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
+                            labels.size(2), out.mutable_data_ptr<float>());
+  run_topk_affinity(shape, query, bank, frames, copies, "fastest", sink);
+  return out;
 }
 
 // Adds to d_query and d_bank (float) what runs through the denominators; see topk_affinity_backward.h.
@@ -87,9 +123,27 @@ void tile_product(const Tensor& query, const Tensor& keys) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
+  using pybind11::arg;
+  using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
-  module.def("pairs", timecycle::PairPanel::can_run, "Whether this chip multiplies bfloat16 with this many channels");
-  module.def("topk_affinity_backward", topk_affinity_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("tile_product", tile_product, pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("topk_affinity", topk_affinity, pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("pairs", timecycle::pairs_win, "Whether bfloat16 features of this many channels are multiplied as such");
+  module.def(
+      "product_rates",
+      [] {
+        const timecycle::ProductRates& rates = timecycle::product_rates();
+        return pybind11::dict(arg("float32") = rates.floats, arg("bfloat16") = rates.pairs, arg("int8") = rates.bytes);
+      },
+      "Multiply-adds per nanosecond and thread, as measured here; 0 for what cannot be multiplied");
+  module.def("topk_affinity", topk_affinity, arg("query"), arg("bank"), arg("frames"), arg("copies"), arg("k"),
+             arg("temperature"), arg("joint"), arg("every"), arg("ties"), arg("width"), arg("reach"),
+             arg("products") = "fastest", Unlocked());
+  module.def(
+      "last_report",
+      [] { return pybind11::dict(arg("bytes") = last_report.bytes, arg("overflown") = last_report.overflown); },
+      "How the lists of this thread's last topk_affinity were found");
+  module.def("switch_avx512_off", timecycle::avx512::switch_off,
+             "For tests: let the plain loops serve where AVX-512's own instructions would");
+  module.def("affinity_propagate", affinity_propagate, Unlocked());
+  module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());
+  module.def("tile_product", tile_product, Unlocked());
 }

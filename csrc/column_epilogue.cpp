@@ -4,6 +4,9 @@
 #include <cstring>
 #include <limits>
 
+#include "avx512.h"
+#include "hits.h"
+
 namespace timecycle {
 
 TIMECYCLE_VARIANTS
@@ -15,15 +18,52 @@ void column_maximum(const float* tile, int64_t rows, float* largest) {
   }
 }
 
+namespace plain {
+namespace {
+
 TIMECYCLE_VARIANTS
-void column_reached(const float* tile, int64_t rows, const float* worst, bool equal, uint8_t* reached) {
-  if (equal) {
-    for (int64_t i = 0; i < rows * kLanes; i += kLanes)
-      for (int64_t q = 0; q < kLanes; ++q) reached[i + q] = tile[i + q] >= worst[q];
-  } else {
-    for (int64_t i = 0; i < rows * kLanes; i += kLanes)
-      for (int64_t q = 0; q < kLanes; ++q) reached[i + q] = tile[i + q] > worst[q];
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+  int64_t count = 0;
+  alignas(64) uint8_t marked[kLanes];
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* values = tile + row * kLanes;
+    if (equal) {
+      for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] >= worst[q];
+    } else {
+      for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] > worst[q];
+    }
+    count = append_marked(marked, values, row, hits, count);
   }
+  return count;
+}
+
+TIMECYCLE_VARIANTS
+void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+                 const SortedLists& lists) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t q = hits[i].lane, row = hits[i].row;
+    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+    for (; times > 0 && hits[i].value > lists.worst[q]; --times)
+      insert(lists, q, hits[i].value, first_index + static_cast<int32_t>(row));
+  }
+}
+
+}  // namespace
+}  // namespace plain
+
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+#if TIMECYCLE_AVX512
+  if (avx512::usable()) return avx512::column_hits(tile, rows, worst, equal, hits);
+#endif
+  return plain::column_hits(tile, rows, worst, equal, hits);
+}
+
+void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+                 const SortedLists& lists) {
+#if TIMECYCLE_AVX512
+  if (avx512::usable()) return avx512::insert_hits(hits, count, counts, every, first_index, lists);
+#endif
+  plain::insert_hits(hits, count, counts, every, first_index, lists);
 }
 
 namespace {
@@ -74,11 +114,6 @@ void column_share(float* tile, const float* counts, float every, int64_t rows, c
 }
 
 TIMECYCLE_VARIANTS
-void add_tile(const float* part, int64_t rows, float* total) {
-  for (int64_t i = 0; i < rows * kLanes; ++i) total[i] += part[i];
-}
-
-TIMECYCLE_VARIANTS
 void column_exp_sum(const float* tile, const float* counts, int64_t rows, const float* shift, float scale, float* sum) {
   for (int64_t i = 0; i < rows * kLanes; i += kLanes)
     for (int64_t q = 0; q < kLanes; ++q) {
@@ -89,17 +124,21 @@ void column_exp_sum(const float* tile, const float* counts, int64_t rows, const 
 }
 
 TIMECYCLE_VARIANTS
-void count_row(float* tile, float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach,
-               float inside, float outside) {
+void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach, float inside,
+               float outside) {
   for (int64_t row = 0; row < rows; ++row) {
     const int32_t x = first + static_cast<int32_t>(row);
     for (int64_t q = 0; q < kLanes; ++q) {
       const int32_t distance = x > column[q] ? x - column[q] : column[q] - x;
-      const float count = distance <= reach[q] ? inside : outside;
-      counts[row * kLanes + q] = count;
-      tile[row * kLanes + q] = count > 0.0f ? tile[row * kLanes + q] : -std::numeric_limits<float>::infinity();
+      counts[row * kLanes + q] = distance <= reach[q] ? inside : outside;
     }
   }
+}
+
+TIMECYCLE_VARIANTS
+void mask_tile(float* tile, const float* counts, int64_t rows) {
+  for (int64_t i = 0; i < rows * kLanes; ++i)
+    tile[i] = counts[i] > 0.0f ? tile[i] : -std::numeric_limits<float>::infinity();
 }
 
 TIMECYCLE_VARIANTS
@@ -116,23 +155,40 @@ float dot(const float* a, const float* b, int64_t n) {
 }
 
 TIMECYCLE_VARIANTS
-float round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded) {
-  constexpr int64_t kSums = 16;
-  float sums[kSums] = {};
-  for (int64_t first = 0; first < n; first += kSums) {
-    const int64_t count = std::min(kSums, n - first);
-    for (int64_t j = 0; j < count; ++j) {
-      uint32_t bits;
-      std::memcpy(&bits, values + first + j, sizeof(bits));
-      bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;  // to nearest, ties to even; infinity stays itself
-      rounded[first + j] = static_cast<uint16_t>(bits >> 16);
-      float back;
-      std::memcpy(&back, &bits, sizeof(back));
-      sums[j] += (values[first + j] - back) * (values[first + j] - back);
-    }
+void widen_bfloat16(const uint16_t* values, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(values[i]) << 16;
+    std::memcpy(out + i, &bits, sizeof(bits));
   }
-  for (int64_t j = 1; j < kSums; ++j) sums[0] += sums[j];
-  return sums[0];
+}
+
+TIMECYCLE_VARIANTS
+void widen_half(const uint16_t* values, int64_t n, float* out) {
+  constexpr uint32_t kTop = 0x0f800000u;  // an exponent of ones, moved to where float has it
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits = static_cast<uint32_t>(values[i] & 0x7fffu) << 13;
+    const uint32_t exponent = bits & kTop;
+    bits += 112u << 23;                          // the exponents' biases differ by 112
+    bits += exponent == kTop ? 112u << 23 : 0u;  // infinity stays infinity
+    const uint32_t one_up = bits + (1u << 23);   // below the normal numbers: as if 1.x, and that 1 taken off
+    float small;
+    std::memcpy(&small, &one_up, sizeof(small));
+    small -= 0x1p-14f;
+    uint32_t small_bits;
+    std::memcpy(&small_bits, &small, sizeof(small));
+    bits = exponent == 0 ? small_bits : bits;
+    bits |= static_cast<uint32_t>(values[i] & 0x8000u) << 16;
+    std::memcpy(out + i, &bits, sizeof(bits));
+  }
+}
+
+TIMECYCLE_VARIANTS
+void round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    rounded[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
 }
 
 }  // namespace timecycle

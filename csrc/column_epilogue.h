@@ -1,4 +1,5 @@
-// What happens to a tile of dot products while it is in cache: running maximum, sum of exponentials, k largest.
+// What happens to a tile of dot products while it is in cache: running maximum, sum of exponentials, what reaches a
+// list, and the list's insertion.
 //
 // A tile is [keys][kLanes queries], so queries lie along vector lanes: maxima and sums need no horizontal step, and a
 // key that reaches nobody's k-th value costs a load and a comparison. Plain loops that the compiler vectorises,
@@ -18,11 +19,35 @@ namespace timecycle {
 constexpr int64_t kLanes = 64;  // queries of a tile
 constexpr int64_t kRows = 64;   // keys of a tile
 
+// A place of a tile whose value reached a threshold.
+struct Hit {
+  float value;
+  int16_t row, lane;
+};
+
+// The k largest values of each lane, best first, with their indices. Lists are stored kStep at a time, and what stands
+// before the first value is infinite, so that insertion is a loop without branches.
+struct SortedLists {
+  static constexpr int64_t kStep = 16;
+  int64_t k;
+  int64_t length;    // stored values of a list: k rounded up to kStep
+  float* values;     // [kLanes][kStep + length]; list q begins at q * stride() + kStep
+  int32_t* indices;  // likewise
+  float* worst;      // [kLanes]: the k-th value
+  int64_t stride() const { return kStep + length; }
+  int64_t begin(int64_t q) const { return q * stride() + kStep; }
+};
+
 // Largest value of each column: tile [rows][kLanes] -> largest [kLanes].
 void column_maximum(const float* tile, int64_t rows, float* largest);
 
-// reached[row][q] = 1 where tile[row][q] > worst[q] (>= with `equal`), else 0.
-void column_reached(const float* tile, int64_t rows, const float* worst, bool equal, uint8_t* reached);
+// Collects the places with tile[row][q] > worst[q] (>= with `equal`), row by row, and returns how many there are.
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits);
+
+// Enters each hit whose value exceeds the k-th, as often as it counts (counts [rows][kLanes], or `every` without), with
+// index first_index + row. A newcomer goes behind its equals, so keys must come by rising index.
+void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+                 const SortedLists& lists);
 
 // sum[q] += sum over rows of exp((tile[row][q] - shift[q]) * scale).
 void column_exp_sum(const float* tile, int64_t rows, const float* shift, float scale, float* sum);
@@ -35,18 +60,22 @@ void column_exp_sum(const float* tile, const float* counts, int64_t rows, const 
 void column_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
                   float scale);
 
-// total += part, both [rows][kLanes].
-void add_tile(const float* part, int64_t rows, float* total);
+// How often the keys of one grid row count for each query: the keys are columns first, first + 1, ...; query q stands
+// at column[q] and may look reach[q] columns aside (-1: not into this row).
+void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach, float inside,
+               float outside);
 
-// How often the keys of one grid row count for each query, and -inf for those that do not: the keys are columns first,
-// first + 1, ...; query q stands at column[q] and may look reach[q] columns aside (-1: not into this row).
-void count_row(float* tile, float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach,
-               float inside, float outside);
+// tile = -inf where nothing counts, both [rows][kLanes].
+void mask_tile(float* tile, const float* counts, int64_t rows);
 
 // <a, b> over n channels.
 float dot(const float* a, const float* b, int64_t n);
 
-// Rounds n floats to bfloat16, and returns the sum of the squared differences.
-float round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded);
+// n bfloat16 or half values, given as bits, to float.
+void widen_bfloat16(const uint16_t* values, int64_t n, float* out);
+void widen_half(const uint16_t* values, int64_t n, float* out);
+
+// Rounds n floats to bfloat16, to nearest, ties to even.
+void round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded);
 
 }  // namespace timecycle

@@ -24,30 +24,46 @@ inline int64_t times_counted(const float* counts, int64_t every, int64_t row, in
   return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
 }
 
-// Calls found(row, q) for every 1 in reached [rows][kLanes], row by row, for the first `queries` lanes.
-template <typename Found>
-void for_each_reached(const uint8_t* reached, int64_t rows, int64_t queries, Found found) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t first = 0; first < queries; first += 8) {
-      uint64_t eight;
-      std::memcpy(&eight, reached + row * kLanes + first, sizeof(eight));
-      for (; eight != 0; eight &= eight - 1) {
-        const int64_t q = first + __builtin_ctzll(eight) / 8;
-        if (q < queries) found(row, q);
-      }
-    }
-}
+// Owns the memory of SortedLists.
+class ListStorage {
+ public:
+  explicit ListStorage(int64_t k) {
+    constexpr int64_t kStep = SortedLists::kStep;
+    lists_ = {.k = k, .length = (k + kStep - 1) / kStep * kStep};
+    values_.resize(kLanes * lists_.stride());
+    indices_.resize(kLanes * lists_.stride());
+    worst_.resize(kLanes);
+    lists_.values = values_.data(), lists_.indices = indices_.data(), lists_.worst = worst_.data();
+    reset();
+  }
+  ListStorage(ListStorage&&) = default;
+  ListStorage& operator=(ListStorage&&) = default;
+
+  void reset() {
+    std::fill(values_.begin(), values_.end(), kNone);
+    std::fill(indices_.begin(), indices_.end(), -1);
+    std::fill(worst_.begin(), worst_.end(), kNone);
+    for (int64_t q = 0; q < kLanes; ++q) values_[lists_.begin(q) - 1] = -kNone;
+  }
+
+  const SortedLists& operator*() const { return lists_; }
+  const SortedLists* operator->() const { return &lists_; }
+
+ private:
+  SortedLists lists_;
+  std::vector<float> values_, worst_;
+  std::vector<int32_t> indices_;
+};
 
 class Neighbours {
  public:
   Neighbours(int64_t k, float scale, bool all, bool ties)
-      : k_(k), scale_(scale), all_(all), ties_(ties), best_(kLanes * k), tied_(ties ? kLanes : 0) {
+      : scale_(scale), all_(all), ties_(ties), lists_(k), tied_(ties ? kLanes : 0) {
     reset();
   }
 
   void reset() {
-    std::fill(best_.begin(), best_.end(), Neighbour{kNone, -1});
-    std::fill_n(worst_, kLanes, kNone);
+    lists_.reset();
     std::fill_n(largest_, kLanes, kNone);
     std::fill_n(sum_, kLanes, 0.0f);
     for (auto& tied : tied_) tied.clear();
@@ -55,51 +71,53 @@ class Neighbours {
 
   // Takes in a tile [rows][kLanes] of dot products of consecutive keys, for the first `queries` lanes. counts
   // [rows][kLanes] says how often each takes part; without it, each does `every` times.
-  void take(const float* tile, const float* counts, int64_t every, int64_t rows, int64_t first_index, int64_t queries) {
+  void take(const float* tile, const float* counts, int64_t every, int64_t rows, int64_t first_index, int64_t queries,
+            Hit* hits) {
     alignas(64) float tile_largest[kLanes];
     column_maximum(tile, rows, tile_largest);
-    int64_t reached = 0;
-    for (int64_t q = 0; q < queries; ++q) reached += interesting(tile_largest[q], q);
-    // A few queries are cheaper column by column, many row by row.
-    if (reached > kFew) {
-      column_reached(tile, rows, worst_, ties_, reached_.data());
-      for_each_reached(reached_.data(), rows, queries, [&](int64_t row, int64_t q) {
-        offer(q, tile[row * kLanes + q], times_counted(counts, every, row, q), first_index + row);
-      });
-    } else if (reached > 0) {
-      for (int64_t q = 0; q < queries; ++q)
-        if (interesting(tile_largest[q], q))
-          for (int64_t row = 0; row < rows; ++row)
-            offer(q, tile[row * kLanes + q], times_counted(counts, every, row, q), first_index + row);
+    bool reached = false;
+    for (int64_t q = 0; q < queries; ++q) reached |= interesting(tile_largest[q], q);
+    if (reached) {
+      const int64_t count = column_hits(tile, rows, lists_->worst, ties_, hits);
+      if (!ties_)
+        insert_hits(hits, count, counts, every, static_cast<int32_t>(first_index), *lists_);
+      else
+        for (int64_t i = 0; i < count; ++i)
+          offer(hits[i].lane, hits[i].value, times_counted(counts, every, hits[i].row, hits[i].lane),
+                static_cast<int32_t>(first_index + hits[i].row));
     }
-    if (!all_) return;
-    for (int64_t q = 0; q < kLanes; ++q) {
-      if (!(tile_largest[q] > largest_[q])) continue;
-      sum_[q] *= std::exp((largest_[q] - tile_largest[q]) * scale_);  // exp(-inf) = 0 at the first
-      largest_[q] = tile_largest[q];
-    }
-    if (counts) {
-      column_exp_sum(tile, counts, rows, largest_, scale_, sum_);
-    } else if (every == 1) {
-      column_exp_sum(tile, rows, largest_, scale_, sum_);
-    } else {
-      float once[kLanes] = {};
-      column_exp_sum(tile, rows, largest_, scale_, once);
-      for (int64_t q = 0; q < kLanes; ++q) sum_[q] += static_cast<float>(every) * once[q];
-    }
+    if (all_) add_exponentials(tile, counts, every, rows, tile_largest);
   }
 
   // Enters a key into the list of query q if it belongs there, `times` times. Keys come by rising index.
-  void offer(int64_t q, float value, int64_t times, int64_t index) {
+  void offer(int64_t q, float value, int64_t times, int32_t index) {
     if (!interesting(value, q)) return;
-    add(q, {value, index}, times);
-    worst_[q] = best_[q * k_ + k_ - 1].value;
+    float* values = lists_->values + lists_->begin(q);
+    int32_t* indices = lists_->indices + lists_->begin(q);
+    const int64_t last = lists_->k - 1;
+    for (; times > 0 && value > values[last]; --times) {
+      const Neighbour lost{values[last], indices[last]};
+      // Behind its equals.
+      const int64_t place =
+          std::partition_point(values, values + last, [value](float v) { return v >= value; }) - values;
+      std::copy_backward(values + place, values + last, values + last + 1);
+      std::copy_backward(indices + place, indices + last, indices + last + 1);
+      values[place] = value, indices[place] = index;
+      if (!ties_) continue;
+      if (lost.index >= 0 && lost.value == values[last])
+        tied_[q].push_back(lost);
+      else
+        tied_[q].clear();
+    }
+    if (ties_ && times > 0 && value == values[last]) tied_[q].insert(tied_[q].end(), times, {value, index});
+    lists_->worst[q] = values[last];
   }
 
   // The list of query q, best first.
   void list(int64_t q, std::vector<Neighbour>& out) const {
-    const auto begin = best_.begin() + q * k_;
-    out.assign(begin, std::find_if(begin, begin + k_, [](const Neighbour& n) { return n.index < 0; }));
+    out.clear();
+    for (int64_t i = lists_->begin(q), j = 0; j < lists_->k && lists_->indices[i + j] >= 0; ++j)
+      out.push_back({lists_->values[i + j], lists_->indices[i + j]});
     if (!ties_ || out.empty()) return;
     out.insert(out.end(), tied_[q].begin(), tied_[q].end());
     // What fell off the list and what never got on it arrived in turns.
@@ -123,40 +141,36 @@ class Neighbours {
   }
 
  private:
-  static constexpr int64_t kFew = 6;
-
   // Whether a value changes the list of query q. With ties one that equals the k-th does too, unless that is nothing.
   bool interesting(float value, int64_t q) const {
-    return value > worst_[q] || (ties_ && value == worst_[q] && value > kNone);
+    const float worst = lists_->worst[q];
+    return value > worst || (ties_ && value == worst && value > kNone);
   }
 
-  // Enters a neighbour `times` times into the sorted list of query q. Keys come by rising index, so a newcomer goes
-  // behind its equals.
-  void add(int64_t q, Neighbour newcomer, int64_t times) {
-    Neighbour* list = &best_[q * k_];
-    for (; times > 0 && newcomer.value > list[k_ - 1].value; --times) {
-      const Neighbour lost = list[k_ - 1];
-      int64_t place = k_ - 1;
-      for (; place > 0 && newcomer.value > list[place - 1].value; --place) list[place] = list[place - 1];
-      list[place] = newcomer;
-      if (!ties_) continue;
-      if (lost.index >= 0 && lost.value == list[k_ - 1].value)
-        tied_[q].push_back(lost);
-      else
-        tied_[q].clear();
+  void add_exponentials(const float* tile, const float* counts, int64_t every, int64_t rows,
+                        const float* tile_largest) {
+    for (int64_t q = 0; q < kLanes; ++q) {
+      if (!(tile_largest[q] > largest_[q])) continue;
+      sum_[q] *= std::exp((largest_[q] - tile_largest[q]) * scale_);  // exp(-inf) = 0 at the first
+      largest_[q] = tile_largest[q];
     }
-    if (ties_ && times > 0 && newcomer.value == list[k_ - 1].value) tied_[q].insert(tied_[q].end(), times, newcomer);
+    if (counts) {
+      column_exp_sum(tile, counts, rows, largest_, scale_, sum_);
+    } else if (every == 1) {
+      column_exp_sum(tile, rows, largest_, scale_, sum_);
+    } else {
+      float once[kLanes] = {};
+      column_exp_sum(tile, rows, largest_, scale_, once);
+      for (int64_t q = 0; q < kLanes; ++q) sum_[q] += static_cast<float>(every) * once[q];
+    }
   }
 
-  int64_t k_;
   float scale_;
   bool all_, ties_;
-  std::vector<Neighbour> best_;               // [kLanes][k], best first, -1 behind the last
+  ListStorage lists_;
   std::vector<std::vector<Neighbour>> tied_;  // of each lane, what equals the k-th but has no place
-  std::vector<uint8_t> reached_ = std::vector<uint8_t>(kRows * kLanes);
-  alignas(64) float worst_[kLanes];    // value of the k-th of each list
-  alignas(64) float largest_[kLanes];  // the softmax's running shift
-  alignas(64) float sum_[kLanes];      // its denominator under that shift
+  alignas(64) float largest_[kLanes];         // the softmax's running shift
+  alignas(64) float sum_[kLanes];             // its denominator under that shift
 };
 
 }  // namespace timecycle

@@ -3,6 +3,7 @@
 
 #include <ATen/native/CPUBlas.h>
 #include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -31,13 +32,9 @@ class FloatPanel {
 
   // tile [rows][kLanes] = keys [rows][D] times the panel.
   void multiply(const float* keys, int64_t rows, float* tile) const {
-    alignas(64) static thread_local float part[kRows * kLanes];
-    for (int64_t d = 0; d < channels_; d += kChain) {
-      float* out = d == 0 ? tile : part;
+    for (int64_t d = 0; d < channels_; d += kChain)
       at::native::cpublas::brgemm(rows, kLanes, std::min(kChain, channels_ - d), channels_, kLanes, kLanes,
-                                  /*add_C=*/false, keys + d, &data_[d * kLanes], out);
-      if (d > 0) add_tile(part, rows, tile);
-    }
+                                  /*add_C=*/d > 0, keys + d, &data_[d * kLanes], tile);
   }
 
  private:
@@ -45,23 +42,28 @@ class FloatPanel {
   std::vector<float> data_;
 };
 
-// Keys as the panels multiply them: themselves, or a converted copy of this many.
-inline const float* prepare(const float* keys, int64_t, std::vector<float>&) { return keys; }
-inline const c10::BFloat16* prepare(const c10::BFloat16* keys, int64_t, std::vector<c10::BFloat16>&) { return keys; }
+// n features as floats: themselves, or a converted copy.
+inline const float* widened(const float* features, int64_t, std::vector<float>&) { return features; }
 
+inline const float* widened(const c10::BFloat16* features, int64_t n, std::vector<float>& copy) {
+  copy.resize(n);
+  widen_bfloat16(reinterpret_cast<const uint16_t*>(features), n, copy.data());
+  return copy.data();
+}
+
+inline const float* widened(const c10::Half* features, int64_t n, std::vector<float>& copy) {
+  copy.resize(n);
+  widen_half(reinterpret_cast<const uint16_t*>(features), n, copy.data());
+  return copy.data();
+}
+
+// n keys as a panel multiplies them.
 template <typename Feature>
-const float* prepare(const Feature* keys, int64_t count, std::vector<float>& copy) {
-  copy.resize(count);
-  std::transform(keys, keys + count, copy.begin(), [](Feature value) { return static_cast<float>(value); });
-  return copy.data();
+const float* prepare(const Feature* keys, int64_t n, std::vector<float>& copy) {
+  return widened(keys, n, copy);
 }
 
-inline const c10::BFloat16* prepare(const float* keys, int64_t count, std::vector<c10::BFloat16>& copy) {
-  static_assert(sizeof(c10::BFloat16) == sizeof(uint16_t));
-  copy.resize(count);
-  round_to_bfloat16(keys, count, reinterpret_cast<uint16_t*>(copy.data()));
-  return copy.data();
-}
+inline const c10::BFloat16* prepare(const c10::BFloat16* keys, int64_t, std::vector<c10::BFloat16>&) { return keys; }
 
 // A panel of bfloat16 queries for the chip's bfloat16 products: pairs of channels side by side, [D / 2][kLanes][2].
 class PairPanel {

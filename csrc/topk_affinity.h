@@ -7,6 +7,8 @@
 
 namespace timecycle {
 
+class RowSink;
+
 struct TopkAffinity {
   int64_t targets;    // B
   int64_t queries;    // N
@@ -32,13 +34,26 @@ struct TopkAffinityOut {
   float* denominators;  // [B, N, groups]: log of the softmax denominator; written only for `all`
 };
 
-// query [B, N, D] and bank [F, M, D] are contiguous float, bfloat16 or half; frames [B, T]; copies [B, T, 2].
-// `allocate(kept)` is called once and gives the outputs: kept is k, or with `ties` the length of the longest list.
-template <typename Feature>
-void topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank, const int64_t* frames,
-                       const int64_t* copies, const std::function<TopkAffinityOut(int64_t kept)>& allocate);
+// How the products of a call are formed.
+enum class Products {
+  kFastest,  // whichever is measured to be fastest here
+  kDirect,   // in the features' own type or in float
+  kBytes,    // of bytes, which leave candidates that float products decide; softmax over the kept only
+};
 
-// The products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
+// What a call did, for tests and measurements.
+struct TopkAffinityReport {
+  int64_t bytes = 0;      // lists decided between candidates of byte products
+  int64_t overflown = 0;  // lists whose candidates were too many, and which were found directly
+};
+
+// Hands the lists of every query to the sink: query [B, N, D] and bank [F, M, D] are contiguous float, bfloat16 or
+// half; frames [B, T]; copies [B, T, 2].
+template <typename Feature>
+TopkAffinityReport topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank,
+                                     const int64_t* frames, const int64_t* copies, Products products, RowSink& sink);
+
+// The direct products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
 template <typename Feature>
 void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys);
 

@@ -117,8 +117,8 @@ class Strip {
         const int64_t away = std::abs(y - row_[p * kLanes + q]);
         allowed[q] = away < static_cast<int64_t>(s_.reach.size()) ? static_cast<int32_t>(s_.reach[away]) : -1;
       }
-      count_row(&scratch.tile[key * kLanes], &scratch.counts[key * kLanes], run, static_cast<int32_t>(x),
-                &column_[p * kLanes], allowed, static_cast<float>(copies[0]), static_cast<float>(copies[1]));
+      count_row(&scratch.counts[key * kLanes], run, static_cast<int32_t>(x), &column_[p * kLanes], allowed,
+                static_cast<float>(copies[0]), static_cast<float>(copies[1]));
       key += run;
     }
   }

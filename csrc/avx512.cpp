@@ -1,0 +1,187 @@
+#include "avx512.h"
+
+#include <atomic>
+
+#if TIMECYCLE_AVX512
+#include <immintrin.h>
+// GCC warns of its own _mm512_undefined_ps (its bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi,bmi2,popcnt")))
+#define AVX512_INLINE AVX512 inline __attribute__((always_inline))
+#endif
+
+namespace timecycle::avx512 {
+namespace {
+
+std::atomic<bool> switched_off{false};
+
+}  // namespace
+
+void switch_off(bool off) { switched_off = off; }
+
+#if TIMECYCLE_AVX512
+
+namespace {
+
+constexpr int64_t kVector = 16, kVectors = kLanes / kVector;
+static_assert(SortedLists::kStep == kVector);
+
+// Appends the marked lanes of a row whose values are given as vectors.
+AVX512_INLINE int64_t append(uint64_t marked, const __m512* values, int64_t row, Hit* hits, int64_t count) {
+  alignas(64) float row_values[kLanes];
+  for (int64_t v = 0; v < kVectors; ++v) _mm512_store_ps(row_values + v * kVector, values[v]);
+  for (; marked != 0; marked &= marked - 1) {
+    const int64_t q = __builtin_ctzll(marked);
+    hits[count++] = {row_values[q], static_cast<int16_t>(row), static_cast<int16_t>(q)};
+  }
+  return count;
+}
+
+// As insert of hits.h. The step that holds the newcomer's place opens there and loses its last; each later step takes
+// in what the one before it lost.
+AVX512_INLINE void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
+  float* values = lists.values + lists.begin(q);
+  int32_t* indices = lists.indices + lists.begin(q);
+  int64_t first = 0;
+  __m512 here = _mm512_loadu_ps(values);
+  __mmask16 keep = _mm512_cmp_ps_mask(here, _mm512_set1_ps(value), _CMP_GE_OQ);
+  while (keep == 0xffff) {
+    first += kVector;
+    here = _mm512_loadu_ps(values + first);
+    keep = _mm512_cmp_ps_mask(here, _mm512_set1_ps(value), _CMP_GE_OQ);
+  }
+  __mmask16 moved = static_cast<__mmask16>(~(1u << __builtin_popcount(keep)));
+  for (;;) {
+    const float last = values[first + kVector - 1];
+    const int32_t last_index = indices[first + kVector - 1];
+    const __m512i here_indices = _mm512_loadu_si512(indices + first);
+    _mm512_storeu_ps(values + first, _mm512_mask_expand_ps(_mm512_set1_ps(value), moved, here));
+    _mm512_storeu_si512(indices + first, _mm512_mask_expand_epi32(_mm512_set1_epi32(index), moved, here_indices));
+    first += kVector;
+    if (first >= lists.length) break;
+    value = last, index = last_index, moved = 0xfffe;
+    here = _mm512_loadu_ps(values + first);
+  }
+  lists.worst[q] = values[lists.k - 1];
+}
+
+}  // namespace
+
+bool usable() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return has && !switched_off.load(std::memory_order_relaxed);
+}
+
+AVX512 int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+  int64_t count = 0;
+  __m512 least[kVectors], values[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) least[v] = _mm512_loadu_ps(worst + v * kVector);
+  for (int64_t row = 0; row < rows; ++row) {
+    uint64_t marked = 0;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      values[v] = _mm512_loadu_ps(tile + row * kLanes + v * kVector);
+      const uint64_t mask = equal ? _mm512_cmp_ps_mask(values[v], least[v], _CMP_GE_OQ)
+                                  : _mm512_cmp_ps_mask(values[v], least[v], _CMP_GT_OQ);
+      marked |= mask << (v * kVector);
+    }
+    if (marked != 0) count = append(marked, values, row, hits, count);
+  }
+  return count;
+}
+
+AVX512 void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+                        const SortedLists& lists) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t q = hits[i].lane, row = hits[i].row;
+    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+    for (; times > 0 && hits[i].value > lists.worst[q]; --times)
+      insert(lists, q, hits[i].value, first_index + static_cast<int32_t>(row));
+  }
+}
+
+AVX512 ByteRow round_to_bytes(const float* values, int64_t n, uint8_t* bytes) {
+  __m512 least = _mm512_set1_ps(values[0]), most = least;
+  const auto mask_at = [n](int64_t i) {
+    return static_cast<__mmask16>(n - i >= kVector ? 0xffff : (1 << (n - i)) - 1);
+  };
+  for (int64_t i = 0; i < n; i += kVector) {
+    const __m512 x = _mm512_mask_loadu_ps(least, mask_at(i), values + i);
+    least = _mm512_min_ps(least, x);
+    most = _mm512_mask_max_ps(most, mask_at(i), most, x);
+  }
+  const float low = _mm512_reduce_min_ps(least), high = _mm512_reduce_max_ps(most);
+  const bool flat = !(high - low > 1e-30f);
+  const float scale = flat ? 1.0f : (high - low) / 255.0f, inverse = flat ? 0.0f : 255.0f / (high - low);
+  __m512 norm = _mm512_setzero_ps(), residual = norm;
+  __m512i sum = _mm512_setzero_si512(), squares = sum;
+  for (int64_t i = 0; i < n; i += kVector) {
+    const __mmask16 mask = mask_at(i);
+    const __m512 x = _mm512_maskz_loadu_ps(mask, values + i);
+    const __m512 steps =
+        _mm512_fmadd_ps(_mm512_sub_ps(x, _mm512_set1_ps(low)), _mm512_set1_ps(inverse), _mm512_set1_ps(0.5f));
+    const __m512i byte = _mm512_maskz_min_epi32(mask, _mm512_cvttps_epi32(steps), _mm512_set1_epi32(255));
+    const __m512 near = _mm512_fmadd_ps(_mm512_cvtepi32_ps(byte), _mm512_set1_ps(scale), _mm512_set1_ps(low));
+    const __m512 lost = _mm512_maskz_sub_ps(mask, x, near);
+    norm = _mm512_fmadd_ps(x, x, norm);
+    residual = _mm512_fmadd_ps(lost, lost, residual);
+    sum = _mm512_add_epi32(sum, byte);
+    squares = _mm512_add_epi32(squares, _mm512_madd_epi16(byte, byte));  // a byte fills the lower half of its lane
+    _mm512_mask_cvtepi32_storeu_epi8(bytes + i, mask, byte);
+  }
+  return make_byte_row(n, scale, low, _mm512_reduce_add_epi32(sum), _mm512_reduce_add_epi32(squares),
+                       _mm512_reduce_add_ps(norm), _mm512_reduce_add_ps(residual));
+}
+
+AVX512 int64_t byte_hits(const int32_t* tile, const float* counts, const ByteRow* keys, int64_t rows,
+                         const ByteLanes& lanes, const float* threshold, Hit* hits) {
+  int64_t count = 0;
+  __m512 least[kVectors], total[kVectors], offset[kVectors], values[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) {
+    least[v] = _mm512_loadu_ps(threshold + v * kVector);
+    total[v] = _mm512_load_ps(lanes.total + v * kVector);
+    offset[v] = _mm512_load_ps(lanes.offset + v * kVector);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 scale = _mm512_set1_ps(keys[row].scale), low = _mm512_set1_ps(keys[row].low),
+                 sum = _mm512_set1_ps(keys[row].sum);
+    uint64_t marked = 0;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const __m512 integers = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile + row * kLanes + v * kVector));
+      const __m512 rest = _mm512_fmadd_ps(low, total[v], _mm512_mul_ps(sum, offset[v]));
+      values[v] = _mm512_fmadd_ps(scale, integers, rest);
+      __mmask16 mask = _mm512_cmp_ps_mask(values[v], least[v], _CMP_GE_OQ);
+      if (counts)
+        mask &=
+            _mm512_cmp_ps_mask(_mm512_loadu_ps(counts + row * kLanes + v * kVector), _mm512_setzero_ps(), _CMP_GT_OQ);
+      marked |= static_cast<uint64_t>(mask) << (v * kVector);
+    }
+    if (marked != 0) count = append(marked, values, row, hits, count);
+  }
+  return count;
+}
+
+AVX512 int64_t keep_candidates(const Hit* hits, int64_t count, const float* counts, int64_t every, int64_t first_index,
+                               const float* error, const SortedLists& lower, Candidate* out) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t q = hits[i].lane, row = hits[i].row;
+    const float most = hits[i].value + error[q], least = hits[i].value - error[q];
+    if (!(most >= lower.worst[q])) continue;
+    out[kept++] = {most, static_cast<uint32_t>((first_index + row) * kLanes + q)};
+    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+    for (; times > 0 && least > lower.worst[q]; --times) insert(lower, q, least, 0);
+  }
+  return kept;
+}
+
+#else
+
+bool usable() { return false; }
+
+#endif
+
+}  // namespace timecycle::avx512

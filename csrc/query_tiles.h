@@ -1,0 +1,110 @@
+// How queries are put into tiles, and which keys each tile meets: all of a slot, or with a region those of the box
+// around a square of the grid.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+#include "column_epilogue.h"
+#include "topk_affinity.h"
+
+namespace timecycle {
+
+constexpr int64_t kSide = 8;  // of the square of queries that makes a tile under a region
+static_assert(kSide * kSide == kLanes);
+
+// One tile of queries: which they are, and where on the grid if there is a region.
+struct QueryTile {
+  int64_t count = 0;
+  int64_t query[kLanes];
+  int64_t top = 0, bottom = 0, left = 0, right = 0;  // of the square they fill
+  alignas(64) int32_t column[kLanes] = {};
+  int32_t row[kLanes] = {};
+};
+
+inline std::vector<QueryTile> make_tiles(const TopkAffinity& s) {
+  std::vector<QueryTile> tiles;
+  if (s.width == 0) {
+    for (int64_t first = 0; first < s.queries; first += kLanes) {
+      QueryTile& tile = tiles.emplace_back();
+      for (int64_t q = first; q < std::min(first + kLanes, s.queries); ++q) tile.query[tile.count++] = q;
+    }
+    return tiles;
+  }
+  const int64_t height = s.queries / s.width;
+  for (int64_t top = 0; top < height; top += kSide)
+    for (int64_t left = 0; left < s.width; left += kSide) {
+      QueryTile& tile = tiles.emplace_back();
+      tile.top = top, tile.bottom = std::min(top + kSide, height) - 1;
+      tile.left = left, tile.right = std::min(left + kSide, s.width) - 1;
+      for (int64_t y = top; y <= tile.bottom; ++y)
+        for (int64_t x = left; x <= tile.right; ++x) {
+          tile.row[tile.count] = static_cast<int32_t>(y), tile.column[tile.count] = static_cast<int32_t>(x);
+          tile.query[tile.count++] = y * s.width + x;
+        }
+    }
+  return tiles;
+}
+
+// How far a query may look aside in a row this far away; -1 for not at all.
+inline int32_t reach_at(const TopkAffinity& s, int64_t distance) {
+  return distance < static_cast<int64_t>(s.reach.size()) ? static_cast<int32_t>(s.reach[distance]) : -1;
+}
+
+// Whether a slot's keys count differently inside and outside the region.
+inline bool restricted(const TopkAffinity& s, const int64_t* copies) { return s.width > 0 && copies[0] != copies[1]; }
+
+// Leads `group` tiles of queries past the keys of one slot that count for any of their queries. ready(first, count) is
+// called for a run of keys before take(g, first, rows) is for parts of it, at most kRows keys of one grid row (without
+// a region: of the slot).
+template <typename Ready, typename Take>
+void walk(const TopkAffinity& s, const QueryTile* tiles, int64_t group, const int64_t* copies, Ready ready, Take take) {
+  if (copies[0] == 0 && (s.width == 0 || copies[1] == 0)) return;
+  if (s.width == 0) {
+    for (int64_t m = 0; m < s.positions; m += kRows) {
+      const int64_t rows = std::min(kRows, s.positions - m);
+      ready(m, rows);
+      for (int64_t g = 0; g < group; ++g) take(g, m, rows);
+    }
+    return;
+  }
+  std::vector<int64_t> first(group), last(group);
+  for (int64_t y = 0; y < s.positions / s.width; ++y) {
+    int64_t left = s.width, right = -1;
+    for (int64_t g = 0; g < group; ++g) {
+      first[g] = 0, last[g] = s.width - 1;
+      if (copies[1] == 0) {
+        const int64_t aside = reach_at(s, std::max<int64_t>({0, tiles[g].top - y, y - tiles[g].bottom}));
+        first[g] = std::max<int64_t>(0, tiles[g].left - aside);
+        last[g] = aside < 0 ? -1 : std::min(last[g], tiles[g].right + aside);
+      }
+      if (last[g] < 0) continue;
+      left = std::min(left, first[g]), right = std::max(right, last[g]);
+    }
+    if (right < 0) continue;
+    ready(y * s.width + left, right - left + 1);
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t x = first[g]; x <= last[g]; x += kRows) take(g, y * s.width + x, std::min(kRows, last[g] - x + 1));
+  }
+}
+
+// counts [rows][kLanes]: how often keys first .. first + rows - 1, of one grid row, count for each query of a tile.
+inline void count_tile(const TopkAffinity& s, const QueryTile& tile, int64_t first, int64_t rows, const int64_t* copies,
+                       float* counts) {
+  alignas(64) int32_t allowed[kLanes];
+  const int64_t y = first / s.width;
+  for (int64_t q = 0; q < kLanes; ++q) allowed[q] = reach_at(s, std::abs(y - tile.row[q]));
+  count_row(counts, rows, static_cast<int32_t>(first - y * s.width), tile.column, allowed,
+            static_cast<float>(copies[0]), static_cast<float>(copies[1]));
+}
+
+// How often one key counts for one query of a tile.
+inline int64_t times_of(const TopkAffinity& s, const QueryTile& tile, int64_t q, int64_t key, const int64_t* copies) {
+  if (!restricted(s, copies)) return copies[0];
+  const int64_t dy = std::abs(key / s.width - tile.row[q]), dx = std::abs(key % s.width - tile.column[q]);
+  return copies[dx <= reach_at(s, dy) ? 0 : 1];
+}
+
+}  // namespace timecycle
