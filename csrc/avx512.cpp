@@ -76,7 +76,7 @@ bool usable() {
   return has && !switched_off.load(std::memory_order_relaxed);
 }
 
-AVX512 int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+AVX512 int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits) {
   int64_t count = 0;
   __m512 least[kVectors], values[kVectors];
   for (int64_t v = 0; v < kVectors; ++v) least[v] = _mm512_loadu_ps(worst + v * kVector);
@@ -84,56 +84,77 @@ AVX512 int64_t column_hits(const float* tile, int64_t rows, const float* worst, 
     uint64_t marked = 0;
     for (int64_t v = 0; v < kVectors; ++v) {
       values[v] = _mm512_loadu_ps(tile + row * kLanes + v * kVector);
-      const uint64_t mask = equal ? _mm512_cmp_ps_mask(values[v], least[v], _CMP_GE_OQ)
-                                  : _mm512_cmp_ps_mask(values[v], least[v], _CMP_GT_OQ);
-      marked |= mask << (v * kVector);
+      marked |= static_cast<uint64_t>(_mm512_cmp_ps_mask(values[v], least[v], _CMP_GE_OQ)) << (v * kVector);
     }
     if (marked != 0) count = append(marked, values, row, hits, count);
   }
   return count;
 }
 
-AVX512 void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+AVX512 void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,
                         const SortedLists& lists) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t q = hits[i].lane, row = hits[i].row;
-    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
-    for (; times > 0 && hits[i].value > lists.worst[q]; --times)
-      insert(lists, q, hits[i].value, first_index + static_cast<int32_t>(row));
+  __m512 worst[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) worst[v] = _mm512_loadu_ps(lists.worst + v * kVector);
+  for (int64_t row = 0; row < rows; ++row) {
+    uint64_t marked = 0;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const __m512 values = _mm512_loadu_ps(tile + row * kLanes + v * kVector);
+      marked |= static_cast<uint64_t>(_mm512_cmp_ps_mask(values, worst[v], _CMP_GT_OQ)) << (v * kVector);
+    }
+    for (uint64_t left = marked; left != 0; left &= left - 1) {
+      const int64_t q = __builtin_ctzll(left);
+      const float value = tile[row * kLanes + q];
+      int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+      for (; times > 0 && value > lists.worst[q]; --times)
+        insert(lists, q, value, first_index + static_cast<int32_t>(row));
+    }
+    // What was inserted raised some thresholds; a few rows later that spares work.
+    if (marked != 0 && row % 8 == 7)
+      for (int64_t v = 0; v < kVectors; ++v) worst[v] = _mm512_loadu_ps(lists.worst + v * kVector);
   }
 }
 
 AVX512 ByteRow round_to_bytes(const float* values, int64_t n, uint8_t* bytes) {
-  __m512 least = _mm512_set1_ps(values[0]), most = least;
-  const auto mask_at = [n](int64_t i) {
-    return static_cast<__mmask16>(n - i >= kVector ? 0xffff : (1 << (n - i)) - 1);
-  };
-  for (int64_t i = 0; i < n; i += kVector) {
-    const __m512 x = _mm512_mask_loadu_ps(least, mask_at(i), values + i);
-    least = _mm512_min_ps(least, x);
-    most = _mm512_mask_max_ps(most, mask_at(i), most, x);
+  // Two of each, so that one step need not wait for the one before it.
+  __m512 least[2], most[2], norm[2], residual[2];
+  __m512i sum[2];
+  for (int64_t h = 0; h < 2; ++h) {
+    least[h] = most[h] = _mm512_set1_ps(values[0]);
+    norm[h] = residual[h] = _mm512_setzero_ps();
+    sum[h] = _mm512_setzero_si512();
   }
-  const float low = _mm512_reduce_min_ps(least), high = _mm512_reduce_max_ps(most);
+  const int64_t whole = n / (2 * kVector) * (2 * kVector);
+  const auto rest = [n](int64_t i) {
+    return static_cast<__mmask16>(n - i >= kVector ? 0xffff : n > i ? (1 << (n - i)) - 1 : 0);
+  };
+  for (int64_t i = 0; i < n; i += 2 * kVector)
+    for (int64_t h = 0; h < 2; ++h) {
+      const __mmask16 mask = i < whole ? 0xffff : rest(i + h * kVector);
+      const __m512 x = _mm512_mask_loadu_ps(least[h], mask, values + i + h * kVector);
+      least[h] = _mm512_min_ps(least[h], x);
+      most[h] = _mm512_mask_max_ps(most[h], mask, most[h], x);
+      norm[h] = _mm512_mask3_fmadd_ps(x, x, norm[h], mask);
+    }
+  const float low = _mm512_reduce_min_ps(_mm512_min_ps(least[0], least[1]));
+  const float high = _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]));
   const bool flat = !(high - low > 1e-30f);
   const float scale = flat ? 1.0f : (high - low) / 255.0f, inverse = flat ? 0.0f : 255.0f / (high - low);
-  __m512 norm = _mm512_setzero_ps(), residual = norm;
-  __m512i sum = _mm512_setzero_si512(), squares = sum;
-  for (int64_t i = 0; i < n; i += kVector) {
-    const __mmask16 mask = mask_at(i);
-    const __m512 x = _mm512_maskz_loadu_ps(mask, values + i);
-    const __m512 steps =
-        _mm512_fmadd_ps(_mm512_sub_ps(x, _mm512_set1_ps(low)), _mm512_set1_ps(inverse), _mm512_set1_ps(0.5f));
-    const __m512i byte = _mm512_maskz_min_epi32(mask, _mm512_cvttps_epi32(steps), _mm512_set1_epi32(255));
-    const __m512 near = _mm512_fmadd_ps(_mm512_cvtepi32_ps(byte), _mm512_set1_ps(scale), _mm512_set1_ps(low));
-    const __m512 lost = _mm512_maskz_sub_ps(mask, x, near);
-    norm = _mm512_fmadd_ps(x, x, norm);
-    residual = _mm512_fmadd_ps(lost, lost, residual);
-    sum = _mm512_add_epi32(sum, byte);
-    squares = _mm512_add_epi32(squares, _mm512_madd_epi16(byte, byte));  // a byte fills the lower half of its lane
-    _mm512_mask_cvtepi32_storeu_epi8(bytes + i, mask, byte);
-  }
-  return make_byte_row(n, scale, low, _mm512_reduce_add_epi32(sum), _mm512_reduce_add_epi32(squares),
-                       _mm512_reduce_add_ps(norm), _mm512_reduce_add_ps(residual));
+  for (int64_t i = 0; i < n; i += 2 * kVector)
+    for (int64_t h = 0; h < 2; ++h) {
+      const __mmask16 mask = i < whole ? 0xffff : rest(i + h * kVector);
+      const __m512 x = _mm512_maskz_loadu_ps(mask, values + i + h * kVector);
+      const __m512 steps =
+          _mm512_fmadd_ps(_mm512_sub_ps(x, _mm512_set1_ps(low)), _mm512_set1_ps(inverse), _mm512_set1_ps(0.5f));
+      const __m512i byte = _mm512_maskz_min_epi32(mask, _mm512_cvttps_epi32(steps), _mm512_set1_epi32(255));
+      const __m512 near = _mm512_fmadd_ps(_mm512_cvtepi32_ps(byte), _mm512_set1_ps(scale), _mm512_set1_ps(low));
+      const __m512 lost = _mm512_maskz_sub_ps(mask, x, near);
+      residual[h] = _mm512_fmadd_ps(lost, lost, residual[h]);
+      sum[h] = _mm512_add_epi32(sum[h], byte);
+      _mm_mask_storeu_epi8(bytes + i + h * kVector, mask, _mm512_cvtepi32_epi8(byte));
+    }
+  return make_byte_row(n, scale, low, _mm512_reduce_add_epi32(_mm512_add_epi32(sum[0], sum[1])),
+                       _mm512_reduce_add_ps(_mm512_add_ps(norm[0], norm[1])),
+                       _mm512_reduce_add_ps(_mm512_add_ps(residual[0], residual[1])));
 }
 
 AVX512 int64_t byte_hits(const int32_t* tile, const float* counts, const ByteRow* keys, int64_t rows,

@@ -20,8 +20,8 @@ bool usable();
 // For tests: with `off`, the plain loops serve.
 void switch_off(bool off);
 
-int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits);
-void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits);
+void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,
                  const SortedLists& lists);
 ByteRow round_to_bytes(const float* values, int64_t n, uint8_t* bytes);
 int64_t byte_hits(const int32_t* tile, const float* counts, const ByteRow* keys, int64_t rows, const ByteLanes& lanes,

@@ -14,7 +14,7 @@ TIMECYCLE_VARIANTS
 ByteRow round_to_bytes(const float* __restrict values, int64_t n, uint8_t* __restrict bytes) {
   constexpr int64_t kSums = 64;  // kept apart, so that the loops vectorise
   float least[kSums], most[kSums], norm[kSums] = {}, residual[kSums] = {};
-  int32_t sum[kSums] = {}, squares[kSums] = {};
+  int32_t sum[kSums] = {};
   std::fill_n(least, kSums, values[0]);
   std::fill_n(most, kSums, values[0]);
   for (int64_t i = 0; i < n; i += kSums)
@@ -32,11 +32,10 @@ ByteRow round_to_bytes(const float* __restrict values, int64_t n, uint8_t* __res
       const int32_t nearest = static_cast<int32_t>((x - low) * inverse + 0.5f), byte = nearest > 255 ? 255 : nearest;
       const float lost = x - (low + scale * static_cast<float>(byte));
       bytes[i + j] = static_cast<uint8_t>(byte);
-      norm[j] += x * x, residual[j] += lost * lost, sum[j] += byte, squares[j] += byte * byte;
+      norm[j] += x * x, residual[j] += lost * lost, sum[j] += byte;
     }
-  for (int64_t j = 1; j < kSums; ++j)
-    norm[0] += norm[j], residual[0] += residual[j], sum[0] += sum[j], squares[0] += squares[j];
-  return make_byte_row(n, scale, low, sum[0], squares[0], norm[0], residual[0]);
+  for (int64_t j = 1; j < kSums; ++j) norm[0] += norm[j], residual[0] += residual[j], sum[0] += sum[j];
+  return make_byte_row(n, scale, low, sum[0], norm[0], residual[0]);
 }
 
 TIMECYCLE_VARIANTS

@@ -14,22 +14,21 @@ struct ByteRow {
   float sum;       // of the approximation
   float norm;      // |x|
   float residual;  // |x - approximation|
-  float parts;     // |scale * u| + |low * 1|: no partial sum of a product is larger than the parts' product
+  float parts;     // at least |scale * u| + |low * 1|: no partial sum of a product exceeds the product of both parts
 };
 
 // Rounds n floats to bytes, between the smallest and the largest.
 ByteRow round_to_bytes(const float* values, int64_t n, uint8_t* bytes);
 
-// The row of n channels from the sums over its bytes and over the squares of bytes, values and what rounding lost.
-inline ByteRow make_byte_row(int64_t n, float scale, float low, int32_t sum, int32_t squares, float norm,
-                             float residual) {
-  const float count = static_cast<float>(n);
+// The row of n channels from the sum of its bytes, and of the squares of values and of what rounding lost.
+inline ByteRow make_byte_row(int64_t n, float scale, float low, int32_t sum, float norm, float residual) {
+  const float count = static_cast<float>(n), length = std::sqrt(norm), lost = std::sqrt(residual);
   return {.scale = scale,
           .low = low,
           .sum = count * low + scale * static_cast<float>(sum),
-          .norm = std::sqrt(norm),
-          .residual = std::sqrt(residual),
-          .parts = scale * std::sqrt(static_cast<float>(squares)) + std::abs(low) * std::sqrt(count)};
+          .norm = length,
+          .residual = lost,
+          .parts = length + lost + 2.0f * std::abs(low) * std::sqrt(count)};
 }
 
 // A tile of queries beside it: the product of a key with query q is unit[q] times

@@ -22,48 +22,51 @@ namespace plain {
 namespace {
 
 TIMECYCLE_VARIANTS
-int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits) {
   int64_t count = 0;
   alignas(64) uint8_t marked[kLanes];
   for (int64_t row = 0; row < rows; ++row) {
     const float* values = tile + row * kLanes;
-    if (equal) {
-      for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] >= worst[q];
-    } else {
-      for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] > worst[q];
-    }
+    for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] >= worst[q];
     count = append_marked(marked, values, row, hits, count);
   }
   return count;
 }
 
 TIMECYCLE_VARIANTS
-void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,
                  const SortedLists& lists) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t q = hits[i].lane, row = hits[i].row;
-    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
-    for (; times > 0 && hits[i].value > lists.worst[q]; --times)
-      insert(lists, q, hits[i].value, first_index + static_cast<int32_t>(row));
+  Hit hits[kLanes];
+  alignas(64) uint8_t marked[kLanes];
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* values = tile + row * kLanes;
+    for (int64_t q = 0; q < kLanes; ++q) marked[q] = values[q] > lists.worst[q];
+    const int64_t count = append_marked(marked, values, row, hits, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t q = hits[i].lane;
+      int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+      for (; times > 0 && values[q] > lists.worst[q]; --times)
+        insert(lists, q, values[q], first_index + static_cast<int32_t>(row));
+    }
   }
 }
 
 }  // namespace
 }  // namespace plain
 
-int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits) {
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits) {
 #if TIMECYCLE_AVX512
-  if (avx512::usable()) return avx512::column_hits(tile, rows, worst, equal, hits);
+  if (avx512::usable()) return avx512::column_hits(tile, rows, worst, hits);
 #endif
-  return plain::column_hits(tile, rows, worst, equal, hits);
+  return plain::column_hits(tile, rows, worst, hits);
 }
 
-void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,
                  const SortedLists& lists) {
 #if TIMECYCLE_AVX512
-  if (avx512::usable()) return avx512::insert_hits(hits, count, counts, every, first_index, lists);
+  if (avx512::usable()) return avx512::insert_tile(tile, counts, every, rows, first_index, lists);
 #endif
-  plain::insert_hits(hits, count, counts, every, first_index, lists);
+  plain::insert_tile(tile, counts, every, rows, first_index, lists);
 }
 
 namespace {

@@ -41,12 +41,12 @@ struct SortedLists {
 // Largest value of each column: tile [rows][kLanes] -> largest [kLanes].
 void column_maximum(const float* tile, int64_t rows, float* largest);
 
-// Collects the places with tile[row][q] > worst[q] (>= with `equal`), row by row, and returns how many there are.
-int64_t column_hits(const float* tile, int64_t rows, const float* worst, bool equal, Hit* hits);
+// Collects the places with tile[row][q] >= worst[q], row by row, and returns how many there are.
+int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits);
 
-// Enters each hit whose value exceeds the k-th, as often as it counts (counts [rows][kLanes], or `every` without), with
-// index first_index + row. A newcomer goes behind its equals, so keys must come by rising index.
-void insert_hits(const Hit* hits, int64_t count, const float* counts, int64_t every, int32_t first_index,
+// Enters each value that exceeds the k-th of its list, as often as it counts (counts [rows][kLanes], or `every`
+// without), with index first_index + row. A newcomer goes behind its equals, so keys must come by rising index.
+void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,
                  const SortedLists& lists);
 
 // sum[q] += sum over rows of exp((tile[row][q] - shift[q]) * scale).

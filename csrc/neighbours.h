@@ -77,14 +77,12 @@ class Neighbours {
     column_maximum(tile, rows, tile_largest);
     bool reached = false;
     for (int64_t q = 0; q < queries; ++q) reached |= interesting(tile_largest[q], q);
-    if (reached) {
-      const int64_t count = column_hits(tile, rows, lists_->worst, ties_, hits);
-      if (!ties_)
-        insert_hits(hits, count, counts, every, static_cast<int32_t>(first_index), *lists_);
-      else
-        for (int64_t i = 0; i < count; ++i)
-          offer(hits[i].lane, hits[i].value, times_counted(counts, every, hits[i].row, hits[i].lane),
-                static_cast<int32_t>(first_index + hits[i].row));
+    if (reached && !ties_) insert_tile(tile, counts, every, rows, static_cast<int32_t>(first_index), *lists_);
+    if (reached && ties_) {
+      const int64_t count = column_hits(tile, rows, lists_->worst, hits);
+      for (int64_t i = 0; i < count; ++i)
+        offer(hits[i].lane, hits[i].value, times_counted(counts, every, hits[i].row, hits[i].lane),
+              static_cast<int32_t>(first_index + hits[i].row));
     }
     if (all_) add_exponentials(tile, counts, every, rows, tile_largest);
   }
