@@ -76,6 +76,20 @@ bool usable() {
   return has && !switched_off.load(std::memory_order_relaxed);
 }
 
+AVX512 float dot(const float* a, const float* b, int64_t n) {
+  __m512 sums[4];
+  for (int64_t v = 0; v < 4; ++v) sums[v] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 4 * kVector <= n; i += 4 * kVector)
+    for (int64_t v = 0; v < 4; ++v)
+      sums[v] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + v * kVector), _mm512_loadu_ps(b + i + v * kVector), sums[v]);
+  for (int64_t v = 0; i < n; i += kVector, ++v) {
+    const __mmask16 mask = static_cast<__mmask16>(n - i >= kVector ? 0xffff : (1 << (n - i)) - 1);
+    sums[v] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i), sums[v]);
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+}
+
 AVX512 int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits) {
   int64_t count = 0;
   __m512 least[kVectors], values[kVectors];

@@ -1,14 +1,16 @@
 // Exact neighbours from products of bytes: keep every key that the error bound cannot rule out, then look again.
 //
 // With a the product of the rounded features and e its error bound (byte_panel.h), the float product c lies between
-// a - e and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best, now or later. The
-// rest, some dozens a query, are multiplied again in float. Not for softmax over all positions, whose denominator would
-// carry the error.
+// a - e and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best, now or later. Float
+// products of the k likeliest keys give a w without their e, which halves the window where keys lie dense. What is left
+// at the end, some dozens a query, is multiplied again in float. Not for softmax over all positions, whose denominator
+// would carry the error.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -17,17 +19,21 @@
 
 namespace timecycle {
 
+// Exact is what looks again: exact.product(q, index) is the float product of lane q with a key, exact.times(q, index)
+// how often the key counts for it; exact.prefetch(index) says that a key comes next.
 class Candidates {
  public:
-  // `positions` may compete for a place in a list.
+  // `positions` keys may compete for a place in a list. Above a candidate in 24 keys the second look costs more than
+  // direct products would; above a thousand a query it takes too much memory.
   Candidates(int64_t k, int64_t positions)
-      : k_(k), most_(kLanes * std::max(8 * k + 128, std::min<int64_t>(positions / 32, 512))), lower_(k) {
+      : k_(k), most_(kLanes * std::max(8 * k + 128, std::min<int64_t>(positions / 24, 1024))), lower_(k) {
     reset();
   }
 
   void reset() {
     lower_.reset();
-    count_ = pruned_ = 0;
+    seen_ = count_ = pruned_ = 0;
+    tighten_at_ = kLanes * (4 * k_ + 64);
     overflown_ = false;
   }
 
@@ -35,8 +41,9 @@ class Candidates {
   bool overflown() const { return overflown_; }
 
   // Takes in a tile [rows][kLanes] of integer products of consecutive keys; counts and every as Neighbours::take.
+  template <typename Exact>
   void take(const int32_t* tile, const float* counts, int64_t every, const ByteRow* keys, int64_t rows,
-            int64_t first_index, int64_t queries, const ByteLanes& lanes, Hit* hits) {
+            int64_t first_index, int64_t queries, const ByteLanes& lanes, Hit* hits, Exact& exact) {
     alignas(64) float error[kLanes], threshold[kLanes];
     byte_errors(keys, rows, lanes, error);
     for (int64_t q = 0; q < kLanes; ++q) {
@@ -45,73 +52,113 @@ class Candidates {
       overflown_ |= q < queries && !(error[q] < 1e30f);
     }
     if (overflown_) return;
+    seen_ += rows;
     const int64_t found = byte_hits(tile, counts, keys, rows, lanes, threshold, hits);
     if (found == 0) return;
-    if (static_cast<int64_t>(candidates_.size()) < count_ + found) candidates_.resize(2 * count_ + found);
+    if (static_cast<int64_t>(candidates_.size()) < count_ + found) candidates_.resize(count_ + count_ / 2 + found);
     count_ += keep_candidates(hits, found, counts, every, first_index, error, *lower_, &candidates_[count_]);
-    if (count_ <= pruned_ + pruned_ / 2 + kRows * kLanes) return;
-    count_ = pruned_ = drop_candidates(candidates_.data(), count_, lower_->worst);
-    overflown_ = count_ > most_;
+    if (count_ > pruned_ + pruned_ / 2 + kRows * kLanes) prune(queries, lanes, exact);
   }
 
-  // Memory for decide.
+  // Memory for the second look.
   struct Scratch {
     std::vector<Candidate> sorted;
     std::vector<int32_t> order;
-    std::vector<float> exact;
+    std::vector<float> product;
   };
 
-  // Offers to `lists` every key that can be in the list of a query, by rising index: product(q, index) is the float
-  // product, times(q, index) how often the key counts.
-  template <typename Product, typename Times>
-  void decide(int64_t queries, const ByteLanes& lanes, Neighbours& lists, Scratch& scratch, Product product,
-              Times times) {
+  // Offers to `lists` every key that can be in the list of a query, by rising index.
+  template <typename Exact>
+  void decide(int64_t queries, const ByteLanes& lanes, Neighbours& lists, Exact& exact) {
     count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
-    // Sort by query, stable.
+    for_each_query(queries, exact.scratch, [&](int64_t q, const Candidate* candidates, int64_t count) {
+      decide_one(q, candidates, count, lanes.unit[q], lists, exact);
+    });
+  }
+
+ private:
+  // Calls visit(q, candidates, count) with the candidates of each query, by rising index.
+  template <typename Visit>
+  void for_each_query(int64_t queries, Scratch& scratch, Visit visit) {
     int64_t ends[kLanes + 1] = {};
     for (int64_t i = 0; i < count_; ++i) ++ends[candidates_[i].place % kLanes + 1];
     for (int64_t q = 0; q < kLanes; ++q) ends[q + 1] += ends[q];
     scratch.sorted.resize(count_);
     for (int64_t i = 0; i < count_; ++i) scratch.sorted[ends[candidates_[i].place % kLanes]++] = candidates_[i];
-    for (int64_t q = 0, begin = 0; q < queries; begin = ends[q++])
-      decide_one(q, &scratch.sorted[begin], ends[q] - begin, lanes.unit[q], lists, scratch, product, times);
+    for (int64_t q = 0, begin = 0; q < queries; begin = ends[q++]) visit(q, &scratch.sorted[begin], ends[q] - begin);
   }
 
- private:
-  template <typename Product, typename Times>
-  void decide_one(int64_t q, const Candidate* candidates, int64_t count, float unit, Neighbours& lists,
-                  Scratch& scratch, Product product, Times times) {
-    if (count == 0) return;
+  template <typename Exact>
+  void prune(int64_t queries, const ByteLanes& lanes, Exact& exact) {
+    count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
+    if (count_ > tighten_at_) {
+      for_each_query(queries, exact.scratch, [&](int64_t q, const Candidate* candidates, int64_t count) {
+        tighten(q, candidates, count, lanes.unit[q], exact);
+      });
+      count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
+      tighten_at_ = std::max(tighten_at_, 2 * count_);
+    }
+    pruned_ = count_;
+    overflown_ = count_ > most_ || (seen_ >= 2048 && count_ > seen_ * kLanes / 4);
+  }
+
+  // Float products of the min(k, count) likeliest of a query's candidates, at their places of scratch.product; `order`
+  // begins with those places. Returns the least of them.
+  template <typename Exact>
+  float likeliest(int64_t q, const Candidate* candidates, int64_t count, Exact& exact) {
     const int64_t first = std::min(k_, count);
-    std::vector<int32_t>& order = scratch.order;
-    std::vector<float>& exact = scratch.exact;
-    order.resize(count), exact.resize(count);
+    std::vector<int32_t>& order = exact.scratch.order;
+    order.resize(count), exact.scratch.product.resize(count);
     std::iota(order.begin(), order.end(), 0);
-    // The k likeliest first: the least of their products is a bound without an error, and spares half of the others.
     std::nth_element(order.begin(), order.begin() + first - 1, order.end(),
                      [&](int32_t a, int32_t b) { return candidates[a].most > candidates[b].most; });
     float least = -kNone;
     for (int64_t i = 0; i < first; ++i) {
-      const int32_t one = order[i];
-      exact[one] = product(q, candidates[one].place / kLanes);
-      least = std::min(least, exact[one]);
+      if (i + 1 < first) exact.prefetch(candidates[order[i + 1]].place / kLanes);
+      exact.scratch.product[order[i]] = exact.product(q, candidates[order[i]].place / kLanes);
+      least = std::min(least, exact.scratch.product[order[i]]);
     }
-    const float enough = first < k_ ? kNone : least - 1e-6f * std::abs(least);
-    for (int64_t i = first; i < count; ++i) {
-      const int32_t one = order[i];
-      exact[one] = candidates[one].most * unit < enough ? kNone : product(q, candidates[one].place / kLanes);
+    return least;
+  }
+
+  // Replaces the lower bounds of a query by k float products, where those are higher.
+  template <typename Exact>
+  void tighten(int64_t q, const Candidate* candidates, int64_t count, float unit, Exact& exact) {
+    if (count < k_) return;
+    const float least = below(likeliest(q, candidates, count, exact)) / unit;
+    if (!(least > lower_->worst[q])) return;
+    float* bounds = lower_->values + lower_->begin(q);
+    for (int64_t i = 0; i < k_; ++i) bounds[i] = below(exact.scratch.product[exact.scratch.order[i]]) / unit;
+    std::sort(bounds, bounds + k_, std::greater<>());
+    std::fill(bounds + k_, bounds + lower_->length, kNone);
+    lower_->worst[q] = bounds[k_ - 1];
+  }
+
+  template <typename Exact>
+  void decide_one(int64_t q, const Candidate* candidates, int64_t count, float unit, Neighbours& lists, Exact& exact) {
+    if (count == 0) return;
+    const float least = likeliest(q, candidates, count, exact), enough = count < k_ ? kNone : below(least);
+    std::vector<float>& product = exact.scratch.product;
+    for (int64_t i = std::min(k_, count); i < count; ++i) {
+      const int32_t one = exact.scratch.order[i];
+      if (i + 1 < count) exact.prefetch(candidates[exact.scratch.order[i + 1]].place / kLanes);
+      product[one] = candidates[one].most * unit < enough ? kNone : exact.product(q, candidates[one].place / kLanes);
     }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = candidates[i].place / kLanes;
-      if (exact[i] > kNone && exact[i] >= enough)
-        lists.offer(q, exact[i], times(q, index), static_cast<int32_t>(index));
+      if (product[i] > kNone && product[i] >= enough)
+        lists.offer(q, product[i], exact.times(q, index), static_cast<int32_t>(index));
     }
   }
+
+  // A little less, for comparisons with what was divided by a query's unit or multiplied with it.
+  static float below(float value) { return value - 1e-6f * std::abs(value); }
 
   int64_t k_, most_;
   ListStorage lower_;  // the k largest lower bounds
   std::vector<Candidate> candidates_;
-  int64_t count_ = 0, pruned_ = 0;  // candidates now, and when they were last pruned
+  int64_t seen_ = 0, count_ = 0, pruned_ = 0;  // keys; candidates now, and when they were last pruned
+  int64_t tighten_at_ = 0;
   bool overflown_ = false;
 };
 

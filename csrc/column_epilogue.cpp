@@ -51,8 +51,28 @@ void insert_tile(const float* tile, const float* counts, int64_t every, int64_t 
   }
 }
 
+TIMECYCLE_VARIANTS
+float dot(const float* a, const float* b, int64_t n) {
+  constexpr int64_t kSums = 64;  // kept apart, so that loops vectorise and rounding stays small
+  float sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int64_t j = 0; j < kSums; ++j) sums[j] += a[i + j] * b[i + j];
+  for (int64_t j = 0; i + j < n; ++j) sums[j] += a[i + j] * b[i + j];
+  for (int64_t half = kSums / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
 }  // namespace
 }  // namespace plain
+
+float dot(const float* a, const float* b, int64_t n) {
+#if TIMECYCLE_AVX512
+  if (avx512::usable()) return avx512::dot(a, b, n);
+#endif
+  return plain::dot(a, b, n);
+}
 
 int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits) {
 #if TIMECYCLE_AVX512
@@ -142,19 +162,6 @@ TIMECYCLE_VARIANTS
 void mask_tile(float* tile, const float* counts, int64_t rows) {
   for (int64_t i = 0; i < rows * kLanes; ++i)
     tile[i] = counts[i] > 0.0f ? tile[i] : -std::numeric_limits<float>::infinity();
-}
-
-TIMECYCLE_VARIANTS
-float dot(const float* a, const float* b, int64_t n) {
-  constexpr int64_t kSums = 64;  // kept apart, so that loops vectorise and rounding stays small
-  float sums[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums)
-    for (int64_t j = 0; j < kSums; ++j) sums[j] += a[i + j] * b[i + j];
-  for (int64_t j = 0; i + j < n; ++j) sums[j] += a[i + j] * b[i + j];
-  for (int64_t half = kSums / 2; half > 0; half /= 2)
-    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  return sums[0];
 }
 
 TIMECYCLE_VARIANTS

@@ -22,7 +22,7 @@ namespace {
 
 // Tiles of queries that take turns on the same keys. Floats: while the keys are in the second cache. Bytes: as many as
 // make it cheap to round the keys anew for every item; more would only hold more candidates at a time.
-constexpr int64_t kGroup = 4, kByteGroup = 12;
+constexpr int64_t kGroup = 4, kByteGroup = 8;
 constexpr int64_t kByteChannels = 96;  // below, a second look costs more than the cheaper product saves
 
 // What a work item is about.
@@ -132,8 +132,9 @@ class ByteItem {
             count_tile(s_, tiles_[g], first, rows, copies, counts_.data());
             counts = counts_.data();
           }
+          Exact exact{*this, g};
           candidates_[g].take(tile_.data(), counts, copies[0], &rows_[first - ready_first], rows,
-                              slot * s_.positions + first, tiles_[g].count, panels_[g].lanes(), hits_.data());
+                              slot * s_.positions + first, tiles_[g].count, panels_[g].lanes(), hits_.data(), exact);
         });
   }
 
@@ -142,7 +143,8 @@ class ByteItem {
     for (int64_t g = 0; g < group_; ++g) {
       if (!candidates_[g].overflown()) {
         report.bytes += tiles_[g].count;
-        decide(g);
+        Exact exact{*this, g};
+        candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_[g], exact);
         continue;
       }
       report.overflown += tiles_[g].count;
@@ -168,27 +170,44 @@ class ByteItem {
       rows_[i] = round_to_bytes(widened(keys + i * s_.channels, s_.channels, copy_), s_.channels, &bytes_[i * stride]);
   }
 
-  void decide(int64_t g) {
-    std::vector<float> query_copy;
-    int64_t at = -1;
+  // What Candidates asks about the keys of one tile of queries.
+  struct Exact {
+    ByteItem& item;
+    int64_t g;
+    Candidates::Scratch& scratch = item.scratch_;
+    int64_t at = -1;  // the query whose features are at hand
     const float* features = nullptr;
-    const auto product = [&](int64_t q, int64_t index) {
-      if (q != at) features = widened(t_.query + tiles_[g].query[at = q] * s_.channels, s_.channels, query_copy);
-      const Feature* key = t_.keys(index / s_.positions) + index % s_.positions * s_.channels;
-      return dot(features, widened(key, s_.channels, copy_), s_.channels);
-    };
-    const auto times = [&](int64_t q, int64_t index) {
-      return times_of(s_, tiles_[g], q, index % s_.positions, t_.copies + index / s_.positions * 2);
-    };
-    candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_[g], scratch_, product, times);
-  }
+
+    float product(int64_t q, int64_t index) {
+      const int64_t channels = item.s_.channels;
+      if (q != at)
+        features = widened(item.t_.query + item.tiles_[g].query[at = q] * channels, channels, item.query_copy_);
+      return dot(features, widened(key(index), channels, item.copy_), channels);
+    }
+
+    const Feature* key(int64_t index) const {
+      return item.t_.keys(index / item.s_.positions) + index % item.s_.positions * item.s_.channels;
+    }
+
+    void prefetch(int64_t index) const {
+#if defined(__GNUC__)
+      const char* bytes = reinterpret_cast<const char*>(key(index));
+      for (size_t i = 0; i < item.s_.channels * sizeof(Feature); i += 64) __builtin_prefetch(bytes + i);
+#endif
+    }
+
+    int64_t times(int64_t q, int64_t index) const {
+      return times_of(item.s_, item.tiles_[g], q, index % item.s_.positions,
+                      item.t_.copies + index / item.s_.positions * 2);
+    }
+  };
 
   const Target<Feature>& t_;
   const TopkAffinity& s_;
   const QueryTile* tiles_;
   int64_t group_;
   std::vector<int32_t> tile_ = std::vector<int32_t>(kRows * kLanes);
-  std::vector<float> counts_ = std::vector<float>(kRows * kLanes), copy_;
+  std::vector<float> counts_ = std::vector<float>(kRows * kLanes), copy_, query_copy_;
   std::vector<Hit> hits_ = std::vector<Hit>(kRows * kLanes);
   std::vector<uint8_t> bytes_;
   std::vector<ByteRow> rows_;
