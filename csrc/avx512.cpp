@@ -44,7 +44,6 @@ AVX512_INLINE int64_t append(uint64_t marked, const __m512* values, int64_t row,
 // in what the one before it lost.
 AVX512_INLINE void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
   float* values = lists.values + lists.begin(q);
-  int32_t* indices = lists.indices + lists.begin(q);
   int64_t first = 0;
   __m512 here = _mm512_loadu_ps(values);
   __mmask16 keep = _mm512_cmp_ps_mask(here, _mm512_set1_ps(value), _CMP_GE_OQ);
@@ -56,13 +55,17 @@ AVX512_INLINE void insert(const SortedLists& lists, int64_t q, float value, int3
   __mmask16 moved = static_cast<__mmask16>(~(1u << __builtin_popcount(keep)));
   for (;;) {
     const float last = values[first + kVector - 1];
-    const int32_t last_index = indices[first + kVector - 1];
-    const __m512i here_indices = _mm512_loadu_si512(indices + first);
     _mm512_storeu_ps(values + first, _mm512_mask_expand_ps(_mm512_set1_ps(value), moved, here));
-    _mm512_storeu_si512(indices + first, _mm512_mask_expand_epi32(_mm512_set1_epi32(index), moved, here_indices));
+    if (lists.indices) {
+      int32_t* indices = lists.indices + lists.begin(q) + first;
+      const int32_t last_index = indices[kVector - 1];
+      const __m512i here_indices = _mm512_loadu_si512(indices);
+      _mm512_storeu_si512(indices, _mm512_mask_expand_epi32(_mm512_set1_epi32(index), moved, here_indices));
+      index = last_index;
+    }
     first += kVector;
     if (first >= lists.length) break;
-    value = last, index = last_index, moved = 0xfffe;
+    value = last, moved = 0xfffe;
     here = _mm512_loadu_ps(values + first);
   }
   lists.worst[q] = values[lists.k - 1];

@@ -26,7 +26,9 @@ class Candidates {
   // `positions` keys may compete for a place in a list. Above a candidate in 24 keys the second look costs more than
   // direct products would; above a thousand a query it takes too much memory.
   Candidates(int64_t k, int64_t positions)
-      : k_(k), most_(kLanes * std::max(8 * k + 128, std::min<int64_t>(positions / 24, 1024))), lower_(k) {
+      : k_(k),
+        most_(kLanes * std::max(8 * k + 128, std::min<int64_t>(positions / 24, 1024))),
+        lower_(k, /*indexed=*/false) {
     reset();
   }
 
@@ -55,9 +57,10 @@ class Candidates {
     seen_ += rows;
     const int64_t found = byte_hits(tile, counts, keys, rows, lanes, threshold, hits);
     if (found == 0) return;
-    if (static_cast<int64_t>(candidates_.size()) < count_ + found) candidates_.resize(count_ + count_ / 2 + found);
+    if (static_cast<int64_t>(candidates_.size()) < count_ + found)
+      candidates_.resize(count_ + found + kRows * kLanes / 4);
     count_ += keep_candidates(hits, found, counts, every, first_index, error, *lower_, &candidates_[count_]);
-    if (count_ > pruned_ + pruned_ / 2 + kRows * kLanes) prune(queries, lanes, exact);
+    if (count_ > pruned_ + pruned_ / 4 + kRows * kLanes / 4) prune(queries, lanes, exact);
   }
 
   // Memory for the second look.

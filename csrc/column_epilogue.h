@@ -32,7 +32,7 @@ struct SortedLists {
   int64_t k;
   int64_t length;    // stored values of a list: k rounded up to kStep
   float* values;     // [kLanes][kStep + length]; list q begins at q * stride() + kStep
-  int32_t* indices;  // likewise
+  int32_t* indices;  // likewise, or null
   float* worst;      // [kLanes]: the k-th value
   int64_t stride() const { return kStep + length; }
   int64_t begin(int64_t q) const { return q * stride() + kStep; }

@@ -26,18 +26,21 @@ inline __attribute__((always_inline)) int64_t append_marked(const uint8_t* marke
 inline __attribute__((always_inline)) void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
   constexpr int64_t kStep = SortedLists::kStep;
   float* values = lists.values + lists.begin(q);
-  int32_t* indices = lists.indices + lists.begin(q);
+  int32_t* indices = lists.indices ? lists.indices + lists.begin(q) : nullptr;
   for (int64_t first = lists.length - kStep; first >= 0; first -= kStep) {
-    float moved[kStep];
-    int32_t moved_index[kStep];
-    for (int64_t j = 0; j < kStep; ++j) {
-      const float here = values[first + j], before = values[first + j - 1];
-      moved[j] = here >= value ? here : before >= value ? value : before;
-      moved_index[j] = here >= value ? indices[first + j] : before >= value ? index : indices[first + j - 1];
+    const float* here = values + first;
+    // Indices before values, which say where they go.
+    if (indices) {
+      int32_t moved[kStep];
+      for (int64_t j = 0; j < kStep; ++j)
+        moved[j] = here[j] >= value ? indices[first + j] : here[j - 1] >= value ? index : indices[first + j - 1];
+      std::memcpy(indices + first, moved, sizeof(moved));
     }
-    const bool ends_here = values[first - 1] >= value;
+    const bool ends_here = here[-1] >= value;
+    float moved[kStep];
+    for (int64_t j = 0; j < kStep; ++j)
+      moved[j] = here[j] >= value ? here[j] : here[j - 1] >= value ? value : here[j - 1];
     std::memcpy(values + first, moved, sizeof(moved));
-    std::memcpy(indices + first, moved_index, sizeof(moved_index));
     if (ends_here) break;
   }
   lists.worst[q] = values[lists.k - 1];

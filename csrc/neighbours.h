@@ -27,13 +27,13 @@ inline int64_t times_counted(const float* counts, int64_t every, int64_t row, in
 // Owns the memory of SortedLists.
 class ListStorage {
  public:
-  explicit ListStorage(int64_t k) {
+  explicit ListStorage(int64_t k, bool indexed = true) {
     constexpr int64_t kStep = SortedLists::kStep;
     lists_ = {.k = k, .length = (k + kStep - 1) / kStep * kStep};
     values_.resize(kLanes * lists_.stride());
-    indices_.resize(kLanes * lists_.stride());
+    indices_.resize(indexed ? kLanes * lists_.stride() : 0);
     worst_.resize(kLanes);
-    lists_.values = values_.data(), lists_.indices = indices_.data(), lists_.worst = worst_.data();
+    lists_.values = values_.data(), lists_.indices = indexed ? indices_.data() : nullptr, lists_.worst = worst_.data();
     reset();
   }
   ListStorage(ListStorage&&) = default;

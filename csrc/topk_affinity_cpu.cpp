@@ -20,9 +20,18 @@
 namespace timecycle {
 namespace {
 
-// Tiles of queries that take turns on the same keys. Floats: while the keys are in the second cache. Bytes: as many as
-// make it cheap to round the keys anew for every item; more would only hold more candidates at a time.
-constexpr int64_t kGroup = 4, kByteGroup = 8;
+constexpr int64_t kGroup = 4;  // tiles of queries that take turns on the same keys while those are in the second cache
+
+// The same for products of bytes. The more there are, the fewer times keys are rounded, and the more candidates are
+// held at a time: as many as fit beside the rest into two hundredths of the matrix.
+int64_t byte_group(const TopkAffinity& s) {
+  constexpr int64_t kLeast = 8, kMost = 64, kTypical = 160;  // candidates of a query
+  const double lower = static_cast<double>(s.k + 2 * SortedLists::kStep) * sizeof(float);
+  const double tile = kLanes * (static_cast<double>(s.channels) + lower + kTypical * sizeof(Candidate));
+  const double matrix = 4.0 * s.targets * s.queries * s.slots * s.positions;
+  return std::clamp(static_cast<int64_t>(0.018 * matrix / tile / at::get_num_threads()), kLeast, kMost);
+}
+
 constexpr int64_t kByteChannels = 96;  // below, a second look costs more than the cheaper product saves
 
 // What a work item is about.
@@ -75,13 +84,13 @@ class DirectItem {
         });
   }
 
-  // The lists of the slots since the last reset are complete; nothing is left to do.
-  void finish(int64_t, int64_t, TopkAffinityReport&) {}
-
-  Neighbours& lists(int64_t g) { return lists_[g]; }
-
-  void reset() {
-    for (Neighbours& lists : lists_) lists.reset();
+  // Shows the lists of slots first .. last, emit(g, lists), and begins new ones.
+  template <typename Emit>
+  void finish(int64_t, int64_t, TopkAffinityReport&, Emit emit) {
+    for (int64_t g = 0; g < group_; ++g) {
+      emit(g, lists_[g]);
+      lists_[g].reset();
+    }
   }
 
  private:
@@ -103,11 +112,10 @@ template <typename Feature, typename Direct>
 class ByteItem {
  public:
   ByteItem(const Target<Feature>& target, const QueryTile* tiles, int64_t group)
-      : t_(target), s_(target.shape), tiles_(tiles), group_(group) {
+      : t_(target), s_(target.shape), tiles_(tiles), group_(group), lists_(s_.k, s_.scale, s_.all, s_.ties) {
     std::vector<float> copy;
     for (int64_t g = 0; g < group; ++g) {
       panels_.emplace_back(s_.channels);
-      lists_.emplace_back(s_.k, s_.scale, s_.all, s_.ties);
       candidates_.emplace_back(s_.k, s_.positions * (s_.joint ? s_.slots : 1));
       for (int64_t q = 0; q < tiles[g].count; ++q)
         panels_[g].set(q, widened(t_.query + tiles[g].query[q] * s_.channels, s_.channels, copy));
@@ -138,28 +146,25 @@ class ByteItem {
         });
   }
 
-  // Completes the lists of slots first .. last.
-  void finish(int64_t first, int64_t last, TopkAffinityReport& report) {
+  // As DirectItem::finish.
+  template <typename Emit>
+  void finish(int64_t first, int64_t last, TopkAffinityReport& report, Emit emit) {
     for (int64_t g = 0; g < group_; ++g) {
-      if (!candidates_[g].overflown()) {
+      if (candidates_[g].overflown()) {
+        report.overflown += tiles_[g].count;
+        Direct direct(t_, &tiles_[g], 1);
+        for (int64_t slot = first; slot <= last; ++slot)
+          if (t_.context[slot] >= 0) direct.pass(slot);
+        direct.finish(first, last, report, [&](int64_t, const Neighbours& lists) { emit(g, lists); });
+      } else {
         report.bytes += tiles_[g].count;
         Exact exact{*this, g};
-        candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_[g], exact);
-        continue;
+        lists_.reset();
+        candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_, exact);
+        emit(g, lists_);
       }
-      report.overflown += tiles_[g].count;
-      Direct direct(t_, &tiles_[g], 1);
-      for (int64_t slot = first; slot <= last; ++slot)
-        if (t_.context[slot] >= 0) direct.pass(slot);
-      std::swap(lists_[g], direct.lists(0));
+      candidates_[g].reset();
     }
-  }
-
-  Neighbours& lists(int64_t g) { return lists_[g]; }
-
-  void reset() {
-    for (Neighbours& lists : lists_) lists.reset();
-    for (Candidates& candidates : candidates_) candidates.reset();
   }
 
  private:
@@ -212,7 +217,7 @@ class ByteItem {
   std::vector<uint8_t> bytes_;
   std::vector<ByteRow> rows_;
   std::vector<BytePanel> panels_;
-  std::vector<Neighbours> lists_;
+  Neighbours lists_;
   std::vector<Candidates> candidates_;
   Candidates::Scratch scratch_;
 };
@@ -237,17 +242,15 @@ void run_item(const Target<Feature>& target, const QueryTile* tiles, int64_t gro
   for (int64_t slot = 0; slot < s.slots; ++slot) {
     if (target.context[slot] >= 0) item.pass(slot);
     if (s.joint && slot + 1 < s.slots) continue;
-    item.finish(s.joint ? 0 : slot, slot, report);
-    for (int64_t g = 0; g < group; ++g)
+    item.finish(s.joint ? 0 : slot, slot, report, [&](int64_t g, const Neighbours& lists) {
       for (int64_t q = 0; q < tiles[g].count; ++q) {
-        const Neighbours& lists = item.lists(g);
         lists.list(q, list);
         weights.resize(list.size());
         lists.weigh(q, list, weights.data());
         for (float& weight : weights) weight *= share;
         sink.take(b, tiles[g].query[q], s.joint ? 0 : slot, list, weights, lists.log_denominator(q));
       }
-    item.reset();
+    });
   }
 }
 
@@ -285,7 +288,7 @@ TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, const Feature* query
     const bool pays = s.channels >= kByteChannels && (s.joint ? keys : s.positions) >= 32 * s.k;
     if (can &&
         (products == Products::kBytes || (products == Products::kFastest && pays && bytes_win(s.channels, rate))))
-      return run<ByteItem<Feature, Direct>>(s, query, bank, frames, copies, kByteGroup, sink);
+      return run<ByteItem<Feature, Direct>>(s, query, bank, frames, copies, byte_group(s), sink);
     return run<Direct>(s, query, bank, frames, copies, kGroup, sink);
   };
   if constexpr (std::is_same_v<Feature, c10::BFloat16>)
