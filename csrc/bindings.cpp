@@ -139,7 +139,10 @@ PYBIND11_MODULE(_C, module) {
              arg("products") = "fastest", Unlocked());
   module.def(
       "last_report",
-      [] { return pybind11::dict(arg("bytes") = last_report.bytes, arg("overflown") = last_report.overflown); },
+      [] {
+        return pybind11::dict(arg("bytes") = last_report.bytes, arg("tightened") = last_report.tightened,
+                              arg("overflown") = last_report.overflown);
+      },
       "How the lists of this thread's last topk_affinity were found");
   module.def("switch_avx512_off", timecycle::avx512::switch_off,
              "For tests: let the plain loops serve where AVX-512's own instructions would");

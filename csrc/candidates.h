@@ -34,13 +34,16 @@ class Candidates {
 
   void reset() {
     lower_.reset();
-    seen_ = count_ = pruned_ = 0;
+    seen_ = count_ = pruned_ = tightened_ = 0;
     tighten_at_ = kLanes * (4 * k_ + 64);
     overflown_ = false;
   }
 
   // Whether the bounds rule out too little: then nothing is kept, and the direct product serves these queries better.
   bool overflown() const { return overflown_; }
+
+  // Lists whose bounds have been tightened.
+  int64_t tightened() const { return tightened_; }
 
   // Takes in a tile [rows][kLanes] of integer products of consecutive keys; counts and every as Neighbours::take.
   template <typename Exact>
@@ -100,6 +103,7 @@ class Candidates {
       });
       count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
       tighten_at_ = std::max(tighten_at_, 2 * count_);
+      tightened_ = queries;
     }
     pruned_ = count_;
     overflown_ = count_ > most_ || (seen_ >= 2048 && count_ > seen_ * kLanes / 4);
@@ -161,7 +165,7 @@ class Candidates {
   ListStorage lower_;  // the k largest lower bounds
   std::vector<Candidate> candidates_;
   int64_t seen_ = 0, count_ = 0, pruned_ = 0;  // keys; candidates now, and when they were last pruned
-  int64_t tighten_at_ = 0;
+  int64_t tighten_at_ = 0, tightened_ = 0;
   bool overflown_ = false;
 };
 

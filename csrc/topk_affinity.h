@@ -44,6 +44,7 @@ enum class Products {
 // What a call did, for tests and measurements.
 struct TopkAffinityReport {
   int64_t bytes = 0;      // lists decided between candidates of byte products
+  int64_t tightened = 0;  // of which bounds were tightened by float products on the way
   int64_t overflown = 0;  // lists whose candidates were too many, and which were found directly
 };
 

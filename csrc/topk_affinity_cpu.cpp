@@ -157,7 +157,7 @@ class ByteItem {
           if (t_.context[slot] >= 0) direct.pass(slot);
         direct.finish(first, last, report, [&](int64_t, const Neighbours& lists) { emit(g, lists); });
       } else {
-        report.bytes += tiles_[g].count;
+        report.bytes += tiles_[g].count, report.tightened += candidates_[g].tightened();
         Exact exact{*this, g};
         lists_.reset();
         candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_, exact);
@@ -259,7 +259,7 @@ TopkAffinityReport run(const TopkAffinity& s, const Feature* query, const Featur
                        const int64_t* copies, int64_t most, RowSink& sink) {
   const std::vector<QueryTile> tiles = make_tiles(s);
   const int64_t count = static_cast<int64_t>(tiles.size()), items = items_of(s.targets, count, most);
-  std::atomic<int64_t> bytes{0}, overflown{0};
+  std::atomic<int64_t> bytes{0}, tightened{0}, overflown{0};
   at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
     TopkAffinityReport report;
     for (int64_t i = begin; i < end; ++i) {
@@ -268,10 +268,10 @@ TopkAffinityReport run(const TopkAffinity& s, const Feature* query, const Featur
                                    copies + b * s.slots * 2};
       run_item<Item>(target, &tiles[first], last - first, b, sink, report);
     }
-    bytes += report.bytes, overflown += report.overflown;
+    bytes += report.bytes, tightened += report.tightened, overflown += report.overflown;
     at::native::cpublas::brgemm_release(true);
   });
-  return {.bytes = bytes, .overflown = overflown};
+  return {.bytes = bytes, .tightened = tightened, .overflown = overflown};
 }
 
 }  // namespace

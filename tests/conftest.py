@@ -15,14 +15,40 @@ from PIL import Image
 from timecycle.encoder import Encoder
 from timecycle.errors import run_command_line
 from timecycle.masks import write_mask
+from timecycle.ops import _backends
 from timecycle.ops._backends import NATIVE_MISSING
+
+
+def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
+
+    def run(*arguments: object) -> tuple[torch.Tensor, ...]:
+        _backends.NATIVE.switch_avx512_off(plain)
+        try:
+            return NATIVE_TOPK.run(*arguments, products)
+        finally:
+            _backends.NATIVE.switch_avx512_off(False)
+
+    return run
+
+
+# The kernel chooses products by what is fastest on the chip; a test machine would run only some of its branches.
+NATIVE_TOPK, REFERENCE_TOPK = _backends._REGISTERED["topk_affinity"]
+FORCED = [
+    _backends.Backend(name, NATIVE_MISSING, NATIVE_TOPK.why_not, forced(products, plain))
+    for name, products, plain in (
+        ("cpu, bytes", "bytes", False),
+        ("cpu, plain loops", "direct", True),
+        ("cpu, bytes, plain loops", "bytes", True),
+    )
+]
+_backends.register("topk_affinity", NATIVE_TOPK, REFERENCE_TOPK, *FORCED)
 
 # Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE),
 # so only a machine without a compiler skips it.
-BACKENDS = [
-    pytest.param("cpu", marks=pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))),
-    "reference",
-]
+NATIVE_NEEDED = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
+BACKENDS = [pytest.param("cpu", marks=NATIVE_NEEDED), "reference"]
+ALL_BACKENDS = [*BACKENDS, *(pytest.param(backend.name, marks=NATIVE_NEEDED) for backend in FORCED)]
 
 
 @pytest.fixture(scope="session")

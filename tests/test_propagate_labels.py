@@ -41,7 +41,7 @@ def test_gradients_to_weights_and_labels():
         (1, torch.full((2, 5, 4), 18), "expected -1 to 17"),
         (1, torch.zeros(2, 5, 4, dtype=torch.int32), "torch.int32"),
         (2, torch.zeros(4, 6, 2), "expected torch.float64 [G, M, L]"),
-        (3, torch.zeros(3, 3, dtype=torch.int64), "frames has shape [3, 3]"),
+        (3, torch.zeros(3, 3, dtype=torch.int64), "frames is torch.int64 [3, 3]"),
     ],
 )
 def test_bad_arguments_are_named(position, value, named):

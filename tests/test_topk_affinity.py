@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BACKENDS
+from tests.conftest import ALL_BACKENDS, BACKENDS, NATIVE_NEEDED
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, _backends, affinity_propagate, backends, propagate_labels, topk_affinity
+from timecycle.ops import Region, Select, _backends, backends, topk_affinity
 from timecycle.ops.topk_affinity import exact_topk
 
 # (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
@@ -95,7 +95,7 @@ def expected(select: Select, region: Region | None, copies: tuple) -> tuple[Tens
     return written_out(*tied_case(9, 11, torch.float64), select, region, copies)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_equals_the_definition_written_out(backend, dtype, scope, normalise, tie
         torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -147,7 +147,7 @@ WIDE_CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("make", WIDE_CASES.values(), ids=WIDE_CASES.keys())
 @pytest.mark.parametrize(
     ("scope", "ties"), [("joint", "exact"), ("joint", "all"), ("frame", "exact"), ("frame", "all")]
@@ -178,7 +178,7 @@ def test_wide_features_select_exactly(backend, make, scope, ties, region):
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_any_shape_type_region_and_selection_equals_the_reference_in_float64(backend, data):
     """Whole-number features, so that ties abound and every backend must give the same answer to the last index."""
     draw = data.draw
@@ -210,7 +210,7 @@ def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
     return torch.where(indices >= 0, frame * positions + indices % positions, 0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
 def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, normalise, ties):
     query, bank, _ = random_case(12, 12, 4, 2, torch.float32)
@@ -223,7 +223,7 @@ def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, normali
             assert torch.equal(indices, torch.full_like(indices, -1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_flat_frames_keep_hundreds_with_ties_and_k_without(backend):
     query, bank = torch.ones(1, 400, 4), torch.ones(1, 400, 4)
     for ties, kept in (("exact", 5), ("all", 400)):
@@ -232,7 +232,76 @@ def test_flat_frames_keep_hundreds_with_ties_and_k_without(backend):
         torch.testing.assert_close(weights, torch.full((1, 400, kept), 1 / kept))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def clustered(generator: torch.Generator, shape: tuple[int, ...], spread: float) -> Tensor:
+    """Unit vectors around one direction: the smaller the spread, the less bytes can tell them apart."""
+    return torch.nn.functional.normalize(1 + spread * torch.randn(shape, generator=generator), dim=2)
+
+
+@NATIVE_NEEDED
+@pytest.mark.parametrize("scope", ["joint", "frame"])
+@pytest.mark.parametrize(
+    ("spread", "branch"), [(1.0, "bytes"), (0.15, "tightened"), (1e-3, "overflown"), (0.0, "overflown")]
+)
+def test_byte_products_decide_exactly_whatever_they_can_tell_apart(scope, spread, branch):
+    generator = torch.Generator().manual_seed(7)
+    query, bank = clustered(generator, (1, 70, 128), spread), clustered(generator, (2, 6000, 128), spread)
+    frames = torch.tensor([[0, 1]])
+    for ties in ("exact", "all") if spread else ("exact",):  # with ties, one value would keep all
+        select = Select(5, 0.07, scope, "kept", ties)
+        weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
+        report = _backends.NATIVE.last_report()
+        assert report[branch] > 0
+        assert report["bytes"] + report["overflown"] == 70 * (1 if scope == "joint" else 2)
+        direct, expected = topk_affinity(query, bank, frames, select, backend="cpu, plain loops")
+        if not spread:
+            assert torch.equal(indices, expected)
+            continue
+        assert indices.shape == expected.shape
+        rows, expected_rows = frame_rows(indices, frames, 6000), frame_rows(expected, frames, 6000)
+        flat = bank.double().flatten(0, 1)
+        logits = [torch.einsum("bnd,bnkd->bnk", query.double(), flat[r]) for r in (rows, expected_rows)]
+        torch.testing.assert_close(*logits, atol=3e-7, rtol=0)
+        torch.testing.assert_close(weights, direct, atol=1e-5, rtol=0)
+
+
+@NATIVE_NEEDED
+def test_the_chip_chooses_the_products():
+    rates = _backends.NATIVE.product_rates()
+    assert rates["float32"] > 0
+    generator = torch.Generator().manual_seed(7)
+    query, bank = clustered(generator, (1, 64, 256), 1.0), clustered(generator, (1, 4000, 256), 1.0)
+    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07))
+    assert (_backends.NATIVE.last_report()["bytes"] > 0) == (rates["float32"] < 0.6 * rates["int8"])
+    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07, normalise="all"))
+    assert _backends.NATIVE.last_report()["bytes"] == 0  # the denominator would carry their error
+
+
+@NATIVE_NEEDED
+@pytest.mark.parametrize("backend", ["cpu", "cpu, bytes"])
+def test_every_float16_is_read_as_it_is(backend):
+    keys = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    keys = keys[keys.isfinite()].view(1, -1, 1)
+    query, frames = torch.ones(1, 1, 1, dtype=torch.float16), torch.tensor([[0]])
+    select = Select(keys.numel(), 1e4)
+    weights, indices = topk_affinity(query, keys, frames, select, backend=backend)
+    expected_weights, expected = topk_affinity(query, keys, frames, select, backend="reference")
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+@NATIVE_NEEDED
+def test_features_beyond_the_bounds_of_bytes_are_left_to_floats():
+    generator = torch.Generator().manual_seed(7)
+    query, bank = (scale * torch.randn(1, n, 128, generator=generator) for scale, n in ((1e-20, 20), (1e30, 300)))
+    frames, select = torch.tensor([[0]]), Select(5, 1e10)
+    weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
+    assert _backends.NATIVE.last_report()["overflown"] == 20
+    exact, expected = topk_affinity(query.double(), bank.double(), frames, select)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.001])
 def test_features_that_are_not_normalised_do_not_overflow(backend, temperature):
     query, bank, frames = random_case(9, 300, 64, 2, torch.float32)
@@ -352,42 +421,6 @@ def test_is_a_well_behaved_operator(dtype, region):
         # The number kept with ties is known only from the data, which this one check does not provide for.
         checks += [] if ties else ["test_aot_dispatch_dynamic"]
         torch.library.opcheck(torch.ops.timecycle.topk_affinity.default, arguments, test_utils=checks)
-
-
-def propagate(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    return affinity_propagate(query, bank, frames, labels, frames, Select(3, 0.5, "frame", "all"))
-
-
-def test_compiles_whole_with_gradients_and_exports():
-    query, bank, frames = random_case(20, 20, 4, 2, torch.float32)
-    labels = torch.rand(4, 20, 3)
-    expected = propagate(query, bank, labels, frames)
-    results = []
-    for function in (propagate, torch.compile(propagate, fullgraph=True, backend="aot_eager")):
-        leaves = [x.clone().requires_grad_() for x in (query, bank, labels)]
-        out = function(*leaves, frames)
-        torch.testing.assert_close(out, expected)
-        out.square().sum().backward()
-        results.append([leaf.grad for leaf in leaves])
-    torch.testing.assert_close(results[0], results[1])
-
-    class Module(torch.nn.Module):
-        def forward(self, *arguments: Tensor) -> Tensor:
-            return propagate(*arguments)
-
-    exported = torch.export.export(Module(), (query, bank, labels, frames))
-    torch.testing.assert_close(exported.module()(query, bank, labels, frames), expected)
-
-
-def test_propagation_in_one_call_equals_the_two_operators():
-    query, bank, frames = random_case(30, 20, 4, 3, torch.bfloat16)
-    labels = torch.rand(5, 20, 2)
-    label_frames = torch.where(frames >= 0, frames + 1, -1)
-    for ties in ("exact", "all"):
-        select = Select(4, 0.5, ties=ties)
-        out = affinity_propagate(query, bank, frames, labels, label_frames, select)
-        expected = propagate_labels(*topk_affinity(query, bank, frames, select), labels, label_frames)
-        torch.testing.assert_close(out, expected)
 
 
 BAD = [

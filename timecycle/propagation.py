@@ -16,7 +16,7 @@ from torch import Tensor
 
 from timecycle.encoder import STRIDE
 from timecycle.masks import VOID
-from timecycle.ops import Select, propagate_labels, topk_affinity
+from timecycle.ops import Select, affinity_propagate
 
 BACKGROUND_PIXELS = 11  # at crop size; a class with fewer is dropped
 OBJECT_PIXELS = 12
@@ -111,8 +111,7 @@ class LabelPropagator:
         """Soft labels [L, h, w] of the next frame, from its features [D, h, w]."""
         query = features.flatten(1).T[None]
         frames = torch.tensor([[0, *self._previous]], device=query.device)
-        weights, indices = topk_affinity(query, self._bank, frames, self.select)
-        labels = propagate_labels(weights.to(self._labels.dtype), indices, self._labels, frames)[0]
+        labels = affinity_propagate(query, self._bank, frames, self._labels, frames, self.select)[0]
         soft = min_max(labels.T.unflatten(1, self.grid))
         self._remember(query[0], soft)
         return soft

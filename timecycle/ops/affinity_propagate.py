@@ -1,10 +1,22 @@
-"""affinity_propagate: topk_affinity and propagate_labels in one call, for callers who need no indices."""
+"""affinity_propagate: from features and labels to labels, for callers who need no indices.
 
+    out[b, n] = sum over the kept keys of  weight * labels[g, m],   g = label_frames[b, t]
+
+with the kept keys and weights of topk_affinity, which defines them, and the sum of propagate_labels. The CPU kernel
+adds a query's labels up as soon as its list is complete, so that neither weights nor indices are stored, and rows that
+keep more than others (ties="all") need no padding.
+"""
+
+import torch
 from torch import Tensor
 
-from timecycle.ops.propagate_labels import propagate_labels
+from timecycle.errors import InputError
+from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
+from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels, propagate_labels_backward
 from timecycle.ops.selection import Region, Select
-from timecycle.ops.topk_affinity import topk_affinity
+from timecycle.ops.topk_affinity import check_shapes, check_values, expand_copies, why_not_cpu, wide_dtype
+from timecycle.ops.topk_affinity import operator as topk_operator
+from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
 def affinity_propagate(
@@ -18,11 +30,123 @@ def affinity_propagate(
     region: Region | None = None,
     copies: Tensor | None = None,
     backend: str | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Soft labels [B, N, L] of the queries, float32 (float64 for float64 features).
 
-    Args and errors are those of `topk_affinity` (query to frames, select to backend) and `propagate_labels` (labels
-    [G, M, L], and label_frames [B, T], which is its `frames`). Differentiable in query, bank and labels.
+    Args and errors are those of `topk_affinity` (query to frames, select to check) and `propagate_labels` (labels
+    [G, M, L] of any floating dtype, and label_frames [B, T], which is its `frames`). Differentiable in query, bank and
+    labels.
     """
-    weights, indices = topk_affinity(query, bank, frames, select, region=region, copies=copies, backend=backend)
-    return propagate_labels(weights, indices, labels.to(weights.dtype), label_frames)
+    check_shapes(query, bank, frames, region, copies)
+    labels = labels.to(wide_dtype(query))
+    check_labels(labels, label_frames, len(query), wide_dtype(query), "label_frames")
+    if labels.shape[1] != bank.shape[1] or label_frames.shape != frames.shape:
+        raise InputError(
+            f"labels has shape {list(labels.shape)} and label_frames {list(label_frames.shape)}; expected "
+            f"[G, {bank.shape[1]}, L] like bank's positions and {list(frames.shape)} like frames"
+        )
+    if not labels.device == label_frames.device == query.device:
+        raise InputError(
+            f"labels is on {labels.device} and label_frames on {label_frames.device}; expected both on {query.device}"
+        )
+    width, reach = (region.width, region.reach()) if region is not None else (0, [])
+    return _operator(
+        query,
+        bank,
+        frames,
+        labels,
+        label_frames,
+        expand_copies(copies, region, frames),
+        select.k,
+        select.temperature,
+        select.scope == "joint",
+        select.normalise == "all",
+        select.ties == "all",
+        width,
+        reach,
+        backend or "",
+        check,
+    )
+
+
+@torch.library.custom_op("timecycle::affinity_propagate", mutates_args=())
+def _operator(
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    labels: Tensor,
+    label_frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    width: int,
+    reach: list[int],
+    backend: str,
+    check: bool,
+) -> Tensor:
+    check_values(query, bank, frames, copies, check)
+    check_label_frames(labels, label_frames, "label_frames")
+    arguments = (query, bank, frames, labels, label_frames, copies, k, temperature, joint, every, ties, width, reach)
+    return choose("affinity_propagate", backend or None, *arguments).run(*arguments)
+
+
+@_operator.register_fake
+def _(query, bank, frames, labels, *rest):  # type: ignore[no-untyped-def]
+    return labels.new_empty((*query.shape[:2], labels.shape[2]))
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    query, bank, frames, labels, label_frames, copies, *ctx.rest = inputs
+    ctx.save_for_backward(query, bank, frames, labels, label_frames, copies)
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    # Weights and indices are made again: storing them is what this operator spares.
+    query, bank, frames, labels, label_frames, copies = ctx.saved_tensors
+    _, temperature, joint, every, _, width, reach, backend, _ = ctx.rest
+    weights, indices, denominators = topk_operator(query, bank, frames, copies, *ctx.rest[:-1], False)
+    d_weights, d_labels = propagate_labels_backward(gradient, weights, indices, labels, label_frames)
+    d_query, d_bank = topk_affinity_backward(
+        d_weights,
+        weights,
+        indices,
+        denominators,
+        query,
+        bank,
+        frames,
+        copies,
+        temperature,
+        joint,
+        every,
+        width,
+        reach,
+        backend,
+    )
+    return d_query, d_bank, None, d_labels, *(None,) * 11
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def reference(
+    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, copies: Tensor, *select: object
+) -> Tensor:
+    """The definition: the two operators, one after the other."""
+    weights, indices, _ = topk_operator(query, bank, frames, copies, *select, "reference", False)
+    return propagate_labels(weights, indices, labels, label_frames)
+
+
+def _run_cpu(*arguments: object) -> Tensor:
+    assert NATIVE is not None
+    return NATIVE.affinity_propagate(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
+
+
+register(
+    "affinity_propagate",
+    Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
+    Backend("reference", None, lambda *_: None, reference),
+)

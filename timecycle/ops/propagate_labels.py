@@ -31,13 +31,26 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
         raise InputError(
             f"weights has shape {list(weights.shape)} and indices {list(indices.shape)}; expected [B, N, K] for both"
         )
-    if labels.ndim != 3 or labels.dtype != weights.dtype:
-        raise InputError(f"labels is {labels.dtype} {list(labels.shape)}; expected {weights.dtype} [G, M, L]")
-    if frames.ndim != 2 or frames.shape[0] != weights.shape[0]:
-        raise InputError(f"frames has shape {list(frames.shape)}; expected [{weights.shape[0]}, T], a row per target")
-    if indices.dtype != torch.int64 or frames.dtype != torch.int64:
-        raise InputError(f"indices is {indices.dtype} and frames {frames.dtype}; expected int64 for both")
+    check_labels(labels, frames, len(weights), weights.dtype, "frames")
+    if indices.dtype != torch.int64:
+        raise InputError(f"indices is {indices.dtype}; expected int64")
     return _operator(weights, indices, labels, frames)
+
+
+def check_labels(labels: Tensor, frames: Tensor, targets: int, dtype: torch.dtype, name: str) -> None:
+    """Refuse labels, and slots to label maps (the argument called `name`), that do not fit `targets` targets."""
+    if labels.ndim != 3 or labels.dtype != dtype:
+        raise InputError(f"labels is {labels.dtype} {list(labels.shape)}; expected {dtype} [G, M, L]")
+    if frames.ndim != 2 or frames.shape[0] != targets or frames.dtype != torch.int64:
+        raise InputError(
+            f"{name} is {frames.dtype} {list(frames.shape)}; expected int64 [{targets}, T], a row per target"
+        )
+
+
+def check_label_frames(labels: Tensor, frames: Tensor, name: str) -> None:
+    """Refuse slots that carry label maps which are not there."""
+    if frames.numel() and (int(frames.max()) >= labels.shape[0] or int(frames.min()) < -1):
+        raise InputError(f"{name} holds {frames.tolist()}; expected label maps, -1 to {labels.shape[0] - 1}")
 
 
 @torch.library.custom_op("timecycle::propagate_labels", mutates_args=())
@@ -49,8 +62,7 @@ def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) 
             f"indices runs from {int(indices.min())} to {int(indices.max())}; expected -1 to {positions - 1}, "
             f"{frames.shape[1]} slots of {labels.shape[1]} positions"
         )
-    if frames.numel() and (int(frames.max()) >= labels.shape[0] or int(frames.min()) < -1):
-        raise InputError(f"frames holds {frames.tolist()}; expected label maps, -1 to {labels.shape[0] - 1}")
+    check_label_frames(labels, frames, "frames")
     rows, exists = label_rows(indices, frames, labels.shape[1])
     out = torch.nn.functional.embedding_bag(
         rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
@@ -71,7 +83,7 @@ def label_rows(indices: Tensor, frames: Tensor, positions: int) -> tuple[Tensor,
 
 
 @torch.library.custom_op("timecycle::propagate_labels_backward", mutates_args=())
-def _backward_operator(
+def propagate_labels_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights, <gradient, label of the key>, and of labels, gradient scattered by the weights."""
@@ -85,7 +97,7 @@ def _backward_operator(
     return d_weights, d_labels.view_as(labels)
 
 
-@_backward_operator.register_fake
+@propagate_labels_backward.register_fake
 def _(gradient, weights, indices, labels, frames):  # type: ignore[no-untyped-def]
     return torch.empty_like(weights), labels.new_empty(labels.shape)
 
@@ -95,7 +107,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    d_weights, d_labels = _backward_operator(gradient, *ctx.saved_tensors)
+    d_weights, d_labels = propagate_labels_backward(gradient, *ctx.saved_tensors)
     return d_weights, None, d_labels, None
 
 

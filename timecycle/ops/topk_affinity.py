@@ -58,17 +58,14 @@ def topk_affinity(
         InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, `copies` is
             negative, a feature is not finite, or the backend that was asked for cannot run the call.
     """
-    _check_shapes(query, bank, frames, region, copies)
+    check_shapes(query, bank, frames, region, copies)
     joint, every, ties = select.scope == "joint", select.normalise == "all", select.ties == "all"
-    if copies is None:
-        copies = torch.tensor([1, 1 if region is None else 0], device=query.device)
-    copies = copies.to(frames).expand(*frames.shape, 2)
     width, reach = (region.width, region.reach()) if region is not None else (0, [])
-    weights, indices, _ = _operator(
+    weights, indices, _ = operator(
         query,
         bank,
         frames,
-        copies,
+        expand_copies(copies, region, frames),
         select.k,
         select.temperature,
         joint,
@@ -82,7 +79,8 @@ def topk_affinity(
     return weights, indices
 
 
-def _check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | None, copies: Tensor | None) -> None:
+def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | None, copies: Tensor | None) -> None:
+    """Refuse, before any work, what cannot fit together: InputError."""
     if query.ndim != 3:
         raise InputError(f"query has shape {list(query.shape)}; expected [B, N, D]")
     if bank.ndim != 3 or bank.shape[2] != query.shape[2]:
@@ -111,7 +109,15 @@ def _check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | 
         )
 
 
-def _check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> None:
+def expand_copies(copies: Tensor | None, region: Region | None, frames: Tensor) -> Tensor:
+    """The copies [B, T, 2] that are meant by copies [T, 2], [B, T, 2] or none."""
+    if copies is None:
+        copies = torch.tensor([1, 1 if region is None else 0], device=frames.device)
+    return copies.to(frames).expand(*frames.shape, 2)
+
+
+def check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> None:
+    """Refuse frames that are not in the bank, negative copies and, with `check`, features that are not finite."""
     if frames.numel() and (int(frames.max()) >= bank.shape[0] or int(frames.min()) < -1):
         raise InputError(f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {bank.shape[0] - 1}")
     if copies.numel() and int(copies.min()) < 0:
@@ -124,7 +130,7 @@ def _check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, c
 
 
 @torch.library.custom_op("timecycle::topk_affinity", mutates_args=())
-def _operator(
+def operator(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
@@ -144,16 +150,16 @@ def _operator(
     The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of normalise="all" needs; for
     normalise="kept" it is empty.
     """
-    _check_values(query, bank, frames, copies, check)
+    check_values(query, bank, frames, copies, check)
     arguments = (query, bank, frames, copies, k, temperature, joint, every, ties, width, reach)
     return choose("topk_affinity", backend or None, *arguments).run(*arguments)
 
 
-@_operator.register_fake
+@operator.register_fake
 def _(query, bank, frames, copies, k, temperature, joint, every, ties, width, reach, backend, check):  # type: ignore[no-untyped-def]
     kept = torch.library.get_ctx().new_dynamic_size() if ties else k
     rows = query.shape[:2]
-    wide = query.new_empty((*rows, kept if joint else kept * frames.shape[1]), dtype=_wide(query))
+    wide = query.new_empty((*rows, kept if joint else kept * frames.shape[1]), dtype=wide_dtype(query))
     denominators = (1 if joint else frames.shape[1]) if every else 0
     return wide, torch.empty_like(wide, dtype=torch.int64), wide.new_empty((*rows, denominators))
 
@@ -172,10 +178,10 @@ def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     return d_query, d_bank, *(None,) * 11
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _wide(features: Tensor) -> torch.dtype:
+def wide_dtype(features: Tensor) -> torch.dtype:
     """What is accumulated and returned: float32, and float64 for float64."""
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
@@ -211,7 +217,7 @@ def reference(
             weights = torch.where(exists, (values - shift).exp() / filled, 0.0)
             parts.append((weights, torch.where(exists, indices + group[0] * positions, -1), denominator))
         rows.append(parts)
-    return _pad(rows, every, query.new_empty((0, query.shape[1], k * len(groups)), dtype=_wide(query)))
+    return _pad(rows, every, query.new_empty((0, query.shape[1], k * len(groups)), dtype=wide_dtype(query)))
 
 
 def _pad(rows: list, every: bool, empty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +238,7 @@ def _pad(rows: list, every: bool, empty: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def _logits(query: Tensor, bank: Tensor, frame: int, temperature: float) -> Tensor:
     """Logits of one slot, [N, M]; an empty slot is -inf throughout."""
-    wide = _wide(query)
+    wide = wide_dtype(query)
     if frame < 0:
         return query.new_full((query.shape[0], bank.shape[1]), -torch.inf, dtype=wide)
     return query.to(wide) @ bank[frame].to(wide).T / temperature
@@ -291,21 +297,24 @@ def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return by_value.values, by_index.values.gather(1, by_value.indices)
 
 
-def _why_not_cpu(query: Tensor, *_: object) -> str | None:
+def why_not_cpu(query: Tensor, bank: Tensor, frames: Tensor, *_: object) -> str | None:
+    """Why the compiled kernels cannot run a call; None if they can."""
     if query.device.type != "cpu":
         return f"the features are on {query.device}"
     if query.dtype == torch.float64:
         return "it has no float64 kernel"
+    if frames.shape[1] * bank.shape[1] >= 2**31:
+        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than 32 bits number"
     return None
 
 
-def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> tuple[Tensor, ...]:
+def _run_cpu(*arguments: object) -> tuple[Tensor, ...]:
     assert NATIVE is not None
-    return NATIVE.topk_affinity(query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest)
+    return NATIVE.topk_affinity(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
 
 
 register(
     "topk_affinity",
-    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
+    Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )
