@@ -53,6 +53,14 @@ inline int32_t reach_at(const TopkAffinity& s, int64_t distance) {
   return distance < static_cast<int64_t>(s.reach.size()) ? static_cast<int32_t>(s.reach[distance]) : -1;
 }
 
+// How many keys of a slot lie inside a query's region, at most.
+inline int64_t keys_in_reach(const TopkAffinity& s) {
+  if (s.width == 0) return s.positions;
+  int64_t keys = 0;
+  for (size_t d = 0; d < s.reach.size(); ++d) keys += (d == 0 ? 1 : 2) * (2 * s.reach[d] + 1);
+  return std::min(keys, s.positions);
+}
+
 // Whether a slot's keys count differently inside and outside the region.
 inline bool restricted(const TopkAffinity& s, const int64_t* copies) { return s.width > 0 && copies[0] != copies[1]; }
 

@@ -32,7 +32,9 @@ int64_t byte_group(const TopkAffinity& s) {
   return std::clamp(static_cast<int64_t>(0.018 * matrix / tile / at::get_num_threads()), kLeast, kMost);
 }
 
-constexpr int64_t kByteChannels = 96;  // below, a second look costs more than the cheaper product saves
+// Below so many channels, or so many keys for every one that is kept, a second look costs more than the cheaper product
+// saves (measured with normalised random features on an Emerald Rapids).
+constexpr int64_t kByteChannels = 64, kKeysOfKept = 128;
 
 // What a work item is about.
 template <typename Feature>
@@ -284,8 +286,7 @@ TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, const Feature* query
     using Direct = DirectItem<Feature, Panel>;
     const double rate = std::is_same_v<Panel, PairPanel> ? product_rates().pairs : product_rates().floats;
     const bool can = !s.all && BytePanel::can_run(s.channels) && keys < kCandidateIndices;
-    // A list must be short beside the keys it is chosen from, or most of them are looked at again.
-    const bool pays = s.channels >= kByteChannels && (s.joint ? keys : s.positions) >= 32 * s.k;
+    const bool pays = s.channels >= kByteChannels && keys_in_reach(s) * (s.joint ? s.slots : 1) >= kKeysOfKept * s.k;
     if (can &&
         (products == Products::kBytes || (products == Products::kFastest && pays && bytes_win(s.channels, rate))))
       return run<ByteItem<Feature, Direct>>(s, query, bank, frames, copies, byte_group(s), sink);

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, NATIVE_NEEDED
 from timecycle.ops import Region, Select, propagate_labels, topk_affinity
 
 RECORDED = [
@@ -44,7 +44,7 @@ def merged(weights: Tensor, indices: Tensor, frames: list[int], positions: int) 
     return out
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("cpu, bytes", marks=NATIVE_NEEDED)])
 @pytest.mark.parametrize("name", RECORDED)
 def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
     folder = shared / "oracle" / "propagation"
