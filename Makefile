@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test lint format bench sanitize clean
+.PHONY: help env build demo test lint format bench sanitize variants clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -49,16 +49,27 @@ format: $(VENV)/.installed ## put the code into the project's format
 bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements-bench.txt
 	$(SAY) "running the benchmarks (some ten minutes)"
-	@mkdir -p benchmarks/results
-	@$(RUN) -m pytest benchmarks --benchmark-json benchmarks/results/cpu.json
-	@$(RUN) -m benchmarks.report benchmarks/results/cpu.json
+	@mkdir -p out
+	@$(RUN) -m pytest benchmarks --benchmark-json out/benchmarks.json
+	@$(RUN) -m benchmarks.report out/benchmarks.json
+
+KERNEL_TESTS := tests/test_topk_affinity.py tests/test_topk_affinity_backward.py tests/test_affinity_propagate.py
 
 sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer and UBSan (rebuilds the kernels twice)
 	$(SAY) "building the native kernels with sanitizers"
 	@CFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DTIMECYCLE_ONE_VARIANT" \
 		LDFLAGS="$(SANITIZE)" $(RUN) setup.py --quiet build_ext --force
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(RUN) -m pytest tests/test_topk_affinity.py tests/test_published_protocols.py -k "cpu and not finite_differences"
+		$(RUN) -m pytest $(KERNEL_TESTS) tests/test_published_protocols.py -k "cpu and not finite_differences"
+	@$(RUN) setup.py --quiet build_ext --force
+
+variants: $(VENV)/.installed ## run the kernels' tests as an older x86-64 machine would (rebuilds the kernels three times)
+	@for arch in x86-64-v3 x86-64-v2; do \
+		printf '\n==> the native kernels for %s\n' $$arch; \
+		CFLAGS="-march=$$arch -DTIMECYCLE_ONE_VARIANT" $(RUN) setup.py --quiet build_ext --force && \
+		ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(RUN) -m pytest $(KERNEL_TESTS) \
+			-k "cpu and not finite_differences" || exit 1; \
+	done
 	@$(RUN) setup.py --quiet build_ext --force
 
 clean: ## remove what was built and made; keeps .venv

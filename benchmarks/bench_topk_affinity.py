@@ -8,11 +8,23 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.compare import compare
-from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
 from timecycle.ops._backends import NATIVE
 from timecycle.ops.selection import inside
 
 TEMPERATURE = 512**-0.5
+
+
+def smooth_features(side: int, slots: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same on a square grid, but alike where they are near in space and time, as a network's are: the hard case for
+    whatever must tell keys apart in low precision.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, channels, (slots + 1) // 3 + 1, side // 6, side // 6, generator=generator)
+    fields = torch.nn.functional.interpolate(coarse, (slots + 1, side, side), mode="trilinear", align_corners=True)[0]
+    fields = (fields + 0.3 * torch.randn(fields.shape, generator=generator)).relu()
+    frames = torch.nn.functional.normalize(fields.flatten(2).permute(1, 2, 0), dim=2).contiguous()
+    return frames[-1:], frames[:-1], torch.arange(slots)[None]
 
 
 def features(positions: int, slots: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,18 +77,52 @@ def bench_per_frame(benchmark, crop, dtype, k):
     compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
 
 
+def direct(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> dict[str, Callable[[], object]]:
+    """Our kernel without its low-precision candidates: what they gain."""
+    if NATIVE is None:
+        return {}
+    copies = torch.ones(*frames.shape, 2, dtype=torch.int64)
+    rest = (select.k, select.temperature, select.scope == "joint", False, False, 0, [])
+    return {"ours, products in float": lambda: NATIVE.topk_affinity(query, bank, frames, copies, *rest, "direct")}
+
+
 @pytest.mark.parametrize("k", [10, 20])
-def bench_joint(benchmark, k):
-    """The k best over 8 frames together, softmax over the kept; crop 480, D = 512, float32."""
-    query, bank, frames = features(3600, 8, 512, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def bench_joint(benchmark, dtype, k):
+    """The k best over 8 frames together, softmax over the kept; crop 480, D = 512."""
+    query, bank, frames = features(3600, 8, 512, dtype)
     select = Select(k, 0.07)
     check(query, bank, frames, select)
-    others = products(query, bank)
+    others = products(query, bank) | direct(query, bank, frames, select)
     others["PyTorch, materialised"] = lambda: rivals.materialise_joint(query[0], bank, k, 0.07)
-    search = rivals.faiss_search(query[0], bank, k)
+    search = rivals.faiss_search(query[0], bank, k) if dtype == torch.float32 else None
     if search is not None:
         others["FAISS IndexFlatIP (no softmax)"] = search
     compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
+
+
+def bench_joint_smooth(benchmark):
+    """As bench_joint, k = 10, float32, with features that vary smoothly over space and time."""
+    query, bank, frames = smooth_features(60, 8, 512)
+    select = Select(10, 0.07)
+    check(query, bank, frames, select)
+    others = products(query, bank) | direct(query, bank, frames, select)
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
+
+
+def bench_propagate(benchmark):
+    """Labels in one call against the two operators; crop 480, 10 classes, k = 20 of each of 8 frames, float32."""
+    query, bank, frames = features(3600, 8, 512, torch.float32)
+    select, labels = Select(20, TEMPERATURE, "frame", "all"), torch.rand(8, 3600, 10)
+
+    def separate() -> Tensor:
+        return propagate_labels(*topk_affinity(query, bank, frames, select), labels, frames)
+
+    def fused() -> Tensor:
+        return affinity_propagate(query, bank, frames, labels, frames, select)
+
+    torch.testing.assert_close(fused(), separate())
+    compare(benchmark, fused, {"topk_affinity, then propagate_labels": separate})
 
 
 def bench_region(benchmark):

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+COMPARED: list[tuple[str, dict[str, Any]]] = []
+"""(benchmark, what compare stored) of this run, for the summary at its end."""
+
 
 def compare(
     benchmark: Any, ours: Callable[[], Any], rivals: dict[str, Callable[[], Any]], rounds: int = 5, warm: bool = True
@@ -39,6 +42,20 @@ def compare(
     benchmark.pedantic(time_ours, setup=time_rivals, rounds=rounds, warmup_rounds=int(warm))
     benchmark.extra_info["rival_seconds"] = {name: statistics.median(s[-rounds:]) for name, s in seconds.items()}
     benchmark.extra_info["ratio_to"] = {name: round(statistics.median(r[-rounds:]), 3) for name, r in ratios.items()}
+    COMPARED.append((benchmark.name, benchmark.extra_info | {"seconds": benchmark.stats["median"]}))
+
+
+def summary() -> list[str]:
+    """A line a rival: our time and memory, its, and our time in per cent of its."""
+    lines = []
+    for name, info in COMPARED:
+        lines.append(f"{name}: {info['seconds']:.3f} s, {info['peak_mb']} MB")
+        lines += [
+            f"    {100 * ratio:6.1f} % of {rival} "
+            f"({info['rival_seconds'][rival]:.3f} s, {info['rival_peak_mb'][rival]} MB)"
+            for rival, ratio in info["ratio_to"].items()
+        ]
+    return lines
 
 
 def peak_mb(function: Callable[[], Any]) -> float | None:

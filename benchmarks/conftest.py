@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.compare import summary
 from timecycle.results import versions
 
 
@@ -25,3 +26,12 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Called by pytest at the end: times and memory side by side, which pytest-benchmark's table cannot show."""
+    lines = summary()
+    if lines:
+        terminalreporter.section("ours and the rivals (medians; memory beyond what was held before)")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,6 +1,7 @@
 """From stored results to the README's table and a plot: python -m benchmarks.report RESULTS.json."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ NAMES = {
     "bench_per_frame[480-float32-20]": "crop 480, 8 frames, top-20 of each, float32",
     "bench_per_frame[480-bfloat16-5]": "crop 480, 8 frames, top-5 of each, bfloat16",
     "bench_per_frame[480-bfloat16-20]": "crop 480, 8 frames, top-20 of each, bfloat16",
-    "bench_joint[10]": "crop 480, 8 frames, top-10 of all, float32",
+    "bench_joint[float32-10]": "crop 480, 8 frames, top-10 of all, float32",
+    "bench_joint[float32-20]": "crop 480, 8 frames, top-20 of all, float32",
+    "bench_joint[bfloat16-10]": "crop 480, 8 frames, top-10 of all, bfloat16",
+    "bench_joint_smooth": "the same, float32, features that vary smoothly",
+    "bench_propagate": "labels, crop 480, 8 frames, top-20 of each, float32",
     "bench_region": "CRW at 480 x 854, 21 frames, circle 12, float32",
     "bench_dino": "DINO at 480 x 854, 8 frames, square 12, float32",
     "bench_full_hd": "1920 x 1080, 8 frames, top-5 of each, bfloat16",
@@ -73,20 +78,28 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def results_path(results: dict[str, Any]) -> Path:
+    """Where the results of this machine belong: figures of one chip say little about another's."""
+    cpu = results["machine_info"]["cpu"]
+    chip = [cpu.get("brand_raw") or "cpu", cpu.get("family"), cpu.get("model")]
+    name = "-".join(re.findall(r"[a-z0-9]+", " ".join(str(part) for part in chip if part).lower().replace("(r)", "")))
+    return ROOT / "benchmarks" / "results" / f"cpu-{name}.json"
+
+
 def main() -> None:
-    """Rewrite the README's table and the plot beside the results."""
-    source = Path(sys.argv[1])
-    results = json.loads(source.read_text())
+    """File the results under the machine's name, and rewrite the README's table and the plot beside them."""
+    results = json.loads(Path(sys.argv[1]).read_text())
     for benchmark in results["benchmarks"]:
         benchmark["stats"].pop("data", None)  # single rounds say no more than their median, and fill the repository
-    source.write_text(json.dumps(results, indent=1) + "\n")
+    path = results_path(results)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(BEGIN)
-    named = source.resolve().relative_to(ROOT)
-    picture = source.with_suffix(".svg")
+    named = path.relative_to(ROOT)
     written = f"{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`."
     readme.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.split(END)[1]}")
-    plot(results, picture)
+    plot(results, path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 #include "byte_epilogue.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(TIMECYCLE_ONE_VARIANT)
+#if defined(__x86_64__) && defined(__GNUC__)
 #define TIMECYCLE_AVX512 1
 #else
 #define TIMECYCLE_AVX512 0
