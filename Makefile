@@ -58,7 +58,7 @@ sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer an
 	@CFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DTIMECYCLE_ONE_VARIANT" \
 		LDFLAGS="$(SANITIZE)" $(RUN) setup.py --quiet build_ext --force
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(RUN) -m pytest tests/test_topk_affinity.py tests/test_published_protocols.py -k "cpu and not finite_differences"
+		$(RUN) -m pytest tests/test_topk_affinity*.py tests/test_published_protocols.py -k "cpu and not finite_differences"
 	@$(RUN) setup.py --quiet build_ext --force
 
 clean: ## remove what was built and made; keeps .venv
