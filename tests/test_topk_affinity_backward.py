@@ -16,7 +16,7 @@ from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 # Largest error over the largest gradient, and 1 - cosine: some twice what the cases below show. In 16 bits it is the
 # rounding of the outputs, and where the chip multiplies bfloat16 that of the logits' gradient besides.
 LARGEST = {torch.float32: 1.2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1e-3}
-TURNED = {torch.float32: 1.5e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
+TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
 
 # (N, M, D, k): odd sizes, more neighbours than keys, several strips of queries; the last has several chunks of keys.
 SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
@@ -172,7 +172,7 @@ def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, normalise):
 @pytest.mark.parametrize("region", [None, REGIONS[-1]], ids=str)
 @pytest.mark.parametrize("normalise", ["all", "kept"])
 def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, region, normalise):
-    query, bank, temperature = random_features(700, 700, 64, dtype)
+    query, bank, temperature = random_features(540, 540, 64, dtype)
     case = Case(query, bank, FRAMES, Select(5, temperature, "frame", normalise), region)
     before, results = torch.get_num_threads(), []
     try:
