@@ -79,6 +79,33 @@ bool usable() {
   return has && !switched_off.load(std::memory_order_relaxed);
 }
 
+AVX512 void transpose_block(const float* tile, int64_t columns, int64_t stride, float* out) {
+  // Pairs of rows, pairs of pairs, then quarters of vectors twice.
+  __m512 a[kVector], b[kVector];
+  for (int64_t row = 0; row < kVector; ++row) a[row] = _mm512_loadu_ps(tile + row * columns);
+  for (int64_t row = 0; row < kVector; row += 2) {
+    b[row] = _mm512_unpacklo_ps(a[row], a[row + 1]);
+    b[row + 1] = _mm512_unpackhi_ps(a[row], a[row + 1]);
+  }
+  for (int64_t row = 0; row < kVector; row += 4)
+    for (int64_t half = 0; half < 2; ++half) {
+      const __m512d low = _mm512_castps_pd(b[row + half]), high = _mm512_castps_pd(b[row + half + 2]);
+      a[row + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[row + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  // a[4 * i + j] holds columns j, j + 4, j + 8, j + 12 of rows 4 * i .. 4 * i + 3.
+  for (int64_t j = 0; j < 4; ++j) {
+    const __m512 even_low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88),
+                 odd_low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_storeu_ps(out + j * stride, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
+    _mm512_storeu_ps(out + (j + 8) * stride, _mm512_shuffle_f32x4(even_low, even_high, 0xdd));
+    _mm512_storeu_ps(out + (j + 4) * stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+    _mm512_storeu_ps(out + (j + 12) * stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
 AVX512 float dot(const float* a, const float* b, int64_t n) {
   __m512 sums[4];
   for (int64_t v = 0; v < 4; ++v) sums[v] = _mm512_setzero_ps();

@@ -20,6 +20,9 @@ bool usable();
 // For tests: with `off`, the plain loops serve.
 void switch_off(bool off);
 
+// out [16][stride] = the transpose of the first 16 x 16 of tile [16][columns].
+void transpose_block(const float* tile, int64_t columns, int64_t stride, float* out);
+
 float dot(const float* a, const float* b, int64_t n);
 int64_t column_hits(const float* tile, int64_t rows, const float* worst, Hit* hits);
 void insert_tile(const float* tile, const float* counts, int64_t every, int64_t rows, int32_t first_index,

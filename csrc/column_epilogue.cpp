@@ -164,41 +164,4 @@ void mask_tile(float* tile, const float* counts, int64_t rows) {
     tile[i] = counts[i] > 0.0f ? tile[i] : -std::numeric_limits<float>::infinity();
 }
 
-TIMECYCLE_VARIANTS
-void widen_bfloat16(const uint16_t* values, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = static_cast<uint32_t>(values[i]) << 16;
-    std::memcpy(out + i, &bits, sizeof(bits));
-  }
-}
-
-TIMECYCLE_VARIANTS
-void widen_half(const uint16_t* values, int64_t n, float* out) {
-  constexpr uint32_t kTop = 0x0f800000u;  // an exponent of ones, moved to where float has it
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits = static_cast<uint32_t>(values[i] & 0x7fffu) << 13;
-    const uint32_t exponent = bits & kTop;
-    bits += 112u << 23;                          // the exponents' biases differ by 112
-    bits += exponent == kTop ? 112u << 23 : 0u;  // infinity stays infinity
-    const uint32_t one_up = bits + (1u << 23);   // below the normal numbers: as if 1.x, and that 1 taken off
-    float small;
-    std::memcpy(&small, &one_up, sizeof(small));
-    small -= 0x1p-14f;
-    uint32_t small_bits;
-    std::memcpy(&small_bits, &small, sizeof(small));
-    bits = exponent == 0 ? small_bits : bits;
-    bits |= static_cast<uint32_t>(values[i] & 0x8000u) << 16;
-    std::memcpy(out + i, &bits, sizeof(bits));
-  }
-}
-
-TIMECYCLE_VARIANTS
-void round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    rounded[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  }
-}
-
 }  // namespace timecycle

@@ -71,11 +71,4 @@ void mask_tile(float* tile, const float* counts, int64_t rows);
 // <a, b> over n channels.
 float dot(const float* a, const float* b, int64_t n);
 
-// n bfloat16 or half values, given as bits, to float.
-void widen_bfloat16(const uint16_t* values, int64_t n, float* out);
-void widen_half(const uint16_t* values, int64_t n, float* out);
-
-// Rounds n floats to bfloat16, to nearest, ties to even.
-void round_to_bfloat16(const float* values, int64_t n, uint16_t* rounded);
-
 }  // namespace timecycle

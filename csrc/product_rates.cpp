@@ -40,7 +40,7 @@ ProductRates measure() {
     std::vector<int32_t> integers(kRows * kLanes);
     rates.bytes = rate(BytePanel(kChannels), std::vector<uint8_t>(kRows * kChannels, 1), integers);
   }
-  at::native::cpublas::brgemm_release(false);
+  at::native::cpublas::brgemm_release(true);
   return rates;
 }
 

@@ -8,49 +8,28 @@
 #include <vector>
 
 #include "column_epilogue.h"
+#include "grid_patches.h"
 #include "topk_affinity.h"
 
 namespace timecycle {
 
-constexpr int64_t kSide = 8;  // of the square of queries that makes a tile under a region
-static_assert(kSide * kSide == kLanes);
+// One tile of queries: a patch of kLanes, and where on the grid they stand if there is a region.
+struct QueryTile : Patch {
+  explicit QueryTile(const Patch& patch, int64_t width) : Patch(patch) {
+    for (int64_t q = 0; q < count() && width > 0; ++q) {
+      row[q] = static_cast<int32_t>(positions[q] / width);
+      column[q] = static_cast<int32_t>(positions[q] % width);
+    }
+  }
 
-// One tile of queries: which they are, and where on the grid if there is a region.
-struct QueryTile {
-  int64_t count = 0;
-  int64_t query[kLanes];
-  int64_t top = 0, bottom = 0, left = 0, right = 0;  // of the square they fill
   alignas(64) int32_t column[kLanes] = {};
   int32_t row[kLanes] = {};
 };
 
 inline std::vector<QueryTile> make_tiles(const TopkAffinity& s) {
   std::vector<QueryTile> tiles;
-  if (s.width == 0) {
-    for (int64_t first = 0; first < s.queries; first += kLanes) {
-      QueryTile& tile = tiles.emplace_back();
-      for (int64_t q = first; q < std::min(first + kLanes, s.queries); ++q) tile.query[tile.count++] = q;
-    }
-    return tiles;
-  }
-  const int64_t height = s.queries / s.width;
-  for (int64_t top = 0; top < height; top += kSide)
-    for (int64_t left = 0; left < s.width; left += kSide) {
-      QueryTile& tile = tiles.emplace_back();
-      tile.top = top, tile.bottom = std::min(top + kSide, height) - 1;
-      tile.left = left, tile.right = std::min(left + kSide, s.width) - 1;
-      for (int64_t y = top; y <= tile.bottom; ++y)
-        for (int64_t x = left; x <= tile.right; ++x) {
-          tile.row[tile.count] = static_cast<int32_t>(y), tile.column[tile.count] = static_cast<int32_t>(x);
-          tile.query[tile.count++] = y * s.width + x;
-        }
-    }
+  for (const Patch& patch : patches_of(s.queries, s.width, kLanes)) tiles.emplace_back(patch, s.width);
   return tiles;
-}
-
-// How far a query may look aside in a row this far away; -1 for not at all.
-inline int32_t reach_at(const TopkAffinity& s, int64_t distance) {
-  return distance < static_cast<int64_t>(s.reach.size()) ? static_cast<int32_t>(s.reach[distance]) : -1;
 }
 
 // How many keys of a slot lie inside a query's region, at most.
@@ -60,9 +39,6 @@ inline int64_t keys_in_reach(const TopkAffinity& s) {
   for (size_t d = 0; d < s.reach.size(); ++d) keys += (d == 0 ? 1 : 2) * (2 * s.reach[d] + 1);
   return std::min(keys, s.positions);
 }
-
-// Whether a slot's keys count differently inside and outside the region.
-inline bool restricted(const TopkAffinity& s, const int64_t* copies) { return s.width > 0 && copies[0] != copies[1]; }
 
 // Leads `group` tiles of queries past the keys of one slot that count for any of their queries. ready(first, count) is
 // called for a run of keys before take(g, first, rows) is for parts of it, at most kRows keys of one grid row (without

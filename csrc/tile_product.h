@@ -3,7 +3,6 @@
 
 #include <ATen/native/CPUBlas.h>
 #include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "column_epilogue.h"
+#include "row_arithmetic.h"
 
 namespace timecycle {
 
@@ -45,15 +45,10 @@ class FloatPanel {
 // n features as floats: themselves, or a converted copy.
 inline const float* widened(const float* features, int64_t, std::vector<float>&) { return features; }
 
-inline const float* widened(const c10::BFloat16* features, int64_t n, std::vector<float>& copy) {
+template <typename Feature>
+const float* widened(const Feature* features, int64_t n, std::vector<float>& copy) {
   copy.resize(n);
-  widen_bfloat16(reinterpret_cast<const uint16_t*>(features), n, copy.data());
-  return copy.data();
-}
-
-inline const float* widened(const c10::Half* features, int64_t n, std::vector<float>& copy) {
-  copy.resize(n);
-  widen_half(reinterpret_cast<const uint16_t*>(features), n, copy.data());
+  convert(features, n, copy.data());
   return copy.data();
 }
 

@@ -58,8 +58,8 @@ class DirectItem {
     for (int64_t g = 0; g < group; ++g) {
       panels_.emplace_back(s_.channels);
       lists_.emplace_back(s_.k, s_.scale, s_.all, s_.ties);
-      for (int64_t q = 0; q < tiles[g].count; ++q)
-        panels_[g].set(q, prepare(t_.query + tiles[g].query[q] * s_.channels, s_.channels, copy));
+      for (int64_t q = 0; q < tiles[g].count(); ++q)
+        panels_[g].set(q, prepare(t_.query + tiles[g].positions[q] * s_.channels, s_.channels, copy));
     }
   }
 
@@ -81,7 +81,7 @@ class DirectItem {
             mask_tile(tile_.data(), counts_.data(), rows);
             counts = counts_.data();
           }
-          lists_[g].take(tile_.data(), counts, copies[0], rows, slot * s_.positions + first, tiles_[g].count,
+          lists_[g].take(tile_.data(), counts, copies[0], rows, slot * s_.positions + first, tiles_[g].count(),
                          hits_.data());
         });
   }
@@ -119,8 +119,8 @@ class ByteItem {
     for (int64_t g = 0; g < group; ++g) {
       panels_.emplace_back(s_.channels);
       candidates_.emplace_back(s_.k, s_.positions * (s_.joint ? s_.slots : 1));
-      for (int64_t q = 0; q < tiles[g].count; ++q)
-        panels_[g].set(q, widened(t_.query + tiles[g].query[q] * s_.channels, s_.channels, copy));
+      for (int64_t q = 0; q < tiles[g].count(); ++q)
+        panels_[g].set(q, widened(t_.query + tiles[g].positions[q] * s_.channels, s_.channels, copy));
     }
   }
 
@@ -144,7 +144,7 @@ class ByteItem {
           }
           Exact exact{*this, g};
           candidates_[g].take(tile_.data(), counts, copies[0], &rows_[first - ready_first], rows,
-                              slot * s_.positions + first, tiles_[g].count, panels_[g].lanes(), hits_.data(), exact);
+                              slot * s_.positions + first, tiles_[g].count(), panels_[g].lanes(), hits_.data(), exact);
         });
   }
 
@@ -153,16 +153,16 @@ class ByteItem {
   void finish(int64_t first, int64_t last, TopkAffinityReport& report, Emit emit) {
     for (int64_t g = 0; g < group_; ++g) {
       if (candidates_[g].overflown()) {
-        report.overflown += tiles_[g].count;
+        report.overflown += tiles_[g].count();
         Direct direct(t_, &tiles_[g], 1);
         for (int64_t slot = first; slot <= last; ++slot)
           if (t_.context[slot] >= 0) direct.pass(slot);
         direct.finish(first, last, report, [&](int64_t, const Neighbours& lists) { emit(g, lists); });
       } else {
-        report.bytes += tiles_[g].count, report.tightened += candidates_[g].tightened();
+        report.bytes += tiles_[g].count(), report.tightened += candidates_[g].tightened();
         Exact exact{*this, g};
         lists_.reset();
-        candidates_[g].decide(tiles_[g].count, panels_[g].lanes(), lists_, exact);
+        candidates_[g].decide(tiles_[g].count(), panels_[g].lanes(), lists_, exact);
         emit(g, lists_);
       }
       candidates_[g].reset();
@@ -188,7 +188,7 @@ class ByteItem {
     float product(int64_t q, int64_t index) {
       const int64_t channels = item.s_.channels;
       if (q != at)
-        features = widened(item.t_.query + item.tiles_[g].query[at = q] * channels, channels, item.query_copy_);
+        features = widened(item.t_.query + item.tiles_[g].positions[at = q] * channels, channels, item.query_copy_);
       return dot(features, widened(key(index), channels, item.copy_), channels);
     }
 
@@ -245,12 +245,12 @@ void run_item(const Target<Feature>& target, const QueryTile* tiles, int64_t gro
     if (target.context[slot] >= 0) item.pass(slot);
     if (s.joint && slot + 1 < s.slots) continue;
     item.finish(s.joint ? 0 : slot, slot, report, [&](int64_t g, const Neighbours& lists) {
-      for (int64_t q = 0; q < tiles[g].count; ++q) {
+      for (int64_t q = 0; q < tiles[g].count(); ++q) {
         lists.list(q, list);
         weights.resize(list.size());
         lists.weigh(q, list, weights.data());
         for (float& weight : weights) weight *= share;
-        sink.take(b, tiles[g].query[q], s.joint ? 0 : slot, list, weights, lists.log_denominator(q));
+        sink.take(b, tiles[g].positions[q], s.joint ? 0 : slot, list, weights, lists.log_denominator(q));
       }
     });
   }

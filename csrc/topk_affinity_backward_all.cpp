@@ -1,0 +1,206 @@
+// normalise="all": three products of the forward's size - the logits again, then both gradients - and of the matrix no
+// more than a tile a thread.
+//
+// A frame of the bank is taken in chunks of keys; a chunk meets all queries of all slots that hold the frame. Threads
+// share the queries: each sums the chunk's gradient for its own, and these sums are added in the order of the threads,
+// so that the same call with as many threads gives the same bits. A strip's queries belong to one thread.
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "product_rates.h"
+#include "topk_affinity_backward_strip.h"
+
+namespace timecycle {
+namespace {
+
+constexpr int64_t kScratch = int64_t{5} << 19;  // bytes for a chunk of keys and its gradients
+
+// The sums that become d_query [B, N, D]: in it for float, half in it for 16-bit types (row_arithmetic.h).
+template <typename Feature>
+class QuerySums {
+ public:
+  QuerySums(const TopkAffinity& s, Feature* out)
+      : channels_(s.channels),
+        count_(s.targets * s.queries * s.channels),
+        out_(out),
+        lower_(std::is_same_v<Feature, float> ? 0 : count_, 0) {
+    std::fill_n(out, count_, Feature(0.0f));
+  }
+
+  void add(int64_t row, const float* sum) {
+    if constexpr (std::is_same_v<Feature, float>)
+      add_scaled(1.0f, sum, channels_, out_ + row * channels_);
+    else
+      add_to_split(sum, channels_, out_ + row * channels_, &lower_[row * channels_]);
+  }
+
+  void finish() {
+    if constexpr (!std::is_same_v<Feature, float>)
+      at::parallel_for(0, count_, 1 << 16,
+                       [&](int64_t begin, int64_t end) { round_split(end - begin, out_ + begin, &lower_[begin]); });
+  }
+
+ private:
+  int64_t channels_, count_;
+  Feature* out_;
+  std::vector<uint16_t> lower_;
+};
+
+// The whole gradient: what is shared by the threads, and the loops around a strip and a chunk.
+template <typename Feature, typename Panel>
+class Gradient {
+ public:
+  Gradient(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
+           Feature* d_query)
+      : s_(s),
+        query_(query),
+        d_query_(d_query),
+        sums_(s, d_query),
+        parts_(at::get_num_threads()),
+        // Under a region small squares of queries see fewer keys in vain; else longer strips use them better.
+        strips_(patches_of(s.queries, s.width, s.width > 0 ? kLanes : even_strip())),
+        blocks_(patches_of(s.positions, s.width, kLanes)),
+        place_(s.positions),
+        most_(blocks_in_a_chunk()),
+        chunk_(s, blocks_, most_),
+        workers_(parts_, Strip<Feature, Panel>(s, in, kept, place_)),
+        d_keys_(parts_ * most_ * kLanes * s.channels),
+        d_strips_(stays_in_place<Feature>(s) ? 0 : parts_ * kStrip * s.channels),
+        copies_(in.copies) {
+    for (size_t block = 0; block < blocks_.size(); ++block)
+      for (int64_t k = 0; k < blocks_[block].count(); ++k)
+        place_[blocks_[block].positions[k]] = static_cast<int32_t>(block * kLanes + k);
+  }
+
+  // Keys [M][D] of a frame and the slots that hold it: writes d_keys [M][D].
+  void frame(const Feature* keys, const std::vector<Use>& uses, Feature* d_keys) {
+    const int64_t count = static_cast<int64_t>(blocks_.size()),
+                  chunks = (count + most_ - 1) / std::max<int64_t>(1, most_);
+    for (int64_t c = 0; c < chunks; ++c) {
+      chunk_.load(keys, c * count / chunks, (c + 1) * count / chunks);
+      at::parallel_for(0, parts_, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) take_part(part, uses);
+        at::native::cpublas::brgemm_release(true);
+      });
+      at::parallel_for(chunk_.first(), chunk_.last(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) write_keys(block, d_keys);
+      });
+    }
+  }
+
+  void finish() { sums_.finish(); }
+
+ private:
+  // The longest strip of which there are as many for each thread.
+  int64_t even_strip() const {
+    const int64_t rounds = std::max<int64_t>(1, (s_.queries + parts_ * kStrip - 1) / (parts_ * kStrip));
+    return std::max<int64_t>(1, (s_.queries + parts_ * rounds - 1) / (parts_ * rounds));
+  }
+
+  int64_t blocks_in_a_chunk() const {
+    const int64_t copies = stays_in_place<Feature>(s_) ? 1 : 2;
+    const int64_t bytes =
+        kLanes * s_.channels * (parts_ * 4 + copies * static_cast<int64_t>(sizeof(typename Panel::Element)));
+    return std::min<int64_t>(blocks_.size(), std::max<int64_t>(2, kScratch / std::max<int64_t>(1, bytes)));
+  }
+
+  float* part_of_keys(int64_t part) { return d_keys_.data() + part * most_ * kLanes * s_.channels; }
+
+  // Every parts-th strip against the chunk. Under a region those that see it lie together, and all threads have some.
+  void take_part(int64_t part, const std::vector<Use>& uses) {
+    std::fill_n(part_of_keys(part), most_ * kLanes * s_.channels, 0.0f);
+    const int64_t count = static_cast<int64_t>(strips_.size());
+    for (int64_t item = part; item < s_.targets * count; item += parts_) {
+      const int64_t b = item / count;
+      const Patch& patch = strips_[item % count];
+      float* d_queries = nullptr;
+      for (const Use& use : uses) {
+        if (use.target != b || !sees_chunk(patch, use)) continue;
+        if (d_queries == nullptr) {
+          workers_[part].load(b, patch, query_ + b * s_.queries * s_.channels);
+          d_queries = start_strip(part, b, patch);
+        }
+        workers_[part].pass(chunk_, use.slot, part_of_keys(part), d_queries);
+      }
+      if (d_queries == nullptr || d_strips_.empty()) continue;
+      for (int64_t q = 0; q < patch.count(); ++q)
+        sums_.add(b * s_.queries + patch.positions[q], d_queries + q * s_.channels);
+    }
+  }
+
+  bool sees_chunk(const Patch& patch, const Use& use) const {
+    const int64_t* copies = copies_ + (use.target * s_.slots + use.slot) * 2;
+    for (int64_t block = chunk_.first(); block < chunk_.last(); ++block)
+      if (sees(s_, patch, blocks_[block], copies)) return true;
+    return false;
+  }
+
+  // Where the gradient of a strip's queries is summed: in the output if that has room for it, else in a buffer of 0.
+  float* start_strip(int64_t part, int64_t b, const Patch& patch) {
+    if constexpr (std::is_same_v<Feature, float>)
+      if (d_strips_.empty()) return d_query_ + (b * s_.queries + patch.positions[0]) * s_.channels;
+    float* sum = d_strips_.data() + part * kStrip * s_.channels;
+    std::fill_n(sum, patch.count() * s_.channels, 0.0f);
+    return sum;
+  }
+
+  void write_keys(int64_t block, Feature* d_keys) {
+    for (int64_t k = 0; k < blocks_[block].count(); ++k) {
+      const int64_t row = (chunk_.offset(block) + k) * s_.channels;
+      for (int64_t part = 1; part < parts_; ++part)
+        add_scaled(1.0f, part_of_keys(part) + row, s_.channels, part_of_keys(0) + row);
+      convert(part_of_keys(0) + row, s_.channels, d_keys + blocks_[block].positions[k] * s_.channels);
+    }
+  }
+
+  const TopkAffinity& s_;
+  const Feature* query_;
+  Feature* d_query_;
+  QuerySums<Feature> sums_;
+  int64_t parts_;
+  std::vector<Patch> strips_, blocks_;
+  std::vector<int32_t> place_;
+  int64_t most_;  // blocks in a chunk
+  Chunk<Feature, Panel> chunk_;
+  std::vector<Strip<Feature, Panel>> workers_;  // one a part
+  std::vector<float> d_keys_;                   // [parts][rows of a chunk][D]
+  std::vector<float> d_strips_;                 // [parts][kStrip][D]
+  const int64_t* copies_;
+};
+
+template <typename Feature, typename Panel>
+void run(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
+         const Feature* bank, Feature* d_query, Feature* d_bank) {
+  Gradient<Feature, Panel> gradient(s, in, kept, query, d_query);
+  const std::vector<std::vector<Use>> uses = uses_of(s, in.frames);
+  const int64_t size = s.positions * s.channels;
+  for (int64_t frame = 0; frame < s.frames; ++frame) {
+    if (uses[frame].empty())
+      std::fill_n(d_bank + frame * size, size, Feature(0.0f));
+    else
+      gradient.frame(bank + frame * size, uses[frame], d_bank + frame * size);
+  }
+  gradient.finish();
+}
+
+}  // namespace
+
+template <typename Feature>
+void gradient_of_all(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
+                     const Feature* bank, Feature* d_query, Feature* d_bank) {
+  if constexpr (std::is_same_v<Feature, c10::BFloat16>)
+    if (pairs_win(s.channels)) return run<Feature, PairPanel>(s, in, kept, query, bank, d_query, d_bank);
+  run<Feature, FloatPanel>(s, in, kept, query, bank, d_query, d_bank);
+}
+
+template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const float*,
+                              const float*, float*, float*);
+template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const c10::BFloat16*,
+                              const c10::BFloat16*, c10::BFloat16*, c10::BFloat16*);
+template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const c10::Half*,
+                              const c10::Half*, c10::Half*, c10::Half*);
+
+}  // namespace timecycle

@@ -1,0 +1,263 @@
+"""The gradient of topk_affinity: every backend against finite differences, or the reference in float64."""
+
+import functools
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import BACKENDS
+from tests.test_topk_affinity import DTYPES, SELECTIONS, poisoned_memory, random_case  # noqa: F401
+from timecycle.ops import Region, Select, _backends, topk_affinity
+from timecycle.ops.topk_affinity_backward import topk_affinity_backward
+
+# Largest error over the largest gradient, and 1 - cosine: some twice what the cases below show. In 16 bits it is the
+# rounding of the outputs, and where the chip multiplies bfloat16 that of the logits' gradient besides.
+LARGEST = {torch.float32: 1.2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1e-3}
+TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
+
+# (N, M, D, k): odd sizes, more neighbours than keys, several strips of queries; the last has several chunks of keys.
+SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
+REGIONS = [Region(9, 11, 3), Region(9, 11, 2, "square<="), Region(20, 27, 6)]
+COPIES = [None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])]
+# One frame in several slots and both targets, empty slots, a frame that never occurs.
+FRAMES = torch.tensor([[0, 2, 0, -1], [2, 0, -1, 3]])
+
+
+class Case:
+    """What the gradient takes: the features in some dtype, and what the forward made of them in float64."""
+
+    def __init__(self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, region=None, copies=None):
+        joint, every = select.scope == "joint", select.normalise == "all"
+        width, reach = (region.width, region.reach()) if region else (0, [])
+        if copies is None:
+            copies = torch.tensor([1, 0 if region else 1])
+        self.features, self.slots = (query, bank), (frames, copies.expand(*frames.shape, 2))
+        self.rest = (select.temperature, joint, every, width, reach)
+        ties = select.ties == "all"
+        self.weights, self.indices, self.denominators = torch.ops.timecycle.topk_affinity(
+            query.double(), bank.double(), *self.slots, select.k, select.temperature, joint, every, ties, width, reach,
+            "reference", True,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        self.gradient = torch.randn(self.weights.shape, generator=generator, dtype=torch.float64)
+
+    @functools.cached_property
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """The gradients by the reference in float64."""
+        return self.run("reference", torch.float64)
+
+    def run(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """The gradients in the features' dtype, or another."""
+        features = [x if dtype is None else x.to(dtype) for x in self.features]
+        wide = torch.promote_types(features[0].dtype, torch.float32)
+        gradient, weights, denominators = (x.to(wide) for x in (self.gradient, self.weights, self.denominators))
+        return topk_affinity_backward(
+            gradient, weights, self.indices, denominators, *features, *self.slots, *self.rest, backend
+        )
+
+
+def random_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+    """Queries [2, n, d], bank [5, m, d], and a temperature under which the softmax is neither flat nor a single key."""
+    generator = torch.Generator().manual_seed(n * m + d)
+    shapes = ((2, n, d), (5, m, d))
+    query, bank = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return query, bank, 0.5 * d**0.5
+
+
+@functools.cache
+def random_case_of(n: int, m: int, d: int, dtype: torch.dtype, select: Select, region, which: int) -> Case:
+    """A case of random features with COPIES[which]; every backend is asked about the same."""
+    query, bank, temperature = random_features(n, m, d, dtype)
+    return Case(query, bank, FRAMES, replace(select, temperature=temperature), region, COPIES[which])
+
+
+def errors(case: Case, backend: str) -> list[tuple[float, float]]:
+    """Largest error over the largest gradient, and 1 - cosine, of both gradients."""
+    found = []
+    for ours, exact in zip(case.run(backend), case.exact, strict=True):
+        assert ours.dtype == case.features[0].dtype
+        # Where a key is alone its gradient is 0 but for rounding, and is compared with 1, as large as its features.
+        largest = float(exact.abs().max())
+        error = float((ours.double() - exact).abs().max())
+        if largest < 1e-6:
+            found.append((error, 0.0))
+        else:
+            cosine = torch.nn.functional.cosine_similarity(ours.double().flatten(), exact.flatten(), dim=0)
+            found.append((error / largest, 1 - float(cosine)))
+    return found
+
+
+def assert_close_to_float64(case: Case, backend: str) -> None:
+    dtype = case.features[0].dtype
+    for largest, turned in errors(case, backend):
+        assert largest <= LARGEST[dtype]
+        assert turned <= TURNED[dtype]
+
+
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize(
+    ("region", "copies"),
+    [(None, None), (Region(3, 4, 2), None), (Region(3, 4, 2), COPIES[1][:3])],
+    ids=["everywhere", "region", "copies"],
+)
+def test_gradients_are_those_of_finite_differences(scope, normalise, ties, region, copies):
+    torch.use_deterministic_algorithms(False)  # poisoning turns gradcheck's own scratch memory into NaN
+    query, bank, frames = random_case(12, 12, 3, 3, torch.float64)
+    query.requires_grad_(), bank.requires_grad_()
+    select = Select(3, 0.8, scope, normalise, ties)
+
+    def weights(q: Tensor, k: Tensor) -> Tensor:
+        return topk_affinity(q, k, frames, select, region=region, copies=copies)[0]
+
+    assert torch.autograd.gradcheck(weights, (query, bank))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, scope, normalise, ties, size):
+    select = Select(size[3], 1.0, scope, normalise, ties)
+    for which in range(len(COPIES)):
+        assert_close_to_float64(random_case_of(*size[:3], dtype, select, None, which), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize("region", REGIONS, ids=str)
+def test_every_region_is_as_in_float64(backend, dtype, scope, normalise, ties, region):
+    positions = region.height * region.width
+    channels = 130 if positions < 300 else 512
+    select = Select(5, 1.0, scope, normalise, ties)
+    for which in range(len(COPIES)):
+        assert_close_to_float64(random_case_of(positions, positions, channels, dtype, select, region, which), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS[::2])
+def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, scope, normalise, ties):
+    query, bank, frames = random_case(300, 65, 16, 2, dtype)
+    select = Select(5, 2.0, scope, normalise, ties)
+    gradient = torch.randn(2, 300, 10 if scope == "frame" else 5, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for wide in (dtype, torch.float64):
+        q, k = (x.detach().to(wide, copy=True).requires_grad_() for x in (query, bank))
+        weights, _ = topk_affinity(q, k, frames, select, backend=backend if wide == dtype else "reference")
+        weights.backward(gradient.to(weights.dtype))
+        gradients.append((q.grad, k.grad))
+    for ours, exact in zip(*gradients, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), exact, atol=LARGEST[dtype] * float(exact.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalise", ["all", "kept"])
+def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, normalise):
+    """Keys that differ in what no query looks at: every logit of a row is equal, and ties keep all of 400 x 400."""
+    query, bank, _ = random_features(400, 400, 9, dtype)
+    query[..., 1:], bank[..., 0] = 0, 1
+    case = Case(query, bank, torch.tensor([[0, 0], [0, 1]]), Select(3, 1.0, "frame", normalise, "all"))
+    assert case.indices.shape[2] == 800
+    assert_close_to_float64(case, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("region", [None, REGIONS[-1]], ids=str)
+@pytest.mark.parametrize("normalise", ["all", "kept"])
+def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, region, normalise):
+    query, bank, temperature = random_features(540, 540, 64, dtype)
+    case = Case(query, bank, FRAMES, Select(5, temperature, "frame", normalise), region)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(case.run(backend))
+            for _ in range(3):
+                assert all(map(torch.equal, case.run(backend), results[-1]))
+    finally:
+        torch.set_num_threads(before)
+    for other, one in itertools.product(results[1:], results[:1]):
+        for ours, theirs in zip(other, one, strict=True):
+            atol = LARGEST[dtype] * float(theirs.abs().max())
+            torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+def test_nothing_to_see_has_gradient_zero(backend, dtype, scope, normalise, ties):
+    query, bank, _ = random_features(12, 12, 4, dtype)
+    empty, zero = torch.full((2, 2), -1), torch.zeros(2, 2, dtype=torch.int64)
+    for frames, copies, region in itertools.product((empty, zero), (None, zero), (None, Region(3, 4, 1))):
+        if frames is zero and copies is None:
+            continue
+        case = Case(query, bank, frames, Select(2, 1.0, scope, normalise, ties), region, copies)
+        for gradient in case.run(backend):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, normalise, ties):
+    query, bank, temperature = random_features(10, 4, 8, torch.float32)
+    case = Case(query, bank, FRAMES, Select(9, temperature, scope, normalise, ties))
+    if scope == "joint":  # the only rows with room are those of the target that sees less
+        case.indices[:, ::2, -3:] = -1
+    assert (case.indices < 0).any()
+    expected = case.run(backend)
+    case.gradient[case.indices < 0] = torch.nan
+    assert all(map(torch.equal, case.run(backend), expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalise", ["all", "kept"])
+def test_strided_and_expanded_inputs_are_the_same_as_contiguous_ones(backend, normalise):
+    query, bank, temperature = random_features(40, 30, 6, torch.float32)
+    select = Select(3, temperature, "frame", normalise)
+    gradients = []
+    for strided in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (query, bank)]
+        q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) if strided else x for x in leaves)
+        frames = FRAMES.T.contiguous().T if strided else FRAMES
+        weights, indices = topk_affinity(q, k, frames, select, backend=backend)
+        scale = 1 + (indices % 3)[..., :1]  # the gradient of the sum is expanded over the last dimension
+        loss = (weights.sum(2, keepdim=True) * scale).sum() if strided else (weights * scale).sum()
+        loss.backward()
+        gradients.append([x.grad for x in leaves])
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_gradient_heeds_the_backend_that_was_asked_for(monkeypatch):
+    ran = []
+
+    def spy(name: str) -> _backends.Backend:
+        def run(*arguments: object) -> tuple[Tensor, Tensor]:
+            ran.append(name)
+            return torch.zeros_like(arguments[4]), torch.zeros_like(arguments[5])
+
+        return _backends.Backend(name, None, lambda *_: None, run)
+
+    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity_backward", (spy("cpu"), spy("reference")))
+    query, bank, frames = random_case(4, 4, 2, 1, torch.float32)
+    for backend, normalise in itertools.product((None, "reference"), ("all", "kept")):
+        leaf = query.clone().requires_grad_()
+        select = Select(2, 1.0, "frame", normalise)
+        topk_affinity(leaf, bank, frames, select, backend=backend)[0].sum().backward()
+    assert ran == ["cpu", "cpu", "reference", "reference"]
+
+
+def test_float64_and_unfit_devices_are_left_to_the_reference():
+    query, bank, temperature = random_features(5, 5, 3, torch.float64)
+    case = Case(query, bank, FRAMES, Select(2, temperature))
+    assert all(map(torch.equal, case.run(""), case.run("reference")))
+    meta = torch.empty(1, 1, 1, device="meta")
+    candidates = _backends._REGISTERED["topk_affinity_backward"]
+    assert candidates[0].why_not(*(None,) * 4, meta) == "the features are on meta"
+    assert candidates[0].why_not(*(None,) * 4, query) == "it has no float64 kernel"
