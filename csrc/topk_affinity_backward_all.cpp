@@ -16,7 +16,7 @@
 namespace timecycle {
 namespace {
 
-constexpr int64_t kScratch = int64_t{5} << 19;  // bytes for a chunk of keys and its gradients
+constexpr int64_t kScratch = int64_t{9} << 18;  // bytes for a chunk of keys and its gradients
 
 // The sums that become d_query [B, N, D]: in it for float, half in it for 16-bit types (row_arithmetic.h).
 template <typename Feature>

@@ -23,7 +23,7 @@ constexpr int64_t kRun = 4 * kLanes;  // keys that the products for the gradient
 inline int64_t even(int64_t count) { return count + count % 2; }
 
 // C [M][N] += A [M][K] B [K][N]; the rows of A are `stride` apart. B of bfloat16 has rows in pairs: [K / 2][N][2],
-// where K is made even: A and B have a 0 there.
+// where K is made even: A and B have a 0 there, both, so that neither meets what the other may hold of an older NaN.
 inline void multiply_add(int64_t m, int64_t n, int64_t k, const float* a, int64_t stride, const float* b, float* c) {
   at::native::cpublas::brgemm(m, n, k, stride, n, n, /*add_C=*/true, a, b, c);
 }

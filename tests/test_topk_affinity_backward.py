@@ -20,7 +20,8 @@ TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
 
 # (N, M, D, k): odd sizes, more neighbours than keys, several strips of queries; the last has several chunks of keys.
 SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
-REGIONS = [Region(9, 11, 3), Region(9, 11, 2, "square<="), Region(20, 27, 6)]
+# Patches of queries and keys that just see each other, and that just do not.
+REGIONS = [Region(9, 11, 2), Region(9, 11, 1, "square<="), Region(20, 27, 6), Region(20, 27, 10)]
 COPIES = [None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])]
 # One frame in several slots and both targets, empty slots, a frame that never occurs.
 FRAMES = torch.tensor([[0, 2, 0, -1], [2, 0, -1, 3]])
@@ -214,6 +215,23 @@ def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, 
     expected = case.run(backend)
     case.gradient[case.indices < 0] = torch.nan
     assert all(map(torch.equal, case.run(backend), expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalise", ["all", "kept"])
+def test_a_nan_stays_with_its_query_and_the_frames_it_looked_at(backend, dtype, normalise):
+    """Patches of odd sizes leave gaps in the scratch memory that the next target's queries use again."""
+    query, bank, temperature = random_features(99, 99, 8, dtype)
+    case = Case(query, bank, FRAMES, Select(3, temperature, "frame", normalise), REGIONS[0])
+    expected = case.run(backend)
+    case.gradient[0, 50] = torch.nan
+    d_query, d_bank = case.run(backend)
+    assert d_query[0, 50].isnan().all()
+    d_query[0, 50] = expected[0][0, 50]
+    assert torch.equal(d_query, expected[0])
+    assert d_bank[[0, 2]].isnan().any()
+    assert torch.equal(d_bank[[1, 3, 4]], expected[1][[1, 3, 4]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

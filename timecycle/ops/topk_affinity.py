@@ -170,6 +170,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     )
     ctx.save_for_backward(*output, query, bank, frames, copies)
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
 
 
 def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
