@@ -174,6 +174,8 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+    if gradient is None:
+        return (None,) * 13
     rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
     d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
     return d_query, d_bank, *(None,) * 11
