@@ -1,0 +1,121 @@
+"""Block shapes of every kernel, in one table per chip family. The only place where they are chosen.
+
+N queries and M keys are multiplied at a time, D channels a step. The shapes are those that the compilers accept without
+spilling registers in the forward kernels (tests/test_kernels_compile.py, NOTES.md). No GPU has timed them yet.
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block shape, and the warps and pipeline stages it is compiled with."""
+
+    n: int
+    m: int
+    d: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """What Triton's launcher and compiler take beside a kernel's own arguments."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The shapes for one chip family. Of a list, the first entry whose bound is at least k (or D) holds."""
+
+    half: tuple[tuple[int, Tile], ...]
+    """Forward, bfloat16 and float16: (largest k, tile)."""
+    tf32: tuple[tuple[int, Tile], ...]
+    """Forward, float32 on matrix units."""
+    ieee: tuple[tuple[int, Tile], ...]
+    """Forward, float32 on the ordinary units (matrix units on AMD)."""
+    half_gradient: Tile
+    """Backward, bfloat16 and float16; d is also the width of a slice of the gradient."""
+    single_gradient: Tile
+    """Backward, float32."""
+
+
+SMALL_SHARED_MEMORY = 64 * 1024  # what every gfx942 block has, and every sm_80 chip more than
+
+FAMILIES = {
+    "sm_90": Family(
+        half=((32, Tile(128, 128, 64, 8, 3)), (64, Tile(64, 64, 64, 4, 4)), (128, Tile(64, 64, 64, 8, 3))),
+        tf32=((32, Tile(128, 128, 32, 8, 3)), (64, Tile(64, 64, 32, 4, 4)), (128, Tile(64, 64, 32, 8, 3))),
+        ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
+        half_gradient=Tile(64, 64, 64, 8, 2),
+        single_gradient=Tile(32, 32, 32, 8, 1),
+    ),
+    "sm_80": Family(
+        half=((32, Tile(128, 64, 64, 8, 3)), (128, Tile(64, 64, 64, 8, 3))),
+        tf32=((32, Tile(128, 64, 32, 8, 3)), (128, Tile(64, 64, 32, 8, 3))),
+        ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
+        half_gradient=Tile(64, 64, 64, 8, 2),
+        single_gradient=Tile(32, 32, 32, 8, 1),
+    ),
+    "gfx942": Family(
+        half=((32, Tile(128, 64, 64, 8, 2)), (128, Tile(64, 64, 64, 8, 2))),
+        tf32=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
+        ieee=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
+        half_gradient=Tile(64, 64, 64, 8, 2),
+        single_gradient=Tile(32, 32, 32, 8, 1),
+    ),
+    # Triton's interpreter, which is for tests: small, so that small inputs have several tiles.
+    "interpreter": Family(
+        half=((128, Tile(64, 64, 64, 1, 1)),),
+        tf32=((128, Tile(64, 64, 64, 1, 1)),),
+        ieee=((128, Tile(64, 64, 64, 1, 1)),),
+        half_gradient=Tile(64, 64, 64, 1, 1),
+        single_gradient=Tile(64, 64, 64, 1, 1),
+    ),
+}
+LARGEST_K = 128
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, which it decides by this variable when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def family(device: torch.device) -> str:
+    """The row of the table for a device. Newer NVIDIA chips take the newest row there is."""
+    if interpreted():
+        return "interpreter"
+    if torch.version.hip:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"
+
+
+def programs_at_once(device: torch.device) -> int:
+    """How many programs a device should be given at the least: two for each multiprocessor."""
+    return 4 if interpreted() else 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products are taken, in Triton's words: as PyTorch is set up to multiply float32 on GPUs."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
+    """The shape for the forward pass; k at most LARGEST_K."""
+    row = FAMILIES[chip]
+    table = row.half if dtype != torch.float32 else row.tf32 if precision == "tf32" else row.ieee
+    return next(tile for bound, tile in table if k <= bound)
+
+
+def gradient_tile(chip: str, dtype: torch.dtype) -> Tile:
+    """The shape for the backward pass."""
+    row = FAMILIES[chip]
+    return row.single_gradient if dtype == torch.float32 else row.half_gradient
+
+
+def side(positions: int, region: bool) -> int:
+    """The width of a patch of `positions`: about square with a region, else one row."""
+    return 1 << ((positions.bit_length()) // 2) if region else positions
