@@ -27,47 +27,53 @@ def patch_places(top, left, height, width, SIZE: tl.constexpr, WIDE: tl.constexp
 
 
 @triton.jit
-def reach_at(reach, distance, reach_rows):
-    """The largest |dx| allowed `distance` rows away, -1 where nothing is; reach [reach_rows] int32, `distance` any shape."""
-    return tl.load(reach + distance, mask=distance < reach_rows, other=-1)
+def near(dy, dx, rows, columns, limit):
+    """Whether a key that many rows and columns away is inside the region; integers of any shape, see call.Reach."""
+    return (dy < rows) & (dx <= columns) & (dy * dy + dx * dx <= limit)
 
 
 @triton.jit
-def box(top, left, height, width, reach, reach_rows, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr):
+def box(
+    top, left, height, width, rows, columns, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr
+):
     """The rows and columns (first, end, first, end) that any position of a patch may see; all if `beyond` counts."""
     first_y, end_y, first_x, end_x = 0, height, 0, width
     if REGION:
         if beyond == 0:
-            # The reach falls with the distance: the widest row is the patch's own.
-            widest = reach_at(reach, 0, reach_rows)
-            first_y = tl.maximum(0, top - (reach_rows - 1))
-            end_y = tl.minimum(height, top + SIZE // WIDE + reach_rows - 1)
-            first_x = tl.maximum(0, left - widest)
-            end_x = tl.minimum(width, left + WIDE + widest)
+            first_y = tl.maximum(0, top - (rows - 1))
+            end_y = tl.minimum(height, top + SIZE // WIDE + rows - 1)
+            first_x = tl.maximum(0, left - columns)
+            end_x = tl.minimum(width, left + WIDE + columns)
     return first_y, end_y, first_x, end_x
 
 
 @triton.jit
-def apart(top, left, HIGH: tl.constexpr, WIDE: tl.constexpr, other_top, other_left, OTHER_HIGH: tl.constexpr, OTHER_WIDE: tl.constexpr):
-    """Rows and columns between two patches, 0 where they overlap."""
-    dy = tl.maximum(tl.maximum(other_top - (top + HIGH - 1), top - (other_top + OTHER_HIGH - 1)), 0)
-    dx = tl.maximum(tl.maximum(other_left - (left + WIDE - 1), left - (other_left + OTHER_WIDE - 1)), 0)
-    return dy, dx
+def apart(first, size, other, other_size):
+    """Rows (or columns) between two patches that begin at `first` and `other`, 0 where they overlap."""
+    return tl.maximum(0, tl.maximum(other - (first + size - 1), first - (other + other_size - 1)))
 
 
 @triton.jit
-def times_counted(qy, qx, ky, kx, exists, within, beyond, reach, reach_rows, REGION: tl.constexpr):
+def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION: tl.constexpr):
     """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
     counts = tl.where(exists, within, 0)[None, :]
     if REGION:
-        dx = tl.abs(qx[:, None] - kx[None, :])
-        near = dx <= reach_at(reach, tl.abs(qy[:, None] - ky[None, :]), reach_rows)
-        counts = tl.where(near, counts, tl.where(exists, beyond, 0)[None, :])
+        inside = near(tl.abs(qy[:, None] - ky[None, :]), tl.abs(qx[:, None] - kx[None, :]), rows, columns, limit)
+        counts = tl.where(inside, counts, tl.where(exists, beyond, 0)[None, :])
     return counts
 
 
 @triton.jit
-def dots(left, right, channels, N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr):
+def dots(
+    left,
+    right,
+    channels,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Products [N, M] in float32 of the rows at pointers left [N] and right [M], each `channels` values in a row.
 
     D channels at a time; EVEN says that D divides `channels`. Every kernel takes its products from here with the same

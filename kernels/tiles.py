@@ -20,6 +20,8 @@ class Tile:
     d: int
     warps: int
     stages: int
+    wide: int = 0
+    """Backward: channels of the gradient that one program holds."""
 
     def options(self) -> dict[str, int]:
         """What Triton's launcher and compiler take beside a kernel's own arguments."""
@@ -37,7 +39,7 @@ class Family:
     ieee: tuple[tuple[int, Tile], ...]
     """Forward, float32 on the ordinary units (matrix units on AMD)."""
     half_gradient: Tile
-    """Backward, bfloat16 and float16; d is also the width of a slice of the gradient."""
+    """Backward, bfloat16 and float16."""
     single_gradient: Tile
     """Backward, float32."""
 
@@ -49,30 +51,30 @@ FAMILIES = {
         half=((32, Tile(128, 128, 64, 8, 3)), (64, Tile(64, 64, 64, 4, 4)), (128, Tile(64, 64, 64, 8, 3))),
         tf32=((32, Tile(128, 128, 32, 8, 3)), (64, Tile(64, 64, 32, 4, 4)), (128, Tile(64, 64, 32, 8, 3))),
         ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2),
-        single_gradient=Tile(32, 32, 32, 8, 1),
+        half_gradient=Tile(64, 64, 64, 8, 2, 256),
+        single_gradient=Tile(32, 32, 32, 8, 1, 128),
     ),
     "sm_80": Family(
         half=((32, Tile(128, 64, 64, 8, 3)), (128, Tile(64, 64, 64, 8, 3))),
         tf32=((32, Tile(128, 64, 32, 8, 3)), (128, Tile(64, 64, 32, 8, 3))),
         ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2),
-        single_gradient=Tile(32, 32, 32, 8, 1),
+        half_gradient=Tile(64, 64, 64, 8, 2, 256),
+        single_gradient=Tile(32, 32, 32, 8, 1, 128),
     ),
     "gfx942": Family(
         half=((32, Tile(128, 64, 64, 8, 2)), (128, Tile(64, 64, 64, 8, 2))),
         tf32=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
         ieee=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2),
-        single_gradient=Tile(32, 32, 32, 8, 1),
+        half_gradient=Tile(64, 64, 64, 8, 2, 256),
+        single_gradient=Tile(32, 32, 32, 8, 1, 128),
     ),
     # Triton's interpreter, which is for tests: small, so that small inputs have several tiles.
     "interpreter": Family(
         half=((128, Tile(64, 64, 64, 1, 1)),),
         tf32=((128, Tile(64, 64, 64, 1, 1)),),
         ieee=((128, Tile(64, 64, 64, 1, 1)),),
-        half_gradient=Tile(64, 64, 64, 1, 1),
-        single_gradient=Tile(64, 64, 64, 1, 1),
+        half_gradient=Tile(64, 64, 64, 1, 1, 64),
+        single_gradient=Tile(64, 64, 64, 1, 1, 64),
     ),
 }
 LARGEST_K = 128

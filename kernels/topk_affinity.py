@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
-from .grid import apart, box, dots, patch_corner, patch_places, reach_at, times_counted
+from .grid import apart, box, dots, near, patch_corner, patch_places, times_counted
 from .topk_affinity_ties import with_ties
 
 NOBODY = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbour that does not exist
@@ -101,7 +101,6 @@ def _finish(
         sums,
         call.frames,
         call.copies,
-        call.reach,
         weights,
         kept,
         denominators,
@@ -111,7 +110,7 @@ def _finish(
         call.slots,
         merged,
         max(1, call.width),
-        len(call.reach),
+        *call.reach,
         k,
         call.scale,
         K=triton.next_power_of_2(k),
@@ -152,13 +151,12 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
     return threshold, last, list_v, list_i
 
 
-@triton.jit(do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "reach_rows", "k"])
+@triton.jit(do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"])
 def scan(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
     copies,  # [B, T, 2] int64
-    reach,  # [reach_rows] int32
     values,  # out [B, S, N, k] float32: products of the kept keys, in no order; -inf where there are fewer
     indices,  # out [B, S, N, k] int32: t * M + m
     tops,  # out [B, S, N] float32: the largest product, -inf if there is none
@@ -174,7 +172,9 @@ def scan(
     query_n,
     bank_f,
     bank_m,
-    reach_rows,
+    rows,
+    columns,
+    limit,
     scale,
     k,
     K: tl.constexpr,
@@ -208,7 +208,7 @@ def scan(
         within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
         beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
         first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, reach, reach_rows, beyond, REGION, N, N_WIDE
+            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
@@ -219,13 +219,14 @@ def scan(
             key_x = first_x + i % across * M_WIDE
             wanted = within > 0
             if REGION:
-                dy, dx = apart(top_y, left_x, N // N_WIDE, N_WIDE, key_y, key_x, M // M_WIDE, M_WIDE)
-                wanted = (beyond > 0) | ((within > 0) & (dx <= reach_at(reach, dy, reach_rows)))
+                dy = apart(top_y, N // N_WIDE, key_y, M // M_WIDE)
+                dx = apart(left_x, N_WIDE, key_x, M_WIDE)
+                wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
             if wanted:
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, reach, reach_rows, REGION)
+                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
                 scores = tl.where(counts > 0, scores, float("-inf"))
                 best = tl.max(scores, axis=1)
                 if EVERY:
@@ -245,7 +246,7 @@ def scan(
         tl.store(sums + at, total, mask=asks)
 
 
-@triton.jit(do_not_specialize=["queries", "positions", "slots", "merged", "width", "reach_rows", "k"])
+@triton.jit(do_not_specialize=["queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"])
 def finish(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
     indices,  # [B, S, N, k] int32
@@ -253,7 +254,6 @@ def finish(
     sums,  # [B, S, N] float32
     frames,  # [B, T] int64
     copies,  # [B, T, 2] int64
-    reach,  # [reach_rows] int32
     weights,  # out [B, N, groups, k] float32
     kept,  # out [B, N, groups, k] int64
     denominators,  # out [B, N, groups] float32, natural logarithm
@@ -263,7 +263,9 @@ def finish(
     slots,
     merged,
     width,
-    reach_rows,
+    rows,
+    columns,
+    limit,
     k,
     scale,
     K: tl.constexpr,
@@ -292,9 +294,9 @@ def finish(
     t, m = tl.where(there, index // positions, 0), index % positions
     left = tl.load(copies + (b * slots + t) * 2, mask=there, other=0).to(tl.int32)
     if REGION:
-        dx = tl.abs(n[:, None] % width - m % width)
-        near = dx <= reach_at(reach, tl.abs(n[:, None] // width - m // width), reach_rows)
-        left = tl.where(near, left, tl.load(copies + (b * slots + t) * 2 + 1, mask=there, other=0).to(tl.int32))
+        dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
+        inside = near(dy, dx, rows, columns, limit)
+        left = tl.where(inside, left, tl.load(copies + (b * slots + t) * 2 + 1, mask=there, other=0).to(tl.int32))
     place = tl.arange(0, K)[None, :]
     out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
     out_i = tl.full((ROWS, K), -1, tl.int32)

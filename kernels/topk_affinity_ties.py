@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .call import Call
-from .grid import apart, box, dots, patch_corner, patch_places, reach_at, times_counted
+from .grid import apart, box, dots, near, patch_corner, patch_places, times_counted
 from .tiles import Tile
 
 NOBODY = tl.constexpr(2**31 - 1)
@@ -52,13 +52,12 @@ def with_ties(
     return weights, torch.where(exists, indices, -1).long()
 
 
-@triton.jit(do_not_specialize=["each", "slots", "height", "width", "key_height", "key_width", "reach_rows"])
+@triton.jit(do_not_specialize=["each", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"])
 def reached(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
     copies,  # [B, T, 2] int64
-    reach,  # [reach_rows] int32
     kth,  # [B, groups, N] float32: what a product must reach
     numbers,  # [B, S, N] int32: how many keys of the program's slots do (out), or where they go (in)
     values,  # out [B, N, groups, longest] float32
@@ -74,7 +73,9 @@ def reached(
     query_n,
     bank_f,
     bank_m,
-    reach_rows,
+    rows,
+    columns,
+    limit,
     scale,
     groups,
     longest,
@@ -104,7 +105,7 @@ def reached(
         within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
         beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
         first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, reach, reach_rows, beyond, REGION, N, N_WIDE
+            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
@@ -115,37 +116,36 @@ def reached(
             key_x = first_x + i % across * M_WIDE
             wanted = within > 0
             if REGION:
-                dy, dx = apart(top_y, left_x, N // N_WIDE, N_WIDE, key_y, key_x, M // M_WIDE, M_WIDE)
-                wanted = (beyond > 0) | ((within > 0) & (dx <= reach_at(reach, dy, reach_rows)))
+                dy = apart(top_y, N // N_WIDE, key_y, M // M_WIDE)
+                dx = apart(left_x, N_WIDE, key_x, M_WIDE)
+                wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
             if wanted:
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, reach, reach_rows, REGION)
+                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
                 hit = (scores >= threshold[:, None]) & (counts > 0) & asks[:, None]
                 if FILL:
-                    out = write(scores, counts, t * (key_height * key_width) + m, hit, out, values, indices)
+                    scores = tl.where(hit, scores, float("-inf"))
+                    index = tl.min(tl.where(hit, m[None, :], NOBODY), axis=1)
+                    # One key a row at a time, by rising index, each as often as it counts.
+                    while tl.min(index, axis=0) < NOBODY:
+                        value = tl.max(tl.where(m[None, :] == index[:, None], scores, float("-inf")), axis=1)
+                        times = tl.full((N,), within, tl.int32)
+                        if REGION:
+                            inside = near(
+                                tl.abs(qy - index // key_width), tl.abs(qx - index % key_width), rows, columns, limit
+                            )
+                            times = tl.where(inside, within, beyond)
+                        times = tl.where(index < NOBODY, times, 0)
+                        for again in range(tl.max(times, axis=0)):
+                            tl.store(values + out + again, value, mask=again < times)
+                            tl.store(indices + out + again, t * (key_height * key_width) + index, mask=again < times)
+                        out += times
+                        scores = tl.where(m[None, :] == index[:, None], float("-inf"), scores)
+                        index = tl.min(tl.where(scores > float("-inf"), m[None, :], NOBODY), axis=1)
                 else:
                     number += tl.sum(tl.where(hit, counts, 0), axis=1)
     if not FILL:
         tl.store(numbers + (b * tl.num_programs(1) + split) * (height * width) + n, number, mask=asks)
 
-
-@triton.jit
-def write(scores, counts, places, hit, out, values, indices):
-    """Write the keys that hit [N, M], each as often as it counts, from offset out [N] on; returns where that ends.
-
-    scores, counts [N, M]; places [M] the keys' indices. One key a row at a time, by rising index.
-    """
-    index = tl.min(tl.where(hit, places[None, :], NOBODY), axis=1)
-    while tl.min(index, axis=0) < NOBODY:
-        here = hit & (places[None, :] == index[:, None])
-        value = tl.max(tl.where(here, scores, float("-inf")), axis=1)
-        times = tl.sum(tl.where(here, counts, 0), axis=1)
-        for again in range(tl.max(times, axis=0)):
-            tl.store(values + out + again, value, mask=again < times)
-            tl.store(indices + out + again, index, mask=again < times)
-        out += times
-        hit &= places[None, :] != index[:, None]
-        index = tl.min(tl.where(hit, places[None, :], NOBODY), axis=1)
-    return out

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
+from timecycle.ops._backends import (
+    NATIVE,
+    NATIVE_MISSING,
+    TRITON_MISSING,
+    Backend,
+    choose,
+    register,
+    run_triton,
+    why_not_triton,
+)
 from timecycle.ops.selection import Region, Select, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -45,7 +54,7 @@ def topk_affinity(
         region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
         copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
             1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
-        backend: 'cpu' or 'reference'; the first that can run the call if not given.
+        backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse features that are not finite. Costs one reading of them.
 
     Returns:
@@ -304,8 +313,19 @@ def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest:
     return NATIVE.topk_affinity(query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest)
 
 
+def _why_not_triton(
+    query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object
+) -> str | None:
+    if k > 128:
+        return f"it keeps at most 128 neighbours, not {k}"
+    if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
+        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
+    return why_not_triton(query)
+
+
 register(
     "topk_affinity",
+    Backend("triton", TRITON_MISSING, _why_not_triton, run_triton("topk_affinity", "topk_affinity"), "cuda"),
     Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )
