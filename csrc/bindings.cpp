@@ -56,21 +56,31 @@ std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tens
   return {weights, indices, denominators};
 }
 
-// Adds to d_query and d_bank (float) what runs through the denominators; see topk_affinity_backward.h.
-void topk_affinity_backward(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& copies,
-                            const Tensor& denominators, const Tensor& mean, Tensor d_query, Tensor d_bank,
-                            double temperature, bool joint, int64_t width, std::vector<int64_t> reach) {
+// Gradients of query and bank from `gradient`, that of the weights; the rest is what the forward took and gave.
+std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const Tensor& weights, const Tensor& indices,
+                                                  const Tensor& denominators, const Tensor& query, const Tensor& bank,
+                                                  const Tensor& frames, const Tensor& copies, double temperature,
+                                                  bool joint, bool all, int64_t width, std::vector<int64_t> reach) {
   const timecycle::TopkAffinity shape =
-      shape_of(query, bank, frames, 1, temperature, joint, true, false, width, std::move(reach));
+      shape_of(query, bank, frames, 1, temperature, joint, all, false, width, std::move(reach));
+  Tensor d_query = at::empty_like(query), d_bank = at::empty_like(bank);
+  const timecycle::TopkAffinityGradient in{.frames = frames.const_data_ptr<int64_t>(),
+                                           .copies = copies.const_data_ptr<int64_t>(),
+                                           .gradient = gradient.const_data_ptr<float>(),
+                                           .weights = weights.const_data_ptr<float>(),
+                                           .indices = indices.const_data_ptr<int64_t>(),
+                                           .denominators = denominators.const_data_ptr<float>(),
+                                           .kept = weights.size(2) / shape.groups()};
   const auto run = [&]<typename Feature>() {
-    timecycle::topk_affinity_backward_cpu<Feature>(
-        shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(), frames.const_data_ptr<int64_t>(),
-        copies.const_data_ptr<int64_t>(), denominators.const_data_ptr<float>(), mean.const_data_ptr<float>(),
-        d_query.mutable_data_ptr<float>(), d_bank.mutable_data_ptr<float>());
+    timecycle::topk_affinity_backward_cpu<Feature>(shape, in, query.const_data_ptr<Feature>(),
+                                                   bank.const_data_ptr<Feature>(), d_query.mutable_data_ptr<Feature>(),
+                                                   d_bank.mutable_data_ptr<Feature>());
   };
-  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity_backward", AT_DISPATCH_CASE(at::kFloat, [&] {
-                       run.operator()<scalar_t>();
-                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); }));
+  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity_backward",
+                     AT_DISPATCH_CASE(at::kFloat, [&] { run.operator()<scalar_t>(); })
+                         AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); })
+                             AT_DISPATCH_CASE(at::kHalf, [&] { run.operator()<scalar_t>(); }));
+  return {d_query, d_bank};
 }
 
 // The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.

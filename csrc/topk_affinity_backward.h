@@ -1,19 +1,72 @@
-// The part of topk_affinity's gradient that runs through the softmax denominator, for normalise="all".
+// The gradient of topk_affinity; timecycle/ops/topk_affinity_backward.py has the formula.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "topk_affinity.h"
 
 namespace timecycle {
 
-// For every slot t of every target b, with p[n, m] = count * exp(logit[n, m] - denominators[b, n, group]):
-//     d_query[b, n] -= sum over m of mean[b, n, group] p[n, m] key m
-//     d_bank[f, m]  -= sum over n of mean[b, n, group] p[n, m] query n,   f = frames[b, t]
-// denominators and mean [B, N, groups]; d_query [B, N, D] and d_bank [F, M, D] are added to, in float.
+// What the forward left behind, and the gradient of its weights.
+struct TopkAffinityGradient {
+  const int64_t* frames;      // [B, T]
+  const int64_t* copies;      // [B, T, 2]
+  const float* gradient;      // [B, N, groups, kept], of the weights
+  const float* weights;       // [B, N, groups, kept]
+  const int64_t* indices;     // [B, N, groups, kept]
+  const float* denominators;  // [B, N, groups]; read only for `all`
+  int64_t kept;               // neighbours in each group
+};
+
+// The kept keys of every query, and what the gradient of their logits owes to their own weights.
+class KeptKeys {
+ public:
+  KeptKeys(const TopkAffinity& shape, const TopkAffinityGradient& in);
+
+  // G * scale of query n of target b and a group, G the sum of weight times gradient over the group's kept keys.
+  float mean(int64_t b, int64_t n, int64_t group) const { return means_[(b * s_.queries + n) * s_.groups() + group]; }
+
+  // Calls found(position, factor) for each kept key that query n of target b has in a slot, where factor is the
+  // gradient of the dot product with it: all of it for "kept", and the part w g * scale for "all".
+  template <typename Found>
+  void of_slot(int64_t b, int64_t n, int64_t slot, Found found) const {
+    const int64_t group = s_.joint ? 0 : slot, row = (b * s_.queries + n) * s_.groups() + group;
+    const float back = s_.all ? 0.0f : means_[row] * filled_[b];
+    for (int64_t i = row * in_.kept; i < (row + 1) * in_.kept; ++i) {
+      const int64_t position = in_.indices[i] - slot * s_.positions;
+      if (in_.indices[i] < 0 || position < 0 || position >= s_.positions) continue;
+      found(position, in_.weights[i] * (in_.gradient[i] * s_.scale - back));
+    }
+  }
+
+ private:
+  const TopkAffinity& s_;
+  const TopkAffinityGradient& in_;
+  std::vector<float> means_;   // [B, N, groups]
+  std::vector<float> filled_;  // [B]: shares are weights times this
+};
+
+// query and d_query [B, N, D], bank and d_bank [F, M, D], contiguous. The outputs are written whole, whatever they
+// held. Sums are float; the same call with as many threads gives the same bits.
 template <typename Feature>
-void topk_affinity_backward_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank,
-                                const int64_t* frames, const int64_t* copies, const float* denominators,
-                                const float* mean, float* d_query, float* d_bank);
+void topk_affinity_backward_cpu(const TopkAffinity& shape, const TopkAffinityGradient& in, const Feature* query,
+                                const Feature* bank, Feature* d_query, Feature* d_bank);
+
+// The two ways it is done. For "kept", the kept keys are all there is; for "all", they are part of a dense product.
+template <typename Feature>
+void gradient_of_kept(const TopkAffinity& shape, const TopkAffinityGradient& in, const KeptKeys& kept,
+                      const Feature* query, const Feature* bank, Feature* d_query, Feature* d_bank);
+template <typename Feature>
+void gradient_of_all(const TopkAffinity& shape, const TopkAffinityGradient& in, const KeptKeys& kept,
+                     const Feature* query, const Feature* bank, Feature* d_query, Feature* d_bank);
+
+// A slot that holds a frame of the bank.
+struct Use {
+  int64_t target, slot;
+};
+
+// Of each frame of the bank [F], the slots that hold it, by rising target and slot.
+std::vector<std::vector<Use>> uses_of(const TopkAffinity& shape, const int64_t* frames);
 
 }  // namespace timecycle

@@ -8,8 +8,7 @@ over a query's kept keys (of a slot for "frame", of all for "joint"):
                                                    w_i g_i for the kept alone
 
 and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "kept" needs a gather and a
-scatter of the kept keys alone; "all" adds three products of the forward's size (logits again, dq, dk), in strips of
-queries.
+scatter of the kept keys alone; "all" is three products of the forward's size (logits again, dq, dk).
 """
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
 from timecycle.ops.selection import inside
 
-STRIP = 256  # queries whose logits with one frame are held at once
+STRIP = 256  # queries whose logits with one frame the reference holds at once
 
 
 @torch.library.custom_op("timecycle::topk_affinity_backward", mutates_args=())
@@ -38,94 +37,90 @@ def topk_affinity_backward(
     reach: list[int],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of query [B, N, D] and bank [F, M, D] from that of the weights [B, N, K]; dtypes as the features'."""
-    wide, positions = weights.dtype, bank.shape[1]
-    keys = bank.to(wide).flatten(0, 1)
-    d_query, d_keys = torch.empty_like(query, dtype=wide), torch.zeros_like(keys)
-    groups = 1 if joint else frames.shape[1]
-    filled = 1 if joint else (frames >= 0).sum(dim=1).clamp(min=1)[:, None, None, None]
-    shares = weights.unflatten(2, (groups, -1))
-    share = (weights * gradient).unflatten(2, (groups, -1))  # w g, [B, N, groups, K / groups]
-    mean = share.sum(dim=3)  # G, [B, N, groups]
-    if not every:
-        share = share - shares * filled * mean[..., None]
-    for b in range(len(query)):
-        exists = indices[b] >= 0
-        rows = torch.where(exists, frames[b][indices[b] // positions] * positions + indices[b] % positions, 0)
-        kept = torch.where(exists, share[b].flatten(1) / temperature, 0.0)
-        _kept(kept, rows, query[b].to(wide), keys, d_query[b], d_keys)
-    if every:
-        arguments = (query, bank, frames, copies, denominators, mean / temperature, d_query, d_keys.view_as(bank))
-        # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-        wanted = "reference" if backend == "reference" else None
-        chosen = choose("topk_affinity_backward", wanted, *arguments)
-        chosen.run(*arguments, temperature, joint, width, reach)
-    return d_query.to(query.dtype), d_keys.view_as(bank).to(bank.dtype)
+    """Gradients of query [B, N, D] and bank [F, M, D] from that of the weights [B, N, K]; dtypes as the features'.
+
+    weights, indices [B, N, K] and denominators ([B, N, T] "frame", [B, N, 1] "joint") are what the forward returned.
+    Sums are float32 (float64 for float64) whatever the features are. What may see nothing, and what nothing sees, has
+    gradient 0.
+    """
+    arguments = (gradient, weights, indices, denominators, query, bank, frames, copies)
+    rest = (temperature, joint, every, width, reach)
+    # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
+    wanted = "reference" if backend == "reference" else None
+    return choose("topk_affinity_backward", wanted, *arguments, *rest).run(*arguments, *rest)
 
 
 @topk_affinity_backward.register_fake
 def _(gradient, weights, indices, denominators, query, bank, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty_like(query), torch.empty_like(bank)
+    # Contiguous, as the backends return them: empty_like alone would keep the strides of an expanded input.
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, bank))
 
 
-def _kept(share: Tensor, rows: Tensor, queries: Tensor, keys: Tensor, d_query: Tensor, d_keys: Tensor) -> None:
-    """The part through the kept keys: share [N, K] of rows [N, K]; writes d_query [N, D], adds to d_keys [F * M, D]."""
-    d_query.copy_(torch.nn.functional.embedding_bag(rows, keys, per_sample_weights=share, mode="sum"))
-    query_of = torch.arange(len(queries), device=rows.device).repeat_interleave(rows.shape[1])
-    scatter = torch.sparse_coo_tensor(
-        torch.stack([rows.flatten(), query_of]), share.flatten(), (len(keys), len(queries)), check_invariants=False
-    )
-    d_keys += torch.sparse.mm(scatter, queries)
-
-
-def _every(
+def reference(
+    gradient: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    denominators: Tensor,
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
     copies: Tensor,
-    denominators: Tensor,
-    mean: Tensor,
-    d_query: Tensor,
-    d_bank: Tensor,
     temperature: float,
     joint: bool,
+    every: bool,
     width: int,
     reach: list[int],
-) -> None:
-    """The part through the denominators, strip by strip: adds to d_query [B, N, D] and d_bank [F, M, D]."""
+) -> tuple[Tensor, Tensor]:
+    """The definition, in plain PyTorch: the gradient of the logits of some queries with one slot at a time."""
+    wide, positions, slots = weights.dtype, bank.shape[1], frames.shape[1]
+    d_query, d_bank = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, bank))
     near = inside(width, reach, query.shape[1], query.device) if width else None
+    groups = 1 if joint else slots
+    shares = weights if joint else weights * (frames >= 0).sum(dim=1)[:, None, None]
+    own = torch.where(indices >= 0, weights * gradient, 0.0)  # w g, [B, N, K]
+    mean = own.unflatten(2, (groups, -1)).sum(dim=3)  # G, [B, N, groups]
+    if not every:
+        own = own - shares * mean.repeat_interleave(weights.shape[2] // groups, dim=2)
     for b, context in enumerate(frames.tolist()):
         for t, frame in enumerate(context):
-            group = 0 if joint else t
             for start in range(0, query.shape[1] if frame >= 0 else 0, STRIP):
                 strip = slice(start, start + STRIP)
-                queries, keys = query[b, strip].to(mean.dtype), bank[frame].to(mean.dtype)
-                share = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
-                within, beyond = copies[b, t, 0], copies[b, t, 1]
-                counts = within if near is None else torch.where(near[strip], within, beyond)
-                # A query that may see nothing has no denominator, and no gradient.
-                share = torch.where(counts > 0, share * counts, 0.0) * -mean[b, strip, group, None]
-                d_query[b, strip] += share @ keys
-                d_bank[frame] += share.T @ queries
+                queries, keys = query[b, strip].to(wide), bank[frame].to(wide)
+                d_logits = queries.new_zeros(len(queries), positions)
+                if every:
+                    group = 0 if joint else t
+                    p = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
+                    within, beyond = copies[b, t, 0], copies[b, t, 1]
+                    counts = within if near is None else torch.where(near[strip], within, beyond)
+                    # A query that may see nothing has no denominator.
+                    d_logits -= torch.where(counts > 0, p * counts, 0.0) * mean[b, strip, group, None]
+                # A key that takes several places is there several times.
+                row, place = (indices[b, strip] // positions == t).logical_and(indices[b, strip] >= 0).nonzero().T
+                key = indices[b, strip][row, place] % positions
+                d_logits.index_put_((row, key), own[b, strip][row, place], accumulate=True)
+                d_query[b, strip] += d_logits @ keys / temperature
+                d_bank[frame] += d_logits.T @ queries / temperature
+    return d_query.to(query.dtype), d_bank.to(bank.dtype)
 
 
-def _why_not_cpu(query: Tensor, *_: object) -> str | None:
-    assert NATIVE is not None
-    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
-        return f"it has no kernel for {query.dtype} on {query.device}"
-    if query.dtype == torch.bfloat16 and not NATIVE.pairs(query.shape[2]):
-        return "this chip does not multiply bfloat16"
+def _why_not_cpu(*arguments: object) -> str | None:
+    query = arguments[4]
+    assert isinstance(query, Tensor)
+    if query.device.type != "cpu":
+        return f"the features are on {query.device}"
+    if query.dtype == torch.float64:
+        return "it has no float64 kernel"
     return None
 
 
-def _every_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest: object) -> None:
+def _run_cpu(*arguments: object) -> tuple[Tensor, Tensor]:
     assert NATIVE is not None
-    first = (query, bank, frames, copies, *rest[:2])
-    NATIVE.topk_affinity_backward(*(x.contiguous() for x in first), *rest[2:])  # type: ignore[attr-defined]
+    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
+    return NATIVE.topk_affinity_backward(*ready)
 
 
 register(
     "topk_affinity_backward",
-    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _every_cpu),
-    Backend("reference", None, lambda *_: None, _every),
+    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
+    Backend("reference", None, lambda *_: None, reference),
 )

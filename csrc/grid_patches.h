@@ -1,0 +1,73 @@
+// Positions of a frame in small groups, and which groups see each other under a region.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+#include "column_epilogue.h"
+#include "topk_affinity.h"
+
+namespace timecycle {
+
+// A run of positions, or under a region a rectangle of the grid, row by row.
+struct Patch {
+  std::vector<int64_t> positions;
+  int64_t top = 0, bottom = 0, left = 0, right = 0;  // of the rectangle
+
+  int64_t count() const { return static_cast<int64_t>(positions.size()); }
+};
+
+// All `positions` of a frame, `size` to a patch; width is that of the region's grid, 0 without a region.
+inline std::vector<Patch> patches_of(int64_t positions, int64_t width, int64_t size) {
+  constexpr int64_t kTall = 8;
+  std::vector<Patch> patches;
+  if (width == 0) {
+    for (int64_t first = 0; first < positions; first += size) {
+      Patch& patch = patches.emplace_back();
+      for (int64_t p = first; p < std::min(first + size, positions); ++p) patch.positions.push_back(p);
+    }
+    return patches;
+  }
+  const int64_t height = positions / width, wide = size / kTall;
+  for (int64_t top = 0; top < height; top += kTall)
+    for (int64_t left = 0; left < width; left += wide) {
+      Patch& patch = patches.emplace_back();
+      patch.top = top, patch.bottom = std::min(top + kTall, height) - 1;
+      patch.left = left, patch.right = std::min(left + wide, width) - 1;
+      for (int64_t y = top; y <= patch.bottom; ++y)
+        for (int64_t x = left; x <= patch.right; ++x) patch.positions.push_back(y * width + x);
+    }
+  return patches;
+}
+
+// Whether any query of a patch counts any key of another in a slot with these copies [2].
+inline bool sees(const TopkAffinity& s, const Patch& queries, const Patch& keys, const int64_t* copies) {
+  if (s.width == 0 || copies[1] > 0) return copies[0] > 0 || (s.width > 0 && copies[1] > 0);
+  const int64_t rows = std::max<int64_t>({0, queries.top - keys.bottom, keys.top - queries.bottom});
+  const int64_t columns = std::max<int64_t>({0, queries.left - keys.right, keys.left - queries.right});
+  return copies[0] > 0 && rows < static_cast<int64_t>(s.reach.size()) && columns <= s.reach[rows];
+}
+
+// How often the keys of a patch count for `count` queries of another, from the `first` on: counts [count][kLanes], and
+// -inf in the tile for those that do not.
+inline void count_patch(const TopkAffinity& s, const Patch& queries, int64_t first, int64_t count, const Patch& keys,
+                        const int64_t* copies, float* tile, float* counts) {
+  alignas(64) int32_t column[kLanes] = {}, allowed[kLanes] = {};
+  for (int64_t k = 0; k < keys.count(); ++k) column[k] = static_cast<int32_t>(keys.positions[k] % s.width);
+  for (int64_t q = 0; q < count;) {
+    const int64_t y = queries.positions[first + q] / s.width, x = queries.positions[first + q] % s.width;
+    const int64_t run = std::min(count - q, queries.right + 1 - x);
+    for (int64_t k = 0; k < keys.count(); ++k) {
+      const int64_t away = std::abs(y - keys.positions[k] / s.width);
+      allowed[k] = away < static_cast<int64_t>(s.reach.size()) ? static_cast<int32_t>(s.reach[away]) : -1;
+    }
+    // A region is symmetric: here the tile's lanes are keys, and its rows queries side by side.
+    count_row(tile + q * kLanes, counts + q * kLanes, run, static_cast<int32_t>(x), column, allowed,
+              static_cast<float>(copies[0]), static_cast<float>(copies[1]));
+    q += run;
+  }
+}
+
+}  // namespace timecycle
