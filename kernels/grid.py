@@ -8,6 +8,10 @@ of queries and keys keep the box that a patch can reach small; without one, WIDE
 import triton
 import triton.language as tl
 
+from .tiles import interpreted
+
+INTERPRETED = tl.constexpr(interpreted())
+
 
 @triton.jit
 def patch_corner(tile, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
@@ -64,6 +68,15 @@ def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, 
 
 
 @triton.jit
+def product(left, right, total, PRECISION: tl.constexpr):
+    """total [X, Y] float32 + left [X, D] @ right [D, Y] of one dtype."""
+    if INTERPRETED and left.dtype == tl.bfloat16:
+        # The interpreter holds bfloat16 as whole numbers, and would multiply those.
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+@triton.jit
 def dots(
     left,
     right,
@@ -89,5 +102,5 @@ def dots(
             inside = (start + step < channels)[None, :]
             a = tl.load(left[:, None] + start + step[None, :], mask=inside, other=0.0)
             b = tl.load(right[:, None] + start + step[None, :], mask=inside, other=0.0)
-        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+        total = product(a, tl.trans(b), total, PRECISION)
     return total

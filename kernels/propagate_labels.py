@@ -12,8 +12,10 @@ from torch import Tensor
 LONGEST = 128  # columns of a table that one program takes
 
 
-def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    """Weighted sums [B, N, L] of rows of a table, dtype of the labels, accumulated in float32.
+def propagate_labels(
+    weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Weighted sums [B, N, L] of rows of a table, of the given dtype or the labels', accumulated in float32.
 
     Args:
         weights: [B, N, K] floating point.
@@ -23,7 +25,7 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
     """
     weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))
     (targets, queries, kept), length = weights.shape, labels.shape[2]
-    out = labels.new_empty((targets, queries, length))
+    out = labels.new_empty((targets, queries, length), dtype=dtype)
     columns = min(LONGEST, triton.next_power_of_2(length))
     rows = max(1, 2048 // columns)
     if out.numel():

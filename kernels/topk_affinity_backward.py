@@ -14,57 +14,66 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
-from .grid import apart, box, dots, near, patch_corner, patch_places, times_counted
+from .grid import apart, box, dots, near, patch_corner, patch_places, product, times_counted
 from .propagate_labels import propagate_labels, scatter_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-def through_kept(
-    share: Tensor, indices: Tensor, query: Tensor, bank: Tensor, frames: Tensor, d_query: Tensor, d_bank: Tensor
-) -> None:
-    """Write d_query [B, N, D] and add to d_bank [F, M, D], float32: the part through the kept keys.
-
-    share [B, N, K] float32 are gradients of products, indices [B, N, K] int64 their keys; query [B, N, D] and
-    bank [F, M, D] the features, frames [B, T] int64.
-    """
-    d_query.copy_(propagate_labels(share, indices, bank.to(d_query.dtype), frames))
-    scatter_rows(query, share, indices, frames, d_bank)
-
-
-def through_denominators(
+def topk_affinity_backward(
+    gradient: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    denominators: Tensor,
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
     copies: Tensor,
-    denominators: Tensor,
-    mean: Tensor,
-    d_query: Tensor,
-    d_bank: Tensor,
     temperature: float,
     joint: bool,
+    every: bool,
     width: int,
     reach: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of query [B, N, D] and bank [F, M, D], in their dtypes, summed in float32.
+
+    gradient and weights [B, N, K] float32, indices [B, N, K] int64 and denominators [B, N, G] float32 belong to the
+    result of the forward pass; the others are its arguments (topk_affinity.py).
+    """
+    groups = 1 if joint else frames.shape[1]
+    own = torch.where(indices >= 0, weights * gradient, 0.0).unflatten(2, (groups, -1))  # w g
+    mean = own.sum(dim=3, keepdim=True)  # G
+    if not every:
+        filled = 1 if joint else (frames >= 0).sum(dim=1)[:, None, None, None]
+        own = own - weights.unflatten(2, (groups, -1)) * filled * mean
+    share = own.flatten(2) / temperature
+    d_query = propagate_labels(share, indices, bank, frames, dtype=torch.float32)
+    d_bank = scatter_rows(query, share, indices, frames, torch.zeros(bank.shape, device=bank.device))
+    if every and d_query.numel() and d_bank.numel():
+        call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+        _through_denominators(call, denominators.contiguous(), mean.squeeze(3) / temperature, d_query, d_bank)
+    return d_query.to(query.dtype), d_bank.to(bank.dtype)
+
+
+def _through_denominators(
+    call: Call, denominators: Tensor, mean: Tensor, d_query: Tensor, d_bank: Tensor
 ) -> None:
-    """Add to d_query [B, N, D] and d_bank [F, M, D], float32 and contiguous: the part through the denominators.
+    """Add to d_query [B, N, D] and d_bank [F, M, D], float32: the part through the denominators.
 
     denominators, mean [B, N, G] float32: of each list, the logarithm of its denominator, and the sum of weight *
-    gradient over its kept keys divided by the temperature. The others are those of the forward pass.
+    gradient over its kept keys divided by the temperature.
     """
-    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
-    tile = tiles.gradient_tile(tiles.family(query.device), query.dtype)
-    if not d_query.numel() or not d_bank.numel():
-        return
-    denominators, mean = denominators.contiguous(), mean.contiguous()
-    wide = min(tile.wide, max(16, triton.next_power_of_2(query.shape[2])))
-    slices = triton.cdiv(query.shape[2], wide)
+    tile = tiles.gradient_tile(tiles.family(d_query.device), call.query.dtype)
+    (targets, _, channels), bank_frames = d_query.shape, len(d_bank)
+    wide = min(tile.wide, max(16, triton.next_power_of_2(channels)))
+    slices = triton.cdiv(channels, wide)
     groups = denominators.shape[2]
     arguments = (*call.tensors(), denominators, mean)
     constants = {"WIDE": wide, **call.constants(tile), **tile.options()}
-    grid = (call.patches(tile.n), slices, query.shape[0])
+    grid = (call.patches(tile.n), slices, targets)
     to_queries[grid](*arguments, d_query, groups, *call.numbers(), **constants)
-    grid = (call.patches(tile.m, keys=True), slices, bank.shape[0])
-    to_keys[grid](*arguments, d_bank, groups, query.shape[0], *call.numbers(), **constants)
+    grid = (call.patches(tile.m, keys=True), slices, bank_frames)
+    to_keys[grid](*arguments, d_bank, groups, targets, *call.numbers(), **constants)
 
 
 @triton.jit
@@ -82,10 +91,12 @@ def shares(scores, counts, denominator, mean, scale):
 def multiply(share, features, total, PRECISION: tl.constexpr):
     """total [X, D] + share [X, Y] @ features [Y, D]. Shares are too small for float16, so that takes TF32."""
     if features.dtype == tl.bfloat16:
-        return tl.dot(share.to(tl.bfloat16), features, total)
-    if features.dtype == tl.float16:
-        return tl.dot(share, features.to(tl.float32), total, input_precision="tf32")
-    return tl.dot(share, features, total, input_precision=PRECISION)
+        total = product(share.to(tl.bfloat16), features, total, PRECISION)
+    elif features.dtype == tl.float16:
+        total = product(share, features.to(tl.float32), total, "tf32")
+    else:
+        total = product(share, features, total, PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=["groups", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"])
