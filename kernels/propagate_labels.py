@@ -10,6 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 LONGEST = 128  # columns of a table that one program takes
+ENTRIES = 16  # of a row that are scattered at a time
+
+
+def block(length: int) -> tuple[int, int]:
+    """Columns of a table of that many, and rows, that one program takes."""
+    columns = min(LONGEST, triton.next_power_of_2(max(1, length)))
+    return columns, 2048 // columns
 
 
 def propagate_labels(
@@ -26,8 +33,7 @@ def propagate_labels(
     weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))
     (targets, queries, kept), length = weights.shape, labels.shape[2]
     out = labels.new_empty((targets, queries, length), dtype=dtype)
-    columns = min(LONGEST, triton.next_power_of_2(length))
-    rows = max(1, 2048 // columns)
+    columns, rows = block(length)
     if out.numel():
         grid = (triton.cdiv(queries, rows), triton.cdiv(length, columns), targets)
         sizes = (queries, kept, frames.shape[1], labels.shape[1], length)
@@ -44,8 +50,7 @@ def propagate_labels_backward(
     )
     (_, queries, kept), length = weights.shape, labels.shape[2]
     d_weights = torch.empty_like(weights)
-    columns = min(LONGEST, triton.next_power_of_2(max(1, length)))
-    rows = max(1, 2048 // columns)
+    columns, rows = block(length)
     if weights.numel():
         sizes = (weights.numel(), queries, kept, frames.shape[1], labels.shape[1], length)
         grid = (triton.cdiv(weights.numel(), rows),)
@@ -68,9 +73,9 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
     row = torch.where(exists, frame * positions + indices % positions, maps * positions).flatten()
     row, entries = row.sort(stable=True)
     bounds = torch.searchsorted(row, torch.arange(maps * positions + 1, device=row.device))
-    columns = min(LONGEST, triton.next_power_of_2(length))
+    columns, _ = block(length)
     grid = (maps * positions, triton.cdiv(length, columns))
-    scatter[grid](source, weights, entries, bounds, out, kept, length, ENTRIES=16, COLUMNS=columns, num_warps=2)
+    scatter[grid](source, weights, entries, bounds, out, kept, length, ENTRIES=ENTRIES, COLUMNS=columns, num_warps=2)
     return out
 
 

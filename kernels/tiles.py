@@ -22,10 +22,13 @@ class Tile:
     stages: int
     wide: int = 0
     """Backward: channels of the gradient that one program holds."""
+    registers: int = 0
+    """Registers a thread may take. ptxas, left alone, spills a few to get down to 128 where the product is not wgmma."""
 
     def options(self) -> dict[str, int]:
         """What Triton's launcher and compiler take beside a kernel's own arguments."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return {**options, "maxnreg": self.registers} if self.registers else options
 
 
 @dataclass(frozen=True)
@@ -38,43 +41,41 @@ class Family:
     """Forward, float32 on matrix units."""
     ieee: tuple[tuple[int, Tile], ...]
     """Forward, float32 on the ordinary units (matrix units on AMD)."""
-    half_gradient: Tile
-    """Backward, bfloat16 and float16."""
-    single_gradient: Tile
-    """Backward, float32."""
+    matrix_gradient: Tile
+    """Backward on matrix units: bfloat16, float16 and TF32."""
+    ieee_gradient: Tile
+    """Backward, float32 as `ieee`."""
 
-
-SMALL_SHARED_MEMORY = 64 * 1024  # what every gfx942 block has, and every sm_80 chip more than
 
 FAMILIES = {
     "sm_90": Family(
         half=((32, Tile(128, 128, 64, 8, 3)), (64, Tile(64, 64, 64, 4, 4)), (128, Tile(64, 64, 64, 8, 3))),
         tf32=((32, Tile(128, 128, 32, 8, 3)), (64, Tile(64, 64, 32, 4, 4)), (128, Tile(64, 64, 32, 8, 3))),
-        ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2, 256),
-        single_gradient=Tile(32, 32, 32, 8, 1, 128),
+        ieee=((32, Tile(64, 64, 16, 8, 2, registers=255)), (128, Tile(64, 32, 16, 8, 2, registers=255))),
+        matrix_gradient=Tile(64, 64, 64, 8, 2, 256),
+        ieee_gradient=Tile(32, 32, 32, 8, 1, 128, 255),
     ),
     "sm_80": Family(
         half=((32, Tile(128, 64, 64, 8, 3)), (128, Tile(64, 64, 64, 8, 3))),
         tf32=((32, Tile(128, 64, 32, 8, 3)), (128, Tile(64, 64, 32, 8, 3))),
-        ieee=((32, Tile(64, 64, 16, 8, 2)), (128, Tile(64, 32, 16, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2, 256),
-        single_gradient=Tile(32, 32, 32, 8, 1, 128),
+        ieee=((32, Tile(64, 64, 16, 8, 2, registers=255)), (128, Tile(64, 32, 16, 8, 2, registers=255))),
+        matrix_gradient=Tile(64, 64, 64, 8, 2, 256),
+        ieee_gradient=Tile(32, 32, 32, 8, 1, 128, 255),
     ),
     "gfx942": Family(
-        half=((32, Tile(128, 64, 64, 8, 2)), (128, Tile(64, 64, 64, 8, 2))),
-        tf32=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
-        ieee=((32, Tile(128, 64, 32, 8, 2)), (128, Tile(64, 64, 32, 8, 2))),
-        half_gradient=Tile(64, 64, 64, 8, 2, 256),
-        single_gradient=Tile(32, 32, 32, 8, 1, 128),
+        half=((32, Tile(128, 64, 64, 8, 2)), (64, Tile(64, 64, 64, 8, 2)), (128, Tile(64, 32, 64, 8, 2))),
+        tf32=((32, Tile(128, 64, 32, 8, 2)), (64, Tile(64, 64, 32, 8, 2)), (128, Tile(64, 32, 32, 8, 2))),
+        ieee=((32, Tile(128, 64, 32, 8, 2)), (64, Tile(64, 64, 32, 8, 2)), (128, Tile(64, 32, 32, 8, 2))),
+        matrix_gradient=Tile(64, 64, 64, 8, 2, 256),
+        ieee_gradient=Tile(32, 32, 32, 8, 1, 128),
     ),
     # Triton's interpreter, which is for tests: small, so that small inputs have several tiles.
     "interpreter": Family(
         half=((128, Tile(64, 64, 64, 1, 1)),),
         tf32=((128, Tile(64, 64, 64, 1, 1)),),
         ieee=((128, Tile(64, 64, 64, 1, 1)),),
-        half_gradient=Tile(64, 64, 64, 1, 1, 64),
-        single_gradient=Tile(64, 64, 64, 1, 1, 64),
+        matrix_gradient=Tile(64, 64, 64, 1, 1, 64),
+        ieee_gradient=Tile(64, 64, 64, 1, 1, 64),
     ),
 }
 LARGEST_K = 128
@@ -112,10 +113,10 @@ def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
     return next(tile for bound, tile in table if k <= bound)
 
 
-def gradient_tile(chip: str, dtype: torch.dtype) -> Tile:
+def gradient_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
     """The shape for the backward pass."""
     row = FAMILIES[chip]
-    return row.single_gradient if dtype == torch.float32 else row.half_gradient
+    return row.ieee_gradient if dtype == torch.float32 and precision == "ieee" else row.matrix_gradient
 
 
 def side(positions: int, region: bool) -> int:

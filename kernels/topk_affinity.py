@@ -73,12 +73,15 @@ def _scan(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> tup
         each,
         *call.numbers(),
         k,
-        K=max(4, triton.next_power_of_2(k)),
-        EVERY=every,
-        **call.constants(tile),
+        **scan_constants(call, tile, k, every),
         **tile.options(),
     )
     return values, indices, tops, sums
+
+
+def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
+    """The compile-time arguments of scan."""
+    return {"K": max(4, triton.next_power_of_2(k)), "EVERY": every, **call.constants(tile)}
 
 
 def _finish(
@@ -92,9 +95,8 @@ def _finish(
     kept = torch.empty_like(weights, dtype=torch.int64)
     denominators = values.new_empty((targets, queries, groups if every else 0))
     kth = values.new_empty((targets, groups, queries) if ties else (0,))
-    lists = triton.next_power_of_2(merged * k)
-    rows = max(1, min(64, 4096 // lists))
-    finish[(triton.cdiv(queries, rows), groups, targets)](
+    constants = finish_constants(call, k, merged, every, ties)
+    finish[(triton.cdiv(queries, constants["ROWS"]), groups, targets)](
         values,
         indices,
         tops,
@@ -113,17 +115,25 @@ def _finish(
         *call.reach,
         k,
         call.scale,
-        K=triton.next_power_of_2(k),
-        P=lists,
-        S=triton.next_power_of_2(merged),
-        ROWS=rows,
-        MEAN=not call.joint,
-        EVERY=every,
-        REGION=call.region,
-        TIES=ties,
+        **constants,
         num_warps=4,
     )
     return weights, kept, denominators, kth
+
+
+def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -> dict:
+    """The compile-time arguments of finish, which merges that many lists of k."""
+    lists = triton.next_power_of_2(merged * k)
+    return {
+        "K": triton.next_power_of_2(k),
+        "P": lists,
+        "S": triton.next_power_of_2(merged),
+        "ROWS": max(1, min(64, 4096 // lists)),
+        "MEAN": not call.joint,
+        "EVERY": every,
+        "REGION": call.region,
+        "TIES": ties,
+    }
 
 
 @triton.jit

@@ -63,17 +63,21 @@ def _through_denominators(
     denominators, mean [B, N, G] float32: of each list, the logarithm of its denominator, and the sum of weight *
     gradient over its kept keys divided by the temperature.
     """
-    tile = tiles.gradient_tile(tiles.family(d_query.device), call.query.dtype)
+    tile = tiles.gradient_tile(tiles.family(d_query.device), call.query.dtype, call.precision)
     (targets, _, channels), bank_frames = d_query.shape, len(d_bank)
-    wide = min(tile.wide, max(16, triton.next_power_of_2(channels)))
-    slices = triton.cdiv(channels, wide)
+    constants = gradient_constants(call, tile)
+    slices = triton.cdiv(channels, constants["WIDE"])
     groups = denominators.shape[2]
     arguments = (*call.tensors(), denominators, mean)
-    constants = {"WIDE": wide, **call.constants(tile), **tile.options()}
     grid = (call.patches(tile.n), slices, targets)
-    to_queries[grid](*arguments, d_query, groups, *call.numbers(), **constants)
+    to_queries[grid](*arguments, d_query, groups, *call.numbers(), **constants, **tile.options())
     grid = (call.patches(tile.m, keys=True), slices, bank_frames)
-    to_keys[grid](*arguments, d_bank, groups, targets, *call.numbers(), **constants)
+    to_keys[grid](*arguments, d_bank, groups, targets, *call.numbers(), **constants, **tile.options())
+
+
+def gradient_constants(call: Call, tile: tiles.Tile) -> dict:
+    """The compile-time arguments of to_queries and to_keys."""
+    return {"WIDE": min(tile.wide, max(16, triton.next_power_of_2(call.query.shape[2]))), **call.constants(tile)}
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def with_ties(
     return weights, torch.where(exists, indices, -1).long()
 
 
-@triton.jit(do_not_specialize=["each", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"])
+@triton.jit(do_not_specialize=["each", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "groups", "longest"])
 def reached(
     query,  # [B, N, D]
     bank,  # [F, M, D]
