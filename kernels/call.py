@@ -11,7 +11,10 @@ from . import tiles
 
 
 class Reach(NamedTuple):
-    """A region as three whole numbers, so that kernels need no table: dy < rows, dx <= columns, dy^2 + dx^2 <= limit."""
+    """A region as three whole numbers, so that kernels need no table.
+
+    Inside is: dy < rows, dx <= columns, dy^2 + dx^2 <= limit.
+    """
 
     rows: int
     columns: int

@@ -1,8 +1,8 @@
 """Places on a grid: what all kernels of topk_affinity agree on.
 
-Positions of a frame are a grid of `width` columns; without a region it is one row of all positions, so that one piece of
-code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a region two-dimensional patches
-of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
+Positions of a frame are a grid of `width` columns; without a region it is one row of all positions, so that one piece
+of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a region two-dimensional
+patches of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
 """
 
 import triton
@@ -37,12 +37,10 @@ def near(dy, dx, rows, columns, limit):
 
 
 @triton.jit
-def box(
-    top, left, height, width, rows, columns, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr
-):
+def box(top, left, height, width, rows, columns, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr):
     """The rows and columns (first, end, first, end) that any position of a patch may see; all if `beyond` counts."""
     first_y, end_y, first_x, end_x = 0, height, 0, width
-    if REGION:
+    if REGION:  # noqa: SIM102 - known when the kernel is compiled, `beyond` is not
         if beyond == 0:
             first_y = tl.maximum(0, top - (rows - 1))
             end_y = tl.minimum(height, top + SIZE // WIDE + rows - 1)
@@ -69,7 +67,7 @@ def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, 
 
 @triton.jit
 def product(left, right, total, PRECISION: tl.constexpr):
-    """total [X, Y] float32 + left [X, D] @ right [D, Y] of one dtype."""
+    """The sum of total [X, Y] float32 and left [X, D] @ right [D, Y], which are of one dtype."""
     if INTERPRETED and left.dtype == tl.bfloat16:
         # The interpreter holds bfloat16 as whole numbers, and would multiply those.
         left, right = left.to(tl.float32), right.to(tl.float32)

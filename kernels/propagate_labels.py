@@ -22,13 +22,14 @@ def block(length: int) -> tuple[int, int]:
 def propagate_labels(
     weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Weighted sums [B, N, L] of rows of a table, of the given dtype or the labels', accumulated in float32.
+    """Weighted sums [B, N, L] of rows of a table, accumulated in float32.
 
     Args:
         weights: [B, N, K] floating point.
         indices: [B, N, K] int64, t * M + m; -1 contributes nothing.
         labels: [G, M, L] floating point.
         frames: [B, T] int64: slot t means labels[frames[b, t]]; -1 contributes nothing.
+        dtype: of the sums; the labels' if not given.
     """
     weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))
     (targets, queries, kept), length = weights.shape, labels.shape[2]
@@ -45,9 +46,7 @@ def propagate_labels_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights [B, N, K] and labels [G, M, L] from that of the sums [B, N, L]; deterministic."""
-    gradient, weights, indices, labels, frames = (
-        x.contiguous() for x in (gradient, weights, indices, labels, frames)
-    )
+    gradient, weights, indices, labels, frames = (x.contiguous() for x in (gradient, weights, indices, labels, frames))
     (_, queries, kept), length = weights.shape, labels.shape[2]
     d_weights = torch.empty_like(weights)
     columns, rows = block(length)

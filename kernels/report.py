@@ -1,8 +1,8 @@
 """What the compilers make of the kernels, on a machine without a GPU: python -m timecycle.kernels.report sm_90.
 
-Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many registers
-it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many instructions of the
-chip's matrix units it has. tests/test_kernels_compile.py holds the kernels to it.
+Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many
+registers it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many
+instructions of the chip's matrix units it has. tests/test_kernels_compile.py holds the kernels to it.
 """
 
 import re
@@ -28,9 +28,9 @@ TARGETS = {
 }
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-POINTERS = {name: "*i64" for name in ("frames", "copies", "entries", "bounds")}
-POINTERS |= {name: "*fp32" for name in ("values", "tops", "sums", "kth", "denominators", "mean", "weights", "out")}
-POINTERS |= {name: "*fp32" for name in ("labels", "gradient", "source")}
+POINTERS = dict.fromkeys(("frames", "copies", "entries", "bounds"), "*i64")
+POINTERS |= dict.fromkeys(("values", "tops", "sums", "kth", "denominators", "mean", "weights", "out"), "*fp32")
+POINTERS |= dict.fromkeys(("labels", "gradient", "source"), "*fp32")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,11 @@ def cases(chip: str) -> list[Case]:
 def _small_cases() -> list[Case]:
     """The kernels without a product, which are the same on every chip."""
     found = []
-    for k, merged, every, ties, region in ((5, 1, True, False, False), (20, 8, True, True, False), (10, 21, False, True, True)):
+    for k, merged, every, ties, region in (
+        (5, 1, True, False, False),
+        (20, 8, True, True, False),
+        (10, 21, False, True, True),
+    ):
         call = _call(torch.float32, "ieee", region)
         constants = topk_affinity.finish_constants(call, k, merged, every, ties)
         name = f"finish k={k} of {merged} lists"
@@ -113,7 +117,9 @@ def _small_cases() -> list[Case]:
         columns, rows = propagate_labels.block(length)
         shape = {"COLUMNS": columns, "ROWS": rows}
         for kernel, forward in ((propagate_labels.gather, True), (propagate_labels.products, False)):
-            case = Case(f"{kernel.__name__} L={length}", kernel, shape, {"num_warps": 4}, {"indices": "*i64"}, forward, False)
+            case = Case(
+                f"{kernel.__name__} L={length}", kernel, shape, {"num_warps": 4}, {"indices": "*i64"}, forward, False
+            )
             found.append(case)
         shape = {"COLUMNS": columns, "ENTRIES": propagate_labels.ENTRIES}
         found.append(Case(f"scatter L={length}", propagate_labels.scatter, shape, {"num_warps": 2}, {}, False, False))
@@ -148,7 +154,14 @@ def _assemble(ptx: str, architecture: str) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [get_ptxas(int(architecture[3:5])).path, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"]
+        command = [
+            get_ptxas(int(architecture[3:5])).path,
+            "-v",
+            f"--gpu-name={architecture}",
+            file.name,
+            "-o",
+            "/dev/null",
+        ]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     return int(re.search(r"Used (\d+) registers", said)[1]), int(re.search(r"(\d+) bytes spill stores", said)[1])
 

@@ -23,7 +23,7 @@ class Tile:
     wide: int = 0
     """Backward: channels of the gradient that one program holds."""
     registers: int = 0
-    """Registers a thread may take. ptxas, left alone, spills a few to get down to 128 where the product is not wgmma."""
+    """Registers a thread may take; 0 leaves it to ptxas, which may spill a few to get down to 128."""
 
     def options(self) -> dict[str, int]:
         """What Triton's launcher and compiler take beside a kernel's own arguments."""

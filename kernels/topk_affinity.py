@@ -1,9 +1,9 @@
 """topk_affinity in Triton: the forward pass, in two kernels. Letters as in timecycle.ops.
 
 `scan` streams the keys of a few slots past a tile of queries: product, running maximum and sum of the softmax, and a
-list of the k best keys in registers. Only a tile whose best key reaches a row's k-th value goes near the list. It leaves
-k candidates per query and group of slots; `finish` merges the groups, lets keys that count several times take several
-places, and weighs. With ties="all" two more passes follow (topk_affinity_ties.py).
+list of the k best keys in registers. Only a tile whose best key reaches a row's k-th value goes near the list. It
+leaves k candidates per query and group of slots; `finish` merges the groups, lets keys that count several times take
+several places, and weighs. With ties="all" two more passes follow (topk_affinity_ties.py).
 """
 
 import torch
@@ -35,14 +35,14 @@ def topk_affinity(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators of the k best keys, as `timecycle.ops.topk_affinity` defines them.
 
-    Args:
-        query: [B, N, D] float32, bfloat16 or float16; bank: [F, M, D] likewise; frames: [B, T] int64, -1 for none.
-        copies: [B, T, 2] int64: how often keys inside and outside the region count.
-        k: at most tiles.LARGEST_K. joint, every, ties: scope "joint", normalise "all", ties "all".
-        width, reach: of the region's grid, and how far it reaches; 0 and [] without one.
+    query [B, N, D] is float32, bfloat16 or float16, and bank [F, M, D] likewise; frames [B, T] int64, -1 for none;
+    copies [B, T, 2] int64: how often keys inside and outside the region count. k is at most LARGEST_K; joint, every
+    and ties stand for scope "joint", normalise "all" and ties "all"; width and reach are of the region's grid, 0 and
+    [] without one.
 
     Returns:
-        weights [B, N, K] float32, indices [B, N, K] int64, and if `every` [B, N, G] float32, G = 1 or T, else [B, N, 0].
+        weights [B, N, K] float32, indices [B, N, K] int64, and the logarithms of the denominators: [B, N, G] float32
+        if `every`, G = 1 or T, else [B, N, 0].
     """
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
     groups = call.slots if not joint else 1
@@ -161,7 +161,9 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
     return threshold, last, list_v, list_i
 
 
-@triton.jit(do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"])
+@triton.jit(
+    do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"]
+)
 def scan(
     query,  # [B, N, D]
     bank,  # [F, M, D]

@@ -55,9 +55,7 @@ def topk_affinity_backward(
     return d_query.to(query.dtype), d_bank.to(bank.dtype)
 
 
-def _through_denominators(
-    call: Call, denominators: Tensor, mean: Tensor, d_query: Tensor, d_bank: Tensor
-) -> None:
+def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_query: Tensor, d_bank: Tensor) -> None:
     """Add to d_query [B, N, D] and d_bank [F, M, D], float32: the part through the denominators.
 
     denominators, mean [B, N, G] float32: of each list, the logarithm of its denominator, and the sum of weight *
@@ -93,7 +91,7 @@ def shares(scores, counts, denominator, mean, scale):
 
 @triton.jit
 def multiply(share, features, total, PRECISION: tl.constexpr):
-    """total [X, D] + share [X, Y] @ features [Y, D]. Shares are too small for float16, so that takes TF32."""
+    """The sum of total [X, D] and share [X, Y] @ features [Y, D]. Shares are too small for float16: it takes TF32."""
     if features.dtype == tl.bfloat16:
         total = product(share.to(tl.bfloat16), features, total, PRECISION)
     elif features.dtype == tl.float16:
@@ -103,7 +101,9 @@ def multiply(share, features, total, PRECISION: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["groups", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"])
+@triton.jit(
+    do_not_specialize=["groups", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"]
+)
 def to_queries(
     query,  # [B, N, D]
     bank,  # [F, M, D]
@@ -182,7 +182,16 @@ def to_queries(
 
 @triton.jit(
     do_not_specialize=[
-        "groups", "targets", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"
+        "groups",
+        "targets",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
     ]
 )
 def to_keys(

@@ -1,8 +1,8 @@
 """topk_affinity with ties="all": everything that equals the k-th value, without room for the worst case.
 
-The first pass (topk_affinity.py) has found each row's k-th product. A second one counts what reaches it, the outputs are
-made as long as the longest row, and a third one fills them. All three take their products from the same `dots` in the
-same tiles, so that equal stays equal.
+The first pass (topk_affinity.py) has found each row's k-th product. A second one counts what reaches it, the outputs
+are made as long as the longest row, and a third one fills them. All three take their products from the same `dots` in
+the same tiles, so that equal stays equal.
 """
 
 import torch
@@ -17,9 +17,7 @@ from .tiles import Tile
 NOBODY = tl.constexpr(2**31 - 1)
 
 
-def with_ties(
-    call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: bool
-) -> tuple[Tensor, Tensor]:
+def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: bool) -> tuple[Tensor, Tensor]:
     """Weights and indices [B, N, G, K] of all keys that reach kth [B, G, N], K the most of any row.
 
     denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `every`.
@@ -52,7 +50,21 @@ def with_ties(
     return weights, torch.where(exists, indices, -1).long()
 
 
-@triton.jit(do_not_specialize=["each", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "groups", "longest"])
+@triton.jit(
+    do_not_specialize=[
+        "each",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+        "groups",
+        "longest",
+    ]
+)
 def reached(
     query,  # [B, N, D]
     bank,  # [F, M, D]
@@ -89,7 +101,7 @@ def reached(
     N_WIDE: tl.constexpr,
     M_WIDE: tl.constexpr,
 ):
-    """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles as those of `scan`."""
+    """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles are those of scan."""
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = split // (tl.num_programs(1) // groups)
     top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
@@ -148,4 +160,3 @@ def reached(
                     number += tl.sum(tl.where(hit, counts, 0), axis=1)
     if not FILL:
         tl.store(numbers + (b * tl.num_programs(1) + split) * (height * width) + n, number, mask=asks)
-

@@ -77,7 +77,9 @@ def run_triton(module: str, function: str) -> Callable[..., Any]:
     """A function of timecycle.kernels, imported, and Triton with it, when it is first called."""
 
     def run(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
+        # Triton launches on the current device, which need not be the tensors'.
+        with importlib.import_module("torch").cuda.device_of(arguments[0]):
+            return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
 
     return run
 

@@ -313,9 +313,7 @@ def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest:
     return NATIVE.topk_affinity(query.contiguous(), bank.contiguous(), frames.contiguous(), copies.contiguous(), *rest)
 
 
-def _why_not_triton(
-    query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object
-) -> str | None:
+def _why_not_triton(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object) -> str | None:
     if k > 128:
         return f"it keeps at most 128 neighbours, not {k}"
     if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
