@@ -56,6 +56,36 @@ def apart(first, size, other, other_size):
 
 
 @triton.jit
+def tile_at(
+    i,
+    first_y,
+    first_x,
+    across,
+    top,
+    left,
+    within,
+    beyond,
+    rows,
+    columns,
+    limit,
+    REGION: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    OTHER: tl.constexpr,
+    OTHER_WIDE: tl.constexpr,
+):
+    """Where patch i of OTHER positions of a box begins, and whether any of it counts for the patch at (top, left)."""
+    y = first_y + i // across * (OTHER // OTHER_WIDE)
+    x = first_x + i % across * OTHER_WIDE
+    wanted = within > 0
+    if REGION:
+        dy = apart(top, SIZE // WIDE, y, OTHER // OTHER_WIDE)
+        dx = apart(left, WIDE, x, OTHER_WIDE)
+        wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+    return y, x, wanted
+
+
+@triton.jit
 def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION: tl.constexpr):
     """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
     counts = tl.where(exists, within, 0)[None, :]

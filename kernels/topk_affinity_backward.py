@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
-from .grid import apart, box, dots, near, patch_corner, patch_places, product, times_counted
+from .grid import box, dots, patch_corner, patch_places, product, tile_at, times_counted
 from .propagate_labels import propagate_labels, scatter_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -160,13 +160,24 @@ def to_queries(
         if frame < 0:
             tiles = 0
         for i in range(tiles):
-            key_y = first_y + i // across * (M // M_WIDE)
-            key_x = first_x + i % across * M_WIDE
-            wanted = within > 0
-            if REGION:
-                dy = apart(top_y, N // N_WIDE, key_y, M // M_WIDE)
-                dx = apart(left_x, N_WIDE, key_x, M_WIDE)
-                wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+            key_y, key_x, wanted = tile_at(
+                i,
+                first_y,
+                first_x,
+                across,
+                top_y,
+                left_x,
+                within,
+                beyond,
+                rows,
+                columns,
+                limit,
+                REGION,
+                N,
+                N_WIDE,
+                M,
+                M_WIDE,
+            )
             if wanted:
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
@@ -246,13 +257,24 @@ def to_keys(
         if tl.load(frames + use) != f:
             tiles = 0
         for i in range(tiles):
-            query_y = first_y + i // across * (N // N_WIDE)
-            query_x = first_x + i % across * N_WIDE
-            wanted = within > 0
-            if REGION:
-                dy = apart(top_y, M // M_WIDE, query_y, N // N_WIDE)
-                dx = apart(left_x, M_WIDE, query_x, N_WIDE)
-                wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+            query_y, query_x, wanted = tile_at(
+                i,
+                first_y,
+                first_x,
+                across,
+                top_y,
+                left_x,
+                within,
+                beyond,
+                rows,
+                columns,
+                limit,
+                REGION,
+                M,
+                M_WIDE,
+                N,
+                N_WIDE,
+            )
             if wanted:
                 qy, qx, n, asks = patch_places(query_y, query_x, height, width, N, N_WIDE)
                 row = query + b * query_b + n.to(tl.int64) * query_n

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .call import Call
-from .grid import apart, box, dots, near, patch_corner, patch_places, times_counted
+from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
 from .tiles import Tile
 
 NOBODY = tl.constexpr(2**31 - 1)
@@ -124,13 +124,24 @@ def reached(
         if frame < 0:
             tiles = 0
         for i in range(tiles):
-            key_y = first_y + i // across * (M // M_WIDE)
-            key_x = first_x + i % across * M_WIDE
-            wanted = within > 0
-            if REGION:
-                dy = apart(top_y, N // N_WIDE, key_y, M // M_WIDE)
-                dx = apart(left_x, N_WIDE, key_x, M_WIDE)
-                wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+            key_y, key_x, wanted = tile_at(
+                i,
+                first_y,
+                first_x,
+                across,
+                top_y,
+                left_x,
+                within,
+                beyond,
+                rows,
+                columns,
+                limit,
+                REGION,
+                N,
+                N_WIDE,
+                M,
+                M_WIDE,
+            )
             if wanted:
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m

@@ -220,7 +220,8 @@ CHECKS = _checks()
 def run(name: str) -> None:
     """Run one check, with memory that nobody wrote full of NaN."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    # On a GPU PyTorch's own products, which the reference uses, have no such mode.
+    torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
     try:
         CHECKS[name]()
     finally:

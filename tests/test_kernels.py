@@ -1,5 +1,6 @@
 """The Triton kernels' numerics (tests/kernel_cases.py), on a GPU or under Triton's interpreter; and their wiring."""
 
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -12,10 +13,12 @@ import torch
 
 from tests import kernel_cases
 from timecycle.errors import InputError
-from timecycle.ops import Select, topk_affinity
+from timecycle.kernels import tiles
+from timecycle.ops import Region, Select, topk_affinity
 from timecycle.ops._backends import TRITON_MISSING
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from timecycle.kernels.call import Reach
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,31 @@ def test_kernels(run, name):
 def test_triton_is_not_imported_before_it_is_used():
     code = "import sys, timecycle.ops, timecycle.propagation; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_float32_is_multiplied_as_pytorch_is_set_up_to():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed, precision in ((True, "tf32"), (False, "ieee")):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert tiles.precision(torch.float32) == precision
+            assert tiles.precision(torch.bfloat16) == "ieee"  # which bfloat16 ignores
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_region_is_three_numbers_or_refused():
+    for height, width, radius in itertools.product((1, 2, 7, 20), (1, 3, 20), (0, 0.5, 2, 3.7, 12, 30)):
+        for shape in ("circle<", "circle<=", "square<="):
+            reach = Region(height, width, radius, shape).reach()
+            rows, columns, limit = Reach.of(reach)
+            near = [
+                [dx <= columns and dy < rows and dy * dy + dx * dx <= limit for dx in range(width)]
+                for dy in range(height)
+            ]
+            assert [sum(row) - 1 for row in near if any(row)] == reach
+    with pytest.raises(ValueError, match="expected that of a disc or a square"):
+        Reach.of([3, 3, 0])
 
 
 @pytest.mark.skipif(TRITON_MISSING is None, reason="Triton can run here")

@@ -64,12 +64,11 @@ def why_not_triton(features: Any) -> str | None:
     """Why a Triton kernel cannot take these features; None if it can."""
     if features.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"the features are on {features.device}"
-    if features.dtype.itemsize > 4:
+    torch = importlib.import_module("torch")
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {features.dtype} kernel"
-    if not INTERPRETED:
-        torch = importlib.import_module("torch")
-        if not torch.version.hip and torch.cuda.get_device_capability(features.device) < (8, 0):
-            return f"{torch.cuda.get_device_name(features.device)} is older than compute capability 8.0"
+    if not INTERPRETED and not torch.version.hip and torch.cuda.get_device_capability(features.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(features.device)} is older than compute capability 8.0"
     return None
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.kernels.tiles import LARGEST_K
 from timecycle.ops._backends import (
     NATIVE,
     NATIVE_MISSING,
@@ -314,8 +315,8 @@ def _run_cpu(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, *rest:
 
 
 def _why_not_triton(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object) -> str | None:
-    if k > 128:
-        return f"it keeps at most 128 neighbours, not {k}"
+    if k > LARGEST_K:
+        return f"it keeps at most {LARGEST_K} neighbours, not {k}"
     if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
         return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
     return why_not_triton(query)
