@@ -33,7 +33,8 @@ def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]
 
 
 # The kernel chooses products by what is fastest on the chip; a test machine would run only some of its branches.
-NATIVE_TOPK, REFERENCE_TOPK = _backends._REGISTERED["topk_affinity"]
+REGISTERED = _backends._REGISTERED["topk_affinity"]
+NATIVE_TOPK = next(backend for backend in REGISTERED if backend.name == "cpu")
 FORCED = [
     _backends.Backend(name, NATIVE_MISSING, NATIVE_TOPK.why_not, forced(products, plain))
     for name, products, plain in (
@@ -42,7 +43,7 @@ FORCED = [
         ("cpu, bytes, plain loops", "bytes", True),
     )
 ]
-_backends.register("topk_affinity", NATIVE_TOPK, REFERENCE_TOPK, *FORCED)
+_backends.register("topk_affinity", *REGISTERED, *FORCED)
 
 # Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE),
 # so only a machine without a compiler skips it.

@@ -397,7 +397,7 @@ BAD = [
     ({"copies": torch.ones(2, 2, dtype=torch.int64)}, "copies is torch.int64 [2, 2]; expected int64 [1, 2]"),
     ({"copies": torch.ones(1, 2)}, "copies is torch.float32"),
     ({"copies": torch.tensor([[1, -1]])}, "copies holds -1"),
-    ({"backend": "gpu"}, "'gpu' is unknown to topk_affinity; expected one of cpu, reference"),
+    ({"backend": "gpu"}, "'gpu' is unknown to topk_affinity; expected one of triton, cpu, reference"),
 ]
 
 
@@ -449,7 +449,8 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot():
 
 def test_a_missing_backend_is_said_once_and_the_reference_serves(monkeypatch):
     missing = _backends.Backend("cpu", "the compiled module is not there (test)", lambda *_: None, lambda *_: 1 / 0)
-    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity", (missing, _backends._REGISTERED["topk_affinity"][-1]))
+    reference = next(b for b in _backends._REGISTERED["topk_affinity"] if b.name == "reference")
+    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity", (missing, reference))
     query, bank, frames = random_case(2, 2, 2, 1, torch.float32)
     with pytest.warns(UserWarning, match="the compiled module is not there"):
         topk_affinity(query, bank, frames, Select(1, 1.0))

@@ -6,6 +6,8 @@ reason is what a caller sees who asked for it by name.
 
 import functools
 import importlib
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ class Backend:
     why_not: Callable[..., str | None]
     """Called with an operator's arguments: None if it can run them, else the reason in a few words."""
     run: Callable[..., Any]
+    device: str = "cpu"
+    """The type of device it is there for: whoever has tensors on one is told if it is missing."""
 
 
 def _import_native() -> tuple[ModuleType | None, str | None]:
@@ -38,6 +42,46 @@ def _import_native() -> tuple[ModuleType | None, str | None]:
 
 NATIVE, NATIVE_MISSING = _import_native()
 """The compiled module, and why it is not there; one of them is None."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton runs its kernels in Python, on CPU tensors: for tests."""
+
+
+def _triton_missing() -> str | None:
+    # Without importing Triton, which takes a while and which CPU users do not need.
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if INTERPRETED or importlib.import_module("torch").cuda.is_available():
+        return None
+    return "there is no GPU that PyTorch can use, and TRITON_INTERPRET=1 is not set"
+
+
+TRITON_MISSING = _triton_missing()
+"""Why Triton kernels cannot run here; None if they can."""
+
+
+def why_not_triton(features: Any) -> str | None:
+    """Why a Triton kernel cannot take these features; None if it can."""
+    if features.device.type != ("cpu" if INTERPRETED else "cuda"):
+        return f"the features are on {features.device}"
+    torch = importlib.import_module("torch")
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {features.dtype} kernel"
+    if not INTERPRETED and not torch.version.hip and torch.cuda.get_device_capability(features.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(features.device)} is older than compute capability 8.0"
+    return None
+
+
+def run_triton(module: str, function: str) -> Callable[..., Any]:
+    """A function of timecycle.kernels, imported, and Triton with it, when it is first called."""
+
+    def run(*arguments: Any) -> Any:
+        # Triton launches on the current device, which need not be the tensors'.
+        with importlib.import_module("torch").cuda.device_of(arguments[0]):
+            return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
+
+    return run
+
 
 _REGISTERED: dict[str, tuple[Backend, ...]] = {}
 
@@ -53,10 +97,10 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
     Raises InputError if the wanted one is unknown, or cannot run them, with its reason.
     """
     candidates = _REGISTERED[operator]
-    if wanted is None and candidates[0].missing:
-        _say_once(f"{operator} runs without its fastest backend: {candidates[0].missing}")
     for candidate in candidates:
         if wanted in (None, candidate.name):
+            if wanted is None and candidate.missing and candidate.device == arguments[0].device.type:
+                _say_once(f"{operator} runs without its fastest backend: {candidate.missing}")
             reason = candidate.missing or candidate.why_not(*arguments)
             if reason is None:
                 return candidate

@@ -7,14 +7,24 @@ adds a query's labels up as soon as its list is complete, so that neither weight
 keep more than others (ties="all") need no padding.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
+from timecycle.ops._backends import NATIVE, NATIVE_MISSING, TRITON_MISSING, Backend, choose, register
 from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels, propagate_labels_backward
+from timecycle.ops.propagate_labels import reference as labels_reference
 from timecycle.ops.selection import Region, Select
-from timecycle.ops.topk_affinity import check_shapes, check_values, expand_copies, why_not_cpu, wide_dtype
+from timecycle.ops.topk_affinity import (
+    check_shapes,
+    check_values,
+    expand_copies,
+    why_not_cpu,
+    why_not_triton_here,
+    wide_dtype,
+)
 from timecycle.ops.topk_affinity import operator as topk_operator
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -135,8 +145,21 @@ _operator.register_autograd(_backward, setup_context=_setup_context)
 def reference(
     query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, copies: Tensor, *select: object
 ) -> Tensor:
-    """The definition: the two operators, one after the other."""
+    """The definition: the two operators' references, one after the other."""
     weights, indices, _ = topk_operator(query, bank, frames, copies, *select, "reference", False)
+    return labels_reference(weights, indices, labels, label_frames)
+
+
+def _why_not_triton(
+    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
+) -> str | None:
+    return why_not_triton_here(query, bank, frames, *rest)
+
+
+def _run_triton(
+    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, copies: Tensor, *select: object
+) -> Tensor:
+    weights, indices, _ = topk_operator(query, bank, frames, copies, *select, "triton", False)
     return propagate_labels(weights, indices, labels, label_frames)
 
 
@@ -147,6 +170,7 @@ def _run_cpu(*arguments: object) -> Tensor:
 
 register(
     "affinity_propagate",
+    Backend("triton", TRITON_MISSING, _why_not_triton, _run_triton, "cuda"),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

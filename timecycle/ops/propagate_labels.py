@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_triton, why_not_triton
 
 
 def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def check_label_frames(labels: Tensor, frames: Tensor, name: str) -> None:
 
 @torch.library.custom_op("timecycle::propagate_labels", mutates_args=())
 def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    """The operator as PyTorch sees it: PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
+    """The operator as PyTorch sees it."""
     positions = frames.shape[1] * labels.shape[1]
     if indices.numel() and (int(indices.max()) >= positions or int(indices.min()) < -1):
         raise InputError(
@@ -63,16 +64,21 @@ def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) 
             f"{frames.shape[1]} slots of {labels.shape[1]} positions"
         )
     check_label_frames(labels, frames, "frames")
-    rows, exists = label_rows(indices, frames, labels.shape[1])
-    out = torch.nn.functional.embedding_bag(
-        rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
-    )
-    return out.view(*weights.shape[:2], labels.shape[2])
+    return choose("propagate_labels", None, weights).run(weights, indices, labels, frames)
 
 
 @_operator.register_fake
 def _(weights, indices, labels, frames):  # type: ignore[no-untyped-def]
     return weights.new_empty((*weights.shape[:2], labels.shape[2]))
+
+
+def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+    """The sum by PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
+    rows, exists = label_rows(indices, frames, labels.shape[1])
+    out = torch.nn.functional.embedding_bag(
+        rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
+    )
+    return out.view(*weights.shape[:2], labels.shape[2])
 
 
 def label_rows(indices: Tensor, frames: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -87,10 +93,17 @@ def propagate_labels_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights, <gradient, label of the key>, and of labels, gradient scattered by the weights."""
+    return choose("propagate_labels_backward", None, gradient).run(gradient, weights, indices, labels, frames)
+
+
+def reference_backward(
+    gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, one neighbour at a time: [B, N, K, L] would dwarf everything else."""
     rows, exists = label_rows(indices, frames, labels.shape[1])
     flat = labels.flatten(0, 1)
     d_weights, d_labels = torch.empty_like(weights), torch.zeros_like(flat)
-    for k in range(indices.shape[2]):  # one neighbour at a time: [B, N, K, L] would dwarf everything else
+    for k in range(indices.shape[2]):
         d_weights[:, :, k] = (flat[rows[:, :, k]] * gradient).sum(dim=2) * exists[:, :, k]
         share = gradient * (weights[:, :, k] * exists[:, :, k])[:, :, None]
         d_labels.index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
@@ -112,3 +125,16 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
+
+_TRITON = ("triton", TRITON_MISSING, lambda features, *_: why_not_triton(features))
+_RUN = [run_triton("propagate_labels", name) for name in ("propagate_labels", "propagate_labels_backward")]
+register(
+    "propagate_labels",
+    Backend(*_TRITON, _RUN[0], "cuda"),
+    Backend("reference", None, lambda *_: None, reference),
+)
+register(
+    "propagate_labels_backward",
+    Backend(*_TRITON, _RUN[1], "cuda"),
+    Backend("reference", None, lambda *_: None, reference_backward),
+)

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
+from timecycle.kernels.tiles import LARGEST_K
+from timecycle.ops._backends import (
+    NATIVE,
+    NATIVE_MISSING,
+    TRITON_MISSING,
+    Backend,
+    choose,
+    register,
+    run_triton,
+    why_not_triton,
+)
 from timecycle.ops.selection import Region, Select, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -45,7 +55,7 @@ def topk_affinity(
         region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
         copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
             1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
-        backend: 'cpu' or 'reference'; the first that can run the call if not given.
+        backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse features that are not finite. Costs one reading of them.
 
     Returns:
@@ -316,8 +326,18 @@ def _run_cpu(*arguments: object) -> tuple[Tensor, ...]:
     return NATIVE.topk_affinity(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
 
 
+def why_not_triton_here(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object) -> str | None:
+    """Why the Triton kernels cannot run a call; None if they can."""
+    if k > LARGEST_K:
+        return f"it keeps at most {LARGEST_K} neighbours, not {k}"
+    if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
+        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
+    return why_not_triton(query)
+
+
 register(
     "topk_affinity",
+    Backend("triton", TRITON_MISSING, why_not_triton_here, run_triton("topk_affinity", "topk_affinity"), "cuda"),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

@@ -14,7 +14,16 @@ scatter of the kept keys alone; "all" is three products of the forward's size (l
 import torch
 from torch import Tensor
 
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING, Backend, choose, register
+from timecycle.ops._backends import (
+    NATIVE,
+    NATIVE_MISSING,
+    TRITON_MISSING,
+    Backend,
+    choose,
+    register,
+    run_triton,
+    why_not_triton,
+)
 from timecycle.ops.selection import inside
 
 STRIP = 256  # queries whose logits with one frame the reference holds at once
@@ -119,8 +128,16 @@ def _run_cpu(*arguments: object) -> tuple[Tensor, Tensor]:
     return NATIVE.topk_affinity_backward(*ready)
 
 
+def _why_not_triton(*arguments: object) -> str | None:
+    query = arguments[4]
+    assert isinstance(query, Tensor)
+    return why_not_triton(query)
+
+
+_run_triton = run_triton("topk_affinity_backward", "topk_affinity_backward")
 register(
     "topk_affinity_backward",
+    Backend("triton", TRITON_MISSING, _why_not_triton, _run_triton, "cuda"),
     Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

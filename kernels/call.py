@@ -1,0 +1,140 @@
+"""One call of topk_affinity as its kernels see it: the inputs, and the numbers that several of them take."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import triton
+from torch import Tensor
+
+from . import tiles
+
+
+class Reach(NamedTuple):
+    """A region as three whole numbers, so that kernels need no table.
+
+    Inside is: dy < rows, dx <= columns, dy^2 + dx^2 <= limit.
+    """
+
+    rows: int
+    columns: int
+    limit: int
+
+    @staticmethod
+    def of(reach: list[int]) -> "Reach":
+        """From the largest |dx| allowed d rows away, for each d. Raises ValueError if no three numbers say the same.
+
+        They do for every disc and square, also where the grid cuts it: a row's own bound is met by its widest entry or
+        by `limit`, and `limit` is no larger than the disc's own.
+        """
+        if not reach:
+            return Reach(0, -1, -1)
+        numbers = Reach(len(reach), reach[0], max(d * d + dx * dx for d, dx in enumerate(reach)))
+        for d, dx in enumerate(reach):
+            if dx != min(numbers.columns, math.isqrt(numbers.limit - d * d)):
+                raise ValueError(f"reach is {reach}; expected that of a disc or a square")
+        return numbers
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of `topk_affinity`, made fit: channels side by side, the region as numbers."""
+
+    query: Tensor  # [B, N, D]
+    bank: Tensor  # [F, M, D]
+    frames: Tensor  # [B, T] int64
+    copies: Tensor  # [B, T, 2] int64
+    reach: Reach
+    temperature: float
+    joint: bool
+    width: int  # of the region's grid, 0 without one
+    precision: str  # of the products, in Triton's words
+
+    @staticmethod
+    def of(
+        query: Tensor,
+        bank: Tensor,
+        frames: Tensor,
+        copies: Tensor,
+        temperature: float,
+        joint: bool,
+        width: int,
+        reach: list[int],
+    ) -> "Call":
+        """Shapes and dtypes as `topk_affinity` documents them."""
+        query, bank = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, bank))
+        return Call(
+            query,
+            bank,
+            frames.contiguous(),
+            copies.contiguous(),
+            Reach.of(reach),
+            temperature,
+            joint,
+            width,
+            tiles.precision(query.dtype),
+        )
+
+    @property
+    def queries(self) -> int:  # noqa: D102
+        return self.query.shape[1]
+
+    @property
+    def positions(self) -> int:  # noqa: D102
+        return self.bank.shape[1]
+
+    @property
+    def slots(self) -> int:  # noqa: D102
+        return self.frames.shape[1]
+
+    @property
+    def region(self) -> bool:  # noqa: D102
+        return self.width > 0
+
+    @property
+    def scale(self) -> float:
+        """Kernels work in powers of two: 2 ** (product * scale) = exp(product / temperature)."""
+        return math.log2(math.e) / self.temperature
+
+    def patches(self, size: int, keys: bool = False) -> int:
+        """How many patches of `size` queries, or keys, cover a frame."""
+        if not self.region:
+            return triton.cdiv(self.positions if keys else self.queries, size)
+        wide = tiles.side(size, True)
+        return triton.cdiv(self.width, wide) * triton.cdiv(self.queries // self.width, size // wide)
+
+    def grid(self, tile: tiles.Tile, joint: bool) -> tuple[tuple[int, int, int], int]:
+        """Programs (tiles of queries, groups of slots, B), and the slots of a group.
+
+        One slot a group if lists are per slot. A joint list is better the longer it lives, so its groups are only as
+        many as keep the chip busy.
+        """
+        across, targets = self.patches(tile.n), self.query.shape[0]
+        wanted = triton.cdiv(tiles.programs_at_once(self.query.device), max(1, across * targets))
+        each = triton.cdiv(self.slots, min(self.slots, wanted)) if joint else 1
+        return (across, triton.cdiv(self.slots, each), targets), each
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The first arguments of every kernel that multiplies."""
+        return self.query, self.bank, self.frames, self.copies
+
+    def numbers(self) -> tuple[int | float, ...]:
+        """Its numbers, from `slots` to `scale`."""
+        grids = (1, self.queries, 1, self.positions)
+        if self.region:
+            grids = (self.queries // self.width, self.width) * 2
+        strides = (*self.query.stride()[:2], *self.bank.stride()[:2])
+        return self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
+
+    def constants(self, tile: tiles.Tile) -> dict[str, object]:
+        """Its compile-time arguments."""
+        return {
+            "REGION": self.region,
+            "PRECISION": self.precision,
+            "EVEN": self.query.shape[2] % tile.d == 0,
+            "N": tile.n,
+            "M": tile.m,
+            "D": tile.d,
+            "N_WIDE": tiles.side(tile.n, self.region),
+            "M_WIDE": tiles.side(tile.m, self.region),
+        }

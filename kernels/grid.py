@@ -1,0 +1,134 @@
+"""Places on a grid: what all kernels of topk_affinity agree on.
+
+Positions of a frame are a grid of `width` columns; without a region it is one row of all positions, so that one piece
+of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a region two-dimensional
+patches of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import interpreted
+
+INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def patch_corner(tile, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Row and column of the first position of patch number `tile` of a grid, patches row by row."""
+    across = tl.cdiv(width, WIDE)
+    return (tile // across) * (SIZE // WIDE), (tile % across) * WIDE
+
+
+@triton.jit
+def patch_places(top, left, height, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Rows [SIZE], columns [SIZE], positions [SIZE] of a patch, and which of them are on the grid (else position 0)."""
+    place = tl.arange(0, SIZE)
+    y = top + place // WIDE
+    x = left + place % WIDE
+    exists = (y < height) & (x < width)
+    return y, x, tl.where(exists, y * width + x, 0), exists
+
+
+@triton.jit
+def near(dy, dx, rows, columns, limit):
+    """Whether a key that many rows and columns away is inside the region; integers of any shape, see call.Reach."""
+    return (dy < rows) & (dx <= columns) & (dy * dy + dx * dx <= limit)
+
+
+@triton.jit
+def box(top, left, height, width, rows, columns, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """The rows and columns (first, end, first, end) that any position of a patch may see; all if `beyond` counts."""
+    first_y, end_y, first_x, end_x = 0, height, 0, width
+    if REGION:  # noqa: SIM102 - known when the kernel is compiled, `beyond` is not
+        if beyond == 0:
+            first_y = tl.maximum(0, top - (rows - 1))
+            end_y = tl.minimum(height, top + SIZE // WIDE + rows - 1)
+            first_x = tl.maximum(0, left - columns)
+            end_x = tl.minimum(width, left + WIDE + columns)
+    return first_y, end_y, first_x, end_x
+
+
+@triton.jit
+def apart(first, size, other, other_size):
+    """Rows (or columns) between two patches that begin at `first` and `other`, 0 where they overlap."""
+    return tl.maximum(0, tl.maximum(other - (first + size - 1), first - (other + other_size - 1)))
+
+
+@triton.jit
+def tile_at(
+    i,
+    first_y,
+    first_x,
+    across,
+    top,
+    left,
+    within,
+    beyond,
+    rows,
+    columns,
+    limit,
+    REGION: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    OTHER: tl.constexpr,
+    OTHER_WIDE: tl.constexpr,
+):
+    """Where patch i of OTHER positions of a box begins, and whether any of it counts for the patch at (top, left)."""
+    y = first_y + i // across * (OTHER // OTHER_WIDE)
+    x = first_x + i % across * OTHER_WIDE
+    wanted = within > 0
+    if REGION:
+        dy = apart(top, SIZE // WIDE, y, OTHER // OTHER_WIDE)
+        dx = apart(left, WIDE, x, OTHER_WIDE)
+        wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+    return y, x, wanted
+
+
+@triton.jit
+def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION: tl.constexpr):
+    """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
+    counts = tl.where(exists, within, 0)[None, :]
+    if REGION:
+        inside = near(tl.abs(qy[:, None] - ky[None, :]), tl.abs(qx[:, None] - kx[None, :]), rows, columns, limit)
+        counts = tl.where(inside, counts, tl.where(exists, beyond, 0)[None, :])
+    return counts
+
+
+@triton.jit
+def product(left, right, total, PRECISION: tl.constexpr):
+    """The sum of total [X, Y] float32 and left [X, D] @ right [D, Y], which are of one dtype."""
+    if INTERPRETED and left.dtype == tl.bfloat16:
+        # The interpreter holds bfloat16 as whole numbers, and would multiply those.
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+@triton.jit
+def dots(
+    left,
+    right,
+    channels,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products [N, M] in float32 of the rows at pointers left [N] and right [M], each `channels` values in a row.
+
+    D channels at a time; EVEN says that D divides `channels`. Every kernel takes its products from here with the same
+    N, M, D, so that a threshold found by one holds for another to the last bit.
+    """
+    step = tl.arange(0, D)
+    total = tl.zeros((N, M), tl.float32)
+    for start in range(0, channels, D):
+        if EVEN:
+            a = tl.load(left[:, None] + start + step[None, :])
+            b = tl.load(right[:, None] + start + step[None, :])
+        else:
+            inside = (start + step < channels)[None, :]
+            a = tl.load(left[:, None] + start + step[None, :], mask=inside, other=0.0)
+            b = tl.load(right[:, None] + start + step[None, :], mask=inside, other=0.0)
+        total = product(a, tl.trans(b), total, PRECISION)
+    return total

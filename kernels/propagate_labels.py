@@ -1,0 +1,177 @@
+"""propagate_labels in Triton: labels gathered by indices and summed by weights, and its gradients.
+
+Letters as in timecycle.ops. The gradient of topk_affinity through its kept keys is the same two sums, with features in
+the place of labels (topk_affinity_backward.py).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LONGEST = 128  # columns of a table that one program takes
+ENTRIES = 16  # of a row that are scattered at a time
+
+
+def block(length: int) -> tuple[int, int]:
+    """Columns of a table of that many, and rows, that one program takes."""
+    columns = min(LONGEST, triton.next_power_of_2(max(1, length)))
+    return columns, 2048 // columns
+
+
+def propagate_labels(
+    weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Weighted sums [B, N, L] of rows of a table, accumulated in float32.
+
+    Args:
+        weights: [B, N, K] floating point.
+        indices: [B, N, K] int64, t * M + m; -1 contributes nothing.
+        labels: [G, M, L] floating point.
+        frames: [B, T] int64: slot t means labels[frames[b, t]]; -1 contributes nothing.
+        dtype: of the sums; the labels' if not given.
+    """
+    weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))
+    (targets, queries, kept), length = weights.shape, labels.shape[2]
+    out = labels.new_empty((targets, queries, length), dtype=dtype)
+    columns, rows = block(length)
+    if out.numel():
+        grid = (triton.cdiv(queries, rows), triton.cdiv(length, columns), targets)
+        sizes = (queries, kept, frames.shape[1], labels.shape[1], length)
+        gather[grid](weights, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
+    return out
+
+
+def propagate_labels_backward(
+    gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of weights [B, N, K] and labels [G, M, L] from that of the sums [B, N, L]; deterministic."""
+    gradient, weights, indices, labels, frames = (x.contiguous() for x in (gradient, weights, indices, labels, frames))
+    (_, queries, kept), length = weights.shape, labels.shape[2]
+    d_weights = torch.empty_like(weights)
+    columns, rows = block(length)
+    if weights.numel():
+        sizes = (weights.numel(), queries, kept, frames.shape[1], labels.shape[1], length)
+        grid = (triton.cdiv(weights.numel(), rows),)
+        products[grid](gradient, indices, labels, frames, d_weights, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
+    return d_weights, scatter_rows(gradient, weights, indices, frames, torch.zeros_like(labels))
+
+
+def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tensor, out: Tensor) -> Tensor:
+    """Add to out [G, M, L] the rows of source [B, N, L], each to the K rows that indices [B, N, K] mean, by weight.
+
+    Entries are sorted by the row they go to, and each row is summed by one program in a fixed order: no atomics, and
+    the same result every time. Returns `out`, contiguous.
+    """
+    source, weights = source.contiguous(), weights.contiguous()
+    (maps, positions, length), kept = out.shape, weights.shape[2]
+    if not weights.numel() or not out.numel():
+        return out
+    frame = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
+    exists = (indices >= 0) & (frame >= 0)
+    row = torch.where(exists, frame * positions + indices % positions, maps * positions).flatten()
+    row, entries = row.sort(stable=True)
+    bounds = torch.searchsorted(row, torch.arange(maps * positions + 1, device=row.device))
+    columns, _ = block(length)
+    grid = (maps * positions, triton.cdiv(length, columns))
+    scatter[grid](source, weights, entries, bounds, out, kept, length, ENTRIES=ENTRIES, COLUMNS=columns, num_warps=2)
+    return out
+
+
+@triton.jit
+def table_row(indices, frames, at, b, slots, positions, mask):
+    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist; row 0 for the others."""
+    index = tl.load(indices + at, mask=mask, other=-1)
+    there = index >= 0
+    frame = tl.load(frames + b * slots + index // positions, mask=there, other=-1)
+    there &= frame >= 0
+    return tl.where(there, frame * positions + index % positions, 0), there
+
+
+@triton.jit(do_not_specialize=["queries", "kept", "slots", "positions"])
+def gather(
+    weights,  # [B, N, K]
+    indices,  # [B, N, K] int64
+    labels,  # [G, M, L]
+    frames,  # [B, T] int64
+    out,  # [B, N, L]
+    queries,
+    kept,
+    slots,
+    positions,
+    length,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """ROWS queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns, B)."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    b = tl.program_id(2).to(tl.int64)
+    asks, inside = n < queries, column < length
+    row = b * queries + n
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for k in range(kept):
+        source, there = table_row(indices, frames, row * kept + k, b, slots, positions, asks)
+        weight = tl.load(weights + row * kept + k, mask=there, other=0.0).to(tl.float32)
+        label = tl.load(labels + source[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
+        total += weight[:, None] * label.to(tl.float32)
+    tl.store(out + row[:, None] * length + column, total.to(out.dtype.element_ty), mask=asks[:, None] & inside)
+
+
+@triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "positions"])
+def products(
+    gradient,  # [B, N, L]
+    indices,  # [B, N, K] int64
+    labels,  # [G, M, L]
+    frames,  # [B, T] int64
+    out,  # [B, N, K]: <gradient, label of the key>
+    count,
+    queries,
+    kept,
+    slots,
+    positions,
+    length,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """ROWS of the B * N * K = count products. Grid: (tiles of products,)."""
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = at // kept
+    source, there = table_row(indices, frames, at, row // queries, slots, positions, at < count)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, length, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)[None, :]
+        mask = there[:, None] & (column < length)
+        left = tl.load(gradient + row[:, None] * length + column, mask=mask, other=0.0).to(tl.float32)
+        right = tl.load(labels + source[:, None] * length + column, mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(left * right, axis=1)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=at < count)
+
+
+@triton.jit(do_not_specialize=["kept"])
+def scatter(
+    source,  # [B * N, L]
+    weights,  # [B * N * K]
+    entries,  # [B * N * K] int64: places in `weights`, sorted by the row of `out` they go to
+    bounds,  # [rows + 1] int64: where each row's entries begin
+    out,  # [rows, L], added to
+    kept,
+    length,
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One row of `out`, COLUMNS of it, ENTRIES at a time. Grid: (rows, tiles of columns)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first, end = tl.load(bounds + row), tl.load(bounds + row + 1)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(first, end, ENTRIES):
+        at = start + tl.arange(0, ENTRIES)
+        entry = tl.load(entries + at, mask=at < end, other=0)
+        weight = tl.load(weights + entry, mask=at < end, other=0.0).to(tl.float32)
+        inside = (at < end)[:, None] & (column < length)[None, :]
+        value = tl.load(source + (entry // kept)[:, None] * length + column[None, :], mask=inside, other=0.0)
+        total += tl.sum(weight[:, None] * value.to(tl.float32), axis=0)
+    if end > first:
+        old = tl.load(out + row * length + column, mask=column < length).to(tl.float32)
+        tl.store(out + row * length + column, (old + total).to(out.dtype.element_ty), mask=column < length)

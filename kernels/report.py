@@ -1,0 +1,177 @@
+"""What the compilers make of the kernels, on a machine without a GPU: python -m timecycle.kernels.report sm_90.
+
+Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many
+registers it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many
+instructions of the chip's matrix units it has. tests/test_kernels_compile.py holds the kernels to it.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from . import propagate_labels, tiles, topk_affinity, topk_affinity_backward, topk_affinity_ties
+from .call import Call
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS = dict.fromkeys(("frames", "copies", "entries", "bounds"), "*i64")
+POINTERS |= dict.fromkeys(("values", "tops", "sums", "kth", "denominators", "mean", "weights", "out"), "*fp32")
+POINTERS |= dict.fromkeys(("labels", "gradient", "source"), "*fp32")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel in one configuration."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    options: dict[str, int]
+    types: dict[str, str]
+    """Of arguments that are neither in POINTERS nor whole numbers."""
+    forward: bool
+    matrix: bool
+    """Whether it must use the chip's matrix units."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiler says of a case."""
+
+    registers: int
+    spills: int
+    shared: int
+    matrix: int
+
+    def __str__(self) -> str:
+        return f"{self.registers} registers, {self.spills} spilled, {self.shared} bytes shared, {self.matrix} matrix"
+
+
+def _call(dtype: torch.dtype, precision: str, region: bool) -> Call:
+    """A call of D = 512 channels, of which only what is known at compile time matters."""
+    features = torch.empty((1, 3600, 512), dtype=dtype, device="meta")
+    slots = torch.empty((1, 8), dtype=torch.int64, device="meta")
+    width, reach = (60, [12] * 13) if region else (0, [])
+    call = Call.of(features, features, slots, slots, 1.0, False, width, reach)
+    return Call(**{**call.__dict__, "precision": precision})
+
+
+def cases(chip: str) -> list[Case]:
+    """Every kernel in the shipped configurations: D a multiple of its step (256, 384, 512), k 5, 10, 20, 64 and 128."""
+    found = []
+    kinds = {"bfloat16": (torch.bfloat16, "ieee"), "tf32": (torch.float32, "tf32"), "ieee": (torch.float32, "ieee")}
+    for kind, (dtype, precision) in kinds.items():
+        types = {"query": TYPES[dtype], "bank": TYPES[dtype], "indices": "*i32", "numbers": "*i32"}
+        matrix = kind != "ieee" or chip == "gfx942"
+
+        def add(name, kernel, constants, options, forward=True, kind=kind, types=types, matrix=matrix):  # type: ignore[no-untyped-def]
+            found.append(Case(f"{kernel.__name__} {kind} {name}", kernel, constants, options, types, forward, matrix))
+
+        for region in (False, True):
+            call, where = _call(dtype, precision, region), "region" if region else "everywhere"
+            for k in (5, 10, 20, 64, 128) if kind == "bfloat16" else (20, 128):
+                tile = tiles.forward_tile(chip, dtype, precision, k)
+                # As published: softmax over all without a region, over the kept with one; and both once.
+                for every in (True, False) if k == 20 else (not region,):
+                    constants = topk_affinity.scan_constants(call, tile, k, every)
+                    add(f"k={k} {where} {'all' if every else 'kept'}", topk_affinity.scan, constants, tile.options())
+            tile = tiles.forward_tile(chip, dtype, precision, 5)
+            for fill in (False, True):
+                constants = {"FILL": fill, **call.constants(tile)}
+                add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, tile.options())
+            tile = tiles.gradient_tile(chip, dtype, precision)
+            constants = topk_affinity_backward.gradient_constants(call, tile)
+            for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
+                add(where, kernel, constants, tile.options(), forward=False)
+    return found + _small_cases()
+
+
+def _small_cases() -> list[Case]:
+    """The kernels without a product, which are the same on every chip."""
+    found = []
+    for k, merged, every, ties, region in (
+        (5, 1, True, False, False),
+        (20, 8, True, True, False),
+        (10, 21, False, True, True),
+    ):
+        call = _call(torch.float32, "ieee", region)
+        constants = topk_affinity.finish_constants(call, k, merged, every, ties)
+        name = f"finish k={k} of {merged} lists"
+        types = {"indices": "*i32", "kept": "*i64"}
+        found.append(Case(name, topk_affinity.finish, constants, {"num_warps": 4}, types, True, False))
+    for length in (10, 512):
+        columns, rows = propagate_labels.block(length)
+        shape = {"COLUMNS": columns, "ROWS": rows}
+        for kernel, forward in ((propagate_labels.gather, True), (propagate_labels.products, False)):
+            case = Case(
+                f"{kernel.__name__} L={length}", kernel, shape, {"num_warps": 4}, {"indices": "*i64"}, forward, False
+            )
+            found.append(case)
+        shape = {"COLUMNS": columns, "ENTRIES": propagate_labels.ENTRIES}
+        found.append(Case(f"scatter L={length}", propagate_labels.scatter, shape, {"num_warps": 2}, {}, False, False))
+    return found
+
+
+def compile_case(case: Case, chip: str) -> Report:
+    """Compile a case for a chip as the launcher would, all sizes multiples of 16."""
+    signature, attributes = {}, {}
+    for place, name in enumerate(case.kernel.arg_names):
+        if name in case.constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = case.types.get(name) or POINTERS.get(name) or ("fp32" if name == "scale" else "i32")
+        specialised = case.kernel.params[place].do_not_specialize is False
+        if signature[name].startswith("*") or (specialised and signature[name] == "i32"):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(case.kernel, signature, case.constants, attributes)
+    compiled = triton.compile(source, target=TARGETS[chip], options=case.options)
+    shared = compiled.metadata.shared
+    if chip == "gfx942":
+        text = compiled.asm["amdgcn"]
+        registers, spills = (int(re.search(rf"\.{x}:\s+(\d+)", text)[1]) for x in ("vgpr_count", "vgpr_spill_count"))
+    else:
+        text = compiled.asm["ptx"]
+        registers, spills = _assemble(text, "sm_90a" if chip == "sm_90" else chip)
+    return Report(registers, spills, shared, text.count(MATRIX[chip]))
+
+
+def _assemble(ptx: str, architecture: str) -> tuple[int, int]:
+    """Registers and spilled bytes a thread, from the ptxas that Triton itself uses for the chip."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [
+            get_ptxas(int(architecture[3:5])).path,
+            "-v",
+            f"--gpu-name={architecture}",
+            file.name,
+            "-o",
+            "/dev/null",
+        ]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return int(re.search(r"Used (\d+) registers", said)[1]), int(re.search(r"(\d+) bytes spill stores", said)[1])
+
+
+def main() -> None:
+    """Print a line for every case on the chips named on the command line, all if none is."""
+    for chip in sys.argv[1:] or TARGETS:
+        for case in cases(chip):
+            print(f"{chip} {case.name}: {compile_case(case, chip)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""topk_affinity in Triton: the forward pass, in two kernels. Letters as in timecycle.ops.
+
+`scan` streams the keys of a few slots past a tile of queries: product, running maximum and sum of the softmax, and a
+list of the k best keys in registers. Only a tile whose best key reaches a row's k-th value goes near the list. It
+leaves k candidates per query and group of slots; `finish` merges the groups, lets keys that count several times take
+several places, and weighs. With ties="all" two more passes follow (topk_affinity_ties.py).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .call import Call
+from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
+from .topk_affinity_ties import with_ties
+
+NOBODY = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbour that does not exist
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+def topk_affinity(
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    width: int,
+    reach: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, indices and log-denominators of the k best keys, as `timecycle.ops.topk_affinity` defines them.
+
+    query [B, N, D] is float32, bfloat16 or float16, and bank [F, M, D] likewise; frames [B, T] int64, -1 for none;
+    copies [B, T, 2] int64: how often keys inside and outside the region count. k is at most LARGEST_K; joint, every
+    and ties stand for scope "joint", normalise "all" and ties "all"; width and reach are of the region's grid, 0 and
+    [] without one.
+
+    Returns:
+        weights [B, N, K] float32, indices [B, N, K] int64, and the logarithms of the denominators: [B, N, G] float32
+        if `every`, G = 1 or T, else [B, N, 0].
+    """
+    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+    groups = call.slots if not joint else 1
+    if query.shape[0] * query.shape[1] == 0:
+        empty = query.new_empty((*query.shape[:2], groups * k), dtype=torch.float32)
+        return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
+    tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
+    candidates = _scan(call, tile, k, joint, every)
+    weights, indices, denominators, kth = _finish(call, candidates, k, groups, every, ties)
+    if ties:
+        weights, indices = with_ties(call, tile, kth, denominators, every)
+    return weights.flatten(2), indices.flatten(2), denominators
+
+
+def _scan(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Candidates of S groups of slots: products and indices [B, S, N, k], top and sum [B, S, N] of the softmax."""
+    grid, each = call.grid(tile, joint)
+    shape = (grid[2], grid[1], call.queries)
+    values = call.query.new_empty((*shape, k), dtype=torch.float32)
+    indices = torch.empty_like(values, dtype=torch.int32)
+    tops, sums = (values.new_empty(shape if every else (0,)) for _ in range(2))
+    scan[grid](
+        *call.tensors(),
+        values,
+        indices,
+        tops,
+        sums,
+        each,
+        *call.numbers(),
+        k,
+        **scan_constants(call, tile, k, every),
+        **tile.options(),
+    )
+    return values, indices, tops, sums
+
+
+def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
+    """The compile-time arguments of scan."""
+    return {"K": max(4, triton.next_power_of_2(k)), "EVERY": every, **call.constants(tile)}
+
+
+def _finish(
+    call: Call, candidates: tuple[Tensor, Tensor, Tensor, Tensor], k: int, groups: int, every: bool, ties: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N]."""
+    values, indices, tops, sums = candidates
+    targets, splits, queries, _ = values.shape
+    merged = splits // groups
+    weights = values.new_empty((targets, queries, groups, k))
+    kept = torch.empty_like(weights, dtype=torch.int64)
+    denominators = values.new_empty((targets, queries, groups if every else 0))
+    kth = values.new_empty((targets, groups, queries) if ties else (0,))
+    constants = finish_constants(call, k, merged, every, ties)
+    finish[(triton.cdiv(queries, constants["ROWS"]), groups, targets)](
+        values,
+        indices,
+        tops,
+        sums,
+        call.frames,
+        call.copies,
+        weights,
+        kept,
+        denominators,
+        kth,
+        queries,
+        call.positions,
+        call.slots,
+        merged,
+        max(1, call.width),
+        *call.reach,
+        k,
+        call.scale,
+        **constants,
+        num_warps=4,
+    )
+    return weights, kept, denominators, kth
+
+
+def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -> dict:
+    """The compile-time arguments of finish, which merges that many lists of k."""
+    lists = triton.next_power_of_2(merged * k)
+    return {
+        "K": triton.next_power_of_2(k),
+        "P": lists,
+        "S": triton.next_power_of_2(merged),
+        "ROWS": max(1, min(64, 4096 // lists)),
+        "MEAN": not call.joint,
+        "EVERY": every,
+        "REGION": call.region,
+        "TIES": ties,
+    }
+
+
+@triton.jit
+def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.constexpr):
+    """Take the keys of one tile into the lists that they belong in, best first.
+
+    scores [N, M], places [M] their indices, best [N] each row's largest score. list_v, list_i [N, K] are unordered;
+    threshold, last [N] are value and index of each row's worst entry: a key goes in if its value is larger, or equal
+    with a lower index. With AGAIN keys may come out of order, and equality alone is worth a look.
+    """
+    hit = best >= threshold if AGAIN else best > threshold
+    hit &= best > float("-inf")
+    while tl.max(hit.to(tl.int32), axis=0) > 0:
+        index = tl.min(tl.where(scores == best[:, None], places[None, :], NOBODY), axis=1)
+        # Once a row's best is not better, nothing after it is: it would be smaller, or equal with a higher index.
+        hit &= (best > threshold) | ((best == threshold) & (index < last))
+        here = hit[:, None] & (list_i == last[:, None])
+        list_v = tl.where(here, best[:, None], list_v)
+        list_i = tl.where(here, index[:, None], list_i)
+        scores = tl.where(places[None, :] == index[:, None], float("-inf"), scores)
+        threshold = tl.min(list_v, axis=1)
+        last = tl.max(tl.where(list_v == threshold[:, None], list_i, -1), axis=1)
+        best = tl.max(scores, axis=1)
+        hit &= (best >= threshold if AGAIN else best > threshold) & (best > float("-inf"))
+    return threshold, last, list_v, list_i
+
+
+@triton.jit(
+    do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"]
+)
+def scan(
+    query,  # [B, N, D]
+    bank,  # [F, M, D]
+    frames,  # [B, T] int64
+    copies,  # [B, T, 2] int64
+    values,  # out [B, S, N, k] float32: products of the kept keys, in no order; -inf where there are fewer
+    indices,  # out [B, S, N, k] int32: t * M + m
+    tops,  # out [B, S, N] float32: the largest product, -inf if there is none
+    sums,  # out [B, S, N] float32: sum of count * exp((product - top) / temperature)
+    each,
+    slots,
+    height,
+    width,
+    key_height,
+    key_width,
+    channels,
+    query_b,
+    query_n,
+    bank_f,
+    bank_m,
+    rows,
+    columns,
+    limit,
+    scale,
+    k,
+    K: tl.constexpr,
+    EVERY: tl.constexpr,
+    REGION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    N_WIDE: tl.constexpr,
+    M_WIDE: tl.constexpr,
+):
+    """One tile of N queries against the keys of slots group * each to (group + 1) * each.
+
+    Queries are a grid of height x width, keys one of key_height x key_width: the same with a region, else one row each.
+    scale is log2(e) / temperature. Grid: (tiles of queries, S groups of slots, B).
+    """
+    group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
+    qy, qx, n, asks = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    row = query + b * query_b + n.to(tl.int64) * query_n
+    # Entries beyond k are out of the way: never the worst. A tile's spare rows let nothing in.
+    entry = tl.arange(0, K)[None, :]
+    list_v = tl.where((entry < k) & asks[:, None], float("-inf"), float("inf"))
+    list_i = tl.where(entry < k, NOBODY - entry, -2) + tl.zeros((N, 1), tl.int32)
+    threshold, last = tl.min(list_v, axis=1), tl.max(list_i, axis=1)
+    top, total = tl.full((N,), float("-inf"), tl.float32), tl.zeros((N,), tl.float32)
+    for t in range(group * each, tl.minimum(slots, (group + 1) * each)):
+        frame = tl.load(frames + b * slots + t)
+        within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
+        beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
+        first_y, end_y, first_x, end_x = box(
+            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
+        )
+        across = tl.cdiv(end_x - first_x, M_WIDE)
+        tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
+        if frame < 0:
+            tiles = 0
+        for i in range(tiles):
+            key_y, key_x, wanted = tile_at(
+                i,
+                first_y,
+                first_x,
+                across,
+                top_y,
+                left_x,
+                within,
+                beyond,
+                rows,
+                columns,
+                limit,
+                REGION,
+                N,
+                N_WIDE,
+                M,
+                M_WIDE,
+            )
+            if wanted:
+                ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
+                keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
+                scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
+                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
+                scores = tl.where(counts > 0, scores, float("-inf"))
+                best = tl.max(scores, axis=1)
+                if EVERY:
+                    new = tl.maximum(top, best)
+                    shift = tl.where(new == float("-inf"), 0.0, new)
+                    mass = tl.exp2((scores - shift[:, None]) * scale) * counts
+                    total = total * tl.exp2((top - shift) * scale) + tl.sum(mass, axis=1)
+                    top = new
+                threshold, last, list_v, list_i = insert(
+                    scores, t * (key_height * key_width) + m, best, threshold, last, list_v, list_i, REGION
+                )
+    at = (b * tl.num_programs(1) + group) * (height * width) + n
+    tl.store(values + at[:, None] * k + entry, list_v, mask=asks[:, None] & (entry < k))
+    tl.store(indices + at[:, None] * k + entry, list_i, mask=asks[:, None] & (entry < k))
+    if EVERY:
+        tl.store(tops + at, top, mask=asks)
+        tl.store(sums + at, total, mask=asks)
+
+
+@triton.jit(do_not_specialize=["queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"])
+def finish(
+    values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
+    indices,  # [B, S, N, k] int32
+    tops,  # [B, S, N] float32
+    sums,  # [B, S, N] float32
+    frames,  # [B, T] int64
+    copies,  # [B, T, 2] int64
+    weights,  # out [B, N, groups, k] float32
+    kept,  # out [B, N, groups, k] int64
+    denominators,  # out [B, N, groups] float32, natural logarithm
+    kth,  # out [B, groups, N] float32: the last product kept, +inf if there is none
+    queries,
+    positions,
+    slots,
+    merged,
+    width,
+    rows,
+    columns,
+    limit,
+    k,
+    scale,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    MEAN: tl.constexpr,
+    EVERY: tl.constexpr,
+    REGION: tl.constexpr,
+    TIES: tl.constexpr,
+):
+    """Merge the candidates of a group, in order, each as often as it counts; and weigh them.
+
+    Grid: (tiles of ROWS queries, groups, B).
+    """
+    group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    asks = n < queries
+    part = (b * tl.num_programs(1) + group) * merged
+    candidate = tl.arange(0, P)[None, :]
+    at = ((part + candidate // k) * queries + n[:, None]) * k + candidate % k
+    there = asks[:, None] & (candidate < merged * k)
+    value = tl.load(values + at, mask=there, other=float("-inf"))
+    index = tl.load(indices + at, mask=there, other=NOBODY)
+    there &= value > float("-inf")
+    t, m = tl.where(there, index // positions, 0), index % positions
+    left = tl.load(copies + (b * slots + t) * 2, mask=there, other=0).to(tl.int32)
+    if REGION:
+        dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
+        inside = near(dy, dx, rows, columns, limit)
+        left = tl.where(inside, left, tl.load(copies + (b * slots + t) * 2 + 1, mask=there, other=0).to(tl.int32))
+    place = tl.arange(0, K)[None, :]
+    out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
+    out_i = tl.full((ROWS, K), -1, tl.int32)
+    for j in range(k):
+        value = tl.where(left > 0, value, float("-inf"))
+        best = tl.max(value, axis=1)
+        chosen = tl.min(tl.where(value == best[:, None], index, NOBODY), axis=1)
+        out_v = tl.where(place == j, best[:, None], out_v)
+        out_i = tl.where(place == j, chosen[:, None], out_i)
+        left = tl.where(index == chosen[:, None], left - 1, left)
+    exists = out_v > float("-inf")
+    if EVERY:
+        split = tl.arange(0, S)[None, :]
+        at = (part + split) * queries + n[:, None]
+        top = tl.load(tops + at, mask=asks[:, None] & (split < merged), other=float("-inf"))
+        total = tl.load(sums + at, mask=asks[:, None] & (split < merged), other=0.0)
+        shift = tl.max(top, axis=1)
+        shift = tl.where(shift == float("-inf"), 0.0, shift)
+        total = tl.sum(total * tl.exp2((top - shift[:, None]) * scale), axis=1)
+    else:
+        shift = tl.max(out_v, axis=1)
+        shift = tl.where(shift == float("-inf"), 0.0, shift)
+        total = tl.sum(tl.exp2((out_v - shift[:, None]) * scale), axis=1)
+    empty = total == 0
+    total = tl.where(empty, 1.0, total)
+    if EVERY:
+        at = (b * queries + n) * tl.num_programs(1) + group
+        logarithm = shift * scale * LN_2 + tl.log(total)
+        tl.store(denominators + at, tl.where(empty, float("-inf"), logarithm), mask=asks)
+    if TIES:
+        lowest = tl.min(tl.where(exists, out_v, float("inf")), axis=1)
+        tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=asks)
+    share = tl.where(exists, tl.exp2((out_v - shift[:, None]) * scale) / total[:, None], 0.0)
+    if MEAN:
+        filled = 0
+        for t in range(slots):
+            filled += (tl.load(frames + b * slots + t) >= 0).to(tl.int32)
+        share /= tl.maximum(filled, 1).to(tl.float32)
+    at = ((b * queries + n[:, None]) * tl.num_programs(1) + group) * k + place
+    tl.store(weights + at, share, mask=asks[:, None] & (place < k))
+    tl.store(kept + at, tl.where(exists, out_i, -1).to(tl.int64), mask=asks[:, None] & (place < k))

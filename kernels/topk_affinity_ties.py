@@ -1,0 +1,173 @@
+"""topk_affinity with ties="all": everything that equals the k-th value, without room for the worst case.
+
+The first pass (topk_affinity.py) has found each row's k-th product. A second one counts what reaches it, the outputs
+are made as long as the longest row, and a third one fills them. All three take their products from the same `dots` in
+the same tiles, so that equal stays equal.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .call import Call
+from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
+from .tiles import Tile
+
+NOBODY = tl.constexpr(2**31 - 1)
+
+
+def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+    """Weights and indices [B, N, G, K] of all keys that reach kth [B, G, N], K the most of any row.
+
+    denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `every`.
+    """
+    grid, each = call.grid(tile, call.joint)
+    targets, groups, queries = kth.shape
+    # In [B, N, G, groups of slots per list]: where each program's share of a list ends.
+    numbers = torch.empty((targets, grid[1], queries), dtype=torch.int32, device=kth.device)
+    nothing = kth.new_empty(0)
+
+    def run(fill: bool, starts: Tensor, values: Tensor, indices: Tensor, longest: int) -> None:
+        arguments = (*call.tensors(), kth, starts, values, indices, each, *call.numbers(), groups, longest)
+        reached[grid](*arguments, FILL=fill, **call.constants(tile), **tile.options())
+
+    run(False, numbers, nothing, nothing.int(), 0)
+    ends = numbers.unflatten(1, (groups, -1)).cumsum(dim=2, dtype=torch.int32)
+    longest = max(1, int(ends[:, :, -1].max()))
+    starts = ends.flatten(1, 2) - numbers
+    values = torch.full((targets, queries, groups, longest), -torch.inf, device=kth.device)
+    indices = torch.full_like(values, NOBODY.value, dtype=torch.int32)
+    run(True, starts, values, indices, longest)
+    order = indices.sort(dim=3)
+    best = values.gather(3, order.indices).sort(dim=3, descending=True, stable=True)
+    logits, indices = best.values / call.temperature, order.values.gather(3, best.indices)
+    exists = logits > -torch.inf
+    shift = denominators[..., None] if every else logits.logsumexp(dim=3, keepdim=True)
+    weights = torch.where(exists, (logits - shift).exp(), 0.0)
+    if not call.joint:
+        weights /= (call.frames >= 0).sum(dim=1).clamp(min=1)[:, None, None, None]
+    return weights, torch.where(exists, indices, -1).long()
+
+
+@triton.jit(
+    do_not_specialize=[
+        "each",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+        "groups",
+        "longest",
+    ]
+)
+def reached(
+    query,  # [B, N, D]
+    bank,  # [F, M, D]
+    frames,  # [B, T] int64
+    copies,  # [B, T, 2] int64
+    kth,  # [B, groups, N] float32: what a product must reach
+    numbers,  # [B, S, N] int32: how many keys of the program's slots do (out), or where they go (in)
+    values,  # out [B, N, groups, longest] float32
+    indices,  # out [B, N, groups, longest] int32
+    each,
+    slots,
+    height,
+    width,
+    key_height,
+    key_width,
+    channels,
+    query_b,
+    query_n,
+    bank_f,
+    bank_m,
+    rows,
+    columns,
+    limit,
+    scale,
+    groups,
+    longest,
+    FILL: tl.constexpr,
+    REGION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    N_WIDE: tl.constexpr,
+    M_WIDE: tl.constexpr,
+):
+    """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles are those of scan."""
+    split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group = split // (tl.num_programs(1) // groups)
+    top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
+    qy, qx, n, asks = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    row = query + b * query_b + n.to(tl.int64) * query_n
+    threshold = tl.load(kth + (b * groups + group) * (height * width) + n)
+    number = tl.zeros((N,), tl.int32)
+    out = ((b * (height * width) + n) * groups + group) * longest
+    if FILL:
+        out += tl.load(numbers + (b * tl.num_programs(1) + split) * (height * width) + n)
+    for t in range(split * each, tl.minimum(slots, (split + 1) * each)):
+        frame = tl.load(frames + b * slots + t)
+        within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
+        beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
+        first_y, end_y, first_x, end_x = box(
+            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
+        )
+        across = tl.cdiv(end_x - first_x, M_WIDE)
+        tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
+        if frame < 0:
+            tiles = 0
+        for i in range(tiles):
+            key_y, key_x, wanted = tile_at(
+                i,
+                first_y,
+                first_x,
+                across,
+                top_y,
+                left_x,
+                within,
+                beyond,
+                rows,
+                columns,
+                limit,
+                REGION,
+                N,
+                N_WIDE,
+                M,
+                M_WIDE,
+            )
+            if wanted:
+                ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
+                keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
+                scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
+                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
+                hit = (scores >= threshold[:, None]) & (counts > 0) & asks[:, None]
+                if FILL:
+                    scores = tl.where(hit, scores, float("-inf"))
+                    index = tl.min(tl.where(hit, m[None, :], NOBODY), axis=1)
+                    # One key a row at a time, by rising index, each as often as it counts.
+                    while tl.min(index, axis=0) < NOBODY:
+                        value = tl.max(tl.where(m[None, :] == index[:, None], scores, float("-inf")), axis=1)
+                        times = tl.full((N,), within, tl.int32)
+                        if REGION:
+                            inside = near(
+                                tl.abs(qy - index // key_width), tl.abs(qx - index % key_width), rows, columns, limit
+                            )
+                            times = tl.where(inside, within, beyond)
+                        times = tl.where(index < NOBODY, times, 0)
+                        for again in range(tl.max(times, axis=0)):
+                            tl.store(values + out + again, value, mask=again < times)
+                            tl.store(indices + out + again, t * (key_height * key_width) + index, mask=again < times)
+                        out += times
+                        scores = tl.where(m[None, :] == index[:, None], float("-inf"), scores)
+                        index = tl.min(tl.where(scores > float("-inf"), m[None, :], NOBODY), axis=1)
+                else:
+                    number += tl.sum(tl.where(hit, counts, 0), axis=1)
+    if not FILL:
+        tl.store(numbers + (b * tl.num_programs(1) + split) * (height * width) + n, number, mask=asks)

@@ -1,0 +1,228 @@
+"""What tests/test_kernels.py asks of the Triton kernels: named checks that need nothing but Triton to run.
+
+They are run where Triton can: on a GPU, else in a process with Triton's interpreter (which must be chosen before
+Triton is imported). Features are small whole numbers where indices must agree to the last one, since every sum is then
+exact in every dtype; the reference is computed in float64.
+"""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from timecycle.errors import InputError
+from timecycle.ops import Region, Select, propagate_labels, topk_affinity
+
+SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COPIES = [[1, 0], [3, 1], [0, 0], [2, 2]]
+CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
+
+
+def whole(seed: int, *shape: int, largest: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-largest, largest + 1, shape, generator=generator).double()
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def both(query, bank, frames, select, dtype, region=None, copies=None):  # type: ignore[no-untyped-def]
+    """Weights and indices of the kernel, of features in `dtype`, and of the reference, of the same in float64."""
+    query, bank = query.to(dtype).to(DEVICE), bank.to(dtype).to(DEVICE)
+    options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
+    frames = torch.as_tensor(frames, device=DEVICE)
+    ours = topk_affinity(query, bank, frames, select, backend="triton", **options)
+    return ours, topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
+
+
+def same(ours, exact, atol=1e-6):  # type: ignore[no-untyped-def]
+    """To the last index, and in the weights up to float32."""
+    assert ours[0].dtype == torch.float32
+    assert torch.equal(ours[1], exact[1])
+    torch.testing.assert_close(ours[0].double(), exact[0], atol=atol, rtol=1e-4)
+
+
+def ties_and_copies(selection, region, dtype):  # type: ignore[no-untyped-def]
+    query, bank = whole(1, 2, 99, 3), whole(2, 3, 99, 3)
+    same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, region, COPIES))
+
+
+def shape(n, m, d, t, k, selection, dtype):  # type: ignore[no-untyped-def]
+    frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t))
+    select = Select(k, 0.5, *selection)
+    (weights, indices), (exact, expected) = both(normal(n, 2, n, d), normal(m, 4, m, d), frames, select, dtype)
+    assert torch.equal(indices < 0, expected < 0)
+    assert torch.equal(weights == 0, indices < 0)
+    assert (indices != expected).float().mean() < 0.01  # ties of float32 that float64 tells apart
+    torch.testing.assert_close(weights.double(), exact, atol=1e-4, rtol=0)
+
+
+def any_shape(seed):  # type: ignore[no-untyped-def]
+    """Sizes, region, copies and selection drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    height, width, slots, channels = draw(1, 12), draw(1, 12), draw(1, 3), (1, 3, 64, 70)[draw(0, 3)]
+    shapes = ("circle<", "circle<=", "square<=")
+    region = Region(height, width, draw(0, 6), shapes[draw(0, 2)]) if draw(0, 2) else None
+    copies = [[draw(0, 3), draw(0, 3) if draw(0, 1) else 0] for _ in range(slots)] if draw(0, 1) else None
+    frames = torch.randint(-1, 3, (2, slots), generator=generator)
+    query, bank = (
+        whole(seed, 2, height * width, channels, largest=1),
+        whole(-seed, 3, height * width, channels, largest=1),
+    )
+    select = Select(draw(1, 20), 4.0, *SELECTIONS[draw(0, 7)])
+    same(*both(query, bank, frames, select, DTYPES[draw(0, 2)], region, copies), atol=1e-5)
+
+
+def nothing_to_choose_from(selection):  # type: ignore[no-untyped-def]
+    query, bank = normal(1, 2, 12, 4), normal(2, 1, 12, 4)
+    for frames, copies in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
+        (weights, indices), _ = both(
+            query, bank, frames, Select(2, 1.0, *selection), torch.float32, Region(3, 4, 1), copies
+        )
+        assert torch.equal(weights, torch.zeros_like(weights))
+        assert torch.equal(indices, torch.full_like(indices, -1))
+
+
+def flat_frames():  # type: ignore[no-untyped-def]
+    for ties, kept in (("exact", 5), ("all", 130)):
+        ones = torch.ones(1, 130, 4)
+        (weights, indices), _ = both(ones, ones, [[0]], Select(5, 1.0, ties=ties), torch.float32)
+        assert torch.equal(indices.cpu(), torch.arange(kept).expand(1, 130, kept))
+        torch.testing.assert_close(weights.cpu(), torch.full((1, 130, kept), 1 / kept))
+
+
+def large_features():  # type: ignore[no-untyped-def]
+    # Logits reach the ten thousands, where float32 resolves some thousandths.
+    select = Select(4, 0.001, "frame", "all")
+    (weights, _), (exact, _) = both(4 * normal(1, 1, 9, 64), 4 * normal(2, 2, 300, 64), [[0, 1]], select, torch.float32)
+    assert torch.isfinite(weights).all()
+    torch.testing.assert_close(weights.double(), exact, atol=2e-2, rtol=0)
+
+
+def not_a_number():  # type: ignore[no-untyped-def]
+    nan = torch.full((1, 6, 4), float("nan"), device=DEVICE)
+    frames = torch.tensor([[0]], device=DEVICE)
+    topk_affinity(nan, nan, frames, Select(1, 1.0), check=False, backend="triton")
+
+
+def strides():  # type: ignore[no-untyped-def]
+    query, bank, frames = whole(1, 2, 20, 6).float(), whole(2, 4, 30, 6).float(), torch.tensor([[0, 3], [2, 1]])
+    query, bank, frames = (x.to(DEVICE) for x in (query, bank, frames))
+    select = Select(3, 1.0, "frame", "all")
+    plain = topk_affinity(query, bank, frames, select, backend="triton")
+    turned = (
+        query.transpose(1, 2).contiguous().transpose(1, 2),
+        bank.transpose(0, 1).contiguous().transpose(0, 1),
+        frames.T.contiguous().T,
+    )
+    for ours, expected in zip(topk_affinity(*turned, select, backend="triton"), plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def largest_k():  # type: ignore[no-untyped-def]
+    query, bank = whole(1, 1, 70, 8), whole(2, 2, 150, 8)
+    same(*both(query, bank, [[0, 1]], Select(128, 4.0, "joint", "kept"), torch.float32))
+    with pytest.raises(InputError, match="at most 128 neighbours, not 129"):
+        both(query, bank, [[0, 1]], Select(129, 4.0), torch.float32)
+
+
+def gradients(selection, region, copies, dtype):  # type: ignore[no-untyped-def]
+    select = Select(5, 4.0, *selection)
+    leaves = [x.to(dtype).to(DEVICE) for x in (normal(1, 2, 99, 70), normal(2, 3, 99, 70))]
+    options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
+    frames, found = torch.tensor(CONTEXT, device=DEVICE), []
+    for backend, wide in (("triton", dtype), ("reference", torch.float64)):
+        q, b = (x.detach().to(wide, copy=True).requires_grad_() for x in leaves)
+        weights, _ = topk_affinity(q, b, frames, select, backend=backend, **options)
+        generator = torch.Generator().manual_seed(3)
+        gradient = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+        weights.backward(gradient.to(weights))
+        found.append((q.grad, b.grad))
+    for ours, exact in zip(*found, strict=True):
+        assert ours.dtype == dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
+
+
+def labels(length):  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(length)
+    weights = torch.rand(2, 65, 7, generator=generator)
+    indices = torch.randint(-1, 3 * 20, (2, 65, 7), generator=generator).to(DEVICE)
+    maps = torch.rand(4, 20, length, generator=generator)
+    frames = torch.tensor([[3, 0, 0], [-1, 2, 1]], device=DEVICE)
+    gradient = torch.rand(2, 65, length, generator=generator)
+    found = []
+    for wide in (torch.float32, torch.float64):  # float64 is the reference's
+        leaves = [x.detach().to(DEVICE, wide, copy=True).requires_grad_() for x in (weights, maps)]
+        out = propagate_labels(leaves[0], indices, leaves[1], frames)
+        out.backward(gradient.to(out))
+        found.append((out.detach(), *(leaf.grad for leaf in leaves)))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def compiled_whole():  # type: ignore[no-untyped-def]
+    """torch.compile takes the operators as they are, with their gradients."""
+    frames, select = torch.tensor([[0, 1]], device=DEVICE), Select(3, 2.0, "frame", "all")
+    maps = normal(3, 2, 20, 3).float().to(DEVICE)
+
+    def propagate(q: Tensor, b: Tensor) -> Tensor:
+        weights, indices = topk_affinity(q, b, frames, select, backend="triton")
+        return propagate_labels(weights, indices, maps, frames)
+
+    found = []
+    for function in (propagate, torch.compile(propagate, fullgraph=True, backend="aot_eager")):
+        leaves = [x.float().to(DEVICE).requires_grad_() for x in (normal(1, 1, 20, 4), normal(2, 2, 20, 4))]
+        out = function(*leaves)
+        out.square().sum().backward()
+        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*found)
+
+
+def _checks() -> dict[str, Callable[[], None]]:
+    regions = {"everywhere": [None] * 4, "region": [Region(9, 11, 3), Region(9, 11, 3, "circle<=")]}
+    regions["region"] += [Region(9, 11, 2, "square<="), Region(9, 11, 0.5)]
+    found: dict[str, Callable[[], None]] = {}
+    for i, selection in enumerate(SELECTIONS):
+        for where, choice in regions.items():
+            name = f"ties and copies, {where}: {' '.join(selection)}"
+            found[name] = partial(ties_and_copies, selection, choice[i % 4], DTYPES[i % 3])
+    shapes = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
+    for i, sizes in enumerate(shapes * 2):
+        selection, dtype = SELECTIONS[(3 * i) % 8], DTYPES[(i + i // 5) % 3]
+        found[f"shape {sizes} {' '.join(selection)} {dtype}"] = partial(shape, *sizes, selection, dtype)
+    found |= {f"any shape, seed {seed}": partial(any_shape, seed) for seed in range(16)}
+    found |= {f"nothing: {' '.join(s)}": partial(nothing_to_choose_from, s) for s in SELECTIONS}
+    for i, selection in enumerate(s for s in SELECTIONS for _ in range(2) if s[2] == "exact"):
+        region = Region(9, 11, 3) if i % 2 else None
+        name = f"gradients, {'region' if region else 'everywhere'}: {' '.join(selection)}"
+        found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
+    found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
+    found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
+    for check in (flat_frames, large_features, not_a_number, strides, largest_k, compiled_whole):
+        found[check.__name__.replace("_", " ")] = check
+    return found
+
+
+CHECKS = _checks()
+
+
+def run(name: str) -> None:
+    """Run one check, with memory that nobody wrote full of NaN."""
+    torch.set_num_threads(1)
+    # On a GPU PyTorch's own products, which the reference uses, have no such mode.
+    torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
+    try:
+        CHECKS[name]()
+    finally:
+        torch.use_deterministic_algorithms(False)

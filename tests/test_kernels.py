@@ -1,0 +1,78 @@
+"""The Triton kernels' numerics (tests/kernel_cases.py), on a GPU or under Triton's interpreter; and their wiring."""
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+from tests import kernel_cases
+from timecycle.errors import InputError
+from timecycle.kernels import tiles
+from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops._backends import TRITON_MISSING
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from timecycle.kernels.call import Reach
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[[str], None]]:
+    """Run a check where Triton can: here if it can, else in processes with its interpreter, one a core."""
+    if TRITON_MISSING is None:
+        yield kernel_cases.run
+        return
+    # The variable must be there before a child imports Triton, and must not be here.
+    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
+        running = {name: pool.submit(kernel_cases.run, name) for name in kernel_cases.CHECKS}
+        yield lambda name: running[name].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", kernel_cases.CHECKS)
+def test_kernels(run, name):
+    run(name)
+
+
+def test_triton_is_not_imported_before_it_is_used():
+    code = "import sys, timecycle.ops, timecycle.propagation; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_float32_is_multiplied_as_pytorch_is_set_up_to():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed, precision in ((True, "tf32"), (False, "ieee")):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert tiles.precision(torch.float32) == precision
+            assert tiles.precision(torch.bfloat16) == "ieee"  # which bfloat16 ignores
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_region_is_three_numbers_or_refused():
+    for height, width, radius in itertools.product((1, 2, 7, 20), (1, 3, 20), (0, 0.5, 2, 3.7, 12, 30)):
+        for shape in ("circle<", "circle<=", "square<="):
+            reach = Region(height, width, radius, shape).reach()
+            rows, columns, limit = Reach.of(reach)
+            near = [
+                [dx <= columns and dy < rows and dy * dy + dx * dx <= limit for dx in range(width)]
+                for dy in range(height)
+            ]
+            assert [sum(row) - 1 for row in near if any(row)] == reach
+    with pytest.raises(ValueError, match="expected that of a disc or a square"):
+        Reach.of([3, 3, 0])
+
+
+@pytest.mark.skipif(TRITON_MISSING is None, reason="Triton can run here")
+def test_asked_for_by_name_it_says_why_it_cannot_run():
+    features, frames = torch.zeros(1, 4, 2), torch.tensor([[0]])
+    with pytest.raises(InputError, match="backend 'triton' cannot run topk_affinity here: there is no GPU"):
+        topk_affinity(features, features, frames, Select(1, 1.0), backend="triton")
