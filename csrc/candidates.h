@@ -91,7 +91,8 @@ class Candidates {
     for (int64_t q = 0; q < kLanes; ++q) ends[q + 1] += ends[q];
     scratch.sorted.resize(count_);
     for (int64_t i = 0; i < count_; ++i) scratch.sorted[ends[candidates_[i].place % kLanes]++] = candidates_[i];
-    for (int64_t q = 0, begin = 0; q < queries; begin = ends[q++]) visit(q, scratch.sorted.data() + begin, ends[q] - begin);
+    for (int64_t q = 0, begin = 0; q < queries; begin = ends[q++])
+      visit(q, scratch.sorted.data() + begin, ends[q] - begin);
   }
 
   template <typename Exact>

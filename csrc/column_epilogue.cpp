@@ -126,14 +126,19 @@ void column_exp_sum(const float* tile, int64_t rows, const float* shift, float s
 }
 
 TIMECYCLE_VARIANTS
-void column_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
-                  float scale) {
-  for (int64_t i = 0; i < rows * kLanes; i += kLanes)
-    for (int64_t q = 0; q < kLanes; ++q) {
-      const float count = counts ? counts[i + q] : every;
-      // What does not count is -inf times scale here; the exponent's lower end keeps it finite.
-      tile[i + q] = count > 0.0f ? factor[q] * count * exp_of_negative(tile[i + q] * scale - shift[q]) : 0.0f;
+void row_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
+               float scale) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* values = tile + row * kLanes;
+    const float above = shift[row], share = factor[row];
+    if (!counts) {
+      for (int64_t q = 0; q < kLanes; ++q) values[q] = share * every * exp_of_negative(values[q] * scale - above);
+      continue;
     }
+    const float* times = counts + row * kLanes;  // what does not count may have any power, but a finite one
+    for (int64_t q = 0; q < kLanes; ++q)
+      values[q] = times[q] > 0.0f ? share * times[q] * exp_of_negative(values[q] * scale - above) : 0.0f;
+  }
 }
 
 TIMECYCLE_VARIANTS

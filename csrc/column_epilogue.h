@@ -55,10 +55,10 @@ void column_exp_sum(const float* tile, int64_t rows, const float* shift, float s
 // The same with every term counted counts[row][q] times.
 void column_exp_sum(const float* tile, const float* counts, int64_t rows, const float* shift, float scale, float* sum);
 
-// tile[row][q] = factor[q] * count * exp(tile[row][q] * scale - shift[q]), where count is counts[row][q], or `every`
-// without counts. A logit may exceed its shift by rounding only.
-void column_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
-                  float scale);
+// For tiles whose rows are queries: tile[row][lane] = factor[row] * count * exp(tile[row][lane] * scale - shift[row]),
+// where count is counts[row][lane], or `every` without counts. A logit may exceed its shift by rounding only.
+void row_share(float* tile, const float* counts, float every, int64_t rows, const float* shift, const float* factor,
+               float scale);
 
 // How often the keys of one grid row count for each query: the keys are columns first, first + 1, ...; query q stands
 // at column[q] and may look reach[q] columns aside (-1: not into this row).

@@ -30,6 +30,9 @@ class FloatPanel {
     for (int64_t d = 0; d < channels_; ++d) data_[d * kLanes + lane] = static_cast<float>(query[d]);
   }
 
+  // The first `count` lanes at once: queries [count][D].
+  void set_rows(const float* queries, int64_t count) { transpose(queries, count, channels_, kLanes, data_.data()); }
+
   // tile [rows][kLanes] = keys [rows][D] times the panel.
   void multiply(const float* keys, int64_t rows, float* tile) const {
     for (int64_t d = 0; d < channels_; d += kChain)

@@ -77,9 +77,12 @@ class Chunk {
       if (copy_.empty()) right_ = keys + blocks_[first].positions[0] * s_.channels;
     at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        for (int64_t k = 0; k < rows(block); ++k)
-          panels_[block - first].set(k, keys + blocks_[block].positions[k] * s_.channels);
         if (!copy_.empty()) put_right(blocks_[block], keys, s_.channels, &copy_[offset(block) * s_.channels]);
+        if constexpr (std::is_same_v<Element, float>)
+          panels_[block - first].set_rows(right(offset(block)), rows(block));
+        else
+          for (int64_t k = 0; k < rows(block); ++k)
+            panels_[block - first].set(k, keys + blocks_[block].positions[k] * s_.channels);
       }
     });
   }
@@ -197,14 +200,8 @@ class Strip {
       const int64_t count = std::min(kRows, patch_->count() - first);
       chunk.panel(block).multiply(left_ + first * s_.channels, count, tile_.data());
       if (counted) count_patch(s_, *patch_, first, count, keys, copies, counts_.data());
-      for (int64_t q = 0; q < count; ++q) {
-        // A row of the tile is one query here, where column_share has a query a lane.
-        alignas(64) float shift[kLanes], factor[kLanes];
-        std::fill_n(shift, kLanes, shift_[first + q]);
-        std::fill_n(factor, kLanes, factor_[first + q]);
-        column_share(&tile_[q * kLanes], counted ? &counts_[q * kLanes] : nullptr, static_cast<float>(copies[0]), 1,
-                     shift, factor, s_.scale);
-      }
+      row_share(tile_.data(), counted ? counts_.data() : nullptr, static_cast<float>(copies[0]), count, shift_ + first,
+                factor_ + first, s_.scale);
       for (; kept != kept_end && kept->query < first + count; ++kept)
         tile_[(kept->query - first) * kLanes + kept->lane] += kept->factor;
       store(first, count, keys.count(), column);
