@@ -1,7 +1,7 @@
 """What is timed on a GPU, each case checked against the reference first: python -m benchmarks.gpu_cases.
 
-Prints one JSON object a line, as each is done: first the measured ceilings, then the cases. All target frames of a video
-are one call, since affinities do not depend on labels; figures are of one target frame.
+Prints one JSON object a line, as each is done: first the measured ceilings, then the cases. All target frames of a
+video are one call, since affinities do not depend on labels; figures are of one target frame.
 """
 
 import json
@@ -106,7 +106,8 @@ def check_forward(case: Case, video: Video) -> None:
     weights, indices = forward(case, video)
     positions = case.height * case.width
     keys, compared, region = positions, min(64, positions), None
-    if case.radius is not None:  # the reference wants a whole grid: the last rows, of which the very last see all theirs
+    if case.radius is not None:
+        # The reference wants a whole grid: the last rows, of which the very last see all that they may see.
         rows = min(case.height, case.radius + 6)
         keys, region = rows * case.width, Region(rows, case.width, case.radius)
         compared = keys if rows == case.height else 6 * case.width

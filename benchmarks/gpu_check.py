@@ -29,6 +29,8 @@ from timecycle.errors import InputError, run_command_line
 ROOT = Path(__file__).parents[1]
 BUDGET = 570
 """Seconds that a run may take in all; a part that would run longer is stopped."""
+WORKERS = min(8, os.cpu_count() or 1)
+"""Processes that compile kernels side by side."""
 GPU_TESTS = ("tests/test_gpu.py", "tests/test_kernels.py")
 
 
@@ -36,7 +38,7 @@ def why_not() -> str | None:
     """Why there is nothing to check here, in one sentence; None if there is a GPU."""
     for package in ("torch", "triton", "numpy", "PIL"):
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed for {sys.executable}; make gpu-check needs it (PYTHON=... chooses another)"
+            return f"{package} is not installed for {sys.executable}; expected what has it (make PYTHON=...)"
     if not importlib.import_module("torch").cuda.is_available():
         return "there is no GPU that PyTorch can use; make gpu-check needs one"
     return None
@@ -104,21 +106,28 @@ def build(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
     save({"failed": [ending] if ending else [], "said": reasons or [line for line in lines if "built" in line]})
 
 
-def tests(seconds: float, save: Callable[[dict[str, Any]], None], files: tuple[str, ...] = GPU_TESTS) -> None:
+def kernel_tests(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
     """The tests that concern the kernels, on the GPU."""
+    run_pytest(seconds, save, GPU_TESTS)
+
+
+def suite(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
+    """The whole test suite, most of which is about the CPU: only when asked for."""
+    run_pytest(seconds, save, ("tests",))
+
+
+def run_pytest(seconds: float, save: Callable[[dict[str, Any]], None], files: tuple[str, ...]) -> None:
+    """Tests, on as many processes as compile kernels well side by side."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", f"--junitxml={report}"]
+        if importlib.util.find_spec("xdist"):  # most of the time goes into compiling kernels
+            command += ["-n", str(WORKERS)]
         *_, ending = lines_of([*command, *files], seconds)
         outcome = read_report(report.read_text()) if report.is_file() else {"failed": [f"pytest {ending}"]}
     if ending.startswith("stopped"):
         outcome["failed"].append(ending)
     save(outcome)
-
-
-def suite(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The whole test suite, most of which is about the CPU: only when asked for."""
-    tests(seconds, save, ("tests",))
 
 
 def read_report(xml: str) -> dict[str, Any]:
@@ -157,6 +166,19 @@ def benchmarks(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
     save(outcome)
 
 
+def fill_kernel_cache(seconds: float) -> None:
+    """Compile what the sanitizer will run, side by side; what fails here fails there, and is reported then."""
+    end, command = time.monotonic() + seconds, [sys.executable, "-m", "benchmarks.gpu_sanitizer"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    workers = [subprocess.Popen([*command, str(i), str(WORKERS)], cwd=ROOT, **quiet) for i in range(WORKERS)]
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
 def sanitizer(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
     """compute-sanitizer's memcheck and racecheck over every kernel."""
     outcome: dict[str, Any] = {"failed": []}
@@ -165,6 +187,7 @@ def sanitizer(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
         save(outcome | {"said": "compute-sanitizer is not installed"})
         return
     end = time.monotonic() + seconds
+    fill_kernel_cache(seconds / 3)
     for tool, share in (("memcheck", 0.5), ("racecheck", 1.0)):
         command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, "-m", "benchmarks.gpu_sanitizer"]
         # The allocator would hide one tensor's overrun in the next one's memory.
@@ -177,7 +200,7 @@ def sanitizer(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
 
 PARTS: dict[str, Callable[[float, Callable[[dict[str, Any]], None]], None]] = {
     "build": build,
-    "tests": tests,
+    "tests": kernel_tests,
     "benchmarks": benchmarks,
     "sanitizer": sanitizer,
     "suite": suite,
@@ -243,10 +266,9 @@ def about(commit: str | None) -> dict[str, Any]:
 
     from benchmarks.gpu_timing import CLOCKS, nvidia_smi
 
-    if not commit:
+    if not commit and shutil.which("git"):
         command = ["git", "describe", "--always", "--dirty"]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False) if shutil.which("git") else None
-        commit = found.stdout.strip() if found else ""
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,

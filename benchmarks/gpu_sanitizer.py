@@ -5,6 +5,7 @@ tests; nothing is compared here. Without a GPU it runs under Triton's interprete
 """
 
 import itertools
+import sys
 
 import torch
 from torch import Tensor
@@ -32,16 +33,25 @@ def call(select: Select, region: Region | None, dtype: torch.dtype, shape: tuple
     affinity_propagate(query, bank, frames, labels, frames, select, **options).square().sum().backward()
 
 
-def main() -> None:
-    """All kernels: every selection, with and without a region, in every precision."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def calls() -> list[tuple[Select, Region | None, torch.dtype, bool]]:
+    """All kernels: every selection with and without a region, the precisions in turn; and the tiles of a large k."""
     selections = itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all"))
-    for i, selection in enumerate(selections):
-        for region, shape in ((None, (131, 70)), (Region(9, 15, 3), (135, 64))):
-            for dtype, tf32 in PRECISIONS if i % 4 == 0 else PRECISIONS[i % 4 : i % 4 + 1]:
-                torch.backends.cuda.matmul.allow_tf32 = tf32
-                call(Select(5, 1.0, *selection), region, dtype, shape, device)
-    call(Select(70, 1.0, "joint", "kept"), None, torch.bfloat16, (131, 64), device)  # the tiles of a large k
+    places = itertools.product(selections, (None, Region(9, 15, 3)))
+    # The shift by i // 4 lets each gradient, and each pass over ties, meet all four precisions.
+    found = [
+        (Select(5, 1.0, *selection), region, *PRECISIONS[(i + i // 4) % 4])
+        for i, (selection, region) in enumerate(places)
+    ]
+    return [*found, (Select(70, 1.0, "joint", "kept"), None, torch.bfloat16, False)]
+
+
+def main() -> None:
+    """Run all calls, or with arguments i and n each n-th from the i-th on."""
+    first, step = (int(argument) for argument in sys.argv[1:] or (0, 1))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for select, region, dtype, tf32 in calls()[first::step]:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        call(select, region, dtype, (135 if region else 131, 64 if region else 70), device)
     if device == "cuda":
         torch.cuda.synchronize()
     print("every kernel ran")
