@@ -200,13 +200,14 @@ def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[
             made = [forward(case, video)[0] for video in videos]
             gradients = [torch.randn_like(weights) for weights in made]
             check_backward(case, videos[0], made[0], gradients[0])
-            calls: list[Callable[[], object]] = [
+            calls: list[Callable[[], tuple[Tensor, ...]]] = [
                 lambda v=v, w=w, g=g: gradient_of(v, w, g) for v, w, g in zip(videos, made, gradients, strict=True)
             ]
         else:
             calls = [lambda v=v: forward(case, v) for v in videos]
         timing = _per_target(measure(calls, device), case.targets)
         peak = peak_mb(calls[0], device)
+        result = sum(tensor.nbytes for tensor in calls[0]())
         others = time_rivals(case, videos, device)
     tflops = case.operations / timing["us"] / 1e6
     return {
@@ -218,6 +219,7 @@ def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[
         "tflops": round(tflops, 2),
         "share_of_dense": round(tflops / rates[case.precision], 4),
         "peak_mb": peak,
+        "result_mb": round(result / 1e6, 2),
         "matrix_mb": round(case.matrix_mb, 1),
         "rivals": others,
         "ratio_to": {n: round(r["us"] / timing["us"], 3) for n, r in others.items() if "us" in r},

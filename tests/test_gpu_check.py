@@ -82,7 +82,8 @@ def test_a_report_of_pytest_is_read():
         <testcase classname="tests.a" name="good"/>
         <testcase classname="tests.a" name="bad"><failure message="assert 1 == 2">text</failure></testcase>
         <testcase classname="tests.a" name="left"><skipped message="no"/></testcase>
-        <testcase classname="" name="tests.b"><error message="collection failure">No module named 'av'</error></testcase>
+        <testcase classname="" name="tests.b"><error message="collection failure">No module named 'av'</error>
+        </testcase>
         <testcase classname="" name="tests.c"><error message="x">No module named 'timecycle.q'</error></testcase>
         </testsuite></testsuites>"""
     assert gpu_check.read_report(xml) == {
