@@ -50,15 +50,23 @@ def test_ties_copies_and_empty_slots_are_as_in_float64(precision, selection, reg
         torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
+def cut(features: Tensor) -> Tensor:
+    """Float32 features, float64, without the 13 bits that TF32 has not: at worst it cuts them off."""
+    return (features.view(torch.int32) & ~0x1FFF).view(torch.float32).double()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS[::2], ids=" ".join)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selection, shape):
     n, m, d, t, k = shape
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (normal(n, 2, n, d), normal(m, 4, m, d)))
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t)).to(DEVICE)
-    select = Select(k, 0.5, selection[0], selection[1])  # with ties="all", rounding would decide how many are kept
+    select = Select(k, 0.5, *selection)  # not ties="all", of which rounding would decide how many are kept
     exact, _ = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
-    plain, _ = topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
+    if precision == "tf32":
+        plain, _ = topk_affinity(cut(query), cut(bank), frames, select, backend="reference")
+    else:
+        plain, _ = topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
     weights, indices = topk_affinity(query, bank, frames, select)
     assert weights.dtype == torch.float32
     assert torch.equal(indices < 0, exact == 0)
@@ -71,9 +79,10 @@ def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selectio
 def test_gradients_are_as_in_float64(precision, selection, region):
     select, frames = Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     inputs = (whole(1, 2, 99, 70, largest=1), whole(2, 3, 99, 70, largest=1), normal(3, 3, 99, 5))
+    inputs = tuple(x.to(DTYPES[precision]) for x in inputs)
     gradient, found = normal(4, 2, 99, 5).to(DEVICE), []
     for dtype, backend in ((DTYPES[precision], None), (torch.float64, "reference")):
-        leaves = [x.to(DEVICE, dtype).requires_grad_() for x in inputs]
+        leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
         out = affinity_propagate(*leaves[:2], frames, leaves[2], frames, select, backend=backend, **options(region))
         found.append(torch.autograd.grad(out, leaves, gradient.to(out)))
     tolerance = 1e-5 if precision == "float32" else 2e-2
@@ -123,7 +132,7 @@ def test_operators_are_well_behaved():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="4 GB of features, for 64-bit addresses on a GPU")
-@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
+@pytest.mark.parametrize("selection", SELECTIONS[::3], ids=" ".join)
 def test_features_beyond_the_reach_of_32_bits(selection):
     query, keys = (x.to(DEVICE, torch.bfloat16) for x in (whole(1, 1, 70, 512), whole(2, 2, 300, 512)))
     bank = torch.zeros(14000, 300, 512, dtype=torch.bfloat16, device=DEVICE)

@@ -89,7 +89,7 @@ def test_a_report_of_pytest_is_read():
     assert gpu_check.read_report(xml) == {
         "passed": 1,
         "skipped": 1,
-        "failed": ["tests.a::bad", "tests.c"],
+        "failed": ["tests.a::bad: assert 1 == 2", "tests.c: x"],
         "not installed": ["tests.b: av"],
     }
 
