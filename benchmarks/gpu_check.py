@@ -63,8 +63,8 @@ class Results:
 def lines_of(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> Iterator[str]:
     """Run a command in the repository, yield its lines, output and errors together, and last its ending.
 
-    Lines are shown too, but those of JSON, which are for the results file. The last line is "" if it ended with status 0, else says how it ended; after `seconds` it is stopped with all it
-    started.
+    Lines are shown too, but those of JSON, which are for the results file. The last line is "" if it ended with
+    status 0, else says how it ended; after `seconds` it is stopped with all it started.
     """
     process = subprocess.Popen(
         command,
@@ -194,13 +194,13 @@ def sanitizer(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
         return
     end = time.monotonic() + seconds
     fill_kernel_cache(seconds / 3)
-    # PyTorch asks the driver for what may not be there: errors of calls are its business, and it raises those that matter.
-    for tool, share, more in (("memcheck", 0.5, ["--report-api-errors", "no"]), ("racecheck", 1.0, [])):
-        command = [program, "--tool", tool, *more, "--error-exitcode", "1"]
-        command += [sys.executable, "-m", "benchmarks.gpu_sanitizer"]
+    # PyTorch asks the driver for what may not be there, and itself raises the errors of calls that matter.
+    command = [program, "--report-api-errors", "no", "--error-exitcode", "1"]
+    for tool, share in (("memcheck", 0.5), ("racecheck", 1.0)):
         # The allocator would hide one tensor's overrun in the next one's memory.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        *lines, ending = lines_of(command, share * (end - time.monotonic()), environment)
+        run = [*command, "--tool", tool, sys.executable, "-m", "benchmarks.gpu_sanitizer"]
+        *lines, ending = lines_of(run, share * (end - time.monotonic()), environment)
         outcome[tool] = [line for line in lines if line.startswith("=========")][-20:]
         outcome["failed"] += [f"{tool} {ending}"] if ending else []
         save(outcome)
