@@ -128,9 +128,9 @@ def run_pytest(seconds: float, save: Callable[[dict[str, Any]], None], files: tu
         if importlib.util.find_spec("xdist"):  # most of the time goes into compiling kernels
             command += ["-n", str(WORKERS)]
         *_, ending = lines_of([*command, *files], seconds)
-        outcome = read_report(report.read_text()) if report.is_file() else {"failed": [f"pytest {ending}"]}
-    if ending.startswith("stopped"):
-        outcome["failed"].append(ending)
+        outcome: dict[str, Any] = read_report(report.read_text()) if report.is_file() else {"failed": []}
+    if ending and not outcome["failed"] and not outcome.get("not installed"):  # no test at all, or processes that died
+        outcome["failed"].append(f"pytest {ending}")
     save(outcome)
 
 

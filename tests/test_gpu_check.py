@@ -147,3 +147,39 @@ def test_every_case_is_named_once():
 def test_ceilings_are_measured():
     assert gpu_timing.dense_tflops("float32", CPU, 64) >= 0
     assert gpu_timing.copy_tbs(CPU, 1 << 10) >= 0
+
+
+def test_figures_are_saved_as_they_come(monkeypatch, capsys):
+    lines = ['{"ceilings": {"copy_tbs": 1.0}}', "a warning", '{"name": "a", "us": 1.0}', '{"name": "b", "error": "no"}']
+    monkeypatch.setattr(gpu_check, "lines_of", lambda *_: iter([*lines, "stopped after 9 s"]))
+    saved: list[str] = []
+    gpu_check.benchmarks(9, lambda outcome: saved.append(json.dumps(outcome)))
+    assert [len(json.loads(outcome)["cases"]) for outcome in saved] == [0, 1, 2, 2]
+    last = json.loads(saved[-1])
+    assert last["ceilings"] == {"copy_tbs": 1.0}
+    assert last["failed"] == ["b: no", "stopped after 9 s"]
+
+
+def test_the_sanitizers_findings_are_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "fill_kernel_cache", lambda seconds: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    saved: list[dict] = []
+    gpu_check.sanitizer(60, saved.append)
+    assert saved[-1] == {"failed": [], "said": "compute-sanitizer is not installed"}
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "========= $@"\ncase "$@" in *racecheck*) exit 1;; esac\n')
+    program.chmod(0o755)
+    gpu_check.sanitizer(60, saved.append)
+    assert saved[-1]["failed"] == ["racecheck ended with status 1"]
+    assert "--tool memcheck" in saved[-1]["memcheck"][0]
+
+
+def test_tests_that_pass_fail_and_never_end_are_told_apart(tmp_path, capsys):
+    file, saved = tmp_path / "test_some.py", []
+    file.write_text("import time\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    gpu_check.run_pytest(60, saved.append, (str(file),))
+    assert saved[-1]["passed"] == 1
+    assert [failure.split(": ")[0].split("::")[1] for failure in saved[-1]["failed"]] == ["test_bad"]
+    file.write_text("import time\ndef test_endless(): time.sleep(60)\n")
+    gpu_check.run_pytest(3, saved.append, (str(file),))
+    assert saved[-1]["failed"] == ["pytest stopped after 3 s"]
