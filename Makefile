@@ -5,10 +5,10 @@ RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test lint format bench sanitize variants clean
+.PHONY: help env build demo test lint format bench gpu-check sanitize variants clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
 
 env: $(VENV)/.built ## make .venv with every dependency, and build the native kernels
 
@@ -52,6 +52,12 @@ bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the RE
 	@mkdir -p out
 	@$(RUN) -m pytest benchmarks --benchmark-json out/benchmarks.json
 	@$(RUN) -m benchmarks.report out/benchmarks.json
+
+# The machine's own Python: where the GPU is there may be no network, and .venv holds a PyTorch for CPUs.
+PART ?= all
+RESULTS ?= benchmarks/results
+gpu-check: ## with a GPU: build, test, measure and sanitize its kernels (PART=build, tests, benchmarks, sanitizer, suite)
+	@$(PYTHON) -m benchmarks.gpu_check $(PART) --results "$(RESULTS)" --commit "$(COMMIT)"
 
 KERNEL_TESTS := tests/test_topk_affinity.py tests/test_topk_affinity_backward.py tests/test_affinity_propagate.py
 

@@ -54,3 +54,16 @@ def faiss_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | 
     index.add(bank.flatten(0, 1).numpy())
     faiss.omp_set_num_threads(torch.get_num_threads())
     return lambda: index.search(query.numpy(), k)
+
+
+def faiss_gpu_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | None:
+    """FAISS's brute-force inner-product search on the GPU (no softmax); None where it is not installed with it."""
+    try:
+        import faiss
+        import faiss.contrib.torch_utils  # lets it take tensors as they are
+    except ImportError:
+        return None
+    if query.device.type != "cuda" or not hasattr(faiss, "StandardGpuResources") or query.dtype == torch.bfloat16:
+        return None
+    resources, keys = faiss.StandardGpuResources(), bank.flatten(0, 1)
+    return lambda: faiss.knn_gpu(resources, query, keys, k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -1,0 +1,279 @@
+"""What is timed on a GPU, each case checked against the reference first: python -m benchmarks.gpu_cases.
+
+Prints one JSON object a line, as each is done: first the measured ceilings, then the cases. All target frames of a
+video are one call, since affinities do not depend on labels; figures are of one target frame.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.gpu_timing import (
+    DTYPES,
+    clocks_at_work,
+    copy_tbs,
+    dense_tflops,
+    measure,
+    multiplied_as,
+    peak_mb,
+    rotation,
+)
+from timecycle.ops import Region, Select, topk_affinity
+
+TEMPERATURE = 512**-0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work: `targets` frames of a video, each against the `slots` frames before it."""
+
+    name: str
+    precision: str
+    select: Select
+    targets: int
+    height: int = 60
+    width: int = 60
+    slots: int = 8
+    channels: int = 512
+    radius: int | None = None
+    rivals: tuple[str, ...] = ("eager",)
+    backward: bool = False
+
+    @property
+    def region(self) -> Region | None:  # noqa: D102
+        return None if self.radius is None else Region(self.height, self.width, self.radius)
+
+    @property
+    def pairs(self) -> int:
+        """Of queries and keys of one target frame that meet: all, or those inside the region."""
+        if self.region is None:
+            return self.slots * (self.height * self.width) ** 2
+        apart = enumerate(self.region.reach())  # d rows apart: that many pairs of rows, times pairs within the rows
+        return self.slots * sum(
+            (1 + (d > 0)) * (self.height - d) * (self.width + 2 * sum(self.width - x for x in range(1, dx + 1)))
+            for d, dx in apart
+        )
+
+    @property
+    def operations(self) -> int:
+        """Of the products of one target frame.
+
+        The gradient through all denominators takes three such products, that through the kept keys two of each row.
+        """
+        if self.backward and self.select.normalise == "kept":
+            kept = self.select.k * (self.slots if self.select.scope == "frame" else 1)
+            return 2 * 2 * self.height * self.width * kept * self.channels
+        return (3 if self.backward else 1) * 2 * self.pairs * self.channels
+
+    @property
+    def matrix_mb(self) -> float:
+        """What the affinities of all targets would take, in the features' own type."""
+        count = self.targets * self.slots * (self.height * self.width) ** 2
+        return count * DTYPES[self.precision].itemsize / 1e6
+
+
+@dataclass(frozen=True)
+class Video:
+    """The arguments of one call."""
+
+    query: Tensor  # [B, N, D]
+    bank: Tensor  # [T + B, M, D]: its last B frames are the queries
+    frames: Tensor  # [B, T]
+
+    @staticmethod
+    def random(case: Case, seed: int, device: torch.device) -> "Video":
+        """L2-normalised after a ReLU, as every encoder's features are."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (case.slots + case.targets, case.height * case.width, case.channels)
+        bank = torch.randn(shape, generator=generator, device=device).relu_()
+        bank = torch.nn.functional.normalize(bank, dim=2).to(DTYPES[case.precision])
+        frames = torch.arange(case.slots, device=device) + torch.arange(case.targets, device=device)[:, None]
+        return Video(bank[case.slots :], bank, frames)
+
+    def requires_grad(self) -> "Video":
+        """The same features as two leaves."""
+        return Video(self.query.clone().requires_grad_(), self.bank.requires_grad_(), self.frames)
+
+
+def forward(case: Case, video: Video, check: bool = False) -> tuple[Tensor, Tensor]:
+    """The call that is timed; without the check of its input, which is timed as a rival."""
+    return topk_affinity(video.query, video.bank, video.frames, case.select, region=case.region, check=check)
+
+
+def check_forward(case: Case, video: Video) -> None:
+    """Some queries of the first and the last target against the reference in float64; AssertionError if they differ."""
+    weights, indices = forward(case, video)
+    positions = case.height * case.width
+    keys, compared, region = positions, min(64, positions), None
+    if case.radius is not None:
+        # The reference wants a whole grid: the last rows, of which the very last see all that they may see.
+        rows = min(case.height, case.radius + 6)
+        keys, region = rows * case.width, Region(rows, case.width, case.radius)
+        compared = keys if rows == case.height else 6 * case.width
+    for b in {0, case.targets - 1}:
+        query = video.query[b : b + 1, -(keys if region else compared) :].double()
+        bank = video.bank[b : b + case.slots, -keys:].double()
+        frames = torch.arange(case.slots, device=bank.device)[None]
+        exact, expected = topk_affinity(query, bank, frames, case.select, region=region, backend="reference")
+        exact, expected = exact[0, -compared:], expected[0, -compared:]
+        expected = expected // keys * positions + expected % keys + positions - keys
+        # TF32 keeps 11 bits of a feature, which changes a logit by some thousandths.
+        rough = case.precision == "tf32"
+        torch.testing.assert_close(weights[b, -compared:].double(), exact, atol=1e-5, rtol=2e-2 if rough else 1e-3)
+        differing = float((indices[b, -compared:] != expected).double().mean())
+        assert differing < (0.1 if rough else 0.01), f"{differing:.1%} of the indices differ from the reference's"
+
+
+def gradient_of(video: Video, weights: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of queries and bank."""
+    return torch.autograd.grad(weights, (video.query, video.bank), gradient, retain_graph=True)
+
+
+def check_backward(case: Case, video: Video, weights: Tensor, gradient: Tensor) -> None:
+    """The part of the gradient that the first target has, against the reference's in float64."""
+    first = torch.zeros_like(gradient)
+    first[0] = gradient[0]
+    d_query, d_bank = gradient_of(video, weights, first)
+    query, bank = (x.detach().double().requires_grad_() for x in (video.query[:1], video.bank[: case.slots]))
+    exact, _ = topk_affinity(query, bank, video.frames[:1], case.select, backend="reference")
+    expected = torch.autograd.grad(exact, (query, bank), gradient[:1].double())
+    for ours, wanted in zip((d_query[:1], d_bank[: case.slots]), expected, strict=True):
+        tolerance = 1e-4 if case.precision == "float32" else 2e-2
+        torch.testing.assert_close(ours.double(), wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
+
+
+def materialised(case: Case, video: Video, compiled: bool) -> Callable[[], object]:
+    """What PyTorch users write, one target after the other, for the first two targets."""
+    joint = case.select.scope == "joint"
+    function = rivals.materialise_joint if joint else rivals.materialise_per_frame
+    if compiled:
+        function = torch.compile(function, dynamic=False)
+    k, temperature = case.select.k, case.select.temperature
+
+    def run() -> None:
+        for b in range(min(2, case.targets)):
+            function(video.query[b], video.bank[b : b + case.slots], k, temperature)
+
+    return run
+
+
+def rival(name: str, case: Case, video: Video) -> tuple[Callable[[], object], int] | None:
+    """A rival's call, and for how many targets it is; None where it is not installed."""
+    if name in ("eager", "compiled"):
+        return materialised(case, video, name == "compiled"), min(2, case.targets)
+    if name == "finite check":
+        return lambda: forward(case, video, check=True), case.targets
+    if name == "forward":
+        return lambda: forward(case, video), case.targets
+    search = rivals.faiss_gpu_search(video.query[0], video.bank[: case.slots], case.select.k)
+    return None if search is None else (search, 1)
+
+
+def time_rivals(case: Case, videos: list[Video], device: torch.device) -> dict[str, Any]:
+    """Time and memory of each rival that is there; the reason where one fails, which is not our failure."""
+    found: dict[str, Any] = {}
+    for name in case.rivals:
+        try:
+            calls = [made for video in videos if (made := rival(name, case, video)) is not None]
+            if calls:
+                timing = measure([call for call, _ in calls], device)
+                targets = calls[0][1]
+                found[name] = _per_target(timing, targets) | {"peak_mb": peak_mb(calls[0][0], device)}
+        except Exception as error:  # out of memory, or a compiler that gives up
+            found[name] = {"error": one_line(error)}
+    return found
+
+
+def _per_target(timing: dict[str, Any], targets: int) -> dict[str, Any]:
+    return {key: round(value / targets, 2) if key != "rounds" else value for key, value in timing.items()}
+
+
+def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
+    """Check a case, then time it and its rivals: figures of one target frame. `rates`: TFLOP/s by precision."""
+    with multiplied_as(case.precision):
+        videos = [Video.random(case, 0, device)]
+        check_forward(case, videos[0])
+        videos += [Video.random(case, seed, device) for seed in range(1, rotation(videos[0].bank.nbytes, device))]
+        if case.backward:
+            videos = [video.requires_grad() for video in videos[:2]]
+            made = [forward(case, video)[0] for video in videos]
+            gradients = [torch.randn_like(weights) for weights in made]
+            check_backward(case, videos[0], made[0], gradients[0])
+            calls: list[Callable[[], tuple[Tensor, ...]]] = [
+                lambda v=v, w=w, g=g: gradient_of(v, w, g) for v, w, g in zip(videos, made, gradients, strict=True)
+            ]
+        else:
+            calls = [lambda v=v: forward(case, v) for v in videos]
+        timing = _per_target(measure(calls, device), case.targets)
+        peak = peak_mb(calls[0], device)
+        result = sum(tensor.nbytes for tensor in calls[0]())
+        others = time_rivals(case, videos, device)
+    tflops = case.operations / timing["us"] / 1e6
+    return {
+        "name": case.name,
+        "precision": case.precision,
+        "targets": case.targets,
+        "operations": case.operations,
+        **timing,
+        "tflops": round(tflops, 2),
+        "share_of_dense": round(tflops / rates[case.precision], 4),
+        "peak_mb": peak,
+        "result_mb": round(result / 1e6, 2),
+        "matrix_mb": round(case.matrix_mb, 1),
+        "rivals": others,
+        "ratio_to": {n: round(r["us"] / timing["us"], 3) for n, r in others.items() if "us" in r},
+    }
+
+
+def cases() -> list[Case]:
+    """The issue's list, the headline first: a run that is cut short has it."""
+    found = []
+    eager, all_rivals = ("eager",), ("eager", "compiled")
+    for precision, targets in (("bfloat16", 16), ("bfloat16", 64), ("float16", 16), ("tf32", 16), ("float32", 16)):
+        for k in (5, 20):
+            others = (*all_rivals, "finite check") if (precision, targets) == ("bfloat16", 16) else eager
+            select = Select(k, TEMPERATURE, "frame", "all")
+            name = f"crop 480, 8 frames, top-{k} of each, {precision}, {targets} targets"
+            found.append(Case(name, precision, select, targets, rivals=others))
+    per_frame, joint = Select(5, TEMPERATURE, "frame", "all"), Select(10, 0.07)
+    for precision in ("bfloat16", "float32"):
+        name = f"crop 480, 8 frames, top-10 of all, {precision}"
+        found.append(Case(name, precision, joint, 16, rivals=(*all_rivals, "faiss")))
+    region = Case("854 x 480, 21 frames, circle 12, top-10 of all, bfloat16", "bfloat16", joint, 8, 60, 107, 21)
+    full_hd = Case("1920 x 1080, 8 frames, top-5 of each, bfloat16", "bfloat16", per_frame, 1, 135, 240, rivals=())
+    inside = replace(full_hd, name="1920 x 1080, 8 frames, circle 12, top-5 of each, bfloat16", targets=4)
+    found += [replace(region, radius=12, rivals=()), full_hd, replace(inside, radius=12)]
+    for name, select in (("softmax over all", per_frame), ("softmax over the kept", joint)):
+        for precision in ("bfloat16", "float32"):
+            name_ = f"gradient, crop 480, {name}, {precision}"
+            found.append(Case(name_, precision, select, 8, rivals=("forward",), backward=True))
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def main() -> None:
+    """Measure the ceilings, then every case; one that fails is a line with its error."""
+    device = torch.device("cuda")
+    rates = {precision: dense_tflops(precision, device) for precision in DTYPES}
+    ceilings = {"dense_tflops": rates, "copy_tbs": copy_tbs(device), "clocks at work": clocks_at_work()}
+    print(json.dumps({"ceilings": ceilings}), flush=True)
+    for case in cases():
+        torch.cuda.empty_cache()
+        try:
+            found = run_case(case, device, rates)
+        except Exception as error:  # the others may well run
+            found = {"name": case.name, "error": one_line(error)}
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The operators as this machine runs them, on its GPU if it has one, against the reference in float64.
+
+`make gpu-check` runs this file on a GPU; elsewhere it runs on the CPU, so that it is known to work. Features are small
+whole numbers where indices must agree: every product is then exact in every dtype, TF32 included.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_timing import DTYPES, multiplied_as
+from tests.kernel_cases import CONTEXT, COPIES, DEVICE, SELECTIONS, normal, whole
+from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
+
+REGIONS = [None, Region(9, 11, 3)]
+SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
+
+
+@pytest.fixture(params=DTYPES)
+def precision(request) -> Iterator[str]:
+    """Each way to multiply, with PyTorch set up for it and memory that nobody wrote full of NaN."""
+    # On a GPU PyTorch's own products, which the reference uses, have no such mode.
+    torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
+    with multiplied_as(request.param):
+        yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+def options(region: Region | None) -> dict[str, object]:
+    return {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
+@pytest.mark.parametrize("region", REGIONS, ids=["everywhere", "region and copies"])
+def test_ties_copies_and_empty_slots_are_as_in_float64(precision, selection, region):
+    select, frames = Select(4, 2.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
+    query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (whole(1, 2, 99, 3), whole(2, 3, 99, 3)))
+    labels = normal(3, 3, 99, 5).to(DEVICE)
+    exact = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options(region))
+    weights, indices = topk_affinity(query, bank, frames, select, **options(region))
+    assert torch.equal(indices, exact[1])
+    torch.testing.assert_close(weights.double(), exact[0], atol=1e-6, rtol=1e-4)
+    expected = propagate_labels(*exact, labels, frames)
+    separate = propagate_labels(weights, indices, labels.float(), frames)
+    fused = affinity_propagate(query, bank, frames, labels.float(), frames, select, **options(region))
+    for ours in (separate, fused):
+        torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def cut(features: Tensor) -> Tensor:
+    """Float32 features, float64, without the 13 bits that TF32 has not: at worst it cuts them off."""
+    return (features.view(torch.int32) & ~0x1FFF).view(torch.float32).double()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS[::2], ids=" ".join)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selection, shape):
+    n, m, d, t, k = shape
+    query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (normal(n, 2, n, d), normal(m, 4, m, d)))
+    frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t)).to(DEVICE)
+    select = Select(k, 0.5, *selection)  # not ties="all", of which rounding would decide how many are kept
+    exact, _ = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
+    if precision == "tf32":
+        plain, _ = topk_affinity(cut(query), cut(bank), frames, select, backend="reference")
+    else:
+        plain, _ = topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
+    weights, indices = topk_affinity(query, bank, frames, select)
+    assert weights.dtype == torch.float32
+    assert torch.equal(indices < 0, exact == 0)
+    error, allowed = (weights - exact).abs().max(), (plain - exact).abs().max()
+    assert error <= 2 * allowed + 1e-5
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
+@pytest.mark.parametrize("region", REGIONS, ids=["everywhere", "region and copies"])
+def test_gradients_are_as_in_float64(precision, selection, region):
+    select, frames = Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
+    inputs = (whole(1, 2, 99, 70, largest=1), whole(2, 3, 99, 70, largest=1), normal(3, 3, 99, 5))
+    inputs = tuple(x.to(DTYPES[precision]) for x in inputs)
+    gradient, found = normal(4, 2, 99, 5).to(DEVICE), []
+    for dtype, backend in ((DTYPES[precision], None), (torch.float64, "reference")):
+        leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
+        out = affinity_propagate(*leaves[:2], frames, leaves[2], frames, select, backend=backend, **options(region))
+        found.append(torch.autograd.grad(out, leaves, gradient.to(out)))
+    tolerance = 1e-5 if precision == "float32" else 2e-2
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
+
+
+def fused(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+    return affinity_propagate(query, bank, frames, labels, frames, Select(3, 0.5, "frame", "all"))
+
+
+def separate(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+    return propagate_labels(*topk_affinity(query, bank, frames, Select(3, 0.5, "frame", "all")), labels, frames)
+
+
+@pytest.mark.parametrize("propagate", [fused, separate])
+def test_compiles_whole_with_gradients(propagate: Callable[..., Tensor]):
+    frames, found = torch.tensor([[0, 1], [1, -1]], device=DEVICE), []
+    backend = "inductor" if DEVICE == "cuda" else "aot_eager"  # inductor's C++ would take a CPU test minutes
+    for function in (propagate, torch.compile(propagate, fullgraph=True, backend=backend)):
+        inputs = (normal(1, 2, 20, 4), normal(2, 3, 20, 4), normal(3, 3, 20, 5))
+        leaves = [x.float().to(DEVICE).requires_grad_() for x in inputs]
+        out = function(*leaves, frames)
+        found.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaves)))
+    torch.testing.assert_close(*found)
+
+
+def test_operators_are_well_behaved():
+    query, bank, labels = (
+        x.float().to(DEVICE) for x in (normal(1, 2, 20, 4), normal(2, 3, 20, 4), normal(3, 3, 20, 5))
+    )
+    frames, copies = (
+        torch.tensor([[0, 1], [1, -1]], device=DEVICE),
+        torch.ones(2, 2, 2, dtype=torch.int64, device=DEVICE),
+    )
+    for leaf in (query, bank, labels):
+        leaf.requires_grad_()
+    operators = torch.ops.timecycle
+    for joint, every in itertools.product((False, True), repeat=2):
+        select = (copies, 3, 0.5, joint, every, False, 0, [], "", True)
+        torch.library.opcheck(operators.topk_affinity.default, (query, bank, frames, *select))
+        fused_arguments = (query, bank, frames, labels, frames, *select)
+        torch.library.opcheck(operators.affinity_propagate.default, fused_arguments)
+    weights, indices = topk_affinity(query.detach(), bank.detach(), frames, Select(3, 0.5))
+    arguments = (weights.requires_grad_(), indices, labels, frames)
+    torch.library.opcheck(operators.propagate_labels.default, arguments)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="4 GB of features, for 64-bit addresses on a GPU")
+@pytest.mark.parametrize("selection", SELECTIONS[::3], ids=" ".join)
+def test_features_beyond_the_reach_of_32_bits(selection):
+    query, keys = (x.to(DEVICE, torch.bfloat16) for x in (whole(1, 1, 70, 512), whole(2, 2, 300, 512)))
+    bank = torch.zeros(14000, 300, 512, dtype=torch.bfloat16, device=DEVICE)
+    bank[-2:] = keys
+    select = Select(5, 20.0, *selection)
+    far = topk_affinity(query, bank, torch.tensor([[13999, 13998]], device=DEVICE), select, check=False)
+    near = topk_affinity(query, keys, torch.tensor([[1, 0]], device=DEVICE), select)
+    for ours, expected in zip(far, near, strict=True):
+        assert torch.equal(ours, expected)
