@@ -67,7 +67,7 @@ def peak_mb(function: Callable[[], Any]) -> float | None:
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
     before = _status_kb("VmRSS")
     function()
-    return round((_status_kb("VmHWM") - before) / 1000, 1)
+    return round((_status_kb("VmHWM") - before) * 1024 / 1e6, 1)
 
 
 def _status_kb(field: str) -> int:

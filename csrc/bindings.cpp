@@ -136,7 +136,6 @@ PYBIND11_MODULE(_C, module) {
   using pybind11::arg;
   using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
-  module.def("pairs", timecycle::pairs_win, "Whether bfloat16 features of this many channels are multiplied as such");
   module.def(
       "product_rates",
       [] {

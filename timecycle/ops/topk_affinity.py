@@ -272,7 +272,7 @@ def _keep(logits: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor, T
     K is k, and with `ties` the most that a row keeps. What does not exist is -inf with index -1.
     """
     logits = torch.where(counts > 0, logits, -torch.inf)
-    denominator = (logits + counts.clamp(min=1).log()).logsumexp(dim=1, keepdim=True)
+    denominator = (logits + counts.clamp(min=1).to(logits.dtype).log()).logsumexp(dim=1, keepdim=True)
     values, indices = exact_topk(logits, min(k, logits.shape[1]))
     times = torch.where(values > -torch.inf, counts.gather(1, indices), 0)
     if ties:
