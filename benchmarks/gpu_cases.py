@@ -45,7 +45,8 @@ class Case:
     backward: bool = False
 
     @property
-    def region(self) -> Region | None:  # noqa: D102
+    def region(self) -> Region | None:
+        """The region of the case, a circle; None without one."""
         return None if self.radius is None else Region(self.height, self.width, self.radius)
 
     @property

@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "hits.h"
+
 #if TIMECYCLE_AVX512
 #include <immintrin.h>
 // GCC warns of its own _mm512_undefined_ps (its bug 105593).
@@ -42,7 +44,7 @@ AVX512_INLINE int64_t append(uint64_t marked, const __m512* values, int64_t row,
 
 // As insert of hits.h. The step that holds the newcomer's place opens there and loses its last; each later step takes
 // in what the one before it lost.
-AVX512_INLINE void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
+AVX512_INLINE void insert_one(const SortedLists& lists, int64_t q, float value, int32_t index) {
   float* values = lists.values + lists.begin(q);
   int64_t first = 0;
   __m512 here = _mm512_loadu_ps(values);
@@ -148,9 +150,9 @@ AVX512 void insert_tile(const float* tile, const float* counts, int64_t every, i
     for (uint64_t left = marked; left != 0; left &= left - 1) {
       const int64_t q = __builtin_ctzll(left);
       const float value = tile[row * kLanes + q];
-      int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+      int64_t times = times_counted(counts, every, row, q);
       for (; times > 0 && value > lists.worst[q]; --times)
-        insert(lists, q, value, first_index + static_cast<int32_t>(row));
+        insert_one(lists, q, value, first_index + static_cast<int32_t>(row));
     }
     // What was inserted raised some thresholds; a few rows later that spares work.
     if (marked != 0 && row % 8 == 7)
@@ -237,8 +239,8 @@ AVX512 int64_t keep_candidates(const Hit* hits, int64_t count, const float* coun
     const float most = hits[i].value + error[q], least = hits[i].value - error[q];
     if (!(most >= lower.worst[q])) continue;
     out[kept++] = {most, static_cast<uint32_t>((first_index + row) * kLanes + q)};
-    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
-    for (; times > 0 && least > lower.worst[q]; --times) insert(lower, q, least, 0);
+    int64_t times = times_counted(counts, every, row, q);
+    for (; times > 0 && least > lower.worst[q]; --times) insert_one(lower, q, least, 0);
   }
   return kept;
 }

@@ -67,7 +67,7 @@ int64_t keep_candidates(const Hit* hits, int64_t count, const float* counts, int
     const float most = hits[i].value + error[q], least = hits[i].value - error[q];
     if (!(most >= lower.worst[q])) continue;
     out[kept++] = {most, static_cast<uint32_t>((first_index + row) * kLanes + q)};
-    int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+    int64_t times = times_counted(counts, every, row, q);
     for (; times > 0 && least > lower.worst[q]; --times) insert(lower, q, least, 0);
   }
   return kept;

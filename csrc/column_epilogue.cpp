@@ -44,7 +44,7 @@ void insert_tile(const float* tile, const float* counts, int64_t every, int64_t 
     const int64_t count = append_marked(marked, values, row, hits, 0);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t q = hits[i].lane;
-      int64_t times = counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
+      int64_t times = times_counted(counts, every, row, q);
       for (; times > 0 && values[q] > lists.worst[q]; --times)
         insert(lists, q, values[q], first_index + static_cast<int32_t>(row));
     }

@@ -1,4 +1,4 @@
-// What column_epilogue.cpp and byte_epilogue.cpp share: inlined into loops compiled for several instruction sets.
+// What the loops over tiles share: inlined into loops compiled for several instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,12 @@ inline __attribute__((always_inline)) int64_t append_marked(const uint8_t* marke
     }
   }
   return count;
+}
+
+// How often a key of a tile takes part for a query: what counts [rows][kLanes] says, or `every` without it.
+inline __attribute__((always_inline)) int64_t times_counted(const float* counts, int64_t every, int64_t row,
+                                                            int64_t q) {
+  return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
 }
 
 // One newcomer into list q; every element looks at itself and the one before it, so a step of the list is one vector.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "column_epilogue.h"
+#include "hits.h"
 
 namespace timecycle {
 
@@ -18,11 +19,6 @@ struct Neighbour {
   float value;    // dot product
   int64_t index;  // slot * M + position
 };
-
-// How often a key of a tile takes part for a query: what counts [rows][kLanes] says, or `every` without it.
-inline int64_t times_counted(const float* counts, int64_t every, int64_t row, int64_t q) {
-  return counts ? static_cast<int64_t>(counts[row * kLanes + q]) : every;
-}
 
 // Owns the memory of SortedLists.
 class ListStorage {

@@ -55,8 +55,10 @@ bool pairs_win(int64_t channels) {
   return PairPanel::can_run(channels) && product_rates().pairs > product_rates().floats;
 }
 
-bool bytes_win(int64_t channels, double direct) {
-  return BytePanel::can_run(channels) && direct < kWorthIt * product_rates().bytes;
+bool bytes_win(int64_t channels, bool pairs) {
+  if (!BytePanel::can_run(channels)) return false;
+  const ProductRates& rates = product_rates();
+  return (pairs ? rates.pairs : rates.floats) < kWorthIt * rates.bytes;
 }
 
 }  // namespace timecycle

@@ -17,8 +17,8 @@ const ProductRates& product_rates();
 // Whether bfloat16 features of this many channels should be multiplied in pairs; as floats otherwise.
 bool pairs_win(int64_t channels);
 
-// Whether products of bytes, and what it costs to decide between the candidates they leave, beat `direct`, the rate of
-// the products that need no second look.
-bool bytes_win(int64_t channels, double direct);
+// Whether products of bytes, and what it costs to decide between the candidates they leave, beat the direct products,
+// in pairs or as floats.
+bool bytes_win(int64_t channels, bool pairs);
 
 }  // namespace timecycle

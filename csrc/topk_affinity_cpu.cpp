@@ -284,11 +284,10 @@ TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, const Feature* query
   const int64_t keys = s.slots * s.positions;
   const auto run_with = [&]<typename Panel>() {
     using Direct = DirectItem<Feature, Panel>;
-    const double rate = std::is_same_v<Panel, PairPanel> ? product_rates().pairs : product_rates().floats;
     const bool can = !s.all && BytePanel::can_run(s.channels) && keys < kCandidateIndices;
     const bool pays = s.channels >= kByteChannels && keys_in_reach(s) * (s.joint ? s.slots : 1) >= kKeysOfKept * s.k;
-    if (can &&
-        (products == Products::kBytes || (products == Products::kFastest && pays && bytes_win(s.channels, rate))))
+    if (can && (products == Products::kBytes ||
+                (products == Products::kFastest && pays && bytes_win(s.channels, std::is_same_v<Panel, PairPanel>))))
       return run<ByteItem<Feature, Direct>>(s, query, bank, frames, copies, byte_group(s), sink);
     return run<Direct>(s, query, bank, frames, copies, kGroup, sink);
   };

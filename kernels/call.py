@@ -76,19 +76,23 @@ class Call:
         )
 
     @property
-    def queries(self) -> int:  # noqa: D102
+    def queries(self) -> int:
+        """Query positions of a target, N."""
         return self.query.shape[1]
 
     @property
-    def positions(self) -> int:  # noqa: D102
+    def positions(self) -> int:
+        """Key positions of a frame, M."""
         return self.bank.shape[1]
 
     @property
-    def slots(self) -> int:  # noqa: D102
+    def slots(self) -> int:
+        """Context slots of a target, T."""
         return self.frames.shape[1]
 
     @property
-    def region(self) -> bool:  # noqa: D102
+    def region(self) -> bool:
+        """Whether keys are bound to a region."""
         return self.width > 0
 
     @property

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +50,14 @@ _backends.register("topk_affinity", *REGISTERED, *FORCED)
 NATIVE_NEEDED = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
 BACKENDS = [pytest.param("cpu", marks=NATIVE_NEEDED), "reference"]
 ALL_BACKENDS = [*BACKENDS, *(pytest.param(backend.name, marks=NATIVE_NEEDED) for backend in FORCED)]
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN, so that an element nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

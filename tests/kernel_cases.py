@@ -32,7 +32,7 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def both(query, bank, frames, select, dtype, region=None, copies=None):  # type: ignore[no-untyped-def]
+def both(query, bank, frames, select, dtype, region=None, copies=None):
     """Weights and indices of the kernel, of features in `dtype`, and of the reference, of the same in float64."""
     query, bank = query.to(dtype).to(DEVICE), bank.to(dtype).to(DEVICE)
     options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
@@ -41,19 +41,19 @@ def both(query, bank, frames, select, dtype, region=None, copies=None):  # type:
     return ours, topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
 
 
-def same(ours, exact, atol=1e-6):  # type: ignore[no-untyped-def]
+def same(ours, exact, atol=1e-6):
     """To the last index, and in the weights up to float32."""
     assert ours[0].dtype == torch.float32
     assert torch.equal(ours[1], exact[1])
     torch.testing.assert_close(ours[0].double(), exact[0], atol=atol, rtol=1e-4)
 
 
-def ties_and_copies(selection, region, dtype):  # type: ignore[no-untyped-def]
+def ties_and_copies(selection, region, dtype):
     query, bank = whole(1, 2, 99, 3), whole(2, 3, 99, 3)
     same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, region, COPIES))
 
 
-def shape(n, m, d, t, k, selection, dtype):  # type: ignore[no-untyped-def]
+def shape(n, m, d, t, k, selection, dtype):
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t))
     select = Select(k, 0.5, *selection)
     (weights, indices), (exact, expected) = both(normal(n, 2, n, d), normal(m, 4, m, d), frames, select, dtype)
@@ -63,7 +63,7 @@ def shape(n, m, d, t, k, selection, dtype):  # type: ignore[no-untyped-def]
     torch.testing.assert_close(weights.double(), exact, atol=1e-4, rtol=0)
 
 
-def any_shape(seed):  # type: ignore[no-untyped-def]
+def any_shape(seed):
     """Sizes, region, copies and selection drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,7 +83,7 @@ def any_shape(seed):  # type: ignore[no-untyped-def]
     same(*both(query, bank, frames, select, DTYPES[draw(0, 2)], region, copies), atol=1e-5)
 
 
-def nothing_to_choose_from(selection):  # type: ignore[no-untyped-def]
+def nothing_to_choose_from(selection):
     query, bank = normal(1, 2, 12, 4), normal(2, 1, 12, 4)
     for frames, copies in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
         (weights, indices), _ = both(
@@ -93,7 +93,7 @@ def nothing_to_choose_from(selection):  # type: ignore[no-untyped-def]
         assert torch.equal(indices, torch.full_like(indices, -1))
 
 
-def flat_frames():  # type: ignore[no-untyped-def]
+def flat_frames():
     for ties, kept in (("exact", 5), ("all", 130)):
         ones = torch.ones(1, 130, 4)
         (weights, indices), _ = both(ones, ones, [[0]], Select(5, 1.0, ties=ties), torch.float32)
@@ -101,7 +101,7 @@ def flat_frames():  # type: ignore[no-untyped-def]
         torch.testing.assert_close(weights.cpu(), torch.full((1, 130, kept), 1 / kept))
 
 
-def large_features():  # type: ignore[no-untyped-def]
+def large_features():
     # Logits reach the ten thousands, where float32 resolves some thousandths.
     select = Select(4, 0.001, "frame", "all")
     (weights, _), (exact, _) = both(4 * normal(1, 1, 9, 64), 4 * normal(2, 2, 300, 64), [[0, 1]], select, torch.float32)
@@ -109,13 +109,13 @@ def large_features():  # type: ignore[no-untyped-def]
     torch.testing.assert_close(weights.double(), exact, atol=2e-2, rtol=0)
 
 
-def not_a_number():  # type: ignore[no-untyped-def]
+def not_a_number():
     nan = torch.full((1, 6, 4), float("nan"), device=DEVICE)
     frames = torch.tensor([[0]], device=DEVICE)
     topk_affinity(nan, nan, frames, Select(1, 1.0), check=False, backend="triton")
 
 
-def strides():  # type: ignore[no-untyped-def]
+def strides():
     query, bank, frames = whole(1, 2, 20, 6).float(), whole(2, 4, 30, 6).float(), torch.tensor([[0, 3], [2, 1]])
     query, bank, frames = (x.to(DEVICE) for x in (query, bank, frames))
     select = Select(3, 1.0, "frame", "all")
@@ -129,14 +129,14 @@ def strides():  # type: ignore[no-untyped-def]
         assert torch.equal(ours, expected)
 
 
-def largest_k():  # type: ignore[no-untyped-def]
+def largest_k():
     query, bank = whole(1, 1, 70, 8), whole(2, 2, 150, 8)
     same(*both(query, bank, [[0, 1]], Select(128, 4.0, "joint", "kept"), torch.float32))
     with pytest.raises(InputError, match="at most 128 neighbours, not 129"):
         both(query, bank, [[0, 1]], Select(129, 4.0), torch.float32)
 
 
-def gradients(selection, region, copies, dtype):  # type: ignore[no-untyped-def]
+def gradients(selection, region, copies, dtype):
     select = Select(5, 4.0, *selection)
     leaves = [x.to(dtype).to(DEVICE) for x in (normal(1, 2, 99, 70), normal(2, 3, 99, 70))]
     options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
@@ -154,7 +154,7 @@ def gradients(selection, region, copies, dtype):  # type: ignore[no-untyped-def]
         torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
 
 
-def labels(length):  # type: ignore[no-untyped-def]
+def labels(length):
     generator = torch.Generator().manual_seed(length)
     weights = torch.rand(2, 65, 7, generator=generator)
     indices = torch.randint(-1, 3 * 20, (2, 65, 7), generator=generator).to(DEVICE)
@@ -171,7 +171,7 @@ def labels(length):  # type: ignore[no-untyped-def]
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
-def compiled_whole():  # type: ignore[no-untyped-def]
+def compiled_whole():
     """torch.compile takes the operators as they are, with their gradients."""
     frames, select = torch.tensor([[0, 1]], device=DEVICE), Select(3, 2.0, "frame", "all")
     maps = normal(3, 2, 20, 3).float().to(DEVICE)

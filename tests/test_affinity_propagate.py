@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS
-from tests.test_topk_affinity import DTYPES, SELECTIONS, poisoned_memory, random_case
+from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
 
-__all__ = ["poisoned_memory"]  # a fixture that runs by itself
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def case(dtype: torch.dtype, n: int = 63) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ALL_BACKENDS, BACKENDS, NATIVE_NEEDED
+from tests.conftest import ALL_BACKENDS, BACKENDS
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, _backends, backends, topk_affinity
 from timecycle.ops.topk_affinity import exact_topk
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
@@ -23,14 +25,6 @@ SELECTIONS = [
     for scope, normalise, ties in itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all"))
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fill what torch.empty returns with NaN, so that an element nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def random_case(n: int, m: int, d: int, t: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,75 +224,6 @@ def test_flat_frames_keep_hundreds_with_ties_and_k_without(backend):
         weights, indices = topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 1.0, ties=ties), backend=backend)
         assert torch.equal(indices, torch.arange(kept).expand(1, 400, kept))
         torch.testing.assert_close(weights, torch.full((1, 400, kept), 1 / kept))
-
-
-def clustered(generator: torch.Generator, shape: tuple[int, ...], spread: float) -> Tensor:
-    """Unit vectors around one direction: the smaller the spread, the less bytes can tell them apart."""
-    return torch.nn.functional.normalize(1 + spread * torch.randn(shape, generator=generator), dim=2)
-
-
-@NATIVE_NEEDED
-@pytest.mark.parametrize("scope", ["joint", "frame"])
-@pytest.mark.parametrize(
-    ("spread", "branch"), [(1.0, "bytes"), (0.15, "tightened"), (1e-3, "overflown"), (0.0, "overflown")]
-)
-def test_byte_products_decide_exactly_whatever_they_can_tell_apart(scope, spread, branch):
-    generator = torch.Generator().manual_seed(7)
-    query, bank = clustered(generator, (1, 70, 128), spread), clustered(generator, (2, 6000, 128), spread)
-    frames = torch.tensor([[0, 1]])
-    for ties in ("exact", "all") if spread else ("exact",):  # with ties, one value would keep all
-        select = Select(5, 0.07, scope, "kept", ties)
-        weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
-        report = _backends.NATIVE.last_report()
-        assert report[branch] > 0
-        assert report["bytes"] + report["overflown"] == 70 * (1 if scope == "joint" else 2)
-        direct, expected = topk_affinity(query, bank, frames, select, backend="cpu, plain loops")
-        if not spread:
-            assert torch.equal(indices, expected)
-            continue
-        assert indices.shape == expected.shape
-        rows, expected_rows = frame_rows(indices, frames, 6000), frame_rows(expected, frames, 6000)
-        flat = bank.double().flatten(0, 1)
-        logits = [torch.einsum("bnd,bnkd->bnk", query.double(), flat[r]) for r in (rows, expected_rows)]
-        torch.testing.assert_close(*logits, atol=3e-7, rtol=0)
-        torch.testing.assert_close(weights, direct, atol=1e-5, rtol=0)
-
-
-@NATIVE_NEEDED
-def test_the_chip_chooses_the_products():
-    rates = _backends.NATIVE.product_rates()
-    assert rates["float32"] > 0
-    generator = torch.Generator().manual_seed(7)
-    query, bank = clustered(generator, (1, 64, 256), 1.0), clustered(generator, (1, 4000, 256), 1.0)
-    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07))
-    assert (_backends.NATIVE.last_report()["bytes"] > 0) == (rates["float32"] < 0.6 * rates["int8"])
-    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07, normalise="all"))
-    assert _backends.NATIVE.last_report()["bytes"] == 0  # the denominator would carry their error
-
-
-@NATIVE_NEEDED
-@pytest.mark.parametrize("backend", ["cpu", "cpu, bytes"])
-def test_every_float16_is_read_as_it_is(backend):
-    keys = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
-    keys = keys[keys.isfinite()].view(1, -1, 1)
-    query, frames = torch.ones(1, 1, 1, dtype=torch.float16), torch.tensor([[0]])
-    select = Select(keys.numel(), 1e4)
-    weights, indices = topk_affinity(query, keys, frames, select, backend=backend)
-    expected_weights, expected = topk_affinity(query, keys, frames, select, backend="reference")
-    assert torch.equal(indices, expected)
-    torch.testing.assert_close(weights, expected_weights)
-
-
-@NATIVE_NEEDED
-def test_features_beyond_the_bounds_of_bytes_are_left_to_floats():
-    generator = torch.Generator().manual_seed(7)
-    query, bank = (scale * torch.randn(1, n, 128, generator=generator) for scale, n in ((1e-20, 20), (1e30, 300)))
-    frames, select = torch.tensor([[0]]), Select(5, 1e10)
-    weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
-    assert _backends.NATIVE.last_report()["overflown"] == 20
-    exact, expected = topk_affinity(query.double(), bank.double(), frames, select)
-    assert torch.equal(indices, expected)
-    torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)

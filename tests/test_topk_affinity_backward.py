@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS
-from tests.test_topk_affinity import DTYPES, SELECTIONS, poisoned_memory, random_case  # noqa: F401
+from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
 from timecycle.ops import Region, Select, _backends, topk_affinity
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # Largest error over the largest gradient, and 1 - cosine: some twice what the cases below show. In 16 bits it is the
 # rounding of the outputs, and where the chip multiplies bfloat16 that of the logits' gradient besides.

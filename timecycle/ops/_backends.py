@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch  # before the compiled module, which links against its libraries
+
 from timecycle.errors import InputError
 
 
@@ -32,8 +34,6 @@ class Backend:
 
 
 def _import_native() -> tuple[ModuleType | None, str | None]:
-    # Compiled code links against torch's libraries, which are found only once torch itself is loaded.
-    importlib.import_module("torch")
     try:
         return importlib.import_module("timecycle._C"), None
     except ImportError as error:
@@ -51,7 +51,7 @@ def _triton_missing() -> str | None:
     # Without importing Triton, which takes a while and which CPU users do not need.
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if INTERPRETED or importlib.import_module("torch").cuda.is_available():
+    if INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no GPU that PyTorch can use, and TRITON_INTERPRET=1 is not set"
 
@@ -64,7 +64,6 @@ def why_not_triton(features: Any) -> str | None:
     """Why a Triton kernel cannot take these features; None if it can."""
     if features.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"the features are on {features.device}"
-    torch = importlib.import_module("torch")
     if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {features.dtype} kernel"
     if not INTERPRETED and not torch.version.hip and torch.cuda.get_device_capability(features.device) < (8, 0):
@@ -77,7 +76,7 @@ def run_triton(module: str, function: str) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         # Triton launches on the current device, which need not be the tensors'.
-        with importlib.import_module("torch").cuda.device_of(arguments[0]):
+        with torch.cuda.device_of(arguments[0]):
             return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
 
     return run
