@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
+CXX_FILES := $(wildcard csrc/*.* csrc/cuda/*.*)
 SAY := @printf '\n==> %s\n'
 
 .PHONY: help env build demo test lint format bench gpu-check sanitize variants clean
@@ -22,7 +23,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 
 build: $(VENV)/.built ## build the native kernels into the checkout
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(wildcard csrc/*)
+$(VENV)/.built: $(VENV)/.installed setup.py $(CXX_FILES)
 	$(SAY) "building the native kernels (about a minute)"
 	@$(RUN) setup.py --quiet build_ext
 	@touch $@
@@ -39,12 +40,12 @@ lint: $(VENV)/.installed ## check style and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(VENV)/bin/clang-format --dry-run --Werror csrc/*
+	@$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.installed ## put the code into the project's format
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
-	@$(VENV)/bin/clang-format -i csrc/*
+	@$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements-bench.txt
@@ -79,4 +80,4 @@ variants: $(VENV)/.installed ## run the kernels' tests as an older x86-64 machin
 	@$(RUN) setup.py --quiet build_ext --force
 
 clean: ## remove what was built and made; keeps .venv
-	rm -rf build out data timecycle/_C*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build out data timecycle/_*.so .pytest_cache .mypy_cache .ruff_cache

@@ -5,11 +5,14 @@ build says in one line why. Called by itself, build_ext puts the module beside t
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -26,6 +29,11 @@ SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 # Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 COMPILE = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
+CUDA_SOURCES = sorted(str(p) for suffix in ("cu", "cpp") for p in Path("csrc/cuda").glob(f"*.{suffix}"))
+# Machine code for Ampere and Hopper; newer chips compile the PTX of the former when they load it.
+CUDA_CHIPS = ("arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a")
+SEEN_BY_NVCC = [*Path("csrc").rglob("*.h"), *Path("csrc/cuda").iterdir(), Path("setup.py")]
+CUDA_COMPILE = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0", "-shared"]
 
 
 def extensions() -> list:
@@ -33,7 +41,31 @@ def extensions() -> list:
     if CppExtension is None:
         print("native kernels are not built: torch is not here (pip: add --no-build-isolation)", file=sys.stderr)
         return []
-    return [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE, extra_link_args=OPENMP)]
+    found = [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE, extra_link_args=OPENMP)]
+    reason = why_not_cuda()
+    if reason:
+        print(f"CUDA kernels are not built: {reason}", file=sys.stderr)
+    else:
+        # Not as `sources`: PyTorch's build would want to compile them itself, with its own idea of chips.
+        found.append(Extension("timecycle._cuda", [], depends=CUDA_SOURCES))
+    return found
+
+
+def why_not_cuda() -> str | None:
+    """Why there is no point in building the CUDA kernels, None if there is; no GPU is needed to build them."""
+    if nvcc() is None:
+        return "nvcc is not here"
+    if os.environ.get("TIMECYCLE_CUDA"):  # built to see that it can be
+        return None
+    from torch import version
+
+    return None if version.cuda else "this PyTorch is not one for CUDA (TIMECYCLE_CUDA=1 builds them all the same)"
+
+
+def nvcc() -> str | None:
+    """The compiler: of CUDA_HOME if that is set, else the one on the PATH or in its usual place."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
@@ -55,6 +87,35 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             print(f"native kernels are not built: {reason}; the PyTorch reference serves", file=sys.stderr)
             self.extensions = []
+
+    def build_extension(self, extension: Extension) -> None:
+        """CUDA by nvcc alone, since these sources need nothing of PyTorch; a failure leaves the other module whole."""
+        if extension.name != "timecycle._cuda":
+            super().build_extension(extension)
+            return
+        try:
+            self.build_cuda(extension)
+        except Exception as error:
+            if os.environ.get("TIMECYCLE_REQUIRE_NATIVE"):
+                raise
+            print(f"CUDA kernels are not built: {error}", file=sys.stderr)
+            self.extensions.remove(extension)
+
+    def build_cuda(self, extension: Extension) -> None:
+        """Compile and link the module. Raises RuntimeError with the compiler's first error."""
+        import pybind11
+
+        out = Path(self.get_ext_fullpath(extension.name))
+        if not self.force and out.is_file() and out.stat().st_mtime > max(p.stat().st_mtime for p in SEEN_BY_NVCC):
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        chips = [part for chip in CUDA_CHIPS for part in ("-gencode", chip)]
+        command = [str(nvcc()), *CUDA_COMPILE, *chips, *includes, *extension.depends, "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).splitlines()
+            raise RuntimeError(next((line for line in lines if "error" in line), f"nvcc ended with {done.returncode}"))
 
     def copy_extensions_to_source(self) -> None:
         """Also say where the module is."""

@@ -1,6 +1,7 @@
 // The compiled kernels as Python functions; timecycle/ops declares the operators and checks their arguments.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <functional>
@@ -9,6 +10,7 @@
 
 #include "avx512.h"
 #include "product_rates.h"
+#include "propagate_sequence.h"
 #include "row_sink.h"
 #include "tile_product.h"
 #include "topk_affinity.h"
@@ -119,6 +121,26 @@ std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const 
   return {d_query, d_bank};
 }
 
+// Labels of a whole video: labels [G, N, L] are changed in place, extremes [B, L, 2] and written [G] are scratch.
+void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tensor& labels, const Tensor& frames,
+                        const Tensor& targets, const Tensor& extremes, const Tensor& written, bool rescale) {
+  const timecycle::Sequence call{.weights = weights.const_data_ptr<float>(),
+                                 .indices = indices.const_data_ptr<int64_t>(),
+                                 .frames = frames.const_data_ptr<int64_t>(),
+                                 .targets = targets.const_data_ptr<int64_t>(),
+                                 .labels = labels.mutable_data_ptr<float>(),
+                                 .extremes = reinterpret_cast<uint32_t*>(extremes.mutable_data_ptr<int32_t>()),
+                                 .written = written.mutable_data_ptr<int32_t>(),
+                                 .maps = labels.size(0),
+                                 .target_count = weights.size(0),
+                                 .positions = weights.size(1),
+                                 .kept = weights.size(2),
+                                 .slots = frames.size(1),
+                                 .classes = labels.size(2),
+                                 .rescale = rescale};
+  timecycle::propagate_sequence_cpu(call, at::get_num_threads());
+}
+
 // The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.
 void tile_product(const Tensor& query, const Tensor& keys) {
   const auto run = [&]<typename Feature>() {
@@ -157,5 +179,6 @@ PYBIND11_MODULE(_C, module) {
              "For tests: let the plain loops serve where AVX-512's own instructions would");
   module.def("affinity_propagate", affinity_propagate, Unlocked());
   module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());
+  module.def("propagate_sequence", propagate_sequence, Unlocked());
   module.def("tile_product", tile_product, Unlocked());
 }

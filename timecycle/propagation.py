@@ -17,6 +17,7 @@ from torch import Tensor
 from timecycle.encoder import STRIDE
 from timecycle.masks import VOID
 from timecycle.ops import Select, affinity_propagate
+from timecycle.ops.propagate_sequence import rescaled
 
 BACKGROUND_PIXELS = 11  # at crop size; a class with fewer is dropped
 OBJECT_PIXELS = 12
@@ -55,9 +56,7 @@ def first_labels(mask: np.ndarray, crop: int) -> FirstLabels:
 
 def min_max(labels: Tensor) -> Tensor:
     """Shift and scale each class of [..., L, h, w] to [0, 1] over its map; a constant class becomes 0, never NaN."""
-    shifted = labels - labels.amin(dim=(-2, -1), keepdim=True)
-    largest = shifted.amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, shifted / largest, 0.0)
+    return rescaled(labels, (-2, -1))
 
 
 def index_mask(

@@ -10,7 +10,16 @@ Letters, everywhere in the project:
 from timecycle.ops._backends import backends
 from timecycle.ops.affinity_propagate import affinity_propagate
 from timecycle.ops.propagate_labels import propagate_labels
+from timecycle.ops.propagate_sequence import propagate_sequence
 from timecycle.ops.selection import Region, Select
 from timecycle.ops.topk_affinity import topk_affinity
 
-__all__ = ["Region", "Select", "affinity_propagate", "backends", "propagate_labels", "topk_affinity"]
+__all__ = [
+    "Region",
+    "Select",
+    "affinity_propagate",
+    "backends",
+    "propagate_labels",
+    "propagate_sequence",
+    "topk_affinity",
+]

@@ -33,15 +33,25 @@ class Backend:
     """The type of device it is there for: whoever has tensors on one is told if it is missing."""
 
 
-def _import_native() -> tuple[ModuleType | None, str | None]:
+def _import_compiled(name: str) -> tuple[ModuleType | None, str | None]:
     try:
-        return importlib.import_module("timecycle._C"), None
+        return importlib.import_module(f"timecycle.{name}"), None
     except ImportError as error:
         return None, f"the compiled module is not there ({error}); build it with: python setup.py build_ext"
 
 
-NATIVE, NATIVE_MISSING = _import_native()
+NATIVE, NATIVE_MISSING = _import_compiled("_C")
 """The compiled module, and why it is not there; one of them is None."""
+
+
+def _import_cuda() -> tuple[ModuleType | None, str | None]:
+    if torch.version.hip or not torch.cuda.is_available():
+        return None, "there is no NVIDIA GPU that PyTorch can use"
+    return _import_compiled("_cuda")
+
+
+CUDA, CUDA_MISSING = _import_cuda()
+"""The module of CUDA kernels, and why it cannot be used; one of them is None."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs its kernels in Python, on CPU tensors: for tests."""
@@ -66,8 +76,15 @@ def why_not_triton(features: Any) -> str | None:
         return f"the features are on {features.device}"
     if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {features.dtype} kernel"
-    if not INTERPRETED and not torch.version.hip and torch.cuda.get_device_capability(features.device) < (8, 0):
-        return f"{torch.cuda.get_device_name(features.device)} is older than compute capability 8.0"
+    return None if INTERPRETED or torch.version.hip else why_not_cuda(features)
+
+
+def why_not_cuda(tensor: Any) -> str | None:
+    """Why a CUDA kernel cannot run where this tensor is; None if it can."""
+    if tensor.device.type != "cuda":
+        return f"the tensors are on {tensor.device}"
+    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(tensor.device)} is older than compute capability 8.0"
     return None
 
 

@@ -28,14 +28,29 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
     Raises:
         InputError: shapes or dtypes do not fit together, or an index points outside the slots.
     """
+    check_affinity(weights, indices)
+    check_labels(labels, frames, len(weights), weights.dtype, "frames")
+    return _operator(weights, indices, labels, frames)
+
+
+def check_affinity(weights: Tensor, indices: Tensor) -> None:
+    """Refuse weights and indices that are not of one shape [B, N, K]."""
     if weights.ndim != 3 or weights.shape != indices.shape:
         raise InputError(
             f"weights has shape {list(weights.shape)} and indices {list(indices.shape)}; expected [B, N, K] for both"
         )
-    check_labels(labels, frames, len(weights), weights.dtype, "frames")
     if indices.dtype != torch.int64:
         raise InputError(f"indices is {indices.dtype}; expected int64")
-    return _operator(weights, indices, labels, frames)
+
+
+def check_indices(indices: Tensor, slots: int, positions: int) -> None:
+    """Refuse indices outside so many slots of so many positions."""
+    end = slots * positions
+    if indices.numel() and (int(indices.max()) >= end or int(indices.min()) < -1):
+        raise InputError(
+            f"indices runs from {int(indices.min())} to {int(indices.max())}; expected -1 to {end - 1}, "
+            f"{slots} slots of {positions} positions"
+        )
 
 
 def check_labels(labels: Tensor, frames: Tensor, targets: int, dtype: torch.dtype, name: str) -> None:
@@ -57,12 +72,7 @@ def check_label_frames(labels: Tensor, frames: Tensor, name: str) -> None:
 @torch.library.custom_op("timecycle::propagate_labels", mutates_args=())
 def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
     """The operator as PyTorch sees it."""
-    positions = frames.shape[1] * labels.shape[1]
-    if indices.numel() and (int(indices.max()) >= positions or int(indices.min()) < -1):
-        raise InputError(
-            f"indices runs from {int(indices.min())} to {int(indices.max())}; expected -1 to {positions - 1}, "
-            f"{frames.shape[1]} slots of {labels.shape[1]} positions"
-        )
+    check_indices(indices, frames.shape[1], labels.shape[1])
     check_label_frames(labels, frames, "frames")
     return choose("propagate_labels", None, weights).run(weights, indices, labels, frames)
 
@@ -74,6 +84,8 @@ def _(weights, indices, labels, frames):  # type: ignore[no-untyped-def]
 
 def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
     """The sum by PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
+    if not indices.shape[2] or not labels.shape[2]:  # embedding_bag takes neither empty bags nor empty rows
+        return weights.new_zeros((*weights.shape[:2], labels.shape[2]))
     rows, exists = label_rows(indices, frames, labels.shape[1])
     out = torch.nn.functional.embedding_bag(
         rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"

@@ -1,0 +1,13 @@
+// What the CUDA kernels' binding calls. Nothing here knows PyTorch, so that it compiles where there is only nvcc.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../propagate_sequence.h"
+
+namespace timecycle {
+
+// All pointers are on the current device; the work is put on `stream`.
+cudaError_t propagate_sequence_cuda(const Sequence& call, cudaStream_t stream);
+
+}  // namespace timecycle

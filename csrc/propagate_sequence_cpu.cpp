@@ -1,0 +1,54 @@
+// propagate_sequence on CPU threads. Targets depend on each other, so the team meets at a barrier after each.
+#include <atomic>
+#include <barrier>
+#include <thread>
+#include <vector>
+
+#include "propagate_sequence.h"
+
+namespace timecycle {
+namespace {
+
+class Threads {
+ public:
+  static constexpr int kLanes = 1;
+
+  Threads(int rank, int count, std::barrier<>& meet) : rank_(rank), count_(count), meet_(meet) {}
+  int64_t group() const { return rank_; }
+  int64_t groups() const { return count_; }
+  int lane() const { return 0; }
+  void barrier() { meet_.arrive_and_wait(); }
+
+  void lower(uint32_t* number, uint32_t value) {
+    std::atomic_ref shared(*number);
+    uint32_t now = shared.load(std::memory_order_relaxed);
+    while (value < now && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed)) {
+    }
+  }
+
+  void raise(uint32_t* number, uint32_t value) {
+    std::atomic_ref shared(*number);
+    uint32_t now = shared.load(std::memory_order_relaxed);
+    while (value > now && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  int rank_, count_;
+  std::barrier<>& meet_;
+};
+
+}  // namespace
+
+void propagate_sequence_cpu(const Sequence& call, int threads) {
+  std::barrier<> meet(threads);
+  const auto work = [&](int rank) {
+    Threads team(rank, threads, meet);
+    propagate_sequence(call, team);
+  };
+  std::vector<std::jthread> others;
+  for (int rank = 1; rank < threads; ++rank) others.emplace_back(work, rank);
+  work(0);
+}
+
+}  // namespace timecycle

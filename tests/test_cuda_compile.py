@@ -1,0 +1,42 @@
+"""The CUDA kernels, compiled by nvcc for chips that are not here: nothing spills, and the module links and loads.
+
+Needs nvcc and no GPU. Numerics of what GPU and CPU share (csrc/propagate_sequence.h) are tested on the CPU.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
+
+
+@pytest.mark.parametrize("chip", ["80", "90a"])
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_kernel_spills(source, chip, tmp_path):
+    architecture = ("-gencode", f"arch=compute_{chip},code=sm_{chip}")
+    command = [NVCC, "-std=c++20", "-O3", *architecture, "-Xptxas", "-v,-warn-spills", "-cubin", "-o", tmp_path / "x"]
+    said = subprocess.run([*command, source], capture_output=True, text=True, check=True).stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert spills, said
+    assert all(set(kernel) == {"0"} for kernel in spills), said
+
+
+def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", tmp_path]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"TIMECYCLE_CUDA": "1"}, check=True, capture_output=True)
+    code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, True, 0)"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "timecycle", env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert re.search(r"RuntimeError: propagate_sequence: .*(driver|device)", run.stderr), run.stderr

@@ -1,0 +1,165 @@
+"""propagate_sequence: labels carried through a whole video, once the affinities of all its frames are known.
+
+Features never see labels, so weights and indices of every target can be computed together; what is left is a chain of
+small sums, each frame's labels feeding the next:
+
+    for each target b in turn:   labels[targets[b]] = rescale(propagate_labels(weights[b], indices[b], labels, frames[b]))
+
+Source: TimeCycle (CVPR 2019), section 4.2; `rescale` is its scaling of every class to [0, 1] before it is fed back,
+which other protocols leave out.
+"""
+
+import torch
+from torch import Tensor
+
+from timecycle.errors import InputError
+from timecycle.ops._backends import (
+    CUDA,
+    CUDA_MISSING,
+    NATIVE,
+    NATIVE_MISSING,
+    Backend,
+    choose,
+    register,
+    why_not_cuda,
+)
+from timecycle.ops.propagate_labels import check_affinity, check_indices, check_label_frames, check_labels
+from timecycle.ops.propagate_labels import reference as labels_reference
+
+
+def propagate_sequence(
+    weights: Tensor,
+    indices: Tensor,
+    labels: Tensor,
+    frames: Tensor,
+    targets: Tensor,
+    *,
+    rescale: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Label maps of a video after all its targets.
+
+    Args:
+        weights: [B, N, K] floating point, as `topk_affinity` returns them for all targets, in the video's order.
+        indices: [B, N, K] int64 into the slots, t * N + m; -1 contributes nothing.
+        labels: [G, N, L] soft labels, dtype of the weights: those of annotated frames, and room for the others.
+        frames: [B, T] int64: slot t of target b carries label map frames[b, t]; -1 is an empty slot.
+        targets: [B] int64: the label map that target b becomes; it must not be among frames[b].
+        rescale: shift and scale each class of a target to [0, 1] over its map; a constant class becomes 0.
+        backend: 'cuda', 'cpu' or 'reference'; the first that can run the call if not given.
+
+    Returns:
+        [G, N, L], dtype of the weights: labels with the targets' maps in place. Not differentiable: `propagate_labels`
+        is, frame by frame.
+
+    Raises:
+        InputError: shapes or dtypes do not fit together, an index points outside the slots, a target is its own
+            context, or the backend that was asked for cannot run the call.
+    """
+    check_affinity(weights, indices)
+    check_labels(labels, frames, len(weights), weights.dtype, "frames")
+    if labels.shape[1] != weights.shape[1]:
+        raise InputError(f"labels has {labels.shape[1]} positions; expected {weights.shape[1]}, as many as queries")
+    if targets.dtype != torch.int64 or targets.shape != weights.shape[:1]:
+        raise InputError(f"targets is {targets.dtype} {list(targets.shape)}; expected int64 [{len(weights)}]")
+    for name, tensor in (("labels", labels), ("frames", frames), ("targets", targets), ("indices", indices)):
+        if tensor.device != weights.device:
+            raise InputError(f"{name} is on {tensor.device}; expected {weights.device}, where the weights are")
+    return _operator(weights.detach(), indices, labels.detach(), frames, targets, rescale, backend or "")
+
+
+def rescaled(labels: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Labels shifted and scaled to [0, 1] over the positions `dim`; what is constant there becomes 0, never NaN."""
+    shifted = labels - labels.amin(dim=dim, keepdim=True)
+    largest = shifted.amax(dim=dim, keepdim=True)
+    return torch.where(largest > 0, shifted / largest, 0.0)
+
+
+@torch.library.custom_op("timecycle::propagate_sequence", mutates_args=())
+def _operator(
+    weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor, rescale: bool, backend: str
+) -> Tensor:
+    """The operator as PyTorch sees it."""
+    check_indices(indices, frames.shape[1], labels.shape[1])
+    check_label_frames(labels, frames, "frames")
+    if targets.numel() and (int(targets.max()) >= len(labels) or int(targets.min()) < 0):
+        raise InputError(f"targets holds {targets.tolist()}; expected label maps, 0 to {len(labels) - 1}")
+    own = (frames == targets[:, None]).any(dim=1).nonzero().flatten()
+    if len(own):
+        b = int(own[0])
+        raise InputError(f"target {b} becomes label map {int(targets[b])}, which is in its context; expected another")
+    arguments = (weights, indices, labels, frames, targets, rescale)
+    return choose("propagate_sequence", backend or None, *arguments).run(*arguments)
+
+
+@_operator.register_fake
+def _(weights, indices, labels, frames, targets, rescale, backend):  # type: ignore[no-untyped-def]
+    return labels.new_empty(labels.shape)
+
+
+def reference(
+    weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor, rescale: bool
+) -> Tensor:
+    """The definition: one frame after the other."""
+    labels = labels.clone(memory_format=torch.contiguous_format)
+    for b, target in enumerate(targets.tolist()):
+        out = labels_reference(weights[b : b + 1], indices[b : b + 1], labels, frames[b : b + 1])[0]
+        labels[target] = rescaled(out, dim=0) if rescale else out
+    return labels
+
+
+def _why_not_native(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *_: object) -> str | None:
+    """Why the algorithm of csrc/propagate_sequence.h cannot run a call, on whatever device."""
+    if weights.dtype != torch.float32:
+        return f"it has no {weights.dtype} kernel"
+    if frames.shape[1] * labels.shape[1] >= 2**32:
+        return f"{frames.shape[1]} slots of {labels.shape[1]} positions are more than 32 bits number"
+    return None
+
+
+def _why_not_cpu(*arguments: Tensor) -> str | None:
+    if arguments[0].device.type != "cpu":
+        return f"the weights are on {arguments[0].device}"
+    return _why_not_native(*arguments)
+
+
+def _why_not_cuda(*arguments: Tensor) -> str | None:
+    return why_not_cuda(arguments[0]) or _why_not_native(*arguments)
+
+
+def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """The arguments side by side in memory, labels copied, then scratch: extremes [B, L, 2] and written [G]."""
+    ready = (weights.contiguous(), indices.contiguous(), labels.clone(memory_format=torch.contiguous_format))
+    extremes = torch.tensor([-1, 0], dtype=torch.int32, device=labels.device)  # the bits of the largest uint32, and of 0
+    extremes = extremes.repeat(len(weights), labels.shape[2], 1)
+    written = torch.full((len(labels),), -1, dtype=torch.int32, device=labels.device)
+    return *ready, frames.contiguous(), targets.contiguous(), extremes, written
+
+
+def _run_cpu(*arguments: Tensor) -> Tensor:
+    assert NATIVE is not None
+    ready = _made_fit(*arguments[:5])
+    NATIVE.propagate_sequence(*ready, arguments[5])
+    return ready[2]
+
+
+def _run_cuda(*arguments: Tensor) -> Tensor:
+    assert CUDA is not None
+    ready = _made_fit(*arguments[:5])
+    weights, _, labels, frames, *_ = ready
+    if len(weights) and labels.numel():
+        sizes = (len(labels), *weights.shape, frames.shape[1], labels.shape[2])
+        with torch.cuda.device(labels.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            weights, indices, labels, frames, targets, extremes, written = (x.data_ptr() for x in ready)
+            addresses = (weights, indices, frames, targets, labels, extremes, written)
+            CUDA.propagate_sequence(*addresses, *sizes, arguments[5], stream)
+    return ready[2]
+
+
+register(
+    "propagate_sequence",
+    Backend("cuda", CUDA_MISSING, _why_not_cuda, _run_cuda, "cuda"),
+    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
+    Backend("reference", None, lambda *_: None, reference),
+)
