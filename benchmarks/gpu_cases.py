@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rivals
+from benchmarks.gpu_sequence import run_sequence
 from benchmarks.gpu_timing import (
     DTYPES,
     clocks_at_work,
@@ -267,6 +268,11 @@ def main() -> None:
     rates = {precision: dense_tflops(precision, device) for precision in DTYPES}
     ceilings = {"dense_tflops": rates, "copy_tbs": copy_tbs(device), "clocks at work": clocks_at_work()}
     print(json.dumps({"ceilings": ceilings}), flush=True)
+    try:
+        found = run_sequence(device)
+    except Exception as error:  # the others may well run
+        found = {"name": "labels through a video", "error": one_line(error)}
+    print(json.dumps({"sequence": found}), flush=True)
     for case in cases():
         torch.cuda.empty_cache()
         try:

@@ -33,7 +33,7 @@ BUDGET = 570
 """Seconds that a run may take in all; a part that would run longer is stopped."""
 WORKERS = min(8, os.cpu_count() or 1)
 """Processes that compile kernels side by side."""
-GPU_TESTS = ("tests/test_gpu.py", "tests/test_kernels.py")
+GPU_TESTS = ("tests/test_gpu.py", "tests/test_kernels.py", "tests/test_propagate_sequence.py")
 
 
 def why_not() -> str | None:
@@ -163,10 +163,14 @@ def benchmarks(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
         found = json.loads(line)
         if "ceilings" in found:
             outcome["ceilings"] = found["ceilings"]
+            save(outcome)
+            continue
+        if "sequence" in found:
+            found = outcome["sequence"] = found["sequence"]
         else:
             outcome["cases"].append(found)
-            outcome["failed"] += [f"{found['name']}: {found['error']}"] if "error" in found else []
-            print(f"    {found['name']}: {found.get('us', 'failed')}", flush=True)
+        outcome["failed"] += [f"{found['name']}: {found['error']}"] if "error" in found else []
+        print(f"    {found['name']}: {found.get('us', 'failed')}", flush=True)
         save(outcome)
     outcome["failed"] += [ending] if ending else []
     save(outcome)

@@ -1,4 +1,4 @@
-"""Every Triton kernel on a few small shapes, for compute-sanitizer: python -m benchmarks.gpu_sanitizer.
+"""Every GPU kernel on a few small shapes, for compute-sanitizer: python -m benchmarks.gpu_sanitizer.
 
 Sizes are odd and beyond a tile's edge, where a wrong mask would read or write what is not there. Numerics are for the
 tests; nothing is compared here. Without a GPU it runs under Triton's interpreter.
@@ -10,7 +10,8 @@ import sys
 import torch
 from torch import Tensor
 
-from timecycle.ops import Region, Select, affinity_propagate, topk_affinity
+from benchmarks.gpu_sequence import video
+from timecycle.ops import Region, Select, affinity_propagate, propagate_sequence, topk_affinity
 
 COPIES = [[1, 0], [3, 1], [2, 2]]
 PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, False))
@@ -52,6 +53,8 @@ def main() -> None:
     for select, region, dtype, tf32 in calls()[first::step]:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         call(select, region, dtype, (135 if region else 131, 64 if region else 70), device)
+    if first == 0:
+        propagate_sequence(*video(torch.device(device), 3, 131, 2, 3, 5), rescale=True)
     if device == "cuda":
         torch.cuda.synchronize()
     print("every kernel ran")

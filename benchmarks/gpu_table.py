@@ -17,6 +17,10 @@ def table(content: dict[str, Any]) -> list[str]:
     if measured.get("ceilings"):
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in measured["ceilings"]["dense_tflops"].items())
         lines.append(f"dense products, TFLOP/s: {rates}; copy {measured['ceilings']['copy_tbs']:.2f} TB/s")
+    sequence = measured.get("sequence", {})
+    if "us" in sequence:
+        ours, loop = (1e-3 * timing["us"] for timing in (sequence, sequence["frame by frame"]))
+        lines.append(f"{sequence['name']}: {ours:.2f} ms in all, frame by frame {loop:.2f} ms")
     rows = [("work, per target frame", "us", "% of dense", "x eager", "x compiled", "MB", "% of matrix")]
     for case in measured.get("cases", []):
         if "us" in case:

@@ -121,17 +121,15 @@ std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const 
   return {d_query, d_bank};
 }
 
-// Labels of a whole video: labels [G, N, L] are changed in place, extremes [B, L, 2] and written [G] are scratch.
+// Labels of a whole video: labels [G, N, L] are changed in place, extremes [B, L, 2] is scratch.
 void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tensor& labels, const Tensor& frames,
-                        const Tensor& targets, const Tensor& extremes, const Tensor& written, bool rescale) {
+                        const Tensor& targets, const Tensor& extremes, bool rescale) {
   const timecycle::Sequence call{.weights = weights.const_data_ptr<float>(),
                                  .indices = indices.const_data_ptr<int64_t>(),
                                  .frames = frames.const_data_ptr<int64_t>(),
                                  .targets = targets.const_data_ptr<int64_t>(),
                                  .labels = labels.mutable_data_ptr<float>(),
                                  .extremes = reinterpret_cast<uint32_t*>(extremes.mutable_data_ptr<int32_t>()),
-                                 .written = written.mutable_data_ptr<int32_t>(),
-                                 .maps = labels.size(0),
                                  .target_count = weights.size(0),
                                  .positions = weights.size(1),
                                  .kept = weights.size(2),

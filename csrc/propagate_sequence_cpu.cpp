@@ -11,7 +11,7 @@ namespace {
 
 class Threads {
  public:
-  static constexpr int kLanes = 1;
+  static constexpr int kLanes = 1, kClasses = 16;
 
   Threads(int rank, int count, std::barrier<>& meet) : rank_(rank), count_(count), meet_(meet) {}
   int64_t group() const { return rank_; }

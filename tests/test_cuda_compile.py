@@ -33,7 +33,7 @@ def test_no_kernel_spills(source, chip, tmp_path):
 def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", tmp_path]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TIMECYCLE_CUDA": "1"}, check=True, capture_output=True)
-    code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, True, 0)"
+    code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, True, 0)"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "timecycle", env=environment, capture_output=True, text=True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_cases, gpu_check, gpu_timing
+from benchmarks import gpu_cases, gpu_check, gpu_sequence, gpu_timing
 from benchmarks.gpu_cases import Case, Video
 from timecycle.ops import Select
 from timecycle.ops.selection import inside
@@ -122,6 +122,25 @@ def test_a_case_that_computes_wrongly_is_not_timed(part, monkeypatch):
             gpu_cases.run_case(case, CPU, {"float32": 1.0})
 
 
+def test_a_video_is_checked_and_timed_and_wrong_labels_are_not(monkeypatch):
+    found = gpu_sequence.run_sequence(CPU, 3, 30, 2, 3, 2)
+    assert found["us"] > 0
+    assert found["frame by frame"]["us"] > 0
+    arguments = gpu_sequence.video(CPU, 3, 30, 2, 3, 2)
+    torch.testing.assert_close(
+        gpu_sequence.frame_by_frame(*arguments), gpu_sequence.propagate_sequence(*arguments, rescale=True)
+    )
+    right = gpu_sequence.propagate_sequence
+
+    def wrong(weights, *rest, **options):
+        labels = right(weights, *rest, **options)
+        return labels if weights.dtype == torch.float64 else labels + 0.1
+
+    monkeypatch.setattr(gpu_sequence, "propagate_sequence", wrong)
+    with pytest.raises(AssertionError):
+        gpu_sequence.run_sequence(CPU, 3, 30, 2, 3, 2)
+
+
 def test_pairs_are_those_inside_the_region():
     for height, width, radius in ((5, 6, 2), (12, 7, 3), (4, 9, 30)):
         case = Case("tiny", "float32", TINY.select, 1, height, width, 3, 4, radius)
@@ -147,13 +166,20 @@ def test_ceilings_are_measured():
 
 
 def test_figures_are_saved_as_they_come(monkeypatch, capsys):
-    lines = ['{"ceilings": {"copy_tbs": 1.0}}', "a warning", '{"name": "a", "us": 1.0}', '{"name": "b", "error": "no"}']
+    lines = [
+        '{"ceilings": {"copy_tbs": 1.0}}',
+        '{"sequence": {"name": "s", "us": 2.0}}',
+        "a warning",
+        '{"name": "a", "us": 1.0}',
+        '{"name": "b", "error": "no"}',
+    ]
     monkeypatch.setattr(gpu_check, "lines_of", lambda *_: iter([*lines, "stopped after 9 s"]))
     saved: list[str] = []
     gpu_check.benchmarks(9, lambda outcome: saved.append(json.dumps(outcome)))
-    assert [len(json.loads(outcome)["cases"]) for outcome in saved] == [0, 1, 2, 2]
+    assert [len(json.loads(outcome)["cases"]) for outcome in saved] == [0, 0, 1, 2, 2]
     last = json.loads(saved[-1])
     assert last["ceilings"] == {"copy_tbs": 1.0}
+    assert last["sequence"] == {"name": "s", "us": 2.0}
     assert last["failed"] == ["b: no", "stopped after 9 s"]
 
 

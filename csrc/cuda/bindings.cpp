@@ -18,16 +18,14 @@ void check(cudaError_t error, const char* what) {
 }
 
 void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t frames, uintptr_t targets, uintptr_t labels,
-                        uintptr_t extremes, uintptr_t written, int64_t maps, int64_t target_count, int64_t positions,
-                        int64_t kept, int64_t slots, int64_t classes, bool rescale, uintptr_t stream) {
+                        uintptr_t extremes, int64_t target_count, int64_t positions, int64_t kept, int64_t slots,
+                        int64_t classes, bool rescale, uintptr_t stream) {
   const timecycle::Sequence call{.weights = pointer<const float>(weights),
                                  .indices = pointer<const int64_t>(indices),
                                  .frames = pointer<const int64_t>(frames),
                                  .targets = pointer<const int64_t>(targets),
                                  .labels = pointer<float>(labels),
                                  .extremes = pointer<uint32_t>(extremes),
-                                 .written = pointer<int32_t>(written),
-                                 .maps = maps,
                                  .target_count = target_count,
                                  .positions = positions,
                                  .kept = kept,

@@ -10,7 +10,7 @@ namespace {
 constexpr int kThreads = 256;  // and four blocks a multiprocessor: left alone, ptxas spills to fit in six
 
 struct Grid {
-  static constexpr int kLanes = 32;
+  static constexpr int kLanes = 32, kClasses = 1;
 
   __device__ int64_t group() const { return (blockIdx.x * int64_t{kThreads} + threadIdx.x) / kLanes; }
   __device__ int64_t groups() const { return gridDim.x * int64_t{kThreads} / kLanes; }

@@ -3,7 +3,8 @@
 Features never see labels, so weights and indices of every target can be computed together; what is left is a chain of
 small sums, each frame's labels feeding the next:
 
-    for each target b in turn:   labels[targets[b]] = rescale(propagate_labels(weights[b], indices[b], labels, frames[b]))
+    for each target b in turn:
+        labels[targets[b]] = rescale(propagate_labels(weights[b], indices[b], labels, frames[b]))
 
 Source: TimeCycle (CVPR 2019), section 4.2; `rescale` is its scaling of every class to [0, 1] before it is fed back,
 which other protocols leave out.
@@ -128,12 +129,11 @@ def _why_not_cuda(*arguments: Tensor) -> str | None:
 
 
 def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """The arguments side by side in memory, labels copied, then scratch: extremes [B, L, 2] and written [G]."""
+    """The arguments side by side in memory, labels copied, then scratch: extremes [B, L, 2]."""
     ready = (weights.contiguous(), indices.contiguous(), labels.clone(memory_format=torch.contiguous_format))
-    extremes = torch.tensor([-1, 0], dtype=torch.int32, device=labels.device)  # the bits of the largest uint32, and of 0
+    extremes = torch.tensor([-1, 0], dtype=torch.int32, device=labels.device)  # -1 has the bits of the largest uint32
     extremes = extremes.repeat(len(weights), labels.shape[2], 1)
-    written = torch.full((len(labels),), -1, dtype=torch.int32, device=labels.device)
-    return *ready, frames.contiguous(), targets.contiguous(), extremes, written
+    return *ready, frames.contiguous(), targets.contiguous(), extremes
 
 
 def _run_cpu(*arguments: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ def _run_cuda(*arguments: Tensor) -> Tensor:
     ready = _made_fit(*arguments[:5])
     weights, _, labels, frames, *_ = ready
     if len(weights) and labels.numel():
-        sizes = (len(labels), *weights.shape, frames.shape[1], labels.shape[2])
+        sizes = (*weights.shape, frames.shape[1], labels.shape[2])
         with torch.cuda.device(labels.device):
             stream = torch.cuda.current_stream().cuda_stream
-            weights, indices, labels, frames, targets, extremes, written = (x.data_ptr() for x in ready)
-            addresses = (weights, indices, frames, targets, labels, extremes, written)
+            weights, indices, labels, frames, targets, extremes = (x.data_ptr() for x in ready)
+            addresses = (weights, indices, frames, targets, labels, extremes)
             CUDA.propagate_sequence(*addresses, *sizes, arguments[5], stream)
     return ready[2]
 
