@@ -17,7 +17,7 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t frames, uintptr_t targets, uintptr_t labels,
+void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, uintptr_t frames, uintptr_t targets,
                         uintptr_t extremes, int64_t target_count, int64_t positions, int64_t kept, int64_t slots,
                         int64_t classes, bool rescale, uintptr_t stream) {
   const timecycle::Sequence call{.weights = pointer<const float>(weights),

@@ -151,10 +151,8 @@ def _run_cuda(*arguments: Tensor) -> Tensor:
         sizes = (*weights.shape, frames.shape[1], labels.shape[2])
         with torch.cuda.device(labels.device):
             stream = torch.cuda.current_stream().cuda_stream
-            weights, indices, labels, frames, targets, extremes = (x.data_ptr() for x in ready)
-            addresses = (weights, indices, frames, targets, labels, extremes)
-            CUDA.propagate_sequence(*addresses, *sizes, arguments[5], stream)
-    return ready[2]
+            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], stream)
+    return labels
 
 
 register(
