@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from . import propagate_labels, tiles, topk_affinity, topk_affinity_backward, topk_affinity_ties
+from . import affinity_propagate, propagate_labels, tiles, topk_affinity, topk_affinity_backward, topk_affinity_ties
 from .call import Call
 
 TARGETS = {
@@ -97,11 +97,11 @@ def cases(chip: str) -> list[Case]:
             constants = topk_affinity_backward.gradient_constants(call, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
                 add(where, kernel, constants, tile.options(), forward=False)
-    return found + _small_cases()
+    return found + _small_cases(chip)
 
 
-def _small_cases() -> list[Case]:
-    """The kernels without a product, which are the same on every chip."""
+def _small_cases(chip: str) -> list[Case]:
+    """The kernels without a product."""
     found = []
     for k, merged, every, ties, region in (
         (5, 1, True, False, False),
@@ -113,6 +113,15 @@ def _small_cases() -> list[Case]:
         name = f"finish k={k} of {merged} lists"
         types = {"indices": "*i32", "kept": "*i64"}
         found.append(Case(name, topk_affinity.finish, constants, {"num_warps": 4}, types, True, False))
+    for k, merged, every, region, length in (
+        (5, 1, True, False, 10),
+        (20, 1, True, True, 100),
+        (10, 21, False, True, 10),
+    ):
+        constants = affinity_propagate.carry_constants(_call(torch.float32, "ieee", region), k, merged, every, length)
+        name = f"carry k={k} of {merged} lists L={length}"
+        types, options = {"indices": "*i32", "label_frames": "*i64"}, affinity_propagate.carry_options(chip)
+        found.append(Case(name, affinity_propagate.carry, constants, options, types, True, False))
     for length in (10, 512):
         columns, rows = propagate_labels.block(length)
         shape = {"COLUMNS": columns, "ROWS": rows}

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
-from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
+from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
+from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 
-NOBODY = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbour that does not exist
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -50,14 +50,16 @@ def topk_affinity(
         empty = query.new_empty((*query.shape[:2], groups * k), dtype=torch.float32)
         return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
     tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
-    candidates = _scan(call, tile, k, joint, every)
+    candidates = best_of_groups(call, tile, k, joint, every)
     weights, indices, denominators, kth = _finish(call, candidates, k, groups, every, ties)
     if ties:
         weights, indices = with_ties(call, tile, kth, denominators, every)
     return weights.flatten(2), indices.flatten(2), denominators
 
 
-def _scan(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def best_of_groups(
+    call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Candidates of S groups of slots: products and indices [B, S, N, k], top and sum [B, S, N] of the softmax."""
     grid, each = call.grid(tile, joint)
     shape = (grid[2], grid[1], call.queries)
@@ -308,56 +310,39 @@ def finish(
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     asks = n < queries
     part = (b * tl.num_programs(1) + group) * merged
-    candidate = tl.arange(0, P)[None, :]
-    at = ((part + candidate // k) * queries + n[:, None]) * k + candidate % k
-    there = asks[:, None] & (candidate < merged * k)
-    value = tl.load(values + at, mask=there, other=float("-inf"))
-    index = tl.load(indices + at, mask=there, other=NOBODY)
-    there &= value > float("-inf")
-    t, m = tl.where(there, index // positions, 0), index % positions
-    left = tl.load(copies + (b * slots + t) * 2, mask=there, other=0).to(tl.int32)
-    if REGION:
-        dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
-        inside = near(dy, dx, rows, columns, limit)
-        left = tl.where(inside, left, tl.load(copies + (b * slots + t) * 2 + 1, mask=there, other=0).to(tl.int32))
-    place = tl.arange(0, K)[None, :]
-    out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
-    out_i = tl.full((ROWS, K), -1, tl.int32)
-    for j in range(k):
-        value = tl.where(left > 0, value, float("-inf"))
-        best = tl.max(value, axis=1)
-        chosen = tl.min(tl.where(value == best[:, None], index, NOBODY), axis=1)
-        out_v = tl.where(place == j, best[:, None], out_v)
-        out_i = tl.where(place == j, chosen[:, None], out_i)
-        left = tl.where(index == chosen[:, None], left - 1, left)
+    out_v, out_i = merge(
+        values,
+        indices,
+        copies + b * slots * 2,
+        part,
+        n,
+        asks,
+        queries,
+        positions,
+        merged,
+        width,
+        rows,
+        columns,
+        limit,
+        k,
+        K,
+        P,
+        ROWS,
+        REGION,
+    )
     exists = out_v > float("-inf")
-    if EVERY:
-        split = tl.arange(0, S)[None, :]
-        at = (part + split) * queries + n[:, None]
-        top = tl.load(tops + at, mask=asks[:, None] & (split < merged), other=float("-inf"))
-        total = tl.load(sums + at, mask=asks[:, None] & (split < merged), other=0.0)
-        shift = tl.max(top, axis=1)
-        shift = tl.where(shift == float("-inf"), 0.0, shift)
-        total = tl.sum(total * tl.exp2((top - shift[:, None]) * scale), axis=1)
-    else:
-        shift = tl.max(out_v, axis=1)
-        shift = tl.where(shift == float("-inf"), 0.0, shift)
-        total = tl.sum(tl.exp2((out_v - shift[:, None]) * scale), axis=1)
-    empty = total == 0
-    total = tl.where(empty, 1.0, total)
+    shift, total = softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S, EVERY)
     if EVERY:
         at = (b * queries + n) * tl.num_programs(1) + group
-        logarithm = shift * scale * LN_2 + tl.log(total)
-        tl.store(denominators + at, tl.where(empty, float("-inf"), logarithm), mask=asks)
+        logarithm = shift * scale * LN_2 + tl.log(tl.where(total == 0, 1.0, total))
+        tl.store(denominators + at, tl.where(total == 0, float("-inf"), logarithm), mask=asks)
     if TIES:
         lowest = tl.min(tl.where(exists, out_v, float("inf")), axis=1)
         tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=asks)
-    share = tl.where(exists, tl.exp2((out_v - shift[:, None]) * scale) / total[:, None], 0.0)
+    share = weigh(out_v, shift, total, scale)
     if MEAN:
-        filled = 0
-        for t in range(slots):
-            filled += (tl.load(frames + b * slots + t) >= 0).to(tl.int32)
-        share /= tl.maximum(filled, 1).to(tl.float32)
+        share /= filled_slots(frames + b * slots, slots)
+    place = tl.arange(0, K)[None, :]
     at = ((b * queries + n[:, None]) * tl.num_programs(1) + group) * k + place
     tl.store(weights + at, share, mask=asks[:, None] & (place < k))
     tl.store(kept + at, tl.where(exists, out_i, -1).to(tl.int64), mask=asks[:, None] & (place < k))

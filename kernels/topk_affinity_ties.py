@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .call import Call
 from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
+from .merge import NOBODY
 from .tiles import Tile
-
-NOBODY = tl.constexpr(2**31 - 1)
 
 
 def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: bool) -> tuple[Tensor, Tensor]:

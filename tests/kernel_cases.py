@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, propagate_labels, topk_affinity
+from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
 
 SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -171,6 +171,21 @@ def labels(length):
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
+def carried(selection, region, length, dtype):
+    """Labels in one go, some slots without a label map, as the reference has them in float64."""
+    query, bank = (x.to(dtype).to(DEVICE) for x in (whole(1, 2, 99, 3), whole(2, 3, 99, 3)))
+    frames = torch.tensor(CONTEXT, device=DEVICE)
+    label_frames = torch.tensor([[3, -1, 0, 2], [1, 1, -1, 0]], device=DEVICE)
+    maps = normal(3, 4, 99, length).to(DEVICE)
+    options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
+    found = []
+    for backend, wide in (("triton", dtype), ("reference", torch.float64)):
+        arguments = (query.to(wide), bank.to(wide), frames, maps.to(torch.float32 if wide == dtype else wide))
+        select = Select(4, 2.0, *selection)
+        found.append(affinity_propagate(*arguments, label_frames, select, backend=backend, **options))
+    torch.testing.assert_close(found[0].double(), found[1], atol=1e-5, rtol=1e-4)
+
+
 def compiled_whole():
     """torch.compile takes the operators as they are, with their gradients."""
     frames, select = torch.tensor([[0, 1]], device=DEVICE), Select(3, 2.0, "frame", "all")
@@ -209,6 +224,10 @@ def _checks() -> dict[str, Callable[[], None]]:
         found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
+    for i, selection in enumerate(SELECTIONS):
+        for where, region in (("everywhere", None), ("region", Region(9, 11, 3))):
+            name = f"carried, {where}: {' '.join(selection)}"
+            found[name] = partial(carried, selection, region, (1, 5, 150)[i % 3], DTYPES[i % 3])
     for check in (flat_frames, large_features, not_a_number, strides, largest_k, compiled_whole):
         found[check.__name__.replace("_", " ")] = check
     return found

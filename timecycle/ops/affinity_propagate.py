@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import NATIVE, NATIVE_MISSING, TRITON_MISSING, Backend, choose, register
-from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels, propagate_labels_backward
+from timecycle.ops._backends import (
+    NATIVE,
+    NATIVE_MISSING,
+    TRITON_MISSING,
+    Backend,
+    choose,
+    register,
+    run_triton,
+)
+from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
 from timecycle.ops.selection import Region, Select
 from timecycle.ops.topk_affinity import (
@@ -156,13 +164,6 @@ def _why_not_triton(
     return why_not_triton_here(query, bank, frames, *rest)
 
 
-def _run_triton(
-    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, copies: Tensor, *select: object
-) -> Tensor:
-    weights, indices, _ = topk_operator(query, bank, frames, copies, *select, "triton", False)
-    return propagate_labels(weights, indices, labels, label_frames)
-
-
 def _run_cpu(*arguments: object) -> Tensor:
     assert NATIVE is not None
     return NATIVE.affinity_propagate(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
@@ -170,7 +171,7 @@ def _run_cpu(*arguments: object) -> Tensor:
 
 register(
     "affinity_propagate",
-    Backend("triton", TRITON_MISSING, _why_not_triton, _run_triton, "cuda"),
+    Backend("triton", TRITON_MISSING, _why_not_triton, run_triton("affinity_propagate", "affinity_propagate"), "cuda"),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

@@ -1,0 +1,92 @@
+"""Candidates into neighbours: what topk_affinity and affinity_propagate do with the lists that scan leaves."""
+
+import triton
+import triton.language as tl
+
+from .grid import near
+
+NOBODY = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbour that does not exist
+
+
+@triton.jit
+def merge(
+    values,
+    indices,
+    copies,  # of the target: [T, 2] int64
+    part,
+    n,
+    asks,
+    queries,
+    positions,
+    merged,
+    width,
+    rows,
+    columns,
+    limit,
+    k,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    REGION: tl.constexpr,
+):
+    """Products and indices [ROWS, K] of the k best of the `merged` lists from `part` on, in order; -inf where none is.
+
+    values, indices [lists, N, k] are what scan leaves. A key takes as many places as it counts.
+    """
+    candidate = tl.arange(0, P)[None, :]
+    at = ((part + candidate // k) * queries + n[:, None]) * k + candidate % k
+    there = asks[:, None] & (candidate < merged * k)
+    value = tl.load(values + at, mask=there, other=float("-inf"))
+    index = tl.load(indices + at, mask=there, other=NOBODY)
+    there &= value > float("-inf")
+    t, m = tl.where(there, index // positions, 0), index % positions
+    left = tl.load(copies + t * 2, mask=there, other=0).to(tl.int32)
+    if REGION:
+        dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
+        inside = near(dy, dx, rows, columns, limit)
+        left = tl.where(inside, left, tl.load(copies + t * 2 + 1, mask=there, other=0).to(tl.int32))
+    place = tl.arange(0, K)[None, :]
+    out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
+    out_i = tl.full((ROWS, K), -1, tl.int32)
+    for j in range(k):
+        value = tl.where(left > 0, value, float("-inf"))
+        best = tl.max(value, axis=1)
+        chosen = tl.min(tl.where(value == best[:, None], index, NOBODY), axis=1)
+        out_v = tl.where(place == j, best[:, None], out_v)
+        out_i = tl.where(place == j, chosen[:, None], out_i)
+        left = tl.where(index == chosen[:, None], left - 1, left)
+    return out_v, out_i
+
+
+@triton.jit
+def softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S: tl.constexpr, EVERY: tl.constexpr):
+    """Shift and sum [ROWS] of the softmax over all keys, or over the kept products out_v; the sum of none is 0."""
+    if EVERY:
+        split = tl.arange(0, S)[None, :]
+        at = (part + split) * queries + n[:, None]
+        top = tl.load(tops + at, mask=asks[:, None] & (split < merged), other=float("-inf"))
+        total = tl.load(sums + at, mask=asks[:, None] & (split < merged), other=0.0)
+        shift = tl.max(top, axis=1)
+        shift = tl.where(shift == float("-inf"), 0.0, shift)
+        total = tl.sum(total * tl.exp2((top - shift[:, None]) * scale), axis=1)
+    else:
+        shift = tl.max(out_v, axis=1)
+        shift = tl.where(shift == float("-inf"), 0.0, shift)
+        total = tl.sum(tl.exp2((out_v - shift[:, None]) * scale), axis=1)
+    return shift, total
+
+
+@triton.jit
+def weigh(out_v, shift, total, scale):
+    """Shares [ROWS, K] of the softmax; 0 of what does not exist."""
+    part = tl.exp2((out_v - shift[:, None]) * scale) / tl.where(total == 0, 1.0, total)[:, None]
+    return tl.where(out_v > float("-inf"), part, 0.0)
+
+
+@triton.jit
+def filled_slots(frames, slots):
+    """How many of a target's slots hold a frame, at least 1, as float32."""
+    filled = 0
+    for t in range(slots):
+        filled += (tl.load(frames + t) >= 0).to(tl.int32)
+    return tl.maximum(filled, 1).to(tl.float32)
