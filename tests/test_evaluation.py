@@ -235,6 +235,8 @@ def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how
     arguments = [str(a) for a in ("--davis", root, "--cropSize", 64, "--save_path", "out")]
     program = [sys.executable, str(ROOT / "test_davis.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # A shell starts what it runs in the background with SIGINT ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
         while not list((tmp_path / "out").glob(".long.*.partial/0020*.png")):
             assert process.poll() is None, process.stderr.read()
