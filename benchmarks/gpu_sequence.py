@@ -33,9 +33,9 @@ def video(
 def frame_by_frame(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> Tensor:
     """The rival: what a loop over frames does, one propagate_labels and one rescaling each."""
     labels = labels.clone()
-    for b in range(len(weights)):
+    for b, target in enumerate(targets.tolist()):
         out = propagate_labels(weights[b : b + 1], indices[b : b + 1], labels, frames[b : b + 1])[0]
-        labels[b + 1] = rescaled(out, 0)
+        labels[target] = rescaled(out, 0)
     return labels
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
+# There is nothing to compile with: users without the CUDA toolkit. CI has it.
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 
 
