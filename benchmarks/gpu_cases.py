@@ -44,6 +44,12 @@ class Case:
     radius: int | None = None
     rivals: tuple[str, ...] = ("eager",)
     backward: bool = False
+    backend: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The work, and what does it."""
+        return self.name if self.backend is None else f"{self.name} ({self.backend})"
 
     @property
     def region(self) -> Region | None:
@@ -104,7 +110,9 @@ class Video:
 
 def forward(case: Case, video: Video, check: bool = False) -> tuple[Tensor, Tensor]:
     """The call that is timed; without the check of its input, which is timed as a rival."""
-    return topk_affinity(video.query, video.bank, video.frames, case.select, region=case.region, check=check)
+    return topk_affinity(
+        video.query, video.bank, video.frames, case.select, region=case.region, check=check, backend=case.backend
+    )
 
 
 def check_forward(case: Case, video: Video) -> None:
@@ -217,8 +225,14 @@ def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[
         others = time_rivals(case, videos, device)
     tflops = case.operations / timing["us"] / 1e6
     return {
-        "name": case.name,
+        "name": case.title,
+        "work": case.name,
+        "backend": case.backend,
         "precision": case.precision,
+        "joint": case.select.scope == "joint",
+        "region": case.radius is not None,
+        "k": case.select.k,
+        "backward": case.backward,
         "targets": case.targets,
         "operations": case.operations,
         **timing,
@@ -254,7 +268,14 @@ def cases() -> list[Case]:
         for precision in ("bfloat16", "float32"):
             name_ = f"gradient, crop 480, {name}, {precision}"
             found.append(Case(name_, precision, select, 8, rivals=("forward",), backward=True))
-    return found
+    return [made for case in found for made in by_backend(case)]
+
+
+def by_backend(case: Case) -> list[Case]:
+    """A case once for each backend that can run it on a GPU; the rivals are timed once."""
+    if case.backward or case.precision not in ("bfloat16", "float16"):
+        return [replace(case, backend="triton")]
+    return [replace(case, backend="cuda"), replace(case, backend="triton", rivals=())]
 
 
 def one_line(error: BaseException) -> str:
@@ -278,7 +299,7 @@ def main() -> None:
         try:
             found = run_case(case, device, rates)
         except Exception as error:  # the others may well run
-            found = {"name": case.name, "error": one_line(error)}
+            found = {"name": case.title, "error": one_line(error)}
         print(json.dumps(found), flush=True)
 
 

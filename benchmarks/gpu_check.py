@@ -33,7 +33,12 @@ BUDGET = 570
 """Seconds that a run may take in all; a part that would run longer is stopped."""
 WORKERS = min(8, os.cpu_count() or 1)
 """Processes that compile kernels side by side."""
-GPU_TESTS = ("tests/test_gpu.py", "tests/test_kernels.py", "tests/test_propagate_sequence.py")
+GPU_TESTS = (
+    "tests/test_gpu.py",
+    "tests/test_kernels.py",
+    "tests/test_cuda_kernels.py",
+    "tests/test_propagate_sequence.py",
+)
 
 
 def why_not() -> str | None:
@@ -256,6 +261,7 @@ def about(commit: str | None) -> dict[str, Any]:
         "gpu": properties.name,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H%MZ"),
         "commit": commit or "unknown",
+        "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_mb": round(properties.total_memory / 1e6),
         "l2_mb": round(properties.L2_cache_size / 1e6, 1),

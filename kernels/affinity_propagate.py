@@ -12,7 +12,7 @@ from . import tiles
 from .call import Call
 from .merge import filled_slots, merge, softmax, weigh
 from .propagate_labels import propagate_labels
-from .topk_affinity import best_of_groups, finish_constants, topk_affinity
+from .topk_affinity import Candidates, best_of_groups, finish_constants, topk_affinity
 
 WIDEST = 64  # columns of labels that one program adds up, beside the candidates that it merges
 
@@ -43,20 +43,29 @@ def affinity_propagate(
         )
         return propagate_labels(weights, indices, labels, label_frames)
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+    if not query.shape[0] * query.shape[1]:
+        return labels.new_empty((*query.shape[:2], labels.shape[2]))
+    tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
+    candidates = best_of_groups(call, tile, k, joint, every)
+    return carry_candidates(call, candidates, labels, label_frames, k, joint, every)
+
+
+def carry_candidates(
+    call: Call, candidates: Candidates, labels: Tensor, label_frames: Tensor, k: int, joint: bool, every: bool
+) -> Tensor:
+    """Soft labels [B, N, L], as affinity_propagate returns them, from the candidates."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
-    out = labels.new_empty((*query.shape[:2], labels.shape[2]))
+    out = labels.new_empty((*call.query.shape[:2], labels.shape[2]))
     if not out.numel():
         return out
-    chip = tiles.family(query.device)
-    tile = tiles.forward_tile(chip, query.dtype, call.precision, k)
-    values, indices, tops, sums = best_of_groups(call, tile, k, joint, every)
+    values, indices, tops, sums = candidates
     groups = 1 if joint else call.slots
     merged = values.shape[1] // groups
     constants = carry_constants(call, k, merged, every, out.shape[2])
     grid = (
         triton.cdiv(call.queries, constants["ROWS"]),
         triton.cdiv(out.shape[2], constants["COLUMNS"]),
-        len(query),
+        len(call.query),
     )
     carry[grid](
         values,
@@ -79,7 +88,7 @@ def affinity_propagate(
         k,
         call.scale,
         **constants,
-        **carry_options(chip),
+        **carry_options(tiles.family(call.query.device)),
     )
     return out
 

@@ -18,6 +18,8 @@ from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 
 LN_2 = tl.constexpr(0.6931471805599453)
+Candidates = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What is known of each query and each of S lists: values and indices [B, S, N, k], tops and sums [B, S, N]."""
 
 
 def topk_affinity(
@@ -51,15 +53,22 @@ def topk_affinity(
         return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
     tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
     candidates = best_of_groups(call, tile, k, joint, every)
-    weights, indices, denominators, kth = _finish(call, candidates, k, groups, every, ties)
-    if ties:
-        weights, indices = with_ties(call, tile, kth, denominators, every)
+    if not ties:
+        return finish_candidates(call, candidates, k, joint, every)
+    _, _, denominators, kth = _finish(call, candidates, k, groups, every, ties)
+    weights, indices = with_ties(call, tile, kth, denominators, every)
     return weights.flatten(2), indices.flatten(2), denominators
 
 
-def best_of_groups(
-    call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def finish_candidates(
+    call: Call, candidates: Candidates, k: int, joint: bool, every: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, indices and log-denominators, as topk_affinity returns them, from the candidates."""
+    weights, indices, denominators, _ = _finish(call, candidates, k, 1 if joint else call.slots, every, False)
+    return weights.flatten(2), indices.flatten(2), denominators
+
+
+def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> Candidates:
     """Candidates of S groups of slots: products and indices [B, S, N, k], top and sum [B, S, N] of the softmax."""
     grid, each = call.grid(tile, joint)
     shape = (grid[2], grid[1], call.queries)
@@ -87,7 +96,7 @@ def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
 
 
 def _finish(
-    call: Call, candidates: tuple[Tensor, Tensor, Tensor, Tensor], k: int, groups: int, every: bool, ties: bool
+    call: Call, candidates: Candidates, k: int, groups: int, every: bool, ties: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N]."""
     values, indices, tops, sums = candidates

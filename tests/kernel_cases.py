@@ -1,8 +1,8 @@
-"""What tests/test_kernels.py asks of the Triton kernels: named checks that need nothing but Triton to run.
+"""What is asked of the GPU kernels, Triton's and CUDA's: named checks that need nothing but Triton to run.
 
 They are run where Triton can: on a GPU, else in a process with Triton's interpreter (which must be chosen before
-Triton is imported). Features are small whole numbers where indices must agree to the last one, since every sum is then
-exact in every dtype; the reference is computed in float64.
+Triton is imported), CUDA's kernels with the emulator of tests/emulator. Features are small whole numbers where indices
+must agree to the last one, since every sum is then exact in every dtype; the reference is computed in float64.
 """
 
 import itertools
@@ -21,6 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COPIES = [[1, 0], [3, 1], [0, 0], [2, 2]]
 CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
+BACKEND = "triton"  # which `run` sets
 
 
 def whole(seed: int, *shape: int, largest: int = 2) -> Tensor:
@@ -37,7 +38,7 @@ def both(query, bank, frames, select, dtype, region=None, copies=None):
     query, bank = query.to(dtype).to(DEVICE), bank.to(dtype).to(DEVICE)
     options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
     frames = torch.as_tensor(frames, device=DEVICE)
-    ours = topk_affinity(query, bank, frames, select, backend="triton", **options)
+    ours = topk_affinity(query, bank, frames, select, backend=BACKEND, **options)
     return ours, topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
 
 
@@ -55,7 +56,7 @@ def ties_and_copies(selection, region, dtype):
 
 def shape(n, m, d, t, k, selection, dtype):
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t))
-    select = Select(k, 0.5, *selection)
+    select = Select(k, 0.5 + d / 64, *selection)  # a weight that underflows would look like one that is not there
     (weights, indices), (exact, expected) = both(normal(n, 2, n, d), normal(m, 4, m, d), frames, select, dtype)
     assert torch.equal(indices < 0, expected < 0)
     assert torch.equal(weights == 0, indices < 0)
@@ -63,8 +64,8 @@ def shape(n, m, d, t, k, selection, dtype):
     torch.testing.assert_close(weights.double(), exact, atol=1e-4, rtol=0)
 
 
-def any_shape(seed):
-    """Sizes, region, copies and selection drawn by the seed."""
+def any_shape(seed, selections, dtypes):
+    """Sizes, region, copies, selection and dtype drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -79,53 +80,51 @@ def any_shape(seed):
         whole(seed, 2, height * width, channels, largest=1),
         whole(-seed, 3, height * width, channels, largest=1),
     )
-    select = Select(draw(1, 20), 4.0, *SELECTIONS[draw(0, 7)])
-    same(*both(query, bank, frames, select, DTYPES[draw(0, 2)], region, copies), atol=1e-5)
+    select = Select(draw(1, 20), 4.0, *selections[draw(0, len(selections) - 1)])
+    dtype = dtypes[draw(0, len(dtypes) - 1)]
+    same(*both(query, bank, frames, select, dtype, region, copies), atol=1e-5)
 
 
-def nothing_to_choose_from(selection):
+def nothing_to_choose_from(selection, dtype):
     query, bank = normal(1, 2, 12, 4), normal(2, 1, 12, 4)
     for frames, copies in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
-        (weights, indices), _ = both(
-            query, bank, frames, Select(2, 1.0, *selection), torch.float32, Region(3, 4, 1), copies
-        )
+        (weights, indices), _ = both(query, bank, frames, Select(2, 1.0, *selection), dtype, Region(3, 4, 1), copies)
         assert torch.equal(weights, torch.zeros_like(weights))
         assert torch.equal(indices, torch.full_like(indices, -1))
 
 
-def flat_frames():
-    for ties, kept in (("exact", 5), ("all", 130)):
-        ones = torch.ones(1, 130, 4)
-        (weights, indices), _ = both(ones, ones, [[0]], Select(5, 1.0, ties=ties), torch.float32)
-        assert torch.equal(indices.cpu(), torch.arange(kept).expand(1, 130, kept))
-        torch.testing.assert_close(weights.cpu(), torch.full((1, 130, kept), 1 / kept))
+def flat_frames(ties, kept, dtype):
+    ones = torch.ones(1, 130, 4)
+    (weights, indices), _ = both(ones, ones, [[0]], Select(5, 1.0, ties=ties), dtype)
+    assert torch.equal(indices.cpu(), torch.arange(kept).expand(1, 130, kept))
+    torch.testing.assert_close(weights.cpu(), torch.full((1, 130, kept), 1 / kept))
 
 
-def large_features():
+def large_features(dtype):
     # Logits reach the ten thousands, where float32 resolves some thousandths.
     select = Select(4, 0.001, "frame", "all")
-    (weights, _), (exact, _) = both(4 * normal(1, 1, 9, 64), 4 * normal(2, 2, 300, 64), [[0, 1]], select, torch.float32)
+    (weights, _), (exact, _) = both(4 * normal(1, 1, 9, 64), 4 * normal(2, 2, 300, 64), [[0, 1]], select, dtype)
     assert torch.isfinite(weights).all()
     torch.testing.assert_close(weights.double(), exact, atol=2e-2, rtol=0)
 
 
-def not_a_number():
-    nan = torch.full((1, 6, 4), float("nan"), device=DEVICE)
+def not_a_number(dtype):
+    nan = torch.full((1, 6, 4), float("nan"), dtype=dtype, device=DEVICE)
     frames = torch.tensor([[0]], device=DEVICE)
-    topk_affinity(nan, nan, frames, Select(1, 1.0), check=False, backend="triton")
+    topk_affinity(nan, nan, frames, Select(1, 1.0), check=False, backend=BACKEND)
 
 
-def strides():
-    query, bank, frames = whole(1, 2, 20, 6).float(), whole(2, 4, 30, 6).float(), torch.tensor([[0, 3], [2, 1]])
+def strides(dtype):
+    query, bank, frames = whole(1, 2, 20, 6).to(dtype), whole(2, 4, 30, 6).to(dtype), torch.tensor([[0, 3], [2, 1]])
     query, bank, frames = (x.to(DEVICE) for x in (query, bank, frames))
     select = Select(3, 1.0, "frame", "all")
-    plain = topk_affinity(query, bank, frames, select, backend="triton")
+    plain = topk_affinity(query, bank, frames, select, backend=BACKEND)
     turned = (
         query.transpose(1, 2).contiguous().transpose(1, 2),
         bank.transpose(0, 1).contiguous().transpose(0, 1),
         frames.T.contiguous().T,
     )
-    for ours, expected in zip(topk_affinity(*turned, select, backend="triton"), plain, strict=True):
+    for ours, expected in zip(topk_affinity(*turned, select, backend=BACKEND), plain, strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -134,6 +133,14 @@ def largest_k():
     same(*both(query, bank, [[0, 1]], Select(128, 4.0, "joint", "kept"), torch.float32))
     with pytest.raises(InputError, match="at most 128 neighbours, not 129"):
         both(query, bank, [[0, 1]], Select(129, 4.0), torch.float32)
+
+
+def many_patches(height, width, radius, dtype):
+    """A grid of several patches, so that both lists of a query, and every stage of the copies, have work."""
+    query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
+    region = None if radius is None else Region(height, width, radius)
+    for selection in (("frame", "all"), ("joint", "kept")):
+        same(*both(query, bank, [[0, 1, 0]], Select(10, 8.0, *selection), dtype, region))
 
 
 def gradients(selection, region, copies, dtype):
@@ -179,7 +186,7 @@ def carried(selection, region, length, dtype):
     maps = normal(3, 4, 99, length).to(DEVICE)
     options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
     found = []
-    for backend, wide in (("triton", dtype), ("reference", torch.float64)):
+    for backend, wide in ((BACKEND, dtype), ("reference", torch.float64)):
         arguments = (query.to(wide), bank.to(wide), frames, maps.to(torch.float32 if wide == dtype else wide))
         select = Select(4, 2.0, *selection)
         found.append(affinity_propagate(*arguments, label_frames, select, backend=backend, **options))
@@ -204,44 +211,63 @@ def compiled_whole():
     torch.testing.assert_close(*found)
 
 
-def _checks() -> dict[str, Callable[[], None]]:
+def _forward_checks(selections: list, dtypes: list, shapes: list) -> dict[str, Callable[[], None]]:
+    """What every forward kernel is asked, of the selections and dtypes that it has."""
     regions = {"everywhere": [None] * 4, "region": [Region(9, 11, 3), Region(9, 11, 3, "circle<=")]}
     regions["region"] += [Region(9, 11, 2, "square<="), Region(9, 11, 0.5)]
     found: dict[str, Callable[[], None]] = {}
-    for i, selection in enumerate(SELECTIONS):
+    for i, selection in enumerate(selections):
         for where, choice in regions.items():
             name = f"ties and copies, {where}: {' '.join(selection)}"
-            found[name] = partial(ties_and_copies, selection, choice[i % 4], DTYPES[i % 3])
-    shapes = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
+            found[name] = partial(ties_and_copies, selection, choice[i % 4], dtypes[i % len(dtypes)])
+            name = f"carried, {where}: {' '.join(selection)}"
+            region = Region(9, 11, 3) if where == "region" else None
+            found[name] = partial(carried, selection, region, (1, 5, 150)[i % 3], dtypes[i % len(dtypes)])
     for i, sizes in enumerate(shapes * 2):
-        selection, dtype = SELECTIONS[(3 * i) % 8], DTYPES[(i + i // 5) % 3]
+        selection, dtype = selections[(3 * i) % len(selections)], dtypes[(i + i // len(shapes)) % len(dtypes)]
         found[f"shape {sizes} {' '.join(selection)} {dtype}"] = partial(shape, *sizes, selection, dtype)
-    found |= {f"any shape, seed {seed}": partial(any_shape, seed) for seed in range(16)}
-    found |= {f"nothing: {' '.join(s)}": partial(nothing_to_choose_from, s) for s in SELECTIONS}
+    found |= {f"any shape, seed {seed}": partial(any_shape, seed, selections, dtypes) for seed in range(16)}
+    found |= {f"nothing: {' '.join(s)}": partial(nothing_to_choose_from, s, dtypes[0]) for s in selections}
+    ties = {s[2] for s in selections}
+    found |= {f"flat, ties {t}": partial(flat_frames, t, {"exact": 5, "all": 130}[t], dtypes[0]) for t in ties}
+    for check in (large_features, not_a_number, strides):
+        found[check.__name__.replace("_", " ")] = partial(check, dtypes[0])
+    return found
+
+
+def _triton_checks() -> dict[str, Callable[[], None]]:
+    shapes = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
+    found = _forward_checks(SELECTIONS, DTYPES, shapes)
     for i, selection in enumerate(s for s in SELECTIONS for _ in range(2) if s[2] == "exact"):
         region = Region(9, 11, 3) if i % 2 else None
         name = f"gradients, {'region' if region else 'everywhere'}: {' '.join(selection)}"
         found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
-    for i, selection in enumerate(SELECTIONS):
-        for where, region in (("everywhere", None), ("region", Region(9, 11, 3))):
-            name = f"carried, {where}: {' '.join(selection)}"
-            found[name] = partial(carried, selection, region, (1, 5, 150)[i % 3], DTYPES[i % 3])
-    for check in (flat_frames, large_features, not_a_number, strides, largest_k, compiled_whole):
-        found[check.__name__.replace("_", " ")] = check
+    return found | {"largest k": largest_k, "compiled whole": compiled_whole}
+
+
+def _cuda_checks() -> dict[str, Callable[[], None]]:
+    selections, dtypes = [s for s in SELECTIONS if s[2] == "exact"], [torch.bfloat16, torch.float16]
+    # N, M, D, T, k: queries stay in shared memory up to 512 channels on Hopper, and are streamed beyond.
+    shapes = [(1, 1, 1, 1, 1), (127, 257, 72, 3, 5), (130, 129, 520, 2, 20), (64, 640, 512, 1, 10), (10, 4, 8, 3, 9)]
+    found = _forward_checks(selections, dtypes, shapes)
+    for place in ((1, 700, None), (20, 35, None), (20, 35, 4), (9, 50, 30)):
+        found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
     return found
 
 
-CHECKS = _checks()
+CHECKS = {"triton": _triton_checks(), "cuda": _cuda_checks()}
 
 
-def run(name: str) -> None:
-    """Run one check, with memory that nobody wrote full of NaN."""
+def run(backend: str, name: str) -> None:
+    """Run one check of a backend, with memory that nobody wrote full of NaN."""
+    global BACKEND
+    BACKEND = backend
     torch.set_num_threads(1)
     # On a GPU PyTorch's own products, which the reference uses, have no such mode.
     torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
     try:
-        CHECKS[name]()
+        CHECKS[backend][name]()
     finally:
         torch.use_deterministic_algorithms(False)

@@ -134,7 +134,7 @@ BAD = [
     ({"label_frames": torch.tensor([[1]])}, "label_frames holds [[1]]; expected label maps, -1 to 0"),
     ({"frames": torch.tensor([[1]])}, "frames holds [[1]]; expected frames of the bank, -1 to 0"),
     ({"query": torch.full((1, 6, 4), float("nan"))}, "query holds nan at [0, 0, 0]; expected finite"),
-    ({"backend": "gpu"}, "'gpu' is unknown to affinity_propagate; expected one of triton, cpu, reference"),
+    ({"backend": "gpu"}, "'gpu' is unknown to affinity_propagate; expected one of cuda, triton, cpu, reference"),
 ]
 
 

@@ -1,6 +1,6 @@
-"""The CUDA kernels, compiled by nvcc for chips that are not here: nothing spills, and the module links and loads.
+"""The CUDA kernels, compiled by nvcc for chips that are not here: what they take, and that the module links and loads.
 
-Needs nvcc and no GPU. Numerics of what GPU and CPU share (csrc/propagate_sequence.h) are tested on the CPU.
+Needs nvcc and no GPU. Numerics are for tests/test_cuda_kernels.py.
 """
 
 import os
@@ -11,9 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton.backends import nvidia
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+# What a kernel must multiply with, and on which chip; elsewhere it is empty, since it never runs there.
+PRODUCTS = {"topk_affinity_sm80": ("80", "HMMA.16816"), "topk_affinity_sm90": ("90a", "HGMMA.64x128x16")}
+CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"  # the CUDA toolkit's own need not be here
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 # There is nothing to compile with: users without the CUDA toolkit. CI has it.
@@ -22,25 +26,32 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 
 @pytest.mark.parametrize("chip", ["80", "90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_no_kernel_spills(source, chip, tmp_path):
+def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip, tmp_path):
     architecture = ("-gencode", f"arch=compute_{chip},code=sm_{chip}")
     command = [NVCC, "-std=c++20", "-O3", *architecture, "-Xptxas", "-v,-warn-spills", "-cubin", "-o", tmp_path / "x"]
     said = subprocess.run([*command, source], capture_output=True, text=True, check=True).stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert spills, said
     assert all(set(kernel) == {"0"} for kernel in spills), said
+    assert "serialized" not in said  # what ptxas says of a wgmma that it makes wait for the one before
+    with_products, instruction = PRODUCTS.get(source.stem, (None, ""))
+    if chip == with_products:
+        code = subprocess.run([CUOBJDUMP, "-sass", tmp_path / "x"], capture_output=True, text=True, check=True).stdout
+        kernels = code.split("Function : ")[1:]
+        assert len(kernels) == len(spills)
+        assert all(instruction in kernel for kernel in kernels)
 
 
 def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", tmp_path]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TIMECYCLE_CUDA": "1"}, check=True, capture_output=True)
-    code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, True, 0)"
+    code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, True, 0, 0)"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "timecycle", env=environment, capture_output=True, text=True
     )
     assert run.returncode == 1
-    assert re.search(r"RuntimeError: propagate_sequence: .*(driver|device)", run.stderr), run.stderr
+    assert re.search(r"RuntimeError: .*(driver|device)", run.stderr), run.stderr
 
 
 def test_a_compiler_that_fails_costs_the_cuda_module_alone_and_one_line(tmp_path):

@@ -156,7 +156,7 @@ def test_videos_are_the_frames_before_each_target():
 
 
 def test_every_case_is_named_once():
-    names = [case.name for case in gpu_cases.cases()]
+    names = [case.title for case in gpu_cases.cases()]
     assert len(set(names)) == len(names)
 
 

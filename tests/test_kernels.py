@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -25,18 +26,18 @@ from timecycle.kernels.call import Reach
 def run() -> Iterator[Callable[[str], None]]:
     """Run a check where Triton can: here if it can, else in processes with its interpreter, one a core."""
     if TRITON_MISSING is None:
-        yield kernel_cases.run
+        yield partial(kernel_cases.run, "triton")
         return
     # The variable must be there before a child imports Triton, and must not be here.
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
-        running = {name: pool.submit(kernel_cases.run, name) for name in kernel_cases.CHECKS}
+        running = {name: pool.submit(kernel_cases.run, "triton", name) for name in kernel_cases.CHECKS["triton"]}
         yield lambda name: running[name].result()
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("name", kernel_cases.CHECKS)
+@pytest.mark.parametrize("name", kernel_cases.CHECKS["triton"])
 def test_kernels(run, name):
     run(name)
 

@@ -322,7 +322,7 @@ BAD = [
     ({"copies": torch.ones(2, 2, dtype=torch.int64)}, "copies is torch.int64 [2, 2]; expected int64 [1, 2]"),
     ({"copies": torch.ones(1, 2)}, "copies is torch.float32"),
     ({"copies": torch.tensor([[1, -1]])}, "copies holds -1"),
-    ({"backend": "gpu"}, "'gpu' is unknown to topk_affinity; expected one of triton, cpu, reference"),
+    ({"backend": "gpu"}, "'gpu' is unknown to topk_affinity; expected one of cuda, triton, cpu, reference"),
 ]
 
 

@@ -1,6 +1,8 @@
 // The CUDA kernels as Python functions of addresses and sizes; timecycle/ops declares the operators and checks tensors.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -17,9 +19,12 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+// This module has a CUDA runtime of its own, which must work on the same device as PyTorch's.
+void use(int device) { check(cudaSetDevice(device), "device"); }
+
 void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, uintptr_t frames, uintptr_t targets,
                         uintptr_t extremes, int64_t target_count, int64_t positions, int64_t kept, int64_t slots,
-                        int64_t classes, bool rescale, uintptr_t stream) {
+                        int64_t classes, bool rescale, int device, uintptr_t stream) {
   const timecycle::Sequence call{.weights = pointer<const float>(weights),
                                  .indices = pointer<const int64_t>(indices),
                                  .frames = pointer<const int64_t>(frames),
@@ -32,7 +37,46 @@ void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, 
                                  .slots = slots,
                                  .classes = classes,
                                  .rescale = rescale};
+  use(device);
   check(timecycle::propagate_sequence_cuda(call, reinterpret_cast<cudaStream_t>(stream)), "propagate_sequence");
+}
+
+void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t copies, uintptr_t values,
+                   uintptr_t indices, uintptr_t tops, uintptr_t sums, int64_t targets, int64_t banked,
+                   std::array<int, 2> queries, std::array<int, 2> positions, std::array<int64_t, 4> strides, int slots,
+                   int each, int channels, int k, std::array<int, 3> reach, float scale, bool brain, bool region,
+                   bool joint, bool every, bool hopper, int device, uintptr_t stream) {
+  const timecycle::Scan call{.query = pointer<const void>(query),
+                             .bank = pointer<const void>(bank),
+                             .frames = pointer<const int64_t>(frames),
+                             .copies = pointer<const int64_t>(copies),
+                             .values = pointer<float>(values),
+                             .indices = pointer<int32_t>(indices),
+                             .tops = pointer<float>(tops),
+                             .sums = pointer<float>(sums),
+                             .targets = targets,
+                             .banked = banked,
+                             .queries = {queries[0], queries[1]},
+                             .positions = {positions[0], positions[1]},
+                             .query_b = strides[0],
+                             .query_n = strides[1],
+                             .bank_f = strides[2],
+                             .bank_m = strides[3],
+                             .slots = slots,
+                             .each = each,
+                             .channels = channels,
+                             .kept = k,
+                             .rows = reach[0],
+                             .columns = reach[1],
+                             .limit = reach[2],
+                             .scale = scale,
+                             .dtype = brain ? timecycle::Dtype::bfloat16 : timecycle::Dtype::float16,
+                             .region = region,
+                             .joint = joint,
+                             .every = every};
+  use(device);
+  const auto start = hopper ? timecycle::topk_affinity_sm90 : timecycle::topk_affinity_sm80;
+  check(start(call, reinterpret_cast<cudaStream_t>(stream)), "topk_affinity");
 }
 
 }  // namespace
@@ -40,4 +84,6 @@ void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, 
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "timecycle's CUDA kernels; tensors as addresses on the current device, contiguous";
   module.def("propagate_sequence", propagate_sequence);
+  module.def("topk_affinity", topk_affinity);
+  module.attr("LARGEST_K") = timecycle::kLargestKept;
 }

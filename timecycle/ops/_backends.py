@@ -29,8 +29,10 @@ class Backend:
     why_not: Callable[..., str | None]
     """Called with an operator's arguments: None if it can run them, else the reason in a few words."""
     run: Callable[..., Any]
-    device: str = "cpu"
-    """The type of device it is there for: whoever has tensors on one is told if it is missing."""
+    device: str | None = "cpu"
+    """The type of device it is there for: whoever has tensors on one is told if it is missing; None: nobody is."""
+    unless_asked: Callable[..., str | None] = lambda *_: None
+    """Called with what it can run: None, or why another should run that unless this one is asked for by name."""
 
 
 def _import_compiled(name: str) -> tuple[ModuleType | None, str | None]:
@@ -88,11 +90,11 @@ def why_not_cuda(tensor: Any) -> str | None:
     return None
 
 
-def run_triton(module: str, function: str) -> Callable[..., Any]:
+def run_kernels(module: str, function: str) -> Callable[..., Any]:
     """A function of timecycle.kernels, imported, and Triton with it, when it is first called."""
 
     def run(*arguments: Any) -> Any:
-        # Triton launches on the current device, which need not be the tensors'.
+        # Kernels are launched on the current device, which need not be the tensors'.
         with torch.cuda.device_of(arguments[0]):
             return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
 
@@ -118,6 +120,8 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
             if wanted is None and candidate.missing and candidate.device == arguments[0].device.type:
                 _say_once(f"{operator} runs without its fastest backend: {candidate.missing}")
             reason = candidate.missing or candidate.why_not(*arguments)
+            if reason is None and wanted is None:
+                reason = candidate.unless_asked(*arguments)
             if reason is None:
                 return candidate
             if wanted is not None:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops._backends import (
+    CUDA_MISSING,
     NATIVE,
     NATIVE_MISSING,
     TRITON_MISSING,
     Backend,
     choose,
     register,
-    run_triton,
+    run_kernels,
 )
 from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
@@ -29,7 +30,9 @@ from timecycle.ops.topk_affinity import (
     check_shapes,
     check_values,
     expand_copies,
+    slower_than_triton,
     why_not_cpu,
+    why_not_cuda_here,
     why_not_triton_here,
     wide_dtype,
 )
@@ -164,6 +167,18 @@ def _why_not_triton(
     return why_not_triton_here(query, bank, frames, *rest)
 
 
+def _why_not_cuda(
+    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
+) -> str | None:
+    return why_not_cuda_here(query, bank, frames, *rest)
+
+
+def _slower_than_triton(
+    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
+) -> str | None:
+    return slower_than_triton(query, bank, frames, *rest)
+
+
 def _run_cpu(*arguments: object) -> Tensor:
     assert NATIVE is not None
     return NATIVE.affinity_propagate(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
@@ -171,7 +186,15 @@ def _run_cpu(*arguments: object) -> Tensor:
 
 register(
     "affinity_propagate",
-    Backend("triton", TRITON_MISSING, _why_not_triton, run_triton("affinity_propagate", "affinity_propagate"), "cuda"),
+    Backend(
+        "cuda",
+        CUDA_MISSING,
+        _why_not_cuda,
+        run_kernels("topk_affinity_cuda", "affinity_propagate"),
+        device=None,  # Triton serves as well
+        unless_asked=_slower_than_triton,
+    ),
+    Backend("triton", TRITON_MISSING, _why_not_triton, run_kernels("affinity_propagate", "affinity_propagate"), "cuda"),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

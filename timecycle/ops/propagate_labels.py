@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_triton, why_not_triton
+from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
 
 
 def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
 _TRITON = ("triton", TRITON_MISSING, lambda features, *_: why_not_triton(features))
-_RUN = [run_triton("propagate_labels", name) for name in ("propagate_labels", "propagate_labels_backward")]
+_RUN = [run_kernels("propagate_labels", name) for name in ("propagate_labels", "propagate_labels_backward")]
 register(
     "propagate_labels",
     Backend(*_TRITON, _RUN[0], "cuda"),

@@ -151,7 +151,7 @@ def _run_cuda(*arguments: Tensor) -> Tensor:
         sizes = (*weights.shape, frames.shape[1], labels.shape[2])
         with torch.cuda.device(labels.device):
             stream = torch.cuda.current_stream().cuda_stream
-            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], stream)
+            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], labels.device.index, stream)
     return labels
 
 

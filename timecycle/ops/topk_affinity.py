@@ -15,19 +15,25 @@ Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame"
 temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.kernels.tiles import LARGEST_K
+from timecycle.ops import speeds
 from timecycle.ops._backends import (
+    CUDA,
+    CUDA_MISSING,
     NATIVE,
     NATIVE_MISSING,
     TRITON_MISSING,
     Backend,
     choose,
     register,
-    run_triton,
+    run_kernels,
+    why_not_cuda,
     why_not_triton,
 )
 from timecycle.ops.selection import Region, Select, inside
@@ -55,7 +61,7 @@ def topk_affinity(
         region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
         copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
             1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
-        backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
+        backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse features that are not finite. Costs one reading of them.
 
     Returns:
@@ -337,9 +343,52 @@ def why_not_triton_here(query: Tensor, bank: Tensor, frames: Tensor, copies: Ten
     return why_not_triton(query)
 
 
+def why_not_cuda_here(
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    *_: object,
+) -> str | None:
+    """Why the CUDA kernels cannot run a call; None if they can."""
+    reason = why_not_cuda(query)
+    if reason is not None:
+        return reason
+    assert CUDA is not None
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return f"it multiplies bfloat16 and float16, not {str(query.dtype).removeprefix('torch.')}"
+    if ties:
+        return 'its lists are of one length, and ties="all" keeps as many as there are'
+    if k > CUDA.LARGEST_K:
+        return f"it keeps at most {CUDA.LARGEST_K} neighbours, not {k}"
+    if not bank.numel():
+        return "the bank is empty"
+    # It shares the limits of those who finish its candidates.
+    return TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, k)
+
+
+def slower_than_triton(query: Tensor, *call: Any) -> str | None:
+    """Why Triton should run what CUDA can run too: it is faster there, or nobody measured which is."""
+    _, _, _, k, _, joint, _, _, width, _ = call
+    return speeds.why_not("cuda", "triton", query.device, joint, width > 0, k)
+
+
 register(
     "topk_affinity",
-    Backend("triton", TRITON_MISSING, why_not_triton_here, run_triton("topk_affinity", "topk_affinity"), "cuda"),
+    Backend(
+        "cuda",
+        CUDA_MISSING,
+        why_not_cuda_here,
+        run_kernels("topk_affinity_cuda", "topk_affinity"),
+        device=None,  # Triton serves as well
+        unless_asked=slower_than_triton,
+    ),
+    Backend("triton", TRITON_MISSING, why_not_triton_here, run_kernels("topk_affinity", "topk_affinity"), "cuda"),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

@@ -21,7 +21,7 @@ from timecycle.ops._backends import (
     Backend,
     choose,
     register,
-    run_triton,
+    run_kernels,
     why_not_triton,
 )
 from timecycle.ops.selection import inside
@@ -134,10 +134,13 @@ def _why_not_triton(*arguments: object) -> str | None:
     return why_not_triton(query)
 
 
-_run_triton = run_triton("topk_affinity_backward", "topk_affinity_backward")
+_run_triton = run_kernels("topk_affinity_backward", "topk_affinity_backward")
+# Which forward ran makes no difference to the gradient: whoever asked for CUDA's gets this one too.
+_TRITON = (TRITON_MISSING, _why_not_triton, _run_triton, "cuda")
 register(
     "topk_affinity_backward",
-    Backend("triton", TRITON_MISSING, _why_not_triton, _run_triton, "cuda"),
+    Backend("cuda", *_TRITON),
+    Backend("triton", *_TRITON),
     Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

@@ -1,0 +1,39 @@
+"""The table that chooses between GPU backends, from results of make gpu-check.
+
+python -m benchmarks.gpu_speeds benchmarks/results/*/*.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).parents[1] / "timecycle" / "ops" / "speeds.json"
+
+
+def speeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What timecycle/ops/speeds.py reads: of every chip and piece of work the latest times, if two backends did it."""
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for content in sorted(results, key=lambda content: content["date"]):
+        for case in content["parts"].get("benchmarks", {}).get("cases", []):
+            if "us" in case and not case["backward"]:
+                work = (content["capability"], case["joint"], case["region"], case["k"], case["work"])
+                found.setdefault(work, {})[case["backend"]] = case["us"]
+    return [
+        {"chip": chip, "joint": joint, "region": region, "k": k, "work": work, "us": us}
+        for (chip, joint, region, k, work), us in found.items()
+        if len(us) > 1
+    ]
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_speeds", description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, help="results files of make gpu-check")
+    rows = speeds([json.loads(path.read_text()) for path in parser.parse_args().results])
+    TABLE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n" if rows else "[]\n")
+    print(f"{len(rows)} pieces of work in {TABLE}")
+
+
+if __name__ == "__main__":
+    main()

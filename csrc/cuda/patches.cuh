@@ -1,0 +1,101 @@
+// Which keys meet which queries: what copies and multiplies must agree on. The same geometry as kernels/grid.py.
+#pragma once
+
+#include "chip.h"
+#include "topk_affinity.h"
+
+namespace timecycle {
+
+// A patch of positions is 8 rows of 16 with a region, so that the keys it may see are few, else a row of 128.
+template <bool REGION>
+struct Patch {
+  static constexpr int kWide = REGION ? 16 : kPatch, kTall = kPatch / kWide;
+  int y, x;  // of the first position
+};
+
+// How many blocks a call takes.
+template <bool REGION>
+int64_t blocks(const Scan& call) {
+  using P = Patch<REGION>;
+  const int64_t groups = (call.slots + call.each - 1) / call.each;
+  const int64_t across = (call.queries.width + P::kWide - 1) / P::kWide;
+  return call.targets * groups * across * ((call.queries.height + P::kTall - 1) / P::kTall);
+}
+
+// What a block has to do.
+template <bool REGION>
+struct Share {
+  int target, group;      // of slots
+  int first_slot, slots;  // until which, exclusive
+  Patch<REGION> queries;
+
+  ON_DEVICE Share(const Scan& call, int block) {
+    const int across = (call.queries.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
+    const int down = (call.queries.height + Patch<REGION>::kTall - 1) / Patch<REGION>::kTall;
+    const int groups = (call.slots + call.each - 1) / call.each;
+    // Neighbouring blocks, which run together, take the same keys, which are then in the cache.
+    const int patch = block % (across * down);
+    block /= across * down;
+    group = block % groups;
+    target = block / groups;
+    first_slot = group * call.each;
+    slots = min(call.slots, first_slot + call.each);
+    queries = {patch / across * Patch<REGION>::kTall, patch % across * Patch<REGION>::kWide};
+  }
+};
+
+// Rows (or columns) between two stretches of `size` that begin at a and b, 0 where they overlap.
+ON_DEVICE int apart(int a, int b, int size) { return max(0, max(a - (b + size - 1), b - (a + size - 1))); }
+
+// The patches of keys of one slot that a patch of queries may see.
+template <bool REGION>
+struct Slot {
+  using P = Patch<REGION>;
+  int64_t frame;
+  int within, beyond;  // how often keys count
+  int y, x, across, count;
+
+  ON_DEVICE Slot(const Scan& call, int target, int t, Patch<REGION> queries) {
+    const int64_t at = int64_t{target} * call.slots + t;
+    frame = call.frames[at];
+    within = int(call.copies[2 * at]);
+    beyond = REGION ? int(call.copies[2 * at + 1]) : 0;
+    int end_y = call.positions.height, end_x = call.positions.width;
+    y = x = 0;
+    if (REGION && beyond == 0) {
+      y = max(0, queries.y - (call.rows - 1));
+      end_y = min(end_y, queries.y + P::kTall + call.rows - 1);
+      x = max(0, queries.x - call.columns);
+      end_x = min(end_x, queries.x + P::kWide + call.columns);
+    }
+    across = (end_x - x + P::kWide - 1) / P::kWide;
+    count = frame < 0 ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+  }
+
+  ON_DEVICE P patch(int i) const { return {y + i / across * P::kTall, x + i % across * P::kWide}; }
+
+  // Whether any key of a patch counts.
+  ON_DEVICE bool wanted(const Scan& call, P queries, P keys) const {
+    if (!REGION) return within > 0;
+    const int dy = apart(queries.y, keys.y, P::kTall), dx = apart(queries.x, keys.x, P::kWide);
+    const bool near = dy < call.rows && dx <= call.columns && dy * dy + dx * dx <= call.limit;
+    return beyond > 0 || (within > 0 && near);
+  }
+};
+
+// Calls start<T, K, REGION>() for the type, the list size (at least k) and the kind of patch that a call needs.
+template <class Start>
+cudaError_t with_instance(const Scan& call, Start start) {
+  const auto sized = [&]<class T, bool REGION>() {
+    if (call.kept <= 5) return start.template operator()<T, 5, REGION>();
+    if (call.kept <= 10) return start.template operator()<T, 10, REGION>();
+    return start.template operator()<T, kLargestKept, REGION>();
+  };
+  const auto placed = [&]<class T>() {
+    return call.region ? sized.template operator()<T, true>() : sized.template operator()<T, false>();
+  };
+  return call.dtype == Dtype::bfloat16 ? placed.template operator()<chip::bfloat16>()
+                                       : placed.template operator()<chip::float16>();
+}
+
+}  // namespace timecycle

@@ -1,0 +1,53 @@
+// topk_affinity's forward pass in CUDA: from features to the candidates of each query, the matrix never stored.
+//
+// A block takes 128 queries and streams the keys of some slots past them, 128 at a time, on the tensor cores. Each warp
+// looks at 32 rows of products while they are in its registers: it adds up the softmax and keeps a list of the k best
+// keys of every row. Two warps share a row (each has half of the keys), so that a query gets two lists a group of
+// slots; what Triton's kernels do with the lists that their own `scan` leaves, they do with these.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace timecycle {
+
+constexpr int kPatch = 128;       // queries, and keys, multiplied at a time
+constexpr int kLists = 2;         // of one query and one group of slots
+constexpr int kLargestKept = 20;  // k, for which the lists fit into registers
+constexpr int kChunk = 64;        // channels copied and multiplied at a time: 128 bytes, as wide as shared memory
+
+enum class Dtype { bfloat16, float16 };
+
+// Positions lie on a grid; without a region it is one row of all of them.
+struct Extent {
+  int height, width;
+};
+
+// A call. Sizes and strides in elements; letters as in timecycle/ops/topk_affinity.py.
+struct Scan {
+  const void* query;          // [B, N, D], channels side by side
+  const void* bank;           // [F, M, D], likewise
+  const int64_t* frames;      // [B, T], -1 for an empty slot
+  const int64_t* copies;      // [B, T, 2]: how often keys count inside and outside the region
+  float* values;              // out [B, 2 S, N, k]: products of the kept keys, best first, -inf where there are fewer
+  int32_t* indices;           // out [B, 2 S, N, k]: t * M + m
+  float* tops;                // out [B, 2 S, N] if `every`: the largest product, -inf if there is none
+  float* sums;                // out [B, 2 S, N] if `every`: sum of count * exp((product - top) / temperature)
+  int64_t targets, banked;    // B, F
+  Extent queries, positions;  // N, M; equal with a region
+  int64_t query_b, query_n, bank_f, bank_m;
+  int slots, each;           // T, and how many of them a block takes: S = ceil(T / each) if `joint`, else T
+  int channels, kept;        // D, k
+  int rows, columns, limit;  // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
+  float scale;               // log2(e) / temperature
+  Dtype dtype;
+  bool region;
+  bool joint;  // one list for all slots of a block, else one a slot
+  bool every;  // whether the softmax is over all keys
+};
+
+cudaError_t topk_affinity_sm80(const Scan& call, cudaStream_t stream);
+cudaError_t topk_affinity_sm90(const Scan& call, cudaStream_t stream);
+
+}  // namespace timecycle

@@ -1,0 +1,130 @@
+// topk_affinity on Ampere and later chips that are not Hopper: eight warps that each copy, multiply and look.
+//
+// Queries and keys are both streamed, a chunk of channels at a time: two chunks lie in shared memory, one is multiplied
+// while the other arrives.
+#include "row_lists.cuh"
+
+namespace timecycle {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
+constexpr int kStages = 2;                   // of queries and keys
+constexpr int kRoom = 2;
+constexpr int kHalf = kPatch / kLists;  // keys of a warp
+using Left = Hits<kRoom>;
+constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left));
+
+// Where eight channels of a row are: the eighths of a row are shuffled, so that neither copies nor load_matrices meet
+// in one bank.
+ON_DEVICE int place(int row, int eighth) { return row * 128 + ((eighth ^ row % 8) << 4); }
+
+// One thread's part of a patch: the same eight channels of every 32nd row.
+template <bool REGION>
+struct Source {
+  const char* first;     // its first row
+  int64_t step;          // bytes from one of its rows to the next
+  int room, rooms_step;  // rows (or positions, without a region) left from its first row on, and what a step takes
+
+  ON_DEVICE Source(const void* base, int64_t offset, int64_t stride, Patch<REGION> patch, Extent grid) {
+    const int row = chip::thread() / 8;
+    const int y = patch.y + row / Patch<REGION>::kWide, x = patch.x + row % Patch<REGION>::kWide;
+    first = static_cast<const char*>(base) + 2 * (offset + (int64_t{y} * grid.width + x) * stride);
+    rooms_step = REGION ? 32 / Patch<REGION>::kWide : 32;
+    step = 2 * stride * (REGION ? int64_t{rooms_step} * grid.width : rooms_step);
+    room = !REGION ? grid.width - x : x < grid.width ? grid.height - y : 0;
+  }
+
+  // Chunk c, in part; what is outside of the grid or beyond the channels becomes zeros.
+  ON_DEVICE void copy(char* to, int c, int channels) const {
+    const int thread = chip::thread(), channel = c * kChunk + thread % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < kPatch / 32; ++i) {
+      const bool there = channel < channels && room > i * rooms_step;
+      // The address must be good even where nothing is read.
+      const char* const from = there ? first + i * step + 2 * channel : nullptr;
+      chip::copy_16(to + place(thread / 8 + 32 * i, thread % 8), from, there);
+    }
+  }
+};
+
+// Adds the products of one chunk: of 32 rows of queries and 64 keys.
+template <class T>
+ON_DEVICE void multiply_chunk(float (&sums)[2][kHalf / 2], const char* queries, const char* keys, int first_row,
+                              int first_column) {
+  const int lane = chip::lane();
+#pragma unroll
+  for (int step = 0; step < kChunk / 16; ++step) {
+    uint32_t a[2][4];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      chip::load_matrices(a[m], queries + place(first_row + 16 * m + lane % 16, 2 * step + lane / 16));
+    }
+#pragma unroll
+    for (int n = 0; n < kHalf / 16; ++n) {
+      uint32_t b[4];
+      const int row = first_column + 16 * n + lane % 8 + lane / 16 * 8;
+      chip::load_matrices(b, keys + place(row, 2 * step + lane / 8 % 2));
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        chip::multiply<T>(&sums[m][8 * n], a[m], b);
+        chip::multiply<T>(&sums[m][8 * n + 4], a[m], b + 2);
+      }
+    }
+  }
+}
+
+template <class T, int K, bool REGION>
+KERNEL(kThreads, 1)
+scan_sm80(KERNEL_PARAMETER Scan call) {
+#if FOR_SM80
+  DYNAMIC_SHARED(shared);
+  Left* const hits = reinterpret_cast<Left*>(shared + kStages * 2 * kPiece);
+  const Share<REGION> share(call, chip::block());
+  const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
+  const int chunks = (call.channels + kChunk - 1) / kChunk;
+  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], share.queries, first_row, first_row + 16, half * kHalf);
+  const int64_t groups = call.joint ? (call.slots + call.each - 1) / call.each : call.slots;
+  for (int t = share.first_slot; t < share.slots; ++t) {
+    const Slot<REGION> slot(call, share.target, t, share.queries);
+    for (int i = 0; i < slot.count; ++i) {
+      const Patch<REGION> keys = slot.patch(i);
+      if (!slot.wanted(call, share.queries, keys)) continue;
+      float sums[2][kHalf / 2] = {};
+      const auto copy = [&](int c) {
+        const Source<REGION> query(call.query, share.target * call.query_b, call.query_n, share.queries, call.queries);
+        const Source<REGION> key(call.bank, slot.frame * call.bank_f, call.bank_m, keys, call.positions);
+        char* const stage = shared + c % kStages * 2 * kPiece;
+        query.copy(stage, c, call.channels);
+        key.copy(stage + kPiece, c, call.channels);
+      };
+      copy(0);
+      chip::copies_commit();
+#pragma unroll 1
+      for (int c = 0; c < chunks; ++c) {
+        if (c + 1 < chunks) copy(c + 1);
+        chip::copies_commit();
+        chip::copies_wait<1>();
+        chip::sync_block();  // chunk c of every thread is there
+        const char* const stage = shared + c % kStages * 2 * kPiece;
+        multiply_chunk<T>(sums, stage, stage + kPiece, first_row, half * kHalf);
+        chip::sync_block();  // and may be overwritten
+      }
+      rows.take(sums, slot, t, keys);
+    }
+    if (call.joint && t + 1 < share.slots) continue;
+    rows.store(share.target, groups * kLists, (call.joint ? share.group : t) * kLists + half);
+    rows.clear();
+  }
+#endif
+}
+
+}  // namespace
+
+cudaError_t topk_affinity_sm80(const Scan& call, cudaStream_t stream) {
+  return with_instance(call, [&]<class T, int K, bool REGION>() {
+    return chip::launch(scan_sm80<T, K, REGION>, blocks<REGION>(call), kThreads, kShared, stream, call);
+  });
+}
+
+}  // namespace timecycle

@@ -1,0 +1,195 @@
+// topk_affinity on Hopper: one warp copies, two groups of four warps multiply. NOTES.md has the counts behind the
+// shapes.
+//
+// The groups take turns at whole patches of keys, so that one looks at its products while the other multiplies. Queries
+// stay in shared memory where 128 of them fit; else they are streamed along with the keys, a chunk of channels each.
+#include "row_lists.cuh"
+
+namespace timecycle {
+namespace {
+
+constexpr int kThreads = 384, kMultiplying = 2;  // groups of 128 threads; the third copies
+constexpr int kPiece = kPatch * kChunk * 2;      // bytes of a chunk of a patch
+constexpr int kResident = 8;                     // chunks of queries that stay
+constexpr int kStages = 4;                       // of keys, beside them
+constexpr int kPieces = kResident + kStages;
+constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
+constexpr int kRoom = 4;
+using Left = Hits<kRoom>;
+
+struct Barriers {
+  chip::Barrier queries, full[kStreamedStages], empty[kStreamedStages];
+  chip::Barrier multiplied[kMultiplying];  // a patch, by a group
+};
+constexpr int kShared = kPieces * kPiece + 4 * kMultiplying * int(sizeof(Left)) + int(sizeof(Barriers));
+
+// The ring of stages: every chunk of keys passes through one.
+struct Ring {
+  const int stages;
+  int stage = 0;
+  uint32_t parity = 0;
+
+  ON_DEVICE void advance() {
+    if (++stage < stages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+  ON_DEVICE void advance(int steps) {
+    const int at = stage + steps;
+    stage = at % stages;
+    parity ^= at / stages & 1;
+  }
+};
+
+// Where chunks lie. Queries that stay are chunk after chunk; those that are streamed are beside their keys.
+struct Layout {
+  char* const pieces;
+  const bool streamed;
+
+  ON_DEVICE int stages() const { return streamed ? kStreamedStages : kStages; }
+  ON_DEVICE char* keys(int stage) const { return pieces + (streamed ? 2 * stage : kResident + stage) * kPiece; }
+  ON_DEVICE char* queries(int stage, int chunk) const { return pieces + (streamed ? 2 * stage + 1 : chunk) * kPiece; }
+};
+
+template <bool REGION>
+ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Boxes& bank, Layout layout,
+                    Barriers& barriers) {
+  const Share<REGION> share(call, chip::block());
+  const int chunks = (call.channels + kChunk - 1) / kChunk;
+  const Patch<REGION> ours = share.queries;
+  if (!layout.streamed) {
+    chip::arrive_and_expect(barriers.queries, chunks * kPiece);
+    for (int c = 0; c < chunks; ++c) {
+      chip::copy_box(layout.queries(0, c), queries, c * kChunk, ours.x, ours.y, share.target, barriers.queries);
+    }
+  }
+  Ring ring{layout.stages()};
+  for (int t = share.first_slot; t < share.slots; ++t) {
+    const Slot<REGION> slot(call, share.target, t, ours);
+    for (int i = 0; i < slot.count; ++i) {
+      const Patch<REGION> keys = slot.patch(i);
+      if (!slot.wanted(call, ours, keys)) continue;
+      for (int c = 0; c < chunks; ++c, ring.advance()) {
+        chip::Barrier& full = barriers.full[ring.stage];
+        chip::wait(barriers.empty[ring.stage], ring.parity ^ 1);
+        chip::arrive_and_expect(full, (layout.streamed ? 2 : 1) * kPiece);
+        chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.x, keys.y, int(slot.frame), full);
+        if (!layout.streamed) continue;
+        char* const to = layout.queries(ring.stage, c);
+        chip::copy_box(to, queries, c * kChunk, ours.x, ours.y, share.target, full);
+      }
+    }
+  }
+}
+
+// Products of the queries with one patch of keys, 64 queries in each half of `sums`.
+template <class T>
+ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, Ring& ring, Barriers& barriers,
+                              chip::Barrier& multiplied) {
+  int last = 0;
+#pragma unroll 1
+  for (int c = 0; c < chunks; ++c) {
+    chip::wait(barriers.full[ring.stage], ring.parity);
+    const chip::Operand keys(layout.keys(ring.stage)), queries(layout.queries(ring.stage, c));
+    chip::products_begin();
+#pragma unroll
+    for (int step = 0; step < kChunk / 16; ++step) {
+      chip::multiply<T>(sums[0], queries.after(32 * step), keys.after(32 * step), c + step > 0);
+      chip::multiply<T>(sums[1], queries.after(32 * step + kPiece / 2), keys.after(32 * step), c + step > 0);
+    }
+    chip::products_commit();
+    if (c + 1 == chunks && chip::lane() == 0) chip::arrive(multiplied);
+    if (c > 0) {
+      chip::products_wait<1>();
+      if (chip::lane() == 0) chip::arrive(barriers.empty[last]);
+    }
+    last = ring.stage;
+    ring.advance();
+  }
+  chip::products_wait<0>();
+  for (float (&half)[64] : sums) chip::sums_are_known(half);
+  if (chip::lane() == 0) chip::arrive(barriers.empty[last]);
+}
+
+template <class T, int K, bool REGION>
+ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left* hits) {
+  const Share<REGION> share(call, chip::block());
+  const int warp = chip::thread() / 32, half = warp / 4, chunks = (call.channels + kChunk - 1) / kChunk;
+  RowLists<K, kPatch, kRoom, REGION> rows(call, hits[warp], share.queries, warp % 4 * 16, 64 + warp % 4 * 16, 0);
+  const int64_t groups = call.joint ? (call.slots + call.each - 1) / call.each : call.slots;
+  Ring ring{layout.stages()};
+  int turn = 0;
+  if (!layout.streamed) chip::wait(barriers.queries, 0);
+  for (int t = share.first_slot; t < share.slots; ++t) {
+    const Slot<REGION> slot(call, share.target, t, share.queries);
+    for (int i = 0; i < slot.count; ++i) {
+      const Patch<REGION> keys = slot.patch(i);
+      if (!slot.wanted(call, share.queries, keys)) continue;
+      const int before = turn++ - 1;
+      if (turn % kMultiplying == half) {
+        ring.advance(chunks);
+        continue;
+      }
+      // Only then is a stage at most one phase behind, which is all that a parity can tell.
+      if (before >= 0) chip::wait(barriers.multiplied[1 - half], before / kMultiplying & 1);
+      float sums[2][64];
+      multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
+      rows.take(sums, slot, t, keys);
+    }
+    if (call.joint && t + 1 < share.slots) continue;
+    rows.store(share.target, groups * kLists, (call.joint ? share.group : t) * kLists + half);
+    rows.clear();
+  }
+}
+
+template <class T, int K, bool REGION>
+KERNEL(kThreads, 1)
+scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
+#if FOR_SM90
+  DYNAMIC_SHARED(shared);
+  Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
+  Barriers& barriers = *reinterpret_cast<Barriers*>(hits + 4 * kMultiplying);
+  const Layout layout{shared, call.channels > kResident * kChunk};
+  if (chip::thread() == 0) {
+    chip::init(barriers.queries, 1);
+    for (int i = 0; i < layout.stages(); ++i) {
+      chip::init(barriers.full[i], 1);
+      chip::init(barriers.empty[i], 4);  // the warps of the group that multiplied it
+    }
+    for (chip::Barrier& barrier : barriers.multiplied) chip::init(barrier, 4);
+    chip::publish_barriers();
+  }
+  chip::sync_block();
+  if (chip::thread() < 128 * kMultiplying) {
+    chip::take_registers<232>();
+    multiply<T, K, REGION>(call, layout, barriers, hits);
+  } else {
+    chip::leave_registers<40>();
+    if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers);
+  }
+#endif
+}
+
+template <class T, int K, bool REGION>
+cudaError_t start(const Scan& call, cudaStream_t stream) {
+  using P = Patch<REGION>;
+  const bool brain = call.dtype == Dtype::bfloat16;
+  const auto [height, width] = call.queries;
+  const auto [key_height, key_width] = call.positions;
+  chip::Boxes queries, bank;
+  cudaError_t error = chip::make_boxes(queries, call.query, brain, {call.channels, width, height, call.targets},
+                                       {call.query_n, call.query_n * width, call.query_b}, P::kWide, P::kTall);
+  if (error != cudaSuccess) return error;
+  error = chip::make_boxes(bank, call.bank, brain, {call.channels, key_width, key_height, call.banked},
+                           {call.bank_m, call.bank_m * key_width, call.bank_f}, P::kWide, P::kTall);
+  if (error != cudaSuccess) return error;
+  return chip::launch(scan_sm90<T, K, REGION>, blocks<REGION>(call), kThreads, kShared, stream, queries, bank, call);
+}
+
+}  // namespace
+
+cudaError_t topk_affinity_sm90(const Scan& call, cudaStream_t stream) {
+  return with_instance(call, [&]<class T, int K, bool REGION>() { return start<T, K, REGION>(call, stream); });
+}
+
+}  // namespace timecycle

@@ -1,0 +1,52 @@
+"""The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which says how a GPU is imitated."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).parent
+SOURCES = [
+    *sorted((HERE.parents[1] / "csrc" / "cuda").glob("*.cu")),
+    HERE.parents[1] / "csrc" / "cuda" / "bindings.cpp",
+]
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+def build(folder: Path, *, source: Path | None = None) -> Path:
+    """Compile the module into a folder, with another text for the source of the same name if one is given."""
+    assert COMPILER is not None
+    out = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    sources = [source if source is not None and path.name == source.name else path for path in SOURCES]
+    includes = [HERE, SOURCES[0].parent, pybind11.get_include(), sysconfig.get_path("include")]
+    # The coroutines jump between stacks, which a fortified longjmp takes for an attack.
+    options = ["-std=c++20", "-O2", "-fPIC", "-shared", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
+    command = [COMPILER, *options, *(f"-I{path}" for path in includes), "-o", out, HERE / "emulator.cpp", "-x", "c++"]
+    subprocess.run([*command, *sources], check=True)
+    return out
+
+
+def load(path: Path) -> ModuleType:
+    """The module that `build` made."""
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def use(path: Path, hopper: bool) -> None:
+    """From now on backend "cuda" of this process is the emulated one, of either kind of chip, for CPU tensors."""
+    from timecycle.kernels import topk_affinity_cuda as kernels
+    from timecycle.ops import _backends
+
+    kernels.MODULE, kernels.hopper = load(path), lambda device: hopper
+    for operator in ("topk_affinity", "affinity_propagate"):
+        others = [backend for backend in _backends._REGISTERED[operator] if backend.name != "cuda"]
+        cuda = _backends.Backend("cuda", None, lambda *_: None, getattr(kernels, operator))
+        _backends.register(operator, cuda, *others)

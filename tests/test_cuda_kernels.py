@@ -1,0 +1,50 @@
+"""The CUDA kernels' numerics (tests/kernel_cases.py): on a GPU, else both chips' kernels in the emulator."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests import emulator, kernel_cases
+from timecycle.ops._backends import CUDA_MISSING
+
+pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
+
+CHIPS = ["this GPU"] if CUDA_MISSING is None else ["sm_80", "sm_90a"]
+# Users without a compiler have no other way to run a GPU's code on a CPU. CI has one.
+pytestmark = pytest.mark.skipif(
+    CUDA_MISSING is not None and emulator.COMPILER is None, reason="no GPU, and no C++ compiler for the emulator"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Callable[[str, str], None]]:
+    """Run a check on a chip: here if the GPU can, else emulated in processes of their own, one a core."""
+    if CUDA_MISSING is None:
+        yield lambda _, name: kernel_cases.run("cuda", name)
+        return
+    module = emulator.build(tmp_path_factory.mktemp("emulator"))
+    context = multiprocessing.get_context("spawn")
+    # The variable must be there before a child imports Triton, and must not be here.
+    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
+        running = {
+            (chip, name): pool.submit(emulated, module, chip, name)
+            for chip in CHIPS
+            for name in kernel_cases.CHECKS["cuda"]
+        }
+        yield lambda chip, name: running[chip, name].result()
+        pool.shutdown(cancel_futures=True)
+
+
+def emulated(module, chip, name):
+    emulator.use(module, chip == "sm_90a")
+    kernel_cases.run("cuda", name)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", kernel_cases.CHECKS["cuda"])
+def test_kernels(run, name, chip):
+    run(chip, name)
