@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from timecycle.ops._backends import CUDA
+from timecycle.ops._backends import CUDA, launched_on
 
 from . import tiles
 from .affinity_propagate import carry_candidates
@@ -72,7 +72,6 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool) -> Candidates:
     tops, sums = (values.new_empty(values.shape[:3] if every else (0,)) for _ in range(2))
     if values.numel():
         height, key_height = (call.queries // call.width,) * 2 if call.region else (1, 1)
-        device = call.query.device
         MODULE.topk_affinity(
             *(tensor.data_ptr() for tensor in (*call.tensors(), values, indices, tops, sums)),
             *(len(call.query), len(call.bank)),
@@ -84,8 +83,8 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool) -> Candidates:
             call.scale,
             call.query.dtype == torch.bfloat16,
             *(call.region, joint, every),
-            hopper(device),
-            *(device.index or 0, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0),
+            hopper(call.query.device),
+            *launched_on(call.query),
         )
     return values, indices, tops, sums
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
 
 SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -22,6 +22,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COPIES = [[1, 0], [3, 1], [0, 0], [2, 2]]
 CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
 BACKEND = "triton"  # which `run` sets
+# Videos: targets, positions, neighbours, slots, classes, and how many label maps they share, None for one each.
+VIDEOS = [
+    (1, 1, 1, 1, 1, None),
+    (7, 65, 5, 3, 4, None),
+    (12, 33, 10, 4, 1, 3),
+    (3, 63, 1, 1, 70, 2),
+    (20, 130, 3, 2, 2, 5),
+]
 
 
 def whole(seed: int, *shape: int, largest: int = 2) -> Tensor:
@@ -193,6 +201,46 @@ def carried(selection, region, length, dtype):
     torch.testing.assert_close(found[0].double(), found[1], atol=1e-5, rtol=1e-4)
 
 
+def video(seed: int, b: int, n: int, k: int, t: int, classes: int, ring: int | None = None) -> tuple[Tensor, ...]:
+    """A video of b targets after an annotated frame: weights, indices, labels, frames, targets, on the CPU.
+
+    Maps are one a frame, or a ring of so many beside the annotated one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(b, n, k, generator=generator) - 0.25
+    indices = torch.randint(-1, t * n, (b, n, k), generator=generator)
+    targets = 1 + torch.arange(b) % (ring or max(b, 1))
+    labels = torch.rand(1 + (ring or b), n, classes, generator=generator)
+    frames = torch.zeros(b, t, dtype=torch.int64)
+    for i in range(b):
+        earlier = torch.tensor([0, -1, *(m for m in targets[:i].unique().tolist() if m != targets[i])])
+        frames[i] = earlier[torch.randint(0, len(earlier), (t,), generator=generator)]
+    return weights, indices, labels, frames, targets
+
+
+def by_hand(weights, indices, labels, frames, targets, rescale):
+    labels = labels.double().clone()
+    for b, target in enumerate(targets.tolist()):
+        out = propagate_labels(weights[b : b + 1].double(), indices[b : b + 1], labels, frames[b : b + 1])[0]
+        if rescale:
+            for channel in out.T:
+                least, largest = channel.min(), channel.max()
+                channel.copy_((channel - least) / (largest - least) if largest > least else torch.zeros(()))
+        labels[target] = out
+    return labels
+
+
+def through_a_video(b, n, k, t, classes, ring, rescale, backend=None):
+    inputs = video(b + n, b, n, k, t, classes, ring)
+    expected = by_hand(*inputs, rescale)
+    before = inputs[2].clone()
+    ours = propagate_sequence(*(x.to(DEVICE) for x in inputs), rescale=rescale, backend=backend or BACKEND)
+    assert ours.dtype == torch.float32
+    assert torch.equal(inputs[2], before)
+    # What is divided by a small range carries the rounding of the sums.
+    torch.testing.assert_close(ours.cpu().double(), expected, atol=2e-4, rtol=1e-4)
+
+
 def compiled_whole():
     """torch.compile takes the operators as they are, with their gradients."""
     frames, select = torch.tensor([[0, 1]], device=DEVICE), Select(3, 2.0, "frame", "all")
@@ -254,6 +302,8 @@ def _cuda_checks() -> dict[str, Callable[[], None]]:
     found = _forward_checks(selections, dtypes, shapes)
     for place in ((1, 700, None), (20, 35, None), (20, 35, 4), (9, 50, 30)):
         found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
+    for rescale, sizes in itertools.product((False, True), VIDEOS):
+        found[f"video {sizes}{', rescaled' * rescale}"] = partial(through_a_video, *sizes, rescale)
     return found
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.kernel_cases import DEVICE
+from tests import kernel_cases
+from tests.kernel_cases import DEVICE, by_hand, video
 from timecycle.errors import InputError
-from timecycle.ops import propagate_labels, propagate_sequence
+from timecycle.ops import propagate_sequence
 from timecycle.ops._backends import CUDA_MISSING, NATIVE_MISSING
 
 BACKENDS = ["reference"]
@@ -14,50 +14,14 @@ BACKENDS += ["cpu"] if NATIVE_MISSING is None and DEVICE == "cpu" else []
 BACKENDS += ["cuda"] if CUDA_MISSING is None else []
 
 
-def video(seed: int, b: int, n: int, k: int, t: int, classes: int, ring: int | None = None) -> tuple[Tensor, ...]:
-    """A video of b targets after an annotated frame: weights, indices, labels, frames, targets, on the CPU.
-
-    Maps are one a frame, or a ring of so many beside the annotated one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(b, n, k, generator=generator) - 0.25
-    indices = torch.randint(-1, t * n, (b, n, k), generator=generator)
-    targets = 1 + torch.arange(b) % (ring or max(b, 1))
-    labels = torch.rand(1 + (ring or b), n, classes, generator=generator)
-    frames = torch.zeros(b, t, dtype=torch.int64)
-    for i in range(b):
-        earlier = torch.tensor([0, -1, *(m for m in targets[:i].unique().tolist() if m != targets[i])])
-        frames[i] = earlier[torch.randint(0, len(earlier), (t,), generator=generator)]
-    return weights, indices, labels, frames, targets
-
-
-def by_hand(weights, indices, labels, frames, targets, rescale):
-    labels = labels.double().clone()
-    for b, target in enumerate(targets.tolist()):
-        out = propagate_labels(weights[b : b + 1].double(), indices[b : b + 1], labels, frames[b : b + 1])[0]
-        if rescale:
-            for channel in out.T:
-                least, largest = channel.min(), channel.max()
-                channel.copy_((channel - least) / (largest - least) if largest > least else torch.zeros(()))
-        labels[target] = out
-    return labels
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
 @pytest.mark.parametrize(
     ("b", "n", "k", "t", "classes", "ring"),
-    [(1, 1, 1, 1, 1, None), (7, 65, 5, 3, 4, None), (12, 33, 10, 4, 1, 3), (3, 63, 1, 1, 70, 2), (20, 130, 3, 2, 2, 5)],
+    kernel_cases.VIDEOS,
 )
 def test_a_video_is_as_frame_by_frame(backend, rescale, b, n, k, t, classes, ring):
-    inputs = video(b + n, b, n, k, t, classes, ring)
-    expected = by_hand(*inputs, rescale)
-    before = inputs[2].clone()
-    ours = propagate_sequence(*(x.to(DEVICE) for x in inputs), rescale=rescale, backend=backend)
-    assert ours.dtype == torch.float32
-    assert torch.equal(inputs[2], before)
-    # What is divided by a small range carries the rounding of the sums.
-    torch.testing.assert_close(ours.cpu().double(), expected, atol=2e-4, rtol=1e-4)
+    kernel_cases.through_a_video(b, n, k, t, classes, ring, rescale, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,9 +1,11 @@
 """The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which says how a GPU is imitated."""
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,16 +19,15 @@ SOURCES = [
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
-def build(folder: Path, *, source: Path | None = None) -> Path:
-    """Compile the module into a folder, with another text for the source of the same name if one is given."""
+def build(folder: Path) -> Path:
+    """Compile the module into a folder."""
     assert COMPILER is not None
     out = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sources = [source if source is not None and path.name == source.name else path for path in SOURCES]
     includes = [HERE, SOURCES[0].parent, pybind11.get_include(), sysconfig.get_path("include")]
     # The coroutines jump between stacks, which a fortified longjmp takes for an attack.
     options = ["-std=c++20", "-O2", "-fPIC", "-shared", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
     command = [COMPILER, *options, *(f"-I{path}" for path in includes), "-o", out, HERE / "emulator.cpp", "-x", "c++"]
-    subprocess.run([*command, *sources], check=True)
+    subprocess.run([*command, *SOURCES], check=True)
     return out
 
 
@@ -45,8 +46,10 @@ def use(path: Path, hopper: bool) -> None:
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import _backends
 
-    kernels.MODULE, kernels.hopper = load(path), lambda device: hopper
-    for operator in ("topk_affinity", "affinity_propagate"):
-        others = [backend for backend in _backends._REGISTERED[operator] if backend.name != "cuda"]
-        cuda = _backends.Backend("cuda", None, lambda *_: None, getattr(kernels, operator))
-        _backends.register(operator, cuda, *others)
+    sequence = importlib.import_module("timecycle.ops.propagate_sequence")
+    kernels.MODULE = sequence.CUDA = load(path)
+    kernels.hopper = lambda device: hopper
+    for operator in ("topk_affinity", "affinity_propagate", "propagate_sequence"):
+        cuda, *others = _backends._REGISTERED[operator]
+        assert cuda.name == "cuda"
+        _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None), *others)

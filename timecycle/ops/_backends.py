@@ -90,6 +90,13 @@ def why_not_cuda(tensor: Any) -> str | None:
     return None
 
 
+def launched_on(tensor: Any) -> tuple[int, int]:
+    """The device's number and the stream, as the CUDA module takes them. Its emulator in the tests has neither."""
+    if tensor.device.type != "cuda":
+        return 0, 0
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
 def run_kernels(module: str, function: str) -> Callable[..., Any]:
     """A function of timecycle.kernels, imported, and Triton with it, when it is first called."""
 

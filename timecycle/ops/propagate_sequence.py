@@ -21,6 +21,7 @@ from timecycle.ops._backends import (
     NATIVE_MISSING,
     Backend,
     choose,
+    launched_on,
     register,
     why_not_cuda,
 )
@@ -149,9 +150,8 @@ def _run_cuda(*arguments: Tensor) -> Tensor:
     weights, _, labels, frames, *_ = ready
     if len(weights) and labels.numel():
         sizes = (*weights.shape, frames.shape[1], labels.shape[2])
-        with torch.cuda.device(labels.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], labels.device.index, stream)
+        with torch.cuda.device_of(labels):
+            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], *launched_on(labels))
     return labels
 
 
