@@ -104,7 +104,9 @@ struct RowLists {
     }
     // Keys that come later have higher indices, so that an equal one is no better; with a region they come in patches.
     bool ties = REGION;
-    while (chip::any(leave_hits(sums, ties))) {
+    // Where a list is not full nearly every product would be a hit.
+    const float least = chip::any(list.worst() == -INFINITY) ? bound(sums) : -INFINITY;
+    while (chip::any(leave_hits(sums, ties, least))) {
       collect(t, keys);
       ties = true;  // what the first round had no room for may have lower indices
     }
@@ -245,12 +247,52 @@ struct RowLists {
     }
   }
 
+  // No product below this, of row lane(), is among the k best: it is the k-th of the largest products of some groups of
+  // columns, of which there are more than k; -inf if not so many exist.
+  ON_DEVICE float bound(const float (&sums)[2][COLUMNS / 2]) {
+    constexpr int kGroups = K <= 5 ? 2 : K <= 10 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
+    static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups <= sizeof(Hit) * ROOM);
+    float* const largest = &hits.entry[0][0].value;
+    const int lane = chip::lane();
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float most = -INFINITY;
+#pragma unroll
+        for (int c = g * kColumns; c < (g + 1) * kColumns; ++c) {
+          most = fmaxf(most, sums[i / 2][c / 2 * 4 + i % 2 * 2 + c % 2]);
+        }
+        largest[128 * g + 4 * row_of(i, lane) + lane % 4] = most;
+      }
+    }
+    chip::sync_warp();
+    float best[K];
+#pragma unroll
+    for (int e = 0; e < K; ++e) best[e] = e < K - call.kept ? INFINITY : -INFINITY;
+#pragma unroll 1
+    for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        float value = largest[128 * g + 4 * lane + q];
+#pragma unroll
+        for (int e = 0; e < K; ++e) {
+          const float more = fmaxf(best[e], value);
+          value = fminf(best[e], value);
+          best[e] = more;
+        }
+      }
+    }
+    chip::sync_warp();
+    return best[K - 1];
+  }
+
   // Leaves every product that may belong into its row's list where the row's lane finds it, as far as there is room,
-  // and forgets it. Returns whether some are left.
-  ON_DEVICE bool leave_hits(float (&sums)[2][COLUMNS / 2], bool ties) {
+  // and forgets it; none that is smaller than `least` may. Returns whether some are left.
+  ON_DEVICE bool leave_hits(float (&sums)[2][COLUMNS / 2], bool ties, float least) {
     const float worst = list.worst();
     // What does not exist is -inf, and never a hit.
-    const float lowest = worst == -INFINITY ? -FLT_MAX : ties || worst == INFINITY ? worst : above(worst);
+    const float lowest = fmaxf(least, worst == -INFINITY ? -FLT_MAX : ties || worst == INFINITY ? worst : above(worst));
     const int lane = chip::lane();
     float gate[4];
 #pragma unroll
