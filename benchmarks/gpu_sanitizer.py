@@ -12,12 +12,15 @@ from torch import Tensor
 
 from benchmarks.gpu_sequence import video
 from timecycle.ops import Region, Select, affinity_propagate, propagate_sequence, topk_affinity
+from timecycle.ops._backends import CUDA_MISSING
 
 COPIES = [[1, 0], [3, 1], [2, 2]]
 PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, False))
 
 
-def call(select: Select, region: Region | None, dtype: torch.dtype, shape: tuple[int, int], device: str) -> None:
+def call(
+    select: Select, region: Region | None, dtype: torch.dtype, shape: tuple[int, int], device: str, backend: str
+) -> None:
     """Forward and backward of the operators on features [_, shape[0], shape[1]]."""
     generator = torch.Generator().manual_seed(0)
 
@@ -26,12 +29,14 @@ def call(select: Select, region: Region | None, dtype: torch.dtype, shape: tuple
 
     query, bank = features(2, *shape), features(3, *shape)
     frames = torch.tensor([[0, 1, 2], [2, -1, 0]], device=device)
-    options = {"region": region, "copies": torch.tensor(COPIES, device=device) if region else None, "backend": "triton"}
+    options = {"region": region, "copies": torch.tensor(COPIES, device=device) if region else None, "backend": backend}
     if select.ties == "all":  # its gradient takes the same kernels as without
         topk_affinity(query.detach(), bank.detach(), frames, select, **options)
         return
     labels = torch.rand(3, shape[0], 5, generator=generator).to(device).requires_grad_()
-    affinity_propagate(query, bank, frames, labels, frames, select, **options).square().sum().backward()
+    out = affinity_propagate(query, bank, frames, labels, frames, select, **options)
+    if backend == "triton":  # whose gradient is everybody's
+        out.square().sum().backward()
 
 
 def calls() -> list[tuple[Select, Region | None, torch.dtype, bool]]:
@@ -52,7 +57,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for select, region, dtype, tf32 in calls()[first::step]:
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        call(select, region, dtype, (135 if region else 131, 64 if region else 70), device)
+        shape = (135 if region else 131, 64 if region else 70)
+        call(select, region, dtype, shape, device, "triton")
+        if CUDA_MISSING is None and select.ties == "exact" and dtype != torch.float32 and select.k <= 20:
+            call(select, region, dtype, shape, device, "cuda")
     if first == 0:
         propagate_sequence(*video(torch.device(device), 3, 131, 2, 3, 5), rescale=True)
     if device == "cuda":

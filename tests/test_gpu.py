@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.gpu_timing import DTYPES, multiplied_as
 from tests.kernel_cases import CONTEXT, COPIES, DEVICE, SELECTIONS, normal, whole
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops._backends import CUDA_MISSING
 
 REGIONS = [None, Region(9, 11, 3)]
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
@@ -132,13 +133,15 @@ def test_operators_are_well_behaved():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="4 GB of features, for 64-bit addresses on a GPU")
-@pytest.mark.parametrize("selection", SELECTIONS[::3], ids=" ".join)
-def test_features_beyond_the_reach_of_32_bits(selection):
+@pytest.mark.parametrize("backend", ["triton", *["cuda"] * (CUDA_MISSING is None)])
+@pytest.mark.parametrize("selection", SELECTIONS[::2], ids=" ".join)
+def test_features_beyond_the_reach_of_32_bits(selection, backend):
     query, keys = (x.to(DEVICE, torch.bfloat16) for x in (whole(1, 1, 70, 512), whole(2, 2, 300, 512)))
     bank = torch.zeros(14000, 300, 512, dtype=torch.bfloat16, device=DEVICE)
     bank[-2:] = keys
     select = Select(5, 20.0, *selection)
-    far = topk_affinity(query, bank, torch.tensor([[13999, 13998]], device=DEVICE), select, check=False)
-    near = topk_affinity(query, keys, torch.tensor([[1, 0]], device=DEVICE), select)
+    far_frames, near_frames = (torch.tensor([[f, f - 1]], device=DEVICE) for f in (13999, 1))
+    far = topk_affinity(query, bank, far_frames, select, check=False, backend=backend)
+    near = topk_affinity(query, keys, near_frames, select, backend=backend)
     for ours, expected in zip(far, near, strict=True):
         assert torch.equal(ours, expected)

@@ -63,6 +63,7 @@ struct Meeting {
 
 struct Block {
   std::vector<Meeting> warps;
+  std::vector<int> asleep;  // for how long each warp does nothing: some fall far behind the others
   Meeting all;
   std::vector<char> memory;
 };
@@ -172,9 +173,17 @@ void run_all() {
   for (bool idle = false;;) {
     bool happened = false, live = false;
     std::shuffle(order.begin(), order.end(), random_numbers);
+    for (Block& block : grid->blocks) {
+      for (int& asleep : block.asleep)
+        asleep = asleep > 0 ? asleep - 1 : random_numbers() % 64 ? 0 : random_numbers() % 256;
+    }
     for (Thread* const thread : order) {
       if (thread->done) continue;
       live = true;
+      if (block_of(*thread).asleep[thread->index / 32]) {
+        happened = true;
+        continue;
+      }
       if (thread->condition && !thread->condition()) continue;
       thread->condition = nullptr;
       now = thread;
@@ -379,6 +388,7 @@ void run(int64_t blocks, int threads, int shared, bool together, const std::func
       block.memory.assign(shared + 1024, char(kPoison));
       block.all.expected = threads;
       block.warps.resize(threads / 32);
+      block.asleep.resize(threads / 32);
       for (Meeting& warp : block.warps) warp.expected = 32;
       for (int i = 0; i < threads; ++i) {
         Thread& thread = grid->threads.emplace_back();
