@@ -139,7 +139,7 @@ def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -
         "K": triton.next_power_of_2(k),
         "P": lists,
         "S": triton.next_power_of_2(merged),
-        "ROWS": max(1, min(64, 4096 // lists)),
+        "ROWS": max(1, min(64, 2048 // lists)),
         "MEAN": not call.joint,
         "EVERY": every,
         "REGION": call.region,

@@ -5,19 +5,16 @@ Hopper, mma.sync and asynchronous copies on other chips. What becomes of the can
 """
 
 import dataclasses
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from timecycle.ops._backends import CUDA, launched_on
-
 from . import tiles
 from .affinity_propagate import carry_candidates
 from .call import Call
+from .launch import Launch
 from .topk_affinity import Candidates, finish_candidates
 
-MODULE: ModuleType | None = CUDA
 QUERIES = 128  # of a block, and how many keys it takes at a time
 REGION_TILE = (8, 16)  # rows and columns of such a patch with a region
 A_BLOCK = 0.1  # what beginning and ending a block takes, in slots: counted from its copies and lists, not measured
@@ -35,10 +32,11 @@ def topk_affinity(
     ties: bool,
     width: int,
     reach: list[int],
+    launch: Launch,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators, as topk_affinity.py gives them; features bfloat16 or float16, not ties."""
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
-    return finish_candidates(call, best_of_groups(call, k, joint, every), k, joint, every)
+    return finish_candidates(call, best_of_groups(call, k, joint, every, launch), k, joint, every)
 
 
 def affinity_propagate(
@@ -55,15 +53,15 @@ def affinity_propagate(
     ties: bool,
     width: int,
     reach: list[int],
+    launch: Launch,
 ) -> Tensor:
     """Soft labels, as affinity_propagate.py gives them; features bfloat16 or float16, not ties."""
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
-    return carry_candidates(call, best_of_groups(call, k, joint, every), labels, label_frames, k, joint, every)
+    return carry_candidates(call, best_of_groups(call, k, joint, every, launch), labels, label_frames, k, joint, every)
 
 
-def best_of_groups(call: Call, k: int, joint: bool, every: bool) -> Candidates:
+def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of two lists for each group of slots."""
-    assert MODULE is not None
     call = dataclasses.replace(call, query=_copyable(call.query), bank=_copyable(call.bank))
     each = slots_of_a_block(call)
     groups = -(-call.slots // each) if joint else call.slots
@@ -72,7 +70,7 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool) -> Candidates:
     tops, sums = (values.new_empty(values.shape[:3] if every else (0,)) for _ in range(2))
     if values.numel():
         height, key_height = (call.queries // call.width,) * 2 if call.region else (1, 1)
-        MODULE.topk_affinity(
+        launch.module.topk_affinity(
             *(tensor.data_ptr() for tensor in (*call.tensors(), values, indices, tops, sums)),
             *(len(call.query), len(call.bank)),
             (height, call.queries // height),
@@ -83,8 +81,7 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool) -> Candidates:
             call.scale,
             call.query.dtype == torch.bfloat16,
             *(call.region, joint, every),
-            hopper(call.query.device),
-            *launched_on(call.query),
+            *(launch.hopper, launch.device, launch.stream),
         )
     return values, indices, tops, sums
 
@@ -95,11 +92,6 @@ def _copyable(features: Tensor) -> Tensor:
         return torch.nn.functional.pad(features, (0, -features.shape[2] % 8))
     fits = features.data_ptr() % 16 == 0 and all(stride % 8 == 0 and stride for stride in features.stride()[:2])
     return features if fits else features.clone(memory_format=torch.contiguous_format)
-
-
-def hopper(device: torch.device) -> bool:
-    """Whether the kernel for Hopper runs there; the other one runs on every chip from Ampere on but that."""
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def slots_of_a_block(call: Call) -> int:

@@ -43,13 +43,19 @@ def load(path: Path) -> ModuleType:
 
 def use(path: Path, hopper: bool) -> None:
     """From now on backend "cuda" of this process is the emulated one, of either kind of chip, for CPU tensors."""
+    from timecycle.kernels.launch import Launch
+
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import _backends
 
-    sequence = importlib.import_module("timecycle.ops.propagate_sequence")
-    kernels.MODULE = sequence.CUDA = load(path)
-    kernels.hopper = lambda device: hopper
-    for operator in ("topk_affinity", "affinity_propagate", "propagate_sequence"):
+    on = Launch(load(path), 0, 0, hopper)
+    run_sequence = importlib.import_module("timecycle.ops.propagate_sequence").run_cuda
+    emulated = {
+        "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on),
+        "affinity_propagate": lambda *arguments: kernels.affinity_propagate(*arguments, on),
+        "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on),
+    }
+    for operator, run in emulated.items():
         cuda, *others = _backends._REGISTERED[operator]
         assert cuda.name == "cuda"
-        _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None), *others)
+        _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None, run=run), *others)

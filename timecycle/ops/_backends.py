@@ -17,6 +17,7 @@ from typing import Any
 import torch  # before the compiled module, which links against its libraries
 
 from timecycle.errors import InputError
+from timecycle.kernels.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def why_not_cuda(tensor: Any) -> str | None:
     return None
 
 
-def launched_on(tensor: Any) -> tuple[int, int]:
-    """The device's number and the stream, as the CUDA module takes them. Its emulator in the tests has neither."""
-    if tensor.device.type != "cuda":
-        return 0, 0
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+def launch(tensor: Any) -> Launch:
+    """Where the CUDA module works on a tensor."""
+    assert CUDA is not None
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return Launch(CUDA, tensor.device.index, stream, torch.cuda.get_device_capability(tensor.device) == (9, 0))
 
 
 def run_kernels(module: str, function: str) -> Callable[..., Any]:

@@ -30,6 +30,7 @@ from timecycle.ops.topk_affinity import (
     check_shapes,
     check_values,
     expand_copies,
+    run_cuda,
     slower_than_triton,
     why_not_cpu,
     why_not_cuda_here,
@@ -190,7 +191,7 @@ register(
         "cuda",
         CUDA_MISSING,
         _why_not_cuda,
-        run_kernels("topk_affinity_cuda", "affinity_propagate"),
+        run_cuda("affinity_propagate"),
         device=None,  # Triton serves as well
         unless_asked=_slower_than_triton,
     ),

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.kernels.launch import Launch
 from timecycle.ops._backends import (
-    CUDA,
     CUDA_MISSING,
     NATIVE,
     NATIVE_MISSING,
     Backend,
     choose,
-    launched_on,
+    launch,
     register,
     why_not_cuda,
 )
@@ -144,20 +144,21 @@ def _run_cpu(*arguments: Tensor) -> Tensor:
     return ready[2]
 
 
-def _run_cuda(*arguments: Tensor) -> Tensor:
-    assert CUDA is not None
+def run_cuda(*arguments: Tensor, on: Launch | None = None) -> Tensor:
+    """One launch, where the tensors are unless the caller knows better."""
+    on = on or launch(arguments[0])
     ready = _made_fit(*arguments[:5])
     weights, _, labels, frames, *_ = ready
     if len(weights) and labels.numel():
         sizes = (*weights.shape, frames.shape[1], labels.shape[2])
         with torch.cuda.device_of(labels):
-            CUDA.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], *launched_on(labels))
+            on.module.propagate_sequence(*(x.data_ptr() for x in ready), *sizes, arguments[5], on.device, on.stream)
     return labels
 
 
 register(
     "propagate_sequence",
-    Backend("cuda", CUDA_MISSING, _why_not_cuda, _run_cuda, "cuda"),
+    Backend("cuda", CUDA_MISSING, _why_not_cuda, run_cuda, "cuda"),
     Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

@@ -15,6 +15,7 @@ Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame"
 temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from timecycle.ops._backends import (
     TRITON_MISSING,
     Backend,
     choose,
+    launch,
     register,
     run_kernels,
     why_not_cuda,
@@ -372,6 +374,12 @@ def why_not_cuda_here(
     return TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, k)
 
 
+def run_cuda(function: str) -> Callable[..., Any]:
+    """A function of kernels/topk_affinity_cuda.py, told where to launch."""
+    kernels = run_kernels("topk_affinity_cuda", function)
+    return lambda *arguments: kernels(*arguments, launch(arguments[0]))
+
+
 def slower_than_triton(query: Tensor, *call: Any) -> str | None:
     """Why Triton should run what CUDA can run too: it is faster there, or nobody measured which is."""
     _, _, _, k, _, joint, _, _, width, _ = call
@@ -384,7 +392,7 @@ register(
         "cuda",
         CUDA_MISSING,
         why_not_cuda_here,
-        run_kernels("topk_affinity_cuda", "topk_affinity"),
+        run_cuda("topk_affinity"),
         device=None,  # Triton serves as well
         unless_asked=slower_than_triton,
     ),
