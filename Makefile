@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
-CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*)
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
 SAY := @printf '\n==> %s\n'
 
 .PHONY: help env build demo test lint format bench gpu-check sanitize variants clean

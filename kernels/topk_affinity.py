@@ -16,6 +16,7 @@ from .call import Call
 from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
 from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
+from .traced import launched
 
 LN_2 = tl.constexpr(0.6931471805599453)
 Candidates = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -75,7 +76,7 @@ def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: boo
     values = call.query.new_empty((*shape, k), dtype=torch.float32)
     indices = torch.empty_like(values, dtype=torch.int32)
     tops, sums = (values.new_empty(shape if every else (0,)) for _ in range(2))
-    scan[grid](
+    launched(scan)[grid](
         *call.tensors(),
         values,
         indices,
@@ -107,7 +108,7 @@ def _finish(
     denominators = values.new_empty((targets, queries, groups if every else 0))
     kth = values.new_empty((targets, groups, queries) if ties else (0,))
     constants = finish_constants(call, k, merged, every, ties)
-    finish[(triton.cdiv(queries, constants["ROWS"]), groups, targets)](
+    launched(finish)[(triton.cdiv(queries, constants["ROWS"]), groups, targets)](
         values,
         indices,
         tops,

@@ -24,6 +24,7 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.kernels.tiles import LARGEST_K
 from timecycle.ops import speeds
+from timecycle.ops import topk_affinity_traced as traced
 from timecycle.ops._backends import (
     CUDA,
     CUDA_MISSING,
@@ -79,21 +80,15 @@ def topk_affinity(
     check_shapes(query, bank, frames, region, copies)
     joint, every, ties = select.scope == "joint", select.normalise == "all", select.ties == "all"
     width, reach = (region.width, region.reach()) if region is not None else (0, [])
-    weights, indices, _ = operator(
-        query,
-        bank,
-        frames,
-        expand_copies(copies, region, frames),
-        select.k,
-        select.temperature,
-        joint,
-        every,
-        ties,
-        width,
-        reach,
-        backend or "",
-        check,
-    )
+    copies = expand_copies(copies, region, frames)
+    options = (select.k, select.temperature, joint, every)
+    if backend == "triton" and torch.compiler.is_compiling() and traced.is_traceable(query, ties):
+        reason = TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, select.k)
+        if reason is None:
+            frames = checked(query, bank, frames, copies, check)
+            weights, indices, _ = traced.operator(query, bank, frames, copies, *options, width, reach)
+            return weights, indices
+    weights, indices, _ = operator(query, bank, frames, copies, *options, ties, width, reach, backend or "", check)
     return weights, indices
 
 
@@ -149,6 +144,18 @@ def check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, ch
             raise InputError(f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features")
 
 
+@torch.library.custom_op("timecycle::topk_affinity_checked", mutates_args=())
+def checked(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> Tensor:
+    """A copy of frames, once the values are checked: whoever uses it in a graph comes after the check."""
+    check_values(query, bank, frames, copies, check)
+    return frames.clone()
+
+
+@checked.register_fake
+def _(query, bank, frames, copies, check):  # type: ignore[no-untyped-def]
+    return torch.empty_like(frames)
+
+
 @torch.library.custom_op("timecycle::topk_affinity", mutates_args=())
 def operator(
     query: Tensor,
@@ -188,6 +195,16 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, ctx.backend, _ = (
         inputs
     )
+    _save(ctx, query, bank, frames, copies, output)
+
+
+def _setup_context_traced(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach = inputs
+    ctx.backend = "triton"
+    _save(ctx, query, bank, frames, copies, output)
+
+
+def _save(ctx, query, bank, frames, copies, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*output, query, bank, frames, copies)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
@@ -195,13 +212,14 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     if gradient is None:
-        return (None,) * 13
+        return (None,) * len(ctx.needs_input_grad)
     rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
     d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
-    return d_query, d_bank, *(None,) * 11
+    return d_query, d_bank, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
+traced.operator.register_autograd(_backward, setup_context=_setup_context_traced)
 
 
 def wide_dtype(features: Tensor) -> torch.dtype:

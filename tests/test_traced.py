@@ -1,0 +1,93 @@
+"""torch.compile sees the Triton kernels of topk_affinity where they are asked for by name.
+
+No GPU is needed to look at a graph: inputs are fake tensors, of a GPU that is not there.
+"""
+
+import importlib
+
+import pytest
+import torch
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops import topk_affinity_traced as traced
+from timecycle.ops._backends import INTERPRETED
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+class Seen(Exception):
+    """Stops before anything runs."""
+
+
+@pytest.fixture
+def operators_in(monkeypatch):
+    """What the graph of a function of features [1, 70, 64] on a GPU calls: names of operators and kernels."""
+    if not torch.cuda.is_available():
+        module = importlib.import_module("timecycle.ops.topk_affinity")
+        monkeypatch.setattr(module, "TRITON_MISSING", None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr("timecycle.kernels.tiles.family", lambda device: "sm_90")
+        monkeypatch.setattr("timecycle.kernels.tiles.programs_at_once", lambda device: 264)
+
+    def look(function, dtype, gradient):
+        graphs = []
+
+        def keep(graph, _):
+            graphs.append(graph)
+            return graph
+
+        def backend(graph, inputs):
+            aot_module_simplified(graph, inputs, fw_compiler=keep, bw_compiler=keep)
+            raise Seen
+
+        torch._dynamo.reset()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            query, bank = (torch.empty(1, 70, 64, device="cuda", dtype=dtype, requires_grad=gradient) for _ in "qb")
+            # Copies as they are used: a PyTorch without CUDA cannot even pretend to copy a tensor on a GPU.
+            frames, copies = (torch.empty(shape, device="cuda", dtype=torch.int64) for shape in ((1, 2), (1, 2, 2)))
+            with pytest.raises(Exception, match=Seen.__name__):
+                torch.compile(function, backend=backend, fullgraph=True)(query, bank, frames, copies)
+        names = set()
+        for node in (node for graph in graphs for node in graph.graph.nodes if node.op == "call_function"):
+            if "kernel_idx" in node.kwargs:
+                table = importlib.import_module("torch._higher_order_ops.triton_kernel_wrap").kernel_side_table
+                kernel = table.get_kernel(node.kwargs["kernel_idx"])
+                names.add(getattr(kernel, "fn", kernel).__name__.rsplit(".")[-1])
+            elif getattr(node.target, "namespace", "") == "timecycle":
+                names.add(node.target._opname)
+        return names
+
+    return look
+
+
+@pytest.mark.skipif(INTERPRETED, reason="PyTorch records compiled kernels, not interpreted ones")
+@pytest.mark.parametrize("region", [None, Region(7, 10, 2)], ids=["everywhere", "region"])
+@pytest.mark.parametrize(
+    ("options", "dtype", "seen"),
+    [
+        ({"backend": "triton"}, torch.bfloat16, {"topk_affinity_checked", "scan", "finish"}),
+        ({"backend": "triton"}, torch.float32, {"topk_affinity"}),  # whose kernels cap their registers
+        ({}, torch.bfloat16, {"topk_affinity"}),
+    ],
+)
+def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options, dtype, seen, region):
+    def function(q, b, f, c):
+        return topk_affinity(q, b, f, Select(5, 0.5, "frame", "all"), region=region, copies=c, **options)[0]
+
+    assert operators_in(function, dtype, False) == seen
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a PyTorch without CUDA has no autograd for a GPU's tensors")
+def test_their_gradient_is_the_operators(operators_in):
+    def function(q, b, f, c):
+        return topk_affinity(q, b, f, Select(5, 0.5), copies=c, backend="triton")[0]
+
+    seen = operators_in(function, torch.bfloat16, True)
+    assert seen == {"topk_affinity_checked", "scan", "finish", "topk_affinity_backward"}
+
+
+def test_ties_are_never_recorded():
+    assert traced.is_traceable(torch.empty(0, dtype=torch.bfloat16), ties=False)
+    assert not traced.is_traceable(torch.empty(0, dtype=torch.bfloat16), ties=True)
