@@ -2,23 +2,29 @@
 
     python test_davis.py --cropSize 480                                   # a made video set, no download
     python test_davis.py --davis DAVIS --resume checkpoint_14.pth.tar     # DAVIS-2017 with the released weights
+    python test_davis.py --davis DAVIS --protocol dino --features my_model:extract
 
-Protocol: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, with the numbers of its release.
+Protocol: TimeCycle's (Wang, Jabri, Efros, CVPR 2019, section 4.2), with the numbers of its release, unless named.
 """
 
 import argparse
+import ast
+import importlib
 import signal
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
+from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation import DTYPES, Features, Options, evaluate, fingerprint
+from timecycle.evaluation import DTYPES, Features, GivenFeatures, evaluate, fingerprint
+from timecycle.protocols import PRESETS, Protocol, protocol
 from timecycle.results import ResultsFolder, peak_memory_mb
 from timecycle.scores import SequenceMasks, score_masks
 
@@ -43,10 +49,20 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
     method = parser.add_argument_group("features and protocol")
     method.add_argument("--resume", type=Path, help="weights: .pth.tar of the release, or .safetensors")
-    method.add_argument("--features", choices=["colour"], help="the colour descriptor, also where weights are at hand")
-    method.add_argument("--cropSize", type=int, default=320, help="side of the square crop (default: %(default)s)")
-    method.add_argument("--videoLen", type=int, default=8, help="context frames (default: %(default)s)")
-    method.add_argument("--topk_vis", type=int, default=5, help="neighbours a context frame (default: %(default)s)")
+    method.add_argument(
+        "--features",
+        help="colour: the colour descriptor, also where weights are at hand; or MODULE:CALLABLE, from normalised "
+        "images [B, 3, H, W] to features [B, D, h, w]",
+    )
+    method.add_argument("--protocol", default="timecycle", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    method.add_argument(
+        "--override", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the protocol, such as k=7"
+    )
+    method.add_argument(
+        "--cropSize", type=int, help="side of timecycle's square, else the short side; -1 keeps the frame's size"
+    )
+    method.add_argument("--videoLen", type=int, help="context frames")
+    method.add_argument("--topk_vis", type=int, help="neighbours kept, in each context frame or over all of them")
     run = parser.add_argument_group("run")
     run.add_argument("--save_path", type=Path, help="results folder (default: out/<data>-<features>-<crop>)")
     run.add_argument("--overwrite", action="store_true", help="start over instead of going on with what is unfinished")
@@ -68,6 +84,62 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used ({reason}); expected auto, cpu, or a CUDA device") from None
     return device
+
+
+def choose_protocol(arguments: argparse.Namespace) -> Protocol:
+    """The protocol with what the options change. Raises InputError for values that mean nothing."""
+    changes: dict[str, Any] = {}
+    for word in arguments.override:
+        field, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"--override {word} has no value; expected FIELD=VALUE, such as k=7")
+        try:
+            changes[field] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            changes[field] = text  # a word
+    crop, length, k = arguments.cropSize, arguments.videoLen, arguments.topk_vis
+    if crop is not None:
+        if crop != -1 and (crop < STRIDE or crop % STRIDE):
+            raise InputError(
+                f"--cropSize is {crop}; expected a positive multiple of {STRIDE}, or -1 for the frame's size"
+            )
+        if crop == -1:
+            changes["resize"] = "native"
+        else:
+            changes |= {"side": crop, "resize": "square" if arguments.protocol == "timecycle" else "short side"}
+    if length is not None:
+        if length < 1:
+            raise InputError(f"--videoLen is {length}; expected at least 1 context frame")
+        changes["length"] = length
+    rules = protocol(arguments.protocol, **changes)
+    if k is None:
+        return rules
+    positions = (rules.side // STRIDE) ** 2 if rules.resize == "square" else k
+    if not 1 <= k <= positions:
+        most = (
+            f"1 to {positions}, the positions of --cropSize {rules.side}" if rules.resize == "square" else "1 or more"
+        )
+        raise InputError(f"--topk_vis is {k}; expected {most}")
+    return protocol(rules, k=k)
+
+
+def choose_features(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Features | GivenFeatures]:
+    """A short name of the features for folders, and the features."""
+    if arguments.resume:
+        return arguments.resume.name.split(".")[0], Features(arguments.resume, device, DTYPES[arguments.dtype])
+    if arguments.features in (None, "colour"):
+        return "colour", Features(None, device, DTYPES[arguments.dtype])
+    place, colon, name = arguments.features.partition(":")
+    if not colon:
+        raise InputError(f"--features is {arguments.features!r}; expected colour or MODULE:CALLABLE")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        extract = getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--features {arguments.features} cannot be imported: {error}") from None
+    if not callable(extract):
+        raise InputError(f"--features {arguments.features} is a {type(extract).__name__}; expected a callable")
+    return name, GivenFeatures(extract, device)
 
 
 def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
@@ -96,20 +168,22 @@ def main() -> None:
     if not arguments.resume and not arguments.features:
         print("no weights ship with the project yet: the colour descriptor stands in (--resume takes trained weights)")
     device = choose_device(arguments.device)
-    protocol = {"cropSize": arguments.cropSize, "videoLen": arguments.videoLen, "topk_vis": arguments.topk_vis}
-    Options(**protocol)  # before data are made or read
+    rules = choose_protocol(arguments)  # before data are made or read
+    weights = fingerprint(arguments.resume) if arguments.resume else arguments.features or "colour"
     source, sequences = choose_data(arguments)
-    options = Options(
-        **protocol,
-        dtype=arguments.dtype,
-        features=fingerprint(arguments.resume) if arguments.resume else "colour",
-        data=str(Path(source).resolve()),
-        remap_255=arguments.remap_255,
-    )
-    name = arguments.resume.name.split(".")[0] if arguments.resume else "colour"
-    save_path = arguments.save_path or Path("out") / f"{Path(source).stem}-{name}-{arguments.cropSize}"
-    folder = ResultsFolder(save_path, asdict(options), arguments.overwrite)
-    evaluate(sequences, Features(arguments.resume, device, DTYPES[arguments.dtype]), options, folder)
+    name, features = choose_features(arguments, device)
+    # What the masks depend on: every field of the protocol, and these.
+    options = asdict(rules) | {
+        "dtype": arguments.dtype,
+        "features": weights,
+        "data": str(Path(source).resolve()),
+        "remap_255": arguments.remap_255,
+    }
+    size = "native" if rules.resize == "native" else str(rules.side)
+    words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
+    save_path = arguments.save_path or Path("out") / "-".join(words)
+    folder = ResultsFolder(save_path, options, arguments.overwrite)
+    evaluate(sequences, features, rules, folder, remap_255=arguments.remap_255)
     score(sequences, folder, arguments)
     folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
     folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))

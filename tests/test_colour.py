@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from timecycle.colour import ColourDescriptor
-from timecycle.images import crop_tensor
+from timecycle.images import prepared
+from timecycle.protocols import protocol
 
 
 def frame(seed: int = 0) -> torch.Tensor:
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8)
-    return crop_tensor(np.kron(small, np.ones((8, 8, 1), np.uint8)), 48)
+    return prepared(np.kron(small, np.ones((8, 8, 1), np.uint8)), protocol("timecycle", side=48))
 
 
 def test_features_are_unit_vectors_of_thirteen_on_the_stride_8_grid():

@@ -9,7 +9,8 @@ import torch
 from timecycle.checkpoint import load_encoder
 from timecycle.encoder import Encoder, fold_batch_norm
 from timecycle.files import read_rgb
-from timecycle.images import crop_tensor
+from timecycle.images import prepared
+from timecycle.protocols import protocol
 
 
 @pytest.mark.parametrize(("sequence", "crop", "index"), [("dog", 320, 10), ("blackswan", 320, 0), ("dog", 480, 11)])
@@ -20,7 +21,7 @@ def test_features_equal_the_originals(oracle: Path, oracle_checkpoint: Path, sha
     rgb = read_rgb(shared / "davis" / "JPEGImages" / "480p" / sequence / f"{index:05d}.jpg")
     encoder = load_encoder(oracle_checkpoint)
     for network in (encoder, fold_batch_norm(encoder)):
-        features = network(crop_tensor(rgb, crop)[None])[0, :, ::stride, ::stride].numpy()
+        features = network(prepared(rgb, protocol("timecycle", side=crop))[None])[0, :, ::stride, ::stride].numpy()
         # The record itself is rounded to float16, which takes most of the 1e-4.
         np.testing.assert_allclose(features, recorded[f"feat_{index}"].astype(np.float32), atol=1e-4, rtol=0)
 

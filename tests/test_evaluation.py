@@ -51,7 +51,8 @@ def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
     assert len(list((out / "overlays" / "second").glob("*.jpg"))) == 4
     assert not leftovers(out)
     results = json.loads((out / "results.json").read_text())
-    assert results["options"]["cropSize"] == 64
+    assert results["options"]["side"] == 64
+    assert results["options"]["temperature"] == pytest.approx(512**-0.5)
     assert results["scores"]["global"]["J-Mean"] > 0.7  # a red square on grey, on an 8 x 8 grid
     assert set(results["seconds"]) == {"read", "encode", "propagate", "write", "total", "this run"}
     assert results["peak_memory_mb"]["host"] > 50
@@ -129,7 +130,7 @@ def test_results_of_other_options_are_never_mixed(run, small_davis: Path, tmp_pa
     before = masks_of(tmp_path / "out", "first")
     ended = run("--davis", small_davis, "--cropSize", 80, "--save_path", "out")
     assert ended.code == 2
-    assert "cropSize 64, not 80" in ended.err
+    assert "side 64, not 80" in ended.err
     for old, new in zip(before, masks_of(tmp_path / "out", "first"), strict=True):
         np.testing.assert_array_equal(old, new)
     assert run("--davis", small_davis, "--cropSize", 80, "--save_path", "out", "--overwrite").code == 0

@@ -9,16 +9,27 @@ from PIL import Image
 
 from timecycle.checkpoint import load_encoder
 from timecycle.encoder import fold_batch_norm
-from timecycle.evaluation import TEMPERATURE
 from timecycle.files import read_rgb
-from timecycle.images import crop_tensor
+from timecycle.images import prepared
+from timecycle.labels import FirstLabels, first_labels, index_mask, min_max
 from timecycle.masks import read_mask
 from timecycle.ops import Select, topk_affinity
-from timecycle.propagation import LabelPropagator, first_labels, index_mask, min_max
+from timecycle.propagation import LabelPropagator
+from timecycle.protocols import protocol
 
-SELECT = Select(5, TEMPERATURE, scope="frame", normalise="all")
+TIMECYCLE = protocol("timecycle")
+SELECT = TIMECYCLE.select()
 RECORDED = [("dog", 320), ("blackswan", 320), ("dog", 480)]
 MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that two exact float32 programs disagree on, as recorded
+
+
+def labels_of(mask: np.ndarray, crop: int) -> FirstLabels:
+    return first_labels(mask, TIMECYCLE, (crop // 8, crop // 8), (crop, crop))
+
+
+def masks_of(soft: torch.Tensor, ids: tuple[int, ...], crop: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """At the size of the crop, and of the frame."""
+    return [index_mask(soft, ids, TIMECYCLE, (crop, crop), output) for output in ((crop, crop), size)]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +43,9 @@ def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path):
         if (sequence, crop) not in cache:
             recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
             frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
-            images = (crop_tensor(read_rgb(path), crop) for path in frames[: len(recorded["idx_crop"])])
+            images = (
+                prepared(read_rgb(path), protocol(TIMECYCLE, side=crop)) for path in frames[: len(recorded["idx_crop"])]
+            )
             cache[sequence, crop] = recorded, [encoder(image[None])[0] for image in images]
         return cache[sequence, crop]
 
@@ -43,14 +56,14 @@ def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path):
 def test_maps_and_masks_equal_the_originals(encoded, shared: Path, oracle: Path, sequence, crop):
     recorded, features = encoded(sequence, crop)
     annotation = read_mask(shared / "davis" / "Annotations" / "480p" / sequence / "00000.png")
-    labels = first_labels(annotation, crop)
+    labels = labels_of(annotation, crop)
     np.testing.assert_array_equal(labels.soft.transpose(1, 2, 0), recorded["label0"])
-    propagator = LabelPropagator(8, SELECT)
+    propagator = LabelPropagator(TIMECYCLE, l2=False)  # the encoder's features are of length 1
     errors = []
     for i, feature in enumerate(features):
         soft = propagator.start(feature, torch.from_numpy(labels.soft)) if i == 0 else propagator.step(feature)
         errors.append(np.abs(soft.numpy().transpose(1, 2, 0) - recorded["pred_norm"][i]).mean())
-        at_crop, at_size = index_mask(soft.numpy(), labels.ids, crop, annotation.shape[::-1])
+        at_crop, at_size = masks_of(soft, labels.ids, crop, annotation.shape)
         assert np.count_nonzero(at_crop != recorded["idx_crop"][i]) <= MASK_NOISE[crop], i
         if i > 0:
             final = read_mask(oracle / f"masks_{crop}" / sequence / f"{i:05d}.png")
@@ -104,7 +117,7 @@ def test_the_stream_equals_the_padded_sequence(context):
     labels = torch.rand(3, 4, 5, generator=generator)
     select = Select(2, 0.1, scope="frame", normalise="all")
     expected = direct_timecycle(features, labels, context, select)
-    propagator = LabelPropagator(context, select)
+    propagator = LabelPropagator("timecycle", length=context, k=2, temperature=0.1)
     for i, feature in enumerate(features):
         soft = propagator.start(feature, labels) if i == 0 else propagator.step(feature)
         torch.testing.assert_close(soft, expected[i], atol=1e-5, rtol=1e-5)
@@ -126,14 +139,14 @@ def test_classes_are_background_then_first_appearance_in_raster_order():
     mask[40:60, 10:30] = 2
     mask[10:30, 50:70] = 7
     mask[11:30, 5:20] = 3
-    assert first_labels(mask, 80).ids == (0, 7, 3, 2)
+    assert labels_of(mask, 80).ids == (0, 7, 3, 2)
 
 
 @pytest.mark.parametrize(("pixels", "kept"), [(11, False), (12, True)])
 def test_an_object_needs_twelve_pixels(pixels, kept):
     mask = blank()
     mask[43, 10 : 10 + pixels] = 1
-    labels = first_labels(mask, 80)
+    labels = labels_of(mask, 80)
     assert (1 in labels.ids) == kept
     # Pixels of a dropped class belong to none, so the background has a hole there.
     assert labels.soft[0].min() < 1
@@ -143,7 +156,7 @@ def test_an_object_needs_twelve_pixels(pixels, kept):
 def test_background_needs_eleven_pixels(pixels, kept):
     mask = np.ones((80, 80), np.uint8)
     mask[0, :pixels] = 0
-    assert (0 in first_labels(mask, 80).ids) == kept
+    assert (0 in labels_of(mask, 80).ids) == kept
 
 
 def test_void_in_the_first_mask_is_background():
@@ -151,14 +164,14 @@ def test_void_in_the_first_mask_is_background():
     mask[20:40] = 1
     voided = mask.copy()
     voided[60:] = 255
-    np.testing.assert_array_equal(first_labels(voided, 80).soft, first_labels(mask, 80).soft)
+    np.testing.assert_array_equal(labels_of(voided, 80).soft, labels_of(mask, 80).soft)
 
 
 def test_soft_labels_are_the_mean_of_the_four_central_pixels():
     mask = blank()
     mask[3, 3] = mask[4, 4] = 1
     mask[40:60, 40:60] = 1
-    labels = first_labels(mask, 80)
+    labels = labels_of(mask, 80)
     assert labels.soft[1][0, 0] == 0.5
     assert labels.soft[0][0, 0] == 0.5
 
@@ -169,7 +182,7 @@ def test_annotation_is_resized_by_centre_sampled_nearest():
     columns = ((np.arange(40) + 0.5) * 97 / 40).astype(int)
     expected = mask[rows][:, columns]
     np.testing.assert_array_equal(np.array(Image.fromarray(mask).resize((40, 40), Image.Resampling.NEAREST)), expected)
-    soft = first_labels(mask, 40).soft[1]
+    soft = labels_of(mask, 40).soft[1]
     centre = expected.reshape(5, 8, 5, 8)[:, 3:5, :, 3:5].mean(axis=(1, 3))
     np.testing.assert_allclose(soft, centre, atol=1e-6)
 
@@ -178,30 +191,19 @@ def test_masks_hold_ids_and_ties_go_to_the_earlier_class():
     soft = np.zeros((3, 5, 5), np.float32)
     soft[1, :2] = 1
     soft[2, :2] = 1
-    at_crop, at_size = index_mask(soft, (0, 9, 4), 40, (31, 17))
+    at_crop, at_size = masks_of(torch.from_numpy(soft), (0, 9, 4), 40, (17, 31))
     assert at_size.shape == (17, 31)
     assert set(np.unique(at_crop)) == {0, 9}
 
 
 def test_output_is_resized_by_top_left_nearest():
     soft = np.random.default_rng(0).random((2, 5, 5), np.float32)
-    at_crop, at_size = index_mask(soft, (0, 1), 40, (61, 27))
+    at_crop, at_size = masks_of(torch.from_numpy(soft), (0, 1), 40, (27, 61))
     expected = at_crop[(np.arange(27) * 40 / 27).astype(int)][:, (np.arange(61) * 40 / 61).astype(int)]
     np.testing.assert_array_equal(at_size, expected)
 
 
 def test_no_class_at_all_gives_background():
-    at_crop, at_size = index_mask(np.zeros((0, 5, 5), np.float32), (), 40, (31, 17))
+    at_crop, at_size = masks_of(torch.zeros(0, 5, 5), (), 40, (17, 31))
     assert not at_crop.any()
     assert not at_size.any()
-
-
-def test_memory_does_not_grow_with_the_video():
-    propagator = LabelPropagator(4, Select(1, 1.0, scope="frame"))
-    features = torch.rand(3, 2, 2)
-    propagator.start(features, torch.rand(2, 2, 2))
-    held = [tensor.data_ptr() for tensor in (propagator._bank, propagator._labels)]
-    for _ in range(50):
-        propagator.step(features)
-    assert [tensor.data_ptr() for tensor in (propagator._bank, propagator._labels)] == held
-    assert propagator._bank.shape[0] == 4

@@ -1,3 +1,22 @@
 """timecycle: label propagation and cycle-consistency learning for video correspondence."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+_PLACES = {
+    "LabelPropagator": "timecycle.propagation",
+    "Propagation": "timecycle.propagation",
+    "propagate": "timecycle.propagation",
+    "evaluate_davis": "timecycle.evaluation",
+    "Protocol": "timecycle.protocols",
+    "protocol": "timecycle.protocols",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The package's main names, imported when they are used: scoring masks needs no torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PLACES[name]), name)

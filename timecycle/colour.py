@@ -17,7 +17,9 @@ _CONSTANT = 2.0  # against 12 standardised components: keeps average places, who
 
 
 class ColourDescriptor:
-    """Callable like the encoder: normalised images [B, 3, H, W] -> features [B, 13, H / 8, W / 8], L2-normalised.
+    """Callable like the encoder: normalised images [B, 3, H, W] -> L2-normalised features [B, 13, H / 8, W / 8].
+
+    Rounded up where 8 does not divide a side.
 
     `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
     """
@@ -37,9 +39,11 @@ class ColourDescriptor:
 
     @staticmethod
     def _cells(rgb: np.ndarray) -> np.ndarray:
-        """Lab means of the 4x4 cells: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 12]."""
+        """Lab means of the 4x4 cells: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 12], rounded up."""
+        height, width = -(-rgb.shape[0] // STRIDE), -(-rgb.shape[1] // STRIDE)
+        below, beside = height * STRIDE - rgb.shape[0], width * STRIDE - rgb.shape[1]
+        rgb = cv2.copyMakeBorder(rgb, 0, below, 0, beside, cv2.BORDER_REPLICATE)
         lab = cv2.cvtColor(cv2.GaussianBlur(rgb, (0, 0), _BLUR_SIGMA), cv2.COLOR_RGB2LAB)
-        height, width = rgb.shape[0] // STRIDE, rgb.shape[1] // STRIDE
         cells = lab.reshape(height, 2, STRIDE // 2, width, 2, STRIDE // 2, 3).mean(axis=(2, 5))
         return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, 12)
 

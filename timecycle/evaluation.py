@@ -2,13 +2,15 @@
 
 import hashlib
 import importlib.util
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,52 +19,28 @@ from tqdm import tqdm
 
 from timecycle.checkpoint import load_encoder
 from timecycle.colour import ColourDescriptor
-from timecycle.data.davis import Sequence
-from timecycle.encoder import STRIDE, fold_batch_norm
+from timecycle.data.davis import Sequence, read_davis
+from timecycle.encoder import fold_batch_norm
 from timecycle.errors import InputError
 from timecycle.files import read_rgb
-from timecycle.images import crop_tensor
+from timecycle.images import prepared
+from timecycle.labels import Size, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
-from timecycle.ops import Select
-from timecycle.propagation import OBJECT_PIXELS, LabelPropagator, first_labels, index_mask
+from timecycle.propagation import LabelPropagator
+from timecycle.protocols import Protocol
+from timecycle.protocols import protocol as as_protocol
 from timecycle.results import ResultsFolder, SequenceWriter
+from timecycle.scores import Scores, SequenceMasks, score_masks
 
-TEMPERATURE = 512**-0.5  # the release's, whatever the number of channels
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the masks depend on, under the names of the command line. Raises InputError for values that mean nothing."""
-
-    cropSize: int = 320
-    """Side of the square that frames are resized to, pixels; a multiple of 8."""
-    videoLen: int = 8
-    """Context frames of a target, the annotated first frame included."""
-    topk_vis: int = 5
-    """Neighbours kept in each context frame."""
-    dtype: str = "float32"
-    features: str = "colour"
-    """'colour', or the SHA-256 of the weights."""
-    data: str = ""
-    remap_255: bool = False
-
-    def __post_init__(self) -> None:
-        if self.cropSize < STRIDE or self.cropSize % STRIDE:
-            raise InputError(f"--cropSize is {self.cropSize}; expected a positive multiple of {STRIDE}")
-        if self.videoLen < 1:
-            raise InputError(f"--videoLen is {self.videoLen}; expected at least 1 context frame")
-        positions = (self.cropSize // STRIDE) ** 2
-        if not 1 <= self.topk_vis <= positions:
-            raise InputError(
-                f"--topk_vis is {self.topk_vis}; expected 1 to {positions}, the positions of --cropSize {self.cropSize}"
-            )
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+Extractor = Callable[[Tensor], Tensor]
+"""Normalised images [B, 3, H, W] to features [B, D, h, w], of any stride."""
 
 
 class Features:
     """Frames to features on a device, in a dtype: the trained encoder, or without weights the colour descriptor."""
+
+    l2 = True  # already, so that nobody does it again
 
     def __init__(self, checkpoint: Path | None, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
@@ -80,6 +58,37 @@ class Features:
             assert self._colour is not None
             return self._colour(images).to(self.device, self.dtype)
         return self._encoder(images.to(self.device, self.dtype, memory_format=torch.channels_last))
+
+
+class GivenFeatures:
+    """A caller's own extractor, its answers checked. One with a method `begin([3, H, W])` is told of new sequences."""
+
+    l2 = False
+
+    def __init__(self, extract: Extractor, device: torch.device) -> None:
+        self._extract, self.device = extract, device
+
+    def begin(self, first: Tensor) -> None:
+        """Start a sequence with its first frame, [3, H, W]."""
+        begin = getattr(self._extract, "begin", None)
+        if begin is not None:
+            begin(first.to(self.device))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D, h, w]. Raises InputError if the extractor returns something else."""
+        found = self._extract(images.to(self.device))
+        if (
+            not isinstance(found, Tensor)
+            or found.ndim != 4
+            or len(found) != len(images)
+            or not found.is_floating_point()
+        ):
+            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"the feature extractor returned {what} for images {list(images.shape)}; expected floating point "
+                f"[{len(images)}, D, h, w]"
+            )
+        return found
 
 
 class Stopwatch:
@@ -108,10 +117,14 @@ def fingerprint(path: Path) -> str:
 
 def evaluate(
     sequences: list[Sequence],
-    features: Features,
-    options: Options,
+    features: Features | GivenFeatures,
+    protocol: Protocol,
     folder: ResultsFolder,
     say: Callable[[str], None] = tqdm.write,
+    *,
+    remap_255: bool = False,
+    overlays: bool = True,
+    progress: bool = True,
 ) -> None:
     """Make the masks of every sequence that is not finished in the folder, with a progress bar.
 
@@ -121,16 +134,16 @@ def evaluate(
     if len(waiting) < len(sequences):
         say(f"{len(sequences) - len(waiting)} of {len(sequences)} sequences are finished in {folder.path}; going on")
     video = importlib.util.find_spec("av") is not None
-    if not video and waiting:
+    if not video and waiting and overlays:
         say("overlay videos are left out: PyAV is not installed (pip install av)")
-    with tqdm(total=sum(len(s.frames) for s in waiting), unit="frame", disable=None) as bar:
+    with tqdm(total=sum(len(s.frames) for s in waiting), unit="frame", disable=None if progress else True) as bar:
         for sequence in waiting:
             bar.set_description(sequence.name)
             start = time.perf_counter()
             watch = Stopwatch()
-            writer = SequenceWriter(folder.path, sequence, video)
+            writer = SequenceWriter(folder.path, sequence, video and overlays, pictures=overlays)
             try:
-                _evaluate_sequence(sequence, features, options, writer, watch, bar, say)
+                _evaluate_sequence(sequence, features, protocol, remap_255, writer, watch, bar, say)
             except BaseException:
                 writer.discard()
                 raise
@@ -145,42 +158,43 @@ def evaluate(
 @torch.inference_mode()
 def _evaluate_sequence(
     sequence: Sequence,
-    features: Features,
-    options: Options,
+    features: Features | GivenFeatures,
+    protocol: Protocol,
+    remap_255: bool,
     writer: SequenceWriter,
     watch: Stopwatch,
     bar: tqdm,
     say: Callable[[str], None],
 ) -> None:
     """One sequence, a frame at a time; reading runs ahead and writing behind in threads of their own."""
-    annotation = read_mask(sequence.annotations[0], options.remap_255)
-    labels = first_labels(annotation, options.cropSize)
-    _warn_of_dropped(sequence, annotation, labels.ids, say)
-    select = Select(options.topk_vis, TEMPERATURE, scope="frame", normalise="all")
-    propagator = LabelPropagator(options.videoLen, select)
+    annotation = read_mask(sequence.annotations[0], remap_255)
+    propagator = LabelPropagator(protocol, l2=protocol.l2 and not features.l2)
     written: list[Future[None]] = []
 
-    def write(index: int, rgb: np.ndarray, soft: np.ndarray) -> None:
+    def write(index: int, rgb: np.ndarray, soft: Tensor, working: Size) -> None:
         with watch("write"):
             # The first mask of a submission is the annotation itself, not its prediction.
             mask = annotation
             if index:
-                _, mask = index_mask(soft, labels.ids, options.cropSize, (rgb.shape[1], rgb.shape[0]))
+                mask = index_mask(soft, labels.ids, protocol, working, (rgb.shape[0], rgb.shape[1]))
             writer.add(index, rgb, mask)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scribe:
-        for index, (rgb, image) in enumerate(_read_ahead(sequence, options.cropSize, reader, watch)):
+        for index, (rgb, image) in enumerate(_read_ahead(sequence, protocol, reader, watch)):
             with watch("encode"):
                 if index == 0:
                     features.begin(image)
                 feature = features(image[None])[0]
             with watch("propagate"):
+                working = (image.shape[1], image.shape[2])
                 if index == 0:
+                    labels = first_labels(annotation, protocol, (feature.shape[1], feature.shape[2]), working)
+                    _warn_of_dropped(sequence, annotation, labels.ids, say)
                     soft = propagator.start(feature, torch.from_numpy(labels.soft).to(feature.device))
                 else:
                     soft = propagator.step(feature)
-                soft_map = soft.cpu().numpy()
-            written.append(scribe.submit(write, index, rgb, soft_map))
+                soft = soft.cpu()
+            written.append(scribe.submit(write, index, rgb, soft, working))
             if len(written) > 4:  # the writer may not fall behind without bound
                 written.pop(0).result()
             bar.update()
@@ -189,14 +203,14 @@ def _evaluate_sequence(
 
 
 def _read_ahead(
-    sequence: Sequence, crop: int, pool: ThreadPoolExecutor, watch: Stopwatch
+    sequence: Sequence, protocol: Protocol, pool: ThreadPoolExecutor, watch: Stopwatch
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Frames in order as (RGB, normalised crop), decoded up to four ahead of their use."""
 
     def read(path: Path) -> tuple[np.ndarray, Tensor]:
         with watch("read"):
             rgb = read_rgb(path)
-            return rgb, crop_tensor(rgb, crop)
+            return rgb, prepared(rgb, protocol)
 
     waiting: list[Future[tuple[np.ndarray, Tensor]]] = []
     for path in sequence.frames:
@@ -213,8 +227,89 @@ def _warn_of_dropped(
     """Say which annotated objects are too small to be carried, and when none is left."""
     annotated = set(np.unique(annotation).tolist()) - {0, VOID}
     for lost in sorted(annotated - set(kept)):
-        say(
-            f"warning: {sequence.name}: object {lost} is dropped, having fewer than {OBJECT_PIXELS} pixels at crop size"
-        )
+        say(f"warning: {sequence.name}: object {lost} is dropped, being too small for the protocol")
     if not set(kept) - {0}:
         say(f"warning: {sequence.name}: {sequence.annotations[0]} holds no object; all its masks are background")
+
+
+def evaluate_davis(
+    features: Extractor,
+    davis: Path | str,
+    protocol: str | Protocol = "dino",
+    *,
+    image_set: str = "val",
+    sequences: list[str] | None = None,
+    save_path: Path | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Scores:
+    """J and F of features on DAVIS-2017, from inside a program: a notebook, or a training loop every few epochs.
+
+    Args:
+        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride. A module
+            is evaluated in eval mode, and put back.
+        davis: folder in DAVIS-2017 layout.
+        protocol: a preset's name, or a protocol; it says how images are resized and normalised, too.
+        image_set: list in ImageSets/2017.
+        sequences: only these.
+        save_path: keep the masks there, and go on with what an earlier call left; else nothing is kept.
+        device: where images go; without it where a module's parameters are, else the CPU.
+        progress: whether a bar is shown.
+        overrides: fields of the protocol to change, such as k=7.
+
+    Under torch.distributed the sequences are shared among the ranks, and every rank returns the scores of all.
+
+    Returns:
+        The scores, as the official evaluation defines them.
+
+    Raises:
+        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+    """
+    rules = as_protocol(protocol, **overrides)
+    every = read_davis(Path(davis), image_set, names=sequences)
+    unscored = [sequence.name for sequence in every if not sequence.scored]
+    if unscored:
+        raise InputError(
+            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame"
+        )
+    rank, ranks = _rank()
+    own = every[rank::ranks]
+    module = features if isinstance(features, torch.nn.Module) else None
+    if device is None:
+        parameter = next(module.parameters(), None) if module is not None else None
+        device = parameter.device if parameter is not None else "cpu"
+    training = module is not None and module.training
+    with tempfile.TemporaryDirectory() as temporary:
+        options = {**asdict(rules), "data": str(Path(davis).resolve())}
+        # Each rank writes a results.json of its own.
+        path = (
+            Path(temporary) if save_path is None else Path(save_path) / f"rank{rank}" if ranks > 1 else Path(save_path)
+        )
+        folder = ResultsFolder(path, options)
+        if module is not None:
+            module.eval()
+        try:
+            given = GivenFeatures(features, torch.device(device))
+            evaluate(own, given, rules, folder, say=lambda _: None, overlays=False, progress=progress)
+        finally:
+            if module is not None:
+                module.train(training)
+        graded = [
+            SequenceMasks(s.name, list(s.annotations), [folder.path / s.name / f"{a.stem}.png" for a in s.annotations])
+            for s in own
+        ]
+        found = score_masks(graded).sequences if graded else {}
+    shares = [found]
+    if ranks > 1:
+        shares = [{} for _ in range(ranks)]
+        torch.distributed.all_gather_object(shares, found)
+    together = {name: objects for share in shares for name, objects in share.items()}
+    return Scores({sequence.name: together[sequence.name] for sequence in every})
+
+
+def _rank() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

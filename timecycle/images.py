@@ -1,29 +1,59 @@
-"""Frames as tensors: the square, normalised crop that the evaluation encodes, and the way back to RGB."""
+"""Frames as tensors: the normalised image that a protocol encodes, and the way back to RGB."""
+
+import math
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from timecycle.protocols import IMAGENET, Protocol
 
 
-def crop_tensor(rgb: np.ndarray, crop: int) -> torch.Tensor:
-    """Resize a frame to the square crop and normalise it, as the release does (spec: evaluation, step 1).
+def image_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
+    """Height and width in pixels of the image that a frame of that size is encoded as."""
+    if protocol.resize == "square" and protocol.side > 0:
+        return protocol.side, protocol.side
+    if protocol.resize == "native" or protocol.side <= 0:
+        return height, width
+    short = min(height, width)
+    # The published scripts compute the long side as side * long / short and round down.
+    scaled = [protocol.side if length == short else protocol.side * length / short for length in (height, width)]
+    if protocol.rounding == "ceil":
+        height, width = (math.ceil(length / protocol.multiple) * protocol.multiple for length in scaled)
+        return height, width
+    height, width = (
+        protocol.side if length == protocol.side else max(1, int(length // protocol.multiple)) * protocol.multiple
+        for length in scaled
+    )
+    return height, width
 
-    rgb: uint8 [H, W, 3]. Returns float32 [3, crop, crop]: bilinear (OpenCV, on float RGB in [0, 1], aspect ratio not
-    kept), then ImageNet mean and standard deviation.
+
+def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:
+    """A frame, uint8 RGB [H, W, 3], as the image that is encoded: float32 [3, H', W'], resized and normalised.
+
+    Bilinear by OpenCV; "square" (TimeCycle) resizes floats, the others bytes, as their programs do.
     """
-    resized = cv2.resize(rgb.astype(np.float32) / 255.0, (crop, crop), interpolation=cv2.INTER_LINEAR)
-    image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return (image - mean) / std
+    size = image_size(rgb.shape[0], rgb.shape[1], protocol)
+    image = rgb.astype(np.float32) / 255.0 if protocol.resize == "square" else rgb
+    if size != rgb.shape[:2]:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if protocol.colour == "lightness":  # of UVC: ((L - 128) / 128 + 1) / 2 of L in 0 .. 255
+        if image.dtype != np.uint8:
+            image = (image * 255).round().astype(np.uint8)
+        lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[:, :, :1].astype(np.float32) / 256.0
+        image = np.repeat(lightness, 3, axis=2)
+    elif image.dtype == np.uint8:
+        image = image.astype(np.float32) / 255.0
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return (tensor - _column(protocol.mean)) / _column(protocol.std)
 
 
-def uncrop_rgb(images: torch.Tensor) -> np.ndarray:
-    """Undo the normalisation: float [B, 3, h, w] -> float32 RGB in [0, 1], [B, h, w, 3]."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    rgb = images.float().cpu() * std + mean
+def uncrop_rgb(images: Tensor) -> np.ndarray:
+    """Undo ImageNet's normalisation: float [B, 3, h, w] -> float32 RGB in [0, 1], [B, h, w, 3]."""
+    rgb = images.float().cpu() * _column(IMAGENET[1]) + _column(IMAGENET[0])
     return rgb.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(3, 1, 1)

@@ -1,125 +1,260 @@
 """Label propagation as a stream: a first frame's labels are carried through a video, one frame a step.
 
-Source: TimeCycle (CVPR 2019), section 4.2, with the numbers of its release: the context of a frame is the annotated
-first frame and the previous `context - 1` frames of the sequence padded in front with copies of the first; k neighbours
-in each; class channels scaled to [0, 1] before they are fed back.
+Which earlier frames a frame looks at, which of their positions count, and what is fed back, is the protocol's
+(timecycle/protocols.py); the arithmetic is timecycle.ops.affinity_propagate.
 """
 
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from timecycle.encoder import STRIDE
-from timecycle.masks import VOID
-from timecycle.ops import Select, affinity_propagate
-from timecycle.ops.propagate_sequence import rescaled
-
-BACKGROUND_PIXELS = 11  # at crop size; a class with fewer is dropped
-OBJECT_PIXELS = 12
-
-
-@dataclass(frozen=True)
-class FirstLabels:
-    """The first frame's annotation as soft labels on the feature grid."""
-
-    soft: np.ndarray
-    """float32 [L, n, n]; a pixel of a dropped class belongs to none."""
-    ids: tuple[int, ...]
-    """Object id of each class; background (0) first."""
-
-
-def first_labels(mask: np.ndarray, crop: int) -> FirstLabels:
-    """Soft labels of an annotation (spec: evaluation, step 2).
-
-    mask: uint8 [H, W] ids; void (255) counts as background. Resized to the crop by centre-sampled nearest neighbour;
-    classes are background, then ids in raster order of first appearance, each with at least 11 (background) or 12
-    pixels; one-hot maps resized bilinearly to crop / 8.
-    """
-    known = np.where(mask == VOID, 0, mask).astype(np.uint8)
-    resized = np.array(Image.fromarray(known).resize((crop, crop), Image.Resampling.NEAREST))
-    values, first, counts = np.unique(resized, return_index=True, return_counts=True)
-    classes = [
-        (value != 0, position, int(value))
-        for value, position, count in zip(values, first, counts, strict=True)
-        if count >= (OBJECT_PIXELS if value else BACKGROUND_PIXELS)
-    ]
-    ids = tuple(value for _, _, value in sorted(classes))
-    grid = crop // STRIDE
-    soft = [cv2.resize((resized == i).astype(np.float32), (grid, grid), interpolation=cv2.INTER_LINEAR) for i in ids]
-    return FirstLabels(np.stack(soft) if soft else np.zeros((0, grid, grid), np.float32), ids)
-
-
-def min_max(labels: Tensor) -> Tensor:
-    """Shift and scale each class of [..., L, h, w] to [0, 1] over its map; a constant class becomes 0, never NaN."""
-    return rescaled(labels, (-2, -1))
-
-
-def index_mask(
-    soft: np.ndarray, ids: tuple[int, ...], crop: int, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of ids from soft labels (spec: evaluation, step 6).
-
-    soft: float32 [L, n, n]. size: (width, height) of the frame. Bilinear resize to the crop, arg-max over classes
-    (ties: the earlier class), nearest resize to the frame, both OpenCV's. Returns uint8 [crop, crop], [height, width].
-    """
-    if not ids:
-        return np.zeros((crop, crop), np.uint8), np.zeros((size[1], size[0]), np.uint8)
-    large = np.stack([cv2.resize(channel, (crop, crop), interpolation=cv2.INTER_LINEAR) for channel in soft])
-    at_crop = np.array(ids, np.uint8)[large.argmax(axis=0)]
-    return at_crop, cv2.resize(at_crop, size, interpolation=cv2.INTER_NEAREST)
+from timecycle.errors import InputError
+from timecycle.labels import Size, first_labels, index_mask, min_max, nearest
+from timecycle.ops import affinity_propagate
+from timecycle.ops.topk_affinity import check_finite
+from timecycle.protocols import Protocol, protocol
 
 
 class LabelPropagator:
-    """Carries soft labels through one video. Memory does not grow with its length.
+    """Carries soft labels through one video, or through several side by side. Memory does not grow with their length.
 
     Args:
-        context: context frames of a target, the annotated first one among them (L).
-        select: neighbours kept in each context frame and their weights.
+        preset: a protocol or the name of one.
+        overrides: fields of the protocol to change.
 
-    `start(features, labels)` takes the first frame, then `step(features)` every further one, in order. Both return the
-    frame's soft labels [L, h, w] as they are fed back. Features are [D, h, w], L2-normalised.
+    `start(features, labels)` takes the first frame, then `step(features)` every further one, in order. Features are
+    [D, h, w], or [B, D, h, w] for B videos; labels [L, h, w] or [B, L, h, w]: masks, textures, parts, heat maps, any
+    soft maps. Both return the frame's soft labels, float32, of the labels' shape, as later frames will see them.
+
+    Source: the protocols' papers, see timecycle.protocols.
     """
 
-    def __init__(self, context: int, select: Select) -> None:
-        self.context = context
-        self.select = select
+    def __init__(self, preset: str | Protocol = "timecycle", **overrides: Any) -> None:
+        self.protocol = protocol(preset, **overrides)
+        self._frame = -1
 
     def start(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Begin a video: features [D, h, w] and soft labels [L, h, w] of its annotated first frame.
+        """Begin a video with the features and the soft labels of its annotated first frame.
 
-        The first frame is predicted too, from copies of itself, as in the release; that prediction is returned, and is
-        what later context windows hold for it, while the anchor keeps the annotation.
+        Returns those labels; under "padded" the first frame is predicted too, from copies of itself, and that is
+        returned and what later frames see beside the annotation. Raises InputError if shapes do not fit together or a
+        feature is not finite.
         """
-        channels, height, width = features.shape
-        self.grid = (height, width)
-        # Slot 0 is the anchor; the others are a ring of the previous frames.
-        self._bank = features.new_zeros((self.context, height * width, channels))
-        self._labels = labels.new_zeros((self.context, height * width, labels.shape[0]))
-        self._bank[0] = features.flatten(1).T
-        self._labels[0] = labels.flatten(1).T
-        self._previous: deque[int] = deque([0] * (self.context - 1), maxlen=self.context - 1)
+        self._alone = features.ndim == 3
+        if features.ndim not in (3, 4) or labels.ndim != features.ndim:
+            raise InputError(
+                f"features has shape {list(features.shape)} and labels {list(labels.shape)}; expected [D, h, w] and "
+                "[L, h, w], or [B, D, h, w] and [B, L, h, w]"
+            )
+        if self._alone:
+            features, labels = features[None], labels[None]
+        if features.shape[0] != labels.shape[0] or features.shape[2:] != labels.shape[2:]:
+            raise InputError(
+                f"labels has shape {list(labels.shape)}; expected [{features.shape[0]}, L, {features.shape[2]}, "
+                f"{features.shape[3]}], the videos and the grid of the features"
+            )
+        check_finite("features", features)
+        videos, channels, *self._grid = features.shape
+        rooms, positions = self._rooms(), self._grid[0] * self._grid[1]
+        self._shape = features.shape
+        # Room 0 of each video is frame 0, the others are a ring of the frames after it.
+        self._bank = features.new_zeros((videos, rooms, positions, channels))
+        self._labels = labels.new_zeros((videos, rooms, positions, labels.shape[1]), dtype=torch.float32)
+        self._bank[:, 0] = self._rows(features)
+        self._labels[:, 0] = labels.flatten(2).transpose(1, 2)
         self._frame = 0
-        return self.step(features)
+        if self.protocol.first == "padded":
+            return self._advance(features)
+        return labels[0].float() if self._alone else labels.float()
 
     def step(self, features: Tensor) -> Tensor:
-        """Soft labels [L, h, w] of the next frame, from its features [D, h, w]."""
-        query = features.flatten(1).T[None]
-        frames = torch.tensor([[0, *self._previous]], device=query.device)
-        labels = affinity_propagate(query, self._bank, frames, self._labels, frames, self.select)[0]
-        soft = min_max(labels.T.unflatten(1, self.grid))
-        self._remember(query[0], soft)
-        return soft
+        """Soft labels of the next frame, from its features. Raises InputError for features unlike the first frame's."""
+        if self._frame < 0:
+            raise InputError("step() came before start(); expected the first frame and its labels")
+        given = features[None] if self._alone else features
+        if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
+            raise InputError(
+                f"features is {features.dtype} {list(features.shape)} on {features.device}; expected like the first "
+                f"frame {self._bank.dtype} {list(self._shape[int(self._alone) :])} on {self._bank.device}"
+            )
+        check_finite("features", given)
+        if self.protocol.first != "padded":
+            self._frame += 1
+        return self._advance(given)
+
+    def _rooms(self) -> int:
+        """Frames that are remembered: frame 0, and those before a target but one, whose room the target takes."""
+        return self.protocol.length + (self.protocol.first != "padded")
+
+    def _rows(self, features: Tensor) -> Tensor:
+        """Features [B, D, h, w] as rows [B, N, D], of length 1 if the protocol wants that."""
+        rows = features.flatten(2).transpose(1, 2)
+        # In float32: the length of bfloat16 features is not known to bfloat16.
+        return torch.nn.functional.normalize(rows.float(), dim=2).to(rows) if self.protocol.l2 else rows
+
+    def _advance(self, features: Tensor) -> Tensor:
+        videos, rooms = self._bank.shape[:2]
+        height, width = self._grid
+        query = self._rows(features)
+        own, copies = self._context()
+        # All videos' rooms are one bank, each video's frames its own part of it.
+        frames = torch.tensor(own, device=query.device) + rooms * torch.arange(videos, device=query.device)[:, None]
+        labels = affinity_propagate(
+            query,
+            self._bank.flatten(0, 1),
+            frames,
+            self._labels.flatten(0, 1),
+            frames,
+            self.protocol.select(),
+            region=self.protocol.region(height, width),
+            copies=torch.tensor(copies, device=query.device),
+            check=False,  # each frame was looked at when it came
+        )
+        soft = labels.transpose(1, 2).unflatten(2, (height, width))
+        if self.protocol.feedback == "min-max":
+            soft = min_max(soft)
+        self._remember(query, soft)
+        return soft[0] if self._alone else soft
+
+    def _context(self) -> tuple[list[int], list[list[int]]]:
+        """Rooms of the frames that the current one looks at, in order; how often each counts in and out of reach."""
+        rules, t = self.protocol, self._frame
+        restricted = int(rules.radius is None)
+        if rules.first == "padded":
+            # Entries before the video are copies of frame 0 with its annotation; frame 0 itself, once predicted, is
+            # in the ring with its prediction.
+            earlier = range(t - rules.length + 1, t)
+            return [0, *(self._room(i) if i >= 0 else 0 for i in earlier)], [[1, 1]] * rules.length
+        earlier = range(t - rules.length, t)
+        repeated = {"once": 0, "twice": int(earlier[0] <= 0), "copies": sum(i <= 0 for i in earlier)}[rules.first]
+        first = [1 + repeated, int(rules.first_everywhere) or restricted * (1 + repeated)]
+        others = [self._room(i) for i in earlier if i > 0]
+        return [0, *others], [first, *[[1, restricted]] * len(others)]
+
+    def _room(self, frame: int) -> int:
+        if self.protocol.first == "padded":
+            return 1 + frame % (self.protocol.length - 1)
+        return 1 + (frame - 1) % self.protocol.length
 
     def _remember(self, query: Tensor, soft: Tensor) -> None:
-        if self.context > 1:
-            # The slot that falls out of the window is the one this frame takes.
-            slot = 1 + self._frame % (self.context - 1)
-            self._bank[slot] = query
-            self._labels[slot] = soft.flatten(1).T
-            self._previous.append(slot)
-        self._frame += 1
+        padded = self.protocol.first == "padded"
+        if not padded or self.protocol.length > 1:
+            room = self._room(self._frame)
+            self._bank[:, room] = query
+            self._labels[:, room] = soft.flatten(2).transpose(1, 2)
+        if padded:
+            self._frame += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later frames depend on: save it with torch.save, go on with load_state_dict."""
+        if self._frame < 0:
+            raise InputError("state_dict() came before start(); expected a video that has begun")
+        return {
+            "protocol": self.protocol.name,
+            "frame": self._frame,
+            "alone": self._alone,
+            "shape": list(self._shape),
+            "bank": self._bank.clone(),
+            "labels": self._labels.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was saved. Raises InputError if it is of another protocol or context length."""
+        if state["protocol"] != self.protocol.name or state["bank"].shape[1] != self._rooms():
+            raise InputError(
+                f"the state is of protocol {state['protocol']!r} and {state['bank'].shape[1]} remembered frames; "
+                f"expected {self.protocol.name!r} and {self._rooms()}"
+            )
+        self._frame, self._alone = state["frame"], state["alone"]
+        self._shape = torch.Size(state["shape"])
+        self._grid = list(self._shape[2:])
+        self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """A video's labels."""
+
+    soft: Tensor
+    """[F, L, h, w] float32: what is fed back."""
+    masks: np.ndarray
+    """[F, H, W] uint8 ids."""
+    ids: tuple[int, ...]
+    """Object id of each of the L classes."""
+
+
+def propagate(
+    features: Tensor,
+    mask: np.ndarray | Tensor,
+    protocol: str | Protocol = "timecycle",
+    *,
+    working_size: Size | None = None,
+    output_size: Size | None = None,
+    **overrides: Any,
+) -> Propagation:
+    """Carry a first frame's mask through a video whose features somebody already has.
+
+    Args:
+        features: [F, D, h, w] of all frames, any floating dtype and device; normalised here if the protocol says so.
+        mask: [H, W] uint8 ids of frame 0; 255 is void and counts as background.
+        protocol: a preset's name, or a protocol.
+        working_size: (height, width) in pixels of the images that were encoded; without it the multiple of (h, w) that
+            is nearest to the mask's size.
+        output_size: (height, width) of the masks; the given mask's without it.
+        overrides: fields of the protocol to change, such as k=7.
+
+    Raises:
+        InputError: features or mask have the wrong shape or type or are not finite, or the protocol is unknown.
+
+    Source: as LabelPropagator.
+    """
+    if features.ndim != 4 or not features.is_floating_point() or not features.numel():
+        raise InputError(f"features is {features.dtype} {list(features.shape)}; expected floating point [F, D, h, w]")
+    steps = stream(features, mask, protocol, working_size=working_size, output_size=output_size, **overrides)
+    soft, masks, ids = zip(*steps, strict=True)
+    return Propagation(torch.stack(soft), np.stack(masks), ids[0])
+
+
+def stream(
+    features: Tensor | Iterator[Tensor],
+    mask: np.ndarray | Tensor,
+    preset: str | Protocol = "timecycle",
+    *,
+    working_size: Size | None = None,
+    output_size: Size | None = None,
+    **overrides: Any,
+) -> Iterator[tuple[Tensor, np.ndarray, tuple[int, ...]]]:
+    """The same frame by frame, for features that come one after the other: soft labels, mask and ids of each."""
+    rules = protocol(preset, **overrides)
+    given = mask_of(mask)
+    propagator = LabelPropagator(rules)
+    labels, output = None, output_size or (given.shape[0], given.shape[1])
+    for feature in features:
+        if labels is None:
+            height, width = feature.shape[1:]
+            working = working_size or _working_size(given.shape, (height, width))
+            labels = first_labels(given, rules, (height, width), working)
+            soft = propagator.start(feature, torch.from_numpy(labels.soft).to(feature.device))
+            if rules.first_mask == "given":
+                yield soft, nearest(given, output), labels.ids
+                continue
+        else:
+            soft = propagator.step(feature)
+        yield soft, index_mask(soft, labels.ids, rules, working, output), labels.ids
+
+
+def mask_of(mask: np.ndarray | Tensor) -> np.ndarray:
+    """A mask as uint8 [H, W]. Raises InputError if it is none."""
+    array = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.ndim != 2 or array.dtype != np.uint8 or not array.size:
+        raise InputError(f"mask is {array.dtype} {list(array.shape)}; expected uint8 [H, W] of object ids")
+    return array
+
+
+def _working_size(mask: tuple[int, ...], grid: Size) -> Size:
+    stride = max(1, round(mask[0] / grid[0]))
+    return grid[0] * stride, grid[1] * stride

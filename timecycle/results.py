@@ -40,6 +40,7 @@ class ResultsFolder:
     """
 
     def __init__(self, path: Path, options: dict[str, Any], overwrite: bool = False) -> None:
+        options = json.loads(json.dumps(options))  # as it will be read again
         self.path = path
         self._file = path / "results.json"
         if overwrite:
@@ -105,7 +106,7 @@ class ResultsFolder:
 class SequenceWriter:
     """Masks and overlays of one sequence, invisible until `finish`."""
 
-    def __init__(self, out: Path, sequence: Sequence, video: bool) -> None:
+    def __init__(self, out: Path, sequence: Sequence, video: bool, pictures: bool = True) -> None:
         self._out, self._sequence = out, sequence
         self._masks = partial_path(out / sequence.name)
         for leftover in out.glob(f".{sequence.name}.*.partial"):  # of runs that were killed
@@ -114,7 +115,7 @@ class SequenceWriter:
             leftover.unlink()
         self._masks.mkdir(parents=True)
         last = len(sequence.frames) - 1
-        self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)}
+        self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)} if pictures else set()
         self._video_wanted = video
         self._video: OverlayVideo | None = None
 
@@ -122,6 +123,8 @@ class SequenceWriter:
         """Write the next frame's mask, uint8 [H, W], and paint it over the frame, uint8 [H, W, 3]."""
         stem = self._sequence.frames[index].stem
         write_mask(self._masks / f"{stem}.png", mask)
+        if index not in self._pictured and not self._video_wanted:
+            return
         painted = paint(rgb, mask)
         overlays = self._out / "overlays"
         if index in self._pictured:

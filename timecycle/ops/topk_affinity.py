@@ -15,7 +15,9 @@ Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame"
 temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
 """
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +26,6 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.kernels.tiles import LARGEST_K
 from timecycle.ops import speeds
-from timecycle.ops import topk_affinity_traced as traced
 from timecycle.ops._backends import (
     CUDA,
     CUDA_MISSING,
@@ -82,7 +83,7 @@ def topk_affinity(
     width, reach = (region.width, region.reach()) if region is not None else (0, [])
     copies = expand_copies(copies, region, frames)
     options = (select.k, select.temperature, joint, every)
-    if backend == "triton" and torch.compiler.is_compiling() and traced.is_traceable(query, ties):
+    if traced and backend == "triton" and torch.compiler.is_compiling() and traced.is_traceable(query, ties):
         reason = TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, select.k)
         if reason is None:
             frames = checked(query, bank, frames, copies, check)
@@ -135,13 +136,19 @@ def check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, ch
         raise InputError(f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {bank.shape[0] - 1}")
     if copies.numel() and int(copies.min()) < 0:
         raise InputError(f"copies holds {int(copies.min())}; expected counts of zero or more")
-    for name, features in (("query", query), ("bank", bank)) if check else ():
-        # A sum is the fastest reading, and passes on what is not finite. Where it overflows itself the extremes tell.
-        if not features.numel() or bool(features.sum().isfinite()):
-            continue
-        if not all(bool(extreme.isfinite()) for extreme in features.aminmax()):
-            place = (~features.isfinite()).nonzero()[0].tolist()
-            raise InputError(f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features")
+    if check:
+        check_finite("query", query)
+        check_finite("bank", bank)
+
+
+def check_finite(name: str, features: Tensor) -> None:
+    """Refuse features, the argument of that name, of which one is not finite: InputError with its place."""
+    # A sum is the fastest reading, and passes on what is not finite. Where it overflows itself the extremes tell.
+    if not features.numel() or bool(features.sum().isfinite()):
+        return
+    if not all(bool(extreme.isfinite()) for extreme in features.aminmax()):
+        place = (~features.isfinite()).nonzero()[0].tolist()
+        raise InputError(f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features")
 
 
 @torch.library.custom_op("timecycle::topk_affinity_checked", mutates_args=())
@@ -195,22 +202,16 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, ctx.backend, _ = (
         inputs
     )
-    _save(ctx, query, bank, frames, copies, output)
+    save_for_backward(ctx, query, bank, frames, copies, output)
 
 
-def _setup_context_traced(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach = inputs
-    ctx.backend = "triton"
-    _save(ctx, query, bank, frames, copies, output)
-
-
-def _save(ctx, query, bank, frames, copies, output):  # type: ignore[no-untyped-def]
+def save_for_backward(ctx, query, bank, frames, copies, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*output, query, bank, frames, copies)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
 
 
-def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     if gradient is None:
         return (None,) * len(ctx.needs_input_grad)
     rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
@@ -218,8 +219,7 @@ def _backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     return d_query, d_bank, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
-operator.register_autograd(_backward, setup_context=_setup_context)
-traced.operator.register_autograd(_backward, setup_context=_setup_context_traced)
+operator.register_autograd(backward, setup_context=_setup_context)
 
 
 def wide_dtype(features: Tensor) -> torch.dtype:
@@ -418,3 +418,8 @@ register(
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )
+
+# Last, since it needs what is above; and only where it can serve, since it imports Triton, which takes a while.
+traced: ModuleType | None = None
+if TRITON_MISSING is None:
+    traced = importlib.import_module("timecycle.ops.topk_affinity_traced")

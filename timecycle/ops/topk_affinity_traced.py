@@ -10,6 +10,8 @@ import importlib
 import torch
 from torch import Tensor
 
+from timecycle.ops.topk_affinity import backward, save_for_backward
+
 
 def is_traceable(query: Tensor, ties: bool) -> bool:
     """Whether the Triton kernels of a call can be recorded."""
@@ -33,3 +35,12 @@ def operator(
     kernels = importlib.import_module("timecycle.kernels.topk_affinity")
     with importlib.import_module("timecycle.kernels.traced").traced():
         return kernels.topk_affinity(query, bank, frames, copies, k, temperature, joint, every, False, width, reach)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach = inputs
+    ctx.backend = "triton"
+    save_for_backward(ctx, query, bank, frames, copies, output)
+
+
+operator.register_autograd(backward, setup_context=_setup_context)

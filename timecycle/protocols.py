@@ -1,0 +1,158 @@
+"""The published label-propagation protocols, as data. What each field means is done elsewhere; nothing here computes.
+
+Sources: TimeCycle (Wang, Jabri, Efros, CVPR 2019), UVC (Li et al., NeurIPS 2019), CRW (Jabri et al., NeurIPS 2020), VFS
+(Xu, Wang, ICCV 2021), DINO (Caron et al., ICCV 2021), DIFT (Tang et al., NeurIPS 2023), DINOv3 (Siméoni et al., 2025),
+SFC, DUL, CropMAE, RSP, each as its published code runs on DAVIS-2017.
+"""
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from timecycle.errors import InputError
+from timecycle.ops.selection import Region, Select
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How labels are carried, from frames to masks. Lengths are feature positions unless they say pixels."""
+
+    name: str
+
+    # The image that is encoded.
+    resize: Literal["square", "short side", "native"]
+    side: int = 0
+    """Pixels of the square or the short side; 0 keeps the frame's size."""
+    multiple: int = 1
+    """The long side becomes a multiple of so many pixels, rounded by `rounding`; dinov3's both sides."""
+    rounding: Literal["floor", "ceil"] = "floor"
+    colour: Literal["rgb", "lightness"] = "rgb"
+    """"lightness": the L channel of Lab three times."""
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    l2: bool = True
+    """Whether features are scaled to length 1."""
+
+    # The context of a target frame t.
+    length: int = 7
+    """Frames before the target, L; frame 0, the annotated one, comes on top, for "padded" it is one of them."""
+    first: Literal["once", "twice", "copies", "padded"] = "once"
+    """"once": frame 0, then max(1, t-L) .. t-1. "twice": frame 0, then max(0, t-L) .. t-1. "copies": frame 0, then t-L
+    .. t-1 with frame 0 in place of frames before it. "padded": the same with L-1, and with frame 0 itself predicted."""
+    radius: float | None = None
+    """Of the region of keys that a query may see; None for everywhere."""
+    shape: Literal["circle<", "circle<=", "square<="] = "circle<"
+    first_everywhere: bool = False
+    """Whether the leading entry, frame 0, is seen without the region."""
+
+    # Which keys are kept, and what they weigh.
+    k: int = 5
+    temperature: float = 0.1
+    scope: Literal["frame", "joint"] = "joint"
+    normalise: Literal["all", "kept"] = "kept"
+    ties: Literal["exact", "all"] = "exact"
+
+    # From the first mask to soft labels. "nearest": centre-sampled to the grid. "twice nearest": to the working size,
+    # then to the grid. "bilinear": one-hot at full size, OpenCV to the grid. "square": nearest to the working size,
+    # one-hot, OpenCV to the grid, small classes dropped. "nearest-exact": PyTorch's.
+    labels: Literal["nearest", "twice nearest", "bilinear", "square", "nearest-exact"] = "nearest"
+    classes: Literal["grid", "full", "annotated"] = "grid"
+    """"grid": 0 to the largest id that is left on the grid. "full": 0 to the largest id of the mask. "annotated": every
+    id of the mask and no other."""
+    feedback: Literal["soft", "min-max"] = "soft"
+    """What later frames see: labels as they are, or scaled to [0, 1] per class."""
+
+    # From soft labels to the mask.
+    upsample: Literal["opencv", "bilinear", "nearest"] = "bilinear"
+    """Bilinear as OpenCV or as PyTorch does it (corners not aligned), or PyTorch's nearest."""
+    upsample_to: Literal["working", "output"] = "working"
+    """The size the arg-max is taken at; from the working size the mask goes on to the output's by nearest."""
+    scale: Literal["none", "positive", "positive, eps", "any"] = "positive"
+    """Min-max per class after upsampling: not at all, of classes that are anywhere above 0, the same with 1e-12 added
+    to the range, of all classes. A class that is constant becomes 0."""
+    first_mask: Literal["given", "carried"] = "given"
+    """Frame 0 of the output: the given mask, or what becomes of its soft labels."""
+
+    def __post_init__(self) -> None:
+        self.select()
+        if self.radius is not None:
+            self.region(1, 1)
+        if self.length < 1:
+            raise InputError(f"length is {self.length}; expected at least one context frame")
+
+    def select(self) -> Select:
+        """What is kept of a query's keys."""
+        return Select(self.k, self.temperature, self.scope, self.normalise, self.ties)
+
+    def region(self, height: int, width: int) -> Region | None:
+        """The keys a query may see on a grid."""
+        return None if self.radius is None else Region(height, width, self.radius, self.shape)
+
+
+_CRW = Protocol(
+    "crw", "native", length=20, first="copies", radius=12, first_everywhere=True, k=10, temperature=0.05,
+    labels="bilinear", classes="annotated", upsample="opencv", upsample_to="output", scale="none", first_mask="carried",
+)  # fmt: skip
+_DINO = Protocol(
+    "dino", "short side", 480, 64, std=(0.228, 0.224, 0.225), radius=12, shape="square<=", ties="all",
+)  # fmt: skip
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Protocol(
+            "timecycle", "square", 320, length=8, first="padded", temperature=512**-0.5, scope="frame",
+            normalise="all", labels="square", classes="annotated", feedback="min-max", upsample="opencv",
+            scale="none", first_mask="carried",
+        ),
+        Protocol(
+            "uvc", "short side", 480, 64, colour="lightness", l2=False, temperature=1.0, scope="frame",
+            normalise="all", ties="all",
+        ),
+        _CRW,
+        Protocol(
+            "vfs", "short side", 480, length=20, first="twice", radius=12, k=10, temperature=0.07,
+            labels="twice nearest", upsample_to="output", scale="positive, eps",
+        ),
+        _DINO,
+        replace(
+            _DINO, name="dift", multiple=32, mean=HALF[0], std=HALF[1], length=28, radius=15, k=15, temperature=0.2
+        ),
+        Protocol(
+            "dinov3", "short side", 960, 16, "ceil", radius=12, shape="circle<=", temperature=0.2, ties="all",
+            labels="nearest-exact", classes="full", upsample="nearest", upsample_to="output", scale="any",
+        ),
+        replace(_CRW, name="sfc", radius=15, temperature=0.1, k=15),
+        replace(_CRW, name="dul"),
+        replace(_CRW, name="cropmae", radius=20, temperature=0.7, k=7),
+        replace(_DINO, name="rsp", length=30, radius=30, temperature=0.1, k=7),
+    )
+}  # fmt: skip
+"""By name. Any field can be overridden: `protocol("dino", k=7)`."""
+
+
+def protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
+    """A preset, or a protocol of one's own, with some fields changed.
+
+    Raises InputError for a name or a field that is unknown, naming the nearest ones, or for a value that means nothing.
+    """
+    if not isinstance(name, Protocol):
+        if name not in PRESETS:
+            raise InputError(f"protocol is {name!r}; expected {_nearest(str(name), list(PRESETS))}")
+        name = PRESETS[name]
+    known = [field.name for field in fields(Protocol)]
+    for field, value in overrides.items():
+        if field not in known:
+            raise InputError(f"{field!r} is no field of a protocol; expected {_nearest(field, known)}")
+        choices = getattr(Protocol.__annotations__[field], "__args__", ())
+        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+            raise InputError(f"{field} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+    return replace(name, **overrides)
+
+
+def _nearest(wanted: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+    rest = f" (there are {', '.join(known)})"
+    return " or ".join(repr(name) for name in near) + rest if near else f"one of {', '.join(known)}"
