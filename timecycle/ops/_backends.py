@@ -86,13 +86,9 @@ def why_not_cuda(tensor: Any) -> str | None:
     """Why a CUDA kernel cannot run where this tensor is; None if it can."""
     if tensor.device.type != "cuda":
         return f"the tensors are on {tensor.device}"
-    return _too_old(tensor.device)
-
-
-@torch.compiler.assume_constant_result  # which PyTorch cannot find out while it traces
-def _too_old(device: torch.device) -> str | None:
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    chip = torch.cuda.get_device_properties(tensor.device)  # which PyTorch can ask for while it traces
+    if (chip.major, chip.minor) < (8, 0):
+        return f"{chip.name} is older than compute capability 8.0"
     return None
 
 

@@ -206,12 +206,14 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def save_for_backward(ctx, query, bank, frames, copies, output):  # type: ignore[no-untyped-def]
+    """Keep what `backward` needs, beside the numbers that the caller notes in ctx."""
     ctx.save_for_backward(*output, query, bank, frames, copies)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
 
 
 def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+    """Gradients of query and bank from that of the weights."""
     if gradient is None:
         return (None,) * len(ctx.needs_input_grad)
     rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
