@@ -27,6 +27,8 @@ NAMES = {
     "bench_propagate": "labels, crop 480, 8 frames, top-20 of each, float32",
     "bench_region": "CRW at 480 x 854, 21 frames, circle 12, float32",
     "bench_dino": "DINO at 480 x 854, 8 frames, square 12, float32",
+    "bench_video[crw]": "CRW at 480 x 854, a video of 4 frames, features to masks",
+    "bench_video[dino]": "DINO S/8 at 480 x 854, a video of 6 frames, features to masks",
     "bench_full_hd": "1920 x 1080, 8 frames, top-5 of each, bfloat16",
     "bench_backward[per frame, all-float32]": "gradient, crop 480, softmax over all, float32",
     "bench_backward[joint, kept-float32]": "gradient, crop 480, softmax over the kept, float32",

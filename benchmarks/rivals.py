@@ -1,7 +1,7 @@
 """How the published programs and plain PyTorch compute what topk_affinity computes, written from their protocols."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,6 +39,31 @@ def crw(query: Tensor, bank: Tensor, allowed: Tensor, k: int, temperature: float
         weights.append(values.softmax(dim=0))
         indices.append(kept)
     return torch.cat(weights, dim=1), torch.cat(indices, dim=1)
+
+
+def crw_video(
+    features: Tensor, labels: Tensor, allowed: Tensor, length: int, k: int, temperature: float
+) -> Iterator[Tensor]:
+    """Soft labels [M, L] of frames 1, 2, ..., as CRW's test.py carries them. features [F, M, D], labels [M, L]."""
+    soft = [labels]
+    for t in range(1, len(features)):
+        slots = [0, *(max(0, i) for i in range(t - length, t))]
+        weights, indices = crw(features[t], features[slots], allowed, k, temperature)
+        known = torch.stack([soft[slot] for slot in slots]).flatten(0, 1)
+        soft.append((weights[:, :, None] * known[indices]).sum(0))
+        yield soft[-1]
+
+
+def dino_video(
+    features: Tensor, labels: Tensor, allowed: Tensor, length: int, k: int, temperature: float
+) -> Iterator[Tensor]:
+    """The same as DINO's eval_video_segmentation.py carries them."""
+    soft = [labels]
+    for t in range(1, len(features)):
+        slots = [0, *range(max(1, t - length), t)]
+        affinity = dino(features[t], features[slots], allowed, k, temperature)
+        soft.append((torch.cat([soft[slot] for slot in slots]).T @ affinity).T)
+        yield soft[-1]
 
 
 def faiss_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | None:
