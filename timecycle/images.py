@@ -16,17 +16,14 @@ def image_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
         return protocol.side, protocol.side
     if protocol.resize == "native" or protocol.side <= 0:
         return height, width
-    short = min(height, width)
-    # The published scripts compute the long side as side * long / short and round down.
-    scaled = [protocol.side if length == short else protocol.side * length / short for length in (height, width)]
+    tall = height > width
+    # As the published scripts: the short side is given, and the long one (of a square, the width) rounded.
+    long = protocol.side * max(height, width) / min(height, width) / protocol.multiple
+    rounded = {"floor": math.floor(long), "ceil": math.ceil(long), "nearest": math.floor(long + 0.5)}[protocol.rounding]
+    sides = [protocol.side, max(1, rounded) * protocol.multiple]
     if protocol.rounding == "ceil":
-        height, width = (math.ceil(length / protocol.multiple) * protocol.multiple for length in scaled)
-        return height, width
-    height, width = (
-        protocol.side if length == protocol.side else max(1, int(length // protocol.multiple)) * protocol.multiple
-        for length in scaled
-    )
-    return height, width
+        sides[0] = math.ceil(protocol.side / protocol.multiple) * protocol.multiple
+    return (sides[1], sides[0]) if tall else (sides[0], sides[1])
 
 
 def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:

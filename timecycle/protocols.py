@@ -28,7 +28,7 @@ class Protocol:
     """Pixels of the square or the short side; 0 keeps the frame's size."""
     multiple: int = 1
     """The long side becomes a multiple of so many pixels, rounded by `rounding`; dinov3's both sides."""
-    rounding: Literal["floor", "ceil"] = "floor"
+    rounding: Literal["floor", "nearest", "ceil"] = "floor"
     colour: Literal["rgb", "lightness"] = "rgb"
     """"lightness": the L channel of Lab three times."""
     mean: tuple[float, ...] = IMAGENET[0]
@@ -113,7 +113,7 @@ PRESETS = {
         ),
         _CRW,
         Protocol(
-            "vfs", "short side", 480, length=20, first="twice", radius=12, k=10, temperature=0.07,
+            "vfs", "short side", 480, rounding="nearest", length=20, first="twice", radius=12, k=10, temperature=0.07,
             labels="twice nearest", upsample_to="output", scale="positive, eps",
         ),
         _DINO,

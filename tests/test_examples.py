@@ -1,0 +1,82 @@
+"""The example extractors, with a small vision transformer in place of a downloaded one."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import timecycle
+from timecycle import examples
+from timecycle.errors import InputError
+
+
+class Small(nn.Module):
+    """What the examples use of a timm model: patch tokens behind one class token."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch_embed = SimpleNamespace(patch_size=(patch, patch))
+        self.project = nn.Conv2d(3, 12, patch, patch)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 1 + h * w, 12], padded as dynamic_img_pad does."""
+        patch = self.patch_embed.patch_size[0]
+        pad = (0, -images.shape[3] % patch, 0, -images.shape[2] % patch)
+        tokens = self.project(nn.functional.pad(images, pad)).flatten(2).transpose(1, 2)
+        return torch.cat([torch.full_like(tokens[:, :1], 99.0), tokens], dim=1)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A timm that makes the small model, and what it was asked for."""
+    asked = []
+
+    def create_model(name, **options):
+        asked.append((name, options))
+        torch.manual_seed(0)
+        return Small(4)
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    return asked
+
+
+def test_patch_tokens_lie_where_their_patches_are(made):
+    extract = examples.PatchTokens("some_vit", img_size=64)
+    images = torch.rand(2, 3, 10, 12)
+    found = extract(images)
+    assert found.shape == (2, 12, 3, 3)
+    project = Small(4)
+    torch.manual_seed(0)
+    project = Small(4).project
+    torch.testing.assert_close(found[:, :, 1, 2], project(images[:, :, 4:8, 8:12])[:, :, 0, 0])
+    assert not (found == 99).any()
+    extract(images)
+    assert [name for name, _ in made] == ["some_vit"]  # made once
+    assert made[0][1] == {
+        "pretrained": True,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+        "dynamic_img_pad": True,
+        "img_size": 64,
+    }
+
+
+def test_they_evaluate_davis(made, small_davis):
+    scores = timecycle.evaluate_davis(examples.PatchTokens("some_vit"), small_davis, "dino", progress=False, side=64)
+    assert scores.global_["J-Mean"] > 0.5
+
+
+def test_without_the_library_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"timm is not installed; this example needs it \(pip install timm\)"):
+        examples.PatchTokens("some_vit")(torch.rand(1, 3, 8, 8))
+
+
+def test_tokens_that_are_not_a_grid_are_refused(made, monkeypatch):
+    monkeypatch.setattr(Small, "num_prefix_tokens", 0)
+    with pytest.raises(InputError, match="some_vit gives 10 patch tokens; expected 3 x 3"):
+        examples.PatchTokens("some_vit")(torch.rand(1, 3, 10, 12))

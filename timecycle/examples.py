@@ -1,0 +1,59 @@
+"""Feature extractors that others made, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
+
+Each is a callable, normalised images [B, 3, H, W] -> features [B, D, h, w]. Its library and its weights are asked for
+when it is first called; they are no dependencies of this project (`pip install timm`).
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timecycle.errors import InputError
+
+
+class PatchTokens:
+    """The patch tokens of a timm vision transformer's last layer, on the images' device.
+
+    Args:
+        name: of a model in timm, with its weights.
+        options: of `timm.create_model`.
+
+    Source: DINO (Caron et al., ICCV 2021), section 4.2.2, which takes the last layer's tokens; so do its successors.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.name, self._options = name, options
+        self._model: Any = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D, h, w]; sides that the patch does not divide are padded. InputError without timm."""
+        if self._model is None:
+            create = _imported("timm").create_model
+            # Any image size; positions are interpolated, as DINO's evaluation does.
+            fixed = {"pretrained": True, "num_classes": 0, "dynamic_img_size": True, "dynamic_img_pad": True}
+            self._model = create(self.name, **fixed | self._options).eval()
+        model = self._model.to(images.device)
+        tall, wide = model.patch_embed.patch_size
+        height, width = -(-images.shape[2] // tall), -(-images.shape[3] // wide)
+        with torch.no_grad():
+            tokens = model.forward_features(images)[:, model.num_prefix_tokens :]
+        if tokens.shape[1] != height * width:
+            raise InputError(f"{self.name} gives {tokens.shape[1]} patch tokens; expected {height} x {width}")
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"{name} is not installed; this example needs it (pip install {name})") from None
+
+
+dino_vits16 = PatchTokens("vit_small_patch16_224.dino")
+dino_vits8 = PatchTokens("vit_small_patch8_224.dino")
+dino_vitb8 = PatchTokens("vit_base_patch8_224.dino")
+dinov2_vits14 = PatchTokens("vit_small_patch14_dinov2.lvd142m")
+"""Patches of 14 pixels: give a size that they divide, such as `--cropSize 448 --override multiple=14`."""
