@@ -1,0 +1,39 @@
+"""Large frames: labels are carried at 1080p in a fraction of what one affinity matrix would take."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource
+import numpy as np, torch
+from timecycle.propagation import stream
+
+def features():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        yield torch.randn(128, 135, 240, generator=generator)
+
+mask = np.zeros((1080, 1920), np.uint8)
+mask[300:600, 400:900] = 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+masks = [found for _, found, _ in stream(features(), mask, "PROTOCOL")]
+assert all(found.shape == (1080, 1920) for found in masks)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KB on Linux")
+@pytest.mark.parametrize("protocol", ["dino", "vfs"])
+def test_full_hd_takes_a_fraction_of_one_matrix(protocol):
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("PROTOCOL", protocol)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # A frame's features are 17 MB, one matrix of a frame with another 4.2 GB; the context is 8 or 21 frames.
+    assert int(run.stdout) < 1e9
