@@ -83,7 +83,9 @@ struct RowLists {
   }
 
   ON_DEVICE void clear() {
-    list.clear(call.kept);
+    // A row beyond the grid, whose products are all 0, keeps nothing and has no hits.
+    const P own = place_of(chip::lane());
+    list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       top[i] = -INFINITY;
