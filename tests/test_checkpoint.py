@@ -6,34 +6,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
-from torch.nn import functional
 
+from tests.resnets import features
 from timecycle.checkpoint import encoder_state, load_encoder, main, read_state_dict
 from timecycle.errors import InputError
-
-
-def standard_resnet50(weights: dict[str, Tensor], images: Tensor, layer3_stride: int) -> Tensor:
-    """ResNet-50 to its third stage, written from the standard names alone (torchvision's resnet50)."""
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        values = [weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
-        return functional.batch_norm(x, *values)
-
-    x = functional.conv2d(images, weights["conv1.weight"], stride=2, padding=3)
-    x = functional.max_pool2d(functional.relu(norm(x, "bn1")), 3, 2, 1)
-    for stage, blocks, stage_stride in ((1, 3, 1), (2, 4, 2), (3, 6, layer3_stride)):
-        for block in range(blocks):
-            name, stride = f"layer{stage}.{block}", stage_stride if block == 0 else 1
-            out = functional.relu(norm(functional.conv2d(x, weights[f"{name}.conv1.weight"]), f"{name}.bn1"))
-            out = functional.conv2d(out, weights[f"{name}.conv2.weight"], stride=stride, padding=1)
-            out = functional.relu(norm(out, f"{name}.bn2"))
-            out = norm(functional.conv2d(out, weights[f"{name}.conv3.weight"]), f"{name}.bn3")
-            if f"{name}.downsample.0.weight" in weights:
-                x = functional.conv2d(x, weights[f"{name}.downsample.0.weight"], stride=stride)
-                x = norm(x, f"{name}.downsample.1")
-            x = functional.relu(out + x)
-    return x
 
 
 @torch.inference_mode()
@@ -46,9 +22,9 @@ def test_converted_resnet50_computes_the_tested_networks_features(release_checkp
     assert all(value.ndim != 5 for value in standard.values())
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tested = load_encoder(release_checkpoint).trunk(images)
-    torch.testing.assert_close(standard_resnet50(standard, images, layer3_stride=1), tested, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features(standard, images, (1, 2, 1)), tested, atol=1e-5, rtol=1e-5)
     # With the notebook's stride it is another network: other features, on a coarser grid.
-    assert standard_resnet50(standard, images, layer3_stride=2).shape[-1] == tested.shape[-1] // 2
+    assert features(standard, images, (1, 2, 2)).shape[-1] == tested.shape[-1] // 2
 
 
 def test_conversion_keeps_the_encoder(release_checkpoint: Path, tmp_path, command_line):

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.resnets import features as written_out
+from tests.resnets import random_weights
 from timecycle.checkpoint import load_encoder
-from timecycle.encoder import Encoder, fold_batch_norm
+from timecycle.encoder import Encoder, Trunk, fold_batch_norm
+from timecycle.errors import InputError
 from timecycle.files import read_rgb
 from timecycle.images import prepared
 from timecycle.protocols import protocol
@@ -41,3 +44,25 @@ def test_features_are_unit_vectors_at_stride_8():
     assert features.shape == (1, 512, 8, 10)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(1, 8, 10))
     assert features.min() >= 0
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+@pytest.mark.parametrize(("depth", "stages", "channels"), [(18, 3, 256), (18, 4, 512), (50, 3, 1024), (50, 4, 2048)])
+@torch.inference_mode()
+def test_a_trunk_computes_the_resnet_written_out(depth, stages, channels, padding):
+    trunk = Trunk(depth, stages, padding).double().eval()
+    weights = {name: value.double() for name, value in random_weights(depth).items()}
+    trunk.load_state_dict({name: weights[name] for name in trunk.state_dict()})
+    images = torch.randn(1, 3, 45, 58, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mode = "constant" if padding == "zeros" else padding
+    expected = written_out(weights, images, (1, 2, 1, 1)[:stages], mode)
+    assert expected.shape == (1, trunk.channels, 6, 8)
+    assert trunk.channels == channels
+    for network in (trunk, fold_batch_norm(trunk)):
+        torch.testing.assert_close(network(images), expected, atol=1e-10 * expected.max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 34}, {"stages": 5}, {"padding": "circular"}])
+def test_a_trunk_that_does_not_exist_is_refused(wrong):
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        Trunk(**wrong)

@@ -8,6 +8,7 @@ _PLACES = {
     "Propagation": "timecycle.propagation",
     "propagate": "timecycle.propagation",
     "evaluate_davis": "timecycle.evaluation",
+    "load_features": "timecycle.checkpoint",
     "Protocol": "timecycle.protocols",
     "protocol": "timecycle.protocols",
 }

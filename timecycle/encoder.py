@@ -1,17 +1,58 @@
-"""The encoder of TimeCycle: a ResNet-50 cut after its third stage, at stride 8, with a 1x1 head.
+"""Images to correspondence features: residual networks at output stride 8.
 
-Source: TimeCycle (CVPR 2019), section 4.1, and its release: bottlenecks with the stride on the 3x3 convolution, third
-stage at stride 1. The release stores 3-D convolutions of temporal extent 1; frames folded into the batch of a 2-D trunk
-give the same numbers, faster.
+What the published methods share is a ResNet whose third stage has stride 1, not 2, and no dilation; they differ in how
+deep it is, where it is cut, how it pads, and in what follows:
+
+    timecycle    ResNet-50, third stage, then a 1x1 head, ReLU and L2 (`Encoder`; all others are a `Trunk` alone)
+    crw          ResNet-18, third stage, every convolution wider than 1x1 padded by reflection
+    uvc          ResNet-18, *fourth* stage, at stride 1 too
+    vfs          ResNet-18 or ResNet-50, third stage
+
+ImageNet's and MoCo's networks are tested as vfs's are. Sources: TimeCycle (CVPR 2019), section 4.1; the published code
+of each: ajabri/videowalk (resnet.py, `modify`; utils, `make_encoder`), Liusifei/UVC (libs/resnet.py; test.py, uselayer
+4), xvjiarui/VFS (test_cfg of the configurations: strides 1, 2, 1, 1, out_indices 2). TimeCycle's release stores 3-D
+convolutions of temporal extent 1; frames folded into the batch of a 2-D trunk give the same numbers, faster.
 """
 
 import copy
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from timecycle.errors import InputError
+
 STRIDE = 8
+Padding = Literal["zeros", "reflect"]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    """The projection that a block's input needs where its output has another shape, named as torchvision names it."""
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; the stride sits on the first. Names are those of torchvision."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, width: int, stride: int, padding: Padding) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, 1, bias=False, padding_mode=padding)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False, padding_mode=padding)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(channels_in, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] -> [B, width, H / stride, W / stride], rounded up."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -19,23 +60,19 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int, padding: Padding) -> None:
         super().__init__()
         channels_out = width * self.expansion
         self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False, padding_mode=padding)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or channels_in != channels_out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+        self.downsample = _shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] -> [B, 4 * width, H / stride, W / stride]."""
+        """[B, C_in, H, W] -> [B, 4 * width, H / stride, W / stride], rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = functional.relu(self.bn1(self.conv1(x)))
         x = functional.relu(self.bn2(self.conv2(x)))
@@ -43,31 +80,43 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ResNet-50 up to its third stage, output stride 8, 1024 channels. Keys are torchvision's resnet50 keys."""
+    """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
 
-    def __init__(self) -> None:
+    Args of forward: images [B, 3, H, W], normalised as the method's protocol says. Returns [B, channels, H / 8, W / 8],
+    sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50.
+    Raises InputError for a depth, a number of stages or a padding that does not exist here.
+    """
+
+    def __init__(self, depth: Literal[18, 50] = 50, stages: Literal[3, 4] = 3, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        if depth not in (18, 50) or stages not in (3, 4) or padding not in ("zeros", "reflect"):
+            raise InputError(
+                f"a trunk was asked for with depth {depth}, {stages} stages and padding {padding!r}; expected depth 18 "
+                "or 50, 3 or 4 stages, padding 'zeros' or 'reflect'"
+            )
+        block: type[BasicBlock | Bottleneck] = BasicBlock if depth == 18 else Bottleneck
+        blocks = (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False, padding_mode=padding)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = self._stage(64, 64, blocks=3, stride=1)
-        self.layer2 = self._stage(256, 128, blocks=4, stride=2)
-        self.layer3 = self._stage(512, 256, blocks=6, stride=1)
-
-    @staticmethod
-    def _stage(channels_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        first = Bottleneck(channels_in, width, stride)
-        rest = [Bottleneck(width * Bottleneck.expansion, width, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(first, *rest)
+        self.channels = 64
+        self._stages = [f"layer{stage}" for stage in range(1, stages + 1)]
+        for name, width, stride, count in zip(self._stages, (64, 128, 256, 512), (1, 2, 1, 1), blocks, strict=False):
+            first = block(self.channels, width, stride, padding)
+            self.channels = width * block.expansion
+            rest = [block(self.channels, width, 1, padding) for _ in range(count - 1)]
+            self.add_module(name, nn.Sequential(first, *rest))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 1024, H / 8, W / 8]."""
+        """[B, 3, H, W] -> [B, channels, H / 8, W / 8], rounded up."""
         x = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for name in self._stages:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 class Encoder(nn.Module):
-    """Images to correspondence features.
+    """TimeCycle's: images to correspondence features.
 
     Args of forward: images [B, 3, H, W], normalised RGB (ImageNet mean and standard deviation), H and W multiples of 8.
     Returns [B, 512, H / 8, W / 8], L2-normalised over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
@@ -78,17 +127,18 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = Trunk()
-        self.head = nn.Conv2d(1024, self.channels, 1, bias=False)
+        self.head = nn.Conv2d(self.trunk.channels, self.channels, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 512, H / 8, W / 8]."""
         return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1, eps=1e-12)
 
 
-def fold_batch_norm(encoder: Encoder) -> Encoder:
+def fold_batch_norm(encoder: Network) -> Network:
     """A copy for inference: batch normalisation (running statistics) folded into the convolutions, channels-last.
 
-    The result computes what encoder.eval() computes, to rounding, in fewer passes over memory.
+    encoder: an `Encoder` or a `Trunk`. The result computes what encoder.eval() computes, to rounding, in fewer passes
+    over memory.
     """
     folded = copy.deepcopy(encoder).eval()
     for module in folded.modules():
