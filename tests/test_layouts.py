@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.resnets import features, random_weights
 from tests.test_checkpoint import Bomb
-from timecycle import load_features
+from timecycle import evaluate_davis, load_features
 from timecycle.checkpoint import LAYOUTS, convert, load_encoder
 from timecycle.encoder import Encoder, Trunk
 from timecycle.errors import InputError
@@ -173,6 +173,16 @@ def test_timecycles_files_give_its_encoder_or_its_trunk(release_checkpoint: Path
     trunk = load_features(standard)
     assert isinstance(trunk, Trunk)
     assert torch.equal(trunk(images), expected.trunk(images))
+
+
+@pytest.mark.parametrize(("method", "layout"), [("crw", crw), ("vfs", vfs)])
+def test_a_loaded_network_is_evaluated_under_its_protocol(method, layout, saved, small_davis: Path):
+    network = load_features(saved(layout(random_weights(18))))
+    # Not the protocol's 480 pixels: what is tested is that the two fit together.
+    sizes = {} if method == "crw" else {"side": 64}
+    scores = evaluate_davis(network, small_davis, method, progress=False, **sizes)
+    # The square moves two pixels a frame: even random weights follow it, where features are normalised (uvc's are not).
+    assert scores.global_["J-Mean"] > 0.5
 
 
 def test_half_precision_and_missing_counts_are_read(tmp_path):

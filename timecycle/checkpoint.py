@@ -178,6 +178,8 @@ def standard_names(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor
 def load_features(path: Path | str, layout: str | None = None) -> Encoder | Trunk:
     """The network of a published checkpoint, images [B, 3, H, W] -> features [B, D, H / 8, W / 8], float32, evaluating.
 
+    The module is one that `evaluate_davis` takes.
+
     layout: a name of `LAYOUTS`; by default the file's names decide. The depth, 18 or 50, follows from the names.
     TimeCycle's features come L2-normalised (D = 512); the others are as their `Trunk` leaves them, for a protocol to
     normalise, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
