@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from timecycle.checkpoint import LAYOUTS
 from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.encoder import STRIDE
@@ -48,7 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
     data.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
     method = parser.add_argument_group("features and protocol")
-    method.add_argument("--resume", type=Path, help="weights: .pth.tar of the release, or .safetensors")
+    method.add_argument("--resume", type=Path, help="weights: a published checkpoint, or .safetensors")
+    method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
     method.add_argument(
         "--features",
         help="colour: the colour descriptor, also where weights are at hand; or MODULE:CALLABLE, from normalised "
@@ -126,7 +128,9 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
 def choose_features(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Features | GivenFeatures]:
     """A short name of the features for folders, and the features."""
     if arguments.resume:
-        return arguments.resume.name.split(".")[0], Features(arguments.resume, device, DTYPES[arguments.dtype])
+        return arguments.resume.name.split(".")[0], Features(
+            arguments.resume, device, DTYPES[arguments.dtype], arguments.layout
+        )
     if arguments.features in (None, "colour"):
         return "colour", Features(None, device, DTYPES[arguments.dtype])
     place, colon, name = arguments.features.partition(":")
@@ -176,6 +180,7 @@ def main() -> None:
     options = asdict(rules) | {
         "dtype": arguments.dtype,
         "features": weights,
+        "layout": arguments.layout,
         "data": str(Path(source).resolve()),
         "remap_255": arguments.remap_255,
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
+from tests.resnets import random_weights
 from timecycle.errors import InputError
 from timecycle.files import read_rgb
 from timecycle.images import prepared
@@ -155,6 +156,18 @@ def test_own_features_under_any_protocol_from_the_shell(run, small_davis: Path, 
         "features": "own_features:patches",
     }
     assert results["scores"]["global"]["J-Mean"] > 0.6
+
+
+def test_a_published_checkpoint_under_its_protocol_from_the_shell(run, small_davis: Path, tmp_path):
+    weights = {f"encoder.model.{name}": value for name, value in random_weights(18).items()}
+    torch.save({"model": weights}, tmp_path / "walk.pth")
+    arguments = ("--davis", small_davis, "--protocol", "crw", "--save_path", "out")
+    ended = run(*arguments, "--resume", "walk.pth")
+    assert ended.code == 0, ended.err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["scores"]["global"]["J-Mean"] > 0.4  # even random features tell red from grey
+    assert results["options"]["layout"] is None
+    assert run(*arguments, "--resume", "walk.pth", "--layout", "crw-zeropad").code == 2  # another network's masks
 
 
 def test_native_size(run, small_davis: Path, tmp_path):

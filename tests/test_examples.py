@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import timecycle
+from tests.resnets import features, random_weights
 from timecycle import examples
 from timecycle.errors import InputError
 
@@ -68,6 +69,25 @@ def test_patch_tokens_lie_where_their_patches_are(made):
 def test_they_evaluate_davis(made, small_davis):
     scores = timecycle.evaluate_davis(examples.PatchTokens("some_vit"), small_davis, "dino", progress=False, side=64)
     assert scores.global_["J-Mean"] > 0.5
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(18, 256), (50, 1024)])
+def test_torchvision_s_weights_are_those_of_the_trunk(depth, channels, monkeypatch):
+    weights, asked = random_weights(depth), []
+
+    def get_weight(name):
+        asked.append(name)
+        return SimpleNamespace(get_state_dict=lambda: weights)
+
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torchvision.models", SimpleNamespace(get_weight=get_weight))
+    extract = examples.TorchvisionResNet(depth, "IMAGENET1K_V1")
+    images = torch.randn(1, 3, 24, 33, generator=torch.Generator().manual_seed(0))
+    found = [extract(images), extract(images)]
+    assert found[0].shape == (1, channels, 3, 5)
+    assert torch.equal(*found)
+    assert asked == [f"ResNet{depth}_Weights.IMAGENET1K_V1"]
+    torch.testing.assert_close(found[0], features(weights, images, (1, 2, 1)), atol=1e-3, rtol=1e-3)
 
 
 def test_without_the_library_one_sentence_says_so(monkeypatch):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from timecycle.checkpoint import load_encoder
+from timecycle.checkpoint import load_features
 from timecycle.colour import ColourDescriptor
 from timecycle.data.davis import Sequence, read_davis
-from timecycle.encoder import fold_batch_norm
+from timecycle.encoder import Encoder, fold_batch_norm
 from timecycle.errors import InputError
 from timecycle.files import read_rgb
 from timecycle.images import prepared
@@ -38,14 +38,20 @@ Extractor = Callable[[Tensor], Tensor]
 
 
 class Features:
-    """Frames to features on a device, in a dtype: the trained encoder, or without weights the colour descriptor."""
+    """Frames to features on a device, in a dtype: a trained network, or without weights the colour descriptor.
 
-    l2 = True  # already, so that nobody does it again
+    checkpoint and layout are those of `timecycle.checkpoint.load_features`.
+    """
 
-    def __init__(self, checkpoint: Path | None, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, layout: str | None = None
+    ) -> None:
         self.device, self.dtype = device, dtype
-        self._colour = None if checkpoint else ColourDescriptor()
-        self._encoder = fold_batch_norm(load_encoder(checkpoint)).to(device, dtype) if checkpoint else None
+        network = load_features(checkpoint, layout) if checkpoint else None
+        # Of length 1 already, so that nobody does it again.
+        self.l2 = network is None or isinstance(network, Encoder)
+        self._colour = ColourDescriptor() if network is None else None
+        self._encoder = None if network is None else fold_batch_norm(network).to(device, dtype)
 
     def begin(self, first: Tensor) -> None:
         """Start a sequence with its first frame, [3, H, W]."""
@@ -53,7 +59,7 @@ class Features:
             self._colour.begin(first)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> L2-normalised features [B, D, H / 8, W / 8]."""
+        """Normalised images [B, 3, H, W] -> features [B, D, H / 8, W / 8], rounded up."""
         if self._encoder is None:
             assert self._colour is not None
             return self._colour(images).to(self.device, self.dtype)

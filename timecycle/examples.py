@@ -1,16 +1,17 @@
 """Feature extractors that others made, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
 
 Each is a callable, normalised images [B, 3, H, W] -> features [B, D, h, w]. Its library and its weights are asked for
-when it is first called; they are no dependencies of this project (`pip install timm`).
+when it is first called; they are no dependencies of this project (`pip install timm`, `pip install torchvision`).
 """
 
 import importlib
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from timecycle.encoder import Trunk
 from timecycle.errors import InputError
 
 
@@ -45,13 +46,41 @@ class PatchTokens:
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
+class TorchvisionResNet:
+    """A ResNet of torchvision at stride 8, cut after its third stage, on the images' device.
+
+    Args:
+        depth: 18 or 50.
+        weights: the name of its weights in torchvision, such as IMAGENET1K_V1.
+
+    Source: the baselines of CRW (NeurIPS 2020), section 4, and of VFS, which are tested that way.
+    """
+
+    def __init__(self, depth: Literal[18, 50], weights: str) -> None:
+        self._depth, self._weights = depth, weights
+        self._trunk: Trunk | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 256 or 1024, H / 8, W / 8], rounded up. Raises InputError without torchvision."""
+        if self._trunk is None:
+            enum = f"ResNet{self._depth}_Weights.{self._weights}"
+            state = _imported("torchvision.models").get_weight(enum).get_state_dict()
+            self._trunk = Trunk(self._depth).eval()
+            self._trunk.load_state_dict({name: state[name] for name in self._trunk.state_dict()})
+        with torch.no_grad():
+            return self._trunk.to(images.device)(images)
+
+
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"{name} is not installed; this example needs it (pip install {name})") from None
+        package = name.partition(".")[0]
+        raise InputError(f"{package} is not installed; this example needs it (pip install {package})") from None
 
 
+resnet18 = TorchvisionResNet(18, "IMAGENET1K_V1")
+resnet50 = TorchvisionResNet(50, "IMAGENET1K_V1")
 dino_vits16 = PatchTokens("vit_small_patch16_224.dino")
 dino_vits8 = PatchTokens("vit_small_patch8_224.dino")
 dino_vitb8 = PatchTokens("vit_base_patch8_224.dino")
