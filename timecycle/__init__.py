@@ -8,6 +8,10 @@ _PLACES = {
     "Propagation": "timecycle.propagation",
     "propagate": "timecycle.propagation",
     "evaluate_davis": "timecycle.evaluation",
+    "evaluate_jhmdb": "timecycle.tasks.jhmdb",
+    "evaluate_vip": "timecycle.tasks.vip",
+    "evaluate_badja": "timecycle.tasks.badja",
+    "evaluate_tapvid": "timecycle.tasks.tapvid",
     "Protocol": "timecycle.protocols",
     "protocol": "timecycle.protocols",
 }
