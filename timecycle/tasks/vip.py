@@ -146,14 +146,14 @@ def evaluate_vip(
 
 def _video_confusion(video: PartVideo, features: GivenFeatures, rules: Protocol) -> np.ndarray:
     labels: FirstLabels
+    first = video.annotations[0]
+    assert first is not None  # as read_vip has seen to
 
-    def maps(sizes: Sizes) -> np.ndarray:
+    def maps(sizes: Sizes, given: Path = first) -> np.ndarray:
         nonlocal labels
-        labels = first_labels(_read_parts(first, sizes.frame), rules, sizes.grid, sizes.working)
+        labels = first_labels(_read_parts(given, sizes.frame), rules, sizes.grid, sizes.working)
         return labels.soft
 
-    first = video.annotations[0]
-    assert first is not None
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     carried = carry(read_frames(video.frames), features, rules, maps)
     for annotation, (soft, sizes) in zip(video.annotations, carried, strict=True):
