@@ -38,7 +38,10 @@ def test_reads_the_array_that_is_asked_for(tmp_path: Path):
     [
         (lambda data: data[:-5], "damaged"),
         (lambda data: data[:150] + b"zzzz" + data[154:], "damaged"),
-        (lambda data: data[:124] + b"\x00\x02IM" + data[128:], "is MATLAB version 7.3; expected a MATLAB file of version 5"),
+        (
+            lambda data: data[:124] + b"\x00\x02IM" + data[128:],
+            "is MATLAB version 7.3; expected a MATLAB file of version 5",
+        ),
         (lambda data: b"", "is no MATLAB file; expected"),
         (lambda data: b"x" * 300, "is no MATLAB file; expected"),
     ],

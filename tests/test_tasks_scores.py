@@ -68,7 +68,7 @@ def test_point_scores():
     away = np.array([[0, 0.5, 0.5], [0, 3, 0], [90, 0, 20]])
     points = np.zeros((3, 3, 2))
     found = point_scores(np.array([0, 0, 1]), points, occluded, np.stack([away, 0 * away], axis=2), said)
-    # Visible: 0.5 (said to be occluded in the last frame: 0.5), 3, 20. Said to be visible: 0.5, 3, one that is hidden, 20.
+    # Visible: 0.5, 0.5 (said to be occluded), 3, 20. Said to be visible: 0.5, 3, one that is hidden, 20.
     assert found.within == pytest.approx({1: 2 / 4, 2: 2 / 4, 4: 3 / 4, 8: 3 / 4, 16: 3 / 4})
     assert found.average_within == pytest.approx(3.25 / 5)
     # Hits 1 or 2; the other places said to be visible are false positives.
@@ -79,7 +79,7 @@ def test_point_scores():
 
 def test_a_distance_of_the_threshold_is_too_far():
     points, nothing = np.zeros((1, 2, 2)), np.zeros((1, 2), bool)
-    found = point_scores(np.array([0]), points, nothing, points + [0, 4], nothing)
+    found = point_scores(np.array([0]), points, nothing, points + np.array([0, 4]), nothing)
     assert found.within == {1: 0, 2: 0, 4: 0, 8: 1, 16: 1}
 
 
@@ -90,5 +90,10 @@ def test_a_video_with_nothing_to_count_is_left_out_of_the_mean():
     assert math.isnan(none.average_jaccard)
     assert math.isnan(none.occlusion_accuracy)
     together = mean_point_scores([good, none])
-    assert (together.average_jaccard, together.jaccard[4], together.within[1], together.occlusion_accuracy) == (1, 1, 1, 1)
+    assert (together.average_jaccard, together.jaccard[4], together.within[1], together.occlusion_accuracy) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert math.isnan(mean_point_scores([none]).average_within)
