@@ -18,7 +18,7 @@ ROWS = COLUMNS = 5  # of cells of 8 x 8 pixels; each frame moves them by one col
 
 
 def middle(column: int, row: int, right: float = 0, down: float = 0) -> np.ndarray:
-    """x and y of the middle of a cell, or of a place beside it."""
+    """Where the middle of a cell is, x and y, or of a place beside it."""
     return np.array([8 * column + 3.5 + right, 8 * row + 3.5 + down])
 
 

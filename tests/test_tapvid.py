@@ -196,6 +196,12 @@ def test_objects_in_an_npz_are_refused(tmp_path: Path):
         list(read_tapvid(path))
 
 
+def test_an_empty_npz_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "bad.npz")
+    with pytest.raises(InputError, match=r"bad.npz is empty; expected arrays named <video>/video"):
+        list(read_tapvid(tmp_path / "bad.npz"))
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"none.pkl does not exist; expected a .pkl or .npz"):
         timecycle.evaluate_tapvid(CellFeatures(), tmp_path / "none.pkl")

@@ -5,6 +5,7 @@ Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, 
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +84,14 @@ def _npz_videos(path: Path) -> Iterator[PointVideo]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files)
+            if not names:
+                raise InputError(f"{path} is empty; expected arrays named <video>/video and so on")
             for name in names:
                 parts = {part: arrays[f"{name}/{part}"] for part in PARTS if f"{name}/{part}" in arrays}
                 yield _checked(path, name, parts)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); expected an .npz of plain arrays") from None
 
 
@@ -124,11 +127,12 @@ def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
     frames, points, occluded = (parts[part] for part in PARTS)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise InputError(f"{path}: video of {name} is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3]")
-    count, length = len(points), len(frames)
-    if points.dtype.kind != "f" or points.shape != (count, length, 2):
+    length = len(frames)
+    if points.dtype.kind != "f" or points.ndim != 3 or points.shape[1:] != (length, 2):
         raise InputError(
             f"{path}: points of {name} is {points.dtype} {list(points.shape)}; expected float [N, {length}, 2]"
         )
+    count = len(points)
     if occluded.dtype != np.bool_ or occluded.shape != (count, length):
         raise InputError(
             f"{path}: occluded of {name} is {occluded.dtype} {list(occluded.shape)}; expected bool [{count}, {length}]"
