@@ -9,6 +9,10 @@ _PLACES = {
     "propagate": "timecycle.propagation",
     "evaluate_davis": "timecycle.evaluation",
     "load_features": "timecycle.checkpoint",
+    "evaluate_jhmdb": "timecycle.tasks.jhmdb",
+    "evaluate_vip": "timecycle.tasks.vip",
+    "evaluate_badja": "timecycle.tasks.badja",
+    "evaluate_tapvid": "timecycle.tasks.tapvid",
     "Protocol": "timecycle.protocols",
     "protocol": "timecycle.protocols",
 }

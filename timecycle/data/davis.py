@@ -64,7 +64,7 @@ def annotations_folder(root: Path, name: str) -> Path:
 
 def annotation_files(folder: Path) -> list[Path]:
     """The annotations of a sequence in order. Raises InputError if there are none."""
-    return _listing(folder, (".png",), "annotations")
+    return files_in(folder, (".png",), "annotations")
 
 
 def read_filelist(path: Path, names: list[str] | None = None, remap_255: bool = False) -> list[Sequence]:
@@ -100,8 +100,11 @@ def read_filelist(path: Path, names: list[str] | None = None, remap_255: bool = 
     ]
 
 
-def _listing(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
-    """Files of a kind, sorted; names with a leading dot are leftovers of file managers and killed runs."""
+def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """Files of a kind, sorted; names with a leading dot are leftovers of file managers and killed runs.
+
+    Raises InputError if the folder is missing or holds none.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a folder of {what}")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
@@ -112,7 +115,7 @@ def _listing(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
 
 def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, remap_255: bool) -> Sequence:
     """List and check one sequence: names and counts pair up, sizes agree, the first annotation can be used."""
-    frames = _listing(frames_folder, FRAME_SUFFIXES, "frames")
+    frames = files_in(frames_folder, FRAME_SUFFIXES, "frames")
     annotations = annotation_files(masks_folder)
     if annotations[0].stem != frames[0].stem:
         raise InputError(

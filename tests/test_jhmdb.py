@@ -1,0 +1,180 @@
+"""JHMDB in its published layout, made small: the reader, and scores worked out by hand."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import timecycle
+from tests.task_cases import CellFeatures, cell_frame, numbered, write_mat
+from timecycle.errors import InputError
+from timecycle.tasks.jhmdb import read_jhmdb
+
+WIDTH, HEIGHT = 16, 8  # of a cell; five by five cells make a frame of 80 x 40
+SMALL = {"side": 40, "progress": False}  # where a cell is 8 x 8 pixels
+
+
+def joints() -> np.ndarray:
+    """[3, 15, 2] x and y from 0: fifteen cells' corners, which move one cell to the right and then rest."""
+    j = np.arange(15)
+    first = np.stack([WIDTH * (j % 4), HEIGHT * (j // 4)], axis=1).astype(float)
+    later = first + np.array([WIDTH, 0])
+    return np.stack([first, later, later])
+
+
+def add_clip(root: Path, name: str, places: np.ndarray, extra_frames: int = 0) -> None:
+    for index in range(len(places) + extra_frames):
+        path = root / "Rename_Images" / name / f"{index + 1:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(cell_frame(numbered(5, 5, min(index, 1)), HEIGHT, WIDTH)).save(path)
+    write_mat(root / "joint_positions" / name / "joint_positions.mat", pos_img=places.transpose(2, 1, 0) + 1)
+
+
+@pytest.fixture
+def jhmdb(tmp_path: Path) -> Path:
+    """Two clips for testing, of two classes, and one for training without files."""
+    root = tmp_path / "jhmdb"
+    add_clip(root, "pour/tea", joints())
+    add_clip(root, "walk/away", joints(), extra_frames=2)
+    (root / "splits").mkdir()
+    (root / "splits" / "pour_test_split1.txt").write_text("water.avi 1\ntea.avi 2\n")
+    (root / "splits" / "walk_test_split1.txt").write_text("away.avi 2 \n\n")
+    return root
+
+
+def test_reads_the_test_clips_of_the_split(jhmdb: Path):
+    clips = read_jhmdb(jhmdb)
+    assert [clip.name for clip in clips] == ["pour/tea", "walk/away"]
+    # The second has two frames more than joints.
+    assert [path.name for path in clips[1].frames] == ["00001.png", "00002.png", "00003.png"]
+    np.testing.assert_array_equal(clips[0].joints, joints())
+
+
+def test_reads_a_list_with_somebody_else_s_paths(jhmdb: Path, tmp_path: Path):
+    listing = tmp_path / "testlist_split1.txt"
+    listing.write_text(
+        "/media/x/JHMDB/joint_positions/walk/away/joint_positions.mat /media/x/JHMDB/Rename_Images/walk/away\n"
+        "/data/Rename_Images/pour/tea /data/joint_positions/pour/tea/joint_positions.mat\n"
+    )
+    assert [clip.name for clip in read_jhmdb(jhmdb, listing)] == ["walk/away", "pour/tea"]
+
+
+def test_pck_worked_out_by_hand(jhmdb: Path):
+    # The box of frames 1 and 2 is 48 x 24, its diagonal 53.67, and 0.6 of it 32.20: right within 3.22 and 6.44 pixels.
+    places = joints()
+    places[1, 5] += [3, 4]  # 5 pixels away in one frame of two
+    places[2, 6] += [0, 10]  # 10 pixels away in one
+    write_mat(jhmdb / "joint_positions/pour/tea/joint_positions.mat", pos_img=places.transpose(2, 1, 0) + 1)
+    found = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, top=1, **SMALL)
+    # Each joint has four places in two clips.
+    assert found.joints[0.1] == pytest.approx([1] * 5 + [3 / 4, 3 / 4] + [1] * 8)
+    assert found.joints[0.2] == pytest.approx([1] * 6 + [3 / 4] + [1] * 8)
+    assert found.pck == pytest.approx({0.1: 14.5 / 15, 0.2: 14.75 / 15})
+
+
+def test_a_joint_outside_the_first_frame_is_left_out(jhmdb: Path):
+    places = joints()
+    places[:, 14] = [-500, -500]
+    for name in ("pour/tea", "walk/away"):
+        write_mat(jhmdb / "joint_positions" / name / "joint_positions.mat", pos_img=places.transpose(2, 1, 0) + 1)
+    found = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, top=1, **SMALL)
+    assert math.isnan(found.joints[0.1][14])
+    # Nor does it stretch the box: then 5 pixels would be within 0.1.
+    places[1, 5] += [3, 4]
+    write_mat(jhmdb / "joint_positions/pour/tea/joint_positions.mat", pos_img=places.transpose(2, 1, 0) + 1)
+    found = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, top=1, **SMALL)
+    assert found.pck == pytest.approx({0.1: 13.75 / 14, 0.2: 1})
+
+
+def test_crw_takes_three_positions_and_others_five(jhmdb: Path):
+    # Of three, the upper and the left neighbour weigh exp(-2): 0.1065 of a cell away, 1.70 pixels and 0.85 pixels, 1.90
+    # together; of five the neighbours cancel out wherever they are on the grid.
+    places = joints()
+    places[1:, 5] += [2.5, 2.5]  # 3.54 pixels from the middle, 5.37 from where three point to
+    places[1:, 6] -= [2.5, 2.5]  # 3.54 pixels, and 1.83
+    for name in ("pour/tea", "walk/away"):
+        write_mat(jhmdb / "joint_positions" / name / "joint_positions.mat", pos_img=places.transpose(2, 1, 0) + 1)
+    three = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, **SMALL)
+    five = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, top=5, **SMALL)
+    assert (three.joints[0.1][5:7], five.joints[0.1][5:7]) == ((0, 1), (0, 0))
+    dino = timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "dino", k=1, **SMALL)
+    assert dino.joints[0.1][5:7] == (0, 0)
+
+
+def test_frames_become_squares_of_320(jhmdb: Path):
+    features = CellFeatures(stride=64)
+    timecycle.evaluate_jhmdb(features, jhmdb, "dino", k=1, progress=False)
+    assert set(features.sizes) == {(320, 320)}
+
+
+def drop(path: str):
+    return lambda root: (root / path).unlink()
+
+
+def write(path: str, text: str):
+    return lambda root: (root / path).write_text(text)
+
+
+def annotate(array: np.ndarray):
+    return lambda root: write_mat(root / "joint_positions/pour/tea/joint_positions.mat", pos_img=array)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (shutil.rmtree, "is not a folder; expected one in JHMDB's layout"),
+        (
+            lambda root: shutil.rmtree(root / "splits"),
+            "splits names no clip for testing; expected lists <class>_test_split1",
+        ),
+        (
+            write("splits/walk_test_split1.txt", "away.avi\n"),
+            "walk_test_split1.txt line 1 is 'away.avi'; expected '<clip>.avi'",
+        ),
+        (write("splits/walk_test_split1.txt", "away.avi 3\n"), "walk_test_split1.txt line 1 is 'away.avi 3'; expected"),
+        (
+            drop("joint_positions/pour/tea/joint_positions.mat"),
+            "tea/joint_positions.mat does not exist; expected a MATLAB",
+        ),
+        (annotate(np.ones((2, 14, 3))), "pos_img has shape [2, 14, 3]; expected [2, 15, frames]"),
+        (annotate(np.full((2, 15, 3), np.nan)), "pos_img holds a number that is not finite; expected pixels"),
+        (annotate(np.ones((2, 15, 4))), "annotates 4 frames; expected no more than the 3 in"),
+        (
+            lambda root: shutil.rmtree(root / "Rename_Images/walk"),
+            "Rename_Images/walk/away does not exist; expected a folder",
+        ),
+        (write("Rename_Images/pour/tea/00002.png", "no picture"), "tea/00002.png cannot be read as a picture"),
+        (
+            lambda root: Image.new("RGB", (80, 48)).save(root / "Rename_Images/pour/tea/00002.png"),
+            "tea/00002.png is 80 x 48; expected 80 x 40 like",
+        ),
+    ],
+)
+def test_bad_data_are_one_sentence(jhmdb: Path, spoil, sentence):
+    spoil(jhmdb)
+    with pytest.raises(InputError) as refused:
+        timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, "crw", k=1, **SMALL)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "list.txt does not exist; expected a list with two paths a line"),
+        ("\n", "list.txt is empty; expected two paths a line"),
+        (
+            "a/b c/d\n",
+            "list.txt line 1 names 0 annotations; expected one path that ends in joint_positions/<class>/<clip>",
+        ),
+    ],
+)
+def test_bad_lists_are_one_sentence(jhmdb: Path, text, sentence):
+    if text is not None:
+        (jhmdb / "list.txt").write_text(text)
+    with pytest.raises(InputError) as refused:
+        timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, listing=jhmdb / "list.txt", **SMALL)
+    assert sentence in str(refused.value)

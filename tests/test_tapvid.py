@@ -1,0 +1,207 @@
+"""TAP-Vid in its published layout, made small: pickles that are read and refused, and scores worked out by hand."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import timecycle
+from tests.task_cases import CellFeatures, cell_frame, numbered
+from timecycle.errors import InputError
+from timecycle.tasks.tapvid import read_tapvid
+
+# Four by eight cells of 64 x 32 pixels, which move by one column in each of four frames: an eighth of the width.
+EXACT = {"k": 1, "progress": False}
+
+
+def parts() -> dict[str, np.ndarray]:
+    """A video and four points: two that are there from the start, one that shows in frame 1, one that never does."""
+    video = np.stack([cell_frame(numbered(4, 8, right), 64, 32) for right in range(4)])
+    columns, rows = np.array([1, 2, 5, 0]), np.array([1, 3, 0, 2])
+    points = np.empty((4, 4, 2))
+    points[..., 0] = (columns[:, None] + np.array([0, 1, 2, 3]) + 0.5) / 8
+    points[..., 1] = (rows[:, None] + 0.5) / 4
+    # Moved away from where the cells are: by 3 and by 6 pixels of 256.
+    points[1, 2, 1] += 3 / 256
+    points[1, 3, 1] += 6 / 256
+    occluded = np.zeros((4, 4), bool)
+    occluded[1, 0] = True
+    occluded[2, 2:] = True
+    occluded[3] = True
+    return {"video": video, "points": points, "occluded": occluded}
+
+
+class WideCells(CellFeatures):
+    """Cells of a square image, twice as high as wide."""
+
+    def __call__(self, images):
+        """[B, 3, H, W] -> [B, 32, H / 64, W / 32]."""
+        return super().__call__(images)[:, :, ::2]
+
+
+def write(path: Path, videos: Any, version: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(videos, protocol=version))
+    return path
+
+
+@pytest.fixture
+def tapvid(tmp_path: Path) -> Path:
+    """A pickle as published, of one video."""
+    return write(tmp_path / "tapvid_davis.pkl", {"bear": parts()})
+
+
+@pytest.mark.parametrize("version", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_reads_pickled_arrays_of_every_protocol(tmp_path: Path, version):
+    (video,) = read_tapvid(write(tmp_path / "p.pkl", {"bear": parts()}, version))
+    assert video.name == "bear"
+    np.testing.assert_array_equal(video.frames, parts()["video"])
+    # The point that is never seen is left out.
+    np.testing.assert_array_equal(video.points, parts()["points"][:3])
+    np.testing.assert_array_equal(video.occluded, parts()["occluded"][:3])
+    assert video.query_frames.tolist() == [0, 1, 0]
+
+
+def test_reads_pickles_of_numpy_1(tmp_path: Path):
+    data = pickle.dumps({"bear": parts()}, protocol=2)
+    assert b"numpy._core.multiarray" in data
+    path = tmp_path / "old.pkl"
+    path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    (video,) = read_tapvid(path)
+    np.testing.assert_array_equal(video.points, parts()["points"][:3])
+
+
+def test_reads_arrays_without_pickle(tmp_path: Path):
+    path = tmp_path / "points.npz"
+    np.savez(path, **{f"{name}/{part}": array for name in ("bear", "dog") for part, array in parts().items()})
+    first, second = read_tapvid(path)
+    assert (first.name, second.name) == ("bear", "dog")
+    np.testing.assert_array_equal(second.frames, parts()["video"])
+
+
+class Attack:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, function: Any, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.system, eval, np.load, getattr])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, function):
+    path = write(tmp_path / "bad.pkl", {"bear": Attack(function, f"touch {tmp_path / 'ran'}")})
+    with pytest.raises(InputError, match=r"bad.pkl is refused: it asks for \S+; expected nothing but NumPy arrays"):
+        list(read_tapvid(path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_scores_worked_out_by_hand(tapvid: Path):
+    # Eight places count, 3 + 2 + 3; six are visible; all are said to be. Of the six, four are exactly where the cells
+    # are, one is 3 pixels away and one 6.
+    found = timecycle.evaluate_tapvid(WideCells(stride=32), tapvid, "dino", **EXACT).mean
+    assert found.occlusion_accuracy == pytest.approx(6 / 8)
+    assert found.within == pytest.approx({1: 4 / 6, 2: 4 / 6, 4: 5 / 6, 8: 1, 16: 1})
+    assert found.average_within == pytest.approx(5 / 6)
+    assert found.jaccard == pytest.approx({1: 4 / 10, 2: 4 / 10, 4: 5 / 9, 8: 6 / 8, 16: 6 / 8})
+    assert found.average_jaccard == pytest.approx((0.8 + 5 / 9 + 1.5) / 5)
+
+
+def test_videos_are_averaged(tmp_path: Path):
+    still = parts()
+    still["occluded"][1:] = True  # leaves one point, which is always found
+    path = write(tmp_path / "two.pkl", {"bear": parts(), "dog": still})
+    found = timecycle.evaluate_tapvid(WideCells(stride=32), path, "dino", **EXACT)
+    assert found.videos["dog"].average_jaccard == 1
+    assert found.mean.average_within == pytest.approx((5 / 6 + 1) / 2)
+
+
+def test_a_point_is_occluded_below_a_share_of_its_first_peak(tapvid: Path):
+    # Maps keep the peak of 1 that they begin with: below 1 nothing is occluded, above it everything.
+    features = WideCells(stride=32)
+    below = timecycle.evaluate_tapvid(features, tapvid, "dino", occluded_below=0.99, **EXACT).mean
+    above = timecycle.evaluate_tapvid(features, tapvid, "dino", occluded_below=1.01, **EXACT).mean
+    assert (below.occlusion_accuracy, above.occlusion_accuracy) == (6 / 8, 2 / 8)
+    assert (above.average_jaccard, above.average_within) == (0, below.average_within)
+
+
+def test_frames_become_squares_of_256_and_each_beginning_is_encoded_once(tapvid: Path):
+    features = WideCells(stride=32)
+    timecycle.evaluate_tapvid(features, tapvid, "dino", **EXACT)
+    assert features.sizes == [(256, 256)] * (4 + 3)  # four frames for the points of frame 0, three for that of frame 1
+    larger = WideCells(stride=64)
+    found = timecycle.evaluate_tapvid(larger, tapvid, "dino", side=512, **EXACT).mean
+    assert set(larger.sizes) == {(512, 512)}
+    assert found.average_within == pytest.approx(5 / 6)  # distances stay those of 256
+
+
+def changed(part: str, change) -> dict[str, Any]:
+    made: dict[str, Any] = parts()
+    made[part] = change(made[part])
+    return {"bear": made}
+
+
+def without_a_place(points: np.ndarray) -> np.ndarray:
+    points[0, 0] = np.nan
+    return points
+
+
+@pytest.mark.parametrize(
+    ("videos", "sentence"),
+    [
+        ([1], "bad.pkl holds a list; expected {video: {'video', 'points', 'occluded'}}"),
+        ({}, "bad.pkl holds a dict; expected {video:"),
+        ({"bear": 3}, "bad.pkl: bear is a int; expected video, points, occluded"),
+        (
+            {"bear": {"video": parts()["video"]}},
+            "bad.pkl: bear has no array 'points'; expected video, points, occluded",
+        ),
+        (
+            changed("video", lambda a: a.astype(float)),
+            "video of bear is float64 [4, 256, 256, 3]; expected uint8 [T, H, W, 3]",
+        ),
+        (changed("video", list), "bad.pkl: bear has no array 'video'"),
+        (changed("points", lambda a: a[:, :3]), "points of bear is float64 [4, 3, 2]; expected float [N, 4, 2]"),
+        (
+            changed("points", without_a_place),
+            "points of bear holds a visible point that is not finite; expected 0 to 1",
+        ),
+        (changed("occluded", lambda a: a[1:]), "occluded of bear is bool [3, 4]; expected bool [4, 4]"),
+        (changed("occluded", lambda a: a.astype(float)), "occluded of bear is float64 [4, 4]; expected bool [4, 4]"),
+    ],
+)
+def test_bad_arrays_are_one_sentence(tmp_path: Path, videos, sentence):
+    path = write(tmp_path / "bad.pkl", videos)
+    with pytest.raises(InputError) as refused:
+        timecycle.evaluate_tapvid(WideCells(stride=32), path, **EXACT)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_damaged_files_are_one_sentence(tapvid: Path, cut):
+    tapvid.write_bytes(tapvid.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"tapvid_davis.pkl is (damaged|refused)") as refused:
+        list(read_tapvid(tapvid))
+    assert "\n" not in str(refused.value)
+
+
+def test_objects_in_an_npz_are_refused(tmp_path: Path):
+    path = tmp_path / "bad.npz"
+    np.savez(path, **{"bear/video": np.array([{}], object)})
+    with pytest.raises(InputError, match=r"bad.npz is damaged \(Object arrays cannot be loaded"):
+        list(read_tapvid(path))
+
+
+def test_an_empty_npz_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "bad.npz")
+    with pytest.raises(InputError, match=r"bad.npz is empty; expected arrays named <video>/video"):
+        list(read_tapvid(tmp_path / "bad.npz"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"none.pkl does not exist; expected a .pkl or .npz"):
+        timecycle.evaluate_tapvid(CellFeatures(), tmp_path / "none.pkl")

@@ -1,0 +1,87 @@
+"""Places to maps on the feature grid, and maps back to places. Arrays in, arrays out; knows no torch."""
+
+import numpy as np
+
+from timecycle.errors import InputError
+
+SIGMA = 0.5
+"""Of the joints' Gaussians in feature positions, as TimeCycle, UVC and CRW draw them."""
+
+
+def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGMA) -> np.ndarray:
+    """A Gaussian around each place, as soft labels.
+
+    Args:
+        places: [L, 2] x and y in feature positions, 0 the first row and column.
+        grid: (height, width) of the maps.
+        sigma: standard deviation, in feature positions.
+
+    Returns:
+        float32 [L, h, w], 1 at the position nearest to the place, cut off some 3 sigma from it; 0 everywhere if no
+        part of it falls on the grid.
+
+    Raises:
+        InputError: sigma is not positive.
+
+    Source: the pose programs of TimeCycle (Wang et al., CVPR 2019), UVC (Li et al., NeurIPS 2019) and CRW (Jabri et
+    al., NeurIPS 2020). With their sigma of 0.5 the window is 4 x 4 positions, from two before the centre to one behind.
+    Their rounding toward zero shifts a joint whose window crosses the left or upper border by up to two positions; here
+    it is drawn where it is.
+    """
+    if not sigma > 0:
+        raise InputError(f"sigma is {sigma}; expected a positive number of feature positions")
+    height, width = grid
+    size = 6 * sigma + 1
+    # The whole window is placed, and its centre follows: for sigma 0.5 that is rounding to the nearest position.
+    centres = np.floor(places - 3 * sigma) + size // 2
+    before, behind = size // 2, np.ceil(size) - size // 2 - 1
+
+    def factor(centre: np.ndarray, length: int) -> np.ndarray:
+        away = np.arange(length) - centre[:, None]
+        return np.where((away >= -before) & (away <= behind), np.exp(-(away**2) / (2 * sigma**2)), 0)
+
+    return (factor(centres[:, 1], height)[:, :, None] * factor(centres[:, 0], width)[:, None]).astype(np.float32)
+
+
+def bilinear_maps(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Each place as weights of the four positions around it, which sum to 1 and whose weighted mean is the place.
+
+    Args:
+        places: [L, 2] x and y in feature positions, 0 the first row and column; moved onto the grid if beside it.
+        grid: (height, width) of the maps.
+
+    Returns:
+        float32 [L, h, w].
+    """
+
+    def factor(place: np.ndarray, length: int) -> np.ndarray:
+        inside = np.clip(place, 0, length - 1)
+        return np.maximum(0, 1 - np.abs(np.arange(length) - inside[:, None]))
+
+    return (factor(places[:, 1], grid[0])[:, :, None] * factor(places[:, 0], grid[1])[:, None]).astype(np.float32)
+
+
+def strongest_places(maps: np.ndarray, top: int) -> np.ndarray:
+    """Where each map points to: the mean of its `top` strongest positions, weighted by their values.
+
+    Args:
+        maps: [L, h, w], none below 0.
+        top: positions that count; of equal ones those of the lower index. All of them where the map holds fewer.
+
+    Returns:
+        float64 [L, 2], x and y in feature positions; NaN where a map is 0 everywhere.
+
+    Raises:
+        InputError: top is below 1.
+
+    Source: the pose programs of TimeCycle and UVC, with 5 positions, and of CRW, with 3.
+    """
+    if top < 1:
+        raise InputError(f"top is {top}; expected at least one position")
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    strongest = np.argsort(-flat, axis=1, kind="stable")[:, :top]
+    values = np.take_along_axis(flat, strongest, axis=1)
+    total = values.sum(axis=1, keepdims=True)
+    weights = np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
+    rows, columns = np.divmod(strongest, maps.shape[2])
+    return np.stack([(columns * weights).sum(1), (rows * weights).sum(1)], axis=1)

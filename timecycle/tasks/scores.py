@@ -1,0 +1,173 @@
+"""Scores of poses, parts and points: arrays in, numbers out. Knows neither torch nor files.
+
+All are shares in [0, 1]; the papers print them as per cent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BOX_SHARE = 0.6
+"""Of the diagonal of the person's box: the length that JHMDB's distances are measured in."""
+AREA_SHARE = 0.2
+"""Of the root of the animal's area: the distance within which BADJA takes a joint for found."""
+TAPVID_PIXELS = (1, 2, 4, 8, 16)
+"""Distances of TAP-Vid, pixels of a 256 x 256 video."""
+
+
+def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """How far joints are from where they belong, in units of the person's size in each frame.
+
+    Args:
+        predicted: [T, J, 2] x and y in pixels; NaN for a joint that is lost.
+        annotated: [T, J, 2], the same without NaN.
+
+    Returns:
+        float64 [T, J]: distance over 0.6 times the diagonal of the box around the frame's annotated joints; NaN for
+        joints that are lost, which count neither for the box nor for the score; infinite where the box is a point.
+
+    Source: eval_pck.py of UVC (Li et al., NeurIPS 2019), the same in CRW (Jabri et al., NeurIPS 2020). They hold the
+    longer side of the box as a comment and use the diagonal.
+    """
+    kept = ~np.isnan(predicted).any(axis=2, keepdims=True)
+    most = np.where(kept, annotated, -np.inf).max(axis=1)
+    least = np.where(kept, annotated, np.inf).min(axis=1)
+    with np.errstate(invalid="ignore"):  # a frame in which every joint is lost has no box, and nothing to divide
+        size = BOX_SHARE * np.linalg.norm(most - least, axis=1)[:, None]
+    away = np.linalg.norm(predicted - annotated, axis=2)
+    distances = np.divide(away, size, out=np.full_like(away, np.inf), where=size > 0)
+    return np.where(kept[..., 0], distances, np.nan)
+
+
+def pose_pck(distances: np.ndarray, threshold: float) -> np.ndarray:
+    """Share of each joint's distances, [N, J] over all frames of all videos, that are at most the threshold.
+
+    NaN are left out; a joint with nothing else is NaN. Returns float64 [J]; the published figure is their mean.
+    Source: as pose_distances.
+    """
+    known = (~np.isnan(distances)).sum(axis=0)
+    found = (distances <= threshold).sum(axis=0)
+    return np.divide(found, known, out=np.full(len(known), np.nan), where=known > 0)
+
+
+def area_pck(
+    predicted: np.ndarray, annotated: np.ndarray, visible: np.ndarray, areas: np.ndarray, share: float = AREA_SHARE
+) -> float:
+    """Share of the visible joints of a video that are closer than `share` times the root of the animal's area.
+
+    Args:
+        predicted: [T, J, 2] x and y in pixels; NaN is far away.
+        annotated: [T, J, 2].
+        visible: bool [T, J].
+        areas: [T] pixels of the animal in each frame.
+        share: of the root of the area.
+
+    Returns:
+        The share over joints and frames together; NaN if nothing is visible.
+
+    Source: the measure of BADJA (Biggs et al., ACCV 2018), as test_on_badja.py of PIPs (Harley et al., ECCV 2022) has
+    it, here in pixels of the frames; that program resizes them to 512 x 320 before it measures.
+    """
+    away = np.linalg.norm(predicted - annotated, axis=2)
+    found = away < share * np.sqrt(areas)[:, None]
+    return float(found[visible].mean()) if visible.any() else float("nan")
+
+
+def confusion(annotation: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels by class, int64 [annotated, predicted], of two masks of ids [H, W].
+
+    Pixels annotated with an id from `classes` on, such as 255 for void, are left out.
+    """
+    known = annotation < classes
+    pairs = annotation[known].astype(np.int64) * classes + prediction[known]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_iou(counts: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class, float64 [C], from a confusion matrix [C, C]; NaN for one that is nowhere.
+
+    Source: eval_vip.py of UVC (Li et al., NeurIPS 2019); the published mIoU is their mean without NaN.
+    """
+    both = np.diag(counts)
+    either = counts.sum(axis=0) + counts.sum(axis=1) - both
+    return np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
+
+
+@dataclass(frozen=True)
+class PointScores:
+    """TAP-Vid's scores of one video, or their means over videos."""
+
+    average_jaccard: float
+    """Mean over the five distances of true positives over true positives, false positives and false negatives."""
+    average_within: float
+    """Mean over the five distances of the share of visible points within it, whether predicted visible or not."""
+    occlusion_accuracy: float
+    """Share of points whose visibility is predicted rightly."""
+    jaccard: dict[int, float]
+    """By distance in pixels."""
+    within: dict[int, float]
+    """By distance in pixels."""
+
+
+def point_scores(
+    query_frames: np.ndarray,
+    points: np.ndarray,
+    occluded: np.ndarray,
+    predicted_points: np.ndarray,
+    predicted_occluded: np.ndarray,
+) -> PointScores:
+    """TAP-Vid's scores of one video in query mode "first": a point counts in the frames after that of its query.
+
+    Args:
+        query_frames: int [N], the frame in which each point is given.
+        points: [N, T, 2] x and y in pixels of a 256 x 256 video.
+        occluded: bool [N, T].
+        predicted_points: [N, T, 2]; NaN is far away.
+        predicted_occluded: bool [N, T].
+
+    Returns:
+        The scores; NaN where there is nothing to count.
+
+    Source: Doersch et al., TAP-Vid, NeurIPS 2022, section 3, and compute_tapvid_metrics of its code.
+    """
+    counted = np.arange(points.shape[1]) > query_frames[:, None]
+    visible, claimed = ~occluded & counted, ~predicted_occluded & counted
+    squares = np.square(predicted_points - points).sum(axis=2)
+    jaccard, within = {}, {}
+    for pixels in TAPVID_PIXELS:
+        near = squares < pixels**2
+        hits = (near & visible & claimed).sum()
+        misses = (claimed & ~(near & visible)).sum()
+        jaccard[pixels] = _share(hits, visible.sum() + misses)
+        within[pixels] = _share((near & visible).sum(), visible.sum())
+    right = _share(((occluded == predicted_occluded) & counted).sum(), counted.sum())
+    return PointScores(
+        float(np.mean(list(jaccard.values()))), float(np.mean(list(within.values()))), right, jaccard, within
+    )
+
+
+def mean_point_scores(videos: Sequence[PointScores]) -> PointScores:
+    """Each score's mean over the videos, as TAP-Vid reports it, those with nothing to count left out."""
+
+    def columns(tables: list[dict[int, float]]) -> dict[int, float]:
+        return {pixels: mean([table[pixels] for table in tables]) for pixels in TAPVID_PIXELS}
+
+    return PointScores(
+        mean([video.average_jaccard for video in videos]),
+        mean([video.average_within for video in videos]),
+        mean([video.occlusion_accuracy for video in videos]),
+        columns([video.jaccard for video in videos]),
+        columns([video.within for video in videos]),
+    )
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float:
+    """The mean without NaN, NaN if there is nothing else."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _share(part: np.integer, whole: np.integer) -> float:
+    return float(part / whole) if whole else float("nan")

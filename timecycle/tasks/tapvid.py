@@ -1,0 +1,235 @@
+"""TAP-Vid: points, each given in the first frame that shows it, through the rest of the video; average Jaccard.
+
+Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, and its code.
+"""
+
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from timecycle.errors import InputError
+from timecycle.evaluation import Extractor, GivenFeatures
+from timecycle.protocols import Protocol
+from timecycle.protocols import protocol as as_protocol
+from timecycle.tasks.carrying import Sizes, carry, evaluating
+from timecycle.tasks.places import bilinear_maps, strongest_places
+from timecycle.tasks.scores import PointScores, mean_point_scores, point_scores
+
+SIDE = 256  # pixels, of the images that are encoded and of the distances that are scored
+PARTS = ("video", "points", "occluded")
+
+
+@dataclass(frozen=True, eq=False)
+class PointVideo:
+    """One video and the tracks in it."""
+
+    name: str
+    frames: np.ndarray
+    """uint8 RGB [T, H, W, 3]."""
+    points: np.ndarray
+    """float64 [N, T, 2], x and y from 0 to 1, the edges of the frame."""
+    occluded: np.ndarray
+    """bool [N, T]; every point is seen at least once."""
+
+    @property
+    def query_frames(self) -> np.ndarray:
+        """int64 [N]: the first frame that shows each point, which is where it is given."""
+        return np.argmin(self.occluded, axis=1)
+
+
+def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
+    """The videos of a file, one after the other; points that are never seen are left out.
+
+    Args:
+        path: a pickle as published, {video: {"video": uint8 [T, H, W, 3], "points": float [N, T, 2], "occluded": bool
+            [N, T]}}, or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. Of a pickle nothing
+            but plain values and NumPy arrays is read; it comes into memory whole, an .npz one video at a time.
+
+    Raises:
+        InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a .pkl or .npz in TAP-Vid's layout")
+    return _npz_videos(path) if zipfile.is_zipfile(path) else _pickled_videos(path)
+
+
+def _pickled_videos(path: Path) -> Iterator[PointVideo]:
+    try:
+        with path.open("rb") as file:
+            videos = _Arrays(file).load()
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays") from None
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); expected a pickle") from None
+    if not isinstance(videos, dict) or not videos:
+        raise InputError(
+            f"{path} holds a {type(videos).__name__}; expected {{video: {{'video', 'points', 'occluded'}}}}"
+        )
+    for name, parts in videos.items():
+        if not isinstance(parts, dict):
+            raise InputError(f"{path}: {name} is a {type(parts).__name__}; expected {', '.join(PARTS)}")
+        yield _checked(path, str(name), parts)
+
+
+def _npz_videos(path: Path) -> Iterator[PointVideo]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files)
+            if not names:
+                raise InputError(f"{path} is empty; expected arrays named <video>/video and so on")
+            for name in names:
+                parts = {part: arrays[f"{name}/{part}"] for part in PARTS if f"{name}/{part}" in arrays}
+                yield _checked(path, name, parts)
+    except InputError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error}); expected an .npz of plain arrays") from None
+
+
+class _Arrays(pickle.Unpickler):
+    """A pickle's plain values and NumPy arrays; whatever else it names is refused before anything is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What an array needs to be built, under NumPy 1's names and 2's."""
+        found = _BUILDERS.get((module.replace("numpy._core", "numpy.core"), name))
+        if found is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return found
+
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    """How pickles of protocol 2 write bytes; the general function would run any codec."""
+    return text.encode("latin1")
+
+
+_BUILDERS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce_ex__(2)[0],
+    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    ("_codecs", "encode"): _latin1,
+}
+
+
+def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
+    for part in PARTS:
+        if not isinstance(parts.get(part), np.ndarray):
+            raise InputError(f"{path}: {name} has no array {part!r}; expected {', '.join(PARTS)}")
+    frames, points, occluded = (parts[part] for part in PARTS)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise InputError(f"{path}: video of {name} is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3]")
+    length = len(frames)
+    if points.dtype.kind != "f" or points.ndim != 3 or points.shape[1:] != (length, 2):
+        raise InputError(
+            f"{path}: points of {name} is {points.dtype} {list(points.shape)}; expected float [N, {length}, 2]"
+        )
+    count = len(points)
+    if occluded.dtype != np.bool_ or occluded.shape != (count, length):
+        raise InputError(
+            f"{path}: occluded of {name} is {occluded.dtype} {list(occluded.shape)}; expected bool [{count}, {length}]"
+        )
+    if not np.isfinite(points[~occluded]).all():
+        raise InputError(f"{path}: points of {name} holds a visible point that is not finite; expected 0 to 1")
+    seen = ~occluded.all(axis=1)
+    return PointVideo(name, frames, points[seen].astype(np.float64), occluded[seen])
+
+
+@dataclass(frozen=True)
+class TapVidScores:
+    """Shares in [0, 1]."""
+
+    mean: PointScores
+    """Means over the videos."""
+    videos: dict[str, PointScores]
+
+
+@torch.inference_mode()
+def evaluate_tapvid(
+    features: Extractor,
+    path: Path | str,
+    protocol: str | Protocol = "dino",
+    *,
+    top: int = 5,
+    occluded_below: float = 0.1,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> TapVidScores:
+    """TAP-Vid's scores of features in query mode "first", at 256 x 256.
+
+    The measure is TAP-Vid's: distances are pixels of the video as a square of 256, whatever is encoded, and a point
+    counts in the frames after the first that shows it. The way there is this library's: frames become squares of 256
+    pixels (bilinear by OpenCV; TAP-Vid's own reader resizes in another way); a point becomes the weights of the four
+    feature positions around it; its later place is the mean of the map's `top` strongest positions, weighted by their
+    values; a point whose map is 0 everywhere stays where it was.
+
+    Label propagation does not say what is occluded. Here a point is, where its map's peak has fallen below
+    `occluded_below` times the peak that it began with. That is a rule of thumb, chosen by nobody's data, and it says
+    nothing where a protocol feeds back maps scaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
+
+    Points that begin in the same frame are carried together; for each such frame the video is encoded again from there
+    on, so that memory grows neither with its length nor with the number of beginnings.
+
+    Args:
+        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        path: a file in TAP-Vid's layout, see read_tapvid.
+        protocol: a preset's name, or a protocol, for how maps are carried; only the square is set here.
+        top: positions that make a place.
+        occluded_below: share of the first peak; 0 takes every point for visible unless its map is 0.
+        device: where images go; without it where a module's parameters are, else the CPU.
+        progress: whether a bar is shown.
+        overrides: fields of the protocol to change, such as side=480, which encodes larger images.
+
+    Raises:
+        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+
+    Source: as this module's. Not checked against published scores, for want of the data.
+    """
+    rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
+    found = {}
+    with evaluating(features, device) as extract:
+        for video in tqdm(read_tapvid(path), unit="video", disable=None if progress else True):
+            points, occluded = _tracks(video, extract, rules, top, occluded_below)
+            found[video.name] = point_scores(
+                video.query_frames, video.points * SIDE, video.occluded, points * SIDE, occluded
+            )
+    return TapVidScores(mean_point_scores(list(found.values())), found)
+
+
+def _tracks(
+    video: PointVideo, features: GivenFeatures, rules: Protocol, top: int, occluded_below: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places, float64 [N, T, 2] from 0 to 1, and whether points are taken for occluded, bool [N, T].
+
+    Frames before a point's query, which nobody scores, hold the query's place.
+    """
+    queries = video.query_frames
+    places = video.points[np.arange(len(queries)), queries][:, None].repeat(len(video.frames), axis=1)
+    occluded = np.zeros(video.occluded.shape, bool)
+    for start in np.unique(queries).tolist():
+        group = queries == start
+        place = places[group, start]
+
+        def maps(sizes: Sizes, begin: np.ndarray = place) -> np.ndarray:
+            return bilinear_maps(begin * sizes.grid[::-1] - 0.5, sizes.grid)
+
+        for index, (soft, sizes) in enumerate(carry(video.frames[start:], features, rules, maps)):
+            carried = soft.cpu().numpy()
+            peak = carried.max(axis=(1, 2))
+            if index == 0:
+                least = occluded_below * peak
+                continue
+            seen = (strongest_places(carried, top) + 0.5) / sizes.grid[::-1]
+            place = np.where(np.isnan(seen), place, seen)
+            places[group, start + index] = place
+            occluded[group, start + index] = (peak < least) | (peak == 0)
+    return places, occluded
