@@ -1,10 +1,10 @@
 """Made data for the tasks beside masks: frames of cells that features recognise without fail, and MATLAB files."""
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.io import savemat
 from torch import Tensor
 
 STEP = 8  # grey levels from one cell's id to the next, wide enough for JPEG
@@ -37,19 +37,6 @@ class CellFeatures:
 
 
 def write_mat(path: Path, **arrays: np.ndarray) -> None:
-    """A MATLAB file of version 5 with double arrays, not compressed."""
-
-    def element(kind: int, content: bytes) -> bytes:
-        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
-
-    data = b"made for a test".ljust(124) + b"\x00\x01IM"
-    for name, array in arrays.items():
-        parts = [
-            element(6, struct.pack("<II", 6, 0)),
-            element(5, struct.pack(f"<{array.ndim}i", *array.shape)),
-            element(1, name.encode()),
-            element(9, array.astype("<f8").tobytes(order="F")),
-        ]
-        data += element(14, b"".join(parts))
+    """A MATLAB file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    savemat(path, arrays)

@@ -97,6 +97,23 @@ class GivenFeatures:
         return found
 
 
+@contextmanager
+def evaluating(features: Extractor, device: torch.device | str | None) -> Iterator[GivenFeatures]:
+    """The extractor with its answers checked; a module in eval mode, on the device of its parameters, then put back."""
+    module = features if isinstance(features, torch.nn.Module) else None
+    if device is None:
+        parameter = next(module.parameters(), None) if module is not None else None
+        device = parameter.device if parameter is not None else "cpu"
+    training = module is not None and module.training
+    if module is not None:
+        module.eval()
+    try:
+        yield GivenFeatures(features, torch.device(device))
+    finally:
+        if module is not None:
+            module.train(training)
+
+
 class Stopwatch:
     """Seconds by stage. Threads work beside each other, so the stages may sum to more than the wall clock."""
 
@@ -281,11 +298,6 @@ def evaluate_davis(
         )
     rank, ranks = _rank()
     own = every[rank::ranks]
-    module = features if isinstance(features, torch.nn.Module) else None
-    if device is None:
-        parameter = next(module.parameters(), None) if module is not None else None
-        device = parameter.device if parameter is not None else "cpu"
-    training = module is not None and module.training
     with tempfile.TemporaryDirectory() as temporary:
         options = {**asdict(rules), "data": str(Path(davis).resolve())}
         # Each rank writes a results.json of its own.
@@ -293,14 +305,8 @@ def evaluate_davis(
             Path(temporary) if save_path is None else Path(save_path) / f"rank{rank}" if ranks > 1 else Path(save_path)
         )
         folder = ResultsFolder(path, options)
-        if module is not None:
-            module.eval()
-        try:
-            given = GivenFeatures(features, torch.device(device))
+        with evaluating(features, device) as given:
             evaluate(own, given, rules, folder, say=lambda _: None, overlays=False, progress=progress)
-        finally:
-            if module is not None:
-                module.train(training)
         graded = [
             SequenceMasks(s.name, list(s.annotations), [folder.path / s.name / f"{a.stem}.png" for a in s.annotations])
             for s in own

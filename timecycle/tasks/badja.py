@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures
+from timecycle.evaluation import Extractor, GivenFeatures, evaluating
 from timecycle.files import decode, open_image
 from timecycle.labels import Size, nearest
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, evaluating, read_frames
+from timecycle.tasks.carrying import Sizes, carry, read_frames
 from timecycle.tasks.places import bilinear_maps, strongest_places
 from timecycle.tasks.scores import area_pck, mean
 

@@ -1,7 +1,6 @@
 """A video's frames through features and the propagator, one at a time: what all tasks have in common."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures
+from timecycle.evaluation import GivenFeatures
 from timecycle.files import read_rgb
 from timecycle.images import prepared
 from timecycle.labels import Size
@@ -42,23 +41,6 @@ class Sizes:
 
 FirstMaps = Callable[[Sizes], np.ndarray]
 """Soft labels of the first frame, float32 [L, h, w]."""
-
-
-@contextmanager
-def evaluating(features: Extractor, device: torch.device | str | None) -> Iterator[GivenFeatures]:
-    """The extractor with its answers checked; a module in eval mode, on the device of its parameters, then put back."""
-    module = features if isinstance(features, torch.nn.Module) else None
-    if device is None:
-        parameter = next(module.parameters(), None) if module is not None else None
-        device = parameter.device if parameter is not None else "cpu"
-    training = module is not None and module.training
-    if module is not None:
-        module.eval()
-    try:
-        yield GivenFeatures(features, torch.device(device))
-    finally:
-        if module is not None:
-            module.train(training)
 
 
 def read_frames(paths: Sequence[Path]) -> Iterator[np.ndarray]:

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor
+from timecycle.evaluation import Extractor, evaluating
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, evaluating, read_frames
-from timecycle.tasks.matfile import read_mat
+from timecycle.tasks.carrying import Sizes, carry, read_frames
 from timecycle.tasks.places import SIGMA, gaussian_maps, strongest_places
 from timecycle.tasks.scores import mean, pose_distances, pose_pck
 
@@ -114,9 +113,24 @@ def _listed(path: Path) -> list[str]:
     return names
 
 
+def _joints(path: Path) -> np.ndarray:
+    """The array pos_img of a MATLAB file, float64."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise InputError(f"scipy is not installed; {path} cannot be read without it (pip install scipy)") from None
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a MATLAB file with pos_img")
+    try:
+        return np.asarray(loadmat(path, variable_names=["pos_img"])["pos_img"], np.float64)
+    except Exception as error:  # scipy's own errors are of many types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is no MATLAB file with a numeric array pos_img ({reason})") from None
+
+
 def _read_clip(root: Path, name: str) -> Clip:
     path = root / "joint_positions" / name / "joint_positions.mat"
-    stored = read_mat(path, "pos_img")
+    stored = _joints(path)
     if stored.ndim == 2:  # MATLAB drops the last dimension of a single frame
         stored = stored[:, :, None]
     if stored.shape[:2] != (2, JOINTS) or not stored.size:

@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures
+from timecycle.evaluation import Extractor, GivenFeatures, evaluating
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, evaluating
+from timecycle.tasks.carrying import Sizes, carry
 from timecycle.tasks.places import bilinear_maps, strongest_places
 from timecycle.tasks.scores import PointScores, mean_point_scores, point_scores
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures
+from timecycle.evaluation import Extractor, GivenFeatures, evaluating
 from timecycle.labels import FirstLabels, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, evaluating, read_frames
+from timecycle.tasks.carrying import Sizes, carry, read_frames
 from timecycle.tasks.scores import class_iou, confusion, mean
 
 CLASSES = (
