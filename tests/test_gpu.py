@@ -7,6 +7,7 @@ whole numbers where indices must agree: every product is then exact in every dty
 import itertools
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from benchmarks.gpu_timing import DTYPES, multiplied_as
 from tests.kernel_cases import CONTEXT, COPIES, DEVICE, SELECTIONS, normal, whole
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
 from timecycle.ops._backends import CUDA_MISSING
+from timecycle.propagation import propagate
+from timecycle.protocols import PRESETS
 
 REGIONS = [None, Region(9, 11, 3)]
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
@@ -89,6 +92,21 @@ def test_gradients_are_as_in_float64(precision, selection, region):
     tolerance = 1e-5 if precision == "float32" else 2e-2
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_protocol_is_as_in_float64(name):
+    """A short video under each preset, on the device in float32, and by the references."""
+    generator = torch.Generator().manual_seed(0)
+    features = normal(5, 5, 16, 9, 11).relu() + torch.rand(5, 16, 9, 11, generator=generator)
+    mask = np.zeros((72, 88), np.uint8)
+    mask[20:50, 16:60] = 2
+    overrides = {"length": 3} | ({} if PRESETS[name].radius is None else {"radius": 4})
+    ours = propagate(features.float().to(DEVICE), mask, name, **overrides)
+    exact = propagate(features, mask, name, **overrides)
+    assert ours.soft.device.type == DEVICE
+    torch.testing.assert_close(ours.soft.cpu().double(), exact.soft.double(), atol=1e-4, rtol=0)
+    assert (ours.masks == exact.masks).mean() > 0.999
 
 
 def fused(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
