@@ -9,6 +9,7 @@ _PLACES = {
     "propagate": "timecycle.propagation",
     "evaluate_davis": "timecycle.evaluation",
     "load_features": "timecycle.checkpoint",
+    "TimeCycle": "timecycle.objective",
     "evaluate_jhmdb": "timecycle.tasks.jhmdb",
     "evaluate_vip": "timecycle.tasks.vip",
     "evaluate_badja": "timecycle.tasks.badja",

@@ -1,0 +1,187 @@
+"""TimeCycle's objective: one step of the original program, and each part against its formula."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from timecycle.errors import InputError
+from timecycle.objective import Localiser, TimeCycle, grid_loss, inlier_scores, patch_affinity, places, warp
+
+TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9, 1e-8)}
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def step(request, oracle: Path):
+    """The recorded first step, ours, and the tolerances of losses and gradient norms."""
+    dtype, close, norm = TYPES[request.param]
+    spec = importlib.util.spec_from_file_location("seeded", oracle / "seeded.py")
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    shapes = dict(json.loads((oracle / "state_dict_keys.json").read_text())["train_model"])
+    state = seeded.seeded_state_dict(shapes, 4321)
+    model = TimeCycle()
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    # After the cast, as the record was made: transforms far from zero.
+    state["module.linear2.weight"] *= 10
+    state["module.linear2.bias"] = torch.tensor([0.1, -0.15, 0.2], dtype=dtype)
+    model = TimeCycle().to(dtype)
+    model.load_release(state)
+    recorded = np.load(oracle / "train_real_inputs.npz")
+    frames, target, patch, theta = (
+        torch.from_numpy(recorded[name]).to(dtype) for name in ("imgs", "img", "patch", "theta")
+    )
+    losses = model.losses(frames, target[:, 0], patch[:, 0], theta)
+    losses.total.backward()
+    case = f"real10_py2_{request.param}"
+    written = json.loads((oracle / "train.json").read_text())["cases"][case]["steps"][0]
+    return model, losses, written, np.load(oracle / f"train_{case}.npz"), close, norm
+
+
+def test_losses_equal_the_originals(step):
+    _, losses, written, _, close, _ = step
+    np.testing.assert_allclose(losses.cycle.detach(), written["loss_targ_theta"], atol=close, rtol=0)
+    assert losses.skip.item() == pytest.approx(written["loss_targ_theta_skip"][0], abs=close)
+    assert -losses.inliers.item() == pytest.approx(written["loss_back_inliers"][0], abs=close)
+    assert losses.total.item() == pytest.approx(written["loss"], abs=close)
+
+
+def test_transforms_equal_the_originals(step):
+    _, losses, _, arrays, close, _ = step
+    back = torch.cat([losses.back[:c] for c in range(1, 5)])  # cycles share their way back
+    np.testing.assert_allclose(back.detach(), arrays["back_trans_thetas"], atol=close, rtol=0)
+    np.testing.assert_allclose(torch.cat(losses.forward).detach(), arrays["forw_trans_thetas"], atol=close, rtol=0)
+    np.testing.assert_allclose(losses.direct.flatten(0, 1).detach(), arrays["trans_out2"], atol=close, rtol=0)
+    np.testing.assert_allclose(losses.skips.flatten(0, 1).detach(), arrays["trans_out3"], atol=close, rtol=0)
+
+
+RENAMED = {
+    "localiser.conv1": "afterconv3_trans",
+    "localiser.conv2": "afterconv4_trans",
+    "localiser.linear": "linear2",
+    "encoder.head": "afterconv1",
+}
+
+
+def released(name: str) -> str:
+    for ours, theirs in RENAMED.items():
+        if name.startswith(ours):
+            return "module." + theirs + name.removeprefix(ours)
+    return name.replace("encoder.trunk.", "module.encoderVideo.")
+
+
+def test_gradients_equal_the_originals(step):
+    model, _, written, arrays, _, norm = step
+    compared = 0
+    for name, parameter in model.named_parameters():
+        recorded = written["grad_norms"][released(name)]
+        assert float(parameter.grad.norm()) == pytest.approx(recorded, rel=norm), name
+        compared += 1
+    assert compared == sum(value is not None for value in written["grad_norms"].values())
+    if parameter.dtype == torch.float64:
+        for key in (name for name in arrays.files if name.startswith("grad/")):
+            ours = next(p for n, p in model.named_parameters() if released(n) == key.removeprefix("grad/"))
+            exact = torch.from_numpy(arrays[key]).double().reshape(ours.shape)
+            torch.testing.assert_close(ours.grad, exact, atol=1e-6 * float(exact.abs().max()), rtol=0)
+
+
+def test_running_statistics_moved_three_times(step):
+    model, _, written, _, close, _ = step
+    norm = model.encoder.trunk.bn1
+    assert int(norm.num_batches_tracked) == written["num_batches_tracked_after_step0"]
+    np.testing.assert_allclose(norm.running_mean[:8], written["bn1_running_mean"], atol=close, rtol=0)
+    np.testing.assert_allclose(norm.running_var[:8], written["bn1_running_var"], atol=close, rtol=0)
+
+
+def random_theta(batch: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    angle, shift = (
+        torch.rand(batch, generator=generator).double() - 0.5,
+        torch.rand(batch, 2, generator=generator).double(),
+    )
+    c, s = angle.cos() / 3, angle.sin() / 3
+    return torch.stack([torch.stack([c, -s, shift[:, 0] - 0.5], 1), torch.stack([s, c, shift[:, 1] - 0.5], 1)], 1)
+
+
+def test_affinity_is_a_softmax_over_keys_column_by_column():
+    generator = torch.Generator().manual_seed(0)
+    patch, frame = (torch.randn(2, 3, n, n, generator=generator).double() for n in (2, 4))
+    found = patch_affinity(patch, frame)
+    for b, x, y, v, u in ((0, 1, 2, 0, 1), (1, 3, 0, 1, 1)):
+        logits = torch.einsum("dyx,d->yx", frame[b], patch[b, :, v, u]) * 512**0.5
+        assert float(found[b, x * 4 + y, v, u]) == pytest.approx(float(logits.flatten().softmax(0)[y * 4 + x]))
+
+
+def test_inlier_score_is_the_mass_on_a_warped_mask():
+    """By its definition: every key's unit map is sampled as a frame is, which makes m[j, q] a whole matrix."""
+    generator = torch.Generator().manual_seed(1)
+    affinity = torch.rand(3, 25, 4, 4, generator=generator).double().softmax(dim=1)
+    theta = random_theta(3)
+    theta[2, :, 2] = torch.tensor([0.9, -0.9])  # in part beyond the frame
+    moved = torch.cat([theta[:, :, :2], theta[:, :, 2:] * 227 / 210], dim=2)
+    maps = torch.eye(25).double().view(1, 25, 5, 5).transpose(2, 3).expand(3, -1, -1, -1)  # key x * 5 + y at [y, x]
+    mask = warp(maps, moved, 4)
+    expected = (mask * affinity).sum((1, 2, 3)) / (mask + 1e-5).sum((1, 2, 3))
+    torch.testing.assert_close(inlier_scores(affinity, theta), expected)
+
+
+def test_grid_loss_is_the_squared_distance_of_points():
+    found, wanted = random_theta(2, 1), random_theta(2, 2)
+    points = [(x, y, 1.0) for x in np.linspace(-1, 1, 20) for y in np.linspace(-1, 1, 20)]
+    distances = [((found[b] - wanted[b]).numpy() @ np.array(p)) for b in range(2) for p in points]
+    assert float(grid_loss(found, wanted)) == pytest.approx(np.mean([d @ d for d in distances]))
+    assert float(grid_loss(found, found)) == 0
+
+
+def test_a_warp_under_the_identity_is_the_frame():
+    frame = torch.rand(1, 2, 5, 5)
+    identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+    torch.testing.assert_close(warp(frame, identity, 5), frame)
+    assert places(identity, 3)[0, 0, 2].tolist() == [1, -1]  # x runs along a row
+
+
+def test_gradients_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(3)
+    theta, wanted = random_theta(2, 3).requires_grad_(), random_theta(2, 4)
+    affinity = torch.rand(2, 16, 3, 3, generator=generator).double().requires_grad_()
+    patch, frame = (torch.randn(1, 3, n, n, generator=generator).double().requires_grad_() for n in (2, 3))
+    assert torch.autograd.gradcheck(inlier_scores, (affinity, theta))
+    assert torch.autograd.gradcheck(lambda t: grid_loss(t, wanted), (theta,))
+    assert torch.autograd.gradcheck(lambda p, f: patch_affinity(0.1 * p, f), (patch, frame))
+    torch.manual_seed(0)
+    localiser = Localiser(4, 7).double()
+    seen = torch.rand(1, 16, 7, 7, generator=generator).double().requires_grad_()
+    assert torch.autograd.gradcheck(localiser, (seen,))
+
+
+def test_other_sizes():
+    torch.manual_seed(0)
+    model = TimeCycle(side=64, patch=56)
+    found = model.losses(
+        torch.randn(1, 2, 3, 64, 64), torch.randn(1, 3, 64, 64), torch.randn(1, 3, 56, 56), random_theta(1).float()
+    )
+    assert [len(track) for track in found.forward] == [1, 2]
+    assert torch.isfinite(found.total)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: TimeCycle(side=100), "side is 100; expected a positive multiple of 8 pixels"),
+        (lambda: TimeCycle(patch=48), "a localiser was asked for with side 30 and patch 6; expected 1 and 7 or more"),
+        (
+            lambda: TimeCycle(64, 56).losses(
+                torch.rand(1, 2, 3, 64, 64), torch.rand(1, 3, 64, 60), torch.rand(1, 3, 56, 56), random_theta(1)
+            ),
+            "target has shape [1, 3, 64, 60]; expected [1, 3, 64, 64]",
+        ),
+        (lambda: TimeCycle(64, 56).load_release({}), "the weights do not fit: encoder.trunk.conv1.weight is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(call, said):
+    with pytest.raises(InputError) as refused:
+        call()
+    assert said in str(refused.value)
