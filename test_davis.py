@@ -125,14 +125,16 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
     return protocol(rules, k=k)
 
 
-def choose_features(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Features | GivenFeatures]:
+def choose_features(
+    arguments: argparse.Namespace, device: torch.device, rules: Protocol
+) -> tuple[str, Features | GivenFeatures]:
     """A short name of the features for folders, and the features."""
     if arguments.resume:
         return arguments.resume.name.split(".")[0], Features(
-            arguments.resume, device, DTYPES[arguments.dtype], arguments.layout
+            arguments.resume, device, DTYPES[arguments.dtype], rules, arguments.layout
         )
     if arguments.features in (None, "colour"):
-        return "colour", Features(None, device, DTYPES[arguments.dtype])
+        return "colour", Features(None, device, DTYPES[arguments.dtype], rules)
     place, colon, name = arguments.features.partition(":")
     if not colon:
         raise InputError(f"--features is {arguments.features!r}; expected colour or MODULE:CALLABLE")
@@ -175,7 +177,7 @@ def main() -> None:
     rules = choose_protocol(arguments)  # before data are made or read
     weights = fingerprint(arguments.resume) if arguments.resume else arguments.features or "colour"
     source, sequences = choose_data(arguments)
-    name, features = choose_features(arguments, device)
+    name, features = choose_features(arguments, device, rules)
     # What the masks depend on: every field of the protocol, and these.
     options = asdict(rules) | {
         "dtype": arguments.dtype,

@@ -42,3 +42,16 @@ def test_a_frame_of_one_colour_gives_finite_features():
 def test_statistics_of_the_first_frame_are_required():
     with pytest.raises(RuntimeError, match="begin"):
         ColourDescriptor()(frame()[None])
+
+
+@pytest.mark.parametrize("name", ["dino", "dift"])
+def test_colours_are_the_same_however_a_protocol_normalises_them(name):
+    rgb = np.random.default_rng(1).integers(0, 255, (20, 27, 3)).astype(np.uint8)  # 8 divides neither side
+    found = []
+    for rules in (protocol("crw"), protocol(name, resize="native")):
+        image = prepared(rgb, rules)
+        descriptor = ColourDescriptor(rules.mean, rules.std)
+        descriptor.begin(image)
+        found.append(descriptor(image[None]))
+    assert found[0].shape == (1, 13, 3, 4)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)

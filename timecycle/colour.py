@@ -11,6 +11,7 @@ from torch import Tensor
 
 from timecycle.encoder import STRIDE
 from timecycle.images import uncrop_rgb
+from timecycle.protocols import IMAGENET
 
 _BLUR_SIGMA = 2.0  # pixels at crop size
 _CONSTANT = 2.0  # against 12 standardised components: keeps average places, whose own are small, apart from noise
@@ -22,17 +23,22 @@ class ColourDescriptor:
     Rounded up where 8 does not divide a side.
 
     `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
+
+    Args:
+        mean: what the images were normalised with, the protocol's.
+        std: likewise.
     """
 
     channels = 13
 
-    def __init__(self) -> None:
+    def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
+        self._normalised = (mean, std)
         self._mean: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
 
     def begin(self, first: Tensor) -> None:
         """Take the statistics of a sequence's first frame, [3, H, W]."""
-        lab = self._cells(uncrop_rgb(first[None])[0]).reshape(-1, 3)
+        lab = self._cells(uncrop_rgb(first[None], *self._normalised)[0]).reshape(-1, 3)
         self._mean = np.tile(lab.mean(axis=0), 4)
         # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
         self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
@@ -51,7 +57,7 @@ class ColourDescriptor:
         """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
         if self._mean is None or self._deviation is None:
             raise RuntimeError("ColourDescriptor.begin must be called with a sequence's first frame before its frames")
-        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in uncrop_rgb(images)]
+        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in uncrop_rgb(images, *self._normalised)]
         features = torch.from_numpy(np.stack(standard)).permute(0, 3, 1, 2)
         features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 1), value=_CONSTANT)
         return torch.nn.functional.normalize(features, dim=1).to(images)

@@ -40,17 +40,22 @@ Extractor = Callable[[Tensor], Tensor]
 class Features:
     """Frames to features on a device, in a dtype: a trained network, or without weights the colour descriptor.
 
-    checkpoint and layout are those of `timecycle.checkpoint.load_features`.
+    checkpoint and layout are those of `timecycle.checkpoint.load_features`; the protocol is that of the images.
     """
 
     def __init__(
-        self, checkpoint: Path | None, device: torch.device, dtype: torch.dtype, layout: str | None = None
+        self,
+        checkpoint: Path | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        protocol: Protocol,
+        layout: str | None = None,
     ) -> None:
         self.device, self.dtype = device, dtype
         network = load_features(checkpoint, layout) if checkpoint else None
         # Of length 1 already, so that nobody does it again.
         self.l2 = network is None or isinstance(network, Encoder)
-        self._colour = ColourDescriptor() if network is None else None
+        self._colour = ColourDescriptor(protocol.mean, protocol.std) if network is None else None
         self._encoder = None if network is None else fold_batch_norm(network).to(device, dtype)
 
     def begin(self, first: Tensor) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timecycle.protocols import IMAGENET, Protocol
+from timecycle.protocols import Protocol
 
 
 def image_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
@@ -46,9 +46,9 @@ def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:
     return (tensor - _column(protocol.mean)) / _column(protocol.std)
 
 
-def uncrop_rgb(images: Tensor) -> np.ndarray:
-    """Undo ImageNet's normalisation: float [B, 3, h, w] -> float32 RGB in [0, 1], [B, h, w, 3]."""
-    rgb = images.float().cpu() * _column(IMAGENET[1]) + _column(IMAGENET[0])
+def uncrop_rgb(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Undo a protocol's normalisation: float [B, 3, h, w] -> float32 RGB in [0, 1], [B, h, w, 3]."""
+    rgb = images.float().cpu() * _column(std) + _column(mean)
     return rgb.permute(0, 2, 3, 1).contiguous().numpy()
 
 
