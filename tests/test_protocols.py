@@ -150,8 +150,22 @@ def test_a_saved_state_goes_on(name, tmp_path):
     later.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for i in range(5, 9):
         assert torch.equal(later.step(features[i]), expected[i])
-    with pytest.raises(InputError, match="expected 'dino' and 8"):
+    with pytest.raises(InputError, match="expected 'dino' with 7"):
         LabelPropagator("dino").load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("name", ["timecycle", "crw", "vfs", "dino"])
+def test_a_short_video_takes_no_more_memory_than_it_needs(name):
+    generator = torch.Generator().manual_seed(4)
+    features, labels = torch.rand(4, 5, 3, 4, generator=generator), torch.rand(2, 3, 4, generator=generator)
+    found = []
+    for frames in (None, 4):
+        propagator = LabelPropagator(name)
+        found.append([propagator.start(features[0], labels, frames), *(propagator.step(f) for f in features[1:])])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert propagator._bank.shape[1] <= 5
+    with pytest.raises(InputError, match="once more than start\\(\\) was told: expected 4 frames in all"):
+        propagator.step(features[0])
 
 
 def features_and_mask(frames: int = 3) -> tuple[Tensor, np.ndarray]:

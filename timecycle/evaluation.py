@@ -218,7 +218,8 @@ def _evaluate_sequence(
                 if index == 0:
                     labels = first_labels(annotation, protocol, (feature.shape[1], feature.shape[2]), working)
                     _warn_of_dropped(sequence, annotation, labels.ids, say)
-                    soft = propagator.start(feature, torch.from_numpy(labels.soft).to(feature.device))
+                    soft_labels = torch.from_numpy(labels.soft).to(feature.device)
+                    soft = propagator.start(feature, soft_labels, len(sequence.frames))
                 else:
                     soft = propagator.step(feature)
                 soft = soft.cpu()

@@ -37,12 +37,13 @@ class LabelPropagator:
         self.protocol = protocol(preset, **overrides)
         self._frame = -1
 
-    def start(self, features: Tensor, labels: Tensor) -> Tensor:
+    def start(self, features: Tensor, labels: Tensor, frames: int | None = None) -> Tensor:
         """Begin a video with the features and the soft labels of its annotated first frame.
 
-        Returns those labels; under "padded" the first frame is predicted too, from copies of itself, and that is
-        returned and what later frames see beside the annotation. Raises InputError if shapes do not fit together or a
-        feature is not finite.
+        `frames`, how many the video has, spares a short one the memory of a context that it does not fill. Returns
+        those labels; under "padded" the first frame is predicted too, from copies of itself, and that is returned and
+        what later frames see beside the annotation. Raises InputError if shapes do not fit together or a feature is not
+        finite.
         """
         self._alone = features.ndim == 3
         if features.ndim not in (3, 4) or labels.ndim != features.ndim:
@@ -60,7 +61,9 @@ class LabelPropagator:
         check_finite("features", features)
         videos, channels, *self._grid = features.shape
         rooms, positions = self._rooms(), self._grid[0] * self._grid[1]
-        self._shape = features.shape
+        if frames is not None:
+            rooms = min(rooms, frames + (self.protocol.first == "padded"))
+        self._shape, self._frames = features.shape, frames
         # Room 0 of each video is frame 0, the others are a ring of the frames after it.
         self._bank = features.new_zeros((videos, rooms, positions, channels))
         self._labels = labels.new_zeros((videos, rooms, positions, labels.shape[1]), dtype=torch.float32)
@@ -75,6 +78,8 @@ class LabelPropagator:
         """Soft labels of the next frame, from its features. Raises InputError for features unlike the first frame's."""
         if self._frame < 0:
             raise InputError("step() came before start(); expected the first frame and its labels")
+        if self._frames is not None and self._frame + (self.protocol.first != "padded") >= self._frames:
+            raise InputError(f"step() came once more than start() was told: expected {self._frames} frames in all")
         given = features[None] if self._alone else features
         if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
             raise InputError(
@@ -114,7 +119,7 @@ class LabelPropagator:
             copies=torch.tensor(copies, device=query.device),
             check=False,  # each frame was looked at when it came
         )
-        soft = labels.transpose(1, 2).unflatten(2, (height, width))
+        soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
         if self.protocol.feedback == "min-max":
             soft = min_max(soft)
         self._remember(query, soft)
@@ -155,7 +160,9 @@ class LabelPropagator:
             raise InputError("state_dict() came before start(); expected a video that has begun")
         return {
             "protocol": self.protocol.name,
+            "length": self.protocol.length,
             "frame": self._frame,
+            "frames": self._frames,
             "alone": self._alone,
             "shape": list(self._shape),
             "bank": self._bank.clone(),
@@ -164,12 +171,12 @@ class LabelPropagator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the state was saved. Raises InputError if it is of another protocol or context length."""
-        if state["protocol"] != self.protocol.name or state["bank"].shape[1] != self._rooms():
+        if (state["protocol"], state["length"]) != (self.protocol.name, self.protocol.length):
             raise InputError(
-                f"the state is of protocol {state['protocol']!r} and {state['bank'].shape[1]} remembered frames; "
-                f"expected {self.protocol.name!r} and {self._rooms()}"
+                f"the state is of protocol {state['protocol']!r} with a context of {state['length']}; expected "
+                f"{self.protocol.name!r} with {self.protocol.length}"
             )
-        self._frame, self._alone = state["frame"], state["alone"]
+        self._frame, self._frames, self._alone = state["frame"], state["frames"], state["alone"]
         self._shape = torch.Size(state["shape"])
         self._grid = list(self._shape[2:])
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
@@ -238,7 +245,8 @@ def stream(
             height, width = feature.shape[1:]
             working = working_size or _working_size(given.shape, (height, width))
             labels = first_labels(given, rules, (height, width), working)
-            soft = propagator.start(feature, torch.from_numpy(labels.soft).to(feature.device))
+            known = len(features) if isinstance(features, Tensor) else None
+            soft = propagator.start(feature, torch.from_numpy(labels.soft).to(feature.device), known)
             if rules.first_mask == "given":
                 yield soft, nearest(given, output), labels.ids
                 continue
