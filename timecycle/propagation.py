@@ -15,7 +15,7 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.labels import Size, first_labels, index_mask, min_max, nearest
 from timecycle.ops import affinity_propagate
-from timecycle.ops.topk_affinity import check_finite
+from timecycle.ops.checks import check_finite
 from timecycle.protocols import Protocol, protocol
 
 

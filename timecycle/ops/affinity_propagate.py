@@ -23,13 +23,12 @@ from timecycle.ops._backends import (
     register,
     run_kernels,
 )
+from timecycle.ops.checks import check_shapes, check_values, expand_copies
 from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
 from timecycle.ops.selection import Region, Select
+from timecycle.ops.topk_affinity import operator as topk_operator
 from timecycle.ops.topk_affinity import (
-    check_shapes,
-    check_values,
-    expand_copies,
     run_cuda,
     slower_than_triton,
     why_not_cpu,
@@ -37,7 +36,6 @@ from timecycle.ops.topk_affinity import (
     why_not_triton_here,
     wide_dtype,
 )
-from timecycle.ops.topk_affinity import operator as topk_operator
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
