@@ -24,10 +24,10 @@ from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation import DTYPES, Features, GivenFeatures, evaluate, fingerprint
+from timecycle.evaluation import DTYPES, Features, GivenFeatures, evaluate, fingerprint, masks_to_score
 from timecycle.protocols import PRESETS, Protocol, protocol
 from timecycle.results import ResultsFolder, peak_memory_mb
-from timecycle.scores import SequenceMasks, score_masks
+from timecycle.scores import score_masks
 
 MADE_SET = Path("data/made-davis")
 
@@ -207,11 +207,7 @@ def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.
         print(f"{len(sequences) - len(scored)} sequences have an annotation of the first frame only and are not scored")
     if not scored:
         return
-    graded = [
-        SequenceMasks(s.name, list(s.annotations), [folder.path / s.name / f"{a.stem}.png" for a in s.annotations])
-        for s in scored
-    ]
-    scores = score_masks(graded, remap_255=arguments.remap_255)
+    scores = score_masks(masks_to_score(scored, folder.path), remap_255=arguments.remap_255)
     scores.write_csv(folder.path, arguments.set)
     folder.content.update(scores=scores.to_json())
     print(scores.table())

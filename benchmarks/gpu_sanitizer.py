@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu_sequence import video
 from timecycle.ops import Region, Select, affinity_propagate, propagate_sequence, topk_affinity
-from timecycle.ops._backends import CUDA_MISSING
+from timecycle.ops._backends import CUDA
 
 COPIES = [[1, 0], [3, 1], [2, 2]]
 PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, False))
@@ -59,7 +59,7 @@ def main() -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         shape = (135 if region else 131, 64 if region else 70)
         call(select, region, dtype, shape, device, "triton")
-        if CUDA_MISSING is None and select.ties == "exact" and dtype != torch.float32 and select.k <= 20:
+        if CUDA and select.ties == "exact" and dtype != torch.float32 and select.k <= CUDA.LARGEST_K:
             call(select, region, dtype, shape, device, "cuda")
     if first == 0:
         propagate_sequence(*video(torch.device(device), 3, 131, 2, 3, 5), rescale=True)

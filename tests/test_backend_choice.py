@@ -62,6 +62,7 @@ def test_cuda_says_what_it_cannot_run(change, reason):
     assert why_not_cuda_here(*(CALL | change).values()) == reason
 
 
+# Where it can run there is no such reason to see; the refusals that are left have a test above.
 @pytest.mark.skipif(backends.CUDA_MISSING is None, reason="CUDA can run here")
 def test_asked_for_by_name_it_says_why_it_cannot_run():
     with pytest.raises(InputError, match="backend 'cuda' cannot run topk_affinity here: there is no NVIDIA GPU"):

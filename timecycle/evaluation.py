@@ -261,6 +261,14 @@ def _warn_of_dropped(
         say(f"warning: {sequence.name}: {sequence.annotations[0]} holds no object; all its masks are background")
 
 
+def masks_to_score(sequences: list[Sequence], path: Path) -> list[SequenceMasks]:
+    """The annotations of sequences, all of which are annotated throughout, beside the masks in a results folder."""
+    return [
+        SequenceMasks(s.name, list(s.annotations), [path / s.name / f"{a.stem}.png" for a in s.annotations])
+        for s in sequences
+    ]
+
+
 def evaluate_davis(
     features: Extractor,
     davis: Path | str,
@@ -313,11 +321,7 @@ def evaluate_davis(
         folder = ResultsFolder(path, options)
         with evaluating(features, device) as given:
             evaluate(own, given, rules, folder, say=lambda _: None, overlays=False, progress=progress)
-        graded = [
-            SequenceMasks(s.name, list(s.annotations), [folder.path / s.name / f"{a.stem}.png" for a in s.annotations])
-            for s in own
-        ]
-        found = score_masks(graded).sequences if graded else {}
+        found = score_masks(masks_to_score(own, folder.path)).sequences if own else {}
     shares = [found]
     if ranks > 1:
         shares = [{} for _ in range(ranks)]

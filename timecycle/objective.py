@@ -192,27 +192,30 @@ class TimeCycle(nn.Module):
         base = self._features(frames.flatten(0, 1)).unflatten(0, (samples, length))
         query = functional.normalize(self._features(patch), dim=1)
         goal = self._features(target)
+        # Every frame is looked at several times; its unit features are the same each time.
+        unit_base, unit_goal = functional.normalize(base, dim=2), functional.normalize(goal, dim=1)
 
         back, tracked = [], [query]
         for t in reversed(range(length)):
-            found, moved = self._localise(tracked[-1], base[:, t])
+            found, moved = self._localise(tracked[-1], unit_base[:, t], base[:, t])
             back.append(found)
             tracked.append(moved)
         forward = []
         for c in range(1, length + 1):
             track, moved = [], tracked[c]
-            for frame in (*(base[:, t] for t in range(length - c + 1, length)), goal):
-                found, moved = self._localise(moved, frame)
+            ahead = [(unit_base[:, t], base[:, t]) for t in range(length - c + 1, length)]
+            for unit, frame in (*ahead, (unit_goal, goal)):
+                found, moved = self._localise(moved, unit, frame)
                 track.append(found)
             forward.append(torch.stack(track))
         cycle = torch.stack([grid_loss(track[-1], theta) for track in forward])
 
         every = query.repeat_interleave(length, dim=0)
-        affinity = patch_affinity(every, functional.normalize(base.flatten(0, 1), dim=1))
+        affinity = patch_affinity(every, unit_base.flatten(0, 1))
         direct = self.localiser(affinity)
         inliers = inlier_scores(affinity, direct).mean()
         seen = functional.normalize(warp(base.flatten(0, 1), direct, query.shape[2]), dim=1)
-        skips, _ = self._localise(seen, goal.repeat_interleave(length, dim=0), warped=False)
+        skips = self.localiser(patch_affinity(seen, unit_goal.repeat_interleave(length, dim=0)))
         skip = grid_loss(skips, theta.repeat_interleave(length, dim=0))
 
         total = CYCLE_WEIGHT * self.lamda * cycle.mean() + self.lamda * skip - inliers
@@ -232,11 +235,12 @@ class TimeCycle(nn.Module):
         """[B, 3, H, W] -> [B, D, H / 8, W / 8] after the ReLU, not normalised."""
         return functional.relu(self.encoder.head(self.encoder.trunk(images)))
 
-    def _localise(self, query: Tensor, frame: Tensor, warped: bool = True) -> tuple[Tensor, Tensor]:
-        """The place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised: the next query."""
-        theta = self.localiser(patch_affinity(query, functional.normalize(frame, dim=1)))
-        if not warped:
-            return theta, query
+    def _localise(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised: the next query.
+
+        `unit` is the frame with features of length 1.
+        """
+        theta = self.localiser(patch_affinity(query, unit))
         return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
 
     def _check(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> None:

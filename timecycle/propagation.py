@@ -78,7 +78,7 @@ class LabelPropagator:
         """Soft labels of the next frame, from its features. Raises InputError for features unlike the first frame's."""
         if self._frame < 0:
             raise InputError("step() came before start(); expected the first frame and its labels")
-        if self._frames is not None and self._frame + (self.protocol.first != "padded") >= self._frames:
+        if self._frames is not None and self._frame + 1 >= self._frames:
             raise InputError(f"step() came once more than start() was told: expected {self._frames} frames in all")
         given = features[None] if self._alone else features
         if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
@@ -87,8 +87,7 @@ class LabelPropagator:
                 f"frame {self._bank.dtype} {list(self._shape[int(self._alone) :])} on {self._bank.device}"
             )
         check_finite("features", given)
-        if self.protocol.first != "padded":
-            self._frame += 1
+        self._frame += 1
         return self._advance(given)
 
     def _rooms(self) -> int:
@@ -146,13 +145,11 @@ class LabelPropagator:
         return 1 + (frame - 1) % self.protocol.length
 
     def _remember(self, query: Tensor, soft: Tensor) -> None:
-        padded = self.protocol.first == "padded"
-        if not padded or self.protocol.length > 1:
-            room = self._room(self._frame)
-            self._bank[:, room] = query
-            self._labels[:, room] = soft.flatten(2).transpose(1, 2)
-        if padded:
-            self._frame += 1
+        if self.protocol.first == "padded" and self.protocol.length == 1:
+            return  # frame 0's copy is all that is looked at
+        room = self._room(self._frame)
+        self._bank[:, room] = query
+        self._labels[:, room] = soft.flatten(2).transpose(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
         """All that later frames depend on: save it with torch.save, go on with load_state_dict."""

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #define ON_DEVICE __device__ __forceinline__
+#define HOST_AND_DEVICE __host__ __device__ __forceinline__
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define KERNEL_PARAMETER const __grid_constant__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) char name[]

@@ -13,11 +13,14 @@ struct Patch {
   int y, x;  // of the first position
 };
 
+// Groups of slots, one a block.
+HOST_AND_DEVICE int groups_of(const Scan& call) { return (call.slots + call.each - 1) / call.each; }
+
 // How many blocks a call takes.
 template <bool REGION>
 int64_t blocks(const Scan& call) {
   using P = Patch<REGION>;
-  const int64_t groups = (call.slots + call.each - 1) / call.each;
+  const int64_t groups = groups_of(call);
   const int64_t across = (call.queries.width + P::kWide - 1) / P::kWide;
   return call.targets * groups * across * ((call.queries.height + P::kTall - 1) / P::kTall);
 }
@@ -32,7 +35,7 @@ struct Share {
   ON_DEVICE Share(const Scan& call, int block) {
     const int across = (call.queries.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
     const int down = (call.queries.height + Patch<REGION>::kTall - 1) / Patch<REGION>::kTall;
-    const int groups = (call.slots + call.each - 1) / call.each;
+    const int groups = groups_of(call);
     // Neighbouring blocks, which run together, take the same keys, which are then in the cache.
     const int patch = block % (across * down);
     block /= across * down;
@@ -42,7 +45,16 @@ struct Share {
     slots = min(call.slots, first_slot + call.each);
     queries = {patch / across * Patch<REGION>::kTall, patch % across * Patch<REGION>::kWide};
   }
+
+  // Whether the lists are complete after slot t.
+  ON_DEVICE bool ends(const Scan& call, int t) const { return !call.joint || t + 1 == slots; }
+
+  // Lists of a query in all blocks, and the first of those that are complete after slot t.
+  ON_DEVICE static int lists(const Scan& call) { return (call.joint ? groups_of(call) : call.slots) * kLists; }
+  ON_DEVICE int list_of(const Scan& call, int t) const { return (call.joint ? group : t) * kLists; }
 };
+
+ON_DEVICE int chunks_of(const Scan& call) { return (call.channels + kChunk - 1) / kChunk; }
 
 // Rows (or columns) between two stretches of `size` that begin at a and b, 0 where they overlap.
 ON_DEVICE int apart(int a, int b, int size) { return max(0, max(a - (b + size - 1), b - (a + size - 1))); }

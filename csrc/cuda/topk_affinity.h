@@ -16,6 +16,7 @@ constexpr int kPatch = 128;       // queries, and keys, multiplied at a time
 constexpr int kLists = 2;         // of one query and one group of slots
 constexpr int kLargestKept = 20;  // k, for which the lists fit into registers
 constexpr int kChunk = 64;        // channels copied and multiplied at a time: 128 bytes, as wide as shared memory
+constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
 
 enum class Dtype { bfloat16, float16 };
 

@@ -8,8 +8,7 @@ namespace timecycle {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
-constexpr int kStages = 2;                   // of queries and keys
+constexpr int kStages = 2;  // of queries and keys
 constexpr int kRoom = 4;
 constexpr int kHalf = kPatch / kLists;  // keys of a warp
 using Left = Hits<kRoom>;
@@ -82,9 +81,8 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
   Left* const hits = reinterpret_cast<Left*>(shared + kStages * 2 * kPiece);
   const Share<REGION> share(call, chip::block());
   const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
-  const int chunks = (call.channels + kChunk - 1) / kChunk;
+  const int chunks = chunks_of(call);
   RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], share.queries, first_row, first_row + 16, half * kHalf);
-  const int64_t groups = call.joint ? (call.slots + call.each - 1) / call.each : call.slots;
   for (int t = share.first_slot; t < share.slots; ++t) {
     const Slot<REGION> slot(call, share.target, t, share.queries);
     for (int i = 0; i < slot.count; ++i) {
@@ -112,8 +110,8 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
       }
       rows.take(sums, slot, t, keys);
     }
-    if (call.joint && t + 1 < share.slots) continue;
-    rows.store(share.target, groups * kLists, (call.joint ? share.group : t) * kLists + half);
+    if (!share.ends(call, t)) continue;
+    rows.store(share.target, share.lists(call), share.list_of(call, t) + half);
     rows.clear();
   }
 #endif

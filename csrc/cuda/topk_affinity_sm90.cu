@@ -9,7 +9,6 @@ namespace timecycle {
 namespace {
 
 constexpr int kThreads = 384, kMultiplying = 2;  // groups of 128 threads; the third copies
-constexpr int kPiece = kPatch * kChunk * 2;      // bytes of a chunk of a patch
 constexpr int kResident = 8;                     // chunks of queries that stay
 constexpr int kStages = 4;                       // of keys, beside them
 constexpr int kPieces = kResident + kStages;
@@ -55,7 +54,7 @@ template <bool REGION>
 ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Boxes& bank, Layout layout,
                     Barriers& barriers) {
   const Share<REGION> share(call, chip::block());
-  const int chunks = (call.channels + kChunk - 1) / kChunk;
+  const int chunks = chunks_of(call);
   const Patch<REGION> ours = share.queries;
   if (!layout.streamed) {
     chip::arrive_and_expect(barriers.queries, chunks * kPiece);
@@ -114,9 +113,8 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
 template <class T, int K, bool REGION>
 ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left* hits) {
   const Share<REGION> share(call, chip::block());
-  const int warp = chip::thread() / 32, half = warp / 4, chunks = (call.channels + kChunk - 1) / kChunk;
+  const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
   RowLists<K, kPatch, kRoom, REGION> rows(call, hits[warp], share.queries, warp % 4 * 16, 64 + warp % 4 * 16, 0);
-  const int64_t groups = call.joint ? (call.slots + call.each - 1) / call.each : call.slots;
   Ring ring{layout.stages()};
   int turn = 0;
   if (!layout.streamed) chip::wait(barriers.queries, 0);
@@ -136,8 +134,8 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
       rows.take(sums, slot, t, keys);
     }
-    if (call.joint && t + 1 < share.slots) continue;
-    rows.store(share.target, groups * kLists, (call.joint ? share.group : t) * kLists + half);
+    if (!share.ends(call, t)) continue;
+    rows.store(share.target, share.lists(call), share.list_of(call, t) + half);
     rows.clear();
   }
 }

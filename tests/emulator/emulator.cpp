@@ -146,15 +146,17 @@ void take_all_but(Thread& thread, size_t left) {
   }
 }
 
+void carry_out(const Copy& copy) {
+  if (copy.present) {
+    std::memcpy(copy.to, copy.from, 16);
+  } else {
+    std::memset(copy.to, 0, 16);
+  }
+}
+
 void finish_copies(Thread& thread, size_t left) {
   while (thread.copies.size() > left) {
-    for (const Copy& copy : thread.copies.front()) {
-      if (copy.present) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
-    }
+    for (const Copy& copy : thread.copies.front()) carry_out(copy);
     thread.copies.erase(thread.copies.begin());
   }
 }
@@ -325,15 +327,11 @@ void wait_for_products(int left) {
 void copy_16(void* to, const void* from, bool present) {
   Thread& thread = *now;
   if (thread.copies.empty()) thread.copies.emplace_back();
-  thread.copies.back().push_back({static_cast<char*>(to), static_cast<const char*>(from), present});
-  if (coin()) {  // it may arrive at once, and overwrites what is there
-    const Copy copy = thread.copies.back().back();
-    thread.copies.back().pop_back();
-    if (copy.present) {
-      std::memcpy(copy.to, copy.from, 16);
-    } else {
-      std::memset(copy.to, 0, 16);
-    }
+  const Copy copy{static_cast<char*>(to), static_cast<const char*>(from), present};
+  if (coin()) {
+    carry_out(copy);  // it may arrive at once, and overwrites what is there
+  } else {
+    thread.copies.back().push_back(copy);
   }
 }
 

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #define ON_DEVICE inline
+#define HOST_AND_DEVICE inline
 #define KERNEL(threads, blocks) void
 #define KERNEL_PARAMETER const
 #define DYNAMIC_SHARED(name) char* const name = ::timecycle::chip::shared_memory()

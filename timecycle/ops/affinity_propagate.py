@@ -7,6 +7,7 @@ adds a query's labels up as soon as its list is complete, so that neither weight
 keep more than others (ties="all") need no padding.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,22 +161,13 @@ def reference(
     return labels_reference(weights, indices, labels, label_frames)
 
 
-def _why_not_triton(
-    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
-) -> str | None:
-    return why_not_triton_here(query, bank, frames, *rest)
+def _without_labels(of_topk: Callable[..., str | None]) -> Callable[..., str | None]:
+    """What topk_affinity answers of a call, asked of the same call with labels."""
 
+    def answer(query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, maps: Tensor, *rest: Any) -> str | None:
+        return of_topk(query, bank, frames, *rest)
 
-def _why_not_cuda(
-    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
-) -> str | None:
-    return why_not_cuda_here(query, bank, frames, *rest)
-
-
-def _slower_than_triton(
-    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, *rest: Any
-) -> str | None:
-    return slower_than_triton(query, bank, frames, *rest)
+    return answer
 
 
 def _run_cpu(*arguments: object) -> Tensor:
@@ -188,12 +180,18 @@ register(
     Backend(
         "cuda",
         CUDA_MISSING,
-        _why_not_cuda,
+        _without_labels(why_not_cuda_here),
         run_cuda("affinity_propagate"),
         device=None,  # Triton serves as well
-        unless_asked=_slower_than_triton,
+        unless_asked=_without_labels(slower_than_triton),
     ),
-    Backend("triton", TRITON_MISSING, _why_not_triton, run_kernels("affinity_propagate", "affinity_propagate"), "cuda"),
+    Backend(
+        "triton",
+        TRITON_MISSING,
+        _without_labels(why_not_triton_here),
+        run_kernels("affinity_propagate", "affinity_propagate"),
+        "cuda",
+    ),
     Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
     Backend("reference", None, lambda *_: None, reference),
 )

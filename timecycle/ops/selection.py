@@ -1,5 +1,6 @@
 """What a caller asks of topk_affinity: how many neighbours, from where, and how they are weighed."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,19 +65,24 @@ class Region:
 
         This one list is what every backend works from, so that they cannot disagree on a rim.
         """
-        reach = []
-        for dy in range(self.height):
-            allowed = [dx for dx in range(self.width) if self._inside(dy, dx)]
-            if not allowed:
-                break
-            reach.append(allowed[-1])
-        return reach
+        return list(_reach(self))
 
     def _inside(self, dy: int, dx: int) -> bool:
         if self.shape == "square<=":
             return max(dy, dx) <= self.radius
         squared = dy * dy + dx * dx
         return squared < self.radius**2 if self.shape == "circle<" else squared <= self.radius**2
+
+
+@functools.lru_cache(maxsize=64)  # a stream asks for every frame
+def _reach(region: Region) -> tuple[int, ...]:
+    reach = []
+    for dy in range(region.height):
+        allowed = [dx for dx in range(region.width) if region._inside(dy, dx)]
+        if not allowed:
+            break
+        reach.append(allowed[-1])
+    return tuple(reach)
 
 
 def inside(width: int, reach: list[int], queries: int, device: torch.device) -> Tensor:

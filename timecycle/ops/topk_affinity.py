@@ -83,12 +83,16 @@ def topk_affinity(
     width, reach = (region.width, region.reach()) if region is not None else (0, [])
     copies = expand_copies(copies, region, frames)
     options = (select.k, select.temperature, joint, every)
-    if traced and backend == "triton" and torch.compiler.is_compiling() and traced.is_traceable(query, ties):
-        reason = TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, select.k)
-        if reason is None:
-            frames = checked(query, bank, frames, copies, check)
-            weights, indices, _ = traced.operator(query, bank, frames, copies, *options, width, reach)
-            return weights, indices
+    if (
+        traced is not None
+        and backend == "triton"
+        and torch.compiler.is_compiling()
+        and traced.is_traceable(query, ties)
+        and why_not_triton_here(query, bank, frames, copies, select.k) is None
+    ):
+        frames = checked(query, bank, frames, copies, check)
+        weights, indices, _ = traced.operator(query, bank, frames, copies, *options, width, reach)
+        return weights, indices
     weights, indices, _ = operator(query, bank, frames, copies, *options, ties, width, reach, backend or "", check)
     return weights, indices
 
