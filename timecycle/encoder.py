@@ -83,28 +83,35 @@ class Trunk(nn.Module):
     """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
 
     Args of forward: images [B, 3, H, W], normalised as the method's protocol says. Returns [B, channels, H / 8, W / 8],
-    sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50.
-    Raises InputError for a depth, a number of stages or a padding that does not exist here.
+    sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50, of
+    the standard `width` 64, the channels of the first stage; 32 halves every stage.
+    Raises InputError for a depth, a number of stages, a padding or a width that does not exist here.
     """
 
-    def __init__(self, depth: Literal[18, 50] = 50, stages: Literal[3, 4] = 3, padding: Padding = "zeros") -> None:
+    def __init__(
+        self,
+        depth: Literal[18, 50] = 50,
+        stages: Literal[3, 4] = 3,
+        padding: Padding = "zeros",
+        width: int = 64,
+    ) -> None:
         super().__init__()
-        if depth not in (18, 50) or stages not in (3, 4) or padding not in ("zeros", "reflect"):
+        if depth not in (18, 50) or stages not in (3, 4) or padding not in ("zeros", "reflect") or width < 1:
             raise InputError(
-                f"a trunk was asked for with depth {depth}, {stages} stages and padding {padding!r}; expected depth 18 "
-                "or 50, 3 or 4 stages, padding 'zeros' or 'reflect'"
+                f"a trunk was asked for with depth {depth}, {stages} stages, padding {padding!r} and width {width}; "
+                "expected depth 18 or 50, 3 or 4 stages, padding 'zeros' or 'reflect', a positive width"
             )
         block: type[BasicBlock | Bottleneck] = BasicBlock if depth == 18 else Bottleneck
         blocks = (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3)
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False, padding_mode=padding)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False, padding_mode=padding)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.channels = 64
+        self.channels = width
         self._stages = [f"layer{stage}" for stage in range(1, stages + 1)]
-        for name, width, stride, count in zip(self._stages, (64, 128, 256, 512), (1, 2, 1, 1), blocks, strict=False):
-            first = block(self.channels, width, stride, padding)
-            self.channels = width * block.expansion
-            rest = [block(self.channels, width, 1, padding) for _ in range(count - 1)]
+        for name, times, stride, count in zip(self._stages, (1, 2, 4, 8), (1, 2, 1, 1), blocks, strict=False):
+            first = block(self.channels, times * width, stride, padding)
+            self.channels = times * width * block.expansion
+            rest = [block(self.channels, times * width, 1, padding) for _ in range(count - 1)]
             self.add_module(name, nn.Sequential(first, *rest))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ class Losses:
     skips: Tensor
     """[B, T, 2, 3]: of what was found there in the target."""
 
+    def scalars(self) -> dict[str, float]:
+        """What a log shows of a step; the total under `loss`."""
+        cycles = {f"cycle/{length}": value for length, value in enumerate(self.cycle.tolist(), start=1)}
+        return {"loss": self.total.item(), "skip": self.skip.item(), "inliers": self.inliers.item(), **cycles}
+
 
 class Localiser(nn.Module):
     """From the affinity of a patch with a frame to the place of the patch: an affine transform of rotation and shift.
@@ -230,6 +235,10 @@ class TimeCycle(nn.Module):
             direct.unflatten(0, shape),
             skips.unflatten(0, shape),
         )
+
+    def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
+        """`losses`, under the name that wrappers such as DistributedDataParallel call."""
+        return self.losses(frames, target, patch, theta)
 
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D, H / 8, W / 8] after the ReLU, not normalised."""
