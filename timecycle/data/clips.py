@@ -1,0 +1,323 @@
+"""Clips to learn from: folders of frames, video files, made video. Opened when first read. Knows no torch."""
+
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timecycle.data.synthetic import SEQUENCES, Stage
+from timecycle.errors import InputError
+from timecycle.files import read_rgb
+
+FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
+SHORT_SIDE = 256  # pixels, at most, of video files
+SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
+SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+}  # fmt: skip
+MADE_SIZE = (256, 320)
+MADE_BYTES = 1 << 29  # of rendered frames kept by a process
+
+
+class Clip(ABC):
+    """A video by frame number. `name` says where it comes from."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of frames. Raises InputError if the clip is damaged."""
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Frames in the order asked for, RGB uint8 [n, H, W, 3]; an index may be there twice.
+
+        Raises InputError if a frame is damaged or not there.
+        """
+        if not indices or min(indices) < 0 or max(indices) >= self.length:
+            raise InputError(
+                f"{self.name} was asked for frames {list(indices)}; expected at least one, of 0 to {self.length - 1}"
+            )
+        return self._read(indices)
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        """The same for indices that are in range."""
+
+
+class Cache:
+    """Arrays kept by a process as long as there is room; nothing is put out again.
+
+    With clips in random order, putting old ones out would only mean that every clip is decoded every time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit  # bytes
+        self.held: dict[object, np.ndarray] = {}
+
+    def offer(self, key: object, array: np.ndarray) -> None:
+        """Keep an array if there is room for it."""
+        if array.nbytes <= self.left:
+            self.left -= array.nbytes
+            self.held[key] = array
+
+
+def listed_clips(filelist: Path) -> list[Clip]:
+    """The clips of TimeCycle's list: one `folder frames` a line, the folder holding 000001.jpg and so on.
+
+    A relative folder is looked for from the working directory, then from the list's own. Blank lines are passed over.
+    Raises InputError if the list cannot be read, is empty or has a line of another form.
+    """
+    try:
+        lines = filelist.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{filelist} cannot be read ({error}); expected a list of `folder frames` lines") from None
+    clips: list[Clip] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        folder, _, frames = line.strip().rpartition(" ")
+        if not folder or not (frames.isascii() and frames.isdecimal()):
+            raise InputError(
+                f"{filelist}, line {number}, is {line.strip()!r}; expected a folder and its number of frames"
+            )
+        clips.append(ListedClip(_found(Path(folder.strip()), filelist.parent), int(frames)))
+    if not clips:
+        raise InputError(f"{filelist} lists no clips; expected one `folder frames` a line")
+    return clips
+
+
+def _found(folder: Path, beside: Path) -> Path:
+    return folder if folder.is_absolute() or folder.is_dir() else beside / folder
+
+
+class ListedClip(Clip):
+    """A folder of 000001.jpg, 000002.jpg and so on, said to hold `frames` of them."""
+
+    def __init__(self, folder: Path, frames: int) -> None:
+        self.name, self.folder, self.frames = str(folder), folder, frames
+
+    @property
+    def length(self) -> int:
+        """As listed."""
+        return self.frames
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index + 1:06d}.jpg"
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        if not (last := self._file(self.frames - 1)).is_file():
+            raise InputError(f"{last} does not exist; expected {self.frames} frames in {self.folder}, as listed")
+        pictures = {index: read_rgb(self._file(index)) for index in indices}
+        return _stacked([pictures[index] for index in indices], self.folder)
+
+
+def _stacked(pictures: list[np.ndarray], source: Path) -> np.ndarray:
+    if len({picture.shape for picture in pictures}) > 1:
+        raise InputError(f"{source} holds frames of different sizes; expected one size")
+    return np.stack(pictures)
+
+
+def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
+    """Every video file in a folder and its subfolders, known by suffix, in the order of their paths.
+
+    A process keeps whole decoded clips, at most `cache_bytes` of them together; of others it decodes what is asked for.
+    Raises InputError if the folder is missing or holds no video files.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected one with video files")
+    paths = sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    )
+    if not paths:
+        raise InputError(f"{folder} holds no video files; expected some with suffixes such as .mp4 or .webm")
+    cache = Cache(cache_bytes)
+    return [VideoClip(path, cache) for path in paths]
+
+
+class VideoClip(Clip):
+    """A video file, at most FRAMES_PER_SECOND frames a second of it, the short side scaled to at most SHORT_SIDE.
+
+    The clip's frames are those nearest in time to a regular grid, each once; so a slower video has all of its own.
+    """
+
+    def __init__(self, path: Path, cache: Cache) -> None:
+        self.name, self.path = str(path), path
+        self._cache, self._keep = cache, True
+
+    @property
+    def length(self) -> int:
+        """Known from the container's packets."""
+        return len(self._scan[0])
+
+    @functools.cached_property
+    def _scan(self) -> tuple[np.ndarray, bool]:
+        """When the clip's frames are shown, int64 [n], ascending, and whether that is in ticks or just counted.
+
+        The scan reads packets and decodes nothing.
+        """
+        with self._opened() as (container, stream):
+            packets = [(p.pts, p.duration or 0, p.is_corrupt) for p in container.demux(stream) if p.size]
+            # AVI stores frames in the order of decoding and no times; raw streams have none either.
+            counted = container.format.name == "avi" or any(time is None for time, *_ in packets)
+            tick = 1 / (stream.average_rate or 25) if counted else stream.time_base
+            whole = packets and len(packets) >= stream.frames and not any(corrupt for *_, corrupt in packets)
+            seconds = _promised_seconds(container, stream)
+        times = np.arange(len(packets)) if counted else np.unique([time for time, *_ in packets])
+        if whole and not counted:
+            end = max(time + duration for time, duration, _ in packets)
+            whole = (end - times[0]) * tick > seconds - SLACK
+        if not whole:
+            raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
+        return times[nearest_to_grid((times - times[0]) * float(tick))], not counted
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The file's container and best video stream; what FFmpeg cannot read becomes an InputError."""
+        import av
+
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.best("video")
+                if stream is None or stream.codec_context is None:
+                    raise InputError(f"{self.path} holds no video that can be decoded; expected a video file")
+                stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
+                yield container, stream
+        except av.FFmpegError as error:
+            raise InputError(f"{self.path} is damaged or no video ({error.strerror}); expected a video file") from None
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        whole = self._cache.held.get(self.path)
+        if whole is None and self._keep:
+            whole = self._whole()
+        if whole is not None:
+            return whole[np.array(indices)]
+        wanted = sorted(set(indices))
+        return self._decoded(wanted)[np.searchsorted(wanted, indices)]
+
+    def _whole(self) -> np.ndarray | None:
+        """The whole clip, which the cache then holds; None if it has no room, or if a frame is bad, perhaps another."""
+        self._keep = False
+        with self._opened() as (_, stream):
+            height, width = scaled(stream.codec_context.height, stream.codec_context.width)
+        if self.length * height * width * 3 > self._cache.left:
+            return None
+        try:
+            clip = self._decoded(range(self.length))
+        except InputError:
+            return None
+        self._cache.offer(self.path, clip)
+        return clip
+
+    def _decoded(self, wanted: Sequence[int]) -> np.ndarray:
+        """Frames of ascending index, uint8 [n, H, W, 3]: one seek, then everything up to the last is decoded."""
+        times, ticks = self._scan[0][list(wanted)].tolist(), self._scan[1]
+        pictures = self._pictures(times, ticks, seek=True) if ticks else []
+        if len(pictures) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
+            pictures = self._pictures(times, ticks, seek=False)
+        if len(pictures) < len(times):
+            raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
+        return _stacked(pictures, self.path)
+
+    def _pictures(self, times: list[int], ticks: bool, seek: bool) -> list[np.ndarray]:
+        """The pictures shown at ascending `times`, as many as there are; none if the seek landed behind the first."""
+        pictures: list[np.ndarray] = []
+        with self._opened() as (container, stream):
+            if seek:
+                container.seek(times[0], stream=stream)
+            for number, frame in enumerate(container.decode(stream)):
+                time = frame.pts if ticks else number
+                if time is None or time < times[len(pictures)]:
+                    continue
+                if seek and not number and time > times[0]:
+                    break
+                if frame.is_corrupt:
+                    raise InputError(f"{self.path} is damaged at its frame {time}; expected a complete video file")
+                pictures.append(_picture(frame))
+                if len(pictures) == len(times):
+                    break
+        return pictures
+
+
+def _promised_seconds(container: Any, stream: Any) -> float:
+    """How long the container says that the video is; 0 if it says nothing, or nothing of the video alone."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
+
+
+def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
+    """Which frames are nearest in time to a grid of FRAMES_PER_SECOND: int64 [n], ascending, each once.
+
+    `seconds` float64 [m], ascending from 0: when the frames are shown. Of two as near, the earlier.
+    """
+    grid = np.arange(int(seconds[-1] * FRAMES_PER_SECOND + 1e-6) + 1) / FRAMES_PER_SECOND
+    after = np.searchsorted(seconds, grid).clip(1, max(1, len(seconds) - 1))
+    before = after - 1
+    after = after.clip(max=len(seconds) - 1)
+    # Times are rounded to the container's ticks and then to floats, which must not decide a tie.
+    return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-6, before, after))
+
+
+def scaled(height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels once the short side is at most SHORT_SIDE."""
+    short = max(SHORT_SIDE, min(height, width))
+    return round(height * SHORT_SIDE / short), round(width * SHORT_SIDE / short)
+
+
+def _picture(frame: Any) -> np.ndarray:
+    """A decoded frame as it is to be seen, RGB uint8 [H, W, 3]: scaled, and turned as its metadata say."""
+    height, width = scaled(frame.height, frame.width)
+    rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+
+
+def made_clips(count: int, frames: int, seed: int) -> list[Clip]:
+    """Made video, rendered when read. No clip shares its objects with another, nor with `make_davis`'s sets.
+
+    Raises InputError for numbers out of range.
+    """
+    if count < 1 or frames < 1 or seed < 0:
+        raise InputError(f"{count} made clips of {frames} frames with seed {seed}; expected 1, 1 and 0 or more")
+    cache = Cache(MADE_BYTES)
+    return [MadeClip(seed, index, frames, cache) for index in range(count)]
+
+
+class MadeClip(Clip):
+    """Number `index` of the made clips of a seed, with the motions of `SEQUENCES` in turn."""
+
+    def __init__(self, seed: int, index: int, frames: int, cache: Cache) -> None:
+        self.name = f"made-{seed}-{index:04d}"
+        self.seed, self.index, self.frames = seed, index, frames
+        self._cache = cache
+
+    @property
+    def length(self) -> int:
+        """As many as asked for."""
+        return self.frames
+
+    @functools.cached_property
+    def _stage(self) -> Stage:
+        objects, motion = list(SEQUENCES.values())[self.index % len(SEQUENCES)]
+        # A hash, because the sets that are scored use small seeds.
+        seed = np.random.SeedSequence([self.seed, self.index]).generate_state(1, np.uint64) >> np.uint64(1)
+        return Stage(int(seed[0]), self.frames, *MADE_SIZE, objects, motion)
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        return np.stack([self._frame(index) for index in indices])
+
+    def _frame(self, index: int) -> np.ndarray:
+        key = (self.name, index)
+        if key not in self._cache.held:
+            picture = self._stage.frame(index)[0]
+            self._cache.offer(key, picture)
+            return picture
+        return self._cache.held[key]

@@ -1,0 +1,243 @@
+"""What a training step looks at: frames and a patch drawn from clips, reproducible from (seed, epoch, index) alone.
+
+Source: Wang, Jabri, Efros, CVPR 2019, as its published program draws.
+"""
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from torch.utils.data import Dataset
+
+from timecycle.data.clips import Clip
+from timecycle.errors import InputError
+from timecycle.protocols import IMAGENET
+
+GRID = 9  # cells along a side, in which motion is summed
+WINDOWS = GRID - 2  # places along a side of a window of three cells, a patch's size
+BEST = 10  # places of most motion, of which one is drawn
+ORIGINAL_WORKERS = 12  # the published default
+
+
+@dataclass(frozen=True)
+class Generators:
+    """A sample's two generators, which the original uses side by side."""
+
+    python: random.Random
+    numpy: np.random.RandomState
+
+    @staticmethod
+    def of(python: np.random.SeedSequence, numpy: np.random.SeedSequence) -> "Generators":
+        """Generators seeded by the two."""
+        state = python.generate_state(4).tobytes()
+        return Generators(
+            random.Random(int.from_bytes(state, "little")), np.random.RandomState(np.random.MT19937(numpy))
+        )
+
+
+class Samples(Dataset[dict[str, Tensor | str]]):
+    """Samples of clips, fetched as `samples[epoch, index]`; one of each clip an epoch.
+
+    A sample depends on (seed, epoch, index) and on the clips, on nothing else: neither on workers nor on what was
+    fetched before. A clip that is damaged or too short is replaced by another, which the sample's generator draws.
+    """
+
+    def __init__(self, clips: Sequence[Clip], seed: int) -> None:
+        if not clips or seed < 0:
+            raise InputError(f"samples of {len(clips)} clips with seed {seed}; expected at least one clip and seed 0")
+        self.clips, self.seed = clips, seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor | str]:
+        """The sample of a clip in an epoch: what `draw` gives, and two texts.
+
+        "name": the clip and its first frame. "skipped": a line "name: reason" for every clip that was replaced.
+        Raises InputError if no clip is of use.
+        """
+        epoch, index = place
+        generators = self.generators(epoch, index)
+        skipped: list[str] = []
+        for candidate in self._candidates(index, generators.python):
+            clip = self.clips[candidate]
+            try:
+                tensors = self.draw(clip, generators)
+            except InputError as error:
+                skipped.append(f"{clip.name}: {error}")
+            else:
+                name = f"{clip.name} from frame {int(tensors.pop('first'))}"
+                return {**tensors, "name": name, "skipped": "\n".join(skipped)}
+        raise InputError(f"none of the {len(self)} clips is of use; {skipped[0]}")
+
+    def _candidates(self, index: int, generator: random.Random) -> Iterator[int]:
+        """The clip itself, then, drawn only if asked for, all others in random order."""
+        yield index
+        others = [other for other in range(len(self)) if other != index]
+        generator.shuffle(others)
+        yield from others
+
+    def generators(self, epoch: int, index: int) -> Generators:
+        """The generators of a sample."""
+        own = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
+        return Generators.of(own, own.spawn(1)[0])
+
+    @abstractmethod
+    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+        """What a step takes, and "first", int64 [], the number of the clip's first frame that is in it.
+
+        All chance comes from `generators`. Raises InputError if the clip is damaged or too short.
+        """
+
+
+class CycleSamples(Samples):
+    """TimeCycle's: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and the patch's theta [2, 3], float32.
+
+    S = `side` and h = `patch` in pixels, T = `length` frames `frame_gap` apart, the target (T + `pred_distance`) *
+    `frame_gap` - 1 frames after the first; images normalised as ImageNet's. The patch is a third of the target's side,
+    where much moves, turned by up to 45 degrees.
+
+    `original` reproduces three accidents of the published program. (1) On mirrored samples the patch lies opposite the
+    motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself, as it is
+    at the end of every clip. (3) Its loader's workers shared NumPy's random state: jitter and angle of a sample
+    depended on its number within its worker alone. Here that number is drawn, for 12 workers, so that samples remain
+    independent of the workers that there are.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        seed: int,
+        side: int = 240,
+        patch: int = 80,
+        length: int = 4,
+        frame_gap: int = 2,
+        pred_distance: int = 4,
+        original: bool = False,
+    ) -> None:
+        super().__init__(clips, seed)
+        for name, value, least in (
+            ("side", side, GRID),
+            ("patch", patch, 2),
+            ("length", length, 1),
+            ("frame_gap", frame_gap, 1),
+            ("pred_distance", pred_distance, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}; expected at least {least}")
+        self.side, self.patch = side, patch
+        self.length, self.frame_gap, self.pred_distance, self.original = length, frame_gap, pred_distance, original
+
+    def generators(self, epoch: int, index: int) -> Generators:
+        """The generators of a sample; with `original`, NumPy's has the state of one of a worker's samples."""
+        if not self.original:
+            return super().generators(epoch, index)
+        own = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
+        number = int(own.spawn(1)[0].generate_state(1)[0]) % -(-len(self) // ORIGINAL_WORKERS)
+        return Generators.of(own, np.random.SeedSequence(self.seed, spawn_key=(number,)))
+
+    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+        """One sample of a clip. The draws and their order are the original's, those it does not use included."""
+        python, numpy = generators.python, generators.numpy
+        mirrored = python.random() <= 0.5
+        used, gap = reach(clip.length, self.length + self.pred_distance, self.frame_gap, self.original)
+        if used < 2:
+            raise InputError(f"{clip.name} has {clip.length} frames; expected at least 3")
+        start = python.randint(0, clip.length - used)
+        python.random()
+        positions = [start + int(i * gap) for i in range(self.length)]
+        target = start + used - 1
+        frames = clip.read([*positions, target, motion_partner(target, gap, clip.length, self.original)])
+        height, width = short_side(frames.shape[1], frames.shape[2], self.side)
+        left = python.randint(0, width - self.side - 1)
+        top = python.randint(0, height - self.side - 1)
+        images = torch.stack([cropped(frame, (height, width), top, left, self.side, mirrored) for frame in frames])
+        scores = motion_scores(images[-2], images[-1])
+        place = int(np.argsort(scores, kind="stable")[-BEST:][python.randint(0, BEST - 1)])
+        column, row = divmod(place, WINDOWS)
+        if self.original and mirrored:
+            column = WINDOWS - 1 - column
+        theta = patch_theta(column, row, numpy)
+        target_image = images[-2]
+        return {
+            "frames": images[:-2],
+            "target": target_image,
+            "patch": sampled(target_image, theta, self.patch),
+            "theta": theta,
+            "first": torch.tensor(start),
+        }
+
+
+def reach(frames: int, steps: int, frame_gap: int, original: bool) -> tuple[int, Fraction]:
+    """How many frames of a clip a sample extends over, and how many lie between its base frames.
+
+    `steps`: base frames from the first to the target. A clip of fewer than steps * frame_gap frames is used for two
+    thirds; of those the original takes `frame_gap` into account twice.
+    """
+    whole = steps * frame_gap
+    if frames >= whole:
+        return whole, Fraction(frame_gap)
+    used = 2 * frames // 3
+    return used, Fraction(used - 1, whole if original else steps)
+
+
+def motion_partner(target: int, gap: Fraction, frames: int, original: bool) -> int:
+    """The frame that motion in the target is measured against: at least one after it, before it at the clip's end."""
+    if original:
+        return min(target + int(gap), frames - 1)
+    if target == frames - 1:
+        return target - 1
+    return min(target + max(1, int(gap)), frames - 1)
+
+
+def short_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width in pixels of the image that crops of `side` are taken from: for 240 the short side is 256."""
+    short = round(side * 256 / 240)
+    if height <= width:
+        return short, int(short * (width / height))
+    return int(short * (height / width)), short
+
+
+def cropped(rgb: np.ndarray, size: tuple[int, int], top: int, left: int, side: int, mirrored: bool) -> Tensor:
+    """A crop of a resized frame (uint8 RGB [H, W, 3] to `size`), normalised: float32 [3, side, side]."""
+    image: np.ndarray = rgb.astype(np.float32) / 255.0
+    if image.shape[:2] != size:
+        image = cv2.resize(image, size[::-1])
+    crop = image[top : top + side, left : left + side]
+    if mirrored:
+        crop = crop[:, ::-1]
+    mean, std = (np.array(values, np.float32) for values in IMAGENET)
+    return torch.from_numpy(np.ascontiguousarray(((crop - mean) / std).transpose(2, 0, 1)))
+
+
+def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:
+    """How much moves between two images [3, S, S], in windows of 3 x 3 of 9 x 9 cells: float64 [49], column * 7 + row.
+
+    The border that a ninth of S leaves over counts for nothing.
+    """
+    cell = target.shape[-1] // GRID
+    moved = (target - partner).double().abs().sum(0)[: GRID * cell, : GRID * cell]
+    cells = moved.reshape(GRID, cell, GRID, cell).sum((1, 3))
+    return cells.unfold(0, 3, 1).unfold(1, 3, 1).sum((2, 3)).T.flatten().numpy()
+
+
+def patch_theta(column: int, row: int, numpy: np.random.RandomState) -> Tensor:
+    """The patch's map from its own square [-1, 1]^2 to the image's, float32 [2, 3]: scale 1/3, jittered, turned."""
+    numpy.rand(6)
+    x, y = (np.array([column, row]) / (WINDOWS - 1) + (numpy.rand(2) - 0.5) / 6).clip(0, 1)
+    angle = (numpy.rand(1)[0] - 0.5) * np.pi / 2
+    c, s = np.cos(angle) / 3, np.sin(angle) / 3
+    return torch.tensor([[c, -s, (2 * x - 1) * 2 / 3], [s, c, (2 * y - 1) * 2 / 3]], dtype=torch.float32)
+
+
+def sampled(image: Tensor, theta: Tensor, side: int) -> Tensor:
+    """The patch [3, side, side] of an image [3, S, S] under theta [2, 3]: bilinear, corner-aligned."""
+    grid = affine_grid(theta[None], [1, 3, side, side], align_corners=True)
+    return grid_sample(image[None], grid, align_corners=True)[0]
