@@ -126,7 +126,7 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
 
 setup(
     packages=["timecycle", "timecycle.data", "timecycle.ops", "timecycle.tasks", "timecycle.kernels"],
-    package_data={"timecycle.ops": ["speeds.json"]},
+    package_data={"timecycle": ["weights/*"], "timecycle.ops": ["speeds.json"]},
     package_dir={"timecycle": "timecycle", "timecycle.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},
