@@ -1,0 +1,169 @@
+"""Samples for walks: where windows and patches lie, what they show, and which cells of two windows are one place."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from timecycle.data.clips import Clip
+from timecycle.data.crops import (
+    PATCH_AREA,
+    SCALES,
+    SHIFT,
+    CropSamples,
+    GridSamples,
+    Window,
+    homes,
+    part,
+    spaced,
+    two_windows,
+)
+from timecycle.encoder import Trunk
+from timecycle.errors import InputError
+from timecycle.protocols import IMAGENET
+from timecycle.walk import NOWHERE, CropWalk, GridWalk
+
+
+class Ramp(Clip):
+    """Red is 2 x / 3, green y, blue the frame's number: a pixel says where it is from."""
+
+    def __init__(self, frames: int, height: int = 240, width: int = 320) -> None:
+        self.name, self._frames, self._size = "ramp", frames, (height, width)
+
+    @property
+    def length(self) -> int:
+        """As it was made."""
+        return self._frames
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        height, width = self._size
+        y, x = np.mgrid[:height, :width]
+        return np.stack([np.stack([2 * x / 3, y, np.full_like(x, i)], axis=2) for i in indices]).astype(np.uint8)
+
+
+def _coloured(tensor: torch.Tensor) -> np.ndarray:
+    """Undo the normalisation: [.., 3, h, w] -> RGB of 255, [.., h, w, 3]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    return ((tensor * std + mean) * 255).movedim(-3, -1).numpy()
+
+
+@pytest.fixture
+def generator() -> np.random.RandomState:
+    return np.random.RandomState(0)
+
+
+def test_a_window_shows_what_lies_in_it() -> None:
+    """Cells of a picture of flat cells, and at another size the means."""
+    picture = np.kron(np.arange(0, 240, 10).reshape(4, 6), np.ones((10, 10)))[:, :, None].repeat(3, 2).astype(np.uint8)
+    same = Window(20, 10, 30, 30).cut([picture, picture[::-1]], 30)
+    assert same.shape == (2, 30, 30, 3)
+    np.testing.assert_array_equal(same[0], picture[10:40, 20:50])
+    np.testing.assert_array_equal(same[1], picture[::-1][10:40, 20:50])
+    small = Window(20, 10, 30, 30).cut([picture], 3)[0, :, :, 0]
+    np.testing.assert_array_equal(small, picture[15:40:10, 25:50:10, 0])
+
+
+def test_home_is_the_cell_that_shows_the_same_place() -> None:
+    assert homes(Window(0, 0, 64, 64), Window(0, 0, 64, 64), 8).tolist() == list(range(64))
+    shifted = homes(Window(8, 16, 64, 64), Window(0, 0, 64, 64), 8).reshape(8, 8)
+    assert shifted[0, 0] == 2 * 8 + 1
+    assert (shifted[6:] == NOWHERE).all()
+    assert (shifted[:, 7] == NOWHERE).all()
+    assert (shifted[:6, :7] >= 0).all()
+    wide = homes(Window(16, 16, 32, 32), Window(0, 0, 64, 64), 8).reshape(8, 8)
+    assert np.unique(wide).tolist() == [8 * r + c for r in range(2, 6) for c in range(2, 6)]
+
+
+def test_windows_keep_to_the_frame_and_to_their_scales(generator: np.random.RandomState) -> None:
+    shares, shifts = [], []
+    for _ in range(500):
+        pair = two_windows(512, 700, 128, generator)
+        for window in pair:
+            assert window.left >= 0
+            assert window.top >= 0
+            assert window.left + window.width <= 700 + 1e-9
+            assert window.top + window.height <= 512 + 1e-9
+            assert window.width == window.height
+            shares.append(window.width / 256)  # 128 pixels of a short side of 256 are 256 of 512
+        shifts.append(abs(pair[0].left + pair[0].width / 2 - pair[1].left - pair[1].width / 2) / 256)
+    assert min(shares) >= SCALES[0] - 1e-9
+    assert max(shares) <= SCALES[1] + 1e-9
+    assert max(shares) - min(shares) > 0.4
+    assert SHIFT * 0.9 < np.quantile(shifts, 0.99) <= SHIFT + 0.2  # the frame's edge may push a little further
+
+
+def test_windows_fit_into_small_frames(generator: np.random.RandomState) -> None:
+    for _ in range(50):
+        assert all(window.width <= 100 for window in two_windows(100, 256, 256, generator))
+
+
+def test_frames_are_evenly_spaced_and_in_the_clip(generator: np.random.RandomState) -> None:
+    drawn = [spaced(Ramp(20), 4, 3, generator) for _ in range(300)]
+    assert {b - a for numbers in drawn for a, b in itertools.pairwise(numbers)} == {1, 2, 3}
+    assert all(len(set(np.diff(numbers))) == 1 for numbers in drawn)
+    assert min(numbers[0] for numbers in drawn) == 0
+    assert max(numbers[-1] for numbers in drawn) == 19
+    assert {tuple(spaced(Ramp(5), 4, 3, generator)) for _ in range(50)} == {(0, 1, 2, 3), (1, 2, 3, 4)}
+    with pytest.raises(InputError, match="ramp has 3 frames; expected at least 4"):
+        spaced(Ramp(3), 4, 3, generator)
+
+
+def test_both_windows_show_the_same_place_where_home_says_so() -> None:
+    """Colours tell places: of two cells that are one place they agree to half a cell."""
+    sample = CropSamples([Ramp(12)], seed=1, crop=64)[0, 0]
+    ahead, back = (_coloured(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
+    assert ahead.shape[0] == 4
+    assert back.shape[0] == 3
+    home = sample["home"].numpy()
+    known = home >= 0
+    assert known.sum() > 8
+    np.testing.assert_allclose(ahead[0, known, :2], back[0, home[known], :2], atol=6)
+    np.testing.assert_allclose(ahead[:3, :, 2].mean(1), back[:, :, 2].mean(1), atol=0.5)  # the same frames
+    assert sample["name"] == f"ramp from frame {round(float(ahead[0, 0, 2]))}"
+
+
+def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
+    sample = GridSamples([Ramp(8, 256, 384)], seed=0)[0, 0]
+    patches = _coloured(sample["patches"])
+    assert patches.shape == (4, 49, 64, 64, 3)
+    # The ramp's 384 columns become 256, each of its red.
+    centres = patches.mean((2, 3)).reshape(4, 7, 7, 3)
+    cells = 32 * np.arange(7) + 31.5
+    np.testing.assert_allclose(centres[..., 0], np.broadcast_to(cells, (4, 7, 7)), atol=10)
+    np.testing.assert_allclose(centres[..., 1], np.broadcast_to(cells[:, None], (4, 7, 7)), atol=10)
+    np.testing.assert_allclose(np.diff(centres[:, 0, 0, 2]), 2, atol=0.1)
+    parts = [part(10, 20, 64, generator) for _ in range(200)]
+    shares = [piece.width * piece.height / 64**2 for piece in parts]
+    assert min(shares) >= PATCH_AREA[0]
+    assert max(shares) <= PATCH_AREA[1]
+    assert all(10 <= piece.left <= 74 - piece.width and 20 <= piece.top <= 84 - piece.height for piece in parts)
+
+
+@pytest.mark.parametrize("form", ["crops", "grid"])
+def test_samples_are_what_the_objective_takes(form: str) -> None:
+    trunk = Trunk(18, 3, "reflect", 4)
+    if form == "crops":
+        samples, model = CropSamples([Ramp(9), Ramp(7)], 0, crop=64), CropWalk(trunk, 8)
+    else:
+        samples, model = GridSamples([Ramp(9), Ramp(7)], 0, side=96, patch=32, length=3), GridWalk(trunk, 8)
+    batch = default_collate([samples[0, 0], samples[0, 1]])
+    losses = model(**{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
+    assert losses.total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (CropSamples, {"crop": 60}, "the crop is 60 pixels"),
+        (CropSamples, {"crop": 264}, "at most 256"),
+        (CropSamples, {"length": 1}, "length is 1"),
+        (GridSamples, {"patch": 300}, "patch 300 pixels"),
+        (GridSamples, {"frame_gap": 0}, "frame_gap 0"),
+    ],
+)
+def test_refuses_sizes_that_mean_nothing(kind: type, settings: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        kind([Ramp(9)], 0, **settings)

@@ -1,0 +1,166 @@
+"""Contrastive random walks against the products of matrices that they are, and what they must lead to."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from timecycle.encoder import Trunk
+from timecycle.errors import InputError
+from timecycle.ops.attend import EdgeDropout, _logits
+from timecycle.walk import NOWHERE, CropWalk, GridWalk, Step, coming_home, palindromes
+
+TEMPERATURE = 0.07
+
+
+def _nodes(frames: int, samples: int = 2, nodes: int = 5, channels: int = 4, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    many = torch.randn(frames, samples, nodes, channels, generator=generator, dtype=torch.float64)
+    return list(functional.normalize(many, dim=3))
+
+
+def _plain(nodes: Tensor, others: Tensor, dropped: EdgeDropout | None = None) -> Tensor:
+    """The matrix of a step."""
+    threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed)
+    ones = torch.ones(others.shape[:2], dtype=nodes.dtype)
+    return _logits(nodes, others, ones, TEMPERATURE, threshold, seed).softmax(dim=2)
+
+
+def _matrices(earlier: int, back: bool) -> Step:
+    return lambda nodes, others, rest: _plain(nodes, others) @ rest
+
+
+@pytest.fixture
+def walk() -> CropWalk:
+    torch.manual_seed(0)
+    return CropWalk(Trunk(18, 3, "reflect", 4), 8, TEMPERATURE, 0.3)
+
+
+def test_walks_over_one_set_of_nodes_are_the_published_palindromes() -> None:
+    """A12 A23 .. and the transposed affinities back, multiplied from the left as the published code does."""
+    ahead = _nodes(4)
+    there = [_plain(a, b) for a, b in itertools.pairwise(ahead)]
+    back = [_plain(b, a) for a, b in itertools.pairwise(ahead)]
+    for k, found in enumerate(palindromes(ahead, None, _matrices), start=1):
+        chain = torch.eye(5, dtype=torch.float64)
+        for matrix in there[:k] + back[:k][::-1]:
+            chain = chain @ matrix
+        torch.testing.assert_close(found, chain.expand_as(found), rtol=1e-12, atol=1e-14)
+
+
+def test_walks_turn_from_one_set_of_crops_into_the_other() -> None:
+    """A1 .. A4, then B3, B2, B1."""
+    ahead, back = _nodes(4), _nodes(3, seed=1)
+    for k, found in enumerate(palindromes(ahead, back, _matrices), start=1):
+        way = ahead[: k + 1] + back[:k][::-1]
+        chain = torch.eye(5, dtype=torch.float64)
+        for a, b in itertools.pairwise(way):
+            chain = chain @ _plain(a, b)
+        torch.testing.assert_close(found, chain.expand_as(found), rtol=1e-12, atol=1e-14)
+
+
+def test_the_steps_of_the_model_are_softmax_affinities_with_edges_left_out(walk: CropWalk) -> None:
+    nodes, others, rest = _nodes(2)[0], _nodes(2)[1], torch.eye(5, dtype=torch.float64).expand(2, -1, -1)
+    steps = walk._steps(4)
+    found, again = (steps(1, True)(nodes, others, rest) for _ in range(2))
+    assert torch.equal(found, again)  # walks of all lengths share their steps
+    assert (found == 0).any()
+    assert not torch.equal(found, steps(1, False)(nodes, others, rest))
+    assert not torch.equal(found, steps(0, True)(nodes, others, rest))
+    walk.eval()
+    torch.testing.assert_close(walk._steps(4)(1, True)(nodes, others, rest), _plain(nodes, others))
+
+
+def test_the_loss_is_the_surprise_at_being_home() -> None:
+    end = torch.tensor([[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], [[0.1, 0.2, 0.7], [1.0, 0.0, 0.0]]], dtype=torch.float64)
+    losses = coming_home([end], torch.tensor([[0, NOWHERE], [1, 0]]))
+    expected = (-torch.log(torch.tensor(0.5)) - torch.log(torch.tensor(0.2)) / 2) / 2
+    assert losses.walks.tolist() == pytest.approx([expected.item()])
+    assert losses.home.tolist() == pytest.approx([(1 + 0.5) / 2])
+    assert losses.scalars() == pytest.approx({"loss": expected.item(), "walk/1": expected.item(), "home/1": 0.75})
+
+
+def test_a_walker_that_cannot_come_home_has_a_finite_loss_and_gradient() -> None:
+    end = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    losses = coming_home([end], torch.tensor([[1]]))
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert end.grad is not None
+    assert end.grad.isfinite().all()
+    assert coming_home([end], torch.tensor([[NOWHERE]])).total.item() == 0
+
+
+def test_gradients_of_walks(walk: CropWalk) -> None:
+    """Finite differences, with edges left out."""
+    ahead, back = _nodes(3, 1, 4, 3), _nodes(2, 1, 4, 3, seed=1)
+    steps = walk._steps(3)
+    home = torch.tensor([[2, NOWHERE, 0, 1]])
+
+    def loss(*nodes: Tensor) -> Tensor:
+        unit = [functional.normalize(x, dim=2) for x in nodes]
+        return coming_home(palindromes(unit[:3], unit[3:], steps), home).total
+
+    inputs = [x.requires_grad_() for x in (*ahead, *back)]
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_crops_of_a_still_video_lead_home_once_they_are_told_apart(walk: CropWalk) -> None:
+    """The same crop both ways and walkers that do not blur: every node's nearest neighbour is itself."""
+    walk.eval()
+    walk.temperature = 1e-4
+    frame = torch.randn(1, 1, 3, 64, 64)
+    home = torch.arange(64)[None]
+    losses = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), home)
+    assert losses.home.tolist() == [1, 1, 1]
+    assert losses.total.item() < 1e-3
+    shuffled = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), home.roll(1, dims=1))
+    assert shuffled.total.item() > 1
+
+
+@pytest.mark.parametrize("form", ["crops", "grid"])
+def test_some_steps_of_training_lower_the_loss(form: str, walk: CropWalk) -> None:
+    torch.manual_seed(1)
+    video = functional.interpolate(torch.randn(4, 3, 20, 20), scale_factor=8, mode="bicubic")
+    clip = torch.stack([video[:, :, i : i + 96, i : i + 96] for i in range(4)], dim=1)
+    if form == "crops":
+        model, batch = walk, (clip, clip[:, :3], torch.arange(144).expand(4, -1))
+    else:
+        model = GridWalk(Trunk(18, 3, "reflect", 4), 8)
+        patches = clip.unfold(3, 48, 24).unfold(4, 48, 24).flatten(3, 4)  # [B, T, 3, 9, 48, 48]
+        batch = (patches.transpose(2, 3),)
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    found = []
+    for _ in range(12):
+        losses = model(*batch)
+        optimiser.zero_grad()
+        losses.total.backward()
+        optimiser.step()
+        found.append(losses.total.item())
+    assert losses.walks.shape == (3,)
+    assert found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "back", "home", "said"),
+    [
+        ((1, 1, 3, 64, 64), (1, 0, 3, 64, 64), (1, 64), "ahead has shape"),
+        ((1, 4, 3, 64, 60), (1, 3, 3, 64, 60), (1, 64), "whole 8 pixels"),
+        ((1, 4, 3, 64, 64), (1, 4, 3, 64, 64), (1, 64), "back has shape"),
+        ((1, 4, 3, 64, 64), (1, 3, 3, 64, 64), (1, 63), "home [1, 63]"),
+    ],
+)
+def test_refuses_what_does_not_fit(walk: CropWalk, ahead: tuple, back: tuple, home: tuple, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        walk(torch.zeros(ahead), torch.zeros(back), torch.zeros(home, dtype=torch.int64))
+    assert said in str(refused.value)
+
+
+def test_refuses_settings_that_mean_nothing() -> None:
+    with pytest.raises(InputError, match="temperature is 0"):
+        CropWalk(Trunk(18, 3, "reflect", 4), temperature=0)
+    with pytest.raises(InputError, match="rate of edge dropout is 1"):
+        GridWalk(Trunk(18, 3, "reflect", 4), edge_dropout=1.0)
+    with pytest.raises(InputError, match="patches has shape"):
+        GridWalk(Trunk(18, 3, "reflect", 4))(torch.zeros(1, 1, 9, 3, 64, 64))

@@ -1,0 +1,187 @@
+"""Samples for contrastive random walks: two windows on a video, or a grid of patches of it.
+
+Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two windows are this project's
+(`timecycle.walk`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from timecycle.data.clips import Clip
+from timecycle.data.samples import Generators, Samples
+from timecycle.encoder import STRIDE
+from timecycle.errors import InputError
+from timecycle.protocols import IMAGENET
+from timecycle.walk import NOWHERE
+
+SHORT_SIDE = 256  # pixels that a frame's short side counts as
+SCALES = (0.8, 1.25)  # of a window's side
+SHIFT = 0.3  # of the second window's centre from the first's, in sides of a crop
+PATCH_AREA = (0.7, 0.9)  # of a cell of the grid that its patch shows
+PATCH_RATIO = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a frame, in pixels between corners, not between pixel centres."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def cut(self, frames: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """What the window shows of frames [H, W, 3], bilinear, uint8 [T, size, size, 3]."""
+        across, down = size / self.width, size / self.height
+        # From pixel centres to pixel centres.
+        matrix = np.array(
+            [
+                [across, 0, (0.5 - self.left) * across - 0.5],
+                [0, down, (0.5 - self.top) * down - 0.5],
+            ]
+        )
+        return np.stack([cv2.warpAffine(f, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE) for f in frames])
+
+
+def homes(window: Window, other: Window, side: int) -> np.ndarray:
+    """For each of side x side cells of a window the cell of the other that shows its centre, int64 [side * side].
+
+    Cells row by row; -1 where the other window does not reach.
+    """
+    centres = (np.arange(side) + 0.5) / side
+    column = np.floor((window.left + centres * window.width - other.left) / other.width * side).astype(np.int64)
+    row = np.floor((window.top + centres * window.height - other.top) / other.height * side).astype(np.int64)
+    inside = ((row >= 0) & (row < side))[:, None] & ((column >= 0) & (column < side))[None]
+    return np.where(inside, row[:, None] * side + column[None], NOWHERE).ravel()
+
+
+def two_windows(height: int, width: int, crop: int, generator: np.random.RandomState) -> tuple[Window, Window]:
+    """Two square windows on a frame [height, width], each of a scale of its own, the second near the first."""
+    unit = crop * min(height, width) / SHORT_SIDE
+
+    def side() -> float:
+        return min(unit * math.exp(generator.uniform(*np.log(SCALES))), height, width)
+
+    first, second = side(), side()
+    left, top = generator.uniform(0, width - first), generator.uniform(0, height - first)
+    shift = generator.uniform(-SHIFT, SHIFT, 2) * unit
+    # Centres that far apart, as far as the frame reaches.
+    near = [left + (first - second) / 2 + shift[0], top + (first - second) / 2 + shift[1]]
+    there = np.clip(near, 0, [width - second, height - second])
+    return Window(left, top, first, first), Window(float(there[0]), float(there[1]), second, second)
+
+
+def spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState) -> list[int]:
+    """Frames of a clip: `length` of them, equally far apart, by 1 to `most`, from a random one on.
+
+    A clip that is too short for a drawn distance takes the largest that it has. Raises InputError below `length`.
+    """
+    widest = (clip.length - 1) // (length - 1)
+    if widest < 1:
+        raise InputError(f"{clip.name} has {clip.length} frames; expected at least {length}")
+    gap = min(int(generator.randint(1, most + 1)), widest)
+    start = int(generator.randint(clip.length - gap * (length - 1)))
+    return [start + gap * i for i in range(length)]
+
+
+class CropSamples(Samples):
+    """For `timecycle.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
+
+    Args:
+        clips: to draw from, as `Samples`.
+        seed: likewise.
+        crop: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
+        length: frames of a sample, T, at least 2.
+        frame_gap: the largest distance between neighbours; 1 to it are drawn.
+
+    Raises InputError for sizes that mean nothing.
+    """
+
+    def __init__(self, clips: list[Clip], seed: int, crop: int = 128, length: int = 4, frame_gap: int = 3) -> None:
+        super().__init__(clips, seed)
+        if crop < STRIDE or crop % STRIDE or crop > SHORT_SIDE:
+            raise InputError(f"the crop is {crop} pixels; expected a multiple of {STRIDE}, at most {SHORT_SIDE}")
+        if length < 2 or frame_gap < 1:
+            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
+        self.crop, self.length, self.frame_gap = crop, length, frame_gap
+
+    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+        """One sample of a clip."""
+        generator = generators.numpy
+        numbers = spaced(clip, self.length, self.frame_gap, generator)
+        frames = clip.read(numbers)
+        first, second = two_windows(*frames.shape[1:3], self.crop, generator)
+        return {
+            "ahead": _normalised(first.cut(frames, self.crop)),
+            "back": _normalised(second.cut(frames[:-1], self.crop)),
+            "home": torch.from_numpy(homes(first, second, self.crop // STRIDE)),
+            "first": torch.tensor(numbers[0]),
+        }
+
+
+class GridSamples(Samples):
+    """For `timecycle.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
+
+    Each patch shows a random part, 0.7 to 0.9 of the area, of its cell; drawn anew for each frame.
+
+    Args:
+        clips: to draw from, as `Samples`.
+        seed: likewise.
+        side: pixels of the square that a frame is resized to, 256 as published.
+        patch: of a cell and a patch, p; 64 as published, which makes 7 x 7 of them.
+        length: frames of a sample, T.
+        frame_gap: distance between neighbours.
+
+    Raises InputError for sizes that mean nothing.
+    """
+
+    def __init__(
+        self, clips: list[Clip], seed: int, side: int = 256, patch: int = 64, length: int = 4, frame_gap: int = 2
+    ) -> None:
+        super().__init__(clips, seed)
+        if patch < STRIDE or side < patch:
+            raise InputError(f"side is {side} and patch {patch} pixels; expected at least {STRIDE} and side >= patch")
+        if length < 2 or frame_gap < 1:
+            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
+        self.side, self.patch, self.length, self.frame_gap = side, patch, length, frame_gap
+
+    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+        """One sample of a clip."""
+        generator = generators.numpy
+        numbers = spaced(clip, self.length, self.frame_gap, generator)
+        frames = clip.read(numbers)
+        squares = [cv2.resize(frame, (self.side, self.side), interpolation=cv2.INTER_AREA) for frame in frames]
+        corners = range(0, self.side - self.patch + 1, self.patch // 2)
+        patches = [
+            part(left, top, self.patch, generator).cut([square], self.patch)
+            for square in squares
+            for top in corners
+            for left in corners
+        ]
+        nodes = len(corners) ** 2
+        pictures = _normalised(np.concatenate(patches))
+        return {"patches": pictures.unflatten(0, (self.length, nodes)), "first": torch.tensor(numbers[0])}
+
+
+def part(left: int, top: int, side: int, generator: np.random.RandomState) -> Window:
+    """A random part of a square cell, of random area and ratio; as torchvision's RandomResizedCrop draws it."""
+    while True:
+        area = generator.uniform(*PATCH_AREA) * side**2
+        ratio = math.exp(generator.uniform(*np.log(PATCH_RATIO)))
+        width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if width <= side and height <= side:
+            break
+    return Window(left + generator.uniform(0, side - width), top + generator.uniform(0, side - height), width, height)
+
+
+def _normalised(images: np.ndarray) -> Tensor:
+    """Pictures, uint8 RGB [T, H, W, 3], normalised as ImageNet's: float32 [T, 3, H, W]."""
+    mean, std = (np.array(values, np.float32) for values in IMAGENET)
+    standard = (images.astype(np.float32) / 255.0 - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(standard.transpose(0, 3, 1, 2)))
