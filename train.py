@@ -28,7 +28,7 @@ from timecycle.training.evaluating import evaluate, held_out
 from timecycle.training.folder import Run, begin, find_run
 from timecycle.training.objectives import OBJECTIVES, choose_clips, fingerprint
 from timecycle.training.optimisers import make_optimiser, make_schedule
-from timecycle.training.order import batches, steps_of_epoch
+from timecycle.training.order import loader, order
 from timecycle.training.report import Report
 from timecycle.training.settings import Settings, read_command_line, resolved
 from timecycle.training.speed import prepare
@@ -55,12 +55,12 @@ def train(settings: Settings, run: Run, world: World) -> None:
     """Settings -> clips -> model -> steps -> encoder on disk."""
     clips = choose_clips(settings)
     samples = OBJECTIVES[settings.objective].samples(settings, clips)
-    length = settings.steps or settings.epochs * steps_of_epoch(len(clips), settings.batch)
 
     seed_everything(settings.seed)
     model = prepare(OBJECTIVES[settings.objective].model(settings), settings, world)
     if settings.pretrained and not run.checkpoint:
-        load_pretrained(model, settings.pretrained)
+        load_pretrained(settings, model, settings.pretrained)
+    length = settings.steps or settings.epochs * order(len(clips), settings, 0, world).steps_per_epoch
     optimiser = make_optimiser(settings, model)
     schedule = make_schedule(settings, optimiser, length)
     keeper = Keeper(run.folder, settings, fingerprint(clips), world, model, optimiser, schedule)
@@ -68,7 +68,7 @@ def train(settings: Settings, run: Run, world: World) -> None:
     if run.checkpoint:
         keeper.restore(run.checkpoint)
     first = keeper.progress.step
-    loader = batches(samples, settings, first, length, world)
+    stream = iter(loader(samples, order(len(clips), settings, first, world), settings, world))
     evaluation = held_out(settings, world) if settings.evaluate_every else None
 
     world.gather(None)  # every process has found the run; now it may change
@@ -77,7 +77,7 @@ def train(settings: Settings, run: Run, world: World) -> None:
     with Report(run.folder, settings, first, length, world) as report:
         introduce(report, settings, run, clips, first, length)
         with StopRequest() as stop:
-            steps(keeper, world.parallel(model), iter(loader), length, report, stop, evaluation)
+            steps(keeper, world.parallel(model), stream, length, report, stop, evaluation)
         if stop.name:
             report.say(f"stopped by {stop.name} after step {keeper.progress.step}; --resume auto goes on")
         report.say(report.summary())
@@ -186,7 +186,12 @@ def introduce(report: Report, settings: Settings, run: Run, clips: list[Clip], f
 def finish(keeper: Keeper, folder: Path) -> None:
     """Write the encoder; say where things are."""
     path = folder / "encoder.safetensors"
-    write_encoder(path, keeper.model, {"objective": keeper.settings.objective, "steps": str(keeper.progress.step)})
+    write_encoder(
+        path,
+        keeper.settings,
+        keeper.model,
+        {"objective": keeper.settings.objective, "steps": str(keeper.progress.step)},
+    )
     if keeper.progress.best_step:
         print(f"best evaluation: J&F {keeper.progress.best_score:.3f} after step {keeper.progress.best_step}")
     print(f"checkpoints, log.jsonl, pictures, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")

@@ -45,6 +45,7 @@ class Fault:
         self.calls = 0
 
     def __call__(self, module: nn.Module, inputs: Any, losses: Any) -> Any:
+        """Called after every forward pass."""
         self.calls += 1
         if not self.kind or self.calls != int(self.words[-1]):
             return losses

@@ -24,7 +24,7 @@ from timecycle.files import write_bytes
 from timecycle.results import versions
 from timecycle.training import checkpoints
 from timecycle.training.distributed import World
-from timecycle.training.settings import FIELDS, Settings
+from timecycle.training.settings import Settings, usual_objective
 
 HOME = Path("out")
 
@@ -80,7 +80,7 @@ def _holds_run(folder: Path) -> bool:
 
 def _usual_name(given: dict[str, Any]) -> str:
     data = given.get("filelist") or given.get("videos")
-    return f"train-{given.get('objective', FIELDS['objective'].default)}-{data.stem if data else 'made'}"
+    return f"train-{given.get('objective', usual_objective(given))}-{data.stem if data else 'made'}"
 
 
 def _usual_folders(given: dict[str, Any]) -> Iterator[Path]:

@@ -9,12 +9,14 @@ import numpy as np
 from torch import nn
 
 from timecycle.data.clips import Clip, listed_clips, made_clips, video_clips
+from timecycle.data.crops import CropSamples, GridSamples
 from timecycle.data.samples import CycleSamples, Samples
-from timecycle.encoder import Encoder
+from timecycle.encoder import Encoder, Trunk
 from timecycle.errors import InputError
 from timecycle.objective import TimeCycle
-from timecycle.training.pictures import picture_cycles
+from timecycle.training.pictures import picture_cycles, picture_walk
 from timecycle.training.settings import Settings
+from timecycle.walk import CropWalk, GridWalk
 
 MADE_FRAMES = 32  # of a made clip
 
@@ -23,13 +25,15 @@ MADE_FRAMES = 32  # of a made clip
 class Objective:
     """An entry of `OBJECTIVES`.
 
-    The model is called with a batch's tensors by name, and returns losses with `total` and `scalars()`; its submodule
-    `encoder` is what is learned for use elsewhere.
+    The model is called with a batch's tensors by name, and returns losses with `total` and `scalars()`.
     """
 
     model: Callable[[Settings], nn.Module]
     samples: Callable[[Settings, list[Clip]], Samples]
+    learned: str
+    """The model's submodule that is of use elsewhere: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
     encoder: Callable[[Settings], nn.Module]
+    """That submodule, new."""
     picture: Callable[[nn.Module, dict[str, Any], Any], np.ndarray]
     """(encoder, batch, losses) -> RGB uint8 [H, W, 3] of the batch's first sample."""
 
@@ -51,8 +55,25 @@ def _cycle_samples(settings: Settings, clips: list[Clip]) -> Samples:
     )
 
 
+def _trunk(settings: Settings) -> Trunk:
+    return Trunk(18, padding=settings.padding, width=settings.width)
+
+
+def _walk_model(settings: Settings) -> nn.Module:
+    form = CropWalk if settings.walk_over == "crops" else GridWalk
+    return form(_trunk(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout)
+
+
+def _walk_samples(settings: Settings, clips: list[Clip]) -> Samples:
+    seed, side, length, gap = settings.seed, settings.side, settings.video_length, settings.frame_gap
+    if settings.walk_over == "crops":
+        return CropSamples(clips, seed, side, length, gap)
+    return GridSamples(clips, seed, side, settings.patch, length, gap)
+
+
 OBJECTIVES = {
-    "timecycle": Objective(_cycle_model, _cycle_samples, lambda settings: Encoder(), picture_cycles),
+    "timecycle": Objective(_cycle_model, _cycle_samples, "encoder", lambda settings: Encoder(), picture_cycles),
+    "walk": Objective(_walk_model, _walk_samples, "trunk", _trunk, picture_walk),
 }
 
 

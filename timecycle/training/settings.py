@@ -24,10 +24,22 @@ FIXED: dict[str, tuple[float, str]] = {
     "--hist": (1, "one query is carried"),
     "--pretrained_imagenet": (0, "no such weights are shipped; --pretrained takes a file of them"),
 }
+# Where they differ from the fields' own, which are those of TimeCycle's release. Of walks: what was seen to work on a
+# CPU (over crops), and the published form (over a grid).
+WALK = {"optimiser": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine", "clip": 1e3}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "timecycle": {},
+    "walk over crops": WALK | {"side": 128, "frame_gap": 3, "batch": 12, "width": 32},
+    "walk over grid": WALK | {"side": 256, "patch": 64, "batch": 20},
+}
 # Of a run that is given no data: sizes at which a minute of CPU shows something.
-DEMO: dict[str, Any] = {"side": 96, "patch": 56, "batch": 2, "minutes": 1.0, "log_every": 2, "made_clips": 16}
-# What the published authors trained each objective with, where it is not the field's own default.
-OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {"timecycle": {}, "walk": {}}
+DEMO_OBJECTIVE = "walk"
+DEMO: dict[str, dict[str, Any]] = {
+    "timecycle": {"side": 96, "patch": 56, "batch": 2},
+    "walk over crops": {"side": 96, "batch": 4, "width": 16},
+    "walk over grid": {"side": 128, "patch": 32, "batch": 1, "width": 16},
+}
+DEMO_RUN = {"steps": 300, "minutes": 1.0, "made_clips": 16}
 
 
 def option(default: Any, about: str, *flags: str, result: bool = True) -> Any:
@@ -48,12 +60,19 @@ class Settings:
 
     # What is learned.
     objective: Literal["timecycle", "walk"] = option("timecycle", "what is minimised")
-    side: int = option(240, "of a frame")
-    patch: int = option(80, "of timecycle's patch")
+    side: int = option(240, "of a frame, or of walk's crop")
+    patch: int = option(80, "of timecycle's patch, or of a cell of walk's grid")
     video_length: int = option(4, "base frames of a sample", "--videoLen")
     frame_gap: int = option(2, "frames from one base frame to the next", "--frame_gap")
     pred_distance: int = option(4, "timecycle's target comes (videoLen + predDistance) gaps on", "--predDistance")
     lamda: float = option(0.1, "weight of timecycle's cycles against its inlier score")
+    walk_over: Literal["crops", "grid"] = option("crops", "walk's nodes: positions in two crops, or a grid of patches")
+    width: int = option(64, "channels of the first stage of walk's ResNet-18")
+    padding: Literal["reflect", "zeros"] = option(
+        "reflect", "of walk's convolutions; zeros tell features where they are"
+    )
+    temperature: float = option(0.07, "of walk's softmax")
+    edge_dropout: float = option(0.1, "share of edges that walk leaves out")
 
     # How.
     batch: int = option(36, "samples of a step, over all processes", "--batchSize", "--train-batch")
@@ -101,7 +120,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{flag(name)} is {value}; expected {lowest} or more")
-        for name in ("lr", "clip", "minutes"):
+        for name in ("lr", "clip", "minutes", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} is {value}; expected a positive number")
@@ -198,9 +217,11 @@ def resolved(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Set
     result. The length of a run may change as long as the learning rate does not depend on it.
     """
     if stored is None:
-        demo = {} if given.get("filelist") or given.get("videos") else DEMO
-        objective = given.get("objective", demo.get("objective", FIELDS["objective"].default))
-        return Settings(**{**OBJECTIVE_DEFAULTS[objective], **demo, **given})
+        demo = not given.get("filelist") and not given.get("videos")
+        objective = given.get("objective", usual_objective(given))
+        kind = f"walk over {given.get('walk_over', 'crops')}" if objective == "walk" else objective
+        values = DEFAULTS[kind] | (DEMO[kind] | DEMO_RUN if demo else {})
+        return Settings(**{"objective": objective} | values | given)
     stored = {name: _typed(name, value) for name, value in stored.items() if name in FIELDS}
     schedule = stored.get("schedule", "constant")
     for name, value in given.items():
@@ -212,6 +233,11 @@ def resolved(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Set
             )
     of_this_process = {"minutes": None, "resume": None}
     return Settings(**{**stored, **of_this_process, **given})
+
+
+def usual_objective(given: dict[str, Any]) -> str:
+    """The objective of a command line that names none: TimeCycle's, unless no data are given."""
+    return str(FIELDS["objective"].default if given.get("filelist") or given.get("videos") else DEMO_OBJECTIVE)
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from timecycle.checkpoint import encoder_state, read_state_dict
+from timecycle.checkpoint import load_features, read_state_dict
 from timecycle.errors import InputError
 from timecycle.files import write_bytes
 from timecycle.objective import TimeCycle
@@ -14,26 +14,25 @@ from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 
 
-def load_pretrained(model: nn.Module, path: Path) -> str:
-    """Start from the weights of a file: a run's checkpoint, or a whole model or an encoder in a TimeCycle layout.
+def load_pretrained(settings: Settings, model: nn.Module, path: Path) -> str:
+    """Start from the weights of a file: a run's checkpoint or encoder, the release's, or a published encoder.
 
     Returns what was taken, in words. Raises InputError if the file holds none of these, or of another size.
     """
     state = read_state_dict(path)
-    if set(state) == set(model.state_dict()):
-        try:
-            model.load_state_dict(state)
-        except RuntimeError:
-            raise InputError(f"{path} holds a model of other sizes; expected one of this run's settings") from None
-        return "all weights"
+    encoder = model.get_submodule(OBJECTIVES[settings.objective].learned)
+    for part, what in ((model, "all weights"), (encoder, "the encoder's weights")):
+        if set(state) == set(part.state_dict()):
+            try:
+                part.load_state_dict(state)
+            except RuntimeError:
+                raise InputError(f"{path} holds a model of other sizes; expected one of these settings") from None
+            return what
     if any(name.endswith("afterconv3_trans.weight") for name in state) and isinstance(model, TimeCycle):
         model.load_release(state)
         return "all weights of the release"
-    encoder = model.get_submodule("encoder")
-    found, expected = encoder_state(state), encoder.state_dict()
+    found, expected = load_features(path).state_dict(), encoder.state_dict()
     for name, value in expected.items():
-        if name.endswith("num_batches_tracked"):
-            found.setdefault(name, value)
         if name not in found or found[name].shape != value.shape:
             raise InputError(f"{path} does not fit the encoder: {name} is missing or of another shape")
     encoder.load_state_dict({name: found[name] for name in expected})
@@ -42,16 +41,15 @@ def load_pretrained(model: nn.Module, path: Path) -> str:
 
 def plain_encoder(settings: Settings, model: nn.Module) -> nn.Module:
     """A copy of the model's encoder for use outside of training: as it is built, in evaluation mode, on its device."""
-    learned = model.get_submodule("encoder")
+    learned = model.get_submodule(OBJECTIVES[settings.objective].learned)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         encoder = OBJECTIVES[settings.objective].encoder(settings)
     encoder.load_state_dict(learned.state_dict())
     return encoder.to(next(learned.parameters()).device).eval()
 
 
-def write_encoder(path: Path, model: nn.Module, notes: dict[str, str]) -> None:
+def write_encoder(path: Path, settings: Settings, model: nn.Module, notes: dict[str, str]) -> None:
     """Write the encoder as safetensors, for `test_davis.py --resume`, atomically."""
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in model.get_submodule("encoder").state_dict().items()
-    }
+    encoder = model.get_submodule(OBJECTIVES[settings.objective].learned)
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_bytes(path, safetensors.torch.save(state, metadata={"format": "pt", **notes}))
