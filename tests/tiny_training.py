@@ -1,11 +1,12 @@
-"""train.py with a model of a few thousand parameters, and faults at chosen steps: python -m tests.tiny_training ...
+"""train.py with models of a few thousand parameters, and faults at chosen steps: python -m tests.tiny_training ...
 
-Faults are named by the variable TINY_FAULT, "signal:NAME:STEP", "kill:RANK:STEP" (once, marked by a file) or
+Faults are named by the variable TINY_FAULT: "signal:NAME:STEP", "kill:RANK:STEP" (once, marked by a file `killed`) or
 "nan:STEP"; a step is that of the process, counted from 1.
 """
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from timecycle.errors import run_command_line
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 
-ORDINARY = OBJECTIVES["timecycle"]
-SIZES = ("--side", "64", "--patch", "56", "--batchSize", "4", "--made-clips", "6", "--workers", "0")
+COMMON = ("--batchSize", "4", "--made-clips", "6", "--workers", "0")
+WALK = (*COMMON, "--side", "32", "--width", "4", "--steps", "6")
+CYCLE = (*COMMON, "--objective", "timecycle", "--side", "64", "--patch", "56", "--steps", "4")
 
 
 class TinyEncoder(nn.Module):
@@ -50,6 +52,8 @@ class Fault:
         if not self.kind or self.calls != int(self.words[-1]):
             return losses
         if self.kind == "nan":
+            with torch.no_grad():  # as a batch of such numbers would leave them
+                module.get_submodule("trunk.bn1").running_mean.data.fill_(float("nan"))
             return replace(losses, total=losses.total * float("nan"))
         if self.kind == "signal":
             os.kill(os.getpid(), signal.Signals[self.words[0]])
@@ -60,16 +64,23 @@ class Fault:
         return losses
 
 
-def tiny_model(settings: Settings) -> nn.Module:
-    """TimeCycle on the tiny encoder."""
-    model = ORDINARY.model(settings)
-    torch.manual_seed(settings.seed)
-    model.encoder = TinyEncoder()
-    model.register_forward_hook(Fault(os.environ.get("TINY_FAULT", "")))
-    return model
+def faulty(build: Callable[[Settings], nn.Module]) -> Callable[[Settings], nn.Module]:
+    """A model's maker, with faults."""
+
+    def made(settings: Settings) -> nn.Module:
+        model = build(settings)
+        if settings.objective == "timecycle":
+            model.encoder = TinyEncoder()
+        model.register_forward_hook(Fault(os.environ.get("TINY_FAULT", "")))
+        return model
+
+    return made
 
 
-OBJECTIVES["timecycle"] = replace(ORDINARY, model=tiny_model, encoder=lambda settings: TinyEncoder())
+OBJECTIVES["walk"] = replace(OBJECTIVES["walk"], model=faulty(OBJECTIVES["walk"].model))
+OBJECTIVES["timecycle"] = replace(
+    OBJECTIVES["timecycle"], model=faulty(OBJECTIVES["timecycle"].model), encoder=lambda settings: TinyEncoder()
+)
 
 
 if __name__ == "__main__":
