@@ -133,7 +133,7 @@ setup(
         "timecycle.training",
         "timecycle.kernels",
     ],
-    package_data={"timecycle.ops": ["speeds.json"]},
+    package_data={"timecycle": ["weights/*"], "timecycle.ops": ["speeds.json"]},
     package_dir={"timecycle": "timecycle", "timecycle.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},

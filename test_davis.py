@@ -24,7 +24,8 @@ from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation import DTYPES, Features, GivenFeatures, evaluate, fingerprint, masks_to_score
+from timecycle.evaluation import evaluate, fingerprint, masks_to_score
+from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features, GivenFeatures
 from timecycle.protocols import PRESETS, Protocol, protocol
 from timecycle.results import ResultsFolder, peak_memory_mb
 from timecycle.scores import score_masks
@@ -49,12 +50,12 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
     data.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
     method = parser.add_argument_group("features and protocol")
-    method.add_argument("--resume", type=Path, help="weights: a published checkpoint, or .safetensors")
+    method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
     method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
     method.add_argument(
         "--features",
-        help="colour: the colour descriptor, also where weights are at hand; or MODULE:CALLABLE, from normalised "
-        "images [B, 3, H, W] to features [B, D, h, w]",
+        help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
+        "MODULE:CALLABLE, from normalised images [B, 3, H, W] to features [B, D, h, w]",
     )
     method.add_argument("--protocol", default="timecycle", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
     method.add_argument(
@@ -129,15 +130,17 @@ def choose_features(
     arguments: argparse.Namespace, device: torch.device, rules: Protocol
 ) -> tuple[str, Features | GivenFeatures]:
     """A short name of the features for folders, and the features."""
-    if arguments.resume:
-        return arguments.resume.name.split(".")[0], Features(
-            arguments.resume, device, DTYPES[arguments.dtype], rules, arguments.layout
-        )
-    if arguments.features in (None, "colour"):
-        return "colour", Features(None, device, DTYPES[arguments.dtype], rules)
     place, colon, name = arguments.features.partition(":")
     if not colon:
-        raise InputError(f"--features is {arguments.features!r}; expected colour or MODULE:CALLABLE")
+        parts = tuple(arguments.features.split("+"))
+        if not set(parts) <= set(PARTS):
+            raise InputError(
+                f"--features is {arguments.features!r}; expected some of {', '.join(PARTS)} joined by +, or "
+                "MODULE:CALLABLE"
+            )
+        features = Features(parts, device, DTYPES[arguments.dtype], rules, arguments.resume, arguments.layout)
+        learned = arguments.resume.name.split(".")[0] if arguments.resume else "network"
+        return "+".join(learned if part == "network" else part for part in parts), features
     sys.path.insert(0, str(Path.cwd()))
     try:
         extract = getattr(importlib.import_module(place), name)
@@ -169,19 +172,23 @@ def main() -> None:
     unused = [name.split("/")[-1].split()[-1] for name in given if name.startswith("without effect")]
     if unused:
         print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
-    if arguments.resume and arguments.features:
-        raise InputError("--resume and --features are both given; expected one of them")
-    if not arguments.resume and not arguments.features:
-        print("no weights ship with the project yet: the colour descriptor stands in (--resume takes trained weights)")
+    arguments.features = arguments.features or ("network" if arguments.resume else "+".join(DEFAULT))
+    with_network = "network" in arguments.features.split("+")
+    if arguments.resume and not with_network:
+        raise InputError(
+            f"--resume is given and --features is {arguments.features}, without a network; expected one of them, or "
+            "network among the features"
+        )
     device = choose_device(arguments.device)
     rules = choose_protocol(arguments)  # before data are made or read
-    weights = fingerprint(arguments.resume) if arguments.resume else arguments.features or "colour"
+    # Weights by what they are, not by where they lie.
+    named = arguments.features + (f" {fingerprint(arguments.resume or SHIPPED)}" if with_network else "")
     source, sequences = choose_data(arguments)
     name, features = choose_features(arguments, device, rules)
     # What the masks depend on: every field of the protocol, and these.
     options = asdict(rules) | {
         "dtype": arguments.dtype,
-        "features": weights,
+        "features": named,
         "layout": arguments.layout,
         "data": str(Path(source).resolve()),
         "remap_255": arguments.remap_255,

@@ -59,7 +59,7 @@ def train(settings: Settings, run: Run, world: World) -> None:
     seed_everything(settings.seed)
     model = prepare(OBJECTIVES[settings.objective].model(settings), settings, world)
     if settings.pretrained and not run.checkpoint:
-        load_pretrained(settings, model, settings.pretrained)
+        load_pretrained(model, settings.pretrained)
     length = settings.steps or settings.epochs * order(len(clips), settings, 0, world).steps_per_epoch
     optimiser = make_optimiser(settings, model)
     schedule = make_schedule(settings, optimiser, length)
@@ -119,8 +119,8 @@ def steps(
             keeper.newly_skipped.update(line for lines in batch["skipped"] for line in lines.splitlines())
         clock = report.step(progress.step, scalars, clock)
         if due(progress.step, settings.pictures_every) and world.first:
-            picture = OBJECTIVES[settings.objective].picture(plain_encoder(settings, model), pieces[-1], losses)
-            report.picture(progress.step, picture)
+            encoder = plain_encoder(settings, model).cpu()
+            report.picture(progress.step, OBJECTIVES[settings.objective].picture(encoder, pieces[-1], losses))
         best = False
         if evaluation and (due(progress.step, settings.evaluate_every) or ended):
             score = evaluate(plain_encoder(settings, model), evaluation)
@@ -186,12 +186,7 @@ def introduce(report: Report, settings: Settings, run: Run, clips: list[Clip], f
 def finish(keeper: Keeper, folder: Path) -> None:
     """Write the encoder; say where things are."""
     path = folder / "encoder.safetensors"
-    write_encoder(
-        path,
-        keeper.settings,
-        keeper.model,
-        {"objective": keeper.settings.objective, "steps": str(keeper.progress.step)},
-    )
+    write_encoder(path, keeper.settings, keeper.model, keeper.progress.step)
     if keeper.progress.best_step:
         print(f"best evaluation: J&F {keeper.progress.best_score:.3f} after step {keeper.progress.best_step}")
     print(f"checkpoints, log.jsonl, pictures, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")

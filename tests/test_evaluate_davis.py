@@ -189,7 +189,7 @@ def test_native_size(run, small_davis: Path, tmp_path):
         (("--protocol", "dyno"), "protocol is 'dyno'; expected 'dino'"),
         (("--override", "k"), "--override k has no value; expected FIELD=VALUE, such as k=7"),
         (("--override", "kk=3"), "'kk' is no field of a protocol; expected 'k' (there are name, resize"),
-        (("--features", "own_features"), "--features is 'own_features'; expected colour or MODULE:CALLABLE"),
+        (("--features", "own_features"), "--features is 'own_features'; expected some of network, colour"),
         (("--features", "nowhere:f"), "--features nowhere:f cannot be imported: No module named 'nowhere'"),
         (("--features", "own_features:f"), "--features own_features:f cannot be imported"),
         (("--features", "own_features:number"), "--features own_features:number is a int; expected a callable"),

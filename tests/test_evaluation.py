@@ -59,7 +59,7 @@ def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
     assert results["versions"]["torch"] == torch.__version__
     for heading in ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F"):
         assert heading in ended.out
-    assert "colour descriptor" in ended.out
+    assert results["options"]["features"].startswith("network+colour+gradients ")
 
 
 def test_scores_and_masks_equal_the_originals(run, shared: Path, oracle: Path, oracle_checkpoint: Path, tmp_path):
@@ -196,7 +196,10 @@ BAD = {
     "no neighbours": (("--topk_vis", 0), "--topk_vis is 0"),
     "context": (("--videoLen", 0), "--videoLen is 0"),
     "checkpoint": (("--resume", "nothing.pth.tar"), "nothing.pth.tar does not exist"),
-    "two features": (("--resume", "a", "--features", "colour"), "--resume and --features are both given"),
+    "two features": (
+        ("--resume", "a", "--features", "colour"),
+        "--resume is given and --features is colour",
+    ),
     "two sources": (("--filelist", "list.txt"), "--davis and --filelist are both given"),
     "device": (("--device", "quantum"), "--device quantum cannot be used"),
     "sequence": (("--sequences", "third"), "third is not in the set val; expected some of first, second"),
@@ -263,7 +266,7 @@ def test_without_data_the_made_set_is_evaluated(run, tmp_path, monkeypatch):
     ended = run("--cropSize", 64)
     assert ended.code == 0, ended.err
     assert "no data given" in ended.out
-    assert (tmp_path / "out" / "made-davis-colour-64" / "results.json").exists()
+    assert (tmp_path / "out" / "made-davis-network+colour+gradients-64" / "results.json").exists()
 
 
 def small_made_set(root: Path) -> Path:

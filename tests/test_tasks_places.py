@@ -11,7 +11,7 @@ import torch
 
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
-from timecycle.evaluation import evaluating
+from timecycle.features import evaluating
 from timecycle.protocols import protocol
 from timecycle.tasks.carrying import Sizes, carry
 from timecycle.tasks.places import bilinear_maps, gaussian_maps, strongest_places

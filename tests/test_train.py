@@ -182,7 +182,7 @@ def test_weights_to_start_from(tiny):
     for file in ("run/latest.pt", "run/encoder.safetensors"):
         shutil.rmtree("more", ignore_errors=True)
         assert tiny(*WALK, "--lr", 1e-12, "--weight-decay", 0, "--pretrained", file, "-c", "more").code == 0
-        found, expected = (latest(folder)["model"]["trunk.layer1.0.conv1.weight"] for folder in ("more", "run"))
+        found, expected = (latest(folder)["model"]["encoder.layer1.0.conv1.weight"] for folder in ("more", "run"))
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     assert "holds a model of other sizes" in tiny(*WALK, "--width", 8, "--pretrained", "run/latest.pt").err
 

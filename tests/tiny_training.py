@@ -53,7 +53,7 @@ class Fault:
             return losses
         if self.kind == "nan":
             with torch.no_grad():  # as a batch of such numbers would leave them
-                module.get_submodule("trunk.bn1").running_mean.data.fill_(float("nan"))
+                module.get_submodule("encoder.bn1").running_mean.data.fill_(float("nan"))
             return replace(losses, total=losses.total * float("nan"))
         if self.kind == "signal":
             os.kill(os.getpid(), signal.Signals[self.words[0]])

@@ -11,6 +11,7 @@ may come first):
     uvc            gray_encoder.<names>
     vfs            backbone.<names>, where a convolution and its normalisation are conv1.conv.weight and conv1.bn.weight
     moco           encoder_q.<names> (v1, v2), base_encoder.<names> (v3)
+    walk           walk.<names>: ours, of any width (`save_encoder`)
     torchvision    <names> alone; also VFS's converted files, and our own `convert`'s resnet50
 
 Sources: the published code of each, as in `timecycle.encoder`; facebookresearch/moco and moco-v3 (builder.py). No
@@ -55,6 +56,7 @@ LAYOUTS = {
     "uvc": Layout(("gray_encoder.",), stages=4),
     "vfs": Layout(("backbone.",)),
     "moco": Layout(("encoder_q.", "base_encoder.")),
+    "walk": Layout(("walk.",), padding="reflect"),
     "torchvision": Layout(("",)),
 }
 """By name. The first that fits a file's names is taken, so the one without a prefix comes last."""
@@ -197,7 +199,9 @@ def load_features(path: Path | str, layout: str | None = None) -> Encoder | Trun
         return _encoder(state, path)
     standard = standard_names(state, LAYOUTS[layout])
     depth: Literal[18, 50] = 50 if any(".conv3." in name for name in standard) else 18
-    trunk = Trunk(depth, LAYOUTS[layout].stages, LAYOUTS[layout].padding)
+    # Ours alone come in other widths; of a published one another width is an error.
+    width = len(standard["conv1.weight"]) if layout == "walk" and "conv1.weight" in standard else 64
+    trunk = Trunk(depth, LAYOUTS[layout].stages, LAYOUTS[layout].padding, width)
     expected = trunk.state_dict()
     problem = _first_problem(standard, expected)
     if problem is not None:
@@ -227,6 +231,25 @@ def _first_problem(standard: dict[str, Tensor], expected: dict[str, Tensor]) -> 
             return f"{name} is {list(standard[name].shape)} instead of {list(value.shape)}"
     unexpected = [name for name in standard if name not in expected and re.match(r"(conv|bn|layer[123]\.)", name)]
     return f"{unexpected[0]} is unexpected" if unexpected else None
+
+
+def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:
+    """Write an encoder as safetensors for `load_features`, atomically: TimeCycle's, or a walk's trunk.
+
+    notes: kept in the file's header. half: floating-point weights as float16, which reading widens again.
+    Raises InputError for a trunk that the layout of walks does not describe: three stages, padded by reflection.
+    """
+    layout = LAYOUTS["walk"]
+    prefix = ""
+    if isinstance(encoder, Trunk):
+        prefix = layout.prefixes[0]
+        if hasattr(encoder, "layer4") or encoder.conv1.padding_mode != layout.padding:
+            raise InputError(f"a trunk is to be saved that is no walk's; expected 3 stages, padding {layout.padding!r}")
+    state = {
+        prefix + name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in encoder.state_dict().items()
+    }
+    write_bytes(path, safetensors.torch.save(state, metadata={"format": "pt", **notes}))
 
 
 def convert(checkpoint: Path, folder: Path) -> tuple[Path, Path]:

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from timecycle.checkpoint import load_features
-from timecycle.colour import ColourDescriptor
 from timecycle.data.davis import Sequence, read_davis
-from timecycle.encoder import Encoder, fold_batch_norm
 from timecycle.errors import InputError
+from timecycle.features import Extractor, Features, GivenFeatures, evaluating
 from timecycle.files import read_rgb
 from timecycle.images import prepared
 from timecycle.labels import Size, first_labels, index_mask
@@ -31,92 +29,6 @@ from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.results import ResultsFolder, SequenceWriter
 from timecycle.scores import Scores, SequenceMasks, score_masks
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Extractor = Callable[[Tensor], Tensor]
-"""Normalised images [B, 3, H, W] to features [B, D, h, w], of any stride."""
-
-
-class Features:
-    """Frames to features on a device, in a dtype: a trained network, or without weights the colour descriptor.
-
-    checkpoint and layout are those of `timecycle.checkpoint.load_features`; the protocol is that of the images.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Path | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        protocol: Protocol,
-        layout: str | None = None,
-    ) -> None:
-        self.device, self.dtype = device, dtype
-        network = load_features(checkpoint, layout) if checkpoint else None
-        # Of length 1 already, so that nobody does it again.
-        self.l2 = network is None or isinstance(network, Encoder)
-        self._colour = ColourDescriptor(protocol.mean, protocol.std) if network is None else None
-        self._encoder = None if network is None else fold_batch_norm(network).to(device, dtype)
-
-    def begin(self, first: Tensor) -> None:
-        """Start a sequence with its first frame, [3, H, W]."""
-        if self._colour is not None:
-            self._colour.begin(first)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> features [B, D, H / 8, W / 8], rounded up."""
-        if self._encoder is None:
-            assert self._colour is not None
-            return self._colour(images).to(self.device, self.dtype)
-        return self._encoder(images.to(self.device, self.dtype, memory_format=torch.channels_last))
-
-
-class GivenFeatures:
-    """A caller's own extractor, its answers checked. One with a method `begin([3, H, W])` is told of new sequences."""
-
-    l2 = False
-
-    def __init__(self, extract: Extractor, device: torch.device) -> None:
-        self._extract, self.device = extract, device
-
-    def begin(self, first: Tensor) -> None:
-        """Start a sequence with its first frame, [3, H, W]."""
-        begin = getattr(self._extract, "begin", None)
-        if begin is not None:
-            begin(first.to(self.device))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w]. Raises InputError if the extractor returns something else."""
-        found = self._extract(images.to(self.device))
-        if (
-            not isinstance(found, Tensor)
-            or found.ndim != 4
-            or len(found) != len(images)
-            or not found.is_floating_point()
-        ):
-            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(
-                f"the feature extractor returned {what} for images {list(images.shape)}; expected floating point "
-                f"[{len(images)}, D, h, w]"
-            )
-        return found
-
-
-@contextmanager
-def evaluating(features: Extractor, device: torch.device | str | None) -> Iterator[GivenFeatures]:
-    """The extractor with its answers checked; a module in eval mode, on the device of its parameters, then put back."""
-    module = features if isinstance(features, torch.nn.Module) else None
-    if device is None:
-        parameter = next(module.parameters(), None) if module is not None else None
-        device = parameter.device if parameter is not None else "cpu"
-    training = module is not None and module.training
-    if module is not None:
-        module.eval()
-    try:
-        yield GivenFeatures(features, torch.device(device))
-    finally:
-        if module is not None:
-            module.train(training)
 
 
 class Stopwatch:

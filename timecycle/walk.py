@@ -114,7 +114,7 @@ class Walk(nn.Module):
         EdgeDropout(edge_dropout, 0)  # refuses a rate that is none
         if temperature <= 0:
             raise InputError(f"temperature is {temperature}; expected more than 0")
-        self.trunk = trunk
+        self.encoder = trunk
         # For training alone: what is before it makes the better features.
         self.head = nn.Linear(trunk.channels, channels)
         self.temperature, self.edge_dropout = temperature, edge_dropout
@@ -171,7 +171,7 @@ class CropWalk(Walk):
                 f"{[samples, frames - 1, *ahead.shape[2:]]} and {[samples, nodes]}"
             )
         # All at once, so that both ways share their batch statistics.
-        features = self.trunk(torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)]))
+        features = self.encoder(torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)]))
         rows = self._nodes(features.flatten(2).transpose(1, 2))
         forward, behind = rows.split([samples * frames, samples * (frames - 1)])
         steps = self._steps(frames)
@@ -195,7 +195,7 @@ class GridWalk(Walk):
         if patches.ndim != 6 or patches.shape[1] < 2:
             raise InputError(f"patches has shape {list(patches.shape)}; expected [B, T, N, 3, h, w], T at least 2")
         samples, frames, nodes = patches.shape[:3]
-        pooled = self.trunk(patches.flatten(0, 2)).mean(dim=(2, 3))
+        pooled = self.encoder(patches.flatten(0, 2)).mean(dim=(2, 3))
         rows = self._nodes(pooled).unflatten(0, (samples, frames, nodes))
         ends = palindromes(list(rows.unbind(1)), None, self._steps(frames))
         return coming_home(ends, torch.arange(nodes, device=rows.device).expand(samples, -1))

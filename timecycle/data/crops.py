@@ -5,7 +5,7 @@ Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the gr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -36,7 +36,7 @@ class Window:
     width: float
     height: float
 
-    def cut(self, frames: Sequence[np.ndarray], size: int) -> np.ndarray:
+    def cut(self, frames: Iterable[np.ndarray], size: int) -> np.ndarray:
         """What the window shows of frames [H, W, 3], bilinear, uint8 [T, size, size, 3]."""
         across, down = size / self.width, size / self.height
         # From pixel centres to pixel centres.
@@ -116,7 +116,7 @@ class CropSamples(Samples):
         generator = generators.numpy
         numbers = spaced(clip, self.length, self.frame_gap, generator)
         frames = clip.read(numbers)
-        first, second = two_windows(*frames.shape[1:3], self.crop, generator)
+        first, second = two_windows(frames.shape[1], frames.shape[2], self.crop, generator)
         return {
             "ahead": _normalised(first.cut(frames, self.crop)),
             "back": _normalised(second.cut(frames[:-1], self.crop)),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures, evaluating
+from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.files import decode, open_image
 from timecycle.labels import Size, nearest
 from timecycle.protocols import Protocol

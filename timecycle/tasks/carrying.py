@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.evaluation import GivenFeatures
+from timecycle.features import GivenFeatures
 from timecycle.files import read_rgb
 from timecycle.images import prepared
 from timecycle.labels import Size

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, evaluating
+from timecycle.features import Extractor, evaluating
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry, read_frames

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures, evaluating
+from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry

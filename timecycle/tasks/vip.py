@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
-from timecycle.evaluation import Extractor, GivenFeatures, evaluating
+from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.labels import FirstLabels, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
 from timecycle.protocols import Protocol

@@ -30,10 +30,8 @@ class Objective:
 
     model: Callable[[Settings], nn.Module]
     samples: Callable[[Settings, list[Clip]], Samples]
-    learned: str
-    """The model's submodule that is of use elsewhere: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
     encoder: Callable[[Settings], nn.Module]
-    """That submodule, new."""
+    """The model's submodule of that name, new: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
     picture: Callable[[nn.Module, dict[str, Any], Any], np.ndarray]
     """(encoder, batch, losses) -> RGB uint8 [H, W, 3] of the batch's first sample."""
 
@@ -56,7 +54,7 @@ def _cycle_samples(settings: Settings, clips: list[Clip]) -> Samples:
 
 
 def _trunk(settings: Settings) -> Trunk:
-    return Trunk(18, padding=settings.padding, width=settings.width)
+    return Trunk(18, padding="reflect", width=settings.width)
 
 
 def _walk_model(settings: Settings) -> nn.Module:
@@ -72,8 +70,8 @@ def _walk_samples(settings: Settings, clips: list[Clip]) -> Samples:
 
 
 OBJECTIVES = {
-    "timecycle": Objective(_cycle_model, _cycle_samples, "encoder", lambda settings: Encoder(), picture_cycles),
-    "walk": Objective(_walk_model, _walk_samples, "trunk", _trunk, picture_walk),
+    "timecycle": Objective(_cycle_model, _cycle_samples, lambda settings: Encoder(), picture_cycles),
+    "walk": Objective(_walk_model, _walk_samples, _trunk, picture_walk),
 }
 
 

@@ -68,9 +68,6 @@ class Settings:
     lamda: float = option(0.1, "weight of timecycle's cycles against its inlier score")
     walk_over: Literal["crops", "grid"] = option("crops", "walk's nodes: positions in two crops, or a grid of patches")
     width: int = option(64, "channels of the first stage of walk's ResNet-18")
-    padding: Literal["reflect", "zeros"] = option(
-        "reflect", "of walk's convolutions; zeros tell features where they are"
-    )
     temperature: float = option(0.07, "of walk's softmax")
     edge_dropout: float = option(0.1, "share of edges that walk leaves out")
 

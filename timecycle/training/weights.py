@@ -2,25 +2,23 @@
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
-from timecycle.checkpoint import load_features, read_state_dict
+from timecycle.checkpoint import load_features, read_state_dict, save_encoder
 from timecycle.errors import InputError
-from timecycle.files import write_bytes
 from timecycle.objective import TimeCycle
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 
 
-def load_pretrained(settings: Settings, model: nn.Module, path: Path) -> str:
+def load_pretrained(model: nn.Module, path: Path) -> str:
     """Start from the weights of a file: a run's checkpoint or encoder, the release's, or a published encoder.
 
     Returns what was taken, in words. Raises InputError if the file holds none of these, or of another size.
     """
     state = read_state_dict(path)
-    encoder = model.get_submodule(OBJECTIVES[settings.objective].learned)
+    encoder = model.get_submodule("encoder")
     for part, what in ((model, "all weights"), (encoder, "the encoder's weights")):
         if set(state) == set(part.state_dict()):
             try:
@@ -41,15 +39,14 @@ def load_pretrained(settings: Settings, model: nn.Module, path: Path) -> str:
 
 def plain_encoder(settings: Settings, model: nn.Module) -> nn.Module:
     """A copy of the model's encoder for use outside of training: as it is built, in evaluation mode, on its device."""
-    learned = model.get_submodule(OBJECTIVES[settings.objective].learned)
+    learned = model.get_submodule("encoder")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         encoder = OBJECTIVES[settings.objective].encoder(settings)
     encoder.load_state_dict(learned.state_dict())
     return encoder.to(next(learned.parameters()).device).eval()
 
 
-def write_encoder(path: Path, settings: Settings, model: nn.Module, notes: dict[str, str]) -> None:
+def write_encoder(path: Path, settings: Settings, model: nn.Module, steps: int) -> None:
     """Write the encoder as safetensors, for `test_davis.py --resume`, atomically."""
-    encoder = model.get_submodule(OBJECTIVES[settings.objective].learned)
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(state, metadata={"format": "pt", **notes}))
+    notes = {"objective": settings.objective, "steps": str(steps)}
+    save_encoder(plain_encoder(settings, model), path, notes)  # type: ignore[arg-type]
