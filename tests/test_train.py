@@ -1,0 +1,228 @@
+"""train.py: a run from its settings to its encoder, gone on with bit by bit, and what keeps it from being lost."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests import tiny_training
+from tests.tiny_training import CYCLE, WALK, TinyEncoder
+from tests.training_runs import assert_same, assert_same_run, latest, log
+from timecycle.files import read_rgb
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny(command_line: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+    """Run the tiny train.py in a folder of its own with arguments; gives .code, .out and .err."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments: object, fault: str = ""):
+        monkeypatch.setenv("TINY_FAULT", fault)
+        return command_line(tiny_training.train.main, *arguments)
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A list of three folders of ten frames, the second of which is damaged."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for name in ("whole", "damaged", "other"):
+        (tmp_path / name).mkdir()
+        for number in range(1, 11):
+            picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / name / f"{number:06d}.jpg"), picture)
+        lines.append(f"{tmp_path / name} 10\n")
+    for path in (tmp_path / "damaged").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    (tmp_path / "list.txt").write_text("".join(lines))
+    return tmp_path / "list.txt"
+
+
+def test_a_run_leaves_what_it_says(tiny):
+    done = tiny(*CYCLE, "-c", "run", "--log-every", 2, "--pictures-every", 2, "-e", "--classNum", 49)
+    assert done.code == 0, done.err
+    assert "no data given: learning from made video" in done.out
+    assert "accepted without effect, as they do not change the result here: --evaluate, --classNum" in done.out
+    assert done.out.count("side=64") == 1
+    assert re.search(r"step 2/4  loss \S+  \(skip .*\)  \S+ samples/s  \d+ MB  \d:\d\d:\d\d left", done.out)
+    assert "over the first 1 of 4 steps" in done.out
+    stored = json.loads(Path("run/settings.json").read_text())
+    assert stored["settings"]["batch"] == 4
+    assert stored["runs"][0]["command"][1:3] == ["--batchSize", "4"]
+    assert stored["runs"][0]["versions"]["torch"] == torch.__version__
+    assert [line["step"] for line in log("run")] == [1, 2, 3, 4]
+    assert {"loss", "skip", "inliers", "cycle/1", "gradient", "lr"} <= log("run")[0].keys()
+    # Patch, four frames, the target, the affinity; all at twice their size, with a line of 4 pixels after each.
+    assert read_rgb(Path("run/pictures/0000004.jpg")).shape == (128, (56 * 2 + 4) + 6 * (64 * 2 + 4), 3)
+    encoder = TinyEncoder()
+    encoder.load_state_dict(safetensors.torch.load_file("run/encoder.safetensors"))
+    learned = latest("run")["model"]
+    assert_same(dict(encoder.state_dict()), {name: learned[f"encoder.{name}"] for name in encoder.state_dict()})
+
+
+def test_walks_over_crops_and_over_a_grid(tiny):
+    assert tiny(*WALK, "-c", "crops", "--pictures-every", 6).code == 0
+    assert read_rgb(Path("crops/pictures/0000006.jpg")).shape == (2 * 64, 4 * (32 * 2 + 4), 3)
+    done = tiny(*WALK, "--walk-over", "grid", "--patch", 16, "-c", "grid", "--pictures-every", 6)
+    assert done.code == 0, done.err
+    assert read_rgb(Path("grid/pictures/0000006.jpg")).shape == (2 * 96, 4 * (48 * 2 + 4), 3)
+    for folder in ("crops", "grid"):
+        assert {"walk/3", "home/3"} <= log(folder)[0].keys()
+
+
+def test_resumed_is_uninterrupted(tiny):
+    """In the middle of an epoch, by another number of workers; the log and TensorBoard without seams."""
+    options = (*WALK, "--schedule", "constant")
+    assert tiny(*options, "-c", "whole").code == 0
+    assert tiny(*options, "--steps", 3, "-c", "parts").code == 0
+    with Path("parts/log.jsonl").open("a") as file:  # of a process that got further, and was killed
+        file.write('{"step": 4, "loss": 0}\n{"step": 5, "lo')
+    resumed = tiny(*options, "-c", "parts", "--resume", "auto", "--workers", 1)
+    assert resumed.code == 0, resumed.err
+    assert "going on from parts/checkpoint_0000003.pt, step 3" in resumed.out
+    assert_same_run("parts", "whole")
+    board = EventAccumulator("parts/tensorboard").Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [run["from_step"] for run in json.loads(Path("parts/settings.json").read_text())["runs"]] == [0, 3]
+
+
+def test_a_signal_saves_and_stops(tiny):
+    """Also of timecycle, whose sampling, optimiser and schedule are others."""
+    options = (*CYCLE, "--schedule", "cosine", "--warmup", 2)
+    assert tiny(*options, "-c", "whole").code == 0
+    stopped = tiny(*options, "-c", "parts", fault="signal:SIGINT:3")
+    assert stopped.code == 0, stopped.err
+    assert "stopped by SIGINT after step 3; --resume auto goes on" in stopped.out
+    assert latest("parts")["progress"]["step"] == 3
+    # Only the file is named: the checkpoint knows the rest.
+    assert tiny("--resume", "parts/checkpoint_0000003.pt").code == 0
+    assert_same_run("parts", "whole")
+
+
+def test_a_program_that_is_told_to_end_ends_well(tmp_path):
+    command = [sys.executable, "-m", "tests.tiny_training", *WALK, "--steps", "1000", "-c", str(tmp_path / "run")]
+    command[command.index("--workers") + 1] = "1"
+    environment = {**os.environ, "TINY_FAULT": "signal:SIGTERM:2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "stopped by SIGTERM after step 2" in done.stdout
+    assert latest(tmp_path / "run")["progress"]["step"] == 2
+
+
+def test_a_loss_that_is_no_number_loses_nothing(tiny):
+    """Not even the statistics and the random numbers of the step that failed."""
+    assert tiny(*WALK, "-c", "whole").code == 0
+    failed = tiny(*WALK, "-c", "parts", fault="nan:4")
+    assert failed.code == 2
+    assert re.search(r"error: the loss of step 4 is nan with the samples made-0-0\d+ from frame \d+, made", failed.err)
+    assert "all earlier steps are kept in parts/checkpoint_0000003.pt" in failed.err
+    assert tiny(*WALK, "-c", "parts", "--resume", "auto").code == 0
+    assert_same_run("parts", "whole")
+
+
+def test_damaged_clips_are_skipped_and_listed_once(tiny, listed):
+    options = (*WALK, "--filelist", listed, "--frame_gap", 1)
+    done = tiny(*options, "--save-every", 2, "-c", "run")
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if line.startswith("skipped ")]
+    assert len({line.split(" (")[0] for line in lines}) == len(lines) == len(latest("run")["skipped"])
+    assert all("damaged" in line for line in lines)
+    # Every clip comes up every three samples.
+    assert sum(latest("run")["skipped"].values()) == 6 * 4 // 3
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny):
+    assert tiny(*WALK, "--save-every", 1, "--keep", 2, "-c", "run").code == 0
+    assert sorted(path.name for path in Path("run").glob("*.pt")) == [
+        "checkpoint_0000005.pt",
+        "checkpoint_0000006.pt",
+        "latest.pt",
+    ]
+    # A damaged one is passed over for the one before.
+    whole = latest("run")
+    newest = Path("run/checkpoint_0000006.pt")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    again = tiny("-c", "run", "--resume", "auto")
+    assert "going on from run/checkpoint_0000005.pt" in again.out
+    assert_same(latest("run")["model"], whole["model"])
+
+
+def test_the_best_is_kept_by_score(tiny, small_davis):
+    options = (*WALK, "--evaluate-on", small_davis, "--save-every", 100, "--keep", 1)
+    done = tiny(*options, "--evaluate-every", 2, "-c", "run")
+    assert done.code == 0, done.err
+    scores = {int(step): float(score) for step, score in re.findall(r"step (\d): J&F (\S+)", done.out)}
+    assert set(scores) == {2, 4, 6}
+    best = torch.load("run/best.pt", weights_only=True)["progress"]
+    assert best["best_step"] == best["step"] == max(scores, key=scores.__getitem__)
+    assert tiny(*options, "-c", "other").code == 0
+    assert_same(latest("run")["model"], latest("other")["model"])  # looking changes nothing
+
+
+def test_weights_to_start_from(tiny):
+    assert tiny(*WALK, "-c", "run").code == 0
+    for file in ("run/latest.pt", "run/encoder.safetensors"):
+        shutil.rmtree("more", ignore_errors=True)
+        assert tiny(*WALK, "--lr", 1e-12, "--weight-decay", 0, "--pretrained", file, "-c", "more").code == 0
+        found, expected = (latest(folder)["model"]["encoder.layer1.0.conv1.weight"] for folder in ("more", "run"))
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    assert "holds a model of other sizes" in tiny(*WALK, "--width", 8, "--pretrained", "run/latest.pt").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("-c", "run", "--resume", "auto", "--lr", 0.5),
+            "--learning-rate is 0.5, and 0.001 in the run that is gone on",
+        ),
+        (("-c", "run", "--resume", "auto", "--steps", 9), "--steps is 9, and 1 in the run that is gone on from"),
+        (("-c", "run", "--resume", "auto", "--made-clips", 7), "--made-clips is 7, and 6 in the run"),
+        (("-c", "run"), "run holds a run; expected --resume auto to go on with it, or another --checkpoint"),
+        (("--resume", "run/none.pt"), "--resume run/none.pt does not exist"),
+        (("--resume", "weights.pt"), "weights.pt does not hold a run to go on from"),
+        (("--resume", "code.pt"), "code.pt is damaged or holds code"),
+        (("--videos", "nowhere"), "nowhere is not a folder; expected one with video files"),
+        (("--filelist", "empty.txt"), "empty.txt lists no clips"),
+        (("--filelist", "empty.txt", "--videos", "run"), "--filelist and --videos are both given"),
+        (("--batchSize", 5, "--accumulate", 2), "--batchSize is 5; expected a multiple of 2"),
+        (("--sync-batchnorm",), "--sync-batchnorm is given, and there is no GPU"),
+        (("--device", "tpu"), "--device is tpu; expected auto, cpu or cuda"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, arguments, sentence):
+    assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, "weights.pt")
+    torch.save({"format": print}, "code.pt")
+    Path("empty.txt").touch()
+    before = sorted(Path("run").rglob("*"))
+    refused = tiny(*((*WALK[:-2], "-c", "new") if "-c" not in arguments else ()), *arguments)
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert refused.err.count("\n") == 1
+    assert sorted(Path("run").rglob("*")) == before
+
+
+def test_runs_without_a_name_do_not_meet(tiny):
+    for _ in range(2):
+        assert tiny(*WALK, "--steps", 1).code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["train-walk-made", "train-walk-made-2"]
+    assert "step 1" in tiny("--resume", "auto").out

@@ -1,0 +1,88 @@
+"""train.py with models of a few thousand parameters, and faults at chosen steps: python -m tests.tiny_training ...
+
+Faults are named by the variable TINY_FAULT: "signal:NAME:STEP", "kill:RANK:STEP" (once, marked by a file `killed`) or
+"nan:STEP"; a step is that of the process, counted from 1.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import train
+from timecycle.encoder import Trunk
+from timecycle.errors import run_command_line
+from timecycle.training.objectives import OBJECTIVES
+from timecycle.training.settings import Settings
+
+COMMON = ("--batchSize", "4", "--made-clips", "6", "--workers", "0")
+WALK = (*COMMON, "--side", "32", "--width", "4", "--steps", "6")
+CYCLE = (*COMMON, "--objective", "timecycle", "--side", "64", "--patch", "56", "--steps", "4")
+
+
+class TinyEncoder(nn.Module):
+    """As TimeCycle's `Encoder`, with a ResNet-18 of width 4 and 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk(18, width=4)
+        self.head = nn.Conv2d(self.trunk.channels, 16, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 16, H / 8, W / 8]."""
+        return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1)
+
+
+class Fault:
+    """A forward hook that brings about what TINY_FAULT says."""
+
+    def __init__(self, text: str) -> None:
+        self.kind, *self.words = text.split(":")
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, inputs: Any, losses: Any) -> Any:
+        """Called after every forward pass."""
+        self.calls += 1
+        if not self.kind or self.calls != int(self.words[-1]):
+            return losses
+        if self.kind == "nan":
+            with torch.no_grad():  # as a batch of such numbers would leave them
+                module.get_submodule("encoder.bn1").running_mean.data.fill_(float("nan"))
+            return replace(losses, total=losses.total * float("nan"))
+        if self.kind == "signal":
+            os.kill(os.getpid(), signal.Signals[self.words[0]])
+        marker = Path("killed")
+        if self.kind == "kill" and os.environ.get("RANK") == self.words[0] and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses
+
+
+def faulty(build: Callable[[Settings], nn.Module]) -> Callable[[Settings], nn.Module]:
+    """A model's maker, with faults."""
+
+    def made(settings: Settings) -> nn.Module:
+        model = build(settings)
+        if settings.objective == "timecycle":
+            model.encoder = TinyEncoder()
+        model.register_forward_hook(Fault(os.environ.get("TINY_FAULT", "")))
+        return model
+
+    return made
+
+
+OBJECTIVES["walk"] = replace(OBJECTIVES["walk"], model=faulty(OBJECTIVES["walk"].model))
+OBJECTIVES["timecycle"] = replace(
+    OBJECTIVES["timecycle"], model=faulty(OBJECTIVES["timecycle"].model), encoder=lambda settings: TinyEncoder()
+)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_command_line(train.main)

@@ -1,0 +1,212 @@
+"""Checkpoints of a run: whole or not there, opened without running pickled code, and enough to go on bit by bit.
+
+checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt is the one of the best evaluation
+"""
+
+import os
+import pickle
+import random
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn, optim
+from torch.optim.lr_scheduler import LRScheduler
+
+from timecycle.errors import InputError
+from timecycle.files import partial_path
+from timecycle.training.distributed import World
+from timecycle.training.settings import Settings
+
+FORMAT = 1
+NAME = re.compile(r"checkpoint_(\d+)\.pt")
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps taken; with the seed it says which samples come next."""
+    best_step: int = 0
+    best_score: float = -1.0
+    """J&F of the best evaluation, in [0, 1]; -1 before the first."""
+
+
+@dataclass
+class Keeper:
+    """Everything that a run is, on disk and back.
+
+    Args:
+        folder: of the run.
+        settings: that checkpoints carry.
+        clips: fingerprint of the clips, which may not change.
+        world: its random states are kept by rank.
+        model, optimiser, schedule, progress: what a step changes.
+    """
+
+    folder: Path
+    settings: Settings
+    clips: str
+    world: World
+    model: nn.Module
+    optimiser: optim.Optimizer
+    schedule: LRScheduler
+    progress: Progress = field(default_factory=Progress)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """How often each clip was skipped in the whole run, by 'name: reason', as of the last save."""
+    newly_skipped: Counter[str] = field(default_factory=Counter)
+    """The same since then, by this process."""
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take the state of a checkpoint. Raises InputError if it is of another model or of other clips."""
+        if checkpoint["clips"] != self.clips:
+            raise InputError(
+                f"{self.settings.source} does not hold the clips that the run began with; expected the same, as they "
+                "change the result"
+            )
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise InputError(f"the checkpoint does not fit the model ({reason}); expected one of this code") from None
+        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        self.schedule.load_state_dict(checkpoint["schedule"])
+        vars(self.progress).update(checkpoint["progress"])
+        self.skipped.update(checkpoint["skipped"])
+        states = checkpoint["random"]
+        if self.world.rank < len(states):  # else of a process that was not there before: as it began
+            restore_random_states(states[self.world.rank])
+
+    def save(self) -> Path:
+        """Write `checkpoint_<step>.pt`, point latest.pt at it, remove all but the newest few. Returns its path.
+
+        All processes call this; the first one writes.
+        """
+        path = self.folder / f"checkpoint_{self.progress.step:07d}.pt"
+        gathered = self.world.gather((random_states(), self.newly_skipped))
+        for _, skipped in gathered:
+            self.skipped.update(skipped)
+        self.newly_skipped.clear()
+        if self.world.first:
+            content = {
+                "format": FORMAT,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "progress": vars(self.progress).copy(),
+                "random": [states for states, _ in gathered],
+                "skipped": dict(self.skipped),
+                "settings": self.settings.to_json(),
+                "clips": self.clips,
+            }
+            _write(path, content)
+            for _, old in numbered(self.folder)[: -self.settings.keep]:
+                old.unlink()
+        self.world.gather(None)  # it is there when any process goes on
+        return path
+
+
+def seed_everything(seed: int) -> None:
+    """Begin every random number generator of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries may draw from it
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every random number generator of this process, in types that load without pickled code."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert isinstance(numpy_state, dict)
+    inner = numpy_state["state"]
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state | {"state": inner | {"key": torch.from_numpy(inner["key"].astype(np.int64))}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    inner = states["numpy"]["state"]
+    keys = inner["key"].numpy().astype(np.uint32)
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": keys}})  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+class Undo:
+    """What a step changes before it is known to be good: generators and buffers (batch statistics)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._random = random_states()
+        self._buffers = [buffer.clone() for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Put it back."""
+        restore_random_states(self._random)
+        for buffer, value in zip(self._model.buffers(), self._buffers, strict=True):
+            buffer.copy_(value)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    for leftover in path.parent.glob(".*.partial"):  # of a process that was killed
+        leftover.unlink()
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    link = path.with_name("latest.pt")
+    partial = partial_path(link)
+    partial.symlink_to(path.name)
+    partial.replace(link)
+
+
+def keep_best(path: Path) -> None:
+    """Let best.pt be this checkpoint also after its own name is gone."""
+    best = path.with_name("best.pt")
+    partial = partial_path(best)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, partial)
+    partial.replace(best)
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a folder with their steps, the newest last."""
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*.pt"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Open a checkpoint of `save`, onto the CPU. Raises InputError if it is missing, damaged or of another program."""
+    if not path.is_file():
+        raise InputError(f"--resume {path} does not exist; expected a checkpoint of this program, or auto")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"--resume {path} is damaged or holds code; expected a checkpoint of this program") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--resume {path} cannot be read ({reason}); expected a checkpoint of this program") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"--resume {path} does not hold a run to go on from; expected a checkpoint of this program "
+            "(--pretrained takes weights alone)"
+        )
+    return content

@@ -1,0 +1,78 @@
+"""The processes that torchrun starts, or the one that it did not: who is who, and what they agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from timecycle.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """A process among all of a run. Every method that exchanges something must be called by all of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    def mean(self, values: list[float]) -> list[float]:
+        """The mean of each number over the processes, in float64."""
+        if self.size == 1:
+            return values
+        # gloo takes every type; nccl lives on the GPU.
+        together = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(together)
+        return (together / self.size).tolist()
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each process has, by rank; anything that can be pickled."""
+        if self.size == 1:
+            return [thing]
+        everyone = [None] * self.size
+        distributed.all_gather_object(everyone, thing)
+        return everyone
+
+    def from_first(self, thing: Any) -> Any:
+        """What the first process has."""
+        return self.gather(thing)[0]
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over the processes."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes of a run, on a device (auto, cpu, cuda); each takes the GPU of its local rank.
+
+    Raises InputError for a device that is not there.
+    """
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise InputError(f"--device is {device}; expected auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device is {device}, but PyTorch sees no GPU here; expected auto or cpu")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if "WORLD_SIZE" not in os.environ:
+        yield World(0, 1, torch.device(kind))
+        return
+    if kind != "cpu":
+        kind = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(kind)
+    distributed.init_process_group("gloo" if kind == "cpu" else "nccl")
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size(), torch.device(kind))
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,30 @@
+"""Scores during training, since the loss is no criterion: masks carried through video that is not learned from."""
+
+from pathlib import Path
+
+from torch import nn
+
+from timecycle.data.synthetic import make_davis
+from timecycle.evaluation import evaluate_davis
+from timecycle.training.distributed import World
+from timecycle.training.settings import Settings
+
+HELD_OUT = Path("data/made-held-out")
+HELD_OUT_SEED = 1_000_007  # far from any clip's
+SIDE = 240
+
+
+def held_out(settings: Settings, world: World) -> Path:
+    """The folder to evaluate on, in DAVIS layout; made video is made if it is not there."""
+    if settings.evaluate_on:
+        return settings.evaluate_on
+    if world.first:
+        make_davis(HELD_OUT, frames=20, height=240, width=426, seed=HELD_OUT_SEED)
+    world.gather(None)  # the others wait for it
+    return HELD_OUT
+
+
+def evaluate(encoder: nn.Module, folder: Path) -> float:
+    """J&F in [0, 1] of an encoder under TimeCycle's protocol at 240 pixels; all processes share the work."""
+    scores = evaluate_davis(encoder, folder, "timecycle", side=SIDE, progress=False)
+    return float(scores.global_["J&F-Mean"])
