@@ -81,8 +81,8 @@ def listed_clips(filelist: Path) -> list[Clip]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        folder, _, frames = line.strip().rpartition(" ")
-        if not folder or not (frames.isascii() and frames.isdecimal()):
+        folder, frames = (["", *line.rsplit(maxsplit=1)])[-2:]
+        if not folder.strip() or not (frames.isascii() and frames.isdecimal()):
             raise InputError(
                 f"{filelist}, line {number}, is {line.strip()!r}; expected a folder and its number of frames"
             )
@@ -259,12 +259,13 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
 
     `seconds` float64 [m], ascending from 0: when the frames are shown. Of two as near, the earlier.
     """
-    grid = np.arange(int(seconds[-1] * FRAMES_PER_SECOND + 1e-6) + 1) / FRAMES_PER_SECOND
-    after = np.searchsorted(seconds, grid).clip(1, max(1, len(seconds) - 1))
-    before = after - 1
-    after = after.clip(max=len(seconds) - 1)
-    # Times are rounded to the container's ticks and then to floats, which must not decide a tie.
-    return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-6, before, after))
+    # The last frame is shown for a while too, about as long as the others.
+    end = seconds[-1] + min(0.5 / FRAMES_PER_SECOND, 0.5 * seconds[-1] / max(1, len(seconds) - 1))
+    grid = np.arange(int(end * FRAMES_PER_SECOND) + 1) / FRAMES_PER_SECOND
+    after = np.searchsorted(seconds, grid).clip(max=len(seconds) - 1)
+    before = (after - 1).clip(min=0)
+    # Some containers round times to milliseconds, which must not decide a tie.
+    return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
 def scaled(height: int, width: int) -> tuple[int, int]:
