@@ -34,9 +34,19 @@ def numbers(pictures):
     return found
 
 
-def write_video(path, codec="libx264", pix="yuv420p", frames=60, rate=30, size=(64, 48), times=None, **options):
+def write_video(
+    path,
+    codec="libx264",
+    pix="yuv420p",
+    frames=60,
+    rate=30,
+    size=(64, 48),
+    times=None,
+    container_options=None,
+    **options,
+):
     """A video whose frame i shows i, at times[i] milliseconds. `options` are the codec's."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pix
         if times is not None:
@@ -131,6 +141,17 @@ def test_a_video_is_turned_as_its_metadata_say(tmp_path):
     assert numbers([np.rot90(found, -1)]) == [32]
 
 
+def test_what_an_editor_cut_away_is_not_there(tmp_path):
+    path = write_video(tmp_path / "a.mp4", rate=12, g="24")
+    data = path.read_bytes()
+    at = data.index(b"elst") + 12  # from here the edit's length in ms, and where it starts in the media
+    start = int.from_bytes(data[at + 4 : at + 8], "big") + 18 * 1024
+    path.write_bytes(data[:at] + (2000).to_bytes(4, "big") + start.to_bytes(4, "big") + data[at + 8 :])
+    clip = VideoClip(path, Cache(0))
+    assert clip.length == 24
+    assert numbers(clip.read([0, 7, 23])) == [18, 25, 41]
+
+
 def test_video_files_are_found_by_suffix_and_opened_when_read(tmp_path, monkeypatch):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("b.mp4", "deep/a.WebM", "deep/er/c.mov", "notes.txt", ".hidden.mp4", "deep/er/list"):
@@ -169,10 +190,12 @@ def test_a_frame_damaged_elsewhere_spoils_no_other(tmp_path, whole_bytes):
 
 
 @pytest.mark.parametrize("room", [0, 1 << 30])
-@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")])
+@pytest.mark.parametrize("kind", ["mp4", "faststart mp4", "avi", "webm"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5])
-def test_what_is_left_of_a_video_is_refused_by_name(tmp_path, room, suffix, codec, kept):
-    path = write_video(tmp_path / f"a.{suffix}", codec)
+def test_what_is_left_of_a_video_is_refused_by_name(tmp_path, room, kind, kept):
+    path = tmp_path / f"a.{kind.split()[-1]}"
+    head_first = {"movflags": "faststart"} if "faststart" in kind else {}
+    write_video(path, "libvpx" if kind == "webm" else "mpeg4", container_options=head_first)
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     (clip,) = video_clips(tmp_path, room)

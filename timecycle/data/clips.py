@@ -165,19 +165,18 @@ class VideoClip(Clip):
         The scan reads packets and decodes nothing.
         """
         with self._opened() as (container, stream):
-            packets = [(p.pts, p.duration or 0, p.is_corrupt) for p in container.demux(stream) if p.size]
+            packets = [stamp for stamp in map(_stamp, container.demux(stream)) if stamp]
             # AVI stores frames in the order of decoding and no times; raw streams have none either.
             counted = container.format.name == "avi" or any(time is None for time, *_ in packets)
-            tick = 1 / (stream.average_rate or 25) if counted else stream.time_base
-            whole = packets and len(packets) >= stream.frames and not any(corrupt for *_, corrupt in packets)
-            seconds = _promised_seconds(container, stream)
-        times = np.arange(len(packets)) if counted else np.unique([time for time, *_ in packets])
-        if whole and not counted:
-            end = max(time + duration for time, duration, _ in packets)
-            whole = (end - times[0]) * tick > seconds - SLACK
-        if not whole:
+            tick = 1 / float(stream.average_rate or 25) if counted else float(stream.time_base)
+            promised = _promised_seconds(container, stream)
+        if counted:
+            packets = [(number, 1, corrupt) for number, (*_, corrupt) in enumerate(packets)]
+        times = np.unique([time for time, *_ in packets])
+        end = max((time + duration for time, duration, _ in packets), default=0)
+        if not packets or any(corrupt for *_, corrupt in packets) or (end - times[0]) * tick < promised - SLACK:
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return times[nearest_to_grid((times - times[0]) * float(tick))], not counted
+        return times[nearest_to_grid((times - times[0]) * tick)], not counted
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -185,14 +184,15 @@ class VideoClip(Clip):
         import av
 
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path.absolute())) as container:  # "a:b.mp4" alone would name a protocol
                 stream = container.streams.best("video")
                 if stream is None or stream.codec_context is None:
                     raise InputError(f"{self.path} holds no video that can be decoded; expected a video file")
                 stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
                 yield container, stream
-        except av.FFmpegError as error:
-            raise InputError(f"{self.path} is damaged or no video ({error.strerror}); expected a video file") from None
+        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter of tags, which PyAV reads as UTF-8
+            reason = getattr(error, "strerror", error)
+            raise InputError(f"{self.path} is damaged or no video ({reason}); expected a video file") from None
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         whole = self._cache.held.get(self.path)
@@ -247,10 +247,16 @@ class VideoClip(Clip):
         return pictures
 
 
+def _stamp(packet: Any) -> tuple[Any, int, bool] | None:
+    """When a packet's frame is shown, for how long, and whether it is damaged; None if it carries none to be shown."""
+    # An editor's cut leaves packets to be discarded, of which other frames are decoded.
+    return None if not packet.size or packet.is_discard else (packet.pts, packet.duration or 0, packet.is_corrupt)
+
+
 def _promised_seconds(container: Any, stream: Any) -> float:
     """How long the container says that the video is; 0 if it says nothing, or nothing of the video alone."""
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return stream.duration * float(stream.time_base)
     return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
 
 
