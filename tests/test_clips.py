@@ -1,6 +1,7 @@
 """Clips: TimeCycle's list, video files as FFmpeg writes them, made video; and how damage is told."""
 
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import av
@@ -94,6 +95,15 @@ def test_a_video_file_at_twelve_frames_a_second(tmp_path, name, codec, pix, size
     assert numbers(kept.read(range(24))) == nearest_to_grid(np.arange(60) / 30).tolist()
 
 
+def spoil(path, number, kept=0):
+    """Overwrite a packet of a video, but for its first bytes, by zeros."""
+    with av.open(str(path)) as container:
+        packet = bytes(list(container.demux(video=0))[number])
+    data = path.read_bytes()
+    assert data.count(packet) == 1
+    path.write_bytes(data.replace(packet, packet[:kept].ljust(len(packet), b"\0")))
+
+
 def test_a_seek_finds_the_frame_itself(tmp_path, monkeypatch):
     """Key frames lie twelve frames apart, and the ones between depend on others before and after."""
     path = write_video(tmp_path / "a.mp4", rate=12, g="12", bf="3")
@@ -104,6 +114,8 @@ def test_a_seek_finds_the_frame_itself(tmp_path, monkeypatch):
     for index in range(60):
         np.testing.assert_array_equal(clip.read([index])[0], whole[index])
     assert all(attempts)  # none began anew
+    spoil(path, 0)
+    np.testing.assert_array_equal(clip.read([50])[0], whole[50])  # none began at the beginning
 
 
 def test_uneven_times(tmp_path):
@@ -173,25 +185,25 @@ def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
         clips[1].read([3, 4])
 
 
-@pytest.mark.parametrize("whole_bytes", [0, 44])  # FFmpeg refuses the first and conceals the second
-def test_a_frame_damaged_elsewhere_spoils_no_other(tmp_path, whole_bytes):
+@pytest.mark.parametrize("kept", [0, 44])  # FFmpeg refuses the first and conceals the second
+def test_a_frame_damaged_elsewhere_spoils_no_other(tmp_path, monkeypatch, kept):
     """Whether a process has room for a clip must not decide which of its samples can be had."""
     path = write_video(tmp_path / "a.mp4", "mpeg4", frames=24, rate=12)
-    with av.open(str(path)) as container:
-        packet = bytes(list(container.demux(video=0))[20])
-    data = path.read_bytes()
-    assert data.count(packet) == 1
-    path.write_bytes(data.replace(packet, packet[:whole_bytes].ljust(len(packet), b"\0")))
+    spoil(path, 20, kept)
     for room in (0, 1 << 30):
         (clip,) = video_clips(tmp_path, room)
         assert numbers(clip.read([0, 3])) == [0, 3]
         with pytest.raises(InputError, match=r"a\.mp4 is damaged"):
             clip.read(range(clip.length))
+    monkeypatch.setattr(VideoClip, "_whole", lambda clip: pytest.fail("the whole clip was tried again"))
+    assert numbers(clip.read([2])) == [2]
 
 
 @pytest.mark.parametrize("room", [0, 1 << 30])
-@pytest.mark.parametrize("kind", ["mp4", "faststart mp4", "avi", "webm"])
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5])
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [*product(["mp4", "faststart mp4", "avi", "webm"], [0.0, 0.001, 0.5]), ("faststart mp4", 0.99)],
+)
 def test_what_is_left_of_a_video_is_refused_by_name(tmp_path, room, kind, kept):
     path = tmp_path / f"a.{kind.split()[-1]}"
     head_first = {"movflags": "faststart"} if "faststart" in kind else {}
