@@ -1,7 +1,9 @@
 """Prepare data as TimeCycle's programs read them: videos as folders of frames, DAVIS as a list of folders.
 
-python -m timecycle.data.prepare vlog --videos VLOG --out FRAMES      # then: train.py --filelist FRAMES/list.txt
-python -m timecycle.data.prepare davis --davis DAVIS --out LIST       # then: test_davis.py --filelist LIST
+    python -m timecycle.data.prepare vlog --videos VLOG --out FRAMES      # then: train.py --filelist FRAMES/list.txt
+    python -m timecycle.data.prepare davis --davis DAVIS --out LIST       # then: test_davis.py --filelist LIST
+
+Source: the dataset preparation of TimeCycle's release (Wang, Jabri, Efros, CVPR 2019).
 """
 
 import argparse
@@ -25,11 +27,8 @@ from tqdm import tqdm
 from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
 from timecycle.errors import InputError, run_command_line
-from timecycle.files import write_bytes
+from timecycle.files import video_files, write_bytes
 
-SUFFIXES = {
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-}  # fmt: skip
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
 
@@ -42,7 +41,7 @@ def prepare_vlog(
     """Turn every video file under a folder into a folder of frames, and write TimeCycle's list of them.
 
     Args:
-        videos: searched with its subfolders, see `video_files`.
+        videos: searched with its subfolders, see `timecycle.files.video_files`.
         out: a/b.mp4 becomes the folder out/a/b.mp4 of 000001.jpg and so on; characters of names that a line of the
             list cannot hold, and blanks, become %20 and the like. What is finished there is kept, so a call that was
             stopped is finished by the next one.
@@ -90,32 +89,6 @@ def prepare_vlog(
     return failed
 
 
-def video_files(folder: Path) -> list[Path]:
-    """Every video file in a folder and its subfolders, known by suffix, in the order of their paths.
-
-    Links are followed, but no folder is entered twice; names with a leading dot are passed over.
-    Raises InputError if the folder is missing or holds no video files.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected one with video files")
-    entered: set[str] = set()
-    paths = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        if (place := os.path.realpath(root)) in entered:
-            folders.clear()
-            continue
-        entered.add(place)
-        paths += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
-    if not paths:
-        raise InputError(f"{folder} holds no video files; expected some with suffixes such as .mp4 or .webm")
-    return sorted(paths)
-
-
 def folder_name(video: Path) -> Path:
     """Where a video's frames go within the output: its own relative path, in characters that a list's line can hold.
 
@@ -136,7 +109,7 @@ def folder_name(video: Path) -> Path:
 def _alone(out: Path) -> Iterator[None]:
     """Make a folder and keep other calls from writing there meanwhile. Raises InputError if one does already."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:  # closing it opens the lock, also when the program is killed
+    with (out / ".lock").open("w") as lock:  # ends with the open file, so also when killed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -160,6 +133,8 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
                         del running[future]
                         yield video, result
         except BrokenProcessPool:
+            if not running:  # no process could be started
+                raise
             suspects, running = list(running.values()), {}
             if len(suspects) == 1:
                 yield suspects[0][0], f"{suspects[0][0]} ended the process that read it; expected a sound video file"
@@ -175,6 +150,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(jobs, context, _start_worker, (stop,)) as pool:
+        pool.submit(int).result()  # so that what keeps processes from starting is not laid to a video
         try:
             yield pool
         finally:
