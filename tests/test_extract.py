@@ -86,9 +86,19 @@ def test_tags_in_an_old_encoding_do_no_harm(tmp_path: Path):
     assert extract(video, tmp_path / "out", Extraction()) == 12
 
 
-def write_sound(path: Path) -> None:
+def write_sound(path: Path, cover: bool = False) -> None:
+    """Sound, and on request a still picture for players to show with it."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
+        if cover:
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 48)).save(buffer, "JPEG")
+            still = container.add_stream("mjpeg", rate=1)
+            still.width, still.height, still.pix_fmt = 64, 48, "yuvj420p"
+            still.disposition = av.stream.Disposition.attached_pic
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = still, Fraction(1), 0, 0
+            container.mux(packet)
         frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
@@ -120,8 +130,10 @@ UNREADABLE = {
     "empty": (lambda path: path.write_bytes(b""), "damaged or no video"),
     "text": (lambda path: path.write_text("no video\n" * 100), "damaged or no video"),
     "sound alone": (write_sound, "holds no video that can be decoded"),
+    "sound with a cover": (lambda path: write_sound(path, cover=True), "holds no video that can be decoded"),
     "cut off, index at the end": (lambda path: write_part(path, "whole.mp4"), "damaged or no video"),
     "cut off, index first": (lambda path: write_part(path, "whole.mp4", movflags="faststart"), "damaged"),
+    "cut off, AVI": (lambda path: write_part(path, "whole.avi", codec="mpeg4"), "is damaged after"),
     "cut off, Matroska": (lambda path: write_part(path, "whole.mkv"), "s of 3.00 s; expected a complete"),
     "too short": (lambda path: write_video(path, rate=60, frames=1), "is shorter than one frame at 12 a second"),
     "a leap in time": (
