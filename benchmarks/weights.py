@@ -90,7 +90,7 @@ def measured(davis: Path, name: str, frames: int, rules: Protocol) -> dict[str, 
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown, in the order of `WORK`, and how much the default gains over the best without training."""
+    """The results as Markdown, in the order of `WORK`, and what the default gains over the best without training."""
     found = {(r["features"], r["protocol"], r["frames"]): r for r in results}
     spans = {FIRST: f"first {FIRST} frames", 0: "whole sequences"}
     columns = [(name, frames) for frames in spans for name in PROTOCOLS]
@@ -116,8 +116,8 @@ def table(results: list[dict[str, Any]]) -> str:
     commits = ", ".join(sorted({r["commit"] for r in results}))
     lines += [
         "",
-        f"J&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2017, CPU, float32, commits {commits}, from "
-        f"`{RESULTS.relative_to(ROOT)}`; the last row has means over sequences with their standard errors.",
+        f"J&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2017, CPU, float32, commits {commits}, "
+        f"from `{RESULTS.relative_to(ROOT)}`; the last row has means over sequences with their standard errors.",
     ]
     return "\n".join(lines)
 
