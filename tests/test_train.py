@@ -168,7 +168,7 @@ def test_weights_to_start_from(tiny):
     [
         (
             ("-c", "run", "--resume", "auto", "--lr", 0.5),
-            "--learning-rate is 0.5, and 0.001 in the run that is gone on",
+            "--lr is 0.5, and 0.001 in the run that is gone on",
         ),
         (("-c", "run", "--resume", "auto", "--steps", 9), "--steps is 9, and 1 in the run that is gone on from"),
         (("-c", "run", "--resume", "auto", "--width", 7), "--width is 7, and 4 in the run"),
