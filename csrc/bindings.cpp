@@ -8,7 +8,9 @@
 #include <string>
 #include <tuple>
 
+#include "attend.h"
 #include "avx512.h"
+#include "edge_affinity.h"
 #include "product_rates.h"
 #include "propagate_sequence.h"
 #include "row_sink.h"
@@ -139,6 +141,108 @@ void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tens
   timecycle::propagate_sequence_cpu(call, at::get_num_threads());
 }
 
+// A call of attend; its tensors, made float here, must outlive it.
+struct AttendInputs {
+  Tensor query, key, value, scale;
+  timecycle::Attend call;
+
+  AttendInputs(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& scale_in,
+               double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed)
+      : query(query_in.to(at::kFloat)), key(key_in.to(at::kFloat)), value(value_in.to(at::kFloat)), scale(scale_in) {
+    call = {.query = query.const_data_ptr<float>(),
+            .key = key.const_data_ptr<float>(),
+            .value = value.const_data_ptr<float>(),
+            .scale = scale.const_data_ptr<float>(),
+            .samples = query.size(0),
+            .queries = query.size(1),
+            .keys = key.size(1),
+            .channels = query.size(2),
+            .columns = value.size(-1),
+            .shared = value.dim() == 3,
+            .shifts = std::move(shifts),
+            .sharpness = static_cast<float>(1.0 / temperature),
+            .threshold = static_cast<uint32_t>(threshold),
+            .seed = static_cast<uint32_t>(seed)};
+  }
+};
+
+std::tuple<Tensor, Tensor> attend(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& scale,
+                                  double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed) {
+  const AttendInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
+  Tensor out = at::empty({in.call.samples, in.call.rows(), in.call.columns}, scale.options());
+  Tensor lse = at::empty({in.call.samples, in.call.queries}, scale.options());
+  timecycle::attend_cpu(in.call, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+  return {out.to(value.scalar_type()), lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor& d_out, const Tensor& d_lse,
+                                                           const Tensor& query, const Tensor& key, const Tensor& value,
+                                                           const Tensor& scale, const Tensor&, const Tensor& lse,
+                                                           double temperature, std::vector<int64_t> shifts,
+                                                           int64_t threshold, int64_t seed) {
+  const AttendInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
+  const Tensor d_rows = d_out.to(at::kFloat);
+  Tensor d_query = at::empty(query.sizes(), scale.options()), d_key = at::empty(key.sizes(), scale.options());
+  Tensor d_value = at::empty(value.sizes(), scale.options()), d_scale = at::empty(scale.sizes(), scale.options());
+  timecycle::attend_backward_cpu(in.call, {.d_out = d_rows.const_data_ptr<float>(),
+                                           .d_lse = d_lse.const_data_ptr<float>(),
+                                           .lse = lse.const_data_ptr<float>(),
+                                           .d_query = d_query.mutable_data_ptr<float>(),
+                                           .d_key = d_key.mutable_data_ptr<float>(),
+                                           .d_value = d_value.mutable_data_ptr<float>(),
+                                           .d_scale = d_scale.mutable_data_ptr<float>()});
+  const at::ScalarType type = query.scalar_type();
+  return {d_query.to(type), d_key.to(type), d_value.to(type), d_scale};
+}
+
+timecycle::EdgeAffinity edges_of(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
+                                 const Tensor& indices, double temperature) {
+  return {.scale = scale.const_data_ptr<float>(),
+          .lse = lse.const_data_ptr<float>(),
+          .indices = indices.const_data_ptr<int64_t>(),
+          .samples = query.size(0),
+          .queries = query.size(1),
+          .keys = key.size(1),
+          .channels = query.size(2),
+          .edges = indices.size(2),
+          .sharpness = static_cast<float>(1.0 / temperature)};
+}
+
+template <typename Function>
+void for_feature_type(const Tensor& features, const Function& run) {
+  AT_DISPATCH_SWITCH(features.scalar_type(), "the features",
+                     AT_DISPATCH_CASE(at::kFloat, [&] { run.template operator()<scalar_t>(); })
+                         AT_DISPATCH_CASE(at::kBFloat16, [&] { run.template operator()<scalar_t>(); })
+                             AT_DISPATCH_CASE(at::kHalf, [&] { run.template operator()<scalar_t>(); }));
+}
+
+Tensor edge_affinity(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
+                     const Tensor& indices, double temperature) {
+  Tensor out = at::empty(indices.sizes(), lse.options());
+  for_feature_type(query, [&]<typename Feature>() {
+    timecycle::edge_affinity_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
+                                          query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
+                                          out.mutable_data_ptr<float>());
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_affinity_backward(const Tensor& gradient, const Tensor& query,
+                                                                  const Tensor& key, const Tensor& scale,
+                                                                  const Tensor& lse, const Tensor& indices,
+                                                                  const Tensor& out, double temperature) {
+  Tensor d_query = at::empty_like(query), d_key = at::empty_like(key);
+  Tensor d_scale = at::empty_like(scale), d_lse = at::empty_like(lse);
+  for_feature_type(query, [&]<typename Feature>() {
+    timecycle::edge_affinity_backward_cpu<Feature>(
+        edges_of(query, key, scale, lse, indices, temperature), gradient.const_data_ptr<float>(),
+        out.const_data_ptr<float>(), query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
+        d_query.mutable_data_ptr<Feature>(), d_key.mutable_data_ptr<Feature>(), d_scale.mutable_data_ptr<float>(),
+        d_lse.mutable_data_ptr<float>());
+  });
+  return {d_query, d_key, d_scale, d_lse};
+}
+
 // The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.
 void tile_product(const Tensor& query, const Tensor& keys) {
   const auto run = [&]<typename Feature>() {
@@ -177,6 +281,10 @@ PYBIND11_MODULE(_C, module) {
              "For tests: let the plain loops serve where AVX-512's own instructions would");
   module.def("affinity_propagate", affinity_propagate, Unlocked());
   module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());
+  module.def("attend", attend, Unlocked());
+  module.def("attend_backward", attend_backward, Unlocked());
+  module.def("edge_affinity", edge_affinity, Unlocked());
+  module.def("edge_affinity_backward", edge_affinity_backward, Unlocked());
   module.def("propagate_sequence", propagate_sequence, Unlocked());
   module.def("tile_product", tile_product, Unlocked());
 }

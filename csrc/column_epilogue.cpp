@@ -1,10 +1,10 @@
 #include "column_epilogue.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "avx512.h"
+#include "exponential.h"
 #include "hits.h"
 
 namespace timecycle {
@@ -88,34 +88,6 @@ void insert_tile(const float* tile, const float* counts, int64_t every, int64_t 
 #endif
   plain::insert_tile(tile, counts, every, rows, first_index, lists);
 }
-
-namespace {
-
-// exp(x) for x <= 0, relative error below 2e-7: 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f. std::exp would
-// keep the loop around it from being vectorised.
-inline __attribute__((always_inline)) float exp_of_negative(float x) {
-  const float scaled = std::max(x * 1.44269504f, -126.0f);
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-  const float shifted = scaled + 12582912.0f;
-  const float fraction = scaled - (shifted - 12582912.0f);
-  int32_t exponent;
-  std::memcpy(&exponent, &shifted, sizeof(exponent));
-  float power = 1.5403530e-4f;
-  power = power * fraction + 1.3333558e-3f;
-  power = power * fraction + 9.6181291e-3f;
-  power = power * fraction + 5.5504109e-2f;
-  power = power * fraction + 2.4022651e-1f;
-  power = power * fraction + 6.9314718e-1f;
-  power = power * fraction + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &power, sizeof(bits));
-  bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-}  // namespace
 
 TIMECYCLE_VARIANTS
 void column_exp_sum(const float* tile, int64_t rows, const float* shift, float scale, float* sum) {

@@ -64,9 +64,9 @@ inline __attribute__((always_inline)) void add_to_split_any(const float* row, in
 
 template <typename Element>
 inline __attribute__((always_inline)) void transpose_any(const Element* tile, int64_t rows, int64_t columns,
-                                                         int64_t stride, Element* out) {
+                                                         int64_t row_stride, int64_t stride, Element* out) {
   for (int64_t column = 0; column < columns; ++column)
-    for (int64_t row = 0; row < rows; ++row) out[column * stride + row] = tile[row * columns + column];
+    for (int64_t row = 0; row < rows; ++row) out[column * stride + row] = tile[row * row_stride + column];
 }
 
 }  // namespace
@@ -132,8 +132,8 @@ void pair_rows(const c10::BFloat16* first, const c10::BFloat16* second, int64_t 
 namespace {
 
 TIMECYCLE_VARIANTS
-void transpose_plain(const float* tile, int64_t rows, int64_t columns, int64_t stride, float* out) {
-  transpose_any(tile, rows, columns, stride, out);
+void transpose_plain(const float* tile, int64_t rows, int64_t columns, int64_t row_stride, int64_t stride, float* out) {
+  transpose_any(tile, rows, columns, row_stride, stride, out);
 }
 
 }  // namespace
@@ -141,17 +141,21 @@ void transpose_plain(const float* tile, int64_t rows, int64_t columns, int64_t s
 void transpose(const float* tile, int64_t rows, int64_t columns, int64_t stride, float* out) {
   int64_t done = 0;
 #if TIMECYCLE_AVX512
-  if (avx512::usable() && columns % 16 == 0)
-    for (; done + 16 <= rows; done += 16)
-      for (int64_t column = 0; column < columns; column += 16)
-        avx512::transpose_block(tile + done * columns + column, columns, stride, out + column * stride + done);
+  if (avx512::usable())
+    for (; done + 16 <= rows; done += 16) {
+      const float* strip = tile + done * columns;
+      int64_t column = 0;
+      for (; column + 16 <= columns; column += 16)
+        avx512::transpose_block(strip + column, columns, stride, out + column * stride + done);
+      transpose_plain(strip + column, 16, columns - column, columns, stride, out + column * stride + done);
+    }
 #endif
-  transpose_plain(tile + done * columns, rows - done, columns, stride, out + done);
+  transpose_plain(tile + done * columns, rows - done, columns, columns, stride, out + done);
 }
 
 TIMECYCLE_VARIANTS
 void transpose(const c10::BFloat16* tile, int64_t rows, int64_t columns, int64_t stride, c10::BFloat16* out) {
-  transpose_any(tile, rows, columns, stride, out);
+  transpose_any(tile, rows, columns, columns, stride, out);
 }
 
 }  // namespace timecycle

@@ -8,6 +8,10 @@ from PIL import Image, UnidentifiedImageError
 
 from timecycle.errors import InputError
 
+VIDEO_SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+}  # fmt: skip
+
 
 def open_image(path: Path) -> Image.Image:
     """Open a picture without decoding its pixels (its size and mode are known from the header).
@@ -38,6 +42,32 @@ def read_rgb(path: Path) -> np.ndarray:
     """Read a picture as RGB, uint8 [H, W, 3]. Raises InputError if it is missing or damaged."""
     with open_image(path) as image:
         return decode(image, path, "RGB")
+
+
+def video_files(folder: Path) -> list[Path]:
+    """Every video file in a folder and its subfolders, known by suffix, in the order of their paths.
+
+    Links are followed, but no folder is entered twice; names with a leading dot are passed over.
+    Raises InputError if the folder is missing or holds no video files.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected one with video files")
+    entered: set[str] = set()
+    paths = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (place := os.path.realpath(root)) in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        paths += [
+            Path(root, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+        ]
+    if not paths:
+        raise InputError(f"{folder} holds no video files; expected some with suffixes such as .mp4 or .webm")
+    return sorted(paths)
 
 
 def partial_path(path: Path) -> Path:

@@ -81,8 +81,8 @@ def listed_clips(filelist: Path) -> list[Clip]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        folder, _, frames = line.strip().rpartition(" ")
-        if not folder or not (frames.isascii() and frames.isdecimal()):
+        folder, frames = (["", *line.rsplit(maxsplit=1)])[-2:]
+        if not folder.strip() or not (frames.isascii() and frames.isdecimal()):
             raise InputError(
                 f"{filelist}, line {number}, is {line.strip()!r}; expected a folder and its number of frames"
             )
@@ -165,19 +165,18 @@ class VideoClip(Clip):
         The scan reads packets and decodes nothing.
         """
         with self._opened() as (container, stream):
-            packets = [(p.pts, p.duration or 0, p.is_corrupt) for p in container.demux(stream) if p.size]
+            packets = [stamp for stamp in map(_stamp, container.demux(stream)) if stamp]
             # AVI stores frames in the order of decoding and no times; raw streams have none either.
             counted = container.format.name == "avi" or any(time is None for time, *_ in packets)
-            tick = 1 / (stream.average_rate or 25) if counted else stream.time_base
-            whole = packets and len(packets) >= stream.frames and not any(corrupt for *_, corrupt in packets)
-            seconds = _promised_seconds(container, stream)
-        times = np.arange(len(packets)) if counted else np.unique([time for time, *_ in packets])
-        if whole and not counted:
-            end = max(time + duration for time, duration, _ in packets)
-            whole = (end - times[0]) * tick > seconds - SLACK
-        if not whole:
+            tick = 1 / float(stream.average_rate or 25) if counted else float(stream.time_base)
+            promised = _promised_seconds(container, stream)
+        if counted:
+            packets = [(number, 1, corrupt) for number, (*_, corrupt) in enumerate(packets)]
+        times = np.unique([time for time, *_ in packets])
+        end = max((time + duration for time, duration, _ in packets), default=0)
+        if not packets or any(corrupt for *_, corrupt in packets) or (end - times[0]) * tick < promised - SLACK:
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return times[nearest_to_grid((times - times[0]) * float(tick))], not counted
+        return times[nearest_to_grid((times - times[0]) * tick)], not counted
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -185,14 +184,15 @@ class VideoClip(Clip):
         import av
 
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path.absolute())) as container:  # "a:b.mp4" alone would name a protocol
                 stream = container.streams.best("video")
                 if stream is None or stream.codec_context is None:
                     raise InputError(f"{self.path} holds no video that can be decoded; expected a video file")
                 stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
                 yield container, stream
-        except av.FFmpegError as error:
-            raise InputError(f"{self.path} is damaged or no video ({error.strerror}); expected a video file") from None
+        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter of tags, which PyAV reads as UTF-8
+            reason = getattr(error, "strerror", error)
+            raise InputError(f"{self.path} is damaged or no video ({reason}); expected a video file") from None
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         whole = self._cache.held.get(self.path)
@@ -247,10 +247,16 @@ class VideoClip(Clip):
         return pictures
 
 
+def _stamp(packet: Any) -> tuple[Any, int, bool] | None:
+    """When a packet's frame is shown, for how long, and whether it is damaged; None if it carries none to be shown."""
+    # An editor's cut leaves packets to be discarded, of which other frames are decoded.
+    return None if not packet.size or packet.is_discard else (packet.pts, packet.duration or 0, packet.is_corrupt)
+
+
 def _promised_seconds(container: Any, stream: Any) -> float:
     """How long the container says that the video is; 0 if it says nothing, or nothing of the video alone."""
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return stream.duration * float(stream.time_base)
     return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
 
 
@@ -259,12 +265,13 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
 
     `seconds` float64 [m], ascending from 0: when the frames are shown. Of two as near, the earlier.
     """
-    grid = np.arange(int(seconds[-1] * FRAMES_PER_SECOND + 1e-6) + 1) / FRAMES_PER_SECOND
-    after = np.searchsorted(seconds, grid).clip(1, max(1, len(seconds) - 1))
-    before = after - 1
-    after = after.clip(max=len(seconds) - 1)
-    # Times are rounded to the container's ticks and then to floats, which must not decide a tie.
-    return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-6, before, after))
+    # The last frame is shown for a while too, about as long as the others.
+    end = seconds[-1] + min(0.5 / FRAMES_PER_SECOND, 0.5 * seconds[-1] / max(1, len(seconds) - 1))
+    grid = np.arange(int(end * FRAMES_PER_SECOND) + 1) / FRAMES_PER_SECOND
+    after = np.searchsorted(seconds, grid).clip(max=len(seconds) - 1)
+    before = (after - 1).clip(min=0)
+    # Some containers round times to milliseconds, which must not decide a tie.
+    return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
 def scaled(height: int, width: int) -> tuple[int, int]:

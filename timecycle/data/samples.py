@@ -51,7 +51,9 @@ class Samples(Dataset[dict[str, Tensor | str]]):
 
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
         if not clips or seed < 0:
-            raise InputError(f"samples of {len(clips)} clips with seed {seed}; expected at least one clip and seed 0")
+            raise InputError(
+                f"samples of {len(clips)} clips with seed {seed}; expected at least one clip and a seed of 0 or more"
+            )
         self.clips, self.seed = clips, seed
 
     def __len__(self) -> int:
@@ -128,7 +130,7 @@ class CycleSamples(Samples):
             ("patch", patch, 2),
             ("length", length, 1),
             ("frame_gap", frame_gap, 1),
-            ("pred_distance", pred_distance, 0),
+            ("pred_distance", pred_distance, 1),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; expected at least {least}")

@@ -14,14 +14,24 @@ Backward, with A the softmax and g the gradients: dA[n, m] = sum over s of <g_ou
 dlogit = A * (dA + g_lse - sum over m of A dA).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
+from timecycle.ops._backends import (
+    NATIVE,
+    NATIVE_MISSING,
+    TRITON_MISSING,
+    Backend,
+    choose,
+    register,
+    run_kernels,
+    why_not_triton,
+)
 from timecycle.ops.topk_affinity import wide_dtype
 
 _WORD = 2**32 - 1
@@ -93,8 +103,8 @@ def attend(
 
 def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
     """Refuse queries, keys and factors of the keys that have no logits: InputError."""
-    if query.ndim != 3 or not query.dtype.is_floating_point:
-        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected floating point [B, N, D]")
+    if query.ndim != 3 or not query.shape[2] or not query.dtype.is_floating_point:
+        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected floating point [B, N, D], D >= 1")
     samples, _, channels = query.shape
     if key.ndim != 3 or key.shape[0] != samples or key.shape[2] != channels or not key.shape[1]:
         raise InputError(f"key has shape {list(key.shape)}; expected [{samples}, M, {channels}], M >= 1, like query's")
@@ -280,19 +290,32 @@ def _backward(ctx, d_out, d_lse):  # type: ignore[no-untyped-def]
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-register(
-    "attend",
-    Backend("triton", TRITON_MISSING, lambda query, *_: why_not_triton(query), run_kernels("attend", "attend"), "cuda"),
-    Backend("reference", None, lambda *_: None, reference),
-)
-register(
-    "attend_backward",
-    Backend(
-        "triton",
-        TRITON_MISSING,
-        lambda d_out, d_lse, query, *_: why_not_triton(query),
-        run_kernels("attend", "attend_backward"),
-        "cuda",
-    ),
-    Backend("reference", None, lambda *_: None, reference_backward),
-)
+def why_not_native(query: Tensor) -> str | None:
+    """Why the compiled kernels cannot take these queries; None if they can."""
+    if query.device.type != "cpu":
+        return f"the features are on {query.device}"
+    return None if query.dtype != torch.float64 else "it has no float64 kernel"
+
+
+def softmax_backends(module: str, function: str, place: int, plain: Callable[..., Any]) -> tuple[Backend, ...]:
+    """The backends of a function of attend's kind, whose queries are the argument at `place`."""
+
+    def native(*arguments: Any) -> Any:
+        ready = (x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
+        return getattr(NATIVE, function)(*ready)
+
+    return (
+        Backend(
+            "triton",
+            TRITON_MISSING,
+            lambda *arguments: why_not_triton(arguments[place]),
+            run_kernels(module, function),
+            "cuda",
+        ),
+        Backend("cpu", NATIVE_MISSING, lambda *arguments: why_not_native(arguments[place]), native),
+        Backend("reference", None, lambda *_: None, plain),
+    )
+
+
+register("attend", *softmax_backends("attend", "attend", 0, reference))
+register("attend_backward", *softmax_backends("attend", "attend_backward", 2, reference_backward))

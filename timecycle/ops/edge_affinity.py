@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
-from timecycle.ops.attend import check_like, check_pair
+from timecycle.ops._backends import choose, register
+from timecycle.ops.attend import check_like, check_pair, softmax_backends
 from timecycle.ops.topk_affinity import wide_dtype
 
 
@@ -157,16 +157,5 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _triton(function: str, of: int) -> Backend:
-    """The kernels' function; argument number `of` are the queries."""
-    return Backend(
-        "triton", TRITON_MISSING, lambda *call: why_not_triton(call[of]), run_kernels("edge_affinity", function), "cuda"
-    )
-
-
-register("edge_affinity", _triton("edge_affinity", 0), Backend("reference", None, lambda *_: None, reference))
-register(
-    "edge_affinity_backward",
-    _triton("edge_affinity_backward", 1),
-    Backend("reference", None, lambda *_: None, reference_backward),
-)
+register("edge_affinity", *softmax_backends("edge_affinity", "edge_affinity", 0, reference))
+register("edge_affinity_backward", *softmax_backends("edge_affinity", "edge_affinity_backward", 1, reference_backward))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timecycle.images import uncrop_rgb
-from timecycle.objective import Losses, patch_affinity
+from timecycle.objective import Losses
 from timecycle.protocols import IMAGENET
+from timecycle.tracking import patch_affinity
 from timecycle.walk import WalkLosses
 
 # RGB of the cycles by length, the first being the shortest.

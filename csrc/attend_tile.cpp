@@ -1,0 +1,72 @@
+#include "attend_tile.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "column_epilogue.h"
+#include "exponential.h"
+
+namespace timecycle {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+TIMECYCLE_VARIANTS
+void finish_logits(float* tile, int64_t keys, int64_t width, const float* factor, float sharpness) {
+  for (int64_t k = 0; k < keys; ++k) {
+    const float by = factor[k] * sharpness;
+    for (int64_t n = 0; n < width; ++n) tile[k * width + n] *= by;
+  }
+}
+
+TIMECYCLE_VARIANTS
+void drop_logits(float* tile, int64_t keys, int64_t width, const Dropped& dropped) {
+  const uint32_t* rows = dropped.rows;
+  const uint32_t threshold = dropped.threshold;
+  for (int64_t k = 0; k < keys; ++k) {
+    const uint32_t key = (dropped.first_key + static_cast<uint32_t>(k)) * 0x9e3779b9u;
+    for (int64_t n = 0; n < width; ++n)
+      tile[k * width + n] = finalise(key + rows[n]) < threshold ? -kInfinity : tile[k * width + n];
+  }
+}
+
+TIMECYCLE_VARIANTS
+void column_softmax(const float* tile, int64_t keys, int64_t width, float* largest, float* sum) {
+  std::fill_n(largest, width, -kInfinity);
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) largest[n] = std::max(largest[n], tile[k * width + n]);
+  std::fill_n(sum, width, 0.0f);
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) {
+      // A column of -inf alone has any finite shift.
+      const float shift = largest[n] == -kInfinity ? 0.0f : largest[n];
+      sum[n] += exp_or_zero(tile[k * width + n] - shift);
+    }
+}
+
+TIMECYCLE_VARIANTS
+void exponentiate(float* tile, int64_t keys, int64_t width, const float* shift) {
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) tile[k * width + n] = exp_or_zero(tile[k * width + n] - shift[n]);
+}
+
+TIMECYCLE_VARIANTS
+void column_dots(const float* a, const float* b, int64_t keys, int64_t width, float* sum) {
+  std::fill_n(sum, width, 0.0f);
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) sum[n] += a[k * width + n] * b[k * width + n];
+}
+
+TIMECYCLE_VARIANTS
+void softmax_gradient(float* affinity, const float* gradient, int64_t keys, int64_t width, const float* add,
+                      float sharpness) {
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) affinity[k * width + n] *= (gradient[k * width + n] + add[n]) * sharpness;
+}
+
+TIMECYCLE_VARIANTS
+void scale_rows(float* tile, int64_t keys, int64_t width, const float* factor) {
+  for (int64_t k = 0; k < keys; ++k)
+    for (int64_t n = 0; n < width; ++n) tile[k * width + n] *= factor[k];
+}
+
+}  // namespace timecycle

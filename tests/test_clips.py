@@ -1,0 +1,351 @@
+"""Clips: TimeCycle's list, video files as FFmpeg writes them, made video; and how damage is told."""
+
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from timecycle.data.clips import Cache, VideoClip, listed_clips, made_clips, nearest_to_grid, video_clips
+from timecycle.data.synthetic import SEQUENCES, Stage
+from timecycle.errors import InputError
+
+BITS = 6
+
+
+def numbered(number, size=(64, 48)):
+    """A picture, RGB uint8, that shows a number as black and white bars, which every codec keeps apart."""
+    width, height = size
+    bars = (number >> np.arange(BITS) & 1) * 255
+    row = bars[np.arange(width) * BITS // width].astype(np.uint8)
+    return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
+
+
+def numbers(pictures):
+    """The numbers that pictures show."""
+    found = []
+    for picture in pictures:
+        columns = picture.mean((0, 2))
+        bars = [columns[np.arange(len(columns)) * BITS // len(columns) == bit].mean() for bit in range(BITS)]
+        found.append(sum(1 << bit for bit, level in enumerate(bars) if level > 127))
+    return found
+
+
+def write_video(
+    path,
+    codec="libx264",
+    pix="yuv420p",
+    frames=60,
+    rate=30,
+    size=(64, 48),
+    times=None,
+    container_options=None,
+    **options,
+):
+    """A video whose frame i shows i, at times[i] milliseconds. `options` are the codec's."""
+    with av.open(str(path), "w", options=container_options) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pix
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered(i, size), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_frames_nearest_to_a_twelfth_of_a_second():
+    assert nearest_to_grid(np.arange(60) / 24).tolist() == list(range(0, 60, 2))
+    assert nearest_to_grid(np.arange(31) / 30).tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30]
+    for slow in (1, 8, 10, 12):
+        assert nearest_to_grid(np.arange(20) / slow).tolist() == list(range(20))
+    assert nearest_to_grid(np.zeros(1)).tolist() == [0]
+    uneven = np.array([0, 0.01, 0.02, 0.3, 0.31, 0.32, 0.33, 2.0])
+    assert nearest_to_grid(uneven).tolist() == [0, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix", "size"),
+    [
+        ("h264.mp4", "libx264", "yuv420p", (64, 48)),
+        ("h264.avi", "libx264", "yuv420p", (64, 48)),  # stored in the order of decoding, without times
+        ("h264.ts", "libx264", "yuv420p", (64, 48)),  # one key frame, which a seek misses
+        ("raw.h264.MOV", "mjpeg", "yuvj420p", (63, 41)),
+        ("mpeg4.avi", "mpeg4", "yuv420p", (65, 47)),
+        ("grey.mkv", "ffv1", "gray", (33, 31)),
+        ("vp8.webm", "libvpx", "yuv420p", (64, 48)),
+    ],
+)
+def test_a_video_file_at_twelve_frames_a_second(tmp_path, name, codec, pix, size):
+    path = write_video(tmp_path / name, codec, pix, size=size)
+    (clip,) = video_clips(tmp_path, cache_bytes=0)
+    assert (clip.name, clip.length) == (str(path), 24)
+    pictures = clip.read([13, 2, 13, 23])
+    assert (pictures.dtype, pictures.shape) == (np.uint8, (4, size[1], size[0], 3))
+    assert numbers(pictures) == [32, 5, 32, 57]
+    (kept,) = video_clips(tmp_path, cache_bytes=1 << 30)
+    np.testing.assert_array_equal(kept.read([13, 2, 13, 23]), pictures)
+    assert numbers(kept.read(range(24))) == nearest_to_grid(np.arange(60) / 30).tolist()
+
+
+def spoil(path, number, kept=0):
+    """Overwrite a packet of a video, but for its first bytes, by zeros."""
+    with av.open(str(path)) as container:
+        packet = bytes(list(container.demux(video=0))[number])
+    data = path.read_bytes()
+    assert data.count(packet) == 1
+    path.write_bytes(data.replace(packet, packet[:kept].ljust(len(packet), b"\0")))
+
+
+def test_a_seek_finds_the_frame_itself(tmp_path, monkeypatch):
+    """Key frames lie twelve frames apart, and the ones between depend on others before and after."""
+    path = write_video(tmp_path / "a.mp4", rate=12, g="12", bf="3")
+    whole = VideoClip(path, Cache(1 << 30)).read(range(60))
+    clip, pictures = VideoClip(path, Cache(0)), VideoClip._pictures
+    attempts = []
+    monkeypatch.setattr(VideoClip, "_pictures", lambda *_, seek: attempts.append(seek) or pictures(*_, seek=seek))
+    for index in range(60):
+        np.testing.assert_array_equal(clip.read([index])[0], whole[index])
+    assert all(attempts)  # none began anew
+    spoil(path, 0)
+    np.testing.assert_array_equal(clip.read([50])[0], whole[50])  # none began at the beginning
+
+
+def test_uneven_times(tmp_path):
+    times = [0, 10, 20, 300, 310, 320, 330, 2000]
+    path = write_video(tmp_path / "a.mkv", "ffv1", "gray", frames=8, times=times)
+    assert numbers(VideoClip(path, Cache(0)).read(range(5))) == [0, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((640, 480), (256, 341)), ((300, 520), (444, 256)), ((256, 300), (300, 256))]
+)
+def test_the_short_side_is_at_most_256(tmp_path, size, scaled):
+    path = write_video(tmp_path / "a.mov", "png", "rgb24", frames=2, rate=12, size=size)
+    found = VideoClip(path, Cache(0)).read([1])[0]
+    expected = cv2.resize(numbered(1, size), scaled[::-1], interpolation=cv2.INTER_AREA)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.astype(int), expected, rtol=0, atol=2)
+
+
+def test_a_video_is_turned_as_its_metadata_say(tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=2, rate=12)
+    data = path.read_bytes()
+    one, straight = 1 << 16, 1 << 30
+
+    def matrix(*entries):
+        return b"".join(entry.to_bytes(4, "big", signed=True) for entry in entries)
+
+    upright = matrix(one, 0, 0, 0, one, 0, 0, 0, straight)
+    at = data.index(upright, data.index(b"tkhd"))
+    turned = matrix(0, one, 0, -one, 0, 0, 48 * one, 0, straight)  # a quarter clockwise, as telephones write it
+    path.write_bytes(data[:at] + turned + data[at + len(turned) :])
+    found = VideoClip(path, Cache(0)).read([1])[0]
+    assert found.shape == (64, 48, 3)
+    assert numbers([np.rot90(found)]) == [1]  # back by a quarter
+    assert numbers([np.rot90(found, -1)]) == [32]
+
+
+def test_what_an_editor_cut_away_is_not_there(tmp_path):
+    path = write_video(tmp_path / "a.mp4", rate=12, g="24")
+    data = path.read_bytes()
+    at = data.index(b"elst") + 12  # from here the edit's length in ms, and where it starts in the media
+    start = int.from_bytes(data[at + 4 : at + 8], "big") + 18 * 1024
+    path.write_bytes(data[:at] + (2000).to_bytes(4, "big") + start.to_bytes(4, "big") + data[at + 8 :])
+    clip = VideoClip(path, Cache(0))
+    assert clip.length == 24
+    assert numbers(clip.read([0, 7, 23])) == [18, 25, 41]
+
+
+def test_video_files_are_found_by_suffix_and_opened_when_read(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b.mp4", "deep/a.WebM", "deep/er/c.mov", "notes.txt", ".hidden.mp4", "deep/er/list"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(av, "open", lambda *_: pytest.fail("a file was opened"))
+    clips = video_clips(tmp_path, 1 << 20)
+    assert [Path(clip.name).name for clip in clips] == ["b.mp4", "a.WebM", "c.mov"]
+
+
+def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
+    for name in "ab":
+        write_video(tmp_path / f"{name}.mp4", frames=24, rate=12)
+    clips = video_clips(tmp_path, cache_bytes=24 * 48 * 64 * 3 + 1000)
+    first = [clip.read([3, 4]) for clip in clips]
+    (tmp_path / "a.mp4").unlink()
+    (tmp_path / "b.mp4").unlink()
+    np.testing.assert_array_equal(clips[0].read([3, 4]), first[0])
+    with pytest.raises(InputError):  # for the second there was no room
+        clips[1].read([3, 4])
+
+
+@pytest.mark.parametrize("kept", [0, 44])  # FFmpeg refuses the first and conceals the second
+def test_a_frame_damaged_elsewhere_spoils_no_other(tmp_path, monkeypatch, kept):
+    """Whether a process has room for a clip must not decide which of its samples can be had."""
+    path = write_video(tmp_path / "a.mp4", "mpeg4", frames=24, rate=12)
+    spoil(path, 20, kept)
+    for room in (0, 1 << 30):
+        (clip,) = video_clips(tmp_path, room)
+        assert numbers(clip.read([0, 3])) == [0, 3]
+        with pytest.raises(InputError, match=r"a\.mp4 is damaged"):
+            clip.read(range(clip.length))
+    monkeypatch.setattr(VideoClip, "_whole", lambda clip: pytest.fail("the whole clip was tried again"))
+    assert numbers(clip.read([2])) == [2]
+
+
+@pytest.mark.parametrize("room", [0, 1 << 30])
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [*product(["mp4", "faststart mp4", "avi", "webm"], [0.0, 0.001, 0.5]), ("faststart mp4", 0.99)],
+)
+def test_what_is_left_of_a_video_is_refused_by_name(tmp_path, room, kind, kept):
+    path = tmp_path / f"a.{kind.split()[-1]}"
+    head_first = {"movflags": "faststart"} if "faststart" in kind else {}
+    write_video(path, "libvpx" if kind == "webm" else "mpeg4", container_options=head_first)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    (clip,) = video_clips(tmp_path, room)
+    with pytest.raises(InputError) as refused:
+        clip.read([0, clip.length - 1])
+    assert str(refused.value).startswith(f"{path} is damaged or ")
+    assert "expected a" in str(refused.value)
+
+
+def test_a_file_without_pictures(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match=r"a\.mp4 holds no video that can be decoded; expected a video file"):
+        _ = VideoClip(path, Cache(0)).length
+
+
+def test_frames_that_are_not_there(tmp_path):
+    clip = VideoClip(write_video(tmp_path / "a.mp4", frames=5, rate=12), Cache(0))
+    for indices in ([5], [-1], []):
+        with pytest.raises(InputError, match=r"a\.mp4 was asked for frames .*; expected at least one, of 0 to 4"):
+            clip.read(indices)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: video_clips(root / "none", 0), "none is not a folder; expected one with video files"),
+        (lambda root: video_clips(root, 0), "holds no video files; expected some with suffixes such as .mp4 or .webm"),
+        (lambda root: listed_clips(root / "none"), "none cannot be read"),
+        (lambda root: made_clips(0, 5, 0), "0 made clips of 5 frames with seed 0; expected 1, 1 and 0 or more"),
+    ],
+)
+def test_sources_that_hold_nothing(tmp_path, make, said):
+    with pytest.raises(InputError) as refused:
+        make(tmp_path)
+    assert said in str(refused.value)
+
+
+def write_folder(folder, frames=3, mode="RGB"):
+    folder.mkdir(parents=True)
+    for i in range(frames):
+        Image.fromarray(numbered(i, (96, 20))).convert(mode).save(folder / f"{i + 1:06d}.jpg")
+
+
+def test_the_originals_list(tmp_path, monkeypatch):
+    for name in ("one", "lists/two", "lists/a b", "three"):
+        write_folder(tmp_path / name, mode="L" if name == "three" else "RGB")
+    path = tmp_path / "lists" / "list.txt"
+    path.write_bytes(f"{tmp_path}/one/ 3\r\n\r\n  \ntwo/ 3\na b/\t2\nthree 3".encode())
+    monkeypatch.chdir(tmp_path)
+    clips = listed_clips(path)
+    assert [clip.length for clip in clips] == [3, 3, 2, 3]
+    assert [Path(clip.name).name for clip in clips] == ["one", "two", "a b", "three"]
+    for clip in clips:
+        pictures = clip.read([1, 0, 1])
+        assert pictures.shape == (3, 20, 96, 3)
+        assert numbers(pictures) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("line", ["folder", "folder/ many", "folder/ -3", "12", " 7 ", "folder/ 3.5", "folder/ ３"])
+def test_a_broken_line_of_a_list(tmp_path, line):
+    path = tmp_path / "list.txt"
+    path.write_text(f"\n/a/ 3\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        listed_clips(path)
+    assert str(refused.value) == (f"{path}, line 3, is {line.strip()!r}; expected a folder and its number of frames")
+
+
+def test_a_list_of_nothing_or_no_list(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("\n\n")
+    with pytest.raises(InputError, match=r"list\.txt lists no clips; expected one `folder frames` a line"):
+        listed_clips(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"list\.txt cannot be read"):
+        listed_clips(path)
+
+
+def damage(folder):
+    path = folder / "000002.jpg"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "000003.jpg").unlink(), "000003.jpg does not exist; expected 3 frames in "),
+        (lambda folder: (folder / "000002.jpg").unlink(), "000002.jpg does not exist; expected a picture there"),
+        (damage, "000002.jpg is damaged or truncated"),
+        (lambda folder: Image.new("L", (9, 9)).save(folder / "000002.jpg"), "folder holds frames of different sizes"),
+    ],
+)
+def test_a_damaged_folder_is_told_when_it_is_read(tmp_path, spoil, said):
+    write_folder(tmp_path / "folder")
+    (tmp_path / "list.txt").write_text("folder 3\n")
+    (clip,) = listed_clips(tmp_path / "list.txt")
+    spoil(tmp_path / "folder")
+    with pytest.raises(InputError) as refused:
+        clip.read([0, 1])
+    assert said in str(refused.value)
+
+
+def test_made_clips_are_rendered_when_read(monkeypatch):
+    rendered = []
+    frame = Stage.frame
+    monkeypatch.setattr(Stage, "frame", lambda stage, time: rendered.append(time) or frame(stage, time))
+    clips = made_clips(len(SEQUENCES) + 1, 6, seed=3)
+    assert [clip.length for clip in clips] == [6] * 6
+    assert not rendered
+    pictures = clips[0].read([4, 0, 4])
+    assert (pictures.dtype, pictures.shape) == (np.uint8, (3, 256, 320, 3))
+    assert rendered == [4, 0]
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    assert (pictures[0] != pictures[1]).mean() > 0.5
+    assert (clips[5].read([0]) != pictures[1]).mean() > 0.5
+    np.testing.assert_array_equal(made_clips(1, 6, seed=3)[0].read([4, 0, 4]), pictures)
+    assert (made_clips(1, 6, seed=4)[0].read([0]) != pictures[1]).mean() > 0.5
+    assert len({clip.name for clip in clips}) == 6
+
+
+def test_made_clips_beyond_the_room_are_rendered_again():
+    (clip,) = made_clips(1, 3, seed=0)
+    expected = clip.read([0, 1, 2])
+    clip._cache = Cache(256 * 320 * 3)
+    np.testing.assert_array_equal(clip.read([0, 1, 2, 0]), expected[[0, 1, 2, 0]])
+    assert len(clip._cache.held) == 1
+
+
+def test_real_videos(shared):
+    clips = video_clips(shared / "video", cache_bytes=0)
+    assert len(clips) == len(list((shared / "video").glob("*.mp4")))
+    for clip in clips[::6]:
+        pictures = clip.read([clip.length - 1, 0])
+        assert pictures.shape[0] == 2
+        assert min(pictures.shape[1:3]) <= 256
+        assert pictures.std() > 5

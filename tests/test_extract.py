@@ -1,0 +1,154 @@
+"""One video as a folder of frames: which frames, of what size and colour, and what is refused."""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.video_cases import av, levels, pictures, write_video
+from timecycle.data.extract import Extraction, extract
+from timecycle.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("rate", "frames", "shown"),
+    [
+        (12, 7, range(7)),
+        (24, 20, range(0, 20, 2)),
+        (60, 60, range(2, 60, 5)),  # the last of those nearest to each twelfth
+        (Fraction(24000, 1001), 24, range(0, 24, 2)),
+        (6, 4, [0, 0, 1, 1, 2, 2, 3, 3]),  # repeated, as FFmpeg does
+        (3, 1, [0] * 4),
+    ],
+)
+def test_twelve_frames_a_second(tmp_path: Path, rate, frames, shown):
+    video = write_video(tmp_path / "clip.mp4", rate, frames)
+    assert extract(video, tmp_path / "out", Extraction()) == len(shown)
+    np.testing.assert_allclose(levels(tmp_path / "out"), list(shown), atol=0.4)
+
+
+def test_other_rates_and_qualities_on_request(tmp_path: Path):
+    video = write_video(tmp_path / "clip.mp4", 24, 24)
+    assert extract(video, tmp_path / "good", Extraction(fps=6)) == 6
+    np.testing.assert_allclose(levels(tmp_path / "good"), range(1, 24, 4), atol=0.4)
+    extract(video, tmp_path / "poor", Extraction(fps=6, quality=20))
+    assert (tmp_path / "poor" / "000001.jpg").stat().st_size < (tmp_path / "good" / "000001.jpg").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ((640, 360), (455, 256)),
+        ((360, 640), (256, 455)),
+        ((512, 512), (256, 256)),
+        ((256, 340), (256, 340)),
+        ((64, 48), (64, 48)),
+    ],
+    ids=str,
+)
+def test_the_short_side_is_scaled_down_to_256(tmp_path: Path, size, scaled):
+    video = write_video(tmp_path / "clip.mp4", frames=2, size=size)
+    extract(video, tmp_path / "out", Extraction())
+    for picture in pictures(tmp_path / "out"):
+        assert picture.shape == (scaled[1], scaled[0], 3)
+
+
+def test_a_turned_video_is_upright(tmp_path: Path):
+    """By a quarter against the clock what was left, here white, comes to lie below."""
+    video = write_video(tmp_path / "clip.mp4", frames=2, size=(640, 360), rotation=90)
+    extract(video, tmp_path / "out", Extraction())
+    first = pictures(tmp_path / "out")[0]
+    assert first.shape == (455, 256, 3)
+    assert first[-100:].min() > 240
+    assert first[:100].max() < 15
+
+
+def test_colours_are_those_of_the_video(tmp_path: Path):
+    """BT.709 of high definition, which JPEG does not use."""
+    colour = (180, 60, 30)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"crf": "1"}
+        stream.codec_context.colorspace = 1
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), colour, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
+        container.mux(stream.encode())
+    extract(tmp_path / "clip.mp4", tmp_path / "out", Extraction())
+    np.testing.assert_allclose(pictures(tmp_path / "out")[0][24, 32], colour, atol=3)
+
+
+def test_tags_in_an_old_encoding_do_no_harm(tmp_path: Path):
+    video = write_video(tmp_path / "clip.mkv", title="a TITLE")
+    video.write_bytes(video.read_bytes().replace(b"TITLE", b"\xe9t\xe9\xe9\xe9"))
+    assert extract(video, tmp_path / "out", Extraction()) == 12
+
+
+def write_sound(path: Path, cover: bool = False) -> None:
+    """Sound, and on request a still picture for players to show with it."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        if cover:
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 48)).save(buffer, "JPEG")
+            still = container.add_stream("mjpeg", rate=1)
+            still.width, still.height, still.pix_fmt = 64, 48, "yuvj420p"
+            still.disposition = av.stream.Disposition.attached_pic
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = still, Fraction(1), 0, 0
+            container.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_two_sizes(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for index, size in enumerate([(64, 48), (64, 48), (96, 48)]):
+            buffer = io.BytesIO()
+            Image.new("RGB", size).save(buffer, "JPEG")
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 12), index, index
+            container.mux(packet)
+
+
+def write_part(path: Path, name: str, **muxer: str) -> None:
+    """Three fifths of a video of three seconds, which is then called `path`."""
+    whole = write_video(path.with_name(name), rate=20, frames=60, size=(320, 240), **muxer)
+    data = whole.read_bytes()
+    whole.unlink()
+    path.write_bytes(data[: len(data) * 3 // 5])
+
+
+UNREADABLE = {
+    "missing": (lambda path: None, "No such file"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged or no video"),
+    "text": (lambda path: path.write_text("no video\n" * 100), "damaged or no video"),
+    "sound alone": (write_sound, "holds no video that can be decoded"),
+    "sound with a cover": (lambda path: write_sound(path, cover=True), "holds no video that can be decoded"),
+    "cut off, index at the end": (lambda path: write_part(path, "whole.mp4"), "damaged or no video"),
+    "cut off, index first": (lambda path: write_part(path, "whole.mp4", movflags="faststart"), "damaged"),
+    "cut off, AVI": (lambda path: write_part(path, "whole.avi", codec="mpeg4"), "is damaged after"),
+    "cut off, Matroska": (lambda path: write_part(path, "whole.mkv"), "s of 3.00 s; expected a complete"),
+    "too short": (lambda path: write_video(path, rate=60, frames=1), "is shorter than one frame at 12 a second"),
+    "a leap in time": (
+        lambda path: write_video(path, frames=3, times=(0, 0.1, 4000)),
+        "no usable time for the frame after 0.08 s",
+    ),
+    "two sizes": (write_two_sizes, "changes its size at 0.17 s"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_what_cannot_be_read_is_said_in_one_sentence_and_leaves_nothing(tmp_path: Path, make, said):
+    video = tmp_path / "clip.mp4"
+    make(video)
+    with pytest.raises(InputError, match=said) as refused:
+        extract(video, tmp_path / "out" / "clip", Extraction())
+    assert str(video) in str(refused.value)
+    assert list((tmp_path / "out").iterdir()) == []

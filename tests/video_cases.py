@@ -1,0 +1,55 @@
+"""Small videos to read, and the folders of frames made of them."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+STEP = 4  # grey levels from one made frame to the next
+
+
+def write_video(
+    path: Path, rate=12, frames=12, size=(64, 48), codec="libx264", rotation=0, times=None, **muxer
+) -> Path:
+    """A video whose left half is white and whose right half gets lighter by STEP with every frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    title = muxer.pop("title", "")
+    with av.open(str(path), "w", options=muxer) as container:
+        container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if codec == "libx264":
+            stream.options = {"crf": "10", "preset": "ultrafast"}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index in range(frames):
+            picture = np.full((height, width, 3), 255, np.uint8)
+            picture[:, width // 2 :] = STEP * index
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = int(1000 * times[index]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    """The frames of a folder in order, after checking that they are numbered throughout from 1."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != ".prepared.json")
+    assert names == [f"{number:06d}.jpg" for number in range(1, len(names) + 1)]
+    found = []
+    for name in names:
+        with Image.open(folder / name) as image:
+            assert image.format == "JPEG"
+            found.append(np.array(image))
+    return found
+
+
+def levels(folder: Path) -> list[float]:
+    """Of each frame, which made frame it shows."""
+    return [float(picture[:, -20:].mean()) / STEP for picture in pictures(folder)]

@@ -1,0 +1,180 @@
+"""A video file as a folder of JPEG frames: decoded, sampled and scaled by FFmpeg's filters. Knows no torch.
+
+    <folder>/000001.jpg, 000002.jpg ...   the frames
+    <folder>/.prepared.json               what they were made with; a folder that is there is finished
+
+Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019): FFmpeg scales every video to a height of
+256 pixels, and its fps filter takes 12 frames a second, repeating those of slower videos. Here the short side becomes
+256, as training wants it, smaller videos keep their size, and nothing is encoded in between. As there, pixels are taken
+for square, and a video is turned as its metadata say.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from timecycle.errors import InputError
+
+MARKER = ".prepared.json"
+LONGEST_GAP = 60  # seconds without a frame; a damaged timestamp would otherwise fill the disk with one picture
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the frames of a video depend on."""
+
+    fps: float = 12.0
+    side: int = 256
+    """Pixels of the short side, at most."""
+    quality: int = 95
+    """Of the JPEG files, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("fps", 0.01, 1000), ("side", 16, 8192), ("quality", 1, 100)):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number from {low} to {high}")
+
+
+class Stopped(Exception):
+    """Someone asked to stop before the video was finished."""
+
+
+def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
+    """Number of frames in a finished folder; None if there is none yet, or the video has changed its size since.
+
+    Raises InputError if the folder was made by other rules, or not by `extract`.
+    """
+    try:
+        held = json.loads((folder / MARKER).read_bytes())
+        made_by, size, frames = held["rules"], int(held["bytes"]), int(held["frames"])
+    except (OSError, ValueError, KeyError, TypeError):
+        if not os.path.lexists(folder):
+            return None
+        raise InputError(f"{folder} is there but holds no prepared frames; expected another folder") from None
+    if made_by != asdict(rules):
+        raise InputError(f"{folder} holds frames made with {made_by}; expected {asdict(rules)}, or another folder")
+    return frames if video.is_file() and video.stat().st_size == size else None
+
+
+def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Write a video's frames to `folder`, which appears only once it is complete; returns their number.
+
+    A finished folder is replaced. What a killed call left behind (.<name>.partial) is removed by the next one.
+
+    Raises:
+        InputError: the video cannot be read, is damaged, or holds no frames.
+        Stopped: `stopped()`, asked before every frame, became true.
+        OSError: `folder` cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    count = 0
+    try:
+        for count, picture in enumerate(read_frames(video, rules.fps, rules.side), 1):
+            if stopped():
+                raise Stopped
+            Image.fromarray(picture).save(partial / f"{count:06d}.jpg", quality=rules.quality, subsampling="4:2:0")
+        if not count:
+            raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
+        content = {"rules": asdict(rules), "bytes": video.stat().st_size, "frames": count}
+        (partial / MARKER).write_text(json.dumps(content))
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return count
+
+
+def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
+    """The frames of a video at `fps` a second, RGB uint8 [H, W, 3], the short side scaled down to `side` pixels.
+
+    Raises InputError, possibly after some frames, if the file holds no video, is damaged or ends early.
+    """
+    try:
+        # An absolute path, since FFmpeg takes what comes before a colon for a protocol; tags may be in any encoding.
+        with av.open(os.path.abspath(video), metadata_errors="replace") as container:
+            stream = container.streams.best("video")
+            if (
+                stream is None
+                or stream.codec_context is None
+                or stream.disposition & av.stream.Disposition.attached_pic
+            ):
+                raise InputError(f"{video} holds no video that can be decoded; expected a video file")
+            stream.codec_context.thread_count = 1  # the clips are done in parallel
+            yield from _filtered(_decoded(container, stream, video), fps, side)
+    except av.FFmpegError as error:
+        raise InputError(f"{video} is damaged or no video ({error.strerror}); expected a video file") from None
+
+
+def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
+    """The decoded frames of a stream, in order. Raises InputError for damage that FFmpeg passes over."""
+    size, time, end = None, None, 0.0
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index != stream.index:
+            continue
+        for frame in packet.decode():
+            if packet.is_corrupt or frame.is_corrupt:
+                raise InputError(f"{video} is damaged after {time or 0:.2f} s; expected a complete video file")
+            if frame.time is None or (time is not None and frame.time > time + LONGEST_GAP):
+                raise InputError(
+                    f"{video} has no usable time for the frame after {time or 0:.2f} s; expected one for each frame"
+                )
+            size = size or (frame.width, frame.height)
+            if size != (frame.width, frame.height):
+                raise InputError(f"{video} changes its size at {frame.time:.2f} s; expected one size")
+            time = frame.time
+            yield frame
+    length = (container.duration or 0) / av.time_base
+    stated = length + (container.start_time or 0) / av.time_base
+    # Headers are a little off in many files that are whole; all streams count, as for the header.
+    if end < stated - max(0.5, 0.05 * length):
+        raise InputError(f"{video} ends at {end:.2f} s of {stated:.2f} s; expected a complete video file")
+
+
+def _filtered(frames: Iterator[Any], fps: float, side: int) -> Iterator[np.ndarray]:
+    """What FFmpeg's filters fps and scale make of decoded frames, turned upright: RGB uint8 [H, W, 3]."""
+    graph, turns = None, 0
+    for frame in frames:
+        if graph is None:
+            graph, turns = _graph(frame, fps, side), round(frame.rotation / 90)
+        graph.vpush(frame)
+        yield from _pulled(graph, turns)
+    if graph is not None:
+        graph.vpush(None)
+        yield from _pulled(graph, turns)
+
+
+def _graph(first: Any, fps: float, side: int) -> Any:
+    """The filters for frames like `first`."""
+    short = max(side, min(first.width, first.height))
+    graph = av.filter.Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base),
+        graph.add("fps", fps=f"{fps:g}"),
+        graph.add("scale", w=str(round(first.width * side / short)), h=str(round(first.height * side / short))),
+        graph.add("format", pix_fmts="rgb24"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _pulled(graph: Any, turns: int) -> Iterator[np.ndarray]:
+    while True:
+        try:
+            frame = graph.vpull()
+        except (av.error.BlockingIOError, av.error.EOFError):  # it wants more, or has given all
+            return
+        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
