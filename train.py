@@ -187,6 +187,9 @@ def finish(keeper: Keeper, folder: Path) -> None:
     """Write the encoder; say where things are."""
     path = folder / "encoder.safetensors"
     write_encoder(path, keeper.settings, keeper.model, keeper.progress.step)
+    if keeper.skipped:
+        clips = {line.partition(": ")[0] for line in keeper.skipped}
+        print(f"skipped and replaced by others: {keeper.skipped.total()} times, {len(clips)} clips")
     if keeper.progress.best_step:
         print(f"best evaluation: J&F {keeper.progress.best_score:.3f} after step {keeper.progress.best_step}")
     print(f"checkpoints, log.jsonl, pictures, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,3 +156,36 @@ def small_davis(tmp_path: Path) -> Path:
     write_sequence(root, "first")
     write_sequence(root, "second")
     return root
+
+
+@pytest.fixture(scope="session")
+def training_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a list of small frames to train on."""
+    from tests.tiny_training import write_list
+
+    folder = tmp_path_factory.mktemp("frames")
+    write_list(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(
+    command_line: Callable, training_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable]:
+    """Run train.py on tiny models in a folder of its own, with list.txt in it; gives .code, .out and .err."""
+    from tests import tiny_training
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(training_frames, folder)
+    lines = (folder / "list.txt").read_text().replace(str(training_frames), str(folder))
+    (folder / "list.txt").write_text(lines)
+    monkeypatch.chdir(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments: object, fault: str = "") -> SimpleNamespace:
+        monkeypatch.setenv("TINY_FAULT", fault)
+        return command_line(tiny_training.train.main, *arguments)
+
+    yield run
+    torch.set_num_threads(threads)

@@ -6,67 +6,41 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests import tiny_training
-from tests.tiny_training import CYCLE, WALK, TinyEncoder
+from tests.tiny_training import CYCLE, WALK, TinyEncoder, write_list
 from tests.training_runs import assert_same, assert_same_run, latest, log
 from timecycle.files import read_rgb
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def tiny(command_line: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
-    """Run the tiny train.py in a folder of its own with arguments; gives .code, .out and .err."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def run(*arguments: object, fault: str = ""):
-        monkeypatch.setenv("TINY_FAULT", fault)
-        return command_line(tiny_training.train.main, *arguments)
-
-    yield run
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def listed(tmp_path: Path) -> Path:
-    """A list of three folders of ten frames, the second of which is damaged."""
-    rng = np.random.default_rng(0)
-    lines = []
-    for name in ("whole", "damaged", "other"):
-        (tmp_path / name).mkdir()
-        for number in range(1, 11):
-            picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
-            cv2.imwrite(str(tmp_path / name / f"{number:06d}.jpg"), picture)
-        lines.append(f"{tmp_path / name} 10\n")
-    for path in (tmp_path / "damaged").iterdir():
-        path.write_bytes(path.read_bytes()[:300])
-    (tmp_path / "list.txt").write_text("".join(lines))
-    return tmp_path / "list.txt"
+def test_without_data_there_is_made_video(tiny):
+    done = tiny("--steps", 2, "-c", "run", "--side", 32, "--made-clips", 2, "--workers", 0)
+    assert done.code == 0, done.err
+    assert "no data given: learning from made video, at sizes for a demonstration" in done.out
+    settings = json.loads(Path("run/settings.json").read_text())["settings"]
+    assert {name: settings[name] for name in ("objective", "width", "minutes", "side")} == {
+        "objective": "walk", "width": 16, "minutes": 1.0, "side": 32,
+    }  # fmt: skip
 
 
 def test_a_run_leaves_what_it_says(tiny):
     done = tiny(*CYCLE, "-c", "run", "--log-every", 2, "--pictures-every", 2, "-e", "--classNum", 49)
     assert done.code == 0, done.err
-    assert "no data given: learning from made video" in done.out
+    assert "6 clips from list.txt; 4 steps of 4 samples" in done.out
     assert "accepted without effect, as they do not change the result here: --evaluate, --classNum" in done.out
     assert done.out.count("side=64") == 1
     assert re.search(r"step 2/4  loss \S+  \(skip .*\)  \S+ samples/s  \d+ MB  \d:\d\d:\d\d left", done.out)
     assert "over the first 1 of 4 steps" in done.out
     stored = json.loads(Path("run/settings.json").read_text())
     assert stored["settings"]["batch"] == 4
-    assert stored["runs"][0]["command"][1:3] == ["--batchSize", "4"]
+    assert stored["runs"][0]["command"][1:3] == ["--filelist", "list.txt"]
     assert stored["runs"][0]["versions"]["torch"] == torch.__version__
     assert [line["step"] for line in log("run")] == [1, 2, 3, 4]
     assert {"loss", "skip", "inliers", "cycle/1", "gradient", "lr"} <= log("run")[0].keys()
@@ -118,6 +92,7 @@ def test_a_signal_saves_and_stops(tiny):
 
 
 def test_a_program_that_is_told_to_end_ends_well(tmp_path):
+    write_list(tmp_path)
     command = [sys.executable, "-m", "tests.tiny_training", *WALK, "--steps", "1000", "-c", str(tmp_path / "run")]
     command[command.index("--workers") + 1] = "1"
     environment = {**os.environ, "TINY_FAULT": "signal:SIGTERM:2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -132,21 +107,22 @@ def test_a_loss_that_is_no_number_loses_nothing(tiny):
     assert tiny(*WALK, "-c", "whole").code == 0
     failed = tiny(*WALK, "-c", "parts", fault="nan:4")
     assert failed.code == 2
-    assert re.search(r"error: the loss of step 4 is nan with the samples made-0-0\d+ from frame \d+, made", failed.err)
+    assert re.search(r"error: the loss of step 4 is nan with the samples \S+clip\d from frame \d+, ", failed.err)
     assert "all earlier steps are kept in parts/checkpoint_0000003.pt" in failed.err
     assert tiny(*WALK, "-c", "parts", "--resume", "auto").code == 0
     assert_same_run("parts", "whole")
 
 
-def test_damaged_clips_are_skipped_and_listed_once(tiny, listed):
-    options = (*WALK, "--filelist", listed, "--frame_gap", 1)
-    done = tiny(*options, "--save-every", 2, "-c", "run")
+def test_damaged_clips_are_skipped_and_listed_once(tiny):
+    for path in Path("clip1").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    done = tiny(*WALK, "--batchSize", 6, "--save-every", 2, "-c", "run")
     assert done.code == 0, done.err
-    lines = [line for line in done.out.splitlines() if line.startswith("skipped ")]
-    assert len({line.split(" (")[0] for line in lines}) == len(lines) == len(latest("run")["skipped"])
-    assert all("damaged" in line for line in lines)
-    # Every clip comes up every three samples.
-    assert sum(latest("run")["skipped"].values()) == 6 * 4 // 3
+    skipped = [line for line in done.out.splitlines() if line.startswith("skipped")]
+    assert re.match(r"skipped \S+clip1: \S+clip1/0000\d\d.jpg cannot be read as a picture", skipped[0])
+    assert skipped[1] == "skipped and replaced by others: 6 times, 1 clips"
+    assert len(skipped) == 2
+    assert sum(latest("run")["skipped"].values()) == 6  # each step takes every clip
 
 
 def test_only_the_newest_checkpoints_are_kept(tiny):
@@ -192,17 +168,17 @@ def test_weights_to_start_from(tiny):
     [
         (
             ("-c", "run", "--resume", "auto", "--lr", 0.5),
-            "--learning-rate is 0.5, and 0.001 in the run that is gone on",
+            "--lr is 0.5, and 0.001 in the run that is gone on",
         ),
         (("-c", "run", "--resume", "auto", "--steps", 9), "--steps is 9, and 1 in the run that is gone on from"),
-        (("-c", "run", "--resume", "auto", "--made-clips", 7), "--made-clips is 7, and 6 in the run"),
+        (("-c", "run", "--resume", "auto", "--width", 7), "--width is 7, and 4 in the run"),
         (("-c", "run"), "run holds a run; expected --resume auto to go on with it, or another --checkpoint"),
         (("--resume", "run/none.pt"), "--resume run/none.pt does not exist"),
         (("--resume", "weights.pt"), "weights.pt does not hold a run to go on from"),
         (("--resume", "code.pt"), "code.pt is damaged or holds code"),
         (("--videos", "nowhere"), "nowhere is not a folder; expected one with video files"),
         (("--filelist", "empty.txt"), "empty.txt lists no clips"),
-        (("--filelist", "empty.txt", "--videos", "run"), "--filelist and --videos are both given"),
+        (("--videos", "run"), "--filelist and --videos are both given"),
         (("--batchSize", 5, "--accumulate", 2), "--batchSize is 5; expected a multiple of 2"),
         (("--sync-batchnorm",), "--sync-batchnorm is given, and there is no GPU"),
         (("--device", "tpu"), "--device is tpu; expected auto, cpu or cuda"),
@@ -214,7 +190,8 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, arguments, sentence)
     torch.save({"format": print}, "code.pt")
     Path("empty.txt").touch()
     before = sorted(Path("run").rglob("*"))
-    refused = tiny(*((*WALK[:-2], "-c", "new") if "-c" not in arguments else ()), *arguments)
+    alone = "-c" in arguments or "nowhere" in arguments
+    refused = tiny(*(() if alone else (*WALK, "-c", "new")), *arguments)
     assert refused.code == 2
     assert sentence in refused.err
     assert refused.err.count("\n") == 1
@@ -223,6 +200,6 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, arguments, sentence)
 
 def test_runs_without_a_name_do_not_meet(tiny):
     for _ in range(2):
-        assert tiny(*WALK, "--steps", 1).code == 0
-    assert sorted(path.name for path in Path("out").iterdir()) == ["train-walk-made", "train-walk-made-2"]
-    assert "step 1" in tiny("--resume", "auto").out
+        assert tiny(*CYCLE, "--steps", 1).code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["train-timecycle-list", "train-timecycle-list-2"]
+    assert "going on from out/train-timecycle-list-2/" in tiny(*CYCLE, "--steps", 2, "--resume", "auto").out

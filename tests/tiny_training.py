@@ -16,14 +16,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import train
+from timecycle.data.synthetic import render_clip
 from timecycle.encoder import Trunk
 from timecycle.errors import run_command_line
+from timecycle.overlay import write_picture
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 
-COMMON = ("--batchSize", "4", "--made-clips", "6", "--workers", "0")
-WALK = (*COMMON, "--side", "32", "--width", "4", "--steps", "6")
+CLIPS = 6
+# Of a list in the working folder, which `write_list` makes.
+COMMON = ("--filelist", "list.txt", "--batchSize", "4", "--workers", "0")
+WALK = (*COMMON, "--objective", "walk", "--side", "32", "--width", "4", "--steps", "6")
 CYCLE = (*COMMON, "--objective", "timecycle", "--side", "64", "--patch", "56", "--steps", "4")
+
+
+def write_list(folder: Path) -> None:
+    """Write list.txt and the frames that it lists: `CLIPS` small made videos of 18 frames."""
+    lines = []
+    for index in range(CLIPS):
+        frames = folder / f"clip{index}"
+        frames.mkdir(parents=True)
+        for number, rgb in enumerate(render_clip(index, 18, 64, 80, 2).images, start=1):
+            write_picture(frames / f"{number:06d}.jpg", rgb)
+        lines.append(f"{frames} 18\n")
+    (folder / "list.txt").write_text("".join(lines))
 
 
 class TinyEncoder(nn.Module):

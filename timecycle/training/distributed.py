@@ -71,7 +71,12 @@ def joined(device: str) -> Iterator[World]:
     if kind != "cpu":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(kind)
-    distributed.init_process_group("gloo" if kind == "cpu" else "nccl")
+    store, rank, size = next(distributed.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun on one machine keeps its store when it begins processes again; without a name of their own the new
+        # ones would find the addresses of those that died.
+        store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    distributed.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=size)
     try:
         yield World(distributed.get_rank(), distributed.get_world_size(), torch.device(kind))
     finally:

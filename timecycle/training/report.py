@@ -99,10 +99,12 @@ class Report:
             self._board.add_scalar("J&F", value, step)
 
     def list_skipped(self, skipped: Counter[str]) -> None:
-        """Name clips that were skipped, each once; by 'name: reason', how often."""
-        for line in sorted(set(skipped) - self._listed):
-            self.say(f"skipped {line}")
-        self._listed |= set(skipped)
+        """Name clips that were skipped, each once with a reason; `skipped`: how often, by 'name: reason'."""
+        for line in sorted(skipped):
+            name = line.partition(": ")[0]
+            if name not in self._listed:
+                self.say(f"skipped {line}")
+                self._listed.add(name)
 
     def picture(self, step: int, rgb: np.ndarray) -> None:
         """Uint8 [H, W, 3], for TensorBoard and as a file."""

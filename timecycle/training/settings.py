@@ -156,9 +156,9 @@ TYPES = get_type_hints(Settings)
 
 
 def flag(name: str) -> str:
-    """The option that a field is given by, the last of its names."""
-    flags = FIELDS[name].metadata["flags"]
-    return flags[-1] if flags else "--" + name.replace("_", "-")
+    """The option that a field is given by, the first of its long names."""
+    long = (option for option in FIELDS[name].metadata["flags"] if option.startswith("--"))
+    return next(long, "--" + name.replace("_", "-"))
 
 
 def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -1,0 +1,49 @@
+"""The ways in which train.py's trunk can compute: each gives what the plain way gives."""
+
+import functools
+
+import pytest
+import torch
+
+from tests.tiny_training import CYCLE, WALK
+from tests.training_runs import latest, log
+from timecycle.training import speed
+
+SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant")
+
+
+@pytest.mark.parametrize("options", [WALK, CYCLE], ids=["walk", "timecycle"])
+@pytest.mark.parametrize(
+    ("option", "close"),
+    [("--channels-last", 1e-5), ("--checkpoint-activations", 1e-6), ("--autocast", 0.02), ("--compile", 1e-5)],
+)
+def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close):
+    """Losses and gradients of two steps, and batch statistics, each batch counted once."""
+    calls: list[object] = []
+    wrapped = speed.checkpoint
+    monkeypatch.setattr(speed, "checkpoint", lambda *a, **k: calls.append(a[0]) or wrapped(*a, **k))
+    if option == "--compile":  # to C++ it takes minutes: see the nightly part
+        compiled = functools.partial(torch.compile, backend="eager")
+        monkeypatch.setattr(torch, "compile", lambda forward: calls.append(forward) or compiled(forward))
+    options = (*options, *SAME, "--steps", 2)
+    assert tiny(*options, "-c", "plain").code == 0
+    done = tiny(*options, option, "-c", "fast")
+    assert done.code == 0, done.err
+    for ours, theirs in zip(log("fast"), log("plain"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=close, abs=close)
+        assert ours["gradient"] == pytest.approx(theirs["gradient"], rel=10 * close)
+    found, expected = latest("fast")["model"], latest("plain")["model"]
+    statistics = [name for name in expected if name.endswith(("running_mean", "running_var", "batches_tracked"))]
+    for name in statistics:
+        torch.testing.assert_close(found[name], expected[name], atol=2 * close, rtol=2 * close, msg=name)
+    assert any(int(expected[name]) for name in statistics if name.endswith("tracked"))
+    # And it was that way that ran.
+    kernel = found[next(name for name in found if name.endswith("layer1.0.conv1.weight"))]
+    took = {
+        "--channels-last": kernel.is_contiguous(memory_format=torch.channels_last),
+        "--checkpoint-activations": len(calls) > 1,
+        "--autocast": abs(log("fast")[0]["loss"] - log("plain")[0]["loss"]) > 1e-6,
+        "--compile": len(calls) == 1,
+    }
+    assert took[option]
+    assert kernel.dtype == torch.float32
