@@ -103,8 +103,8 @@ def attend(
 
 def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
     """Refuse queries, keys and factors of the keys that have no logits: InputError."""
-    if query.ndim != 3 or not query.dtype.is_floating_point:
-        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected floating point [B, N, D]")
+    if query.ndim != 3 or not query.shape[2] or not query.dtype.is_floating_point:
+        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected floating point [B, N, D], D >= 1")
     samples, _, channels = query.shape
     if key.ndim != 3 or key.shape[0] != samples or key.shape[2] != channels or not key.shape[1]:
         raise InputError(f"key has shape {list(key.shape)}; expected [{samples}, M, {channels}], M >= 1, like query's")
