@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .contract import fit, multiply, multiply_moved, multiply_moved_terms, pieces
+from .grid import rounded
 
 LARGEST = 1 << 22  # entries of the matrices that are there at a time, unless one sample's are more
 PITCH = 64  # of its rows
@@ -242,7 +243,7 @@ def normalise(
         shift = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
         top = new
-    sees = total > 0
+    sees = total != 0  # what is not a number is to be seen in all that comes of it
     log = tl.where(sees, top + tl.log(tl.where(sees, total, 1.0)), float("-inf"))
     tl.store(lse + row, log, mask=asks)
     shift = tl.where(sees, log, float("inf"))
@@ -252,7 +253,7 @@ def normalise(
         logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
         factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
         z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
-        tl.store(shares + place + m[None, :], tl.exp(z - shift[:, None]).to(shares.dtype.element_ty), mask=mask)
+        tl.store(shares + place + m[None, :], rounded(tl.exp(z - shift[:, None]), shares.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
@@ -283,7 +284,7 @@ def normalise_backward(
     place = ((b * queries + n) * pitch)[:, None]
     log = tl.load(lse + row, mask=asks, other=float("-inf"))
     # A query without an edge may have any gradient of its lse; it passes none on.
-    sees = log > float("-inf")
+    sees = log != float("-inf")
     shift, own = tl.where(sees, log, float("inf")), tl.where(sees, tl.load(d_lse + row, mask=asks, other=0.0), 0.0)
     mean = tl.zeros((ROWS,), tl.float32)
     for start in range(0, pitch, COLUMNS):
@@ -304,5 +305,5 @@ def normalise_backward(
         to = d_scale + (tl.program_id(0) * tl.num_programs(1) + b) * keys + m
         tl.store(to, tl.sum(d_logit * logit, axis=0), mask=m < keys)
         d_product = d_logit * (factor * coldness)[None, :]
-        tl.store(shares + place + m[None, :], share.to(shares.dtype.element_ty), mask=mask)
-        tl.store(d_products + place + m[None, :], d_product.to(d_products.dtype.element_ty), mask=mask)
+        tl.store(shares + place + m[None, :], rounded(share, shares.dtype.element_ty), mask=mask)
+        tl.store(d_products + place + m[None, :], rounded(d_product, d_products.dtype.element_ty), mask=mask)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .grid import product
+from .grid import product, rounded
 
 STEP = 16
 """Elements that a row's length and distance from the next are a multiple of."""
@@ -190,4 +190,4 @@ def contract(
     wanted = (i < rows)[:, None] & (j < columns)[None, :]
     if KIND == MOVED_TERMS:
         total += tl.load(to, mask=wanted, other=0.0).to(tl.float32)
-    tl.store(to, (total * factor).to(out.dtype.element_ty), mask=wanted)
+    tl.store(to, rounded(total * factor, out.dtype.element_ty), mask=wanted)

@@ -19,7 +19,7 @@ def edge_affinity(
     query [B, N, D] and key [B, M, D] are of one dtype: float32, bfloat16 or float16; scale [B, M] and lse [B, N]
     float32; indices [B, N, E] int64, -1 for no edge.
     """
-    logits = _products(query, key, indices, temperature) * _factors(scale, indices)
+    logits = _products(query, key, indices) * _factors(scale, indices) / temperature
     return torch.where(_exist(lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
 
 
@@ -35,12 +35,13 @@ def edge_affinity_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, scale and lse, in their dtypes, from that of `out`, which the forward pass returned."""
     d_logits = torch.where(_exist(lse, indices), out * gradient, 0.0)
-    d_products, own = d_logits * _factors(scale, indices) / temperature, _own(query)
-    d_query = propagate_labels(d_products, indices, key, own, dtype=query.dtype)
+    d_dots, own = d_logits / temperature, _own(query)
+    d_products = d_dots * _factors(scale, indices)
+    d_query = propagate_labels(d_products, indices, key, own, dtype=torch.float32)
     d_key = scatter_rows(query, d_products, indices, own, torch.zeros(key.shape, device=key.device))
-    d_scales, ones = d_logits * _products(query, key, indices, temperature), torch.ones_like(d_logits[:, :, :1])
+    d_scales, ones = d_dots * _products(query, key, indices), torch.ones_like(d_dots[:, :, :1])
     d_scale = scatter_rows(ones, d_scales, indices, own, torch.zeros((*scale.shape, 1), device=scale.device))
-    return d_query, d_key.to(key.dtype), d_scale.squeeze(2), -d_logits.sum(dim=2)
+    return d_query.to(query.dtype), d_key.to(key.dtype), d_scale.squeeze(2), -d_logits.sum(dim=2)
 
 
 def _own(query: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ def _own(query: Tensor) -> Tensor:
     return torch.arange(len(query), device=query.device)[:, None]
 
 
-def _products(query: Tensor, key: Tensor, indices: Tensor, temperature: float) -> Tensor:
-    """<query, key> / temperature of each edge, float32; 0 where there is none."""
+def _products(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
+    """<query, key> of each edge, float32; 0 where there is none."""
     out = torch.empty(indices.shape, dtype=torch.float32, device=query.device)
-    return row_products(query, indices, key, _own(query), out) / temperature
+    return row_products(query, indices, key, _own(query), out)
 
 
 def _factors(scale: Tensor, indices: Tensor) -> Tensor:
