@@ -4,7 +4,6 @@ Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants
 base frames, S x S feature positions of a frame, s x s of a patch, D channels.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +12,8 @@ from torch.nn import functional
 
 from timecycle.encoder import STRIDE, Encoder
 from timecycle.errors import InputError
+from timecycle.tracking import Frame, Localiser, inlier_scores_of, places, warp_rows
 
-TEMPERATURE = 512**-0.5
-SCALE = 1 / 3  # of the patch in the frame
-# Of the translation in the inlier score alone. The release has the same quotient in its warp, where Python 2's integer
-# division made it 1.
-INLIER_FACTOR = 227 / 210
-INLIER_EPS = 1e-5
 CYCLE_WEIGHT = 0.2
 POINTS = 20  # along each side of the grid that transforms are compared on
 
@@ -49,84 +43,6 @@ class Losses:
         """What a log shows of a step; the total under `loss`."""
         cycles = {f"cycle/{length}": value for length, value in enumerate(self.cycle.tolist(), start=1)}
         return {"loss": self.total.item(), "skip": self.skip.item(), "inliers": self.inliers.item(), **cycles}
-
-
-class Localiser(nn.Module):
-    """From the affinity of a patch with a frame to the place of the patch: an affine transform of rotation and shift.
-
-    Args:
-        side: feature positions along a frame's side, S; its S * S keys are the channels of the first convolution.
-        patch: along a patch's side, s, at least 7.
-    """
-
-    def __init__(self, side: int = 30, patch: int = 10) -> None:
-        super().__init__()
-        if side < 1 or patch < 7:
-            raise InputError(f"a localiser was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
-        self.conv1 = nn.Conv2d(side * side, 128, 4, bias=False)
-        self.conv2 = nn.Conv2d(128, 64, 4, bias=False)
-        self.linear = nn.Linear(64 * (patch - 6) ** 2, 3)
-        for convolution in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, affinity: Tensor) -> Tensor:
-        """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3]."""
-        x = functional.leaky_relu(self.conv1(affinity), 0.1)
-        x = functional.leaky_relu(self.conv2(x), 0.1)
-        shift_x, shift_y, angle = self.linear(x.flatten(1)).unbind(1)
-        cosine, sine = angle.cos() * SCALE, angle.sin() * SCALE
-        rows = (torch.stack([cosine, -sine, shift_x], dim=1), torch.stack([sine, cosine, shift_y], dim=1))
-        return torch.stack(rows, dim=1)
-
-
-def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
-    """How alike each position of a patch is to every position of a frame, a softmax over the frame.
-
-    patch [B, D, s, s] and frame [B, D, S, S], L2-normalised. Returns [B, S * S, s, s], keys column by column (channel
-    x * S + y), in the features' dtype.
-    """
-    keys = frame.transpose(2, 3).flatten(2)
-    logits = torch.einsum("bdm,bdn->bmn", keys, patch.flatten(2)) / TEMPERATURE
-    return logits.softmax(dim=1).unflatten(2, patch.shape[2:])
-
-
-def places(theta: Tensor, side: int) -> Tensor:
-    """Where theta [B, 2, 3] takes a corner-aligned grid over [-1, 1]: [B, side, side, 2], x then y."""
-    steps = torch.linspace(-1, 1, side, dtype=theta.dtype, device=theta.device)
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1)
-    return torch.einsum("bij,yxj->byxi", theta, points)
-
-
-def warp(frame: Tensor, theta: Tensor, side: int) -> Tensor:
-    """Bilinear samples [B, D, side, side] of a frame [B, D, S, S] under theta [B, 2, 3]; zero beyond its edge."""
-    return functional.grid_sample(frame, places(theta, side), padding_mode="zeros", align_corners=True)
-
-
-def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
-    """The share of affinity on the four keys around where theta takes each position of the patch, [B].
-
-    affinity [B, S * S, s, s] as `patch_affinity` returns it; theta [B, 2, 3], whose shift counts 227/210 times here.
-    Differentiable in both.
-    """
-    keys, side = affinity.shape[1], affinity.shape[2]
-    height = math.isqrt(keys)
-    moved = torch.cat([theta[:, :, :2], theta[:, :, 2:] * INLIER_FACTOR], dim=2)
-    at = (places(moved, side) + 1) * ((height - 1) / 2)  # in positions of the frame
-    low = at.detach().floor()
-    mass, total = torch.zeros_like(affinity[:, 0]), torch.zeros_like(affinity[:, 0])
-    for dx in (0, 1):
-        for dy in (0, 1):
-            corner = low + torch.tensor([dx, dy], dtype=at.dtype, device=at.device)
-            weight = (1 - (at - corner).abs()).prod(dim=-1)
-            inside = ((corner >= 0) & (corner <= height - 1)).all(dim=-1)
-            weight = torch.where(inside, weight, 0.0)
-            key = (corner.clamp(0, height - 1) @ corner.new_tensor([height, 1.0])).long()
-            mass = mass + weight * affinity.gather(1, key[:, None])[:, 0]
-            total = total + weight
-    return mass.sum((1, 2)) / (total.sum((1, 2)) + INLIER_EPS * keys * side * side)
 
 
 def grid_loss(found: Tensor, wanted: Tensor) -> Tensor:
@@ -194,46 +110,67 @@ class TimeCycle(nn.Module):
         self._check(frames, target, patch, theta)
         samples, length = frames.shape[:2]
         # Three calls, in this order: each has batch statistics of its own and moves the running ones once.
-        base = self._features(frames.flatten(0, 1)).unflatten(0, (samples, length))
-        query = functional.normalize(self._features(patch), dim=1)
-        goal = self._features(target)
-        # Every frame is looked at several times; its unit features are the same each time.
-        unit_base, unit_goal = functional.normalize(base, dim=2), functional.normalize(goal, dim=1)
+        base = self._features(frames.transpose(0, 1).flatten(0, 1)).unflatten(0, (length, samples))
+        query = self._features(patch)
+        return self.losses_of(base, query, self._features(target), theta)
 
-        back, tracked = [], [query]
-        for t in reversed(range(length)):
-            found, moved = self._localise(tracked[-1], unit_base[:, t], base[:, t])
-            back.append(found)
-            tracked.append(moved)
-        forward = []
-        for c in range(1, length + 1):
-            track, moved = [], tracked[c]
-            ahead = [(unit_base[:, t], base[:, t]) for t in range(length - c + 1, length)]
-            for unit, frame in (*ahead, (unit_goal, goal)):
-                found, moved = self._localise(moved, unit, frame)
-                track.append(found)
-            forward.append(torch.stack(track))
-        cycle = torch.stack([grid_loss(track[-1], theta) for track in forward])
+    def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
+        """The same from features: of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
 
-        every = query.repeat_interleave(length, dim=0)
-        affinity = patch_affinity(every, unit_base.flatten(0, 1))
-        direct = self.localiser(affinity)
-        inliers = inlier_scores(affinity, direct).mean()
-        seen = functional.normalize(warp(base.flatten(0, 1), direct, query.shape[2]), dim=1)
-        skips = self.localiser(patch_affinity(seen, unit_goal.repeat_interleave(length, dim=0)))
-        skip = grid_loss(skips, theta.repeat_interleave(length, dim=0))
+        They are rows of a feature map, row by row, after the ReLU, not normalised; theta as in `losses`.
+        """
+        with torch.autocast(theta.device.type, enabled=False):
+            query = functional.normalize(patch, dim=2)
+            # Of each frame by itself: an index into all has a gradient as large as all, at every use.
+            frames, goal = [Frame.of(features) for features in base.unbind(0)], Frame.of(target)
+            return self._losses(query, frames, goal, theta)
 
+    def _losses(self, query: Tensor, frames: list[Frame], goal: Frame, theta: Tensor) -> Losses:
+        length, side = len(frames), self._sides[1] // STRIDE
+        taps = self.localiser.taps()
+        # Back from the last frame, where the patch was seen before: the one track serves cycles of every length. On the
+        # way every frame is searched for the patch itself, too; in the last one that is the same.
+        back: list[Tensor] = []
+        tracked: list[Tensor] = []
+        direct: list[Tensor] = []
+        seen: list[Tensor] = []
+        scores = []
+        for frame in reversed(frames):
+            found, lse = self.localiser.locate([query, *tracked[-1:]], frame, taps)
+            moved = warp_rows(frame, found, side)
+            scores.append(inlier_scores_of(query, frame, lse[0], found[0]))
+            direct, seen = [found[0], *direct], [moved[0], *seen]
+            back.append(found[-1])
+            tracked.append(moved[-1])
+        # Forward, the longest cycle first; each frame is where a shorter one sets out, from what was tracked before it.
+        forward: list[list[Tensor]] = []
+        under_way: list[Tensor] = []
+        for t, frame in enumerate(frames[1:], start=1):
+            under_way.append(tracked[length - t])
+            forward.append([])
+            found, _ = self.localiser.locate(under_way, frame, taps)
+            under_way = warp_rows(frame, found, side)
+            for track, place in zip(forward, found, strict=True):
+                track.append(place)
+        # All arrive in the target, and what was seen in single frames with them; of the last frame both are the same.
+        found, _ = self.localiser.locate([*under_way, *seen], goal, taps)
+        skips = found[length - 1 :]
+        ends = [*found[: length - 1], skips[-1]]
+        tracks = [torch.stack([*track, end]) for track, end in zip([*forward, []], ends, strict=True)][::-1]
+
+        cycle = torch.stack([grid_loss(track[-1], theta) for track in tracks])
+        skip = grid_loss(skips.flatten(0, 1), theta.repeat(length, 1, 1))
+        inliers = torch.cat(scores).mean()
         total = CYCLE_WEIGHT * self.lamda * cycle.mean() + self.lamda * skip - inliers
-        shape = (samples, length)
         return Losses(
             cycle,
             skip,
             inliers,
             total,
             torch.stack(back),
-            tuple(forward),
-            direct.unflatten(0, shape),
-            skips.unflatten(0, shape),
+            tuple(tracks),
+            torch.stack(direct, dim=1),
+            skips.transpose(0, 1),
         )
 
     def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
@@ -241,16 +178,10 @@ class TimeCycle(nn.Module):
         return self.losses(frames, target, patch, theta)
 
     def _features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, H / 8, W / 8] after the ReLU, not normalised."""
-        return functional.relu(self.encoder.head(self.encoder.trunk(images)))
-
-    def _localise(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised: the next query.
-
-        `unit` is the frame with features of length 1.
-        """
-        theta = self.localiser(patch_affinity(query, unit))
-        return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
+        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row by row, after the ReLU, not normalised; at least float32."""
+        images = images.contiguous(memory_format=torch.channels_last)  # whose features are rows as they lie
+        features = functional.relu(self.encoder.head(self.encoder.trunk(images)))
+        return features.flatten(2).transpose(1, 2).to(torch.promote_types(features.dtype, torch.float32))
 
     def _check(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> None:
         side, small = self._sides

@@ -1,0 +1,66 @@
+"""TimeCycle's losses in the order of the published program, by the plain forms that define them.
+
+What it repeats is repeated here: every cycle tracks back anew; a frame's place in the target is found a second time,
+from the longest track, for nothing; the inlier score samples a mask of one channel a key. Written from the paper's
+protocol and the program's records; frames are normalised once, and the mask's identity maps are made once and shared by
+the samples, which is kinder than the program is.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from timecycle.objective import CYCLE_WEIGHT, TimeCycle, grid_loss
+from timecycle.tracking import INLIER_EPS, INLIER_FACTOR, Localiser, patch_affinity, warp
+
+
+def _localise(localiser: Localiser, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised; `unit` has length 1."""
+    theta = localiser(patch_affinity(query, unit))
+    return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
+
+
+def identity_maps(side: int) -> Tensor:
+    """[S * S, S, S]: of key x * S + y, 1 at [y, x]."""
+    return torch.eye(side * side).view(side * side, side, side).transpose(1, 2).contiguous()
+
+
+def losses_of(
+    model: TimeCycle, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor, maps: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total, cycles [T], skip and inliers from features [B, T, D, S, S], [B, D, s, s], [B, D, S, S]; maps as above."""
+    localiser, length = model.localiser, base.shape[1]
+    query, unit, unit_target = (functional.normalize(x, dim=-3) for x in (patch, base, target))
+    cycles, moved = [], query
+    for c in range(1, length + 1):
+        moved, crops = query, []
+        for t in range(length - 1, length - 1 - c, -1):
+            _, moved = _localise(localiser, moved, unit[:, t], base[:, t])
+            crops.append(moved)
+        for t in range(length - c + 1, length):
+            _, moved = _localise(localiser, moved, unit[:, t], base[:, t])
+        found, _ = _localise(localiser, moved, unit_target, target)
+        cycles.append(grid_loss(found, theta))
+    _localise(localiser, torch.cat(crops), unit_target.repeat(length, 1, 1, 1), target.repeat(length, 1, 1, 1))
+
+    affinity = patch_affinity(query.repeat_interleave(length, dim=0), unit.flatten(0, 1))
+    direct = localiser(affinity)
+    seen = functional.normalize(warp(base.flatten(0, 1), direct, query.shape[2]), dim=1)
+    skips = localiser(patch_affinity(seen, unit_target.repeat_interleave(length, dim=0)))
+    skip = grid_loss(skips, theta.repeat_interleave(length, dim=0))
+    moved_theta = torch.cat([direct[:, :, :2], direct[:, :, 2:] * INLIER_FACTOR], dim=2)
+    mask = warp(maps.to(base).expand(len(direct), -1, -1, -1), moved_theta, query.shape[2])
+    inliers = ((mask * affinity).sum((1, 2, 3)) / (mask + INLIER_EPS).sum((1, 2, 3))).mean()
+    cycle = torch.stack(cycles)
+    total = CYCLE_WEIGHT * model.lamda * cycle.mean() + model.lamda * skip - inliers
+    return total, cycle, skip, inliers
+
+
+def losses(model: TimeCycle, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor, maps: Tensor) -> Tensor:
+    """The total from images, as `TimeCycle.losses` takes them."""
+
+    def features(images: Tensor) -> Tensor:
+        return functional.relu(model.encoder.head(model.encoder.trunk(images)))
+
+    base = features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    return losses_of(model, base, features(patch), features(target), theta, maps)[0]

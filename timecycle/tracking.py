@@ -1,0 +1,192 @@
+"""Where a patch is in a frame, and what is there: localiser, warp and inlier score, with the affinity and without.
+
+What training runs takes features position by position and goes through the operators, and no affinity matrix exists.
+Beside it stand the plain forms of the paper, which define what it computes: `patch_affinity`, `Localiser.forward`,
+`warp`, `inlier_scores`.
+
+Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples,
+S x S feature positions of a frame, s x s of a patch, D channels, G queries of one frame.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from timecycle.errors import InputError
+from timecycle.ops import attend, edge_affinity, propagate_labels
+
+TEMPERATURE = 512**-0.5
+SCALE = 1 / 3  # of the patch in the frame
+# Of the translation in the inlier score alone. The release has the same quotient in its warp, where Python 2's integer
+# division made it 1.
+INLIER_FACTOR = 227 / 210
+INLIER_EPS = 1e-5
+KERNEL = 4  # taps along a side of the localiser's convolutions
+WIDTH = 128  # channels of its first one
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame's features as keys."""
+
+    features: Tensor
+    """[B, S * S, D], row by row, not normalised."""
+    scale: Tensor
+    """[B, S * S]: one over their lengths."""
+
+    @staticmethod
+    def of(features: Tensor) -> "Frame":
+        """The frame of these features; lengths as `functional.normalize` takes them."""
+        return Frame(features, 1 / torch.linalg.vector_norm(features, dim=2).clamp_min(1e-12))
+
+
+class Localiser(nn.Module):
+    """From the affinity of a patch with a frame to the place of the patch: an affine transform of rotation and shift.
+
+    Args:
+        side: feature positions along a frame's side, S; its S * S keys are the channels of the first convolution.
+        patch: along a patch's side, s, at least 7.
+    """
+
+    def __init__(self, side: int = 30, patch: int = 10) -> None:
+        super().__init__()
+        if side < 1 or patch < 7:
+            raise InputError(f"a localiser was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
+        self.conv1 = nn.Conv2d(side * side, WIDTH, KERNEL, bias=False)
+        self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)
+        self.linear = nn.Linear(64 * (patch - 2 * KERNEL + 2) ** 2, 3)
+        for convolution in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        self._sides = (side, patch)
+
+    def forward(self, affinity: Tensor) -> Tensor:
+        """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3]."""
+        return self._place(self.conv1(affinity))
+
+    def taps(self) -> Tensor:
+        """The first convolution's weights as `locate` takes them: [16, S * S, 128], a slice a tap, keys row by row."""
+        weight = self.conv1.weight.unflatten(1, (self._sides[0], -1))  # [128, x, y, dy, dx]
+        return weight.permute(3, 4, 2, 1, 0).reshape(KERNEL * KERNEL, -1, WIDTH)
+
+    def locate(self, queries: list[Tensor], frame: Frame, taps: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of G patches in a frame.
+
+        Args:
+            queries: G times [B, s * s, D], row by row, L2-normalised.
+            frame: where they are looked for.
+            taps: what `taps` returns; once for all calls of a step.
+
+        Returns:
+            theta [G, B, 2, 3], as `forward` finds it in the affinity, and the logarithms of the softmax's denominators
+            [G, B, s * s], as `attend` returns them.
+        """
+        count, side = len(queries), self._sides[1]
+        # Patch by patch within a position: a shift of positions is then one of rows, and rows across two patches do
+        # not exist.
+        rows = torch.stack(queries, dim=2).flatten(1, 2)
+        shifts = [(dy * side + dx) * count for dy in range(KERNEL) for dx in range(KERNEL)]
+        out, lse = attend(rows, frame.features, taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
+        # The last KERNEL - 1 places of each row of the grid would reach into the next; the very last are not there.
+        inside = side - KERNEL + 1
+        grid = functional.pad(out, (0, 0, 0, (KERNEL - 1) * count)).unflatten(1, (inside, side, count))[:, :, :inside]
+        theta = self._place(grid.permute(3, 0, 4, 1, 2).flatten(0, 1)).unflatten(0, (count, -1))
+        return theta, lse.unflatten(1, (-1, count)).permute(2, 0, 1)
+
+    def _place(self, x: Tensor) -> Tensor:
+        """What the first convolution found [B, 128, s - 3, s - 3] -> theta [B, 2, 3]."""
+        x = functional.leaky_relu(self.conv2(functional.leaky_relu(x, 0.1)), 0.1)
+        shift_x, shift_y, angle = self.linear(x.flatten(1)).unbind(1)
+        cosine, sine = angle.cos() * SCALE, angle.sin() * SCALE
+        rows = (torch.stack([cosine, -sine, shift_x], dim=1), torch.stack([sine, cosine, shift_y], dim=1))
+        return torch.stack(rows, dim=1)
+
+
+def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
+    """How alike each position of a patch is to every position of a frame, a softmax over the frame.
+
+    patch [B, D, s, s] and frame [B, D, S, S], L2-normalised. Returns [B, S * S, s, s], keys column by column (channel
+    x * S + y), in the features' dtype.
+    """
+    keys = frame.transpose(2, 3).flatten(2)
+    logits = torch.einsum("bdm,bdn->bmn", keys, patch.flatten(2)) / TEMPERATURE
+    return logits.softmax(dim=1).unflatten(2, patch.shape[2:])
+
+
+def places(theta: Tensor, side: int) -> Tensor:
+    """Where theta [B, 2, 3] takes a corner-aligned grid over [-1, 1]: [B, side, side, 2], x then y."""
+    steps = torch.linspace(-1, 1, side, dtype=theta.dtype, device=theta.device)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1)
+    return torch.einsum("bij,yxj->byxi", theta, points)
+
+
+def corners(theta: Tensor, side: int, height: int) -> tuple[Tensor, Tensor]:
+    """The four positions of a height x height frame around where theta [B, 2, 3] takes each of side x side places.
+
+    Returns their bilinear weights [B, side * side, 4], differentiable in theta, and indices, row by row; -1 and weight
+    0 beyond the frame's edge.
+    """
+    at = (places(theta, side).flatten(1, 2) + 1) * ((height - 1) / 2)  # in positions of the frame, [B, n, 2]
+    offsets = at.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    corner = at.detach().floor()[:, :, None] + offsets
+    inside = ((corner >= 0) & (corner <= height - 1)).all(dim=-1)
+    weights = (1 - (at[:, :, None] - corner).abs()).prod(dim=-1)
+    index = (corner @ corner.new_tensor([1.0, height])).long()
+    return torch.where(inside, weights, 0.0), torch.where(inside, index, -1)
+
+
+def warp(frame: Tensor, theta: Tensor, side: int) -> Tensor:
+    """Bilinear samples [B, D, side, side] of a frame [B, D, S, S] under theta [B, 2, 3]; zero beyond its edge."""
+    return functional.grid_sample(frame, places(theta, side), padding_mode="zeros", align_corners=True)
+
+
+def warp_rows(frame: Frame, theta: Tensor, side: int) -> list[Tensor]:
+    """What is at each of G places theta [G, B, 2, 3] in a frame, L2-normalised: the next queries, [B, side * side, D].
+
+    As `warp` finds it, by weights and indices instead of a frame laid out as an image.
+    """
+    count, samples = theta.shape[:2]
+    weights, indices = corners(theta.flatten(0, 1), side, math.isqrt(frame.features.shape[1]))
+    weights, indices = (
+        x.unflatten(0, (count, samples)).transpose(0, 1).flatten(1, 2).contiguous() for x in (weights, indices)
+    )
+    slots = torch.arange(samples, device=theta.device)[:, None]
+    rows = functional.normalize(propagate_labels(weights, indices, frame.features, slots), dim=2)
+    return list(rows.unflatten(1, (count, -1)).unbind(1))
+
+
+def _moved(theta: Tensor) -> Tensor:
+    """Where the inlier score looks."""
+    return torch.cat([theta[:, :, :2], theta[:, :, 2:] * INLIER_FACTOR], dim=2)
+
+
+def _share(weights: Tensor, affinity: Tensor, keys: int) -> Tensor:
+    """The mean of affinity [B, n, 4] under weights [B, n, 4], which count a little for every key: [B]."""
+    total = weights.sum((1, 2)) + INLIER_EPS * keys * weights.shape[1]
+    return (weights * affinity).sum((1, 2)) / total
+
+
+def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
+    """The share of affinity on the four keys around where theta takes each position of the patch, [B].
+
+    affinity [B, S * S, s, s] as `patch_affinity` returns it; theta [B, 2, 3], whose shift counts 227/210 times here.
+    Differentiable in both.
+    """
+    keys, side = affinity.shape[1], affinity.shape[2]
+    height = math.isqrt(keys)
+    weights, indices = corners(_moved(theta), side, height)
+    channel = indices.clamp(min=0) % height * height + indices.clamp(min=0) // height
+    return _share(weights, affinity.flatten(2).transpose(1, 2).gather(2, channel), keys)
+
+
+def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) -> Tensor:
+    """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localiser.locate`."""
+    side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
+    weights, indices = corners(_moved(theta), side, math.isqrt(keys))
+    affinity = edge_affinity(query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale)
+    return _share(weights, affinity, keys)
