@@ -141,12 +141,13 @@ class Learning:
         theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=device).expand(self.samples, -1, -1)
         side, small = self.side // STRIDE, self.patch // STRIDE
         maps = plain_training.identity_maps(side).to(device)
+        convolution = model.localiser.convolution().detach().requires_grad_()
         if self.whole:
             sizes = ((self.length, 3, self.side, self.side), (3, self.side, self.side), (3, self.patch, self.patch))
             images = [torch.randn((self.samples, *size), device=device) for size in sizes]
             return {
                 "ours": lambda: model.losses(*images, theta).total,
-                "plain": lambda: plain_training.losses(model, *images, theta, maps),
+                "plain": lambda: plain_training.losses(model, convolution, *images, theta, maps),
             }
         wide = (self.samples, side**2)
         shapes = ((self.length, *wide), (self.samples, small**2), wide)
@@ -156,7 +157,8 @@ class Learning:
 
         def plain() -> Tensor:
             rows = ((base.transpose(0, 1), side), (patch, small), (target, side))
-            return plain_training.losses_of(model, *(x.mT.unflatten(-1, (s, s)) for x, s in rows), theta, maps)[0]
+            features = (x.mT.unflatten(-1, (s, s)) for x, s in rows)
+            return plain_training.losses_of(model, convolution, *features, theta, maps)[0]
 
         return {"ours": lambda: model.losses_of(base, patch, target, theta).total, "plain": plain}
 

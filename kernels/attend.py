@@ -1,8 +1,8 @@
 """attend in Triton, and its gradient; formulas and letters in timecycle.ops.attend.
 
 The matrix of logits is there for a few samples at a time (`LARGEST`), as memory that the products of contract.py write
-and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads the
-softmax at other rows, and a kernel that kept tiles of it in registers would have to take the product of queries and
+and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads
+the softmax at other rows, and a kernel that kept tiles of it in registers would have to take the product of queries and
 keys once for each shift (16 for TimeCycle's localiser), and again for the gradient of the values.
 
 Multiplications of a sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32, and what
