@@ -59,7 +59,8 @@ def losses_of(
             _, moved = search(moved, unit[:, t], base[:, t])
         found, _ = search(moved, unit_target, target)
         cycles.append(grid_loss(found, theta))
-    search(torch.cat(crops), unit_target.repeat(length, 1, 1, 1), target.repeat(length, 1, 1, 1))
+    for crop in crops:
+        search(crop, unit_target, target)
 
     affinity = patch_affinity(query.repeat_interleave(length, dim=0), unit.flatten(0, 1))
     direct = search.place(affinity)
