@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -87,20 +86,11 @@ class LossPart:
             torch.testing.assert_close(mine, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
 
-def peak_in_a_process(side: int, which: str) -> dict[str, float]:
-    """Peak memory of one call of LossPart(side) by its name, the second one there: {"mb", "gradients_mb"}."""
+def peak_in_a_process(side: int, which: str) -> float | None:
+    """Peak memory in MB of one call of LossPart(side), "ours" or "plain", beyond what was held there before."""
     command = [sys.executable, "-m", "benchmarks.bench_training", str(side), which]
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-def compare_memory(benchmark: Any, side: int, rival: bool = True) -> None:
-    """Put the memory of processes of their own in the place of what this one took."""
-    ours = peak_in_a_process(side, "ours")
-    benchmark.extra_info |= {"peak_mb": ours["mb"], "gradients_mb": ours["gradients_mb"]}
-    if rival:
-        benchmark.extra_info["rival_peak_mb"] = {RIVAL: peak_in_a_process(side, "plain")["mb"]}
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.parametrize("side", [240, 480])
@@ -108,15 +98,16 @@ def bench_losses(benchmark, side):
     """The losses and their gradients from features."""
     part = LossPart(side)
     part.check()
-    compare(benchmark, part.ours, {RIVAL: part.plain}, rounds=5 if side == 240 else 2, warm=False)
-    compare_memory(benchmark, side)
+    benchmark.extra_info["gradients_mb"] = part.gradients_mb
+    peaks = {"ours": peak_in_a_process(side, "ours"), RIVAL: peak_in_a_process(side, "plain")}
+    compare(benchmark, part.ours, {RIVAL: part.plain}, rounds=5 if side == 240 else 2, warm=False, peaks=peaks)
 
 
 def bench_losses_of_large_frames(benchmark):
     """The same at 960 px, where the identity maps of the plain form's inlier score alone take 0.8 GB."""
     part = LossPart(960)
-    compare(benchmark, part.ours, {}, rounds=1, warm=False)
-    compare_memory(benchmark, 960, rival=False)
+    benchmark.extra_info["gradients_mb"] = part.gradients_mb
+    compare(benchmark, part.ours, {}, rounds=1, warm=False, peaks={"ours": peak_in_a_process(960, "ours")})
 
 
 def bench_step(benchmark):
@@ -149,7 +140,7 @@ def main() -> None:
     part = LossPart(int(sys.argv[1]))
     call: Callable[[], object] = getattr(part, sys.argv[2])
     call()  # what is made once, kernels and threads among it, is not the call's
-    print(json.dumps({"mb": peak_mb(call), "gradients_mb": part.gradients_mb}))
+    print(json.dumps(peak_mb(call)))
 
 
 if __name__ == "__main__":
