@@ -6,7 +6,7 @@ SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test lint format bench gpu-check sanitize variants clean
+.PHONY: help env build demo test nightly lint format bench gpu-check sanitize variants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -35,6 +35,10 @@ demo: $(VENV)/.built ## carry masks through the made video set; print the scores
 test: $(VENV)/.built ## run the test suite
 	$(SAY) "running the tests (some minutes)"
 	@$(RUN) -m pytest
+
+nightly: $(VENV)/.built ## run the tests that take minutes: that training learns
+	$(SAY) "running the nightly tests (some ten minutes)"
+	@$(RUN) -m pytest -m nightly -s
 
 lint: $(VENV)/.installed ## check style and types
 	@$(RUN) -m ruff check .

@@ -132,6 +132,12 @@ def test_only_the_newest_checkpoints_are_kept(tiny):
         "checkpoint_0000006.pt",
         "latest.pt",
     ]
+    # What is newer is not thrown away; from what is older a run may branch.
+    refused = tiny("--resume", "run/checkpoint_0000005.pt")
+    assert "run/checkpoint_0000006.pt is newer than run/checkpoint_0000005.pt; expected the newest, or" in refused.err
+    assert tiny("--resume", "run/checkpoint_0000005.pt", "-c", "branch").code == 0
+    assert_same(latest("branch")["model"], latest("run")["model"])
+    assert [line["step"] for line in log("branch")] == [6]
     # A damaged one is passed over for the one before.
     whole = latest("run")
     newest = Path("run/checkpoint_0000006.pt")
@@ -181,6 +187,7 @@ def test_weights_to_start_from(tiny):
         (("--videos", "run"), "--filelist and --videos are both given"),
         (("--batchSize", 5, "--accumulate", 2), "--batchSize is 5; expected a multiple of 2"),
         (("--sync-batchnorm",), "--sync-batchnorm is given, and there is no GPU"),
+        (("--evaluate-every", 1, "--evaluate-on", "nowhere"), "nowhere"),
         (("--device", "tpu"), "--device is tpu; expected auto, cpu or cuda"),
     ],
 )

@@ -43,15 +43,18 @@ def write_list(folder: Path) -> None:
 
 
 class TinyEncoder(nn.Module):
-    """As TimeCycle's `Encoder`, with a ResNet-18 of width 4 and 16 channels."""
+    """As TimeCycle's `Encoder`, with a narrow ResNet-18."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 4, channels: int = 16) -> None:
         super().__init__()
-        self.trunk = Trunk(18, width=4)
-        self.head = nn.Conv2d(self.trunk.channels, 16, 1, bias=False)
+        self.trunk = Trunk(18, padding="reflect", width=width)
+        self.head = nn.Conv2d(self.trunk.channels, channels, 1, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 16, H / 8, W / 8]."""
+        """[B, 3, H, W] -> [B, channels, H / 8, W / 8]."""
         return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1)
 
 

@@ -1,6 +1,7 @@
 """The processes that torchrun starts, or the one that it did not: who is who, and what they agree on."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def joined(device: str) -> Iterator[World]:
         store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     distributed.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=size)
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), torch.device(kind))
+        yield World(rank, size, torch.device(kind))
+    except InputError:
+        if rank == 0:
+            raise
+        sys.exit(2)  # the first process says it
     finally:
         distributed.destroy_process_group()

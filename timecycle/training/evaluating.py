@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from timecycle.data.davis import read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.evaluation import evaluate_davis
 from timecycle.training.distributed import World
@@ -15,8 +16,12 @@ SIDE = 240
 
 
 def held_out(settings: Settings, world: World) -> Path:
-    """The folder to evaluate on, in DAVIS layout; made video is made if it is not there."""
+    """The folder to evaluate on, in DAVIS layout; made video is made if it is not there.
+
+    Raises InputError if it is not in that layout.
+    """
     if settings.evaluate_on:
+        read_davis(settings.evaluate_on, "val")  # what is wrong with it is said before anything is learned
         return settings.evaluate_on
     if world.first:
         make_davis(HELD_OUT, frames=20, height=240, width=426, seed=HELD_OUT_SEED)

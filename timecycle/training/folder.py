@@ -49,8 +49,14 @@ def find_run(given: dict[str, Any]) -> Run:
     if asked != "auto":
         path = Path(asked)
         checkpoint = checkpoints.read(path)
-        at = path.resolve().parent
-        return Run(_empty(folder) if folder and folder.resolve() != at else path.parent, path, checkpoint)
+        if folder and folder.resolve() != path.resolve().parent:
+            return Run(_empty(folder), path, checkpoint)
+        _, newest = checkpoints.numbered(path.parent)[-1]
+        if newest.resolve() != path.resolve() and checkpoints.read(newest)["progress"] != checkpoint["progress"]:
+            raise InputError(
+                f"{newest} is newer than {path}; expected the newest, or another --checkpoint to branch into"
+            )
+        return Run(path.parent, path, checkpoint)
     if folder is None:
         folder = HOME / _usual_name(given)
         for path in _usual_folders(given):
