@@ -64,7 +64,7 @@ def test_masks_are_carried_better_over_video_that_was_not_learned_from(tiny, mon
     monkeypatch.setattr(evaluating, "HELD_OUT", Path("held-out"))
     make_davis(Path("held-out"), frames=20, height=240, width=426, seed=evaluating.HELD_OUT_SEED)
     torch.manual_seed(0)
-    settings = Settings(width=16)
+    settings = Settings(width=16, objective="walk")
     untrained = evaluating.evaluate(OBJECTIVES["walk"].model(settings).encoder.eval(), Path("held-out"))
     done = tiny("--made-clips", 8, "--evaluate-every", 300, "--minutes", 30, "--workers", 0, "-c", "run")
     assert done.code == 0, done.err

@@ -9,15 +9,21 @@ from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
 from timecycle.training import speed
 
-SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant")
+SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channels-last")
 
 
 @pytest.mark.parametrize("options", [WALK, CYCLE], ids=["walk", "timecycle"])
 @pytest.mark.parametrize(
-    ("option", "close"),
-    [("--channels-last", 1e-5), ("--checkpoint-activations", 1e-6), ("--autocast", 0.02), ("--compile", 1e-5)],
+    ("option", "close", "norm"),
+    [
+        ("--channels-last", 1e-5, 1e-4),
+        ("--checkpoint-activations", 1e-6, 1e-5),
+        # Two bytes a number: a cycle's gradient goes through the trunk's output up to five times.
+        ("--autocast", 0.02, 0.3),
+        ("--compile", 1e-5, 1e-4),
+    ],
 )
-def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close):
+def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close, norm):
     """Losses and gradients of two steps, and batch statistics, each batch counted once."""
     calls: list[object] = []
     wrapped = speed.checkpoint
@@ -31,7 +37,7 @@ def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close
     assert done.code == 0, done.err
     for ours, theirs in zip(log("fast"), log("plain"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=close, abs=close)
-        assert ours["gradient"] == pytest.approx(theirs["gradient"], rel=10 * close)
+        assert ours["gradient"] == pytest.approx(theirs["gradient"], rel=norm)
     found, expected = latest("fast")["model"], latest("plain")["model"]
     statistics = [name for name in expected if name.endswith(("running_mean", "running_var", "batches_tracked"))]
     for name in statistics:
