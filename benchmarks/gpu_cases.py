@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import rivals
+from benchmarks import gpu_training, rivals
 from benchmarks.gpu_sequence import run_sequence
 from benchmarks.gpu_timing import (
     DTYPES,
@@ -21,6 +21,7 @@ from benchmarks.gpu_timing import (
     dense_tflops,
     measure,
     multiplied_as,
+    one_line,
     peak_mb,
     rotation,
 )
@@ -278,11 +279,6 @@ def by_backend(case: Case) -> list[Case]:
     return [replace(case, backend="cuda"), replace(case, backend="triton", rivals=())]
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
 def main() -> None:
     """Measure the ceilings, then every case; one that fails is a line with its error."""
     device = torch.device("cuda")
@@ -294,6 +290,8 @@ def main() -> None:
     except Exception as error:  # the others may well run
         found = {"name": "labels through a video", "error": one_line(error)}
     print(json.dumps({"sequence": found}), flush=True)
+    for found in gpu_training.run(device):
+        print(json.dumps({"training": found}), flush=True)
     for case in cases():
         torch.cuda.empty_cache()
         try:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_sequence import video
-from timecycle.ops import Region, Select, affinity_propagate, propagate_sequence, topk_affinity
+from timecycle.ops import (
+    EdgeDropout,
+    Region,
+    Select,
+    affinity_propagate,
+    attend,
+    edge_affinity,
+    propagate_sequence,
+    topk_affinity,
+)
 from timecycle.ops._backends import CUDA
 
 COPIES = [[1, 0], [3, 1], [2, 2]]
@@ -51,6 +60,24 @@ def calls() -> list[tuple[Select, Region | None, torch.dtype, bool]]:
     return [*found, (Select(70, 1.0, "joint", "kept"), None, torch.bfloat16, False)]
 
 
+def attended(dtype: torch.dtype, batched: bool, device: str) -> None:
+    """Forward and backward of what training runs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*sizes: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(sizes, generator=generator).to(dtype).to(device).requires_grad_()
+
+    query, key, value = leaf(3, 67, 70), leaf(3, 131, 70), leaf(*[3][not batched :], 2, 131, 33)
+    scale = leaf(3, 131, dtype=torch.float32)
+    dropped = EdgeDropout(0.5, 1) if batched else None
+    out, lse = attend(
+        query, key, value, temperature=8.0, scale=scale, shifts=(0, 35), dropped=dropped, backend="triton"
+    )
+    indices = torch.randint(-1, 131, (3, 67, 5), generator=generator).to(device)
+    edges = edge_affinity(query, key, lse, indices, temperature=8.0, scale=scale, backend="triton")
+    (out.square().sum() + edges.sum()).backward()
+
+
 def main() -> None:
     """Run all calls, or with arguments i and n each n-th from the i-th on."""
     first, step = (int(argument) for argument in sys.argv[1:] or (0, 1))
@@ -61,6 +88,9 @@ def main() -> None:
         call(select, region, dtype, shape, device, "triton")
         if CUDA and select.ties == "exact" and dtype != torch.float32 and select.k <= CUDA.LARGEST_K:
             call(select, region, dtype, shape, device, "cuda")
+    for (dtype, tf32), batched in list(itertools.product(PRECISIONS, (False, True)))[first::step]:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        attended(dtype, batched, device)
     if first == 0:
         propagate_sequence(*video(torch.device(device), 3, 131, 2, 3, 5), rescale=True)
     if device == "cuda":

@@ -21,6 +21,13 @@ def table(content: dict[str, Any]) -> list[str]:
     if "us" in sequence:
         ours, loop = (1e-3 * timing["us"] for timing in (sequence, sequence["frame by frame"]))
         lines.append(f"{sequence['name']}: {ours:.2f} ms in all, frame by frame {loop:.2f} ms")
+    for found in measured.get("training", []):
+        if "us" in found:
+            said = [
+                f"{1e-3 * form['us']:.2f} ms" + ("" if form["peak_mb"] is None else f", {form['peak_mb']:.0f} MB")
+                for form in (found["ours"], found["plain"])
+            ]
+            lines.append(f"{found['name']}: {said[0]}; plain {said[1]}")
     rows = [("work, per target frame", "us", "% of dense", "x eager", "x compiled", "MB", "% of matrix")]
     for case in measured.get("cases", []):
         if "us" in case:

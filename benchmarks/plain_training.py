@@ -14,10 +14,19 @@ from timecycle.objective import CYCLE_WEIGHT, TimeCycle, grid_loss
 from timecycle.tracking import INLIER_EPS, INLIER_FACTOR, Localiser, patch_affinity, warp
 
 
-def _localise(localiser: Localiser, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised; `unit` has length 1."""
-    theta = localiser(patch_affinity(query, unit))
-    return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
+class _Search:
+    """A localiser whose first convolution has weights of its own, [128, S * S, 4, 4]."""
+
+    def __init__(self, localiser: Localiser, convolution: Tensor) -> None:
+        self.localiser, self.convolution = localiser, convolution
+
+    def place(self, affinity: Tensor) -> Tensor:
+        return self.localiser(affinity, self.convolution)
+
+    def __call__(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """Place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised; `unit` has length 1."""
+        theta = self.place(patch_affinity(query, unit))
+        return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
 
 
 def identity_maps(side: int) -> Tensor:
@@ -26,27 +35,37 @@ def identity_maps(side: int) -> Tensor:
 
 
 def losses_of(
-    model: TimeCycle, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor, maps: Tensor
+    model: TimeCycle,
+    convolution: Tensor,
+    base: Tensor,
+    patch: Tensor,
+    target: Tensor,
+    theta: Tensor,
+    maps: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Total, cycles [T], skip and inliers from features [B, T, D, S, S], [B, D, s, s], [B, D, S, S]; maps as above."""
-    localiser, length = model.localiser, base.shape[1]
+    """Total, cycles [T], skip and inliers from features [B, T, D, S, S], [B, D, s, s], [B, D, S, S].
+
+    convolution: the first one's weights, `model.localiser.convolution()`; maps: `identity_maps`.
+    """
+    search, length = _Search(model.localiser, convolution), base.shape[1]
     query, unit, unit_target = (functional.normalize(x, dim=-3) for x in (patch, base, target))
     cycles, moved = [], query
     for c in range(1, length + 1):
         moved, crops = query, []
         for t in range(length - 1, length - 1 - c, -1):
-            _, moved = _localise(localiser, moved, unit[:, t], base[:, t])
+            _, moved = search(moved, unit[:, t], base[:, t])
             crops.append(moved)
         for t in range(length - c + 1, length):
-            _, moved = _localise(localiser, moved, unit[:, t], base[:, t])
-        found, _ = _localise(localiser, moved, unit_target, target)
+            _, moved = search(moved, unit[:, t], base[:, t])
+        found, _ = search(moved, unit_target, target)
         cycles.append(grid_loss(found, theta))
-    _localise(localiser, torch.cat(crops), unit_target.repeat(length, 1, 1, 1), target.repeat(length, 1, 1, 1))
+    for crop in crops:
+        search(crop, unit_target, target)
 
     affinity = patch_affinity(query.repeat_interleave(length, dim=0), unit.flatten(0, 1))
-    direct = localiser(affinity)
+    direct = search.place(affinity)
     seen = functional.normalize(warp(base.flatten(0, 1), direct, query.shape[2]), dim=1)
-    skips = localiser(patch_affinity(seen, unit_target.repeat_interleave(length, dim=0)))
+    skips = search.place(patch_affinity(seen, unit_target.repeat_interleave(length, dim=0)))
     skip = grid_loss(skips, theta.repeat_interleave(length, dim=0))
     moved_theta = torch.cat([direct[:, :, :2], direct[:, :, 2:] * INLIER_FACTOR], dim=2)
     mask = warp(maps.to(base).expand(len(direct), -1, -1, -1), moved_theta, query.shape[2])
@@ -56,11 +75,19 @@ def losses_of(
     return total, cycle, skip, inliers
 
 
-def losses(model: TimeCycle, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor, maps: Tensor) -> Tensor:
+def losses(
+    model: TimeCycle,
+    convolution: Tensor,
+    frames: Tensor,
+    target: Tensor,
+    patch: Tensor,
+    theta: Tensor,
+    maps: Tensor,
+) -> Tensor:
     """The total from images, as `TimeCycle.losses` takes them."""
 
     def features(images: Tensor) -> Tensor:
         return functional.relu(model.encoder.head(model.encoder.trunk(images)))
 
     base = features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-    return losses_of(model, base, features(patch), features(target), theta, maps)[0]
+    return losses_of(model, convolution, base, features(patch), features(target), theta, maps)[0]

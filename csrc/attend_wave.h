@@ -15,7 +15,7 @@
 namespace timecycle {
 
 constexpr int64_t kChunk = 128;                 // keys of a tile
-constexpr int64_t kHeld = int64_t{1} << 21;     // logits of a wave: 8 MB, and in the gradient as much again
+constexpr int64_t kHeld = int64_t{1} << 19;     // logits of a wave: 2 MB, and in the gradient as much again
 constexpr int64_t kFewest = 64;                 // queries of a wave, if that many are there
 constexpr int64_t kPartial = int64_t{1} << 21;  // floats of partial sums
 constexpr int64_t kTasks = 16;                  // that sums are parted into, whatever the number of threads

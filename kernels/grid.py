@@ -105,6 +105,16 @@ def product(left, right, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """Float32 x in another dtype, rounded to the nearest."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter would cut the lower bits off.
+        bits = x.to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def dots(
     left,
     right,

@@ -47,14 +47,23 @@ def propagate_labels_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights [B, N, K] and labels [G, M, L] from that of the sums [B, N, L]; deterministic."""
     gradient, weights, indices, labels, frames = (x.contiguous() for x in (gradient, weights, indices, labels, frames))
-    (_, queries, kept), length = weights.shape, labels.shape[2]
-    d_weights = torch.empty_like(weights)
-    columns, rows = block(length)
-    if weights.numel():
-        sizes = (weights.numel(), queries, kept, frames.shape[1], labels.shape[1], length)
-        grid = (triton.cdiv(weights.numel(), rows),)
-        products[grid](gradient, indices, labels, frames, d_weights, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
+    d_weights = row_products(gradient, indices, labels, frames, torch.empty_like(weights))
     return d_weights, scatter_rows(gradient, weights, indices, frames, torch.zeros_like(labels))
+
+
+def row_products(source: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, out: Tensor) -> Tensor:
+    """Write to out [B, N, K] the products of each row of source [B, N, L] with the rows of `labels` [G, M, L] meant.
+
+    Accumulated in float32; 0 for index -1. Returns `out`, contiguous.
+    """
+    source, indices, labels, frames = (x.contiguous() for x in (source, indices, labels, frames))
+    (_, queries, kept), length = out.shape, labels.shape[2]
+    columns, rows = block(length)
+    if out.numel():
+        sizes = (out.numel(), queries, kept, frames.shape[1], labels.shape[1], length)
+        grid = (triton.cdiv(out.numel(), rows),)
+        products[grid](source, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
+    return out
 
 
 def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tensor, out: Tensor) -> Tensor:

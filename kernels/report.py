@@ -18,7 +18,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from . import affinity_propagate, propagate_labels, tiles, topk_affinity, topk_affinity_backward, topk_affinity_ties
+from . import (
+    affinity_propagate,
+    attend,
+    contract,
+    propagate_labels,
+    tiles,
+    topk_affinity,
+    topk_affinity_backward,
+    topk_affinity_ties,
+)
 from .call import Call
 
 TARGETS = {
@@ -97,7 +106,7 @@ def cases(chip: str) -> list[Case]:
             constants = topk_affinity_backward.gradient_constants(call, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
                 add(where, kernel, constants, tile.options(), forward=False)
-    return found + _small_cases(chip)
+    return found + _small_cases(chip) + _attend_cases(chip)
 
 
 def _small_cases(chip: str) -> list[Case]:
@@ -132,6 +141,42 @@ def _small_cases(chip: str) -> list[Case]:
             found.append(case)
         shape = {"COLUMNS": columns, "ENTRIES": propagate_labels.ENTRIES}
         found.append(Case(f"scatter L={length}", propagate_labels.scatter, shape, {"num_warps": 2}, {}, False, False))
+    return found
+
+
+def _attend_cases(chip: str) -> list[Case]:
+    """The products of attend and its gradient, rows and columns as they lie there; and the softmax between them."""
+    found = []
+    uses = (  # the softmax (or its gradient) on the left?; the dimensions of both that lie side by side; forward?
+        ("logits", contract.PLAIN, False, ("left_k", "right_k"), True),
+        ("out", contract.MOVED_ROWS, True, ("left_k", "right_j"), True),
+        ("d_softmax", contract.MOVED_ROWS, False, ("left_k", "right_k"), False),
+        ("d_query", contract.PLAIN, True, ("left_k", "right_j"), False),
+        ("d_key", contract.PLAIN, True, ("left_i", "right_j"), False),
+        ("d_value", contract.MOVED_TERMS, True, ("left_i", "right_j"), False),
+    )
+    kinds = {"bfloat16": (torch.bfloat16, "ieee"), "float16": (torch.float16, "ieee")}
+    kinds |= {"tf32": (torch.float32, "tf32"), "ieee": (torch.float32, "ieee")}
+    for kind, (dtype, wanted) in kinds.items():
+        kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        for use, moved, softmax, ones, forward in uses:
+            left, precision = (kept, wanted if kept == dtype else "tf32") if softmax else (dtype, wanted)
+            out = torch.float32 if use in ("logits", "d_softmax", "d_value") else dtype
+            types = {"left": TYPES[left], "right": TYPES[dtype], "out": TYPES[out], "shifts": "*i64", "factor": "fp32"}
+            tile = tiles.product_tile(chip, left, precision)
+            constants = contract.contract_constants(moved, precision, tile) | dict.fromkeys(ones, 1)
+            matrix = kind != "ieee" or chip == "gfx942"
+            name = f"contract {kind} {use}"
+            found.append(Case(name, contract.contract, constants, tile.options(), types, forward, matrix))
+        if kind == "float16":  # whose softmax is float32's
+            continue
+        types = dict.fromkeys(("logits", "gradient", "scale", "lse", "d_lse", "d_scale"), "*fp32")
+        types |= {"shares": TYPES[kept], "d_products": TYPES[kept], "coldness": "fp32"}
+        for kernel, forward in ((attend.normalise, True), (attend.normalise_backward, False)):
+            for drop in (False, True) if kind != "tf32" else ():
+                constants, options = attend.softmax_constants(drop), {"num_warps": attend.WARPS}
+                name = f"{kernel.__name__} {TYPES[kept]} {'dropped' if drop else 'whole'}"
+                found.append(Case(name, kernel, constants, options, types, forward, False))
     return found
 
 

@@ -113,6 +113,11 @@ def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
     return next(tile for bound, tile in table if k <= bound)
 
 
+def product_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
+    """The shape for products alone (contract.py): the forward pass's with the shortest list."""
+    return forward_tile(chip, dtype, precision, 1)
+
+
 def gradient_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
     """The shape for the backward pass."""
     row = FAMILIES[chip]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import attend_cases
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
 
@@ -292,7 +293,7 @@ def _triton_checks() -> dict[str, Callable[[], None]]:
         found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
-    return found | {"largest k": largest_k, "compiled whole": compiled_whole}
+    return found | {"largest k": largest_k, "compiled whole": compiled_whole} | attend_cases.checks()
 
 
 def _cuda_checks() -> dict[str, Callable[[], None]]:

@@ -70,7 +70,9 @@ class Case:
         for ours, theirs, true in zip(self.run(backend), plain, exact, strict=True):
             assert ours.dtype == theirs.dtype
             assert ours.shape == true.shape
-            allowed = 2 * float((theirs.double() - true).abs().max()) + 3e-6 * float(true.abs().max().clamp(min=1))
+            # Triton's kernels multiply by a softmax, and by its gradient, that are rounded to bfloat16's 8 bits.
+            rounding = 2**-8 if (backend, ours.dtype) == ("triton", torch.bfloat16) else 3e-6
+            allowed = 2 * float((theirs.double() - true).abs().max()) + rounding * float(true.abs().max().clamp(min=1))
             torch.testing.assert_close(ours.double(), true, atol=allowed, rtol=0)
 
 

@@ -118,6 +118,21 @@ def test_a_seek_finds_the_frame_itself(tmp_path, monkeypatch):
     np.testing.assert_array_equal(clip.read([50])[0], whole[50])  # none began at the beginning
 
 
+def test_a_program_stream_is_read_from_its_start(tmp_path):
+    """FFmpeg guesses the times of its frames, after a seek otherwise."""
+    path = write_video(tmp_path / "a.mpg", "mpeg2video", rate=24, g="10", bf="2")
+    whole = VideoClip(path, Cache(1 << 30)).read(range(30))
+    clip = VideoClip(path, Cache(0))
+    for index in range(30):
+        np.testing.assert_array_equal(clip.read([index])[0], whole[index])
+
+
+def test_a_leap_of_a_minute_is_damage(tmp_path):
+    path = write_video(tmp_path / "a.mkv", "ffv1", "gray", frames=4, times=[0, 80, 160, 70_000])
+    with pytest.raises(InputError, match=r"a\.mkv is damaged or ends early"):
+        _ = VideoClip(path, Cache(0)).length
+
+
 def test_uneven_times(tmp_path):
     times = [0, 10, 20, 300, 310, 320, 330, 2000]
     path = write_video(tmp_path / "a.mkv", "ffv1", "gray", frames=8, times=times)
@@ -226,6 +241,18 @@ def test_a_file_without_pictures(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(InputError, match=r"a\.mp4 holds no video that can be decoded; expected a video file"):
+        _ = VideoClip(path, Cache(0)).length
+
+
+def test_the_cover_of_a_sound_file_is_no_video(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(1), format="rgb24")))
+        container.mux(cover.encode())
+    with pytest.raises(InputError, match=r"a\.mp4 holds no video that can be decoded"):
         _ = VideoClip(path, Cache(0)).length
 
 

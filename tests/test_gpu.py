@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_timing import DTYPES, multiplied_as
+from benchmarks.gpu_training import TOLERANCE
 from tests.kernel_cases import CONTEXT, COPIES, DEVICE, SELECTIONS, normal, whole
-from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops import (
+    EdgeDropout,
+    Region,
+    Select,
+    affinity_propagate,
+    attend,
+    edge_affinity,
+    propagate_labels,
+    topk_affinity,
+)
 from timecycle.ops._backends import CUDA_MISSING
 from timecycle.propagation import propagate
 from timecycle.protocols import PRESETS
@@ -92,6 +102,30 @@ def test_gradients_are_as_in_float64(precision, selection, region):
     tolerance = 1e-5 if precision == "float32" else 2e-2
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["a convolution", "a chain"])
+def test_what_training_runs_is_as_in_float64(precision, batched):
+    """Outputs of attend, entries of its softmax, and the gradients of both together."""
+    n, m, d, c = (131, 131, 128, 131) if batched else (100, 257, 70, 128)
+    shifts = [0] if batched else [10 * dy + dx for dy in range(4) for dx in range(4)]
+    options = {"shifts": shifts, "dropped": EdgeDropout(0.2, 3) if batched else None}
+    value = normal(3, *[3][not batched :], len(shifts), m, c)
+    inputs = [x.to(DTYPES[precision]) for x in (normal(1, 3, n, d), normal(2, 3, m, d), value)]
+    scale, found = normal(4, 3, m).abs().float(), []
+    indices = torch.randint(-1, m, (3, n, 4), generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    for dtype, backend in ((DTYPES[precision], None), (torch.float64, "reference")):
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
+        leaves.append(scale.to(DEVICE, wide, copy=True).requires_grad_())
+        same = {"temperature": d**0.5, "scale": leaves[3], "backend": backend}
+        out, lse = attend(*leaves[:3], **same, **options)
+        edges = edge_affinity(*leaves[:2], lse, indices, **same)
+        gradients = [normal(6 + i, *x.shape).to(x) for i, x in enumerate((out, edges))]
+        found.append((out, lse, edges, *torch.autograd.grad((out, edges), leaves, gradients)))
+    for ours, exact in zip(*found, strict=True):
+        atol = TOLERANCE[precision] * float(exact.abs().max())
+        torch.testing.assert_close(ours.double(), exact, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

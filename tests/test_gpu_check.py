@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
-from benchmarks import gpu_cases, gpu_check, gpu_sequence, gpu_timing
+from benchmarks import gpu_cases, gpu_check, gpu_sequence, gpu_timing, gpu_training
 from benchmarks.gpu_cases import Case, Video
+from benchmarks.gpu_training import Attention, Learning
 from timecycle.ops import Select
 from timecycle.ops.selection import inside
 
@@ -53,9 +55,20 @@ def test_the_table_is_short_and_complete():
     case = {"name": "crop", "us": 200.0, "share_of_dense": 0.7, "ratio_to": {"eager": 12.0}, "peak_mb": 9.0}
     ceilings = {"dense_tflops": {"bfloat16": 100.0}, "copy_tbs": 1.0}
     cases = [case | {"matrix_mb": 900.0}, {"name": "broken", "error": "OutOfMemoryError: no"}]
+    form = {"us": 2500.0, "peak_mb": 70.0}
+    training = [
+        {"name": "step", "us": 2500.0, "ours": form, "plain": form | {"peak_mb": None}},
+        {"name": "t", "error": "no"},
+    ]
     parts = {
         "tests": {"passed": 3, "skipped": 1, "failed": ["a::b"], "not installed": ["c: av"], "seconds": 1.0},
-        "benchmarks": {"ceilings": ceilings, "cases": cases, "failed": ["broken: no"], "seconds": 2.0},
+        "benchmarks": {
+            "ceilings": ceilings,
+            "training": training,
+            "cases": cases,
+            "failed": ["broken: no"],
+            "seconds": 2.0,
+        },
         "sanitizer": {"failed": [], "said": "compute-sanitizer is not installed", "seconds": 0.0},
     }
     lines = gpu_check.table(ABOUT | {"parts": parts})
@@ -66,6 +79,7 @@ def test_the_table_is_short_and_complete():
         "benchmarks: 1 failed, 2.0 s",
     ]
     assert "    compute-sanitizer is not installed" in lines
+    assert "step: 2.50 ms, 70 MB; plain 2.50 ms" in lines
     assert lines[-1].split() == ["crop", "200.0", "70.0", "12.0", "9", "1.0"]
     assert gpu_check.table(ABOUT | {"parts": {}}) == [f"{ABOUT['gpu']}, {ABOUT['date']}, commit {ABOUT['commit']}"]
 
@@ -141,6 +155,50 @@ def test_a_video_is_checked_and_timed_and_wrong_labels_are_not(monkeypatch):
         gpu_sequence.run_sequence(CPU, 3, 30, 2, 3, 2)
 
 
+ATTENTIONS = [Attention("tiny", "float32", 2, 64, 9, 4, 5, 8), Attention("tiny", "bfloat16", 2, 5, 6, 4, 6, None)]
+
+
+@pytest.mark.parametrize("case", ATTENTIONS, ids=["a convolution", "a chain"])
+def test_attend_is_checked_and_timed_and_wrong_output_is_not(case, monkeypatch):
+    found = list(gpu_training.run_attention(case, CPU))
+    assert [figure["name"].split(", ")[-1] for figure in found] == ["forward", "backward"]
+    assert all(figure[form]["us"] > 0 for figure in found for form in ("ours", "plain"))
+    inputs = [x.double() for x in case.inputs(0, CPU)]
+    out, plain = case.run(*inputs)[0], case.plain(*inputs)
+    if case.side is None:
+        torch.testing.assert_close(out, plain)
+    else:  # rows that begin in one row of the grid and end in the next are not the convolution's
+        torch.testing.assert_close(
+            functional.pad(out, (0, 0, 0, 3)).unflatten(1, (5, 8))[:, :, :5].permute(0, 3, 1, 2), plain
+        )
+    right = gpu_training.attend
+    monkeypatch.setattr(gpu_training, "attend", lambda *x, backend, **y: _off(right(*x, backend=backend, **y), backend))
+    with pytest.raises(AssertionError):
+        list(gpu_training.run_attention(case, CPU))
+
+
+def _off(results: tuple[torch.Tensor, ...], backend: str | None) -> tuple[torch.Tensor, ...]:
+    return results if backend == "reference" else (results[0] * 1.1, results[1])
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["losses", "step"])
+def test_learning_is_compared_with_the_plain_form_and_timed(whole, monkeypatch):
+    case = Learning("tiny", whole, 1, 64, 56, 1, "float32")
+    (found,) = gpu_training.run_learning(case, CPU)
+    assert found["us"] == found["ours"]["us"] > 0
+    assert found["plain"]["us"] > 0
+    monkeypatch.setattr(gpu_training.plain_training, "grid_loss", lambda *_: torch.ones(()))
+    with pytest.raises(AssertionError):
+        list(gpu_training.run_learning(case, CPU))
+
+
+def test_training_that_fails_is_an_error_and_the_others_run(monkeypatch):
+    broken = Attention("broken", "float32", 1, 1, 1, 0, 1, 10)
+    monkeypatch.setattr(gpu_training, "cases", lambda: [broken, ATTENTIONS[0]])
+    found = list(gpu_training.run(CPU))
+    assert ["error" in figure for figure in found] == [True, False, False]
+
+
 def test_pairs_are_those_inside_the_region():
     for height, width, radius in ((5, 6, 2), (12, 7, 3), (4, 9, 30)):
         case = Case("tiny", "float32", TINY.select, 1, height, width, 3, 4, radius)
@@ -169,6 +227,7 @@ def test_figures_are_saved_as_they_come(monkeypatch, capsys):
     lines = [
         '{"ceilings": {"copy_tbs": 1.0}}',
         '{"sequence": {"name": "s", "us": 2.0}}',
+        '{"training": {"name": "t", "error": "no"}}',
         "a warning",
         '{"name": "a", "us": 1.0}',
         '{"name": "b", "error": "no"}',
@@ -176,11 +235,12 @@ def test_figures_are_saved_as_they_come(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "lines_of", lambda *_: iter([*lines, "stopped after 9 s"]))
     saved: list[str] = []
     gpu_check.benchmarks(9, lambda outcome: saved.append(json.dumps(outcome)))
-    assert [len(json.loads(outcome)["cases"]) for outcome in saved] == [0, 0, 1, 2, 2]
+    assert [len(json.loads(outcome)["cases"]) for outcome in saved] == [0, 0, 0, 1, 2, 2]
     last = json.loads(saved[-1])
     assert last["ceilings"] == {"copy_tbs": 1.0}
     assert last["sequence"] == {"name": "s", "us": 2.0}
-    assert last["failed"] == ["b: no", "stopped after 9 s"]
+    assert last["training"] == [{"name": "t", "error": "no"}]
+    assert last["failed"] == ["t: no", "b: no", "stopped after 9 s"]
 
 
 def test_the_sanitizers_findings_are_kept(monkeypatch, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_transforms_equal_the_originals(step):
 
 
 RENAMED = {
-    "localiser.conv1": "afterconv3_trans",
+    "localiser.taps": "afterconv3_trans.weight",
     "localiser.conv2": "afterconv4_trans",
     "localiser.linear": "linear2",
     "encoder.head": "afterconv1",
@@ -156,6 +156,14 @@ def test_gradients_are_those_of_finite_differences():
     localiser = Localiser(4, 7).double()
     seen = torch.rand(1, 16, 7, 7, generator=generator).double().requires_grad_()
     assert torch.autograd.gradcheck(localiser, (seen,))
+
+
+def test_weights_of_another_size_are_named():
+    model = TimeCycle(64, 56)
+    state = {released(name): value for name, value in model.state_dict().items()}
+    state["module.afterconv3_trans.weight"] = torch.zeros(128, 900, 4, 4)
+    with pytest.raises(InputError, match=r"localiser.taps is \[128, 900, 4, 4\]; expected \[16, 64, 128\]"):
+        model.load_release(state)
 
 
 def test_other_sizes():

@@ -10,6 +10,8 @@ _PLACES = {
     "evaluate_davis": "timecycle.evaluation",
     "load_features": "timecycle.checkpoint",
     "TimeCycle": "timecycle.objective",
+    "CropWalk": "timecycle.walk",
+    "GridWalk": "timecycle.walk",
     "evaluate_jhmdb": "timecycle.tasks.jhmdb",
     "evaluate_vip": "timecycle.tasks.vip",
     "evaluate_badja": "timecycle.tasks.badja",

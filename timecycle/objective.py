@@ -76,7 +76,7 @@ class TimeCycle(nn.Module):
         from timecycle.checkpoint import encoder_state
 
         names = {
-            "afterconv3_trans.weight": "localiser.conv1.weight",
+            "afterconv3_trans.weight": "localiser.taps",
             "afterconv4_trans.weight": "localiser.conv2.weight",
             "linear2.weight": "localiser.linear.weight",
             "linear2.bias": "localiser.linear.bias",
@@ -85,7 +85,7 @@ class TimeCycle(nn.Module):
         for name, value in state.items():
             ours = names.get(name.removeprefix("module."))
             if ours is not None:
-                found[ours] = value
+                found[ours] = self.localiser.taps_of(value) if ours == "localiser.taps" else value
         expected = self.state_dict()
         for name, value in expected.items():
             if name not in found and name.endswith("num_batches_tracked"):
@@ -127,7 +127,6 @@ class TimeCycle(nn.Module):
 
     def _losses(self, query: Tensor, frames: list[Frame], goal: Frame, theta: Tensor) -> Losses:
         length, side = len(frames), self._sides[1] // STRIDE
-        taps = self.localiser.taps()
         # Back from the last frame, where the patch was seen before: the one track serves cycles of every length. On the
         # way every frame is searched for the patch itself, too; in the last one that is the same.
         back: list[Tensor] = []
@@ -136,7 +135,7 @@ class TimeCycle(nn.Module):
         seen: list[Tensor] = []
         scores = []
         for frame in reversed(frames):
-            found, lse = self.localiser.locate([query, *tracked[-1:]], frame, taps)
+            found, lse = self.localiser.locate([query, *tracked[-1:]], frame)
             moved = warp_rows(frame, found, side)
             scores.append(inlier_scores_of(query, frame, lse[0], found[0]))
             direct, seen = [found[0], *direct], [moved[0], *seen]
@@ -148,12 +147,12 @@ class TimeCycle(nn.Module):
         for t, frame in enumerate(frames[1:], start=1):
             under_way.append(tracked[length - t])
             forward.append([])
-            found, _ = self.localiser.locate(under_way, frame, taps)
+            found, _ = self.localiser.locate(under_way, frame)
             under_way = warp_rows(frame, found, side)
             for track, place in zip(forward, found, strict=True):
                 track.append(place)
         # All arrive in the target, and what was seen in single frames with them; of the last frame both are the same.
-        found, _ = self.localiser.locate([*under_way, *seen], goal, taps)
+        found, _ = self.localiser.locate([*under_way, *seen], goal)
         skips = found[length - 1 :]
         ends = [*found[: length - 1], skips[-1]]
         tracks = [torch.stack([*track, end]) for track, end in zip([*forward, []], ends, strict=True)][::-1]

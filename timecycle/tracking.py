@@ -55,31 +55,41 @@ class Localiser(nn.Module):
         super().__init__()
         if side < 1 or patch < 7:
             raise InputError(f"a localiser was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
-        self.conv1 = nn.Conv2d(side * side, WIDTH, KERNEL, bias=False)
+        # The first convolution's weights, a slice a tap and the keys row by row, as `attend` takes them.
+        self.taps = nn.Parameter(torch.empty(KERNEL * KERNEL, side * side, WIDTH))
         self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)
         self.linear = nn.Linear(64 * (patch - 2 * KERNEL + 2) ** 2, 3)
-        for convolution in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.taps, std=(2 / (WIDTH * KERNEL * KERNEL)) ** 0.5)  # as kaiming_normal_ below
+        nn.init.kaiming_normal_(self.conv2.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
         self._sides = (side, patch)
 
-    def forward(self, affinity: Tensor) -> Tensor:
-        """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3]."""
-        return self._place(self.conv1(affinity))
+    def forward(self, affinity: Tensor, convolution: Tensor | None = None) -> Tensor:
+        """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3].
 
-    def taps(self) -> Tensor:
-        """The first convolution's weights as `locate` takes them: [16, S * S, 128], a slice a tap, keys row by row."""
-        weight = self.conv1.weight.unflatten(1, (self._sides[0], -1))  # [128, x, y, dy, dx]
-        return weight.permute(3, 4, 2, 1, 0).reshape(KERNEL * KERNEL, -1, WIDTH)
+        convolution: what `convolution` returns, for callers who want it made once for many calls.
+        """
+        return self._place(functional.conv2d(affinity, self.convolution() if convolution is None else convolution))
 
-    def locate(self, queries: list[Tensor], frame: Frame, taps: Tensor) -> tuple[Tensor, Tensor]:
+    def convolution(self) -> Tensor:
+        """The first convolution's weights as a release has them: [128, S * S, 4, 4], keys column by column."""
+        taps = self.taps.view(KERNEL, KERNEL, self._sides[0], self._sides[0], WIDTH)  # [dy, dx, y, x, 128]
+        return taps.permute(4, 3, 2, 0, 1).flatten(1, 2)
+
+    def taps_of(self, convolution: Tensor) -> Tensor:
+        """The `taps` of such weights; others are returned as they are."""
+        if list(convolution.shape) != [WIDTH, self.taps.shape[1], KERNEL, KERNEL]:
+            return convolution
+        taps = convolution.unflatten(1, (self._sides[0], -1)).permute(3, 4, 2, 1, 0)
+        return taps.reshape(self.taps.shape)
+
+    def locate(self, queries: list[Tensor], frame: Frame) -> tuple[Tensor, Tensor]:
         """Places of G patches in a frame.
 
         Args:
             queries: G times [B, s * s, D], row by row, L2-normalised.
             frame: where they are looked for.
-            taps: what `taps` returns; once for all calls of a step.
 
         Returns:
             theta [G, B, 2, 3], as `forward` finds it in the affinity, and the logarithms of the softmax's denominators
@@ -90,7 +100,7 @@ class Localiser(nn.Module):
         # not exist.
         rows = torch.stack(queries, dim=2).flatten(1, 2)
         shifts = [(dy * side + dx) * count for dy in range(KERNEL) for dx in range(KERNEL)]
-        out, lse = attend(rows, frame.features, taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
+        out, lse = attend(rows, frame.features, self.taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
         # The last KERNEL - 1 places of each row of the grid would reach into the next; the very last are not there.
         inside = side - KERNEL + 1
         grid = functional.pad(out, (0, 0, 0, (KERNEL - 1) * count)).unflatten(1, (inside, side, count))[:, :, :inside]

@@ -1,10 +1,10 @@
 """Clips to learn from: folders of frames, video files, made video. Opened when first read. Knows no torch."""
 
 import functools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ import numpy as np
 
 from timecycle.data.synthetic import SEQUENCES, Stage
 from timecycle.errors import InputError
-from timecycle.files import read_rgb
+from timecycle.files import read_rgb, video_files
 
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files
 SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
-SUFFIXES = {
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-}  # fmt: skip
+LEAP = 60.0  # seconds from one frame to the next that only damage explains
 MADE_SIZE = (256, 320)
 MADE_BYTES = 1 << 29  # of rendered frames kept by a process
 
@@ -74,7 +72,7 @@ def listed_clips(filelist: Path) -> list[Clip]:
     Raises InputError if the list cannot be read, is empty or has a line of another form.
     """
     try:
-        lines = filelist.read_text(encoding="utf-8").splitlines()
+        lines = filelist.read_text(encoding="utf-8").split("\n")  # names may hold what else splitlines splits at
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{filelist} cannot be read ({error}); expected a list of `folder frames` lines") from None
     clips: list[Clip] = []
@@ -129,18 +127,19 @@ def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
     A process keeps whole decoded clips, at most `cache_bytes` of them together; of others it decodes what is asked for.
     Raises InputError if the folder is missing or holds no video files.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected one with video files")
-    paths = sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-    )
-    if not paths:
-        raise InputError(f"{folder} holds no video files; expected some with suffixes such as .mp4 or .webm")
     cache = Cache(cache_bytes)
-    return [VideoClip(path, cache) for path in paths]
+    return [VideoClip(path, cache) for path in video_files(folder)]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is known of a video without decoding it."""
+
+    times: np.ndarray
+    """int64 [n], ascending: when the clip's frames are shown."""
+    ticks: bool
+    """Whether that is in ticks of the stream, or just counted."""
+    seekable: bool
 
 
 class VideoClip(Clip):
@@ -156,27 +155,27 @@ class VideoClip(Clip):
     @property
     def length(self) -> int:
         """Known from the container's packets."""
-        return len(self._scan[0])
+        return len(self._scan.times)
 
     @functools.cached_property
-    def _scan(self) -> tuple[np.ndarray, bool]:
-        """When the clip's frames are shown, int64 [n], ascending, and whether that is in ticks or just counted.
-
-        The scan reads packets and decodes nothing.
-        """
+    def _scan(self) -> Scan:
+        """Reads packets and decodes nothing."""
         with self._opened() as (container, stream):
             packets = [stamp for stamp in map(_stamp, container.demux(stream)) if stamp]
             # AVI stores frames in the order of decoding and no times; raw streams have none either.
             counted = container.format.name == "avi" or any(time is None for time, *_ in packets)
             tick = 1 / float(stream.average_rate or 25) if counted else float(stream.time_base)
             promised = _promised_seconds(container, stream)
+            # FFmpeg guesses the times of an MPEG program stream, after a seek otherwise than from its start.
+            seekable = not counted and container.format.name != "mpeg"
         if counted:
             packets = [(number, 1, corrupt) for number, (*_, corrupt) in enumerate(packets)]
         times = np.unique([time for time, *_ in packets])
         end = max((time + duration for time, duration, _ in packets), default=0)
-        if not packets or any(corrupt for *_, corrupt in packets) or (end - times[0]) * tick < promised - SLACK:
+        damaged = not packets or any(corrupt for *_, corrupt in packets) or np.diff(times).max(initial=0) * tick > LEAP
+        if damaged or (end - times[0]) * tick < promised - SLACK:
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return times[nearest_to_grid((times - times[0]) * tick)], not counted
+        return Scan(times[nearest_to_grid((times - times[0]) * tick)], not counted, seekable)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -186,7 +185,8 @@ class VideoClip(Clip):
         try:
             with av.open(str(self.path.absolute())) as container:  # "a:b.mp4" alone would name a protocol
                 stream = container.streams.best("video")
-                if stream is None or stream.codec_context is None:
+                cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
+                if stream is None or cover or stream.codec_context is None:
                     raise InputError(f"{self.path} holds no video that can be decoded; expected a video file")
                 stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
                 yield container, stream
@@ -219,10 +219,11 @@ class VideoClip(Clip):
 
     def _decoded(self, wanted: Sequence[int]) -> np.ndarray:
         """Frames of ascending index, uint8 [n, H, W, 3]: one seek, then everything up to the last is decoded."""
-        times, ticks = self._scan[0][list(wanted)].tolist(), self._scan[1]
-        pictures = self._pictures(times, ticks, seek=True) if ticks else []
+        scan = self._scan
+        times = scan.times[list(wanted)].tolist()
+        pictures = self._pictures(times, scan.ticks, seek=True) if scan.seekable else []
         if len(pictures) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
-            pictures = self._pictures(times, ticks, seek=False)
+            pictures = self._pictures(times, scan.ticks, seek=False)
         if len(pictures) < len(times):
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
         return _stacked(pictures, self.path)

@@ -114,12 +114,12 @@ def reference_backward(
     """The same, one neighbour at a time: [B, N, K, L] would dwarf everything else."""
     rows, exists = label_rows(indices, frames, labels.shape[1])
     flat = labels.flatten(0, 1)
-    d_weights, d_labels = torch.empty_like(weights), torch.zeros_like(flat)
+    d_weights, d_labels = torch.empty_like(weights), labels.new_zeros(labels.shape)
     for k in range(indices.shape[2]):
         d_weights[:, :, k] = (flat[rows[:, :, k]] * gradient).sum(dim=2) * exists[:, :, k]
         share = gradient * (weights[:, :, k] * exists[:, :, k])[:, :, None]
-        d_labels.index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
-    return d_weights, d_labels.view_as(labels)
+        d_labels.view_as(flat).index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
+    return d_weights, d_labels
 
 
 @propagate_labels_backward.register_fake

@@ -1,0 +1,147 @@
+"""One step of TimeCycle's training against the published order of work by the plain forms (plain_training.py).
+
+B = 2 samples, T = 4 base frames, a patch of 80 px, float32. Memory is that of a process of its own, whose allocator
+gives freed memory back at once, beyond what was held before: the gradients of features and weights are in it, and
+`gradients_mb` says how much they are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks import plain_training
+from benchmarks.compare import compare, peak_mb
+from timecycle.objective import TimeCycle
+
+SAMPLES, LENGTH, PATCH = 2, 4, 80
+RIVAL = "the published order, plain forms"
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # larger pieces of memory are not kept when they are freed
+
+
+def made_theta() -> Tensor:
+    """Where the patches were cut: [B, 2, 3]."""
+    angle = torch.linspace(-0.5, 0.6, SAMPLES)
+    cosine, sine = angle.cos() / 3, angle.sin() / 3
+    return torch.stack([torch.stack([cosine, -sine, angle], 1), torch.stack([sine, cosine, -angle], 1)], 1)
+
+
+def smooth(generator: torch.Generator, images: int, channels: int, side: int, coarse: int) -> Tensor:
+    """[images, channels, side, side], alike where they are near."""
+    fields = torch.randn(images, channels, coarse, coarse, generator=generator)
+    return functional.interpolate(fields, (side, side), mode="bilinear", align_corners=True)
+
+
+class LossPart:
+    """Both forms of the losses and their gradients, from the same features."""
+
+    def __init__(self, side: int) -> None:
+        torch.manual_seed(0)
+        generator, positions = torch.Generator().manual_seed(0), side // 8
+        self.model, self.theta = TimeCycle(side, PATCH), made_theta()
+        base, target = (
+            smooth(generator, images, 512, positions, 8).relu().requires_grad_()
+            for images in (LENGTH * SAMPLES, SAMPLES)
+        )
+        patch = smooth(generator, SAMPLES, 512, PATCH // 8, 4).relu().requires_grad_()
+        rows = [x.detach().flatten(2).transpose(1, 2).contiguous().requires_grad_() for x in (base, patch, target)]
+        self.rows = [rows[0].detach().unflatten(0, (LENGTH, SAMPLES)).requires_grad_(), *rows[1:]]
+        images = base.unflatten(0, (LENGTH, SAMPLES)).transpose(0, 1).contiguous().requires_grad_()
+        self.images = [images, patch, target]
+        self.convolution = self.model.localiser.convolution().detach().requires_grad_()
+        self.taps, *self.rest = self.model.localiser.parameters()
+        self.maps: Tensor | None = None
+
+    @property
+    def gradients_mb(self) -> float:
+        """What the gradients of features and weights take."""
+        return round(sum(x.numel() * 4 for x in (*self.images, self.taps, *self.rest)) / 1e6, 1)
+
+    def ours(self) -> tuple[Tensor, ...]:
+        """The gradients of features and weights."""
+        total = self.model.losses_of(*self.rows, self.theta).total
+        return torch.autograd.grad(total, [*self.rows, self.taps, *self.rest])
+
+    def plain(self) -> tuple[Tensor, ...]:
+        """The same, base frames and maps as images and the first convolution as one."""
+        if self.maps is None:
+            self.maps = plain_training.identity_maps(round(self.taps.shape[1] ** 0.5))
+        losses = plain_training.losses_of(self.model, self.convolution, *self.images, self.theta, self.maps)
+        return torch.autograd.grad(losses[0], [*self.images, self.convolution, *self.rest])
+
+    def check(self) -> None:
+        """No speed without green."""
+        ours, plain = list(self.ours()), list(self.plain())
+        ours[0] = ours[0].transpose(0, 1)
+        for i in range(3):
+            plain[i] = plain[i].flatten(-2).transpose(-1, -2)
+        plain[3] = self.model.localiser.taps_of(plain[3])
+        for mine, theirs in zip(ours, plain, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+
+
+def peak_in_a_process(side: int, which: str) -> float | None:
+    """Peak memory in MB of one call of LossPart(side), "ours" or "plain", beyond what was held there before."""
+    command = [sys.executable, "-m", "benchmarks.bench_training", str(side), which]
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("side", [240, 480])
+def bench_losses(benchmark, side):
+    """The losses and their gradients from features."""
+    part = LossPart(side)
+    part.check()
+    benchmark.extra_info["gradients_mb"] = part.gradients_mb
+    peaks = {"ours": peak_in_a_process(side, "ours"), RIVAL: peak_in_a_process(side, "plain")}
+    compare(benchmark, part.ours, {RIVAL: part.plain}, rounds=5 if side == 240 else 2, warm=False, peaks=peaks)
+
+
+def bench_losses_of_large_frames(benchmark):
+    """The same at 960 px, where the identity maps of the plain form's inlier score alone take 0.8 GB."""
+    part = LossPart(960)
+    benchmark.extra_info["gradients_mb"] = part.gradients_mb
+    compare(benchmark, part.ours, {}, rounds=1, warm=False, peaks={"ours": peak_in_a_process(960, "ours")})
+
+
+def bench_step(benchmark):
+    """A whole step at 240 px: encoder, losses and gradients."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model, theta = TimeCycle(240, PATCH), made_theta()
+    frames = smooth(generator, SAMPLES * LENGTH, 3, 240, 20).unflatten(0, (SAMPLES, LENGTH))
+    target, patch = smooth(generator, SAMPLES, 3, 240, 20), smooth(generator, SAMPLES, 3, PATCH, 8)
+    convolution = model.localiser.convolution().detach().requires_grad_()
+    maps = plain_training.identity_maps(30)
+    encoder = list(model.encoder.parameters())
+
+    def ours() -> tuple[Tensor, ...]:
+        total = model.losses(frames, target, patch, theta).total
+        return torch.autograd.grad(total, [*encoder, model.localiser.taps])
+
+    def plain() -> tuple[Tensor, ...]:
+        total = plain_training.losses(model, convolution, frames, target, patch, theta, maps)
+        return torch.autograd.grad(total, [*encoder, convolution])
+
+    for mine, theirs in zip(ours()[:-1], plain()[:-1], strict=True):
+        norm = float(theirs.norm())
+        assert float(mine.norm()) == pytest.approx(norm, rel=5e-3)
+    compare(benchmark, ours, {RIVAL: plain}, rounds=2, warm=False)
+
+
+def main() -> None:
+    """Print the memory that one call takes: SIDE ours|plain."""
+    part = LossPart(int(sys.argv[1]))
+    call: Callable[[], object] = getattr(part, sys.argv[2])
+    call()  # what is made once, kernels and threads among it, is not the call's
+    print(json.dumps(peak_mb(call)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What training runs, timed and checked on a GPU: attend, and TimeCycle's losses and step against their plain form.
+
+Figures are of a whole call. Losses and steps are forward and backward.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks import plain_training
+from benchmarks.gpu_timing import DTYPES, measure, multiplied_as, one_line, peak_mb, rotation
+from timecycle.encoder import STRIDE
+from timecycle.objective import TimeCycle
+from timecycle.ops import attend
+from timecycle.tracking import KERNEL, TEMPERATURE, WIDTH
+
+CHANNELS = 512  # of the features
+SECONDS = 0.3  # of a timing
+# Of the largest element: bfloat16 keeps 8 bits of the softmax, TF32 11 of whatever is multiplied.
+TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "tf32": 5e-3, "float32": 1e-5}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A call of attend. With a side, values are a convolution's over side x side queries; without, a sample's own."""
+
+    name: str
+    precision: str
+    samples: int
+    queries: int
+    keys: int
+    channels: int
+    values: int
+    side: int | None
+
+    @property
+    def shifts(self) -> list[int]:
+        """The taps of a convolution as shifts of the queries; one of 0 without a convolution."""
+        taps = range(KERNEL)
+        return [0] if self.side is None else [dy * self.side + dx for dy, dx in itertools.product(taps, taps)]
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        """Of the products that forward and backward cannot do without; the backward takes the logits anew."""
+        logits = 2 * self.samples * self.queries * self.keys * self.channels
+        rows = self.queries - max(self.shifts)
+        out = 2 * self.samples * len(self.shifts) * rows * self.keys * self.values
+        return logits + out, 3 * logits + 2 * out
+
+    def inputs(self, seed: int, device: torch.device) -> list[Tensor]:
+        """Query, key and value, leaves; features are of length 1."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shapes: list[tuple[int, ...]] = [(self.samples, n, self.channels) for n in (self.queries, self.keys)]
+        shared = () if self.side is not None else (self.samples,)
+        shapes.append((*shared, len(self.shifts), self.keys, self.values))
+        made = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+        made[:2] = [functional.normalize(features.relu_(), dim=2) for features in made[:2]]
+        return [x.to(DTYPES[self.precision]).requires_grad_() for x in made]
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
+        """The call that is timed."""
+        return attend(query, key, value, temperature=TEMPERATURE, shifts=self.shifts, backend=backend)
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What PyTorch users write."""
+        affinity = (query @ key.mT / TEMPERATURE).softmax(dim=2)
+        if self.side is None:
+            return affinity @ value[:, 0]
+        weight = value.permute(2, 1, 0).unflatten(2, (KERNEL, KERNEL))
+        return functional.conv2d(affinity.mT.unflatten(2, (self.side, self.side)), weight)
+
+
+def first(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """The part of tensors like a call's inputs that is of its first sample."""
+    return [query[:1], key[:1], value[:1] if value.ndim == 4 else value]
+
+
+def check(case: Attention, inputs: list[Tensor]) -> None:
+    """Outputs and gradients of the first sample against the reference in float64; AssertionError if they differ."""
+    results = case.run(*inputs)
+    gradients = [torch.zeros_like(result) for result in results]
+    for gradient in gradients:
+        gradient[:1] = torch.randn_like(gradient[:1])
+    ours = [*(result[:1] for result in results), *first(*torch.autograd.grad(results, inputs, gradients))]
+    leaves = [x.detach().double().requires_grad_() for x in first(*inputs)]
+    exact = case.run(*leaves, backend="reference")
+    exact += torch.autograd.grad(exact, leaves, [gradient[:1].double() for gradient in gradients])
+    for found, wanted in zip(ours, exact, strict=True):
+        atol = TOLERANCE[case.precision] * float(wanted.detach().abs().max())
+        torch.testing.assert_close(found.double(), wanted, atol=atol, rtol=0)
+
+
+def run_attention(case: Attention, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Check a call, then time it and the plain form of it, forward and backward."""
+    with multiplied_as(case.precision):
+        sets = [case.inputs(0, device)]
+        check(case, sets[0])
+        sets += [case.inputs(seed, device) for seed in range(1, rotation(sum(x.nbytes for x in sets[0]), device))]
+        forms: dict[str, Callable[..., Any]] = {"ours": lambda *x: case.run(*x)[0], "plain": case.plain}
+        for name, operations, backward in zip(("forward", "backward"), case.operations, (False, True), strict=True):
+            found: dict[str, Any] = {"name": f"{case.name}, {case.precision}, {name}", "operations": operations}
+            for form, function in forms.items():
+                calls = list(_calls(function, sets, backward))
+                found[form] = measure(calls, device, SECONDS) | {"peak_mb": peak_mb(calls[0], device)}
+            yield found | {"us": found["ours"]["us"], "tflops": round(operations / found["ours"]["us"] / 1e6, 2)}
+
+
+def _calls(function: Callable[..., Tensor], sets: list[list[Tensor]], backward: bool) -> Iterator[Callable[[], object]]:
+    for inputs in sets[: 2 if backward else None]:
+        if backward:
+            out = function(*inputs)
+            gradient = torch.randn_like(out)
+            yield lambda o=out, i=inputs, g=gradient: torch.autograd.grad(o, i, g, retain_graph=True)
+        else:
+            detached = [x.detach() for x in inputs]
+            yield lambda i=detached: function(*i)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """TimeCycle's losses of random features, or its whole step but for the optimiser, of random images."""
+
+    name: str
+    whole: bool
+    samples: int
+    side: int = 240
+    """Pixels, as of the patch."""
+    patch: int = 80
+    length: int = 4
+    precision: str = "tf32"
+
+    def forms(self, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+        """What computes the total, of the same model and input: as the operators do, and plainly."""
+        torch.manual_seed(0)
+        model = TimeCycle(self.side, self.patch).to(device)
+        theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=device).expand(self.samples, -1, -1)
+        side, small = self.side // STRIDE, self.patch // STRIDE
+        maps = plain_training.identity_maps(side).to(device)
+        convolution = model.localiser.convolution().detach().requires_grad_()
+        if self.whole:
+            sizes = ((self.length, 3, self.side, self.side), (3, self.side, self.side), (3, self.patch, self.patch))
+            images = [torch.randn((self.samples, *size), device=device) for size in sizes]
+            return {
+                "ours": lambda: model.losses(*images, theta).total,
+                "plain": lambda: plain_training.losses(model, convolution, *images, theta, maps),
+            }
+        wide = (self.samples, side**2)
+        shapes = ((self.length, *wide), (self.samples, small**2), wide)
+        base, patch, target = (
+            torch.randn((*shape, CHANNELS), device=device).relu_().requires_grad_() for shape in shapes
+        )
+
+        def plain() -> Tensor:
+            rows = ((base.transpose(0, 1), side), (patch, small), (target, side))
+            features = (x.mT.unflatten(-1, (s, s)) for x, s in rows)
+            return plain_training.losses_of(model, convolution, *features, theta, maps)[0]
+
+        return {"ours": lambda: model.losses_of(base, patch, target, theta).total, "plain": plain}
+
+
+def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Compare both forms' totals, then time each, forward and backward."""
+    found: dict[str, Any] = {"name": f"{case.name}, {case.precision}"}
+    with multiplied_as(case.precision):
+        forms = case.forms(device)
+        ours, plain = (forms[form]().detach() for form in ("ours", "plain"))
+        torch.testing.assert_close(ours, plain, atol=5e-3 if case.precision == "tf32" else 1e-4, rtol=0)
+        for form, total in forms.items():
+
+            def call(total: Callable[[], Tensor] = total) -> None:
+                total().backward()
+
+            found[form] = measure([call], device, SECONDS) | {"peak_mb": peak_mb(call, device)}
+    yield found | {"us": found["ours"]["us"]}
+
+
+def cases() -> list[Attention | Learning]:
+    """What is timed."""
+    localiser = Attention("attend, localiser at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
+    return [
+        *(replace(localiser, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
+        Attention("attend, chain of 900 nodes, 16 samples", "bfloat16", 16, 900, 900, 128, 900, None),
+        Learning("TimeCycle's losses at 240 px, 36 samples", False, 36),
+        Learning("TimeCycle's losses at 480 px, 2 samples", False, 2, 480),
+        Learning("TimeCycle's step at 240 px, 8 samples", True, 8),
+    ]
+
+
+def run(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Every figure; the error in the place of what fails, since the others may well run."""
+    for case in cases():
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            yield from run_attention(case, device) if isinstance(case, Attention) else run_learning(case, device)
+        except Exception as error:
+            yield {"name": case.name, "error": one_line(error)}

@@ -1,0 +1,151 @@
+"""Scores of the shipped network on real video, beside what needs no training, and the model card's table of them.
+
+    python -m benchmarks.weights --davis DAVIS              # all of it, some half an hour on two cores
+    python -m benchmarks.weights --davis DAVIS --only network
+
+Results are kept in benchmarks/results/weights.json, each with the weights it is of; the table in
+timecycle/weights/README.md is written from that file alone.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from timecycle import evaluate_davis
+from timecycle.checkpoint import save_encoder
+from timecycle.data.davis import read_davis
+from timecycle.encoder import Trunk
+from timecycle.evaluation import fingerprint
+from timecycle.features import SHIPPED, Features
+from timecycle.protocols import Protocol, protocol
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
+CARD = SHIPPED.parent / "README.md"
+BEGIN, END = "<!-- scores: written by benchmarks/weights.py -->", "<!-- end of scores -->"
+FIRST = 30  # frames; 0 are all
+PROTOCOLS = {
+    "`timecycle`, 320": protocol("timecycle"),
+    "`crw`, half resolution": protocol("crw", resize="short side", side=240, length=7),
+}
+WORK = {
+    "colour": (FIRST, 0),
+    "colour+gradients": (FIRST, 0),
+    "untrained": (FIRST,),
+    "network": (FIRST, 0),
+    "network+colour": (FIRST,),
+    "network+colour+gradients": (FIRST, 0),
+}
+"""Features, and how many frames of each sequence they are tested on."""
+
+
+def shortened(davis: Path, frames: int, folder: Path) -> Path:
+    """A folder in DAVIS layout with the first frames of each sequence, as links."""
+    if not frames:
+        return davis
+    listing = folder / "ImageSets" / "2017" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    sequences = read_davis(davis)
+    listing.write_text("".join(f"{sequence.name}\n" for sequence in sequences))
+    for sequence in sequences:
+        for kind, paths in (("JPEGImages", sequence.frames), ("Annotations", sequence.annotations)):
+            (folder / kind / "480p" / sequence.name).mkdir(parents=True)
+            for path in paths[:frames]:
+                (folder / kind / "480p" / sequence.name / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def features_of(name: str, rules: Protocol, folder: Path) -> Features:
+    """The features of a name; "untrained" is the network as training begins with it, seed 0."""
+    where = (torch.device("cpu"), torch.float32, rules)
+    if name != "untrained":
+        return Features(tuple(name.split("+")), *where)
+    from timecycle.walk import CropWalk
+
+    torch.manual_seed(0)
+    untrained = CropWalk(Trunk(18, 3, "reflect", 32)).encoder
+    assert isinstance(untrained, Trunk)
+    save_encoder(untrained, folder / "untrained.safetensors", {})
+    return Features(("network",), *where, folder / "untrained.safetensors")
+
+
+def measured(davis: Path, name: str, frames: int, rules: Protocol) -> dict[str, Any]:
+    """J&F of all objects, and of each sequence."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        scores = evaluate_davis(
+            features_of(name, rules, folder), shortened(davis, frames, folder / "davis"), rules, progress=False
+        ).to_json()
+    sequences = {
+        sequence: float(np.mean([(one["J_mean"] + one["F_mean"]) / 2 for one in objects.values()]))
+        for sequence, objects in scores["sequences"].items()
+    }
+    return {"J&F": scores["global"]["J&F-Mean"], "sequences": sequences}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown, in the order of `WORK`, and what the default gains over the best without training."""
+    found = {(r["features"], r["protocol"], r["frames"]): r for r in results}
+    spans = {FIRST: f"first {FIRST} frames", 0: "whole sequences"}
+    columns = [(name, frames) for frames in spans for name in PROTOCOLS]
+    lines = ["| features | " + " | ".join(f"{name}, {spans[frames]}" for name, frames in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for features in WORK:
+        cells = [found.get((features, *column)) for column in columns]
+        lines.append(f"| {features} | " + " | ".join(f"{100 * c['J&F']:.1f}" if c else "" for c in cells) + " |")
+    gains = []
+    for column in columns:
+        joined, *others = (
+            found.get((features, *column)) for features in ("network+colour+gradients", "colour", "colour+gradients")
+        )
+        known = [other for other in others if other]
+        if joined is None or not known:
+            gains.append("")
+            continue
+        best = max(known, key=lambda other: other["J&F"])
+        each = [100 * (joined["sequences"][s] - best["sequences"][s]) for s in joined["sequences"]]
+        error = np.std(each, ddof=1) / len(each) ** 0.5
+        gains.append(f"{np.mean(each):+.1f} ± {error:.1f}")
+    lines.append("| all three minus the better of the untaught, paired over sequences | " + " | ".join(gains) + " |")
+    commits = ", ".join(sorted({r["commit"] for r in results}))
+    lines += [
+        "",
+        f"J&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2017, CPU, float32, commits {commits}, "
+        f"from `{RESULTS.relative_to(ROOT)}`; the last row has means over sequences with their standard errors.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, store, write the card's table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.splitlines()[0])
+    parser.add_argument("--davis", type=Path, required=True, help="folder in DAVIS-2017 layout")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="these features alone")
+    arguments = parser.parse_args()
+    weights = fingerprint(SHIPPED)
+    git = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True, check=False)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    # What was measured of other weights says nothing of these.
+    results = [r for r in results if "network" not in r["features"] or r["weights"] == weights]
+    for features in arguments.only:
+        for frames in WORK[features]:
+            for name, rules in PROTOCOLS.items():
+                work = {"features": features, "protocol": name, "frames": frames}
+                found = measured(arguments.davis, features, frames, rules)
+                print(features, name, frames or "all", f"{100 * found['J&F']:.1f}", flush=True)
+                results = [r for r in results if any(r[key] != work[key] for key in work)]
+                about = {"commit": git.stdout.strip(), "sequence_count": len(found["sequences"])}
+                results.append(work | about | ({"weights": weights} if "network" in features else {}) | found)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    before, rest = CARD.read_text().split(BEGIN)
+    CARD.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

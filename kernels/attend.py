@@ -1,0 +1,309 @@
+"""attend in Triton, and its gradient; formulas and letters in timecycle.ops.attend.
+
+The matrix of logits is there for a few samples at a time (`LARGEST`), as memory that the products of contract.py write
+and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads
+the softmax at other rows, and a kernel that kept tiles of it in registers would have to take the product of queries and
+keys once for each shift (16 for TimeCycle's localiser), and again for the gradient of the values.
+
+Multiplications of a sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32, and what
+the softmax is multiplied by later sees it in the features' dtype; of float16 in float32, in which its shares fit.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .contract import fit, multiply, multiply_moved, multiply_moved_terms, pieces
+from .grid import rounded
+
+LARGEST = 1 << 22  # entries of the matrices that are there at a time, unless one sample's are more
+PITCH = 64  # of its rows
+ROWS, COLUMNS, WARPS = 8, 128, 4  # of a matrix that one program holds
+WORD = 1 << 32
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What the softmax of some samples is made of, as its kernels see it."""
+
+    query: Tensor  # [B, N, D], made fit
+    key: Tensor  # [B, M, D], made fit
+    scale: Tensor  # [B, M] float32
+    temperature: float
+    threshold: int  # edges with a hash below it are dropped
+    salt: int  # the hash of the seed; both as signed 32 bits
+
+    @staticmethod
+    def of(query: Tensor, key: Tensor, scale: Tensor, temperature: float, threshold: int, seed: int) -> "Softmax":
+        """Arguments as `attend` documents them."""
+        return Softmax(fit(query), fit(key), scale.contiguous(), temperature, _signed(threshold), _signed(_mixed(seed)))
+
+    def parts(self) -> list[slice]:
+        """Samples that are worked on at a time, about as many each; a launch has at most 65535 groups of programs."""
+        samples, queries, _ = self.query.shape
+        few = max(1, min(LARGEST // (queries * self.key.shape[1]), 1 << 12))
+        each = triton.cdiv(samples, max(1, triton.cdiv(samples, few)))
+        return [slice(start, min(samples, start + each)) for start in range(0, samples, max(1, each))]
+
+    def logits(self, part: slice) -> Tensor:
+        """<query, key> / temperature of some samples: [b, N, M and some], float32, rows side by side; 0 beyond M."""
+        query, key = self.query[part], self.key[part]
+        pitch = triton.cdiv(key.shape[1], PITCH) * PITCH
+        out = torch.empty((*query.shape[:2], pitch), dtype=torch.float32, device=query.device)
+        multiply(query, key.mT, out, 1 / self.temperature)
+        return out
+
+    def kept(self, matrix: Tensor) -> Tensor:
+        """Memory for a matrix of the same shape in the dtype that products take: its own where that is float32."""
+        if self.query.dtype == torch.bfloat16:
+            return torch.empty_like(matrix, dtype=torch.bfloat16)
+        return matrix
+
+    def numbers(self, part: slice, pitch: int) -> tuple[int, ...]:
+        """What both kernels take, from `first` to `salt`."""
+        return part.start, self.query.shape[1], self.key.shape[1], pitch, self.threshold, self.salt
+
+    def grid(self, samples: int) -> tuple[int, int]:
+        """Programs of both kernels."""
+        return triton.cdiv(self.query.shape[1], ROWS), samples
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: Tensor,
+    temperature: float,
+    shifts: list[int],
+    threshold: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Out [B, N - max(shifts), C] and lse [B, N] float32, as `timecycle.ops.attend` defines them.
+
+    query [B, N, D], key [B, M, D] and value [S, M, C] or [B, S, M, C] are of one dtype: float32, bfloat16 or float16;
+    scale [B, M] float32. Edges with a hash below `threshold`, which the seed takes part in, are dropped.
+    """
+    softmax, value_fit = Softmax.of(query, key, scale, temperature, threshold, seed), fit(value)
+    samples, queries, channels = *query.shape[:2], value.shape[-1]
+    rows = queries - max(shifts)
+    out = value.new_empty((samples, rows, channels))
+    lse = torch.empty((samples, queries), dtype=torch.float32, device=query.device)
+    moves = _moves(tuple(shifts), query.device)
+    for part in softmax.parts():
+        logits = softmax.logits(part)
+        shares = softmax.kept(logits)
+        normalise[softmax.grid(len(logits))](
+            logits,
+            softmax.scale,
+            shares,
+            lse,
+            *softmax.numbers(part, logits.shape[2]),
+            **softmax_constants(threshold > 0),
+            num_warps=WARPS,
+        )
+        values = value_fit if value.ndim == 3 else value_fit[part]
+        cut = pieces(shares, values, rows)
+        if cut == 1:
+            multiply_moved(shares, values, moves, out[part])
+        else:
+            sums = lse.new_empty((cut, len(logits), rows, channels))
+            multiply_moved(shares, values, moves, sums, cut)
+            out[part] = sums.sum(dim=0)
+    return out, lse
+
+
+def attend_backward(
+    d_out: Tensor,
+    d_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    temperature: float,
+    shifts: list[int],
+    threshold: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and scale, in their dtypes, from those of `out` and lse.
+
+    d_out [B, R, C] and d_lse [B, N] belong to the results of the forward pass, the others are its arguments.
+    """
+    softmax = Softmax.of(query, key, scale, temperature, threshold, seed)
+    d_out, value_fit, d_lse, lse = fit(d_out), fit(value), d_lse.contiguous(), lse.contiguous()
+    d_query, d_key, d_scale = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, scale))
+    shared = value.ndim == 3
+    d_value = torch.zeros(value.shape, dtype=torch.float32 if shared else value.dtype, device=value.device)
+    moves, against = (_moves(tuple(sign * shift for shift in shifts), query.device) for sign in (1, -1))
+    for part in softmax.parts():
+        values = value_fit if shared else value_fit[part]
+        logits = softmax.logits(part)
+        d_shares = torch.empty_like(logits)
+        multiply_moved(d_out[part], values.mT, against, d_shares)
+        shares, d_logits = softmax.kept(logits), softmax.kept(d_shares)
+        grid = softmax.grid(len(logits))
+        d_scales = lse.new_empty((*grid, key.shape[1]))
+        normalise_backward[grid](
+            logits,
+            d_shares,
+            softmax.scale,
+            lse,
+            d_lse,
+            shares,
+            d_logits,
+            d_scales,
+            1 / temperature,
+            *softmax.numbers(part, logits.shape[2]),
+            **softmax_constants(threshold > 0),
+            num_warps=WARPS,
+        )
+        d_scale[part] = d_scales.sum(dim=0)
+        multiply(d_logits, softmax.key[part], d_query[part])
+        multiply(d_logits.mT, softmax.query[part], d_key[part])
+        multiply_moved_terms(shares.mT, d_out[part], moves, d_value if shared else d_value[part])
+    return d_query, d_key, d_value.to(value.dtype), d_scale
+
+
+@functools.cache
+def _moves(shifts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Shifts as a kernel reads them: kept, since a copy to a GPU makes the CPU wait."""
+    return torch.tensor(shifts, dtype=torch.int64, device=device)
+
+
+def softmax_constants(drop: bool) -> dict[str, int | bool]:
+    """The compile-time arguments of normalise and normalise_backward."""
+    return {"DROP": drop, "ROWS": ROWS, "COLUMNS": COLUMNS}
+
+
+def _mixed(word: int) -> int:
+    """MurmurHash3's finaliser of the lower 32 bits."""
+    word %= WORD
+    word = (word ^ word >> 16) * 0x85EBCA6B % WORD
+    word = (word ^ word >> 13) * 0xC2B2AE35 % WORD
+    return word ^ word >> 16
+
+
+def _signed(word: int) -> int:
+    """The 32 bits of a word as a signed number: the type a kernel takes must not depend on them."""
+    return word - WORD if word >= WORD // 2 else word
+
+
+@triton.jit
+def mixed(word):
+    """MurmurHash3's finaliser of uint32."""
+    word = (word ^ (word >> 16)) * 0x85EBCA6B
+    word = (word ^ (word >> 13)) * 0xC2B2AE35
+    return word ^ (word >> 16)
+
+
+@triton.jit
+def scaled(logit, factor, row, m, keys, threshold, salt, DROP: tl.constexpr):
+    """Logits [N, M] of rows number row [N] and keys m [M] times factor [M]; -inf of what is dropped or no key."""
+    there = (m < keys)[None, :]
+    if DROP:
+        word = mixed(row.to(tl.uint32) + salt.to(tl.uint32, bitcast=True))
+        edge = mixed(m.to(tl.uint32)[None, :] * 0x9E3779B9 + word[:, None])
+        there &= edge >= threshold.to(tl.uint32, bitcast=True)
+    return tl.where(there, logit * factor[None, :], float("-inf"))
+
+
+@triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
+def normalise(
+    logits,  # [b, N, pitch] float32, without their factors
+    scale,  # [B, M] float32
+    shares,  # out [b, N, pitch]: the softmax, 0 beyond M; may be `logits`
+    lse,  # out [B, N] float32
+    first,
+    queries,
+    keys,
+    pitch,
+    threshold,
+    salt,
+    DROP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The softmax of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    asks, row = n < queries, (first + b) * queries + n
+    place = ((b * queries + n) * pitch)[:, None]
+    top, total = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for start in range(0, pitch, COLUMNS):
+        m = start + tl.arange(0, COLUMNS)
+        logit = tl.load(logits + place + m[None, :], mask=asks[:, None] & (m < pitch)[None, :], other=0.0)
+        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
+        z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
+        new = tl.maximum(top, tl.max(z, axis=1))
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
+        top = new
+    sees = total != 0  # what is not a number is to be seen in all that comes of it
+    log = tl.where(sees, top + tl.log(tl.where(sees, total, 1.0)), float("-inf"))
+    tl.store(lse + row, log, mask=asks)
+    shift = tl.where(sees, log, float("inf"))
+    for start in range(0, pitch, COLUMNS):
+        m = start + tl.arange(0, COLUMNS)
+        mask = asks[:, None] & (m < pitch)[None, :]
+        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
+        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
+        z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
+        tl.store(shares + place + m[None, :], rounded(tl.exp(z - shift[:, None]), shares.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
+def normalise_backward(
+    logits,  # [b, N, pitch] float32, without their factors
+    gradient,  # [b, N, pitch] float32, of the softmax
+    scale,  # [B, M] float32
+    lse,  # [B, N] float32
+    d_lse,  # [B, N] float32
+    shares,  # out [b, N, pitch]: the softmax, 0 beyond M; may be `logits`
+    d_products,  # out [b, N, pitch]: the gradient of <query, key>, 0 beyond M; may be `gradient`
+    d_scale,  # out [tiles, b, M] float32: of these queries
+    coldness,
+    first,
+    queries,
+    keys,
+    pitch,
+    threshold,
+    salt,
+    DROP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The gradient of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    asks, row = n < queries, (first + b) * queries + n
+    place = ((b * queries + n) * pitch)[:, None]
+    log = tl.load(lse + row, mask=asks, other=float("-inf"))
+    # A query without an edge may have any gradient of its lse; it passes none on.
+    sees = log != float("-inf")
+    shift, own = tl.where(sees, log, float("inf")), tl.where(sees, tl.load(d_lse + row, mask=asks, other=0.0), 0.0)
+    mean = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, pitch, COLUMNS):
+        m = start + tl.arange(0, COLUMNS)
+        mask = asks[:, None] & (m < pitch)[None, :]
+        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
+        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
+        share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
+        mean += tl.sum(share * tl.load(gradient + place + m[None, :], mask=mask, other=0.0), axis=1)
+    for start in range(0, pitch, COLUMNS):
+        m = start + tl.arange(0, COLUMNS)
+        mask = asks[:, None] & (m < pitch)[None, :]
+        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
+        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
+        share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
+        d_share = tl.load(gradient + place + m[None, :], mask=mask, other=0.0)
+        d_logit = share * (d_share + (own - mean)[:, None])
+        to = d_scale + (tl.program_id(0) * tl.num_programs(1) + b) * keys + m
+        tl.store(to, tl.sum(d_logit * logit, axis=0), mask=m < keys)
+        d_product = d_logit * (factor * coldness)[None, :]
+        tl.store(shares + place + m[None, :], rounded(share, shares.dtype.element_ty), mask=mask)
+        tl.store(d_products + place + m[None, :], rounded(d_product, d_products.dtype.element_ty), mask=mask)

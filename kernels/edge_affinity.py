@@ -1,0 +1,64 @@
+"""edge_affinity in Triton, and its gradient; formulas in timecycle.ops.edge_affinity.
+
+An edge is a row of a table that an index means, so the kernels are those of labels (propagate_labels.py): products of
+queries with gathered keys, and in the gradient a sum of gathered keys and one scattered over the keys. What is left is
+of the size of the indices, and PyTorch's. The same result every time.
+"""
+
+import torch
+from torch import Tensor
+
+from .propagate_labels import propagate_labels, row_products, scatter_rows
+
+
+def edge_affinity(
+    query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float
+) -> Tensor:
+    """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.edge_affinity` defines it.
+
+    query [B, N, D] and key [B, M, D] are of one dtype: float32, bfloat16 or float16; scale [B, M] and lse [B, N]
+    float32; indices [B, N, E] int64, -1 for no edge.
+    """
+    logits = _products(query, key, indices) * _factors(scale, indices) / temperature
+    return torch.where(_exist(lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
+
+
+def edge_affinity_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    lse: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, scale and lse, in their dtypes, from that of `out`, which the forward pass returned."""
+    d_logits = torch.where(_exist(lse, indices), out * gradient, 0.0)
+    d_dots, own = d_logits / temperature, _own(query)
+    d_products = d_dots * _factors(scale, indices)
+    d_query = propagate_labels(d_products, indices, key, own, dtype=torch.float32)
+    d_key = scatter_rows(query, d_products, indices, own, torch.zeros(key.shape, device=key.device))
+    d_scales, ones = d_dots * _products(query, key, indices), torch.ones_like(d_dots[:, :, :1])
+    d_scale = scatter_rows(ones, d_scales, indices, own, torch.zeros((*scale.shape, 1), device=scale.device))
+    return d_query.to(query.dtype), d_key.to(key.dtype), d_scale.squeeze(2), -d_logits.sum(dim=2)
+
+
+def _own(query: Tensor) -> Tensor:
+    """[B, 1]: indices of sample b mean rows of its own keys."""
+    return torch.arange(len(query), device=query.device)[:, None]
+
+
+def _products(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
+    """<query, key> of each edge, float32; 0 where there is none."""
+    out = torch.empty(indices.shape, dtype=torch.float32, device=query.device)
+    return row_products(query, indices, key, _own(query), out)
+
+
+def _factors(scale: Tensor, indices: Tensor) -> Tensor:
+    """The factor of each edge's key, that of key 0 where there is no edge."""
+    return scale.gather(1, indices.clamp(min=0).flatten(1)).view_as(indices)
+
+
+def _exist(lse: Tensor, indices: Tensor) -> Tensor:
+    return (indices >= 0) & (lse > -torch.inf)[:, :, None]

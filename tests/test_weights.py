@@ -1,0 +1,89 @@
+"""The network that ships: small, not a map of positions, and better than an untrained one."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch.nn import functional
+
+from timecycle import evaluate_davis, load_features
+from timecycle.data.crops import Window
+from timecycle.data.davis import read_davis
+from timecycle.data.synthetic import make_davis
+from timecycle.encoder import Trunk
+from timecycle.features import SHIPPED
+from timecycle.files import read_rgb
+from timecycle.images import prepared
+from timecycle.protocols import protocol
+
+CARD = SHIPPED.parent / "README.md"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "weights.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_davis(tmp_path_factory.mktemp("made"), frames=6, height=240, width=426, seed=23)
+
+
+def untrained() -> Trunk:
+    torch.manual_seed(0)
+    return Trunk(18, 3, "reflect", 32)
+
+
+def test_it_is_small_and_says_where_it_is_from() -> None:
+    assert SHIPPED.stat().st_size < 12e6
+    with safetensors.safe_open(SHIPPED, "pt") as content:
+        assert int(content.metadata()["steps"]) > 0
+        kinds = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  (no mapping)
+    assert kinds == {"F16", "I64"}
+
+
+def test_the_scores_of_its_card_are_its_own() -> None:
+    from benchmarks.weights import BEGIN, END, table
+    from timecycle.evaluation import fingerprint
+
+    results = json.loads(RESULTS.read_text())
+    of_weights = [r["weights"] for r in results if "network" in r["features"]]
+    assert of_weights
+    assert set(of_weights) == {fingerprint(SHIPPED)}
+    assert table(results) in CARD.read_text().split(BEGIN)[1].split(END)[0]
+
+
+def same_place(network: torch.nn.Module, frames: list[torch.Tensor]) -> float:
+    """The share of places whose nearest neighbour in an unrelated picture is at the same place, give or take one."""
+    with torch.no_grad():
+        maps = [functional.normalize(network(frame[None])[0].flatten(1), dim=0) for frame in frames]
+    side = round(maps[0].shape[1] ** 0.5)
+    own = torch.stack([torch.arange(side * side) // side, torch.arange(side * side) % side])
+    shares = []
+    for one, other in itertools.permutations(maps, 2):
+        nearest = (one.T @ other).argmax(dim=1)
+        found = torch.stack([nearest // side, nearest % side])
+        shares.append(((found - own).abs().amax(dim=0) <= 1).float().mean().item())
+    return sum(shares) / len(shares)
+
+
+def test_it_does_not_tell_where_in_the_picture_it_is(made: Path) -> None:
+    """A network that has learned positions finds them in any other picture; chance is 3.5 %."""
+    rules = protocol("crw")
+    crops = [
+        prepared(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)
+        for sequence in read_davis(made)
+    ]
+    assert same_place(load_features(SHIPPED), crops) < 0.25
+    position = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"))[None]
+    telling = torch.nn.Sequential(torch.nn.AvgPool2d(8))
+    telling.forward = lambda images: torch.cat([position.cos(), position.sin()], dim=1)  # type: ignore[method-assign]
+    assert same_place(telling, crops) > 0.9
+
+
+def test_it_carries_masks_better_than_an_untrained_network(made: Path) -> None:
+    """On made video, which it has not learned from."""
+    learned, other = (
+        evaluate_davis(network, made, "crw", resize="short side", side=240, progress=False).global_["J&F-Mean"]
+        for network in (load_features(SHIPPED), untrained())
+    )
+    assert learned > other + 0.1
