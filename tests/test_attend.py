@@ -1,6 +1,5 @@
 """attend: every backend against the formula in float64, forward and backward."""
 
-import importlib.util
 import itertools
 
 import pytest
@@ -12,13 +11,9 @@ from timecycle.errors import InputError
 from timecycle.ops import EdgeDropout, attend
 from timecycle.ops._backends import TRITON_MISSING
 
-# Triton's kernels are here where it can run: on a GPU, or with TRITON_INTERPRET=1 in the environment.
-KERNELS_MISSING = None if importlib.util.find_spec("timecycle.kernels.attend") else "kernels/attend.py is not there"
-NO_TRITON = TRITON_MISSING or KERNELS_MISSING
-SOFTMAX_BACKENDS = [
-    *BACKENDS,
-    pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))),
-]
+# Triton's kernels too where it can run them in this process: on a GPU, or with TRITON_INTERPRET=1 in the environment.
+# Without either, tests/test_kernels.py runs checks of them in a process of its own.
+SOFTMAX_BACKENDS = [*BACKENDS, *(["triton"] if TRITON_MISSING is None else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # (B, N, M, D, C, shifts): single ones, odd sizes, a 4 x 4 convolution over 7 x 7 queries, several chunks of keys.
