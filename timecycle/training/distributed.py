@@ -1,5 +1,6 @@
 """The processes that torchrun starts, or the one that it did not: who is who, and what they agree on."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -80,9 +81,12 @@ def joined(device: str) -> Iterator[World]:
     distributed.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, torch.device(kind))
+        distributed.barrier()  # whoever ends first takes the others' connections along
     except InputError:
         if rank == 0:
             raise
         sys.exit(2)  # the first process says it
     finally:
+        # A group that is still held, here by DistributedDataParallel's cycles, ends the process by SIGABRT.
+        gc.collect()
         distributed.destroy_process_group()
