@@ -64,7 +64,7 @@ RESULTS ?= benchmarks/results
 gpu-check: ## with a GPU: build, test, measure and sanitize its kernels (PART=build, tests, benchmarks, sanitizer, suite)
 	@$(PYTHON) -m benchmarks.gpu_check $(PART) --results "$(RESULTS)" --commit "$(COMMIT)"
 
-KERNEL_TESTS := $(wildcard tests/test_topk_affinity*.py) tests/test_affinity_propagate.py tests/test_propagate_sequence.py
+KERNEL_TESTS := $(wildcard tests/test_topk_affinity*.py) $(foreach op,affinity_propagate propagate_sequence attend edge_affinity,tests/test_$(op).py)
 
 sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer and UBSan (rebuilds the kernels twice)
 	$(SAY) "building the native kernels with sanitizers"
