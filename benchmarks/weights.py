@@ -24,6 +24,7 @@ from timecycle.encoder import Trunk
 from timecycle.evaluation import fingerprint
 from timecycle.features import SHIPPED, Features
 from timecycle.protocols import Protocol, protocol
+from timecycle.walk import CropWalk
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
@@ -66,8 +67,6 @@ def features_of(name: str, rules: Protocol, folder: Path) -> Features:
     where = (torch.device("cpu"), torch.float32, rules)
     if name != "untrained":
         return Features(tuple(name.split("+")), *where)
-    from timecycle.walk import CropWalk
-
     torch.manual_seed(0)
     untrained = CropWalk(Trunk(18, 3, "reflect", 32)).encoder
     assert isinstance(untrained, Trunk)

@@ -145,7 +145,7 @@ def contract(
     factor,
     KIND: tl.constexpr,
     PRECISION: tl.constexpr,
-    I: tl.constexpr,  # noqa: E741
+    I: tl.constexpr,  # noqa: E741  rows, beside J and K
     J: tl.constexpr,
     K: tl.constexpr,
 ):

@@ -105,7 +105,7 @@ def test_random_states_come_back():
     states = random_states()
 
     def draws() -> list[float]:
-        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002  the global state is what is kept
 
     expected = draws()
     draws()

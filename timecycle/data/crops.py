@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from timecycle.data.clips import Clip
-from timecycle.data.samples import Generators, Samples
+from timecycle.data.samples import Generators, Samples, normalised
 from timecycle.encoder import STRIDE
 from timecycle.errors import InputError
-from timecycle.protocols import IMAGENET
 from timecycle.walk import NOWHERE
 
 SHORT_SIDE = 256  # pixels that a frame's short side counts as
@@ -90,7 +89,22 @@ def spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState)
     return [start + gap * i for i in range(length)]
 
 
-class CropSamples(Samples):
+class _WalkSamples(Samples):
+    """Samples of frames that are evenly spaced."""
+
+    def __init__(self, clips: list[Clip], seed: int, length: int, frame_gap: int) -> None:
+        super().__init__(clips, seed)
+        if length < 2 or frame_gap < 1:
+            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
+        self.length, self.frame_gap = length, frame_gap
+
+    def frames(self, clip: Clip, generator: np.random.RandomState) -> tuple[int, np.ndarray]:
+        """The first frame's number, and the frames of `spaced`, uint8 [T, H, W, 3]."""
+        numbers = spaced(clip, self.length, self.frame_gap, generator)
+        return numbers[0], clip.read(numbers)
+
+
+class CropSamples(_WalkSamples):
     """For `timecycle.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
 
     Args:
@@ -104,28 +118,25 @@ class CropSamples(Samples):
     """
 
     def __init__(self, clips: list[Clip], seed: int, crop: int = 128, length: int = 4, frame_gap: int = 3) -> None:
-        super().__init__(clips, seed)
+        super().__init__(clips, seed, length, frame_gap)
         if crop < STRIDE or crop % STRIDE or crop > SHORT_SIDE:
             raise InputError(f"the crop is {crop} pixels; expected a multiple of {STRIDE}, at most {SHORT_SIDE}")
-        if length < 2 or frame_gap < 1:
-            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
-        self.crop, self.length, self.frame_gap = crop, length, frame_gap
+        self.crop = crop
 
     def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
         """One sample of a clip."""
         generator = generators.numpy
-        numbers = spaced(clip, self.length, self.frame_gap, generator)
-        frames = clip.read(numbers)
+        first_number, frames = self.frames(clip, generator)
         first, second = two_windows(frames.shape[1], frames.shape[2], self.crop, generator)
         return {
-            "ahead": _normalised(first.cut(frames, self.crop)),
-            "back": _normalised(second.cut(frames[:-1], self.crop)),
+            "ahead": normalised(_unit(first.cut(frames, self.crop))),
+            "back": normalised(_unit(second.cut(frames[:-1], self.crop))),
             "home": torch.from_numpy(homes(first, second, self.crop // STRIDE)),
-            "first": torch.tensor(numbers[0]),
+            "first": torch.tensor(first_number),
         }
 
 
-class GridSamples(Samples):
+class GridSamples(_WalkSamples):
     """For `timecycle.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
 
     Each patch shows a random part, 0.7 to 0.9 of the area, of its cell; drawn anew for each frame.
@@ -136,7 +147,7 @@ class GridSamples(Samples):
         side: pixels of the square that a frame is resized to, 256 as published.
         patch: of a cell and a patch, p; 64 as published, which makes 7 x 7 of them.
         length: frames of a sample, T.
-        frame_gap: distance between neighbours.
+        frame_gap: as of `CropSamples`; the published program has one distance.
 
     Raises InputError for sizes that mean nothing.
     """
@@ -144,18 +155,15 @@ class GridSamples(Samples):
     def __init__(
         self, clips: list[Clip], seed: int, side: int = 256, patch: int = 64, length: int = 4, frame_gap: int = 2
     ) -> None:
-        super().__init__(clips, seed)
+        super().__init__(clips, seed, length, frame_gap)
         if patch < STRIDE or side < patch:
             raise InputError(f"side is {side} and patch {patch} pixels; expected at least {STRIDE} and side >= patch")
-        if length < 2 or frame_gap < 1:
-            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
-        self.side, self.patch, self.length, self.frame_gap = side, patch, length, frame_gap
+        self.side, self.patch = side, patch
 
     def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
         """One sample of a clip."""
         generator = generators.numpy
-        numbers = spaced(clip, self.length, self.frame_gap, generator)
-        frames = clip.read(numbers)
+        first_number, frames = self.frames(clip, generator)
         squares = [cv2.resize(frame, (self.side, self.side), interpolation=cv2.INTER_AREA) for frame in frames]
         corners = range(0, self.side - self.patch + 1, self.patch // 2)
         patches = [
@@ -165,8 +173,8 @@ class GridSamples(Samples):
             for left in corners
         ]
         nodes = len(corners) ** 2
-        pictures = _normalised(np.concatenate(patches))
-        return {"patches": pictures.unflatten(0, (self.length, nodes)), "first": torch.tensor(numbers[0])}
+        pictures = normalised(_unit(np.concatenate(patches)))
+        return {"patches": pictures.unflatten(0, (self.length, nodes)), "first": torch.tensor(first_number)}
 
 
 def part(left: int, top: int, side: int, generator: np.random.RandomState) -> Window:
@@ -180,8 +188,5 @@ def part(left: int, top: int, side: int, generator: np.random.RandomState) -> Wi
     return Window(left + generator.uniform(0, side - width), top + generator.uniform(0, side - height), width, height)
 
 
-def _normalised(images: np.ndarray) -> Tensor:
-    """Pictures, uint8 RGB [T, H, W, 3], normalised as ImageNet's: float32 [T, 3, H, W]."""
-    mean, std = (np.array(values, np.float32) for values in IMAGENET)
-    standard = (images.astype(np.float32) / 255.0 - mean) / std
-    return torch.from_numpy(np.ascontiguousarray(standard.transpose(0, 3, 1, 2)))
+def _unit(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255.0

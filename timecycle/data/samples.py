@@ -215,8 +215,13 @@ def cropped(rgb: np.ndarray, size: tuple[int, int], top: int, left: int, side: i
     crop = image[top : top + side, left : left + side]
     if mirrored:
         crop = crop[:, ::-1]
+    return normalised(crop)
+
+
+def normalised(rgb: np.ndarray) -> Tensor:
+    """Pictures, float32 RGB in [0, 1] [.., H, W, 3], normalised as ImageNet's: float32 [.., 3, H, W]."""
     mean, std = (np.array(values, np.float32) for values in IMAGENET)
-    return torch.from_numpy(np.ascontiguousarray(((crop - mean) / std).transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis((rgb - mean) / std, -1, -3)))
 
 
 def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:

@@ -121,7 +121,7 @@ def seed_everything(seed: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """The state of every random number generator of this process, in types that load without pickled code."""
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  the global state is what libraries draw from
     assert isinstance(numpy_state, dict)
     inner = numpy_state["state"]
     return {
@@ -138,7 +138,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     inner = states["numpy"]["state"]
     keys = inner["key"].numpy().astype(np.uint32)
-    np.random.set_state(states["numpy"] | {"state": inner | {"key": keys}})  # noqa: NPY002
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": keys}})  # noqa: NPY002  the global state is what libraries draw from
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

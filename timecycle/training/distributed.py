@@ -45,10 +45,6 @@ class World:
         distributed.all_gather_object(everyone, thing)
         return everyone
 
-    def from_first(self, thing: Any) -> Any:
-        """What the first process has."""
-        return self.gather(thing)[0]
-
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over the processes."""
         if self.size == 1:

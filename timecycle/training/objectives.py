@@ -12,7 +12,6 @@ from timecycle.data.clips import Clip, listed_clips, made_clips, video_clips
 from timecycle.data.crops import CropSamples, GridSamples
 from timecycle.data.samples import CycleSamples, Samples
 from timecycle.encoder import Encoder, Trunk
-from timecycle.errors import InputError
 from timecycle.objective import TimeCycle
 from timecycle.training.pictures import picture_cycles, picture_walk
 from timecycle.training.settings import Settings
@@ -78,14 +77,10 @@ OBJECTIVES = {
 def choose_clips(settings: Settings) -> list[Clip]:
     """The clips that the settings name. Raises InputError if there are none."""
     if settings.filelist:
-        clips = listed_clips(settings.filelist)
-    elif settings.videos:
-        clips = video_clips(settings.videos, settings.cache_mb * 1_000_000)
-    else:
-        clips = made_clips(settings.made_clips, MADE_FRAMES, settings.seed)
-    if not clips:
-        raise InputError(f"{settings.source} holds no clips; expected at least one")
-    return clips
+        return listed_clips(settings.filelist)
+    if settings.videos:
+        return video_clips(settings.videos, settings.cache_mb * 1_000_000)
+    return made_clips(settings.made_clips, MADE_FRAMES, settings.seed)
 
 
 def fingerprint(clips: list[Clip]) -> str:

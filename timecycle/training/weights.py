@@ -49,4 +49,4 @@ def plain_encoder(settings: Settings, model: nn.Module) -> nn.Module:
 def write_encoder(path: Path, settings: Settings, model: nn.Module, steps: int) -> None:
     """Write the encoder as safetensors, for `test_davis.py --resume`, atomically."""
     notes = {"objective": settings.objective, "steps": str(steps)}
-    save_encoder(plain_encoder(settings, model), path, notes)  # type: ignore[arg-type]
+    save_encoder(plain_encoder(settings, model), path, notes)  # type: ignore[arg-type]  # one of both, by the objective
