@@ -65,7 +65,7 @@ struct Slot {
   using P = Patch<REGION>;
   int64_t frame;
   int within, beyond;  // how often keys count
-  int y, x, across, count;
+  int y, x, across, count, first;
 
   ON_DEVICE Slot(const Scan& call, int target, int t, Patch<REGION> queries) {
     const int64_t at = int64_t{target} * call.slots + t;
@@ -81,10 +81,17 @@ struct Slot {
       end_x = min(end_x, queries.x + P::kWide + call.columns);
     }
     across = (end_x - x + P::kWide - 1) / P::kWide;
-    count = frame < 0 ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+    count = frame < 0 || frame >= call.banked ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+    const int own = (queries.y - y) / P::kTall * across + (queries.x - x) / P::kWide;
+    first = min(max(0, own - 1), max(0, count - 1));
   }
 
-  ON_DEVICE P patch(int i) const { return {y + i / across * P::kTall, x + i % across * P::kWide}; }
+  // In order, from the one before the queries' own place on: what is near is alike, so that later keys seldom belong
+  // into a list.
+  ON_DEVICE P patch(int i) const {
+    const int at = first + i < count ? first + i : first + i - count;
+    return {y + at / across * P::kTall, x + at % across * P::kWide};
+  }
 
   // Whether any key of a patch counts.
   ON_DEVICE bool wanted(const Scan& call, P queries, P keys) const {

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStages = 2;  // of queries and keys
-constexpr int kRoom = 4;
+constexpr int kRoom = 8;
 constexpr int kHalf = kPatch / kLists;  // keys of a warp
 using Left = Hits<kRoom>;
 constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left));

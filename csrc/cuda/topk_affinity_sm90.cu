@@ -13,7 +13,7 @@ constexpr int kResident = 8;                     // chunks of queries that stay
 constexpr int kStages = 4;                       // of keys, beside them
 constexpr int kPieces = kResident + kStages;
 constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
-constexpr int kRoom = 4;
+constexpr int kRoom = 8;
 using Left = Hits<kRoom>;
 
 struct Barriers {
