@@ -82,12 +82,11 @@ struct RowLists {
   const int first_column;  // in a patch of keys
   List<K> list;            // of row lane()
   float best;              // the largest product of row lane() so far
-  bool open;               // whether some list of the warp is not full
   int first;               // index of the first key of the last patch
   // Of the four rows that this lane has columns of, in order of its registers: row_of(i).
-  float gate[4];            // smaller products are not among the k best
-  float top[4], total[4];   // the softmax: a product that no exponent is far above, and the sum relative to it
-  uint32_t filled;          // hits in the buffer: one byte for each of the rows
+  float gate[4];           // smaller products are not among the k best
+  float top[4], total[4];  // the softmax: a product that no exponent is far above, and the sum relative to it
+  uint32_t filled;         // hits in the buffer: one byte for each of the rows
 
   ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, P queries, int first_row, int second_row, int first_column)
       : call(call), hits(hits), queries(queries), rows{first_row, second_row}, first_column(first_column) {
@@ -99,7 +98,6 @@ struct RowLists {
     const P own = place_of(chip::lane());
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
     best = -INFINITY;
-    open = true;
     first = 0;
     filled = 0;
 #pragma unroll
@@ -111,12 +109,11 @@ struct RowLists {
 
   // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites those that do not count.
   ON_DEVICE void take(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, int t, P keys) {
-    uint32_t inside[4];
-    hide(sums, slot, keys, inside);
+    hide(sums, slot, keys);
     const int before = first;
     first = (t * call.positions.height + keys.y) * call.positions.width + keys.x;
     // Where a list is not full nearly every product would be a hit. The buffer is empty then.
-    if (chip::any(open)) {  // which the compiler then knows to be the same for all lanes
+    if (some_open()) {
       start(sums);
     } else if (chip::any(first < before)) {
       show(lowest(first), best);  // equal products with lower indices may come
@@ -125,19 +122,21 @@ struct RowLists {
     find(sums, found);
     Places places = room_for(found);
     if (places.too_many) {
-      append(sums, found, slot, inside);
+      append(sums, found);
       places = {filled, filled, false};
     }
-    const int index = first_index();
-    if (!call.every) {
-      if (chip::any(places.end != filled)) pass<true, false, false>(sums, found, places.first, index, slot, inside);
-    } else if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
-      add_up<true>(sums, found, places.first, index, slot, inside);
-    } else {
-      add_up<false>(sums, found, places.first, index, slot, inside);
+    if (chip::any(places.end != filled)) write(sums, found, places.first);
+    if (call.every) {
+      if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
+        uint32_t near[4];
+        find_near(keys, near);
+        add_up<true>(sums, slot, near);
+      } else {
+        add_up<false>(sums, slot, {});
+      }
     }
     filled = places.end;
-    if (chip::any(open)) flush();
+    if (some_open()) flush();
   }
 
   // Writes the rows' candidates of the list number `split`, which share one target.
@@ -191,36 +190,41 @@ struct RowLists {
   // The column, in a patch of keys, of a lane's e-th product (0 or 1) of an eighth.
   ON_DEVICE int column(int eighth, int e, int lane) const { return first_column + 8 * eighth + 2 * (lane % 4) + e; }
 
-  // Products of keys that do not count become -inf. A row's bit 2 * eighth + e of `inside` is whether that key is.
-  ON_DEVICE void hide(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys, uint32_t (&inside)[4]) {
+  // Which keys are inside the region of each row: bit 2 * eighth + e of its word.
+  ON_DEVICE void find_near(P keys, uint32_t (&near)[4]) const {
+    const int lane = chip::lane(), columns = call.columns * call.columns;
+    const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      near[i] = 0;
+      const P query = place_of(row_of(i, lane));
+      const int dx = x - query.x;
+#pragma unroll 1
+      for (int row = 0; row < COLUMNS / P::kWide; ++row) {  // of keys: two eighths each
+        const int dy = abs(y + row - query.y);
+        const int allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
+        uint32_t bits = 0;
+#pragma unroll
+        for (int bit = 0; bit < 4; ++bit) {
+          const int apart = dx + bit / 2 * 8 + bit % 2;
+          bits |= uint32_t{apart * apart <= allowed} << bit;
+        }
+        near[i] |= bits << (4 * row);
+      }
+    }
+  }
+
+  // Products of keys that do not count become -inf.
+  ON_DEVICE void hide(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys) const {
     const Extent grid = call.positions;
     if (!REGION && keys.x + kPatch <= grid.width) return;
     const int lane = chip::lane();
     if constexpr (REGION) {
-      uint32_t exists = 0;
-      constexpr int kRows = COLUMNS / P::kWide;  // of keys: two eighths each
+      uint32_t near[4], exists = 0;
+      find_near(keys, near);
       const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
-      const int columns = call.columns * call.columns;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        inside[i] = 0;
-        const P query = place_of(row_of(i, lane));
-        const int dx = x - query.x;
 #pragma unroll 1
-        for (int row = 0; row < kRows; ++row) {
-          const int dy = abs(y + row - query.y);
-          const int allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
-          uint32_t near = 0;
-#pragma unroll
-          for (int bit = 0; bit < 4; ++bit) {
-            const int apart = dx + bit / 2 * 8 + bit % 2;
-            near |= uint32_t{apart * apart <= allowed} << bit;
-          }
-          inside[i] |= near << (4 * row);
-        }
-      }
-#pragma unroll 1
-      for (int row = 0; row < kRows; ++row) {
+      for (int row = 0; row < COLUMNS / P::kWide; ++row) {
 #pragma unroll
         for (int bit = 0; bit < 4; ++bit) {
           const bool there = y + row < grid.height && x + bit / 2 * 8 + bit % 2 < grid.width;
@@ -229,13 +233,10 @@ struct RowLists {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t counts = ((slot.within ? inside[i] : 0) | (slot.beyond ? ~inside[i] : 0)) & exists;
+        const uint32_t counts = ((slot.within ? near[i] : 0) | (slot.beyond ? ~near[i] : 0)) & exists;
 #pragma unroll
-        for (int j = 0; j < kEighths; ++j) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            if (!(counts >> (2 * j + e) & 1)) sums[i / 2][4 * j + i % 2 * 2 + e] = -INFINITY;
-          }
+        for (int c = 0; c < COLUMNS / 4; ++c) {
+          if (!(counts >> c & 1)) at(sums, i, c) = -INFINITY;
         }
       }
     } else {
@@ -252,8 +253,11 @@ struct RowLists {
     }
   }
 
-  // Gates and shifts before any list is full. No product below a row's gate is among its k best: the gate is the k-th of
-  // the largest products of some groups of columns, of which there are more than k; -inf if not so many exist.
+  // Whether a list of the warp is not full.
+  ON_DEVICE bool some_open() const { return chip::any(list.entry[K - 1] <= rank_of(-INFINITY, 0)); }
+
+  // Gates and shifts before any list is full. No product below a row's gate is among its k best: the gate is the k-th
+  // of the largest products of some groups of columns, of which there are more than k; -inf if not so many exist.
   ON_DEVICE void start(const float (&sums)[2][COLUMNS / 2]) {
     constexpr int kGroups = K <= 5 ? 2 : K <= 10 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
     static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups * 128 <= sizeof(hits));
@@ -328,8 +332,7 @@ struct RowLists {
   }
 
   // Takes products that were found, of which the buffer has no room for all, a few of each lane and row at a time.
-  ON_DEVICE void append(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4],
-                        const Slot<REGION>& slot, const uint32_t (&inside)[4]) {
+  ON_DEVICE void append(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) {
     while (chip::any((found[0] | found[1] | found[2] | found[3]) != 0)) {
       flush();
       uint32_t now[4];
@@ -340,7 +343,7 @@ struct RowLists {
         now[i] ^= found[i];
       }
       const Places places = room_for(now);
-      pass<true, false, false>(sums, now, places.first, first_index(), slot, inside);
+      write(sums, now, places.first);
       filled = places.end;
 #pragma unroll
       for (int i = 0; i < 4; ++i) found[i] ^= now[i];
@@ -365,46 +368,22 @@ struct RowLists {
     return {filled + (lane & 1 ? beside : 0) + (lane & 2 ? across : 0), end, chip::any(more != 0)};
   }
 
-  // The index of this lane's first product.
-  ON_DEVICE int first_index() const {
-    const int row = REGION ? first_column / P::kWide : 0, x = REGION ? 2 * (chip::lane() % 4) : column(0, 0, chip::lane());
-    return first + row * call.positions.width + x;
-  }
-
-  // Goes over all products once: with WRITE appends those of `found` to the buffer, from place `first` of each row on
-  // (one byte a row); with ADD returns the sums of their exponentials. Together they keep different units busy.
-  template <bool WRITE, bool ADD, bool MIXED>
-  ON_DEVICE void pass(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t first, int index,
-                      const Slot<REGION>& slot, const uint32_t (&inside)[4], float* part = nullptr) {
+  // Appends the pairs of `found` to the buffer, from that place of each row on (one byte a row).
+  ON_DEVICE void write(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t place) {
     const int lane = chip::lane(), wide = call.positions.width;
     chip::Cursor to[4];
-    float shift[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to[i] = chip::Cursor(&hits.entry[first >> (8 * i) & 255][row_of(i, lane)]);
-      shift[i] = top[i] == -INFINITY ? 0 : top[i];
-      if (ADD) part[i] = 0;
-    }
+    for (int i = 0; i < 4; ++i) to[i] = chip::Cursor(&hits.entry[place >> (8 * i) & 255][row_of(i, lane)]);
+    int index = first + (REGION ? first_column / P::kWide * wide + 2 * (lane % 4) : column(0, 0, lane));
 #pragma unroll
     for (int j = 0; j < kEighths; ++j) {
-      if (WRITE) chip::keep(index);  // one addition a column, not one a product
+      chip::keep(index);  // one addition an eighth, not one a row
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float pair[2] = {at(sums, i, 2 * j), at(sums, i, 2 * j + 1)};
-        if (WRITE) chip::append_if<sizeof(hits.entry[0])>(found[i] & 1u << j, to[i], pair[0], pair[1], index);
-#pragma unroll
-        for (int e = 0; ADD && e < 2; ++e) {
-          // Not one multiplication and addition: of large logits it would lose the difference.
-          float one = chip::power_of_two((pair[e] - shift[i]) * call.scale);
-          if (MIXED) one *= inside[i] >> (2 * j + e) & 1 ? slot.within : slot.beyond;
-          part[i] += one;
-        }
+        const float one = at(sums, i, 2 * j), other = at(sums, i, 2 * j + 1);
+        chip::append_if<sizeof(hits.entry[0])>(found[i] & 1u << j, to[i], one, other, index);
       }
       index += REGION && j % 2 ? wide - 8 : 8;
-    }
-    if (ADD && !MIXED) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) part[i] *= slot.within;
     }
   }
 
@@ -429,31 +408,51 @@ struct RowLists {
     }
     chip::sync_warp();
     filled = 0;
-    open = chip::any(list.entry[K - 1] <= rank_of(-INFINITY, 0));
     show(lowest(REGION ? 0 : first + kPatch), best);
   }
 
-  // A pass with both. With MIXED keys inside and outside the region count differently.
+  // The softmax. With MIXED keys inside and outside the region count differently.
   template <bool MIXED>
-  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t first, int index,
-                        const Slot<REGION>& slot, const uint32_t (&inside)[4]) {
+  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4]) {
     float part[4];
-    pass<true, true, MIXED>(sums, found, first, index, slot, inside, part);
+    if (MIXED) lift_all(sums);  // and not a second time: the compiler would keep 128 counts for that
+    exponentials<MIXED>(sums, slot, near, part);
     // Products far above all before are rare, so that nobody looks for the largest of each patch.
-    if (chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) lift(i, largest(sums, i));
-      pass<false, true, MIXED>(sums, found, first, index, slot, inside, part);
+    if (!MIXED && chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
+      lift_all(sums);
+      exponentials<MIXED>(sums, slot, near, part);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[i] += part[i];
   }
 
-  ON_DEVICE static float largest(const float (&sums)[2][COLUMNS / 2], int i) {
-    float most = -INFINITY;
+  // Their sum over this lane's products of each row.
+  template <bool MIXED>
+  ON_DEVICE void exponentials(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4],
+                              float (&part)[4]) const {
+    const float within = float(slot.within), beyond = float(slot.beyond);
 #pragma unroll
-    for (int c = 0; c < COLUMNS / 4; ++c) most = fmaxf(most, at(sums, i, c));
-    return most;
+    for (int i = 0; i < 4; ++i) {
+      const float shift = top[i] == -INFINITY ? 0 : top[i];
+      part[i] = 0;
+#pragma unroll
+      for (int c = 0; c < COLUMNS / 4; ++c) {
+        // Not one multiplication and addition: of large logits it would lose the difference.
+        const float one = chip::power_of_two((at(sums, i, c) - shift) * call.scale);
+        part[i] += MIXED ? one * (near[i] >> c & 1 ? within : beyond) : one;
+      }
+      if (!MIXED) part[i] *= within;
+    }
+  }
+
+  ON_DEVICE void lift_all(const float (&sums)[2][COLUMNS / 2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float most = -INFINITY;
+#pragma unroll
+      for (int c = 0; c < COLUMNS / 4; ++c) most = fmaxf(most, at(sums, i, c));
+      lift(i, most);
+    }
   }
 
   // Makes the softmax of the i-th row relative to `most` where that is more.
