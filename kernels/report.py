@@ -101,7 +101,8 @@ def cases(chip: str) -> list[Case]:
             tile = tiles.forward_tile(chip, dtype, precision, 5)
             for fill in (False, True):
                 constants = {"FILL": fill, **call.constants(tile)}
-                add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, tile.options())
+                options = topk_affinity_ties.ties_options(chip, tile)
+                add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, options)
             tile = tiles.gradient_tile(chip, dtype, precision)
             constants = topk_affinity_backward.gradient_constants(call, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
