@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
+from .limits import taken
 from .merge import filled_slots, merge, softmax, weigh
 from .propagate_labels import propagate_labels
 from .topk_affinity import Best, Candidates, candidates_of, finish_constants, topk_affinity
@@ -66,7 +67,8 @@ def carry_candidates(
         groups = 1 if joint else call.slots
         for targets in call.parts(lists, k, every):
             part = call.part(targets)
-            _carry(part, best(part), labels, label_frames[targets], out[targets], groups, k, every)
+            own, sums = taken(label_frames, targets), taken(out, targets)
+            _carry(part, best(part), labels, own, sums, groups, k, every)
     return out
 
 

@@ -89,7 +89,8 @@ class Call:
 
     def part(self, targets: slice) -> "Call":
         """The call of these targets alone. Its results are theirs in the whole call, to the last bit."""
-        return replace(self, query=self.query[targets], frames=self.frames[targets], copies=self.copies[targets])
+        query, frames, copies = (limits.taken(x, targets) for x in (self.query, self.frames, self.copies))
+        return replace(self, query=query, frames=frames, copies=copies)
 
     @property
     def queries(self) -> int:

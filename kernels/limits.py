@@ -1,5 +1,7 @@
 """What a call of many targets is cut into parts for: memory, and how far a grid of programs counts."""
 
+from torch import Tensor
+
 MOST_PROGRAMS = 65_535
 """Along the second and the third dimension of a CUDA grid. Along the first there may be 2^31 - 1."""
 WORKSPACE = 64 << 20
@@ -17,3 +19,8 @@ def evenly(count: int, most: int) -> list[slice]:
         return [slice(0, count)] if count else []
     each = -(-count // -(-count // most))
     return [slice(start, min(count, start + each)) for start in range(0, count, each)]
+
+
+def taken(x: Tensor, part: slice) -> Tensor:
+    """The part of a batch: x[part], or x itself where that is all of it, which costs nothing and is easily traced."""
+    return x if part == slice(0, len(x)) else x[part]

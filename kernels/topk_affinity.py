@@ -16,6 +16,7 @@ from torch import Tensor
 from . import tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
+from .limits import taken
 from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 from .traced import launched
@@ -115,7 +116,7 @@ def finish_candidates(
     kth = weights.new_empty((count, groups if ties else 0, queries))
     for targets in call.parts(lists, k, every):
         part = call.part(targets)
-        outputs = [x[targets] for x in (weights, kept, denominators, kth)]
+        outputs = [taken(x, targets) for x in (weights, kept, denominators, kth)]
         _finish(part, best(part), outputs, k, every, ties)  # and the candidates are gone before the next part's
     return weights, kept, denominators, kth
 

@@ -69,13 +69,14 @@ def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_quer
     slices = triton.cdiv(channels, constants["WIDE"])
     groups = denominators.shape[2]
     for some in limits.evenly(targets, limits.MOST_PROGRAMS):
-        part, tensors = call.part(some), (x[some] for x in (denominators, mean, d_query))
+        part, tensors = call.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
         grid = (call.patches(tile.n), slices, len(part.query))
         to_queries[grid](*part.tensors(), *tensors, groups, *part.numbers(), **constants, **tile.options())
     for some in limits.evenly(bank_frames, limits.MOST_PROGRAMS):
         # Numbered from the first of them, the others' frames and empty slots equal none.
-        part = replace(call, bank=call.bank[some], frames=call.frames - some.start if some.start else call.frames)
-        arguments = (*part.tensors(), denominators, mean, d_bank[some], groups, targets)
+        frames = call.frames - some.start if some.start else call.frames
+        part = replace(call, bank=limits.taken(call.bank, some), frames=frames)
+        arguments = (*part.tensors(), denominators, mean, limits.taken(d_bank, some), groups, targets)
         grid = (call.patches(tile.m, keys=True), slices, len(part.bank))
         to_keys[grid](*arguments, *part.numbers(), **constants, **tile.options())
 

@@ -31,7 +31,7 @@ def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: 
 
     def run(fill: bool, starts: Tensor, values: Tensor, indices: Tensor, longest: int) -> None:
         for some in limits.evenly(targets, limits.MOST_PROGRAMS):
-            part, tensors = call.part(some), (x[some] for x in (kth, starts, values, indices))
+            part, tensors = call.part(some), (limits.taken(x, some) for x in (kth, starts, values, indices))
             grid, each = part.grid(tile, call.joint)
             arguments = (*part.tensors(), *tensors, each, *part.numbers(), groups, longest)
             reached[grid](*arguments, FILL=fill, **part.constants(tile), **options)
