@@ -114,7 +114,7 @@ def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
 
 
 def all_registers(chip: str) -> dict[str, int]:
-    """The option that lets a program take all registers: NVIDIA's ptxas spills a few to get more programs in."""
+    """The option that lets a program take all registers there are; left alone, NVIDIA's ptxas may spill a few."""
     return {"maxnreg": 255} if chip.startswith("sm_") else {}
 
 
