@@ -10,9 +10,10 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
+from .limits import taken
 from .merge import filled_slots, merge, softmax, weigh
 from .propagate_labels import propagate_labels
-from .topk_affinity import Candidates, best_of_groups, finish_constants, topk_affinity
+from .topk_affinity import Best, Candidates, candidates_of, finish_constants, topk_affinity
 
 WIDEST = 64  # columns of labels that one program adds up, beside the candidates that it merges
 
@@ -45,22 +46,44 @@ def affinity_propagate(
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
     if not query.shape[0] * query.shape[1]:
         return labels.new_empty((*query.shape[:2], labels.shape[2]))
-    tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
-    candidates = best_of_groups(call, tile, k, joint, every)
-    return carry_candidates(call, candidates, labels, label_frames, k, joint, every)
+    best = candidates_of(call, k, joint, every)
+    return carry_candidates(call, *best, labels, label_frames, k, joint, every)
 
 
 def carry_candidates(
-    call: Call, candidates: Candidates, labels: Tensor, label_frames: Tensor, k: int, joint: bool, every: bool
+    call: Call,
+    best: Best,
+    lists: int,
+    labels: Tensor,
+    label_frames: Tensor,
+    k: int,
+    joint: bool,
+    every: bool,
 ) -> Tensor:
-    """Soft labels [B, N, L], as affinity_propagate returns them, from the candidates."""
+    """Soft labels [B, N, L], as affinity_propagate returns them, from candidates as finish_candidates takes them."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
     out = labels.new_empty((*call.query.shape[:2], labels.shape[2]))
-    if not out.numel():
-        return out
-    values, indices, tops, sums = candidates
-    groups = 1 if joint else call.slots
-    merged = values.shape[1] // groups
+    if out.numel():
+        groups = 1 if joint else call.slots
+        for targets in call.parts(lists, k, every):
+            part = call.part(targets)
+            own, sums = taken(label_frames, targets), taken(out, targets)
+            _carry(part, best(part), labels, own, sums, groups, k, every)
+    return out
+
+
+def _carry(
+    call: Call,
+    candidates: Candidates,
+    labels: Tensor,
+    label_frames: Tensor,
+    out: Tensor,
+    groups: int,
+    k: int,
+    every: bool,
+) -> None:
+    """Write the soft labels of a part of a call."""
+    merged = candidates[0].shape[1] // groups
     constants = carry_constants(call, k, merged, every, out.shape[2])
     grid = (
         triton.cdiv(call.queries, constants["ROWS"]),
@@ -68,10 +91,7 @@ def carry_candidates(
         len(call.query),
     )
     carry[grid](
-        values,
-        indices,
-        tops,
-        sums,
+        *candidates,
         call.frames,
         call.copies,
         labels,
@@ -90,7 +110,6 @@ def carry_candidates(
         **constants,
         **carry_options(tiles.family(call.query.device)),
     )
-    return out
 
 
 def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -> dict:
@@ -101,8 +120,8 @@ def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -
 
 
 def carry_options(chip: str) -> dict[str, int]:
-    """How carry is compiled: left alone, NVIDIA's ptxas spills a few registers to get more programs in."""
-    return {"num_warps": 4, "maxnreg": 255} if chip.startswith("sm_") else {"num_warps": 4}
+    """How carry is compiled."""
+    return {"num_warps": 4, **tiles.all_registers(chip)}
 
 
 @triton.jit(

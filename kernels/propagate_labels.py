@@ -36,8 +36,8 @@ def propagate_labels(
     out = labels.new_empty((targets, queries, length), dtype=dtype)
     columns, rows = block(length)
     if out.numel():
-        grid = (triton.cdiv(queries, rows), triton.cdiv(length, columns), targets)
-        sizes = (queries, kept, frames.shape[1], labels.shape[1], length)
+        grid = (triton.cdiv(targets * queries, rows), triton.cdiv(length, columns))
+        sizes = (targets * queries, queries, kept, frames.shape[1], labels.shape[1], length)
         gather[grid](weights, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
     return out
 
@@ -89,21 +89,22 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
 
 @triton.jit
 def table_row(indices, frames, at, b, slots, positions, mask):
-    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist; row 0 for the others."""
+    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist: no other is to be read."""
     index = tl.load(indices + at, mask=mask, other=-1)
     there = index >= 0
     frame = tl.load(frames + b * slots + index // positions, mask=there, other=-1)
     there &= frame >= 0
-    return tl.where(there, frame * positions + index % positions, 0), there
+    return frame * positions + index % positions, there
 
 
-@triton.jit(do_not_specialize=["queries", "kept", "slots", "positions"])
+@triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "positions"])
 def gather(
     weights,  # [B, N, K]
     indices,  # [B, N, K] int64
     labels,  # [G, M, L]
     frames,  # [B, T] int64
     out,  # [B, N, L]
+    count,
     queries,
     kept,
     slots,
@@ -112,15 +113,13 @@ def gather(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """ROWS queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns, B)."""
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """ROWS of the B * N = count queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    b = tl.program_id(2).to(tl.int64)
-    asks, inside = n < queries, column < length
-    row = b * queries + n
+    asks, inside = row < count, column < length
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(kept):
-        source, there = table_row(indices, frames, row * kept + k, b, slots, positions, asks)
+        source, there = table_row(indices, frames, row * kept + k, row // queries, slots, positions, asks)
         weight = tl.load(weights + row * kept + k, mask=there, other=0.0).to(tl.float32)
         label = tl.load(labels + source[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
         total += weight[:, None] * label.to(tl.float32)

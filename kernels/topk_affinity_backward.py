@@ -7,12 +7,14 @@ gradient is summed by one program in a fixed order: no atomics, and the same res
 slice takes the products again for each slice.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from . import limits, tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, product, tile_at, times_counted
 from .propagate_labels import propagate_labels, scatter_rows
@@ -66,11 +68,17 @@ def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_quer
     constants = gradient_constants(call, tile)
     slices = triton.cdiv(channels, constants["WIDE"])
     groups = denominators.shape[2]
-    arguments = (*call.tensors(), denominators, mean)
-    grid = (call.patches(tile.n), slices, targets)
-    to_queries[grid](*arguments, d_query, groups, *call.numbers(), **constants, **tile.options())
-    grid = (call.patches(tile.m, keys=True), slices, bank_frames)
-    to_keys[grid](*arguments, d_bank, groups, targets, *call.numbers(), **constants, **tile.options())
+    for some in limits.evenly(targets, limits.MOST_PROGRAMS):
+        part, tensors = call.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
+        grid = (call.patches(tile.n), slices, len(part.query))
+        to_queries[grid](*part.tensors(), *tensors, groups, *part.numbers(), **constants, **tile.options())
+    for some in limits.evenly(bank_frames, limits.MOST_PROGRAMS):
+        # Numbered from the first of them, the others' frames and empty slots equal none.
+        frames = call.frames - some.start if some.start else call.frames
+        part = replace(call, bank=limits.taken(call.bank, some), frames=frames)
+        arguments = (*part.tensors(), denominators, mean, limits.taken(d_bank, some), groups, targets)
+        grid = (call.patches(tile.m, keys=True), slices, len(part.bank))
+        to_keys[grid](*arguments, *part.numbers(), **constants, **tile.options())
 
 
 def gradient_constants(call: Call, tile: tiles.Tile) -> dict:

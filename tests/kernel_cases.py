@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import attend_cases
+from tests import attend_cases, parts_cases
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
 
@@ -293,6 +293,7 @@ def _triton_checks() -> dict[str, Callable[[], None]]:
         found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
+    found |= parts_cases.checks("triton")
     return found | {"largest k": largest_k, "compiled whole": compiled_whole} | attend_cases.checks()
 
 
@@ -305,7 +306,7 @@ def _cuda_checks() -> dict[str, Callable[[], None]]:
         found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
     for rescale, sizes in itertools.product((False, True), VIDEOS):
         found[f"video {sizes}{', rescaled' * rescale}"] = partial(through_a_video, *sizes, rescale)
-    return found
+    return found | parts_cases.checks("cuda")
 
 
 CHECKS = {"triton": _triton_checks(), "cuda": _cuda_checks()}

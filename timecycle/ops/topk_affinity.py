@@ -308,6 +308,8 @@ def why_not_triton_here(query: Tensor, bank: Tensor, frames: Tensor, copies: Ten
         return f"it keeps at most {LARGEST_K} neighbours, not {k}"
     if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
         return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
+    if frames.shape[1] >= 1 << 16:
+        return f"{frames.shape[1]} slots are more than the 65,535 that a launch counts"
     return why_not_triton(query)
 
 
