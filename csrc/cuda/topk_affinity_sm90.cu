@@ -159,10 +159,10 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
   }
   chip::sync_block();
   if (chip::thread() < 128 * kMultiplying) {
-    chip::take_registers<232>();
+    chip::take_registers<240>();
     multiply<T, K, REGION>(call, layout, barriers, hits);
   } else {
-    chip::leave_registers<40>();
+    chip::leave_registers<24>();
     if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers);
   }
 #endif
