@@ -5,6 +5,7 @@ Counted on tensors that only say that they are on a GPU (tests/stand_in.py); tes
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tests.kernel_cases import normal, video
 from tests.stand_in import OnGpu, StandIn, stand_in
+from timecycle import evaluation
 from timecycle.errors import InputError
 from timecycle.ops import (
     EdgeDropout,
@@ -198,3 +200,26 @@ def test_a_frame_that_is_not_finite_is_named_when_the_stream_is_checked(gpu):
         propagator.start(frames[2], labels)
     propagator.start(frames[0], labels)
     propagator.check()
+
+
+@pytest.mark.parametrize("spoilt", [None, 2])
+def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, tmp_path, spoilt, monkeypatch):
+    # As it is without inference mode, in which views of a stand-in are not its own.
+    monkeypatch.setattr(evaluation, "_evaluate_sequence", evaluation._evaluate_sequence.__wrapped__)
+    seen = []
+
+    def extract(images: Tensor) -> OnGpu:
+        found = torch.nn.functional.avg_pool2d(images, 8)
+        found[0, 0, 0, 0] += torch.nan if len(seen) == spoilt else 0.0
+        seen.append(gpu.stops.copy())
+        return OnGpu(found)
+
+    with pytest.raises(InputError, match="features of frame 2 hold") if spoilt else nullcontext():
+        evaluation.evaluate_davis(
+            extract, small_davis, "crw", side=64, sequences=["first"], save_path=tmp_path / "out", progress=False
+        )
+    # Between one frame and the next what is waited for is the frame's labels, which a thread writes.
+    between = [later[len(earlier) :] for earlier, later in itertools.pairwise(seen[1:])]
+    assert between
+    assert all(stops == ["_to_copy between the CPU and the GPU"] for stops in between)
+    assert (tmp_path / "out" / "first" / "00002.png").exists() == (spoilt is None)
