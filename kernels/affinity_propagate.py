@@ -35,7 +35,7 @@ def affinity_propagate(
 ) -> Tensor:
     """Soft labels [B, N, L] float32 of the queries, as `timecycle.ops.affinity_propagate` defines them.
 
-    labels [G, M, L] float32; label_frames [B, T] int64, -1 for a slot that carries none. The others are those of
+    labels [G, M, L] float32; label_frames [B, T] int64, a slot outside G carries none. The others are those of
     topk_affinity.py.
     """
     if ties:  # a row keeps as many as there are, which the fixed lists of one pass cannot hold
@@ -100,6 +100,8 @@ def _carry(
         groups,
         call.queries,
         call.positions,
+        call.banked,
+        len(labels),
         call.slots,
         merged,
         out.shape[2],
@@ -125,7 +127,20 @@ def carry_options(chip: str) -> dict[str, int]:
 
 
 @triton.jit(
-    do_not_specialize=["groups", "queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+    do_not_specialize=[
+        "groups",
+        "queries",
+        "positions",
+        "banked",
+        "maps",
+        "slots",
+        "merged",
+        "width",
+        "rows",
+        "columns",
+        "limit",
+        "k",
+    ]
 )
 def carry(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
@@ -140,6 +155,8 @@ def carry(
     groups,
     queries,
     positions,
+    banked,
+    maps,
     slots,
     merged,
     length,
@@ -193,14 +210,14 @@ def carry(
         shift, total = softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S, EVERY)
         share = weigh(out_v, shift, total, scale)
         if MEAN:
-            share /= filled_slots(frames + b * slots, slots)
+            share /= filled_slots(frames + b * slots, banked, slots)
         index = tl.where(out_v > float("-inf"), out_i, -1)
         for j in range(k):
             weight = tl.sum(tl.where(place == j, share, 0.0), axis=1)
             key = tl.max(tl.where(place == j, index, -1), axis=1)
             there = asks & (key >= 0)
             source = tl.load(label_frames + b * slots + key // positions, mask=there, other=-1)
-            there &= source >= 0
+            there &= (source >= 0) & (source < maps)
             row = tl.where(there, source * positions + key % positions, 0)
             label = tl.load(labels + row[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
             sum_of_labels += weight[:, None] * label

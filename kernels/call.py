@@ -108,6 +108,11 @@ class Call:
         return self.frames.shape[1]
 
     @property
+    def banked(self) -> int:
+        """Frames of the bank, F: a slot that holds none of them is empty."""
+        return self.bank.shape[0]
+
+    @property
     def region(self) -> bool:
         """Whether keys are bound to a region."""
         return self.width > 0
@@ -140,12 +145,12 @@ class Call:
         return self.query, self.bank, self.frames, self.copies
 
     def numbers(self) -> tuple[int | float, ...]:
-        """Its numbers, from `slots` to `scale`."""
+        """Its numbers, from `banked` to `scale`."""
         grids = (1, self.queries, 1, self.positions)
         if self.region:
             grids = (self.queries // self.width, self.width) * 2
         strides = (*self.query.stride()[:2], *self.bank.stride()[:2])
-        return self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
+        return self.banked, self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
 
     def constants(self, tile: tiles.Tile) -> dict[str, object]:
         """Its compile-time arguments."""

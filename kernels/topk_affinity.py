@@ -133,6 +133,7 @@ def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, e
         *outputs,
         call.queries,
         call.positions,
+        call.banked,
         call.slots,
         merged,
         max(1, call.width),
@@ -185,7 +186,19 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
 
 
 @triton.jit(
-    do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"]
+    do_not_specialize=[
+        "each",
+        "banked",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+        "k",
+    ]
 )
 def scan(
     query,  # [B, N, D]
@@ -197,6 +210,7 @@ def scan(
     tops,  # out [B, S, N] float32: the largest product, -inf if there is none
     sums,  # out [B, S, N] float32: sum of count * exp((product - top) / temperature)
     each,
+    banked,
     slots,
     height,
     width,
@@ -247,7 +261,7 @@ def scan(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -292,7 +306,9 @@ def scan(
         tl.store(sums + at, total, mask=asks)
 
 
-@triton.jit(do_not_specialize=["queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"])
+@triton.jit(
+    do_not_specialize=["queries", "positions", "banked", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+)
 def finish(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
     indices,  # [B, S, N, k] int32
@@ -306,6 +322,7 @@ def finish(
     kth,  # out [B, groups, N] float32: the last product kept, +inf if there is none
     queries,
     positions,
+    banked,
     slots,
     merged,
     width,
@@ -362,7 +379,7 @@ def finish(
         tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=asks)
     share = weigh(out_v, shift, total, scale)
     if MEAN:
-        share /= filled_slots(frames + b * slots, slots)
+        share /= filled_slots(frames + b * slots, banked, slots)
     place = tl.arange(0, K)[None, :]
     at = ((b * queries + n[:, None]) * tl.num_programs(1) + group) * k + place
     tl.store(weights + at, share, mask=asks[:, None] & (place < k))

@@ -46,7 +46,8 @@ def topk_affinity_backward(
     own = torch.where(indices >= 0, weights * gradient, 0.0).unflatten(2, (groups, -1))  # w g
     mean = own.sum(dim=3, keepdim=True)  # G
     if not every:
-        filled = 1 if joint else (frames >= 0).sum(dim=1)[:, None, None, None]
+        there = (frames >= 0) & (frames < len(bank))
+        filled = 1 if joint else there.sum(dim=1)[:, None, None, None]
         own = own - weights.unflatten(2, (groups, -1)) * filled * mean
     share = own.flatten(2) / temperature
     d_query = propagate_labels(share, indices, bank, frames, dtype=torch.float32)
@@ -110,7 +111,18 @@ def multiply(share, features, total, PRECISION: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["groups", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"]
+    do_not_specialize=[
+        "groups",
+        "banked",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+    ]
 )
 def to_queries(
     query,  # [B, N, D]
@@ -121,6 +133,7 @@ def to_queries(
     mean,  # [B, N, groups] float32
     out,  # [B, N, D] float32, added to
     groups,
+    banked,
     slots,
     height,
     width,
@@ -165,7 +178,7 @@ def to_queries(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -203,6 +216,7 @@ def to_queries(
     do_not_specialize=[
         "groups",
         "targets",
+        "banked",
         "slots",
         "height",
         "width",
@@ -223,6 +237,7 @@ def to_keys(
     out,  # [F, M, D] float32, added to
     groups,
     targets,
+    banked,
     slots,
     height,
     width,

@@ -50,7 +50,8 @@ def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: 
     shift = denominators[..., None] if every else logits.logsumexp(dim=3, keepdim=True)
     weights = torch.where(exists, (logits - shift).exp(), 0.0)
     if not call.joint:
-        weights /= (call.frames >= 0).sum(dim=1).clamp(min=1)[:, None, None, None]
+        filled = (call.frames >= 0) & (call.frames < call.banked)
+        weights /= filled.sum(dim=1).clamp(min=1)[:, None, None, None]
     return weights, torch.where(exists, indices, -1).long()
 
 
@@ -62,6 +63,7 @@ def ties_options(chip: str, tile: Tile) -> dict[str, int]:
 @triton.jit(
     do_not_specialize=[
         "each",
+        "banked",
         "slots",
         "height",
         "width",
@@ -84,6 +86,7 @@ def reached(
     values,  # out [B, N, groups, longest] float32
     indices,  # out [B, N, groups, longest] int32
     each,
+    banked,
     slots,
     height,
     width,
@@ -130,7 +133,7 @@ def reached(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
