@@ -13,46 +13,18 @@ struct Patch {
   int y, x;  // of the first position
 };
 
-// Groups of slots, one a block.
-HOST_AND_DEVICE int groups_of(const Scan& call) { return (call.slots + call.each - 1) / call.each; }
-
-// How many blocks a call takes.
 template <bool REGION>
-int64_t blocks(const Scan& call) {
+ON_DEVICE int patches_of(Extent grid) {
   using P = Patch<REGION>;
-  const int64_t groups = groups_of(call);
-  const int64_t across = (call.queries.width + P::kWide - 1) / P::kWide;
-  return call.targets * groups * across * ((call.queries.height + P::kTall - 1) / P::kTall);
+  return (grid.width + P::kWide - 1) / P::kWide * ((grid.height + P::kTall - 1) / P::kTall);
 }
 
-// What a block has to do.
+// Patch number p of a grid, row by row.
 template <bool REGION>
-struct Share {
-  int target, group;      // of slots
-  int first_slot, slots;  // until which, exclusive
-  Patch<REGION> queries;
-
-  ON_DEVICE Share(const Scan& call, int block) {
-    const int across = (call.queries.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
-    const int down = (call.queries.height + Patch<REGION>::kTall - 1) / Patch<REGION>::kTall;
-    const int groups = groups_of(call);
-    // Neighbouring blocks, which run together, take the same keys, which are then in the cache.
-    const int patch = block % (across * down);
-    block /= across * down;
-    group = block % groups;
-    target = block / groups;
-    first_slot = group * call.each;
-    slots = min(call.slots, first_slot + call.each);
-    queries = {patch / across * Patch<REGION>::kTall, patch % across * Patch<REGION>::kWide};
-  }
-
-  // Whether the lists are complete after slot t.
-  ON_DEVICE bool ends(const Scan& call, int t) const { return !call.joint || t + 1 == slots; }
-
-  // Lists of a query in all blocks, and the first of those that are complete after slot t.
-  ON_DEVICE static int lists(const Scan& call) { return (call.joint ? groups_of(call) : call.slots) * kLists; }
-  ON_DEVICE int list_of(const Scan& call, int t) const { return (call.joint ? group : t) * kLists; }
-};
+ON_DEVICE Patch<REGION> patch_of(Extent grid, int p) {
+  const int across = (grid.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
+  return {p / across * Patch<REGION>::kTall, p % across * Patch<REGION>::kWide};
+}
 
 ON_DEVICE int chunks_of(const Scan& call) { return (call.channels + kChunk - 1) / kChunk; }
 
@@ -67,7 +39,7 @@ struct Slot {
   int within, beyond;  // how often keys count
   int y, x, across, count, first;
 
-  ON_DEVICE Slot(const Scan& call, int target, int t, Patch<REGION> queries) {
+  ON_DEVICE Slot(const Scan& call, int target, int t, P queries) {
     const int64_t at = int64_t{target} * call.slots + t;
     frame = call.frames[at];
     within = int(call.copies[2 * at]);

@@ -77,7 +77,7 @@ struct RowLists {
 
   const Scan& call;
   Hits<ROOM>& hits;
-  const P queries;
+  P queries;
   const int rows[2];       // places in `queries` of the warp's rows 0 and 16
   const int first_column;  // in a patch of keys
   List<K> list;            // of row lane()
@@ -88,8 +88,11 @@ struct RowLists {
   float top[4], total[4];  // the softmax: a product that no exponent is far above, and the sum relative to it
   uint32_t filled;         // hits in the buffer: one byte for each of the rows
 
-  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, P queries, int first_row, int second_row, int first_column)
-      : call(call), hits(hits), queries(queries), rows{first_row, second_row}, first_column(first_column) {
+  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, int first_row, int second_row, int first_column)
+      : call(call), hits(hits), rows{first_row, second_row}, first_column(first_column) {}
+
+  ON_DEVICE void start(P patch) {
+    queries = patch;
     clear();
   }
 
@@ -114,7 +117,7 @@ struct RowLists {
     first = (t * call.positions.height + keys.y) * call.positions.width + keys.x;
     // Where a list is not full nearly every product would be a hit. The buffer is empty then.
     if (some_open()) {
-      start(sums);
+      begin(sums);
     } else if (chip::any(first < before)) {
       show(lowest(first), best);  // equal products with lower indices may come
     }
@@ -139,11 +142,12 @@ struct RowLists {
     if (some_open()) flush();
   }
 
-  // Writes the rows' candidates of the list number `split`, which share one target.
-  ON_DEVICE void store(int64_t target, int64_t splits, int64_t split) {
+  // Writes the rows' candidates, as that list of a target's.
+  ON_DEVICE void store(int64_t target, int64_t number) {
     flush();
     const Extent grid = call.queries;
-    const int64_t first = (target * splits + split) * grid.height * grid.width;
+    const int64_t lists = int64_t{kLists} * call.parts * (call.joint ? 1 : call.slots);
+    const int64_t first = (target * lists + number) * grid.height * grid.width;
     const int lane = chip::lane();
     const P own = place_of(lane);
     if (own.y < grid.height && own.x < grid.width) {
@@ -256,9 +260,9 @@ struct RowLists {
   // Whether a list of the warp is not full.
   ON_DEVICE bool some_open() const { return chip::any(list.entry[K - 1] <= rank_of(-INFINITY, 0)); }
 
-  // Gates and shifts before any list is full. No product below a row's gate is among its k best: the gate is the k-th
+  // Before any list is full: gates and shifts. No product below a row's gate is among its k best: the gate is the k-th
   // of the largest products of some groups of columns, of which there are more than k; -inf if not so many exist.
-  ON_DEVICE void start(const float (&sums)[2][COLUMNS / 2]) {
+  ON_DEVICE void begin(const float (&sums)[2][COLUMNS / 2]) {
     constexpr int kGroups = K <= 5 ? 2 : K <= 10 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
     static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups * 128 <= sizeof(hits));
     float* const groups = hits.entry[0][0].value;
