@@ -66,6 +66,7 @@ def softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S: tl.cons
         at = (part + split) * queries + n[:, None]
         top = tl.load(tops + at, mask=asks[:, None] & (split < merged), other=float("-inf"))
         total = tl.load(sums + at, mask=asks[:, None] & (split < merged), other=0.0)
+        total = tl.where(top > float("-inf"), total, 0.0)  # of a list that nobody wrote it is anything
         shift = tl.max(top, axis=1)
         shift = tl.where(shift == float("-inf"), 0.0, shift)
         total = tl.sum(total * tl.exp2((top - shift[:, None]) * scale), axis=1)

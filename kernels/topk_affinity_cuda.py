@@ -9,15 +9,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from . import tiles
 from .affinity_propagate import carry_candidates
 from .call import Call
 from .launch import Launch
 from .topk_affinity import Best, Candidates, finish_candidates
-
-QUERIES = 128  # of a block, and how many keys it takes at a time
-REGION_TILE = (8, 16)  # rows and columns of such a patch with a region
-A_BLOCK = 0.1  # what beginning and ending a block takes, in slots: counted from its copies and lists, not measured
+from .work import Work, blocks_at_once, grid_of
 
 
 def topk_affinity(
@@ -69,25 +65,29 @@ def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) 
 
 
 def lists(call: Call, joint: bool) -> int:
-    """How many lists best_of_groups leaves for each query: two for each group of slots."""
-    return 2 * (-(-call.slots // slots_of_a_block(call)) if joint else call.slots)
+    """How many lists best_of_groups leaves for each query: two for each part of a group of slots."""
+    return 2 * _work(call, joint).parts * (1 if joint else call.slots)
+
+
+def _work(call: Call, joint: bool) -> Work:
+    return Work.of(call, joint, blocks_at_once(call.query.device))
 
 
 def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
-    each = slots_of_a_block(call)
-    values = call.query.new_empty((len(call.query), lists(call, joint), call.queries, k), dtype=torch.float32)
-    indices = torch.empty_like(values, dtype=torch.int32)
-    tops, sums = (values.new_empty(values.shape[:3] if every else (0,)) for _ in range(2))
+    work = _work(call, joint)
+    shape = (len(call.query), lists(call, joint), call.queries)
+    # What no block writes is -inf: lists of parts that there are not, and of empty slots.
+    values = call.query.new_full((*shape, k), -torch.inf, dtype=torch.float32)
+    tops = values.new_full(shape if every else (0,), -torch.inf)
+    indices, sums = torch.empty_like(values, dtype=torch.int32), torch.empty_like(tops)
     if values.numel():
-        height, key_height = (call.queries // call.width,) * 2 if call.region else (1, 1)
         launch.module.topk_affinity(
-            *(tensor.data_ptr() for tensor in (*call.tensors(), values, indices, tops, sums)),
+            *(tensor.data_ptr() for tensor in (*call.tensors(), work.before, values, indices, tops, sums)),
             *(len(call.query), len(call.bank)),
-            (height, call.queries // height),
-            (key_height, call.positions // key_height),
+            *grid_of(call),
             (*call.query.stride()[:2], *call.bank.stride()[:2]),
-            *(call.slots, each, call.query.shape[2], k),
+            *(call.slots, work.parts, work.rounds, work.blocks, call.query.shape[2], k),
             tuple(call.reach),
             call.scale,
             call.query.dtype == torch.bfloat16,
@@ -108,16 +108,3 @@ def _copyable(features: Tensor) -> Tensor:
         return torch.nn.functional.pad(features, (0, -features.shape[2] % 8))
     fits = features.data_ptr() % 16 == 0 and all(stride % 8 == 0 and stride for stride in features.stride()[:2])
     return features if fits else features.clone(memory_format=torch.contiguous_format)
-
-
-def slots_of_a_block(call: Call) -> int:
-    """How many slots a block takes: those that end the call soonest if every multiprocessor runs a block at a time."""
-    tall, wide = REGION_TILE if call.region else (1, QUERIES)
-    columns = call.width if call.region else call.queries
-    patches = -(-columns // wide) * -(-(call.queries // max(1, columns)) // tall) * call.together
-    at_once = max(1, tiles.programs_at_once(call.query.device) // 2)
-
-    def time(each: int) -> tuple[float, int]:
-        return -(-patches * -(-call.slots // each) // at_once) * (each + A_BLOCK), -each
-
-    return min(range(1, call.slots + 1), key=time)

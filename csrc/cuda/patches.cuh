@@ -31,21 +31,23 @@ ON_DEVICE int chunks_of(const Scan& call) { return (call.channels + kChunk - 1) 
 // Rows (or columns) between two stretches of `size` that begin at a and b, 0 where they overlap.
 ON_DEVICE int apart(int a, int b, int size) { return max(0, max(a - (b + size - 1), b - (a + size - 1))); }
 
-// The patches of keys of one slot that a patch of queries may see.
+// The patches of keys of one slot that a patch of queries may see. In shared memory, as registers are few: what is
+// volatile is read when it is needed, and not kept.
 template <bool REGION>
 struct Slot {
   using P = Patch<REGION>;
-  int64_t frame;
-  int within, beyond;  // how often keys count
-  int y, x, across, count, first;
+  volatile int frame;
+  volatile int within, beyond;  // how often keys count
+  volatile int y, x, across, count, first;
 
-  ON_DEVICE Slot(const Scan& call, int target, int t, P queries) {
+  ON_DEVICE void set(const Scan& call, int target, int t, P queries) {
     const int64_t at = int64_t{target} * call.slots + t;
-    frame = call.frames[at];
+    frame = call.frames[at] < call.banked ? int(call.frames[at]) : -1;
     within = int(call.copies[2 * at]);
     beyond = REGION ? int(call.copies[2 * at + 1]) : 0;
     int end_y = call.positions.height, end_x = call.positions.width;
-    y = x = 0;
+    y = 0;
+    x = 0;
     if (REGION && beyond == 0) {
       y = max(0, queries.y - (call.rows - 1));
       end_y = min(end_y, queries.y + P::kTall + call.rows - 1);
@@ -53,7 +55,7 @@ struct Slot {
       end_x = min(end_x, queries.x + P::kWide + call.columns);
     }
     across = (end_x - x + P::kWide - 1) / P::kWide;
-    count = frame < 0 || frame >= call.banked ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+    count = frame < 0 ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
     const int own = (queries.y - y) / P::kTall * across + (queries.x - x) / P::kWide;
     first = min(max(0, own - 1), max(0, count - 1));
   }
@@ -72,6 +74,16 @@ struct Slot {
     const bool near = dy < call.rows && dx <= call.columns && dy * dy + dx * dx <= call.limit;
     return beyond > 0 || (within > 0 && near);
   }
+};
+
+// Some patches of keys of one slot, for one patch of queries.
+struct Piece {
+  volatile int target, slot;
+  volatile int queries, y, x;  // the patch's number, and its first row and column
+  volatile int first, last;    // patches first to last - 1, counted as Slot goes through those that are wanted
+  volatile int list;           // the first of the two that the block makes of these queries
+  volatile bool begins;        // whether the queries are others than the last piece's
+  volatile bool ends;          // whether the list is complete
 };
 
 // Calls start<T, K, REGION>() for the type, the list size (at least k) and the kind of patch that a call needs.

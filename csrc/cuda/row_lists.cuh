@@ -77,7 +77,7 @@ struct RowLists {
 
   const Scan& call;
   Hits<ROOM>& hits;
-  P queries;
+  const Piece& piece;      // what the warp is at
   const int rows[2];       // places in `queries` of the warp's rows 0 and 16
   const int first_column;  // in a patch of keys
   List<K> list;            // of row lane()
@@ -88,13 +88,9 @@ struct RowLists {
   float top[4], total[4];  // the softmax: a product that no exponent is far above, and the sum relative to it
   uint32_t filled;         // hits in the buffer: one byte for each of the rows
 
-  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, int first_row, int second_row, int first_column)
-      : call(call), hits(hits), rows{first_row, second_row}, first_column(first_column) {}
-
-  ON_DEVICE void start(P patch) {
-    queries = patch;
-    clear();
-  }
+  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, const Piece& piece, int first_row, int second_row,
+                     int first_column)
+      : call(call), hits(hits), piece(piece), rows{first_row, second_row}, first_column(first_column) {}
 
   ON_DEVICE void clear() {
     // A row beyond the grid, whose products are all 0, keeps nothing and has no hits.
@@ -111,10 +107,10 @@ struct RowLists {
   }
 
   // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites those that do not count.
-  ON_DEVICE void take(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, int t, P keys) {
+  ON_DEVICE void take(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys) {
     hide(sums, slot, keys);
     const int before = first;
-    first = (t * call.positions.height + keys.y) * call.positions.width + keys.x;
+    first = (piece.slot * call.positions.height + keys.y) * call.positions.width + keys.x;
     // Where a list is not full nearly every product would be a hit. The buffer is empty then.
     if (some_open()) {
       begin(sums);
@@ -131,23 +127,21 @@ struct RowLists {
     if (chip::any(places.end != filled)) write(sums, found, places.first);
     if (call.every) {
       if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
-        uint32_t near[4];
-        find_near(keys, near);
-        add_up<true>(sums, slot, near);
+        add_up<true>(sums, slot, keys);
       } else {
-        add_up<false>(sums, slot, {});
+        add_up<false>(sums, slot, keys);
       }
     }
     filled = places.end;
     if (some_open()) flush();
   }
 
-  // Writes the rows' candidates, as that list of a target's.
-  ON_DEVICE void store(int64_t target, int64_t number) {
+  // Writes the rows' candidates, as list number `half` of the piece's two.
+  ON_DEVICE void store(int half) {
     flush();
     const Extent grid = call.queries;
     const int64_t lists = int64_t{kLists} * call.parts * (call.joint ? 1 : call.slots);
-    const int64_t first = (target * lists + number) * grid.height * grid.width;
+    const int64_t first = (int64_t{piece.target} * lists + piece.list + half) * grid.height * grid.width;
     const int lane = chip::lane();
     const P own = place_of(lane);
     if (own.y < grid.height && own.x < grid.width) {
@@ -188,34 +182,29 @@ struct RowLists {
   // Where a row of the warp is on the grid, or beyond its edge.
   ON_DEVICE P place_of(int row) const {
     const int place = (row < 16 ? rows[0] : rows[1]) + row % 16;
-    return {queries.y + place / P::kWide, queries.x + place % P::kWide};
+    return {piece.y + place / P::kWide, piece.x + place % P::kWide};
   }
 
   // The column, in a patch of keys, of a lane's e-th product (0 or 1) of an eighth.
   ON_DEVICE int column(int eighth, int e, int lane) const { return first_column + 8 * eighth + 2 * (lane % 4) + e; }
 
-  // Which keys are inside the region of each row: bit 2 * eighth + e of its word.
-  ON_DEVICE void find_near(P keys, uint32_t (&near)[4]) const {
+  // Which keys are inside the region of a row: bit 2 * eighth + e.
+  ON_DEVICE uint32_t near(P keys, int i) const {
     const int lane = chip::lane(), columns = call.columns * call.columns;
-    const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      near[i] = 0;
-      const P query = place_of(row_of(i, lane));
-      const int dx = x - query.x;
+    const P query = place_of(row_of(i, lane));
+    const int y = keys.y + first_column / P::kWide - query.y;
+    const int x = keys.x + column(0, 0, lane) % P::kWide - query.x;
+    uint32_t found = 0;
 #pragma unroll 1
-      for (int row = 0; row < COLUMNS / P::kWide; ++row) {  // of keys: two eighths each
-        const int dy = abs(y + row - query.y);
-        const int allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
-        uint32_t bits = 0;
+    for (int row = 0; row < COLUMNS / P::kWide; ++row) {  // of keys: two eighths each
+      const int dy = abs(y + row), allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
 #pragma unroll
-        for (int bit = 0; bit < 4; ++bit) {
-          const int apart = dx + bit / 2 * 8 + bit % 2;
-          bits |= uint32_t{apart * apart <= allowed} << bit;
-        }
-        near[i] |= bits << (4 * row);
+      for (int bit = 0; bit < 4; ++bit) {
+        const int dx = x + bit / 2 * 8 + bit % 2;
+        found |= uint32_t{dx * dx <= allowed} << (4 * row + bit);
       }
     }
+    return found;
   }
 
   // Products of keys that do not count become -inf.
@@ -224,9 +213,8 @@ struct RowLists {
     if (!REGION && keys.x + kPatch <= grid.width) return;
     const int lane = chip::lane();
     if constexpr (REGION) {
-      uint32_t near[4], exists = 0;
-      find_near(keys, near);
       const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
+      uint32_t exists = 0;
 #pragma unroll 1
       for (int row = 0; row < COLUMNS / P::kWide; ++row) {
 #pragma unroll
@@ -237,7 +225,8 @@ struct RowLists {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t counts = ((slot.within ? near[i] : 0) | (slot.beyond ? ~near[i] : 0)) & exists;
+        const uint32_t inside = near(keys, i);
+        const uint32_t counts = ((slot.within ? inside : 0) | (slot.beyond ? ~inside : 0)) & exists;
 #pragma unroll
         for (int c = 0; c < COLUMNS / 4; ++c) {
           if (!(counts >> c & 1)) at(sums, i, c) = -INFINITY;
@@ -417,14 +406,14 @@ struct RowLists {
 
   // The softmax. With MIXED keys inside and outside the region count differently.
   template <bool MIXED>
-  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4]) {
+  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys) {
     float part[4];
     if (MIXED) lift_all(sums);  // and not a second time: the compiler would keep 128 counts for that
-    exponentials<MIXED>(sums, slot, near, part);
+    exponentials<MIXED>(sums, slot, keys, part);
     // Products far above all before are rare, so that nobody looks for the largest of each patch.
     if (!MIXED && chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
       lift_all(sums);
-      exponentials<MIXED>(sums, slot, near, part);
+      exponentials<MIXED>(sums, slot, keys, part);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[i] += part[i];
@@ -432,18 +421,19 @@ struct RowLists {
 
   // Their sum over this lane's products of each row.
   template <bool MIXED>
-  ON_DEVICE void exponentials(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4],
+  ON_DEVICE void exponentials(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys,
                               float (&part)[4]) const {
     const float within = float(slot.within), beyond = float(slot.beyond);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float shift = top[i] == -INFINITY ? 0 : top[i];
+      const uint32_t inside = MIXED ? near(keys, i) : 0;
       part[i] = 0;
 #pragma unroll
       for (int c = 0; c < COLUMNS / 4; ++c) {
         // Not one multiplication and addition: of large logits it would lose the difference.
         const float one = chip::power_of_two((at(sums, i, c) - shift) * call.scale);
-        part[i] += MIXED ? one * (near[i] >> c & 1 ? within : beyond) : one;
+        part[i] += MIXED ? one * (inside >> c & 1 ? within : beyond) : one;
       }
       if (!MIXED) part[i] *= within;
     }

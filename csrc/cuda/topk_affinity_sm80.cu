@@ -85,7 +85,7 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
   bool& more = *reinterpret_cast<bool*>(&work + 1);
   const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
   const int chunks = chunks_of(call);
-  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], first_row, first_row + 16, half * kHalf);
+  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], work.piece, first_row, first_row + 16, half * kHalf);
   if (chip::thread() == 0) work.start(chip::block(), int(chip::blocks()));
   for (;;) {
     chip::sync_block();  // all threads are done with the piece
@@ -93,15 +93,15 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
     chip::sync_block();
     if (!more) break;
     const Piece& piece = work.piece;
-    if (piece.begins) rows.start(patch_of<REGION>(call.queries, piece.queries));
-    const Slot<REGION> slot(call, piece.target, piece.slot, rows.queries);
+    if (piece.begins) rows.clear();
+    const Slot<REGION>& slot = work.slot;
     for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, rows.queries, keys) || wanted++ < piece.first) continue;
+      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
       float sums[2][kHalf / 2] = {};
       const auto copy = [&](int c) {
-        const Source<REGION> query(call.query, piece.target * call.query_b, call.query_n, rows.queries, call.queries);
-        const Source<REGION> key(call.bank, slot.frame * call.bank_f, call.bank_m, keys, call.positions);
+        const Source<REGION> query(call.query, piece.target * call.query_b, call.query_n, work.queries(), call.queries);
+        const Source<REGION> key(call.bank, int64_t{slot.frame} * call.bank_f, call.bank_m, keys, call.positions);
         char* const stage = shared + c % kStages * 2 * kPiece;
         query.copy(stage, c, call.channels);
         key.copy(stage + kPiece, c, call.channels);
@@ -118,10 +118,10 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
         multiply_chunk<T>(sums, stage, stage + kPiece, first_row, half * kHalf);
         chip::sync_block();  // and may be overwritten
       }
-      rows.take(sums, slot, piece.slot, keys);
+      rows.take(sums, slot, keys);
     }
     if (piece.ends) {
-      rows.store(piece.target, piece.list + half);
+      rows.store(half);
       rows.clear();
     }
   }

@@ -63,26 +63,28 @@ ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Bo
   int loads = 0;
   while (work.next(call)) {
     const Piece& piece = work.piece;
-    const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
     if (!layout.streamed && piece.begins) {
       chip::wait(barriers.free, ++loads & 1);
       chip::arrive_and_expect(barriers.queries, chunks * kPiece);
+#pragma unroll 1
       for (int c = 0; c < chunks; ++c) {
-        chip::copy_box(layout.queries(0, c), queries, c * kChunk, ours.x, ours.y, piece.target, barriers.queries);
+        chip::copy_box(layout.queries(0, c), queries, c * kChunk, piece.x, piece.y, piece.target, barriers.queries);
       }
     }
-    const Slot<REGION> slot(call, piece.target, piece.slot, ours);
+    const Slot<REGION>& slot = work.slot;
+#pragma unroll 1
     for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, ours, keys) || wanted++ < piece.first) continue;
+      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+#pragma unroll 1
       for (int c = 0; c < chunks; ++c, ring.advance()) {
         chip::Barrier& full = barriers.full[ring.stage];
         chip::wait(barriers.empty[ring.stage], ring.parity ^ 1);
         chip::arrive_and_expect(full, (layout.streamed ? 2 : 1) * kPiece);
-        chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.x, keys.y, int(slot.frame), full);
+        chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.x, keys.y, slot.frame, full);
         if (!layout.streamed) continue;
         char* const to = layout.queries(ring.stage, c);
-        chip::copy_box(to, queries, c * kChunk, ours.x, ours.y, piece.target, full);
+        chip::copy_box(to, queries, c * kChunk, piece.x, piece.y, piece.target, full);
       }
     }
   }
@@ -120,7 +122,7 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
 template <class T, int K, bool REGION>
 ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left& hits, Work<REGION>& work) {
   const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
-  RowLists<K, kPatch, kRoom, REGION> rows(call, hits, warp % 4 * 16, 64 + warp % 4 * 16, 0);
+  RowLists<K, kPatch, kRoom, REGION> rows(call, hits, work.piece, warp % 4 * 16, 64 + warp % 4 * 16, 0);
   Ring ring{layout.stages()};
   int turn = 0, loads = 0;
   while (chip::any(chip::lane() == 0 && work.next(call))) {
@@ -131,13 +133,12 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
         if (loads > 0 && chip::lane() == 0) chip::arrive(barriers.free);
         chip::wait(barriers.queries, loads++ & 1);
       }
-      rows.start(patch_of<REGION>(call.queries, piece.queries));
+      rows.clear();
     }
-    const int t = piece.slot;
-    const Slot<REGION> slot(call, piece.target, t, rows.queries);
+    const Slot<REGION>& slot = work.slot;
     for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, rows.queries, keys) || wanted++ < piece.first) continue;
+      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
       const int before = turn++ - 1;
       if (turn % kMultiplying == half) {
         ring.advance(chunks);
@@ -147,10 +148,10 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       if (before >= 0) chip::wait(barriers.multiplied[1 - half], before / kMultiplying & 1);
       float sums[2][64];
       multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
-      rows.take(sums, slot, t, keys);
+      rows.take(sums, slot, keys);
     }
     if (piece.ends) {
-      rows.store(piece.target, piece.list + half);
+      rows.store(half);
       rows.clear();
     }
     chip::sync_warp();  // all lanes are done with the piece
@@ -179,11 +180,11 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
   }
   chip::sync_block();
   if (chip::thread() < 128 * kMultiplying) {
-    chip::take_registers<240>();
+    chip::take_registers<232>();
     const int warp = chip::thread() / 32;
     multiply<T, K, REGION>(call, layout, barriers, hits[warp], works[warp]);
   } else {
-    chip::leave_registers<24>();
+    chip::leave_registers<40>();
     if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers, works[kWarps]);
   }
 #endif

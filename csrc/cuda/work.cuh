@@ -11,23 +11,21 @@
 
 namespace timecycle {
 
-// Some patches of keys of one slot, for one patch of queries.
-struct Piece {
-  int target, queries, slot;
-  int first, last;  // patches first to last - 1, counted as Slot goes through those that are wanted
-  int list;         // the first of the two that the block makes of these queries
-  bool begins;      // whether the queries are others than the last piece's
-  bool ends;        // whether the list is complete
-};
-
 // The work of one block, piece by piece. In shared memory, advanced by one thread.
 template <bool REGION>
 struct Work {
   Piece piece;
+  Slot<REGION> slot;  // the piece's
+
+  ON_DEVICE Patch<REGION> queries() const { return {piece.y, piece.x}; }
 
   ON_DEVICE void start(int own, int all) {
-    block = own, blocks = all;
-    round = -1, end = rest = size = 0;
+    block = own;
+    blocks = all;
+    round = -1;
+    end = 0;
+    size = 0;
+    rest = 0;
     left = 0;
   }
 
@@ -39,19 +37,23 @@ struct Work {
     piece.begins = !same;
     const int units = units_of(call, piece.target, piece.queries, piece.slot);
     piece.last = piece.first + (left < units - piece.first ? left : units - piece.first);
-    left -= piece.last - piece.first;
+    left = left - (piece.last - piece.first);
     piece.list = kLists * ((call.joint ? 0 : piece.slot * call.parts) + part);
+    const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
+    piece.y = ours.y;
+    piece.x = ours.x;
+    slot.set(call, piece.target, piece.slot, ours);
     piece.ends = left == 0 || !call.joint || !more_slots(call);
     return true;
   }
 
  private:
-  int block, blocks;
-  int round, end;  // of targets, and the first target after it
-  int size, rest;  // patches of the round, and of all rounds before modulo blocks
-  int sharing;     // blocks that share the round
-  int left;        // patches of the stretch after the piece
-  int part;        // of the piece's list
+  volatile int block, blocks;
+  volatile int round, end;  // of targets, and the first target after it
+  volatile int size, rest;  // patches of the round, and of all rounds before modulo blocks
+  volatile int sharing;     // blocks that share the round
+  volatile int left;        // patches of the stretch after the piece
+  volatile int part;        // of the piece's list
 
   // A target's slots that see all keys, and those that see the region, which is all without one.
   struct Slots {
@@ -62,6 +64,7 @@ struct Work {
 
   ON_DEVICE static Slots slots_of(const Scan& call, int target) {
     Slots found = {0, 0};
+#pragma unroll 1
     for (int t = 0; t < call.slots; ++t) {
       const int64_t at = int64_t{target} * call.slots + t;
       if (call.frames[at] < 0 || call.frames[at] >= call.banked) continue;
@@ -88,25 +91,30 @@ struct Work {
   // Where the stretch of block number i begins, in the round.
   ON_DEVICE int cut(int i) const {
     // Of rounds that all blocks share, what is left over goes to other blocks each time.
-    const int64_t before = sharing == blocks && size >= blocks ? rest : 0;
-    return int((before + size) * i / sharing - before * i / sharing);
+    const int before = sharing == blocks && size >= blocks ? rest : 0;
+    return share(before + size, i) - share(before, i);
   }
+
+  // patches * i / sharing, without numbers of 64 bits.
+  ON_DEVICE int share(int patches, int i) const { return patches / sharing * i + patches % sharing * i / sharing; }
 
   ON_DEVICE bool next_round(const Scan& call) {
     const int all = patches_of<REGION>(call.queries);
-    while (++round < call.rounds) {
+#pragma unroll 1
+    for (round = round + 1; round < call.rounds; round = round + 1) {
       const int first = end;
-      end = int(call.targets * (round + 1) / call.rounds);
-      rest = int((int64_t{rest} + size) % blocks);
+      end = end + int(call.targets) / call.rounds + (round < int(call.targets) % call.rounds);
+      rest = (rest + size) % blocks;
       size = 0;
       int filled = 0;
+#pragma unroll 1
       for (int b = first; b < end; ++b) {
         const Slots slots = slots_of(call, b);
-        size += units_before(call, slots, all);
+        size = size + units_before(call, slots, all);
         filled += slots.near + slots.everywhere;
       }
       // Fewer blocks where slots are empty: a list has no more parts than with all of them.
-      sharing = max(1, int(int64_t{blocks} * filled / (call.slots * max(1, end - first))));
+      sharing = max(1, blocks * filled / (call.slots * max(1, end - first)));
       if (block >= sharing) continue;
       left = cut(block + 1) - cut(block);
       if (left == 0) continue;
@@ -119,13 +127,15 @@ struct Work {
   // Makes the beginning of the stretch the piece's, and tells the part of its list.
   ON_DEVICE void find(const Scan& call, int first, int all) {
     int at = cut(block), start = 0;  // of what is not looked through yet
-    for (piece.target = first;; ++piece.target) {
+#pragma unroll 1
+    for (piece.target = first;; piece.target = piece.target + 1) {
       const int units = units_before(call, slots_of(call, piece.target), all);
       if (at - start < units) break;
       start += units;
     }
     const Slots slots = slots_of(call, piece.target);
     int low = 0, high = all - 1;
+#pragma unroll 1
     while (low < high) {  // the last patch of queries that begins no later
       const int middle = (low + high + 1) / 2;
       if (units_before(call, slots, middle) <= at - start) {
@@ -137,7 +147,8 @@ struct Work {
     piece.queries = low;
     start += units_before(call, slots, low);
     int list = start;  // where it begins
-    for (piece.slot = 0;; ++piece.slot) {
+#pragma unroll 1
+    for (piece.slot = 0;; piece.slot = piece.slot + 1) {
       const int units = units_of(call, piece.target, piece.queries, piece.slot);
       if (at - start < units) break;
       start += units;
@@ -145,20 +156,24 @@ struct Work {
     }
     piece.first = at - start;
     part = 0;
-    while (cut(block - part) > list) ++part;
+#pragma unroll 1
+    while (cut(block - part) > list) part = part + 1;
   }
 
   // To the next slot that has keys; whether its queries are others.
   ON_DEVICE bool step(const Scan& call) {
     const int all = patches_of<REGION>(call.queries);
     bool other = false;
+#pragma unroll 1
     do {
-      if (++piece.slot < call.slots) continue;
+      piece.slot = piece.slot + 1;
+      if (piece.slot < call.slots) continue;
       piece.slot = 0;
       other = true;
-      if (++piece.queries < all) continue;
+      piece.queries = piece.queries + 1;
+      if (piece.queries < all) continue;
       piece.queries = 0;
-      ++piece.target;
+      piece.target = piece.target + 1;
     } while (units_of(call, piece.target, piece.queries, piece.slot) == 0);
     piece.first = 0;
     if (other || !call.joint) part = 0;
@@ -166,6 +181,7 @@ struct Work {
   }
 
   ON_DEVICE bool more_slots(const Scan& call) const {
+#pragma unroll 1
     for (int t = piece.slot + 1; t < call.slots; ++t) {
       if (units_of(call, piece.target, piece.queries, t) > 0) return true;
     }

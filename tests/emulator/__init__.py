@@ -49,6 +49,7 @@ def use(path: Path, hopper: bool) -> None:
     from timecycle.ops import _backends
 
     on = Launch(load(path), 0, 0, hopper)
+    kernels.blocks_at_once = lambda device: 5
     run_sequence = importlib.import_module("timecycle.ops.propagate_sequence").run_cuda
     emulated = {
         "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on),
