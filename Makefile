@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 
 build: $(VENV)/.built ## build the native kernels into the checkout
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(CXX_FILES)
+$(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	$(SAY) "building the native kernels (about a minute)"
 	@$(RUN) setup.py --quiet build_ext
 	@touch $@
