@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pybind11
 
@@ -66,17 +68,22 @@ def use(path: Path, hopper: bool) -> None:
     """From now on backend "cuda" of this process is the emulated one, of either kind of chip, for CPU tensors."""
     from timecycle.kernels.launch import Launch
 
+    on = Launch(load(path), 0, 0, hopper)
+    launch_with(lambda _: on)
+
+
+def launch_with(on: Callable[[Any], Any]) -> None:
+    """From now on backend "cuda" launches as `on` says of a call's first tensor, and takes whatever it is asked."""
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import _backends
 
-    on = Launch(load(path), 0, 0, hopper)
     run_sequence = importlib.import_module("timecycle.ops.propagate_sequence").run_cuda
-    emulated = {
-        "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on),
-        "affinity_propagate": lambda *arguments: kernels.affinity_propagate(*arguments, on),
-        "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on),
+    chosen = {
+        "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on(arguments[0])),
+        "affinity_propagate": lambda *arguments: kernels.affinity_propagate(*arguments, on(arguments[0])),
+        "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on(arguments[0])),
     }
-    for operator, run in emulated.items():
+    for operator, run in chosen.items():
         cuda, *others = _backends._REGISTERED[operator]
         assert cuda.name == "cuda"
         _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None, run=run), *others)
