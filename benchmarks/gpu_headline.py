@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_cases import TEMPERATURE, Case, Video, check_forward, forward, materialised, smaller
-from benchmarks.gpu_setting import TINY, attempt, device
+from benchmarks.gpu_setting import TINY, attempt, device, say
 from benchmarks.gpu_timing import measure, peak_mb, rotation
 from timecycle.errors import run_command_line
 from timecycle.ops import Select
 
+TARGETS, KEPT = (16, 1), (5, 20)
 MODULES = {"cuda": "timecycle.kernels.topk_affinity_cuda", "triton": "timecycle.kernels.topk_affinity"}
 
 
@@ -99,21 +100,35 @@ def plain(targets: int, k: int, where: torch.device) -> dict[str, Any]:
     return {"eager_us": round(measure(calls, where, 0.3)["us"] / min(2, targets), 2)}
 
 
+def warm(k: int, backend: str, where: torch.device) -> dict[str, Any]:
+    """Run the calls, so that what they compile lies on the disk."""
+    for targets in TARGETS:
+        work = case(targets, k, backend)
+        forward(work, Video.random(work, 0, where))
+    return {}
+
+
 def main() -> None:
     """Time a backend, or run it a few times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_headline", description=__doc__.splitlines()[0])
     parser.add_argument("backend", choices=("cuda", "triton", "plain"))
     parser.add_argument("--once", action="store_true", help="run the kernel of B = 16, k = 5 three times, no timing")
+    parser.add_argument("--warm", type=int, metavar="K", help="run the calls of this k once, no timing")
     options = parser.parse_args()
     where = device()
+    if options.warm:
+        name = f"warmed: headline {options.backend}, k = {options.warm}"
+        attempt(name, partial(warm, options.warm, options.backend, where))
+        return
     if options.once:
         work = case(16, 5, options.backend)
         run = kernel_alone(work, Video.random(work, 0, where))
         for _ in range(2):
             run()
+        say({"name": "ran three times"})
         return
-    for targets in (16, 1):
-        for k in (5, 20):
+    for targets in TARGETS:
+        for k in KEPT:
             name = f"headline {options.backend}, B = {targets}, k = {k}"
             if options.backend == "plain":
                 attempt(name, partial(plain, targets, k, where))

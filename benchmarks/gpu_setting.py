@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_timing import REHEARSAL, TINY, one_line
+from benchmarks.gpu_steps import REHEARSAL
+from benchmarks.gpu_timing import TINY, one_line
 from timecycle.errors import InputError
 
 CANNOT_GO_ON = 3  # the status of a process whose CUDA context is dead

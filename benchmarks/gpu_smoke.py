@@ -71,13 +71,16 @@ def smaller(shape: Smoke) -> Smoke:
 def main() -> None:
     """Check one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=__doc__.splitlines()[0])
-    name = parser.add_argument("name", choices=NAMES) and parser.parse_args().name
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--warm", action="store_true", help="to compile it for a later run")
+    options = parser.parse_args()
+    name = options.name
     device()
     if name in SHAPES:
         check = (smaller(SHAPES[name]) if TINY else SHAPES[name]).check
     else:
         check = partial(sequence, 65 if TINY else 3600)
-    attempt(f"smoke: {name}", check)
+    attempt(f"{'warmed' if options.warm else 'smoke'}: {name}", check)
 
 
 if __name__ == "__main__":

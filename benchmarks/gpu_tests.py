@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu_setting import TINY, say
+from benchmarks.gpu_steps import REHEARSAL
 from timecycle.errors import run_command_line
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +47,16 @@ def lines_from(descriptor: int, seconds: float) -> Iterator[str | None]:
 def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
     """Say what every test of a share comes to. Starts a process anew behind a test that ended it."""
     done, plugin = 0, ("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q")
+    # A rehearsal's tests are those of any machine without a GPU, which choose the interpreter themselves.
+    environment = {name: x for name, x in os.environ.items() if not TINY or name not in (REHEARSAL, "TRITON_INTERPRET")}
     while True:
         reading, writing = os.pipe()
         share = ("--share", str(first), str(step), str(done), "--lines-to", str(writing))
         command = [sys.executable, "-m", "pytest", *plugin, *share, *(["--one-each"] if TINY else []), *files]
         with tempfile.TemporaryFile() as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, pass_fds=[writing])
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, pass_fds=[writing], env=environment
+            )
             os.close(writing)
             running, before, start, late = None, done, time.monotonic(), False
             for line in lines_from(reading, seconds):

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_steps import REHEARSAL
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 """What a precision's features are stored as; "tf32" and "float32" differ in how PyTorch is set up to multiply them."""
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu")
 
-REHEARSAL = "TIMECYCLE_GPU_REHEARSAL"
-"""The variable that makes a step of make gpu-check a rehearsal: a folder, with programs that stand for a GPU's."""
 TINY = REHEARSAL in os.environ  # one round is then enough, and a small product for a ceiling
 QUEUEING = 10**8
 """Cycles that a GPU waits for a queue to fill, some 50 ms."""

@@ -69,6 +69,7 @@ def build(out: Path, chips: tuple[str, ...] = CHIPS) -> None:
     command = [compiler, *OPTIONS, *(part for chip in chips for part in ("-gencode", TARGETS[chip]))]
     compiling, out = [*command, *includes(), "-c"], out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)  # an older one would be taken for this one if it fails
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         objects = [f"{folder}/{source.stem}.o" for source in SOURCES]
         with ThreadPoolExecutor(len(SOURCES)) as pool:
