@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_setting import TINY, attempt, device
+from benchmarks.gpu_setting import TINY, attempt, device, not_interpreted
 from benchmarks.gpu_timing import measure, multiplied_as, peak_mb
 from timecycle.errors import run_command_line
 from timecycle.objective import TimeCycle
@@ -73,12 +73,14 @@ def way(name: str, plain: TimeCycle, exact: tuple[Tensor, Tensor], where: torch.
 def main() -> None:
     """Every way, and the noise."""
     where = device()
-    torch.manual_seed(0)
-    plain = TimeCycle(SIDE, PATCH).to(where).train()
-    exact, other = (step(copy.deepcopy(plain).double(), [x.double() for x in batch(seed, where)]) for seed in (0, 1))
-    attempt("step, another batch in float64", lambda: {"gradient apart": apart(other[1], exact[1])})
-    for name in WAYS:
-        attempt(f"step, {name}", partial(way, name, plain, exact, where))
+    with not_interpreted():
+        torch.manual_seed(0)
+        plain = TimeCycle(SIDE, PATCH).to(where).train()
+        batches = [[x.double() for x in batch(seed, where)] for seed in (0, 1)]
+        exact, other = (step(copy.deepcopy(plain).double(), inputs) for inputs in batches)
+        attempt("step, another batch in float64", lambda: {"gradient apart": apart(other[1], exact[1])})
+        for name in WAYS:
+            attempt(f"step, {name}", partial(way, name, plain, exact, where))
 
 
 if __name__ == "__main__":

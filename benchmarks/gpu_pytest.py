@@ -66,7 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options that gpu_tests gives."""
     parser.addoption("--share", nargs=3, type=int, metavar=("I", "N", "DONE"), help="each N-th test from the I-th on")
     parser.addoption("--lines-to", type=int, help="the descriptor that lines are written to")
-    parser.addoption("--one-each", action="store_true", help="the first test of every file only")
+    parser.addoption("--one-each", action="store_true", help="the last test of every file only")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,6 +78,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the share that is asked for, without what is done of it."""
     if config.getoption("--one-each"):
-        items[:] = {item.path: item for item in reversed(items)}.values()
+        items[:] = {item.path: item for item in items}.values()
     first, step, done = config.getoption("--share")
     items[:] = items[first::step][done:]

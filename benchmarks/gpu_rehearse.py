@@ -8,22 +8,26 @@ function of the check was never called. Its results lie in a folder that goes wi
 PyTorch and Triton are imported once: each command is a fork of this process, in the place of a program started anew.
 """
 
+import ast
+import builtins
 import dataclasses
 import importlib
-import inspect
 import json
 import os
 import runpy
 import shutil
 import sys
 import tempfile
-import threading
 import traceback
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
-from typing import IO, Any
+from types import CodeType, ModuleType
+from typing import IO, TYPE_CHECKING
 
-from benchmarks.gpu_steps import REHEARSAL, Command, Step
+if TYPE_CHECKING:  # the check is imported when its calls are noted
+    from benchmarks.gpu_steps import Command, Step
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
@@ -47,14 +51,28 @@ MODULES = (
 )
 """What must be called from end to end; gpu_pytest is in processes of pytest's own, which say nothing without it."""
 SLACK = 20  # times what a step may take on a GPU
-GPU_ALONE: dict[str, set[str]] = {
-    "gpu_check": {"about", "main", "why_not"},
-    "gpu_setting": set(),
-    "gpu_sm80": {"of_ampere"},
-    "gpu_steps": {"start", "stop"},  # of a process that takes too long: tests/test_gpu_check.py
-    "gpu_timing": {"_events"},
+GPU_ALONE = {
+    # What asks a driver, or begins a process in a way of its own.
+    "gpu_check.about",
+    "gpu_check.main",
+    "gpu_check.why_not",
+    "gpu_plan.build_folder",
+    "gpu_sm80.of_ampere",
+    "gpu_steps.Command.line",
+    "gpu_steps.start",
+    "gpu_timing._events",
+    "gpu_timing._rounds",
+    # What runs in the stand-in's process, whose last line is asked for.
+    "gpu_sanitizer.launch",
+    "gpu_sanitizer.launch.enough",
+    "gpu_sanitizer.shapes",
+    # What only a failure calls: tests/test_gpu_check.py.
+    "gpu_setting.context_is_dead",
+    "gpu_steps.Command.__str__",
+    "gpu_steps.lines_of.stop",
+    "gpu_timing.one_line",
 }
-"""What asks a driver, or takes a process of its own."""
+"""What a rehearsal cannot call."""
 STAND_IN = """#!{python}
 import subprocess, sys
 words = sys.argv[1:]
@@ -106,12 +124,13 @@ def make_stand_ins(folder: Path) -> None:
 class Forked:
     """A command as a fork of this process: what benchmarks/gpu_steps.py wants of a process."""
 
-    def __init__(self, command: Command, called: Path) -> None:
+    def __init__(self, command: "Command", called: Path) -> None:
         reading, writing = os.pipe()
         self.returncode: int | None = None
+        self.command = command
         self.pid = os.fork()
         if self.pid == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             for descriptor in (1, 2):
                 os.dup2(writing, descriptor)
             os.close(reading)
@@ -124,13 +143,12 @@ class Forked:
         sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
         os.chdir(ROOT)
         sys.argv = [program, *arguments]
-        status, calls = 0, Calls()
+        status = 0
         try:
-            with calls:
-                if program.endswith(".py"):
-                    runpy.run_path(program, run_name="__main__")
-                else:
-                    runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
+            if program.endswith(".py"):
+                runpy.run_path(program, run_name="__main__")
+            else:
+                runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
         except SystemExit as ending:
             if isinstance(ending.code, str):
                 print(ending.code, file=sys.stderr)
@@ -138,7 +156,7 @@ class Forked:
         except BaseException:
             traceback.print_exc()
             status = 1
-        (called / str(os.getpid())).write_text("\n".join(sorted(calls.seen)))
+        (called / str(os.getpid())).write_text("\n".join(builtins._called))  # type: ignore[attr-defined]
         sys.stdout.flush()
         sys.stderr.flush()
         return status
@@ -146,68 +164,68 @@ class Forked:
     def poll(self) -> int | None:
         """The status, if it has ended."""
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            self._ended(os.WNOHANG)
         return self.returncode
 
     def wait(self) -> int:
         """The status, when it has ended."""
         if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            self._ended(0)
+        assert self.returncode is not None
         return self.returncode
 
-
-class Calls:
-    """Which functions of benchmarks/gpu_*.py are called meanwhile, in all threads: file:line."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-
-    def __enter__(self) -> "Calls":
-        threading.settrace(self._note)
-        sys.settrace(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
-
-    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
-        name = frame.f_code.co_filename
-        if "gpu_" in name:
-            self.seen.add(place(frame.f_code))
+    def _ended(self, options: int) -> None:
+        pid, status, used = os.wait4(self.pid, options)
+        if pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+            print(f"    {self.command} took {used.ru_utime + used.ru_stime:.1f} s of a core")
 
 
-def place(code: CodeType) -> str:
-    """Where a function is, file:line."""
-    return f"{Path(code.co_filename).stem}:{code.co_firstlineno}"
+class Noting(SourceFileLoader):
+    """Imports a module whose functions note that they were called, in a set that all modules see as `_called`."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The module's code, a statement longer in each function."""
+        path = self.get_filename(fullname)
+        tree = ast.parse(self.get_data(path))
+        for function, name in functions(tree):
+            call = ast.parse(f"_called.add({f'{Path(path).stem}.{name}'!r})").body
+            place = int(ast.get_docstring(function) is not None)
+            function.body[place:place] = call
+        return compile(ast.fix_missing_locations(tree), path, "exec")
 
 
-def functions(module: ModuleType) -> dict[str, str]:
-    """Every function that a module defines, its name by its place; lambdas and comprehensions are part of others."""
-    found: dict[str, str] = {}
-    waiting = [compile(inspect.getsource(module), str(module.__file__), "exec")]
-    while waiting:
-        inner = [constant for constant in waiting.pop().co_consts if isinstance(constant, CodeType)]
-        waiting += inner
-        found |= {
-            place(code): code.co_name
-            for code in inner
-            if not code.co_name.startswith("<") and code.co_flags & inspect.CO_NEWLOCALS and code.co_flags & 1
-        }
-    return found
+class NotingFinder(MetaPathFinder):
+    """Finds the check's modules for Noting."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Its spec; None for every other module."""
+        if not fullname.startswith("benchmarks.gpu_"):
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.origin is not None:
+            spec.loader = Noting(fullname, spec.origin)
+        return spec
 
 
-def never_called(seen: set[str]) -> list[str]:
+def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Every function that does more than have a docstring, with its name and those of what it is in."""
+    for node in ast.iter_child_nodes(tree):
+        name = f"{inside}{node.name}" if isinstance(node, ast.FunctionDef | ast.ClassDef) else inside
+        if isinstance(node, ast.FunctionDef) and not (len(node.body) == 1 and ast.get_docstring(node)):
+            yield node, name
+        yield from functions(node, name if name == inside else f"{name}.")
+
+
+def never_called(called: set[str]) -> list[str]:
     """Functions of the check that nothing called."""
     found = []
-    for name in MODULES:
-        every = functions(importlib.import_module(f"benchmarks.{name}"))
-        found += [
-            f"benchmarks/{name}.py: {function} was never called"
-            for where, function in every.items()
-            if where not in seen and function not in GPU_ALONE.get(name, ())
-        ]
+    for module in MODULES:
+        tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text())
+        names = {f"{module}.{name}" for _, name in functions(tree)}
+        found += [f"{name} was never called" for name in sorted(names - called - GPU_ALONE)]
     return found
 
 
@@ -220,12 +238,11 @@ def rehearse(folder: Path) -> list[str]:
     called.mkdir()
     about = {"gpu": "none: a rehearsal", "date": "rehearsal", "commit": "rehearsal", "capability": "none"}
     plan = gpu_plan.plan(folder / "made", 2)
-    with Calls() as calls:
-        results = gpu_check.Results(gpu_check.results_path(folder / "results", about, "all"), about)
-        for part, steps in plan.items():
-            rehearsed = [for_a_cpu(step, folder) for step in steps]
-            gpu_check.run_part(part, rehearsed, results, lambda command: Forked(command, called))
-        print("\n".join(table(results.content)))
+    results = gpu_check.Results(gpu_check.results_path(folder / "results", about, "all"), about)
+    for part, steps in plan.items():
+        rehearsed = [for_a_cpu(step, folder) for step in steps]
+        gpu_check.run_part(part, rehearsed, results, lambda command: Forked(command, called))
+    print("\n".join(table(results.content)))
     wrong = []
     for part, steps in plan.items():
         total = sum(step.seconds for step in steps)
@@ -237,11 +254,11 @@ def rehearse(folder: Path) -> list[str]:
     for name, fields in json.loads(gpu_check.PREDICTIONS.read_text()).items():
         measured = next((figure for figure in figures if figure["name"] == name), {})
         wrong += [f"nothing measures the predicted {field} of {name}" for field in fields if field not in measured]
-    seen = calls.seen.union(*(path.read_text().splitlines() for path in called.iterdir()))
-    return wrong + never_called(seen)
+    names = builtins._called.union(*(path.read_text().splitlines() for path in called.iterdir()))  # type: ignore[attr-defined]
+    return wrong + never_called(names)
 
 
-def for_a_cpu(step: Step, folder: Path) -> Step:
+def for_a_cpu(step: "Step", folder: Path) -> "Step":
     """A step with time for a busy machine, that builds nothing into the checkout, two commands side by side."""
     commands = []
     for command in step.commands:
@@ -257,6 +274,10 @@ def for_a_cpu(step: Step, folder: Path) -> Step:
 
 def main() -> None:
     """Rehearse; status 1 if anything is wrong."""
+    builtins._called = set()  # type: ignore[attr-defined]
+    sys.meta_path.insert(0, NotingFinder())
+    from benchmarks.gpu_steps import REHEARSAL
+
     with tempfile.TemporaryDirectory(prefix="gpu-rehearsal-") as made:
         folder = Path(made)
         make_stand_ins(folder)

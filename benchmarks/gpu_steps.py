@@ -74,7 +74,7 @@ def start(command: Command) -> Process:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
+        process_group=0,  # and no session of its own: who ends ours ends it too
     )
 
 

@@ -67,13 +67,7 @@ def measure(
     With `queued` the GPU starts when all calls are on its stream, so that what the host takes to launch does not count.
     Returns the median and the fastest and slowest tenth, microseconds of one call, and how many were timed.
     """
-    for call in calls:  # compiles, and takes the memory that the allocator then holds
-        call()
-    wait(device)
-    start = time.perf_counter()
-    calls[0]()
-    wait(device)
-    rounds = 1 if TINY else int(min(100, max(5, seconds / (time.perf_counter() - start))))
+    rounds = 1 if TINY else _rounds(calls, device, seconds)
     turns = [calls[i % len(calls)] for i in range(rounds)]
     times = sorted(_events(turns, queued) if device.type == "cuda" else _clock(turns))
     tenth = rounds // 10
@@ -83,6 +77,17 @@ def measure(
         "us_high": round(times[-1 - tenth], 2),
         "rounds": rounds,
     }
+
+
+def _rounds(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> int:
+    """How many calls last for about so long, once each has run and holds the memory that it takes."""
+    for call in calls:
+        call()
+    wait(device)
+    start = time.perf_counter()
+    calls[0]()
+    wait(device)
+    return int(min(100, max(5, seconds / (time.perf_counter() - start))))
 
 
 def _events(turns: Sequence[Callable[[], object]], queued: bool) -> list[float]:
@@ -123,7 +128,7 @@ def dense_tflops(precision: str, device: torch.device, size: int = 64 if TINY el
     sets = [[torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(3)] for _ in range(2)]
     with multiplied_as(precision):
         timing = measure([lambda a=a, b=b, out=out: torch.mm(a, b, out=out) for a, b, out in sets], device)
-    return round(2 * size**3 / timing["us"] / 1e6, 2)
+    return round(2 * size**3 / timing["us"] / 1e6, 2 if size > 1000 else 8)
 
 
 def copy_tbs(device: torch.device, count: int = 1 << (10 if TINY else 30)) -> float:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from benchmarks import plain_training
 from benchmarks.gpu_setting import device as device_of
-from benchmarks.gpu_setting import say
+from benchmarks.gpu_setting import not_interpreted, say
 from benchmarks.gpu_timing import DTYPES, TINY, measure, multiplied_as, one_line, peak_mb, rotation
 from timecycle.encoder import STRIDE
 from timecycle.errors import run_command_line
@@ -171,7 +171,7 @@ class Learning:
 def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any]]:
     """Compare both forms' totals, then time each, forward and backward."""
     found: dict[str, Any] = {"name": f"{case.name}, {case.precision}"}
-    with multiplied_as(case.precision):
+    with multiplied_as(case.precision), not_interpreted():
         forms = case.forms(device)
         ours, plain = (forms[form]().detach() for form in ("ours", "plain"))
         torch.testing.assert_close(ours, plain, atol=5e-3 if case.precision == "tf32" else 1e-4, rtol=0)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Callable[[str, str], None]]:
+def run(request) -> Iterator[Callable[[str, str], None]]:
     """Run a check on a chip: here if the GPU can, else emulated in processes of their own, one a core."""
     if GPU:
         yield lambda _, name: kernel_cases.run("cuda", name)
@@ -31,10 +31,10 @@ def run() -> Iterator[Callable[[str, str], None]]:
     # The variable must be there before a child imports Triton, and must not be here.
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
+        chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]
         running = {
-            (chip, name): pool.submit(emulated, module, chip, name)
-            for chip in CHIPS
-            for name in kernel_cases.CHECKS["cuda"]
+            (asked["chip"], asked["name"]): pool.submit(emulated, module, asked["chip"], asked["name"])
+            for asked in chosen
         }
         yield lambda chip, name: running[chip, name].result()
         pool.shutdown(cancel_futures=True)

@@ -73,7 +73,7 @@ def use(path: Path, hopper: bool) -> None:
 
 
 def launch_with(on: Callable[[Any], Any]) -> None:
-    """From now on backend "cuda" launches as `on` says of a call's first tensor, and takes whatever it is asked."""
+    """From now on backend "cuda", asked for by name, takes any call, and launches as `on` says of its first tensor."""
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import _backends
 
@@ -86,4 +86,5 @@ def launch_with(on: Callable[[Any], Any]) -> None:
     for operator, run in chosen.items():
         cuda, *others = _backends._REGISTERED[operator]
         assert cuda.name == "cuda"
-        _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None, run=run), *others)
+        options = {"why_not": lambda *_: None, "unless_asked": lambda *_: "it was not asked for"}
+        _backends.register(operator, replace(cuda, missing=None, run=run, **options), *others)
