@@ -79,7 +79,7 @@ def main() -> None:
         batches = [[x.double() for x in batch(seed, where)] for seed in (0, 1)]
         exact, other = (step(copy.deepcopy(plain).double(), inputs) for inputs in batches)
         attempt("step, another batch in float64", lambda: {"gradient apart": apart(other[1], exact[1])})
-        for name in WAYS:
+        for name in list(WAYS)[::2] if TINY else WAYS:
             attempt(f"step, {name}", partial(way, name, plain, exact, where))
 
 

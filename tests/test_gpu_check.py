@@ -203,6 +203,8 @@ def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path, capfd):
 
 
 def test_ncus_table_is_read():
+    source = ROOT / "csrc" / "cuda" / "topk_affinity_sm90.cu"
+    assert f"\n{gpu_ncu.KERNEL}(" in source.read_text()  # a kernel of another name would be measured by nobody
     said = (
         '==PROF== Connected\n"ID","Kernel Name","launch__registers_per_thread","x"\n"","","register/thread",""\n'
         '"0","scan_sm90","168","1"\n'
