@@ -6,7 +6,7 @@ SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test nightly lint format bench gpu-check sanitize variants clean
+.PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 
 build: $(VENV)/.built ## build the native kernels into the checkout
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(CXX_FILES)
+$(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	$(SAY) "building the native kernels (about a minute)"
 	@$(RUN) setup.py --quiet build_ext
 	@touch $@
@@ -60,9 +60,11 @@ bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the RE
 
 # The machine's own Python: where the GPU is there may be no network, and .venv holds a PyTorch for CPUs.
 PART ?= all
-RESULTS ?= benchmarks/results
-gpu-check: ## with a GPU: build, test, measure and sanitize its kernels (PART=build, tests, benchmarks, sanitizer, suite)
+gpu-check: ## with a GPU: build, test and measure its kernels (PART=first, second, third, each useful alone)
 	@$(PYTHON) -m benchmarks.gpu_check $(PART) --results "$(RESULTS)" --commit "$(COMMIT)"
+
+gpu-rehearse: $(VENV)/.built ## run all of gpu-check on this CPU, emulated and tiny; fails if a step would be skipped
+	@$(RUN) -m benchmarks.gpu_rehearse
 
 KERNEL_TESTS := $(wildcard tests/test_topk_affinity*.py) $(foreach op,affinity_propagate propagate_sequence attend edge_affinity,tests/test_$(op).py)
 

@@ -4,12 +4,11 @@ They are optional. Without torch, a C++ compiler or ninja the package still work
 build says in one line why. Called by itself, build_ext puts the module beside the sources, where a checkout finds it.
 """
 
+import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import setuptools
 from setuptools import Extension, setup
@@ -29,11 +28,19 @@ SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 # Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 COMPILE = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
-CUDA_SOURCES = sorted(str(p) for suffix in ("cu", "cpp") for p in Path("csrc/cuda").glob(f"*.{suffix}"))
-# Machine code for Ampere and Hopper; newer chips compile the PTX of the former when they load it.
-CUDA_CHIPS = ("arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a")
-SEEN_BY_NVCC = [*Path("csrc").rglob("*.h"), *Path("csrc/cuda").iterdir(), Path("setup.py")]
-CUDA_COMPILE = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0", "-shared"]
+
+
+def _cuda_build() -> ModuleType:
+    """csrc/cuda/build.py, the home of nvcc's command: a file of no package."""
+    spec = importlib.util.spec_from_file_location("cuda_build", Path("csrc/cuda/build.py").resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CUDA = _cuda_build()
 
 
 def extensions() -> list:
@@ -47,25 +54,19 @@ def extensions() -> list:
         print(f"CUDA kernels are not built: {reason}", file=sys.stderr)
     else:
         # Not as `sources`: PyTorch's build would want to compile them itself, with its own idea of chips.
-        found.append(Extension("timecycle._cuda", [], depends=CUDA_SOURCES))
+        found.append(Extension("timecycle._cuda", [], depends=[str(path) for path in CUDA.SOURCES]))
     return found
 
 
 def why_not_cuda() -> str | None:
     """Why there is no point in building the CUDA kernels, None if there is; no GPU is needed to build them."""
-    if nvcc() is None:
+    if CUDA.nvcc() is None:
         return "nvcc is not here"
     if os.environ.get("TIMECYCLE_CUDA"):  # built to see that it can be
         return None
     from torch import version
 
     return None if version.cuda else "this PyTorch is not one for CUDA (TIMECYCLE_CUDA=1 builds them all the same)"
-
-
-def nvcc() -> str | None:
-    """The compiler: of CUDA_HOME if that is set, else the one on the PATH or in its usual place."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
@@ -102,20 +103,11 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
             self.extensions.remove(extension)
 
     def build_cuda(self, extension: Extension) -> None:
-        """Compile and link the module. Raises RuntimeError with the compiler's first error."""
-        import pybind11
-
+        """Compile and link the module if that is older than its sources. Raises RuntimeError with the first error."""
         out = Path(self.get_ext_fullpath(extension.name))
-        if not self.force and out.is_file() and out.stat().st_mtime > max(p.stat().st_mtime for p in SEEN_BY_NVCC):
-            return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-        chips = [part for chip in CUDA_CHIPS for part in ("-gencode", chip)]
-        command = [str(nvcc()), *CUDA_COMPILE, *chips, *includes, *extension.depends, "-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).splitlines()
-            raise RuntimeError(next((line for line in lines if "error" in line), f"nvcc ended with {done.returncode}"))
+        newest = max(path.stat().st_mtime for path in CUDA.inputs())
+        if self.force or not out.is_file() or out.stat().st_mtime <= newest:
+            CUDA.build(out)
 
     def copy_extensions_to_source(self) -> None:
         """Also say where the module is."""

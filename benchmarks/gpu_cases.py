@@ -1,10 +1,10 @@
-"""What is timed on a GPU, each case checked against the reference first: python -m benchmarks.gpu_cases.
+"""What is timed on a GPU, each case checked against the reference first: python -m benchmarks.gpu_cases GROUP.
 
-Prints one JSON object a line, as each is done: first the measured ceilings, then the cases. All target frames of a
-video are one call, since affinities do not depend on labels; figures are of one target frame.
+All target frames of a video are one call, since affinities do not depend on labels; figures are of one target frame.
+With --warm I N every N-th case of all groups runs once, from the I-th on, so that what it compiles lies on the disk.
 """
 
-import json
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from benchmarks import gpu_training, rivals
 from benchmarks.gpu_sequence import run_sequence
+from benchmarks.gpu_setting import attempt, device, say
 from benchmarks.gpu_timing import (
     DTYPES,
+    TINY,
     clocks_at_work,
     copy_tbs,
     dense_tflops,
@@ -25,6 +27,7 @@ from benchmarks.gpu_timing import (
     peak_mb,
     rotation,
 )
+from timecycle.errors import run_command_line
 from timecycle.ops import Region, Select, topk_affinity
 
 TEMPERATURE = 512**-0.5
@@ -163,7 +166,8 @@ def materialised(case: Case, video: Video, compiled: bool) -> Callable[[], objec
     joint = case.select.scope == "joint"
     function = rivals.materialise_joint if joint else rivals.materialise_per_frame
     if compiled:
-        function = torch.compile(function, dynamic=False)
+        # Inductor's C++ would take a rehearsal minutes.
+        function = torch.compile(function, dynamic=False, backend="aot_eager" if TINY else "inductor")
     k, temperature = case.select.k, case.select.temperature
 
     def run() -> None:
@@ -247,29 +251,50 @@ def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[
     }
 
 
-def cases() -> list[Case]:
-    """The issue's list, the headline first: a run that is cut short has it."""
-    found = []
-    eager, all_rivals = ("eager",), ("eager", "compiled")
-    for precision, targets in (("bfloat16", 16), ("bfloat16", 64), ("float16", 16), ("tf32", 16), ("float32", 16)):
-        for k in (5, 20):
-            others = (*all_rivals, "finite check") if (precision, targets) == ("bfloat16", 16) else eager
-            select = Select(k, TEMPERATURE, "frame", "all")
-            name = f"crop 480, 8 frames, top-{k} of each, {precision}, {targets} targets"
-            found.append(Case(name, precision, select, targets, rivals=others))
+def groups() -> dict[str, list[Case]]:
+    """The cases, by what they tell: each group is timed by a process of its own."""
     per_frame, joint = Select(5, TEMPERATURE, "frame", "all"), Select(10, 0.07)
-    for precision in ("bfloat16", "float32"):
-        name = f"crop 480, 8 frames, top-10 of all, {precision}"
-        found.append(Case(name, precision, joint, 16, rivals=(*all_rivals, "faiss")))
-    region = Case("854 x 480, 21 frames, circle 12, top-10 of all, bfloat16", "bfloat16", joint, 8, 60, 107, 21)
-    full_hd = Case("1920 x 1080, 8 frames, top-5 of each, bfloat16", "bfloat16", per_frame, 1, 135, 240, rivals=())
-    inside = replace(full_hd, name="1920 x 1080, 8 frames, circle 12, top-5 of each, bfloat16", targets=4)
-    found += [replace(region, radius=12, rivals=()), full_hd, replace(inside, radius=12)]
-    for name, select in (("softmax over all", per_frame), ("softmax over the kept", joint)):
-        for precision in ("bfloat16", "float32"):
-            name_ = f"gradient, crop 480, {name}, {precision}"
-            found.append(Case(name_, precision, select, 8, rivals=("forward",), backward=True))
-    return [made for case in found for made in by_backend(case)]
+    eager = ("eager",)
+
+    def crop(precision: str, k: int, others: tuple[str, ...] = eager) -> Case:
+        name = f"crop 480, 8 frames, top-{k} of each, {precision}"
+        return Case(name, precision, replace(per_frame, k=k), 16, rivals=others)
+
+    def of_all(precision: str, others: tuple[str, ...]) -> Case:
+        return Case(f"crop 480, 8 frames, top-10 of all, {precision}", precision, joint, 16, rivals=others)
+
+    region = Case(
+        "854 x 480, 21 frames, circle 12, top-10 of all, bfloat16", "bfloat16", joint, 8, 60, 107, 21, radius=12
+    )
+    full_hd = Case("1920 x 1080, 8 frames, top-5 of each, bfloat16", "bfloat16", per_frame, 1, 135, 240)
+    inside = replace(full_hd, name="1920 x 1080, 8 frames, circle 12, top-5 of each, bfloat16", targets=4, radius=12)
+    found = {
+        "rivals": [crop("bfloat16", 5, ("eager", "compiled", "finite check")), crop("bfloat16", 20)],
+        "precisions": [crop("float16", 5), crop("tf32", 5), crop("float32", 5)],
+        "joint": [of_all("bfloat16", ("eager", "compiled")), of_all("float32", ("eager", "faiss"))],
+        "regions": [replace(case, rivals=()) for case in (region, inside)],
+        "1080p": [replace(full_hd, rivals=())],
+        "gradients": [
+            replace(case, name=f"gradient, {case.name}", targets=8, rivals=("forward",), backward=True)
+            for precision in ("bfloat16", "float32")
+            for case in (crop(precision, 5), of_all(precision, ()))
+        ],
+    }
+    size = smaller if TINY else lambda case: case
+    return {group: [size(made) for case in cases for made in by_backend(case)] for group, cases in found.items()}
+
+
+def smaller(case: Case) -> Case:
+    """The same kind of work on a grid of 4 x 6, for a CPU."""
+    return replace(
+        case,
+        targets=min(2, case.targets),
+        height=4,
+        width=6,
+        slots=1,
+        channels=16,
+        radius=None if case.radius is None else 2,
+    )
 
 
 def by_backend(case: Case) -> list[Case]:
@@ -279,27 +304,67 @@ def by_backend(case: Case) -> list[Case]:
     return [replace(case, backend="cuda"), replace(case, backend="triton", rivals=())]
 
 
-def main() -> None:
-    """Measure the ceilings, then every case; one that fails is a line with its error."""
-    device = torch.device("cuda")
-    rates = {precision: dense_tflops(precision, device) for precision in DTYPES}
-    ceilings = {"dense_tflops": rates, "copy_tbs": copy_tbs(device), "clocks at work": clocks_at_work()}
-    print(json.dumps({"ceilings": ceilings}), flush=True)
-    try:
-        found = run_sequence(device)
-    except Exception as error:  # the others may well run
-        found = {"name": "labels through a video", "error": one_line(error)}
-    print(json.dumps({"sequence": found}), flush=True)
-    for found in gpu_training.run(device):
-        print(json.dumps({"training": found}), flush=True)
-    for case in cases():
-        torch.cuda.empty_cache()
+def ceilings(where: torch.device) -> dict[str, Any]:
+    """What the chip reaches in products and copies."""
+    rates = {precision: dense_tflops(precision, where) for precision in DTYPES}
+    return {"dense_tflops": rates, "copy_tbs": copy_tbs(where), "clocks at work": clocks_at_work(where)}
+
+
+def warm(first: int, step: int, where: torch.device) -> dict[str, Any]:
+    """Run some cases and their compiled rivals once. What fails here fails where it is timed, and is reported there."""
+    cases = [case for group in groups().values() for case in group]
+    kinds: list[list[Callable[[], object]]] = [
+        [lambda case=case: compile_rival(case, where) for case in cases if "compiled" in case.rivals],
+        [lambda case=case: once(case, where) for case in cases if case.backend != "cuda"],
+        [lambda case=case: gpu_training.once(case, where) for case in gpu_training.cases()],
+    ]
+    every = [call for calls in kinds for call in (calls[:1] if TINY else calls)]
+    ran, failed = 0, []
+    for call in every[first::step]:
         try:
-            found = run_case(case, device, rates)
-        except Exception as error:  # the others may well run
-            found = {"name": case.title, "error": one_line(error)}
-        print(json.dumps(found), flush=True)
+            call()
+            ran += 1
+        except Exception as error:
+            failed.append(one_line(error))
+    return {"ran": ran, "failed": failed}
+
+
+def once(case: Case, where: torch.device) -> None:
+    """A case without timing."""
+    with multiplied_as(case.precision):
+        video = Video.random(case, 0, where)
+        if case.backward:
+            video = video.requires_grad()
+        weights, _ = forward(case, video)
+        if case.backward:
+            gradient_of(video, weights, torch.ones_like(weights))
+
+
+def compile_rival(case: Case, where: torch.device) -> None:
+    """What PyTorch makes of the materialised form."""
+    materialised(case, Video.random(case, 0, where), compiled=True)()
+
+
+def main() -> None:
+    """Time a group, or run some cases of all once."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_cases", description=__doc__.splitlines()[0])
+    parser.add_argument("group", nargs="?", choices=("ceilings", "sequence", *groups()))
+    parser.add_argument("--warm", nargs=2, type=int, metavar=("I", "N"))
+    options, where = parser.parse_args(), device()
+    if options.warm:
+        say({"name": f"warmed {options.warm[0]}"} | warm(*options.warm, where))
+    elif options.group == "ceilings":
+        attempt("ceilings", lambda: ceilings(where))
+    elif options.group == "sequence":
+        attempt("sequence", lambda: run_sequence(where, *((3, 30, 2, 3, 2) if TINY else ())))
+    else:
+        cases = groups()[options.group]
+        rates = {precision: dense_tflops(precision, where) for precision in {case.precision for case in cases}}
+        for case in cases:
+            if where.type == "cuda":
+                torch.cuda.empty_cache()
+            attempt(case.title, lambda case=case: run_case(case, where, rates))
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(main)

@@ -1,11 +1,11 @@
-"""Build, tests, benchmarks and compute-sanitizer on a machine with a GPU, into one results file: make gpu-check.
+"""Build, test and measure the GPU kernels on a machine with a GPU, into one results file: make gpu-check.
 
-Each part is a process of its own with a time limit, so that a part that crashes takes nothing with it. The results file
-is written anew after every figure: what was computed is kept, however the run ends.
+What runs is benchmarks/gpu_plan.py: three parts, a call each. Everything that is found out by a process of its own with
+a time limit is in the results file the moment it is known, however the run ends, and beside it what was predicted.
 """
 
 import argparse
-import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -13,42 +13,44 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_plan import LIMITS, build_folder, plan
+from benchmarks.gpu_steps import ROOT, Command, Process, Step, run_step, start
 from benchmarks.gpu_table import table
 from timecycle.errors import InputError, run_command_line
 
-ROOT = Path(__file__).parents[1]
-BUDGET = 570
-"""Seconds that a run may take in all; a part that would run longer is stopped."""
-WORKERS = min(8, os.cpu_count() or 1)
-"""Processes that compile kernels side by side."""
-GPU_TESTS = (
-    "tests/test_gpu.py",
-    "tests/test_kernels.py",
-    "tests/test_cuda_kernels.py",
-    "tests/test_propagate_sequence.py",
-)
+PREDICTIONS = Path(__file__).parent / "predictions.json"
+NEEDED = ("torch", "triton", "numpy", "PIL")  # to begin at all
+WANTED = ("pytest", "pybind11", "safetensors", "cv2", "tqdm")  # by a step or another
+WORKERS = max(1, min(14, (os.cpu_count() or 1) - 2))
+"""Processes that compile or test side by side."""
 
 
 def why_not() -> str | None:
     """Why there is nothing to check here, in one sentence; None if there is a GPU."""
-    for package in ("torch", "triton", "numpy", "PIL"):
+    for package in NEEDED:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed for {sys.executable}; expected what has it (make PYTHON=...)"
     if not importlib.import_module("torch").cuda.is_available():
         return "there is no GPU that PyTorch can use; make gpu-check needs one"
     return None
+
+
+def missing() -> list[str]:
+    """What a step will lack, a sentence each."""
+    found = [
+        f"{package} is not installed for {sys.executable}"
+        for package in WANTED
+        if importlib.util.find_spec(package) is None
+    ]
+    return found
 
 
 class Results:
@@ -57,196 +59,32 @@ class Results:
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.content = path, about | {"parts": {}}
 
-    def save(self, part: str, outcome: dict[str, Any]) -> None:
-        """Write the file with what a part has come to so far."""
+    def save(self, part: str, step: str, outcome: dict[str, Any]) -> None:
+        """Write the file with what a step has come to so far."""
         from timecycle.files import write_bytes  # needs packages that why_not asks for first
 
-        self.content["parts"][part] = outcome
+        self.content["parts"].setdefault(part, {})[step] = outcome
         write_bytes(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-def lines_of(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> Iterator[str]:
-    """Run a command in the repository, yield its lines, output and errors together, and last its ending.
+def run_part(part: str, steps: Sequence[Step], results: Results, begin: Callable[[Command], Process] = start) -> bool:
+    """Run a part's steps in turn; whether all went well. A step that fails does not stop the next.
 
-    Lines are shown too, but those of JSON, which are for the results file. The last line is "" if it ended with
-    status 0, else says how it ended; after `seconds` it is stopped with all it started.
+    A step that ends early leaves its time to those behind it.
     """
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    late = threading.Event()
+    predictions = json.loads(PREDICTIONS.read_text())
+    lacking = missing()
+    results.save(part, "packages", {"failed": lacking, "figures": [], "seconds": 0.0})
+    good, beginning, end = not lacking, time.monotonic(), 0.0
+    for step in steps:
+        end += step.seconds
+        seconds = beginning + end - time.monotonic()
+        print(f"==> {part}: {step.name} (at most {seconds:.0f} s)", flush=True)
 
-    def stop() -> None:
-        late.set()
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-            os.killpg(process.pid, signal.SIGKILL)
+        def save(outcome: dict[str, Any], name: str = step.name) -> None:
+            results.save(part, name, outcome)
 
-    timer = threading.Timer(max(1.0, seconds), stop)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if not line.startswith("{"):
-                print("    " + line, end="", flush=True)
-            yield line.rstrip("\n")
-        process.wait()
-    finally:
-        timer.cancel()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if late.is_set():
-        yield f"stopped after {seconds:.0f} s"
-    else:
-        yield "" if process.returncode == 0 else f"ended with status {process.returncode}"
-
-
-def build(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The native module, or the line that says why it is not there."""
-    *lines, ending = lines_of([sys.executable, "setup.py", "--quiet", "build_ext"], seconds)
-    reasons = [line for line in lines if "not built" in line]
-    save({"failed": [ending] if ending else [], "said": reasons or [line for line in lines if "built" in line]})
-
-
-def kernel_tests(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The tests that concern the kernels, on the GPU."""
-    run_pytest(seconds, save, GPU_TESTS)
-
-
-def suite(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The whole test suite, most of which is about the CPU: only when asked for."""
-    run_pytest(seconds, save, ("tests",))
-
-
-def run_pytest(seconds: float, save: Callable[[dict[str, Any]], None], files: tuple[str, ...]) -> None:
-    """Tests, on as many processes as compile kernels well side by side."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", f"--junitxml={report}"]
-        if importlib.util.find_spec("xdist"):  # most of the time goes into compiling kernels
-            command += ["-n", str(WORKERS)]
-        *_, ending = lines_of([*command, *files], seconds)
-        outcome: dict[str, Any] = read_report(report.read_text()) if report.is_file() else {"failed": []}
-    if ending and not outcome["failed"] and not outcome.get("not installed"):  # no test at all, or processes that died
-        outcome["failed"].append(f"pytest {ending}")
-    save(outcome)
-
-
-def read_report(xml: str) -> dict[str, Any]:
-    """Counts and names from pytest's JUnit report; files that lack a package of others are named apart."""
-    outcome: dict[str, Any] = {"passed": 0, "skipped": 0, "failed": [], "not installed": []}
-    for case in ElementTree.fromstring(xml).iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}".removeprefix("::")
-        problem = case.find("failure") if case.find("failure") is not None else case.find("error")
-        if problem is not None:
-            message = " ".join((problem.get("message") or "").split())[:300]
-            missing = re.search(r"No module named '(\w+)", f"{message} {problem.text}")
-            if missing and missing[1] not in ("timecycle", "tests", "benchmarks"):
-                outcome["not installed"].append(f"{name}: {missing[1]}")
-            else:
-                outcome["failed"].append(f"{name}: {message}")
-        else:
-            outcome["skipped" if case.find("skipped") is not None else "passed"] += 1
-    return outcome
-
-
-def benchmarks(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The ceilings, then every case of benchmarks/gpu_cases.py, saved one by one."""
-    outcome: dict[str, Any] = {"failed": [], "ceilings": {}, "training": [], "cases": []}
-    ending = ""
-    for line in lines_of([sys.executable, "-m", "benchmarks.gpu_cases"], seconds):
-        ending = line
-        if not line.startswith("{"):
-            continue
-        found = json.loads(line)
-        if "ceilings" in found:
-            outcome["ceilings"] = found["ceilings"]
-            save(outcome)
-            continue
-        if "sequence" in found:
-            found = outcome["sequence"] = found["sequence"]
-        elif "training" in found:
-            found = found["training"]
-            outcome["training"].append(found)
-        else:
-            outcome["cases"].append(found)
-        outcome["failed"] += [f"{found['name']}: {found['error']}"] if "error" in found else []
-        print(f"    {found['name']}: {found.get('us', 'failed')}", flush=True)
-        save(outcome)
-    outcome["failed"] += [ending] if ending else []
-    save(outcome)
-
-
-def fill_kernel_cache(seconds: float) -> None:
-    """Compile what the sanitizer will run, side by side; what fails here fails there, and is reported then."""
-    end, command = time.monotonic() + seconds, [sys.executable, "-m", "benchmarks.gpu_sanitizer"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    workers = [subprocess.Popen([*command, str(i), str(WORKERS)], cwd=ROOT, **quiet) for i in range(WORKERS)]
-    for worker in workers:
-        try:
-            worker.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-
-
-def sanitizer(seconds: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """compute-sanitizer's memcheck and racecheck over every kernel."""
-    outcome: dict[str, Any] = {"failed": []}
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        save(outcome | {"said": "compute-sanitizer is not installed"})
-        return
-    end = time.monotonic() + seconds
-    fill_kernel_cache(seconds / 3)
-    # PyTorch asks the driver for what may not be there, and itself raises the errors of calls that matter.
-    command = [program, "--report-api-errors", "no", "--error-exitcode", "1"]
-    for tool, share in (("memcheck", 0.5), ("racecheck", 1.0)):
-        # The allocator would hide one tensor's overrun in the next one's memory.
-        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        run = [*command, "--tool", tool, sys.executable, "-m", "benchmarks.gpu_sanitizer"]
-        *lines, ending = lines_of(run, share * (end - time.monotonic()), environment)
-        outcome[tool] = [line for line in lines if line.startswith("=========")][-20:]
-        outcome["failed"] += [f"{tool} {ending}"] if ending else []
-        save(outcome)
-
-
-PARTS: dict[str, Callable[[float, Callable[[dict[str, Any]], None]], None]] = {
-    "build": build,
-    "tests": kernel_tests,
-    "benchmarks": benchmarks,
-    "sanitizer": sanitizer,
-    "suite": suite,
-}
-LIMITS = {"build": 150.0, "tests": 200.0, "benchmarks": 360.0}
-"""Seconds a part may take when others follow it; the others take what is left."""
-
-
-def run_parts(wanted: list[str], results: Results) -> bool:
-    """Run the parts in turn; whether all went well. A part that fails does not stop the next."""
-    end, good = time.monotonic() + BUDGET, True
-    for name in wanted:
-        left = end - time.monotonic()
-        seconds = left if name == wanted[-1] else min(left, LIMITS.get(name, left))
-        print(f"==> {name} (at most {seconds:.0f} s)", flush=True)
-        start = time.monotonic()
-
-        def save(outcome: dict[str, Any], name: str = name, start: float = start) -> None:
-            results.save(name, outcome | {"seconds": round(time.monotonic() - start, 1)})
-
-        try:
-            PARTS[name](seconds, save)
-        except Exception as error:  # what the next parts find out counts too
-            so_far = results.content["parts"].get(name, {"failed": []})
-            save(so_far | {"failed": [*so_far["failed"], f"{type(error).__name__}: {error}"]})
-        good = good and not results.content["parts"][name]["failed"]
+        good = not run_step(step, seconds, save, begin, predictions)["failed"] and good
     return good
 
 
@@ -275,28 +113,35 @@ def about(commit: str | None) -> dict[str, Any]:
     }
 
 
-def results_path(folder: Path, about: dict[str, Any]) -> Path:
-    """<folder>/<gpu>/<date>-<commit>.json, in letters that every file system takes."""
+def results_path(folder: Path | None, about: dict[str, Any], part: str) -> Path:
+    """<folder>/<gpu>/<date>-<commit>-<part>.json, in letters that every file system takes.
+
+    Without a folder, in $OUT if there is one: what brings files from one machine to another takes few folders.
+    """
     gpu, commit = (re.sub(r"[^A-Za-z0-9]+", "-", about[key]).strip("-") for key in ("gpu", "commit"))
-    return folder / gpu.lower() / f"{about['date']}-{commit}.json"
+    name = f"{about['date']}-{commit}-{part}.json"
+    if folder is None and os.environ.get("OUT"):
+        return Path(os.environ["OUT"]) / f"{gpu.lower()}-{name}"
+    return (folder or ROOT / "benchmarks" / "results") / gpu.lower() / name
 
 
 def main() -> None:
     """Check, and print the table last. Status 1 if anything failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="make gpu-check", description=__doc__)
-    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("part", choices=["all", *LIMITS])
+    parser.add_argument("--results", help="folder of the results (default: $OUT, else benchmarks/results)")
     parser.add_argument("--commit", help="what to call the code where there is no git")
     options = parser.parse_args()
     reason = why_not()
     if reason:
         raise InputError(reason)
     known = about(options.commit)
-    results = Results(results_path(options.results, known), known)
-    wanted = [name for name in PARTS if name != "suite"] if options.part == "all" else [options.part]
-    good = run_parts(wanted, results)
+    results = Results(results_path(Path(options.results) if options.results else None, known, options.part), known)
+    steps = plan(build_folder(), WORKERS)
+    wanted = list(LIMITS) if options.part == "all" else [options.part]
+    good = [run_part(part, steps[part], results) for part in wanted]
     print("\n".join(["", *table(results.content), f"written to {results.path}"]))
-    if not good:
+    if not all(good):
         sys.exit(1)
 
 

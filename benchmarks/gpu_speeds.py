@@ -15,8 +15,9 @@ def speeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What timecycle/ops/speeds.py reads: of every chip and piece of work the latest times, if two backends did it."""
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for content in sorted(results, key=lambda content: content["date"]):
-        for case in content["parts"].get("benchmarks", {}).get("cases", []):
-            if "us" in case and not case["backward"]:
+        steps = (step for part in content["parts"].values() for step in part.values())
+        for case in (figure for step in steps for figure in step["figures"]):
+            if "work" in case and not case["backward"]:
                 work = (content["capability"], case["joint"], case["region"], case["k"], case["work"])
                 found.setdefault(work, {})[case["backend"]] = case["us"]
     return [

@@ -3,6 +3,7 @@
 Everything here runs on a CPU too, for the tests; benchmarks/gpu_check.py lets only a GPU's figures into a results file.
 """
 
+import os
 import statistics
 import subprocess
 import time
@@ -12,9 +13,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_steps import REHEARSAL
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 """What a precision's features are stored as; "tf32" and "float32" differ in how PyTorch is set up to multiply them."""
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu")
+
+TINY = REHEARSAL in os.environ  # one round is then enough, and a small product for a ceiling
+QUEUEING = 10**8
+"""Cycles that a GPU waits for a queue to fill, some 50 ms."""
 
 
 @contextmanager
@@ -52,20 +59,17 @@ def rotation(bytes_each: int, device: torch.device) -> int:
     return max(2, -(-4 * cache_bytes(device) // bytes_each))
 
 
-def measure(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.7) -> dict[str, Any]:
+def measure(
+    calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.7, queued: bool = False
+) -> dict[str, Any]:
     """Time calls that do the same with different inputs, in turn, for about so long, at least 5 and at most 100 times.
 
+    With `queued` the GPU starts when all calls are on its stream, so that what the host takes to launch does not count.
     Returns the median and the fastest and slowest tenth, microseconds of one call, and how many were timed.
     """
-    for call in calls:  # compiles, and takes the memory that the allocator then holds
-        call()
-    wait(device)
-    start = time.perf_counter()
-    calls[0]()
-    wait(device)
-    rounds = int(min(100, max(5, seconds / (time.perf_counter() - start))))
+    rounds = 1 if TINY else _rounds(calls, device, seconds)
     turns = [calls[i % len(calls)] for i in range(rounds)]
-    times = sorted(_events(turns) if device.type == "cuda" else _clock(turns))
+    times = sorted(_events(turns, queued) if device.type == "cuda" else _clock(turns))
     tenth = rounds // 10
     return {
         "us": round(statistics.median(times), 2),
@@ -75,8 +79,21 @@ def measure(calls: Sequence[Callable[[], object]], device: torch.device, seconds
     }
 
 
-def _events(turns: Sequence[Callable[[], object]]) -> list[float]:
+def _rounds(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> int:
+    """How many calls last for about so long, once each has run and holds the memory that it takes."""
+    for call in calls:
+        call()
+    wait(device)
+    start = time.perf_counter()
+    calls[0]()
+    wait(device)
+    return int(min(100, max(5, seconds / (time.perf_counter() - start))))
+
+
+def _events(turns: Sequence[Callable[[], object]], queued: bool) -> list[float]:
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in turns]
+    if queued:
+        torch.cuda._sleep(QUEUEING)
     for (start, end), call in zip(marks, turns, strict=True):
         start.record()
         call()
@@ -106,15 +123,15 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float | None:
     return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 2)
 
 
-def dense_tflops(precision: str, device: torch.device, size: int = 8192) -> float:
+def dense_tflops(precision: str, device: torch.device, size: int = 64 if TINY else 8192) -> float:
     """The rate of a large square product of random numbers through PyTorch, TFLOP/s."""
     sets = [[torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(3)] for _ in range(2)]
     with multiplied_as(precision):
         timing = measure([lambda a=a, b=b, out=out: torch.mm(a, b, out=out) for a, b, out in sets], device)
-    return round(2 * size**3 / timing["us"] / 1e6, 2)
+    return round(2 * size**3 / timing["us"] / 1e6, 2 if size > 1000 else 8)
 
 
-def copy_tbs(device: torch.device, count: int = 1 << 30) -> float:
+def copy_tbs(device: torch.device, count: int = 1 << (10 if TINY else 30)) -> float:
     """The rate of a large copy of so many float32 numbers on the device, TB/s, bytes read plus bytes written."""
     source = torch.randn(count, device=device)
     target = torch.empty_like(source)
@@ -132,17 +149,17 @@ def nvidia_smi(*fields: str) -> dict[str, str]:
     return dict(zip(fields, (value.strip() for value in said.strip().split(",")), strict=True))
 
 
-def clocks_at_work(size: int = 8192) -> dict[str, str]:
+def clocks_at_work(device: torch.device, size: int = 64 if TINY else 8192) -> dict[str, str]:
     """Clocks, power and temperature in the middle of two seconds of products; an idle GPU's say little."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     start = time.perf_counter()
     torch.mm(a, b, out=out)
-    torch.cuda.synchronize()
+    wait(device)
     once = time.perf_counter() - start
     for _ in range(int(min(2000, 2 / once))):
         torch.mm(a, b, out=out)
     time.sleep(0.5)
     found = nvidia_smi(*CLOCKS)
-    torch.cuda.synchronize()
+    wait(device)
     return found

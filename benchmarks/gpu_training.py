@@ -1,4 +1,6 @@
-"""What training runs, timed and checked on a GPU: attend, and TimeCycle's losses and step against their plain form.
+"""What training runs, timed and checked on a GPU: python -m benchmarks.gpu_training.
+
+attend, and TimeCycle's losses and step against their plain form.
 
 Figures are of a whole call. Losses and steps are forward and backward.
 """
@@ -13,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import plain_training
-from benchmarks.gpu_timing import DTYPES, measure, multiplied_as, one_line, peak_mb, rotation
+from benchmarks.gpu_setting import device as device_of
+from benchmarks.gpu_setting import not_interpreted, say
+from benchmarks.gpu_timing import DTYPES, TINY, measure, multiplied_as, one_line, peak_mb, rotation
 from timecycle.encoder import STRIDE
+from timecycle.errors import run_command_line
 from timecycle.objective import TimeCycle
 from timecycle.ops import attend
 from timecycle.tracking import KERNEL, TEMPERATURE, WIDTH
@@ -166,7 +171,7 @@ class Learning:
 def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any]]:
     """Compare both forms' totals, then time each, forward and backward."""
     found: dict[str, Any] = {"name": f"{case.name}, {case.precision}"}
-    with multiplied_as(case.precision):
+    with multiplied_as(case.precision), not_interpreted():
         forms = case.forms(device)
         ours, plain = (forms[form]().detach() for form in ("ours", "plain"))
         torch.testing.assert_close(ours, plain, atol=5e-3 if case.precision == "tf32" else 1e-4, rtol=0)
@@ -182,13 +187,29 @@ def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any
 def cases() -> list[Attention | Learning]:
     """What is timed."""
     localiser = Attention("attend, localiser at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
-    return [
+    found: list[Attention | Learning] = [
         *(replace(localiser, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
         Attention("attend, chain of 900 nodes, 16 samples", "bfloat16", 16, 900, 900, 128, 900, None),
         Learning("TimeCycle's losses at 240 px, 36 samples", False, 36),
         Learning("TimeCycle's losses at 480 px, 2 samples", False, 2, 480),
         Learning("TimeCycle's step at 240 px, 8 samples", True, 8),
     ]
+    return [smaller(case) for case in found] if TINY else found
+
+
+def smaller(case: Attention | Learning) -> Attention | Learning:
+    """The same kind of work, for a CPU."""
+    if isinstance(case, Learning):
+        return replace(case, samples=1, side=64, patch=56, length=1)
+    queries, side = (9, None) if case.side is None else (64, 8)
+    return replace(case, samples=2, queries=queries, keys=9, channels=16, values=5, side=side)
+
+
+def once(case: Attention | Learning, device: torch.device) -> None:
+    """Forward and backward without timing."""
+    with multiplied_as(case.precision):
+        total = case.run(*case.inputs(0, device))[0] if isinstance(case, Attention) else case.forms(device)["ours"]()
+        total.sum().backward()
 
 
 def run(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -200,3 +221,13 @@ def run(device: torch.device) -> Iterator[dict[str, Any]]:
             yield from run_attention(case, device) if isinstance(case, Attention) else run_learning(case, device)
         except Exception as error:
             yield {"name": case.name, "error": one_line(error)}
+
+
+def main() -> None:
+    """Print every figure."""
+    for found in run(device_of()):
+        say(found)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

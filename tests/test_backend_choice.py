@@ -115,7 +115,8 @@ def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
         cases.append(case | {"backend": "triton", "work": "only Triton's", "us": 1.0})
         cases.append({"name": "failed", "error": "no"})
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"date": date, "capability": "9.0", "parts": {"benchmarks": {"cases": cases}}}))
+        parts = {"second": {"cases": {"figures": cases}}}
+        path.write_text(json.dumps({"date": date, "capability": "9.0", "parts": parts}))
         return path
 
     later = results("a", "2026-12-02", {"cuda": 3.0, "triton": 4.0})

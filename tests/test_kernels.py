@@ -23,7 +23,7 @@ from timecycle.kernels.call import Reach
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Callable[[str], None]]:
+def run(request) -> Iterator[Callable[[str], None]]:
     """Run a check where Triton can: here if it can, else in processes with its interpreter, one a core."""
     if TRITON_MISSING is None:
         yield partial(kernel_cases.run, "triton")
@@ -34,7 +34,8 @@ def run() -> Iterator[Callable[[str], None]]:
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
-        running = {name: pool.submit(kernel_cases.run, "triton", name) for name in kernel_cases.CHECKS["triton"]}
+        chosen = [item.callspec.params["name"] for item in request.session.items if item.function is test_kernels]
+        running = {name: pool.submit(kernel_cases.run, "triton", name) for name in chosen}
         yield lambda name: running[name].result()
         pool.shutdown(cancel_futures=True)
 

@@ -81,7 +81,7 @@ def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options
     assert operators_in(function, dtype, False) == seen
 
 
-# Its C++ ends the process. `make gpu-check PART=suite` runs it.
+# Its C++ ends the process. `make gpu-check PART=second` runs it.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a PyTorch without CUDA has no autograd for a GPU's tensors")
 def test_their_gradient_is_the_operators(operators_in):
     def function(q, b, f, c):

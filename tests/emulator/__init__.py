@@ -1,33 +1,56 @@
 """The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which says how a GPU is imitated."""
 
+import fcntl
+import hashlib
 import importlib
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pybind11
 
 HERE = Path(__file__).parent
-SOURCES = [
-    *sorted((HERE.parents[1] / "csrc" / "cuda").glob("*.cu")),
-    HERE.parents[1] / "csrc" / "cuda" / "bindings.cpp",
-]
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+SOURCES = [HERE / "emulator.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+# The coroutines jump between stacks, which a fortified longjmp takes for an attack.
+OPTIONS = ["-std=c++20", "-O2", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
 
 
-def build(folder: Path) -> Path:
-    """Compile the module into a folder."""
+def build() -> Path:
+    """The compiled module, under build/emulator; made only if no build of the same sources and options is there."""
     assert COMPILER is not None
-    out = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    includes = [HERE, SOURCES[0].parent, pybind11.get_include(), sysconfig.get_path("include")]
-    # The coroutines jump between stacks, which a fortified longjmp takes for an attack.
-    options = ["-std=c++20", "-O2", "-fPIC", "-shared", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
-    command = [COMPILER, *options, *(f"-I{path}" for path in includes), "-o", out, HERE / "emulator.cpp", "-x", "c++"]
-    subprocess.run([*command, *SOURCES], check=True)
+    includes = [f"-I{path}" for path in (HERE, CUDA, pybind11.get_include(), sysconfig.get_path("include"))]
+    compiling = [COMPILER, *OPTIONS, *includes]
+    seen = hashlib.sha256(" ".join(compiling).encode())
+    for path in sorted(x for folder in (HERE, CUDA, CUDA.parent) for x in folder.iterdir() if x.is_file()):
+        seen.update(path.read_bytes())
+    folder = ROOT / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / seen.hexdigest()[:16] / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not out.is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                objects = [f"{made}/{source.stem}.o" for source in SOURCES]
+
+                def run(source: Path, to: str) -> None:
+                    subprocess.run([*compiling, "-c", "-x", "c++", source, "-o", to], check=True)
+
+                with ThreadPoolExecutor() as pool:
+                    list(pool.map(run, SOURCES, objects))
+                subprocess.run([COMPILER, "-shared", *objects, "-o", f"{made}/module"], check=True)
+                out.parent.mkdir(exist_ok=True)
+                Path(made, "module").replace(out)
     return out
 
 
@@ -46,17 +69,25 @@ def use(path: Path, hopper: bool) -> None:
     from timecycle.kernels.launch import Launch
 
     from timecycle.kernels import topk_affinity_cuda as kernels
-    from timecycle.ops import _backends
 
     on = Launch(load(path), 0, 0, hopper)
-    kernels.blocks_at_once = lambda device: 5
+    kernels.blocks_at_once = lambda device: 5  # so that small calls, too, are cut inside of lists
+    launch_with(lambda _: on)
+
+
+def launch_with(on: Callable[[Any], Any]) -> None:
+    """From now on backend "cuda", asked for by name, takes any call, and launches as `on` says of its first tensor."""
+    from timecycle.kernels import topk_affinity_cuda as kernels
+    from timecycle.ops import _backends
+
     run_sequence = importlib.import_module("timecycle.ops.propagate_sequence").run_cuda
-    emulated = {
-        "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on),
-        "affinity_propagate": lambda *arguments: kernels.affinity_propagate(*arguments, on),
-        "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on),
+    chosen = {
+        "topk_affinity": lambda *arguments: kernels.topk_affinity(*arguments, on(arguments[0])),
+        "affinity_propagate": lambda *arguments: kernels.affinity_propagate(*arguments, on(arguments[0])),
+        "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on(arguments[0])),
     }
-    for operator, run in emulated.items():
+    for operator, run in chosen.items():
         cuda, *others = _backends._REGISTERED[operator]
         assert cuda.name == "cuda"
-        _backends.register(operator, replace(cuda, missing=None, why_not=lambda *_: None, run=run), *others)
+        options = {"why_not": lambda *_: None, "unless_asked": lambda *_: "it was not asked for"}
+        _backends.register(operator, replace(cuda, missing=None, run=run, **options), *others)

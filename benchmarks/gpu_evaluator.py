@@ -1,0 +1,61 @@
+"""The evaluator from end to end, pictures a second: python -m benchmarks.gpu_evaluator.
+
+Made video at 480p, the network that ships joined with colours and gradients, TimeCycle's protocol; frames are read from
+JPEG files and masks written, as in test_davis.py, without its overlays. A first run compiles and is not timed.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_setting import TINY, attempt, device
+from timecycle.data.davis import Sequence, read_davis
+from timecycle.data.synthetic import make_davis
+from timecycle.errors import run_command_line
+from timecycle.evaluation import evaluate, masks_to_score
+from timecycle.features import DEFAULT, DTYPES, Features
+from timecycle.protocols import Protocol, protocol
+from timecycle.results import ResultsFolder
+from timecycle.scores import score_masks
+
+
+def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
+    """Evaluate; seconds in all and by stage, and the score."""
+    folder = ResultsFolder(out, asdict(rules))
+    features = Features(DEFAULT, where, DTYPES[dtype], rules)
+    start = time.perf_counter()
+    evaluate(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
+    seconds = time.perf_counter() - start
+    scores = score_masks(masks_to_score(sequences, folder.path), workers=1)
+    pictures = sum(len(sequence.frames) for sequence in sequences)
+    return {
+        "pictures": pictures,
+        "pictures_a_second": round(pictures / seconds, 2),
+        "seconds": {name: round(value, 2) for name, value in folder.stage_seconds().items()},
+        "J&F": round(scores.global_["J&F-Mean"], 4),
+    }
+
+
+def main() -> None:
+    """Two sequences, in both types of features."""
+    where = device()
+    size = {"frames": 2, "height": 48, "width": 64} if TINY else {"frames": 30}
+    with tempfile.TemporaryDirectory() as made:
+        root = make_davis(Path(made) / "davis", sequences=2, **size)
+        first, *rest = sequences = read_davis(root)
+        rules = protocol("timecycle", side=32 if TINY else 480)
+
+        def timed(dtype: str) -> dict[str, Any]:
+            run([first], dtype, rules, Path(made) / f"{dtype}, first", where)
+            return run(rest or sequences, dtype, rules, Path(made) / dtype, where)
+
+        for dtype in ("bfloat16", "float32"):
+            attempt(f"evaluator at 480p, {dtype}", lambda dtype=dtype: timed(dtype))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

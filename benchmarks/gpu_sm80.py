@@ -1,0 +1,51 @@
+"""The kernels for Ampere on a GPU of another kind: python -m benchmarks.gpu_sm80 MODULE.
+
+MODULE is the file of a CUDA module built as PTX of compute_80 alone (csrc/cuda/build.py --chips compute_80), which the
+driver compiles for the chip that is there. Checked as every module is (tests/kernel_cases.py), and timed.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timecycle.kernels.launch import Launch
+
+from benchmarks import gpu_headline
+from benchmarks.gpu_setting import TINY, attempt, device
+from tests import emulator, kernel_cases
+from timecycle.errors import run_command_line
+from timecycle.ops import _backends
+
+
+def of_ampere(path: Path) -> Callable[[torch.Tensor], Launch]:
+    """Launches of the module's kernels for Ampere, whatever the chip."""
+    module = emulator.load(path)
+    return lambda tensor: replace(_backends.launch(tensor), module=module, hopper=False)
+
+
+def check(name: str) -> dict[str, Any]:
+    """One of the checks. Raises what it raises."""
+    kernel_cases.run("cuda", name)
+    return {}
+
+
+def main() -> None:
+    """Check one call, time it, check everything else."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_sm80", description=__doc__.splitlines()[0])
+    parser.add_argument("module", type=Path)
+    path, where = parser.parse_args().module, device(hopper=False)
+    if not TINY:  # where the emulator has a kernel for each kind of chip
+        emulator.launch_with(of_ampere(path))
+    first, *others = kernel_cases.CHECKS["cuda"]
+    attempt(f"sm_80, {first}", partial(check, first))
+    attempt("sm_80, B = 16, k = 5", partial(gpu_headline.ours, 16, 5, "cuda", where))
+    for name in others[:1] if TINY else others:
+        attempt(f"sm_80, {name}", partial(check, name))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

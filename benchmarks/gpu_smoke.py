@@ -1,0 +1,87 @@
+"""One kernel on one shape, against the reference in float64: python -m benchmarks.gpu_smoke NAME.
+
+Features are small whole numbers, of which every product and sum is exact, so that indices must agree to the last one;
+memory that nobody wrote is full of NaN. The checks are those of tests/kernel_cases.py.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_setting import TINY, attempt, device, poisoned
+from tests import kernel_cases
+from timecycle.errors import run_command_line
+from timecycle.ops import Region, Select
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """A call: the grid of queries and of keys, channels D, slots T, neighbours k, and a region's radius."""
+
+    backend: str
+    height: int
+    width: int
+    channels: int
+    slots: int
+    k: int
+    radius: float | None = None
+
+    def check(self) -> dict[str, Any]:
+        """Run it. Raises AssertionError if it is wrong."""
+        kernel_cases.BACKEND = self.backend
+        count = self.height * self.width
+        query, bank = (kernel_cases.whole(seed, seed, count, self.channels) for seed in (1, 2))
+        region = None if self.radius is None else Region(self.height, self.width, self.radius)
+        select = Select(self.k, 0.5 + self.channels / 64, "frame", "all")
+        with poisoned():
+            ours, exact = kernel_cases.both(
+                query, bank, [list(range(self.slots))], select, torch.bfloat16, region=region
+            )
+            kernel_cases.same(ours, exact)
+        return {"largest error": float((ours[0].double() - exact[0]).abs().max())}
+
+
+def sequence(positions: int) -> dict[str, Any]:
+    """Labels through a video. Raises AssertionError if they are wrong."""
+    with poisoned():
+        kernel_cases.through_a_video(5, positions, 5, 4, 10, None, True, backend="cuda")
+    return {}
+
+
+CROP = Smoke("cuda", 60, 60, 512, 2, 20)
+SHAPES = {
+    "cuda, one patch": Smoke("cuda", 1, 128, 64, 1, 5),
+    "cuda, crop 480": CROP,
+    "cuda, streamed": Smoke("cuda", 15, 20, 520, 2, 5),
+    "cuda, region": Smoke("cuda", 30, 40, 64, 2, 10, 5),
+    "triton, one patch": Smoke("triton", 1, 128, 64, 1, 5),
+    "triton, crop 480": replace(CROP, backend="triton"),
+}
+NAMES = (*SHAPES, "cuda, labels through a video")
+
+
+def smaller(shape: Smoke) -> Smoke:
+    """What an emulator takes a second for: the same channels, so that they are streamed or not as before."""
+    return replace(shape, height=min(shape.height, 6), width=min(shape.width, 12), slots=1)
+
+
+def main() -> None:
+    """Check one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--warm", action="store_true", help="to compile it for a later run")
+    options = parser.parse_args()
+    name = options.name
+    device()
+    if name in SHAPES:
+        check = (smaller(SHAPES[name]) if TINY else SHAPES[name]).check
+    else:
+        check = partial(sequence, 65 if TINY else 3600)
+    attempt(f"{'warmed' if options.warm else 'smoke'}: {name}", check)
+
+
+if __name__ == "__main__":
+    run_command_line(main)
