@@ -1,8 +1,8 @@
 """How the CUDA scan shares its work among blocks: the numbers that csrc/cuda/work.cuh needs of a call.
 
 Keys are taken in patches of 128. Every block, one a multiprocessor, gets a stretch of the patches of a round of
-targets. What a query finds in one stretch is two lists of its own, so that there must be room for those of all stretches
-that can have keys of one list.
+targets. What a query finds in one stretch is two lists of its own; there must be room for those of all stretches that
+can have keys of one list.
 """
 
 import functools
@@ -18,6 +18,8 @@ KEYS = 128
 """Positions of a patch, of queries and of keys alike."""
 REGION_TILE = (8, 16)
 """Rows and columns of such a patch with a region."""
+MOST_BLOCKS = 255
+"""For which csrc/cuda has room to number the parts of a list; no chip has as many multiprocessors."""
 CACHE = 24 << 20
 """Bytes of keys that targets of one round may read together: half of an H100's L2, each half of which has its own copy
 of what all multiprocessors read."""
@@ -35,20 +37,20 @@ class Work:
 
     @staticmethod
     def of(call: Call, joint: bool, blocks: int) -> "Work":
-        """For a call, or a part of one, on at most so many blocks."""
-        before, fewest, most = patches(*grid_of(call), call.reach if call.region else None, call.query.device)
+        """For a call, or a part of one, on at most so many blocks. `parts` is the same for all parts of a call."""
+        before, through_region, most = patches(*grid_of(call), call.reach if call.region else None, call.query.device)
         all_keys = call.patches(KEYS, keys=True)
-        own, query_patches = len(call.query), call.patches(KEYS)
         together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
-        rounds = -(-own // min(own, max(1, together)))
-        of_a_round = own // rounds * call.slots
-        # Of a round where every slot is seen through the region, and of one where every slot is seen whole.
-        shares = [max(1, of_a_round * units // blocks) for units in (fewest, all_keys * query_patches)]
-        slots = call.slots if joint else 1
-        parts = max(-(-slots * units // share) for units, share in zip((most, all_keys), shares, strict=True)) + 2
-        if call.region and not joint:  # a slot that is seen whole among others that are not
-            parts = max(parts, -(-all_keys // shares[0]) + 2)
-        return Work(before, min(blocks, of_a_round * all_keys * query_patches), rounds, parts)
+        rounds = -(-len(call.query) // max(1, min(len(call.query), together)))
+        blocks = max(1, min(blocks, MOST_BLOCKS, call.slots * through_region))
+        # A block's least share of one target: all slots seen through the region, or all seen whole.
+        shares = [call.slots * units // blocks for units in (through_region, all_keys * call.patches(KEYS))]
+        if joint:
+            lists = [(call.slots * most, shares[0]), (call.slots * all_keys, shares[1])]
+        else:  # one slot may be seen whole where the others are not
+            lists = [(all_keys if call.region else most, shares[0])]
+        parts = max(-(-(units - 1) // share) + 1 for units, share in lists)
+        return Work(before, blocks, rounds, parts)
 
 
 def blocks_at_once(device: torch.device) -> int:

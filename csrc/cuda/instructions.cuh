@@ -29,6 +29,7 @@
 
 namespace timecycle::chip {
 
+constexpr int kLargestShared = 232448;  // bytes of a block, on sm_90
 using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 

@@ -84,6 +84,7 @@ struct Piece {
   volatile int list;           // the first of the two that the block makes of these queries
   volatile bool begins;        // whether the queries are others than the last piece's
   volatile bool ends;          // whether the list is complete
+  volatile uint8_t part;       // which block it is of those that have keys of the list
 };
 
 // Calls start<T, K, REGION>() for the type, the list size (at least k) and the kind of patch that a call needs.

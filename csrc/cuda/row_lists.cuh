@@ -60,6 +60,8 @@ struct alignas(16) Hit {
 template <int ROOM>
 struct Hits {
   Hit entry[ROOM][32];
+  // Of each row: smaller products are not among the k best, and the largest product so far.
+  float gate[32], best[32];
 };
 
 // The smallest number above x, which is not NaN; infinities are as they come.
@@ -68,8 +70,10 @@ ON_DEVICE float above(float x) {
   return chip::number_of(bits + (bits >= 0 ? 1 : -1));
 }
 
-// The state of a warp, and what it does with a tile.
-template <int K, int COLUMNS, int ROOM, bool REGION>
+// The state of a warp, and what it does with a tile. Share says which part of a patch's products is the warp's: the
+// places of its rows 0 and 16 among the queries, and its first column of keys. It works them out anew each time, since
+// registers are few.
+template <int K, int COLUMNS, int ROOM, bool REGION, class Share>
 struct RowLists {
   using P = Patch<REGION>;
   static constexpr int kEighths = COLUMNS / 8;  // a lane has two columns of each
@@ -77,26 +81,20 @@ struct RowLists {
 
   const Scan& call;
   Hits<ROOM>& hits;
-  const Piece& piece;      // what the warp is at
-  const int rows[2];       // places in `queries` of the warp's rows 0 and 16
-  const int first_column;  // in a patch of keys
-  List<K> list;            // of row lane()
-  float best;              // the largest product of row lane() so far
-  int first;               // index of the first key of the last patch
+  const Piece& piece;  // what the warp is at
+  List<K> list;        // of row lane()
+  int first;           // index of the first key of the last patch
   // Of the four rows that this lane has columns of, in order of its registers: row_of(i).
-  float gate[4];           // smaller products are not among the k best
   float top[4], total[4];  // the softmax: a product that no exponent is far above, and the sum relative to it
   uint32_t filled;         // hits in the buffer: one byte for each of the rows
 
-  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, const Piece& piece, int first_row, int second_row,
-                     int first_column)
-      : call(call), hits(hits), piece(piece), rows{first_row, second_row}, first_column(first_column) {}
+  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, const Piece& piece) : call(call), hits(hits), piece(piece) {}
 
   ON_DEVICE void clear() {
     // A row beyond the grid, whose products are all 0, keeps nothing and has no hits.
     const P own = place_of(chip::lane());
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
-    best = -INFINITY;
+    hits.best[chip::lane()] = -INFINITY;
     first = 0;
     filled = 0;
 #pragma unroll
@@ -115,7 +113,7 @@ struct RowLists {
     if (some_open()) {
       begin(sums);
     } else if (chip::any(first < before)) {
-      show(lowest(first), best);  // equal products with lower indices may come
+      show(lowest(first), hits.best[chip::lane()]);  // equal products with lower indices may come
     }
     uint32_t found[4];
     find(sums, found);
@@ -181,18 +179,20 @@ struct RowLists {
 
   // Where a row of the warp is on the grid, or beyond its edge.
   ON_DEVICE P place_of(int row) const {
-    const int place = (row < 16 ? rows[0] : rows[1]) + row % 16;
+    const int place = Share::first_row(row / 16) + row % 16;
     return {piece.y + place / P::kWide, piece.x + place % P::kWide};
   }
 
   // The column, in a patch of keys, of a lane's e-th product (0 or 1) of an eighth.
-  ON_DEVICE int column(int eighth, int e, int lane) const { return first_column + 8 * eighth + 2 * (lane % 4) + e; }
+  ON_DEVICE int column(int eighth, int e, int lane) const {
+    return Share::first_column() + 8 * eighth + 2 * (lane % 4) + e;
+  }
 
   // Which keys are inside the region of a row: bit 2 * eighth + e.
   ON_DEVICE uint32_t near(P keys, int i) const {
     const int lane = chip::lane(), columns = call.columns * call.columns;
     const P query = place_of(row_of(i, lane));
-    const int y = keys.y + first_column / P::kWide - query.y;
+    const int y = keys.y + Share::first_column() / P::kWide - query.y;
     const int x = keys.x + column(0, 0, lane) % P::kWide - query.x;
     uint32_t found = 0;
 #pragma unroll 1
@@ -213,7 +213,7 @@ struct RowLists {
     if (!REGION && keys.x + kPatch <= grid.width) return;
     const int lane = chip::lane();
     if constexpr (REGION) {
-      const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
+      const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + Share::first_column() / P::kWide;
       uint32_t exists = 0;
 #pragma unroll 1
       for (int row = 0; row < COLUMNS / P::kWide; ++row) {
@@ -301,17 +301,23 @@ struct RowLists {
   // Tells the lanes of row lane() its gate and its largest product.
   ON_DEVICE void show(float lowest, float most) {
     const int lane = chip::lane();
+    chip::sync_warp();
+    hits.gate[lane] = lowest;
+    hits.best[lane] = most;
+    chip::sync_warp();
+    if (!call.every) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      gate[i] = chip::from_lane(lowest, row_of(i, lane));
-      if (call.every) lift(i, chip::from_lane(most, row_of(i, lane)));
-    }
+    for (int i = 0; i < 4; ++i) lift(i, hits.best[row_of(i, lane)]);
   }
 
   // Which pairs of products reach their row's gate: bit `eighth` of a row's word.
   ON_DEVICE void find(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) const {
+    float gate[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) found[i] = 0;
+    for (int i = 0; i < 4; ++i) {
+      found[i] = 0;
+      gate[i] = hits.gate[row_of(i, chip::lane())];
+    }
 #pragma unroll
     for (int j = kEighths - 1; j >= 0; --j) {
 #pragma unroll
@@ -367,7 +373,7 @@ struct RowLists {
     chip::Cursor to[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = chip::Cursor(&hits.entry[place >> (8 * i) & 255][row_of(i, lane)]);
-    int index = first + (REGION ? first_column / P::kWide * wide + 2 * (lane % 4) : column(0, 0, lane));
+    int index = first + (REGION ? Share::first_column() / P::kWide * wide + 2 * (lane % 4) : column(0, 0, lane));
 #pragma unroll
     for (int j = 0; j < kEighths; ++j) {
       chip::keep(index);  // one addition an eighth, not one a row
@@ -386,6 +392,7 @@ struct RowLists {
     const int lane = chip::lane();
     const int own = chip::from_lane(filled, lane % 8 * 4) >> (lane / 8 * 8) & 255;
     const int rounds = int(chip::most(uint32_t(own)));
+    float most = hits.best[lane];
     Hit next = hits.entry[0][lane];
 #pragma unroll 1
     for (int n = 0; n < rounds; ++n) {
@@ -395,13 +402,13 @@ struct RowLists {
       // A comparison with NaN is false.
       const float more = fmaxf(hit.value[0], hit.value[1]), less = fminf(hit.value[0], hit.value[1]);
       list.insert(n < own && more > -INFINITY ? rank_of(more, hit.index + second) : kNoRank);
-      best = n < own ? fmaxf(best, more) : best;
+      most = n < own ? fmaxf(most, more) : most;
       const Rank other = n < own && less > -INFINITY ? rank_of(less, hit.index + 1 - second) : kNoRank;
       if (chip::any(other > list.entry[K - 1])) list.insert(other);
     }
     chip::sync_warp();
     filled = 0;
-    show(lowest(REGION ? 0 : first + kPatch), best);
+    show(lowest(REGION ? 0 : first + kPatch), most);
   }
 
   // The softmax. With MIXED keys inside and outside the region count differently.

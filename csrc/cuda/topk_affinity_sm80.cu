@@ -16,6 +16,12 @@ using Left = Hits<kRoom>;
 constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left)) + int(sizeof(Work<true>)) + 16;
 static_assert(sizeof(Work<true>) == sizeof(Work<false>));
 
+// A warp has 32 rows of queries, and half of the keys of a patch.
+struct WarpShare {
+  ON_DEVICE static int first_row(int block) { return chip::thread() / 64 * 32 + 16 * block; }
+  ON_DEVICE static int first_column() { return chip::thread() / 32 % 2 * kHalf; }
+};
+
 // Where eight channels of a row are: the eighths of a row are shuffled, so that neither copies nor load_matrices meet
 // in one bank.
 ON_DEVICE int place(int row, int eighth) { return row * 128 + ((eighth ^ row % 8) << 4); }
@@ -85,7 +91,7 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
   bool& more = *reinterpret_cast<bool*>(&work + 1);
   const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
   const int chunks = chunks_of(call);
-  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], work.piece, first_row, first_row + 16, half * kHalf);
+  RowLists<K, kHalf, kRoom, REGION, WarpShare> rows(call, hits[warp], work.piece);
   if (chip::thread() == 0) work.start(chip::block(), int(chip::blocks()));
   for (;;) {
     chip::sync_block();  // all threads are done with the piece

@@ -25,7 +25,13 @@ struct Barriers {
 constexpr int kWarps = 4 * kMultiplying;  // that multiply; each, and the thread that copies, has its own Work
 constexpr int kShared =
     kPieces * kPiece + kWarps * int(sizeof(Left)) + int(sizeof(Barriers)) + (kWarps + 1) * int(sizeof(Work<true>));
-static_assert(sizeof(Work<true>) == sizeof(Work<false>) && kShared <= 232448);
+static_assert(sizeof(Work<true>) == sizeof(Work<false>) && kShared <= chip::kLargestShared);
+
+// A warp has 16 rows of either half of the queries, and all keys of a patch.
+struct WarpShare {
+  ON_DEVICE static int first_row(int block) { return chip::thread() / 32 % 4 * 16 + 64 * block; }
+  ON_DEVICE static int first_column() { return 0; }
+};
 
 // The ring of stages: every chunk of keys passes through one.
 struct Ring {
@@ -122,7 +128,7 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
 template <class T, int K, bool REGION>
 ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left& hits, Work<REGION>& work) {
   const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
-  RowLists<K, kPatch, kRoom, REGION> rows(call, hits, work.piece, warp % 4 * 16, 64 + warp % 4 * 16, 0);
+  RowLists<K, kPatch, kRoom, REGION, WarpShare> rows(call, hits, work.piece);
   Ring ring{layout.stages()};
   int turn = 0, loads = 0;
   while (chip::any(chip::lane() == 0 && work.next(call))) {
@@ -162,6 +168,8 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
+  // The longest lists need more, which the copying thread then lacks when it plans.
+  constexpr int kRegisters = K > 10 && REGION ? 240 : 232;
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
   Barriers& barriers = *reinterpret_cast<Barriers*>(hits + kWarps);
@@ -180,11 +188,11 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
   }
   chip::sync_block();
   if (chip::thread() < 128 * kMultiplying) {
-    chip::take_registers<232>();
+    chip::take_registers<kRegisters>();
     const int warp = chip::thread() / 32;
     multiply<T, K, REGION>(call, layout, barriers, hits[warp], works[warp]);
   } else {
-    chip::leave_registers<40>();
+    chip::leave_registers<(kThreads * 168 - kThreads / 3 * 2 * kRegisters) / (kThreads / 3)>();
     if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers, works[kWarps]);
   }
 #endif

@@ -20,8 +20,8 @@ struct Work {
   ON_DEVICE Patch<REGION> queries() const { return {piece.y, piece.x}; }
 
   ON_DEVICE void start(int own, int all) {
-    block = own;
-    blocks = all;
+    block = int16_t(own);
+    blocks = int16_t(all);
     round = -1;
     end = 0;
     size = 0;
@@ -38,7 +38,7 @@ struct Work {
     const int units = units_of(call, piece.target, piece.queries, piece.slot);
     piece.last = piece.first + (left < units - piece.first ? left : units - piece.first);
     left = left - (piece.last - piece.first);
-    piece.list = kLists * ((call.joint ? 0 : piece.slot * call.parts) + part);
+    piece.list = kLists * ((call.joint ? 0 : piece.slot * call.parts) + piece.part);
     const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
     piece.y = ours.y;
     piece.x = ours.x;
@@ -48,12 +48,11 @@ struct Work {
   }
 
  private:
-  volatile int block, blocks;
+  volatile int16_t block, blocks;
   volatile int round, end;  // of targets, and the first target after it
   volatile int size, rest;  // patches of the round, and of all rounds before modulo blocks
   volatile int sharing;     // blocks that share the round
   volatile int left;        // patches of the stretch after the piece
-  volatile int part;        // of the piece's list
 
   // A target's slots that see all keys, and those that see the region, which is all without one.
   struct Slots {
@@ -155,9 +154,9 @@ struct Work {
       if (!call.joint) list = start;
     }
     piece.first = at - start;
-    part = 0;
+    piece.part = 0;
 #pragma unroll 1
-    while (cut(block - part) > list) part = part + 1;
+    while (cut(block - piece.part) > list) piece.part = piece.part + 1;
   }
 
   // To the next slot that has keys; whether its queries are others.
@@ -176,7 +175,7 @@ struct Work {
       piece.target = piece.target + 1;
     } while (units_of(call, piece.target, piece.queries, piece.slot) == 0);
     piece.first = 0;
-    if (other || !call.joint) part = 0;
+    if (other || !call.joint) piece.part = 0;
     return other;
   }
 

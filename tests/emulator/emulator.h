@@ -32,6 +32,7 @@ using std::min;
 
 namespace timecycle::chip {
 
+constexpr int kLargestShared = 1 << 20;
 // Sixteen bits, as wide numbers.
 struct bfloat16 {
   static float widen(uint16_t bits);
