@@ -42,14 +42,15 @@ class Work:
         all_keys = call.patches(KEYS, keys=True)
         together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
         rounds = -(-len(call.query) // max(1, min(len(call.query), together)))
-        blocks = max(1, min(blocks, MOST_BLOCKS, call.slots * through_region))
-        # A block's least share of one target: all slots seen through the region, or all seen whole.
-        shares = [call.slots * units // blocks for units in (through_region, all_keys * call.patches(KEYS))]
+        # Of one target: all slots seen through the region, or all seen whole. Every block has a share of either.
+        units = [call.slots * units for units in (through_region, all_keys * call.patches(KEYS))]
+        blocks = max(1, min(blocks, MOST_BLOCKS, *units))
+        shares = [max(1, total // blocks) for total in units]
         if joint:
             lists = [(call.slots * most, shares[0]), (call.slots * all_keys, shares[1])]
         else:  # one slot may be seen whole where the others are not
             lists = [(all_keys if call.region else most, shares[0])]
-        parts = max(-(-(units - 1) // share) + 1 for units, share in lists)
+        parts = max(1, *(-(-(keys - 1) // share) + 1 for keys, share in lists))
         return Work(before, blocks, rounds, parts)
 
 

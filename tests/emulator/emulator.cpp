@@ -399,3 +399,10 @@ void run(int64_t blocks, int threads, int shared, bool together, const std::func
 }
 
 }  // namespace timecycle::chip
+
+// What topk_affinity's warps did since the last call: how often a warp emptied its buffer, and in how many rounds.
+extern "C" __attribute__((visibility("default"))) void count_rounds(int64_t* flushes, int64_t* rounds) {
+  *flushes = timecycle::chip::asked;
+  *rounds = timecycle::chip::answered;
+  timecycle::chip::asked = timecycle::chip::answered = 0;
+}

@@ -176,10 +176,13 @@ inline uint32_t least(uint32_t value) {
   exchange(value, all);
   return uint32_t(*std::min_element(all, all + 32));
 }
+inline int64_t asked = 0, answered = 0;  // how often a warp asked for the most, and the sum of the answers
 inline uint32_t most(uint32_t value) {
   uint64_t all[32];
   exchange(value, all);
-  return uint32_t(*std::max_element(all, all + 32));
+  const uint32_t found = uint32_t(*std::max_element(all, all + 32));
+  if (lane() == 0) ++asked, answered += found;
+  return found;
 }
 inline void lower(uint32_t* number, uint32_t value) { *number = std::min(*number, value); }
 inline void raise(uint32_t* number, uint32_t value) { *number = std::max(*number, value); }

@@ -1,0 +1,82 @@
+"""How often the CUDA scan inserts into its lists: python -m benchmarks.cuda_selection --davis DIR.
+
+Counted in the emulator, of features of real video: the shipped network's with colors and gradients, at TimeCycle's crop
+480, one target against the frame before, four before and the first. Writes benchmarks/results/cuda_selection.json: per
+k, rounds of insertion and emptied buffers of a warp, per patch of keys that it looks at. benchmarks/cuda_report.py
+multiplies them with the cycles of a round.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, since the emulator works on CPU tensors
+
+import torch
+from torch import Tensor
+
+from benchmarks.cuda_stages import COUNTS
+from tests import emulator
+from timecycle.data.davis import read_davis
+from timecycle.features import Features
+from timecycle.files import read_rgb
+from timecycle.images import prepared
+from timecycle.ops import Select, topk_affinity
+from timecycle.protocols import protocol
+
+QUERIES = 1024
+"""Query positions of a target, rows of the grid from the top: enough, and soon done."""
+TARGET, CONTEXT = 22, (21, 18, 0)
+"""Frames: the target, and its slots."""
+
+
+def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
+    """Features [N, D] bfloat16 of the target and of its slots, at a crop size."""
+    rules, device = protocol("timecycle", side=size), torch.device("cpu")
+    extract = Features(("network", "colour", "gradients"), device, torch.float32, rules)
+    images = [prepared(read_rgb(frames[i]), rules) for i in (TARGET, *CONTEXT)]
+    extract.begin(images[0])
+    return [extract(image[None])[0].flatten(1).T.bfloat16() for image in images]
+
+
+def count(found: list[Tensor], k: int, library: ctypes.CDLL) -> dict[str, float]:
+    """Rounds and emptied buffers of a warp, per patch of keys that it looked at."""
+    query, bank = found[0][None, :QUERIES], torch.stack(found[1:])
+    counts = [ctypes.c_int64(), ctypes.c_int64()]
+    library.count_rounds(*map(ctypes.byref, counts))  # from here on
+    topk_affinity(query, bank, torch.arange(len(bank))[None], Select(k, 512**-0.5, "frame", "all"), backend="cuda")
+    library.count_rounds(*map(ctypes.byref, counts))
+    # Each patch of 128 queries and 128 keys is looked at by four warps.
+    patches = 4 * -(-query.shape[1] // 128) * -(-bank.shape[1] // 128) * len(bank)
+    return {"flushes": counts[0].value / patches, "rounds": counts[1].value / patches}
+
+
+def main() -> None:
+    """Count, and write the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_selection", description=__doc__.splitlines()[0])
+    parser.add_argument("--davis", type=Path, required=True, help="DAVIS-2017 layout")
+    parser.add_argument("--sequences", nargs="+", default=["blackswan", "bmx-trees", "libby"])
+    parser.add_argument("--crop-size", type=int, default=480)
+    options = parser.parse_args()
+    module = emulator.build()
+    emulator.use(module, hopper=True)
+    library = ctypes.CDLL(str(module))
+    wanted = read_davis(options.davis, names=options.sequences)
+    found = [features(sequence.frames, options.crop_size) for sequence in wanted]
+    content: dict[str, object] = {
+        "what": "per patch of keys and warp, sm_90a, features network+colour+gradients, mean of sequences",
+        "sequences": options.sequences,
+        "crop size": options.crop_size,
+        "frames": {"target": TARGET, "slots": CONTEXT},
+    }
+    for k in (5, 10, 20):
+        counts = [count(one, k, library) for one in found]
+        content[str(k)] = {name: round(sum(c[name] for c in counts) / len(counts), 3) for name in counts[0]}
+        print(k, content[str(k)], flush=True)
+    COUNTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
