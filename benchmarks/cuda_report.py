@@ -1,7 +1,9 @@
 """What nvcc makes of csrc/cuda, on a machine without a GPU: python -m benchmarks.cuda_report.
 
-One line a kernel and chip: registers and spilled bytes of a thread, and how many instructions of some kinds it has. A
-kernel is empty on a chip that it is not for.
+One line a kernel and chip: registers and spilled bytes of a thread, and how many instructions of some kinds it has. Of
+the scans also what a warp does with a patch of products (benchmarks/cuda_stages.py): instructions, branches and cycles
+of each stage, and the cycles of a patch with as many insertions as were counted on real features. A kernel is empty on
+a chip that it is not for.
 """
 
 import re
@@ -11,12 +13,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton.backends import nvidia
+from benchmarks import sass
+from benchmarks.cuda_stages import Stage, cycles_of_a_patch, stages
 
 SOURCES = sorted((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
 CHIPS = ("80", "90a")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"  # the CUDA toolkit's own need not be here
 KINDS = {
     "HGMMA": "wgmma",
     "HMMA": "mma.sync",
@@ -41,37 +43,45 @@ class Kernel:
     """Bytes of a thread's stack, of spill stores and of spill loads, together."""
     instructions: dict[str, int]
     """By the opcode's first part; all of them under ""."""
+    stages: dict[str, Stage]
+    """What a warp does with a patch, of the scans."""
+    strayed: frozenset[str]
+    """Files whose code reads or writes spilled registers."""
+
+    @property
+    def cycles(self) -> float | None:
+        """Cycles of a patch in all, of the scans: softmax over all keys, insertions as counted on real features."""
+        scan = self.name.startswith("scan_sm90") and self.stages
+        return cycles_of_a_patch(self.stages, int(self.name.split()[2])) if scan else None
 
     def __str__(self) -> str:
         kinds = [f"{self.instructions[kind]} {name}" for kind, name in KINDS.items() if kind in self.instructions]
         rest = ", ".join([f"{self.instructions['']} instructions", *kinds])
-        return f"{self.name}: {self.registers} registers, {self.spilled} spilled, {rest}"
+        lines = [f"{self.name}: {self.registers} registers, {self.spilled} spilled, {rest}"]
+        lines += [
+            f"    {name}: {stage.instructions} instructions, {stage.branches} branches, {stage.cycles} cycles"
+            for name, stage in self.stages.items()
+        ]
+        lines += [f"    a patch, insertions included: {self.cycles:.0f} cycles"] if self.cycles else []
+        return "\n".join(lines)
 
 
 def kernels(source: Path, chip: str) -> tuple[list[Kernel], str]:
     """Every kernel of a source for a chip, such as "90a", and all that the compiler said; CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "cubin"
-        chosen = (
-            "-gencode",
-            f"arch=compute_{chip},code=sm_{chip}",
-            "-Xptxas",
-            "-v,-warn-spills",
-            "-cubin",
-            "-o",
-            cubin,
-        )
-        command = [NVCC, "-std=c++20", "-O3", *chosen, source]
+        chosen = ("-gencode", f"arch=compute_{chip},code=sm_{chip}", "-lineinfo", "-Xptxas", "-v,-warn-spills")
+        command = [NVCC, "-std=c++20", "-O3", *chosen, "-cubin", "-o", cubin, source]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        dumped = subprocess.run([CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True).stdout
-    code = dict(part.split("\n", 1) for part in dumped.split("Function : ")[1:])
+        code = sass.instructions(cubin)
     found = []
     for name, stack, stores, loads, registers in FIGURES.findall(said):
-        counts = {"": 0}
-        for opcode in re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9]+)", code[name], re.MULTILINE):
-            counts[""] += 1
-            counts[opcode] = counts.get(opcode, 0) + 1
-        found.append(Kernel(readable(name), int(registers), int(stack) + int(stores) + int(loads), counts))
+        counts = {"": len(code[name])}
+        for instruction in code[name]:
+            counts[instruction.opcode] = counts.get(instruction.opcode, 0) + 1
+        spills = int(stack) + int(stores) + int(loads)
+        strayed = frozenset(i.lines[0][0] for i in code[name] if i.opcode in ("STL", "LDL") and i.lines)
+        found.append(Kernel(readable(name), int(registers), spills, counts, stages(code[name]), strayed))
     return found, said
 
 

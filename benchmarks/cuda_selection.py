@@ -2,7 +2,7 @@
 
 Counted in the emulator, of features of real video: the shipped network's with colors and gradients, at TimeCycle's crop
 480, one target against the frame before, four before and the first. Writes benchmarks/results/cuda_selection.json: per
-k, rounds of insertion and emptied buffers of a warp, per patch of keys that it looks at. benchmarks/cuda_report.py
+k, what a warp does per patch of keys that it looks at. benchmarks/cuda_report.py
 multiplies them with the cycles of a round.
 """
 
@@ -28,6 +28,8 @@ from timecycle.protocols import protocol
 
 QUERIES = 1024
 """Query positions of a target, rows of the grid from the top: enough, and soon done."""
+EVENTS = ("flushes", "rounds", "second insertions", "writes")
+"""In the order of chip::Event in csrc/cuda/events.h."""
 TARGET, CONTEXT = 22, (21, 18, 0)
 """Frames: the target, and its slots."""
 
@@ -42,15 +44,15 @@ def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
 
 
 def count(found: list[Tensor], k: int, library: ctypes.CDLL) -> dict[str, float]:
-    """Rounds and emptied buffers of a warp, per patch of keys that it looked at."""
+    """How often a warp does what is in EVENTS, per patch of keys that it looks at."""
     query, bank = found[0][None, :QUERIES], torch.stack(found[1:])
-    counts = [ctypes.c_int64(), ctypes.c_int64()]
-    library.count_rounds(*map(ctypes.byref, counts))  # from here on
+    counts = (ctypes.c_int64 * len(EVENTS))()
+    library.count_events(counts)  # from here on
     topk_affinity(query, bank, torch.arange(len(bank))[None], Select(k, 512**-0.5, "frame", "all"), backend="cuda")
-    library.count_rounds(*map(ctypes.byref, counts))
+    library.count_events(counts)
     # Each patch of 128 queries and 128 keys is looked at by four warps.
     patches = 4 * -(-query.shape[1] // 128) * -(-bank.shape[1] // 128) * len(bank)
-    return {"flushes": counts[0].value / patches, "rounds": counts[1].value / patches}
+    return {event: value / patches for event, value in zip(EVENTS, counts, strict=True)}
 
 
 def main() -> None:

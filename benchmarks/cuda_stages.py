@@ -48,7 +48,7 @@ def functions() -> dict[int, str]:
 
 
 def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
-    """The stages of a patch, and of one round of `flush` ("round") and what else it does ("flush")."""
+    """The stages of a patch; of `flush`, one round of its loop, the second insertion of that, and what is around it."""
     inside = functions()
     text = SOURCE.read_text().splitlines()
     found: dict[str, Stage] = {}
@@ -60,8 +60,11 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
         outermost = chain[calls.index("take")][1]  # the line of `take` that it comes from
         called = next((name for name in ("append", "begin", "show") if name in calls), None)
         if "flush" in calls and called != "append":
-            line = chain[calls.index("flush")][1]
-            _count(found, "round" if _in_loop(text, line) else "flush", instruction)
+            line = text[chain[calls.index("flush")][1] - 1]
+            inner = (
+                "second insertion" if line.startswith("        ") else "round" if line.startswith("      ") else "flush"
+            )
+            _count(found, inner, instruction)
         elif called is None:
             stage = next((name for name in PER_PATCH if name in calls), None)
             again = stage == "add_up" and _again(text, chain[calls.index("add_up")][1])
@@ -75,11 +78,6 @@ def _count(found: dict[str, Stage], stage: str, instruction: Instruction) -> Non
     found.setdefault(stage, Stage()).add(instruction)
 
 
-def _in_loop(text: list[str], line: int) -> bool:
-    """Whether a line of `flush` is in its loop over the buffer's hits."""
-    return text[line - 1].startswith("      ") or text[line - 1].startswith("    for ")
-
-
 def _again(text: list[str], line: int) -> bool:
     """Whether a line of `add_up` is what it does when the first try was too large."""
     return text[line - 1].startswith("      ")
@@ -88,7 +86,8 @@ def _again(text: list[str], line: int) -> bool:
 def cycles_of_a_patch(found: dict[str, Stage], k: int, every: bool = True) -> float | None:
     """Cycles of a patch with insertions, as often as they were counted on real features; None without counts for k."""
     counted = json.loads(COUNTS.read_text()).get(str(k)) if COUNTS.is_file() else None
-    if counted is None or any(stage not in found for stage in (*PER_PATCH, "round", "flush")):
+    if counted is None or any(stage not in found for stage in (*PER_PATCH, "round", "second insertion", "flush")):
         return None
-    once = sum(found[stage].cycles for stage in PER_PATCH if every or stage != "add_up")
-    return once + counted["rounds"] * found["round"].cycles + counted["flushes"] * found["flush"].cycles
+    once = found["find"].cycles + found["room_for"].cycles + (found["add_up"].cycles if every else 0)
+    often = {"write": "writes", "flush": "flushes", "round": "rounds", "second insertion": "second insertions"}
+    return once + sum(found[stage].cycles * counted[event] for stage, event in often.items())

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "events.h"
+
 #define ON_DEVICE __device__ __forceinline__
 #define HOST_AND_DEVICE __host__ __device__ __forceinline__
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
@@ -47,6 +49,7 @@ ON_DEVICE int lane() {
   return lane;
 }
 
+ON_DEVICE void note(Event) {}  // for the emulator
 ON_DEVICE void sync_block() { __syncthreads(); }
 ON_DEVICE void sync_warp() { __syncwarp(); }
 ON_DEVICE bool any(bool value) { return __any_sync(0xffffffffu, value); }
@@ -297,6 +300,14 @@ ON_DEVICE uint32_t least(uint32_t value) { return __reduce_min_sync(0xffffffffu,
 ON_DEVICE uint32_t most(uint32_t value) { return __reduce_max_sync(0xffffffffu, value); }
 ON_DEVICE void lower(uint32_t* number, uint32_t value) { atomicMin(number, value); }
 ON_DEVICE void raise(uint32_t* number, uint32_t value) { atomicMax(number, value); }
+
+// Whether what would run on this device was compiled for Hopper alone. PTX of an older chip that the driver compiled
+// was not.
+template <class... P>
+bool is_for_hopper(void (*kernel)(P...)) {
+  cudaFuncAttributes found;
+  return cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess && found.ptxVersion >= 90;
+}
 
 template <class... P>
 cudaError_t launch(void (*kernel)(P...), int64_t blocks, int threads, int shared, cudaStream_t stream,

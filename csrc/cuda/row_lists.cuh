@@ -119,10 +119,17 @@ struct RowLists {
     find(sums, found);
     Places places = room_for(found);
     if (places.too_many) {
+      flush();
+      places = room_for(found);
+    }
+    if (places.too_many) {
       append(sums, found);
       places = {filled, filled, false};
     }
-    if (chip::any(places.end != filled)) write(sums, found, places.first);
+    if (chip::any(places.end != filled)) {
+      chip::note(chip::Event::write);
+      write(sums, found, places.first);
+    }
     if (call.every) {
       if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
         add_up<true>(sums, slot, keys);
@@ -342,6 +349,7 @@ struct RowLists {
         now[i] ^= found[i];
       }
       const Places places = room_for(now);
+      chip::note(chip::Event::write);
       write(sums, now, places.first);
       filled = places.end;
 #pragma unroll
@@ -392,6 +400,7 @@ struct RowLists {
     const int lane = chip::lane();
     const int own = chip::from_lane(filled, lane % 8 * 4) >> (lane / 8 * 8) & 255;
     const int rounds = int(chip::most(uint32_t(own)));
+    chip::note(chip::Event::flush);
     float most = hits.best[lane];
     Hit next = hits.entry[0][lane];
 #pragma unroll 1
@@ -404,7 +413,11 @@ struct RowLists {
       list.insert(n < own && more > -INFINITY ? rank_of(more, hit.index + second) : kNoRank);
       most = n < own ? fmaxf(most, more) : most;
       const Rank other = n < own && less > -INFINITY ? rank_of(less, hit.index + 1 - second) : kNoRank;
-      if (chip::any(other > list.entry[K - 1])) list.insert(other);
+      chip::note(chip::Event::insertion);
+      if (chip::any(other > list.entry[K - 1])) {
+        chip::note(chip::Event::second_insertion);
+        list.insert(other);
+      }
     }
     chip::sync_warp();
     filled = 0;

@@ -138,6 +138,8 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
 
 cudaError_t topk_affinity_sm80(const Scan& call, int blocks, cudaStream_t stream) {
   return with_instance(call, [&]<class T, int K, bool REGION>() {
+    // Compiled for Hopper the kernel is empty, and would leave what was there before as its result.
+    if (chip::is_for_hopper(scan_sm80<T, K, REGION>)) return cudaErrorInvalidKernelImage;
     return chip::launch(scan_sm80<T, K, REGION>, blocks, kThreads, kShared, stream, call);
   });
 }

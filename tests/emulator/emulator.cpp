@@ -400,9 +400,7 @@ void run(int64_t blocks, int threads, int shared, bool together, const std::func
 
 }  // namespace timecycle::chip
 
-// What topk_affinity's warps did since the last call: how often a warp emptied its buffer, and in how many rounds.
-extern "C" __attribute__((visibility("default"))) void count_rounds(int64_t* flushes, int64_t* rounds) {
-  *flushes = timecycle::chip::asked;
-  *rounds = timecycle::chip::answered;
-  timecycle::chip::asked = timecycle::chip::answered = 0;
+// How often warps did what chip::note() was told of since the last call, in the order of chip::Event.
+extern "C" __attribute__((visibility("default"))) void count_events(int64_t* counts) {
+  for (int64_t& count : timecycle::chip::events) *counts++ = count, count = 0;
 }

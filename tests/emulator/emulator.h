@@ -16,6 +16,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "events.h"
+
 #define ON_DEVICE inline
 #define HOST_AND_DEVICE inline
 #define KERNEL(threads, blocks) void
@@ -52,6 +54,8 @@ bool coin();  // heads or tails, by the seed
 // Every lane's value to every lane: what all of a warp's exchanges are made of.
 void exchange(uint64_t value, uint64_t (&all)[32]);
 
+inline int64_t events[int(Event::count)] = {};  // of all warps
+inline void note(Event event) { events[int(event)] += lane() == 0; }
 void sync_block();
 inline void sync_warp() {
   uint64_t all[32];
@@ -176,18 +180,19 @@ inline uint32_t least(uint32_t value) {
   exchange(value, all);
   return uint32_t(*std::min_element(all, all + 32));
 }
-inline int64_t asked = 0, answered = 0;  // how often a warp asked for the most, and the sum of the answers
 inline uint32_t most(uint32_t value) {
   uint64_t all[32];
   exchange(value, all);
-  const uint32_t found = uint32_t(*std::max_element(all, all + 32));
-  if (lane() == 0) ++asked, answered += found;
-  return found;
+  return uint32_t(*std::max_element(all, all + 32));
 }
 inline void lower(uint32_t* number, uint32_t value) { *number = std::min(*number, value); }
 inline void raise(uint32_t* number, uint32_t value) { *number = std::max(*number, value); }
 
 void run(int64_t blocks, int threads, int shared, bool together, const std::function<void()>& kernel);
+template <class... P>
+bool is_for_hopper(void (*)(P...)) {
+  return false;
+}
 template <class... P>
 cudaError_t launch(void (*kernel)(P...), int64_t blocks, int threads, int shared, cudaStream_t, P... parameters) {
   run(blocks, threads, shared, false, [&] { kernel(parameters...); });
