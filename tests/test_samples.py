@@ -210,8 +210,11 @@ def test_samples_depend_on_epoch_and_index_alone(original):
         loader = DataLoader(samples, batch_sampler=batches, num_workers=workers)
         for places, batch in zip(batches, islice(loader, 2), strict=False):
             for number, place in enumerate(places):
-                for key in ("frames", "target", "patch", "theta"):
-                    torch.testing.assert_close(batch[key][number], alone[place][key], rtol=0, atol=0)
+                for key in ("frames", "target", "theta"):
+                    assert torch.equal(batch[key][number], alone[place][key])
+                # A loader's processes have one thread, and PyTorch's product and interpolation may round otherwise with
+                # several. float32's patches are up to 7.8e-6 from float64's.
+                torch.testing.assert_close(batch["patch"][number], alone[place]["patch"], rtol=0, atol=1.6e-5)
                 assert batch["name"][number] == alone[place]["name"]
 
 
