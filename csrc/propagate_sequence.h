@@ -14,9 +14,9 @@ namespace timecycle {
 
 struct Sequence {
   const float* weights;    // [B, N, K]
-  const int64_t* indices;  // [B, N, K]: t * N + m, -1 for none
-  const int64_t* frames;   // [B, T]: slot t of target b carries label map frames[b, t], -1 for none
-  const int64_t* targets;  // [B]: the label map that target b becomes; not among frames[b]
+  const int64_t* indices;  // [B, N, K]: t * N + m; what is outside the slots is none
+  const int64_t* frames;   // [B, T]: slot t of target b carries label map frames[b, t], below 0 for none
+  const int64_t* targets;  // [B]: the label map that target b becomes, below 0 for none; not among frames[b]
   float* labels;           // [G, N, L], read and written
   uint32_t* extremes;      // [B, L, 2]: least and largest sum, by `in_order`; begins as all ones and zero
   int64_t target_count;    // B
@@ -49,8 +49,10 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
   constexpr int64_t kClasses = Team::kClasses;
   const int64_t chunks = (call.positions + Team::kLanes - 1) / Team::kLanes;
   const int64_t items = chunks * ((call.classes + kClasses - 1) / kClasses);
+  const uint64_t end = call.slots * call.positions;
   const int64_t map_size = call.positions * call.classes, threads = team.groups() * Team::kLanes;
   for (int64_t b = 0; b < call.target_count; ++b) {
+    if (call.targets[b] < 0) continue;
     float* map = call.labels + call.targets[b] * map_size;
     uint32_t* extremes = call.extremes + b * call.classes * 2;
     // Lanes are neighbouring positions of the same classes, so that extremes need one atomic a group.
@@ -61,7 +63,7 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
       float sums[kClasses] = {};
       for (int64_t k = 0; k < (exists ? call.kept : 0); ++k) {
         const int64_t at = (b * call.positions + n) * call.kept + k, index = call.indices[at];
-        if (index < 0) continue;
+        if (static_cast<uint64_t>(index) >= end) continue;  // below 0 too
         // 32 bits: a GPU divides 64 some five times slower.
         const uint32_t place = static_cast<uint32_t>(index), wide = static_cast<uint32_t>(call.positions);
         const int64_t source = call.frames[b * call.slots + place / wide];

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
+from .limits import taken
 from .merge import filled_slots, merge, softmax, weigh
 from .propagate_labels import propagate_labels
-from .topk_affinity import Candidates, best_of_groups, finish_constants, topk_affinity
+from .topk_affinity import Best, Candidates, candidates_of, finish_constants, topk_affinity
 
 WIDEST = 64  # columns of labels that one program adds up, beside the candidates that it merges
 
@@ -34,7 +35,7 @@ def affinity_propagate(
 ) -> Tensor:
     """Soft labels [B, N, L] float32 of the queries, as `timecycle.ops.affinity_propagate` defines them.
 
-    labels [G, M, L] float32; label_frames [B, T] int64, -1 for a slot that carries none. The others are those of
+    labels [G, M, L] float32; label_frames [B, T] int64, a slot outside G carries none. The others are those of
     topk_affinity.py.
     """
     if ties:  # a row keeps as many as there are, which the fixed lists of one pass cannot hold
@@ -45,22 +46,44 @@ def affinity_propagate(
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
     if not query.shape[0] * query.shape[1]:
         return labels.new_empty((*query.shape[:2], labels.shape[2]))
-    tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
-    candidates = best_of_groups(call, tile, k, joint, every)
-    return carry_candidates(call, candidates, labels, label_frames, k, joint, every)
+    best = candidates_of(call, k, joint, every)
+    return carry_candidates(call, *best, labels, label_frames, k, joint, every)
 
 
 def carry_candidates(
-    call: Call, candidates: Candidates, labels: Tensor, label_frames: Tensor, k: int, joint: bool, every: bool
+    call: Call,
+    best: Best,
+    lists: int,
+    labels: Tensor,
+    label_frames: Tensor,
+    k: int,
+    joint: bool,
+    every: bool,
 ) -> Tensor:
-    """Soft labels [B, N, L], as affinity_propagate returns them, from the candidates."""
+    """Soft labels [B, N, L], as affinity_propagate returns them, from candidates as finish_candidates takes them."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
     out = labels.new_empty((*call.query.shape[:2], labels.shape[2]))
-    if not out.numel():
-        return out
-    values, indices, tops, sums = candidates
-    groups = 1 if joint else call.slots
-    merged = values.shape[1] // groups
+    if out.numel():
+        groups = 1 if joint else call.slots
+        for targets in call.parts(lists, k, every):
+            part = call.part(targets)
+            own, sums = taken(label_frames, targets), taken(out, targets)
+            _carry(part, best(part), labels, own, sums, groups, k, every)
+    return out
+
+
+def _carry(
+    call: Call,
+    candidates: Candidates,
+    labels: Tensor,
+    label_frames: Tensor,
+    out: Tensor,
+    groups: int,
+    k: int,
+    every: bool,
+) -> None:
+    """Write the soft labels of a part of a call."""
+    merged = candidates[0].shape[1] // groups
     constants = carry_constants(call, k, merged, every, out.shape[2])
     grid = (
         triton.cdiv(call.queries, constants["ROWS"]),
@@ -68,10 +91,7 @@ def carry_candidates(
         len(call.query),
     )
     carry[grid](
-        values,
-        indices,
-        tops,
-        sums,
+        *candidates,
         call.frames,
         call.copies,
         labels,
@@ -80,6 +100,8 @@ def carry_candidates(
         groups,
         call.queries,
         call.positions,
+        call.banked,
+        len(labels),
         call.slots,
         merged,
         out.shape[2],
@@ -90,7 +112,6 @@ def carry_candidates(
         **constants,
         **carry_options(tiles.family(call.query.device)),
     )
-    return out
 
 
 def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -> dict:
@@ -101,12 +122,25 @@ def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -
 
 
 def carry_options(chip: str) -> dict[str, int]:
-    """How carry is compiled: left alone, NVIDIA's ptxas spills a few registers to get more programs in."""
-    return {"num_warps": 4, "maxnreg": 255} if chip.startswith("sm_") else {"num_warps": 4}
+    """How carry is compiled."""
+    return {"num_warps": 4, **tiles.all_registers(chip)}
 
 
 @triton.jit(
-    do_not_specialize=["groups", "queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+    do_not_specialize=[
+        "groups",
+        "queries",
+        "positions",
+        "banked",
+        "maps",
+        "slots",
+        "merged",
+        "width",
+        "rows",
+        "columns",
+        "limit",
+        "k",
+    ]
 )
 def carry(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
@@ -121,6 +155,8 @@ def carry(
     groups,
     queries,
     positions,
+    banked,
+    maps,
     slots,
     merged,
     length,
@@ -174,14 +210,14 @@ def carry(
         shift, total = softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S, EVERY)
         share = weigh(out_v, shift, total, scale)
         if MEAN:
-            share /= filled_slots(frames + b * slots, slots)
+            share /= filled_slots(frames + b * slots, banked, slots)
         index = tl.where(out_v > float("-inf"), out_i, -1)
         for j in range(k):
             weight = tl.sum(tl.where(place == j, share, 0.0), axis=1)
             key = tl.max(tl.where(place == j, index, -1), axis=1)
             there = asks & (key >= 0)
             source = tl.load(label_frames + b * slots + key // positions, mask=there, other=-1)
-            there &= source >= 0
+            there &= (source >= 0) & (source < maps)
             row = tl.where(there, source * positions + key % positions, 0)
             label = tl.load(labels + row[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
             sum_of_labels += weight[:, None] * label

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .contract import fit, multiply, multiply_moved, multiply_moved_terms, pieces
 from .grid import rounded
+from .limits import MOST_PROGRAMS, evenly
 
 LARGEST = 1 << 22  # entries of the matrices that are there at a time, unless one sample's are more
 PITCH = 64  # of its rows
@@ -43,11 +44,9 @@ class Softmax:
         return Softmax(fit(query), fit(key), scale.contiguous(), temperature, _signed(threshold), _signed(_mixed(seed)))
 
     def parts(self) -> list[slice]:
-        """Samples that are worked on at a time, about as many each; a launch has at most 65535 groups of programs."""
+        """Samples that are worked on at a time, about as many each."""
         samples, queries, _ = self.query.shape
-        few = max(1, min(LARGEST // (queries * self.key.shape[1]), 1 << 12))
-        each = triton.cdiv(samples, max(1, triton.cdiv(samples, few)))
-        return [slice(start, min(samples, start + each)) for start in range(0, samples, max(1, each))]
+        return evenly(samples, max(1, min(LARGEST // (queries * self.key.shape[1]), MOST_PROGRAMS)))
 
     def logits(self, part: slice) -> Tensor:
         """<query, key> / temperature of some samples: [b, N, M and some], float32, rows side by side; 0 beyond M."""

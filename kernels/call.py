@@ -1,13 +1,13 @@
 """One call of topk_affinity as its kernels see it: the inputs, and the numbers that several of them take."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import triton
 from torch import Tensor
 
-from . import tiles
+from . import limits, tiles
 
 
 class Reach(NamedTuple):
@@ -49,6 +49,7 @@ class Call:
     joint: bool
     width: int  # of the region's grid, 0 without one
     precision: str  # of the products, in Triton's words
+    together: int  # targets of the whole call, of which this may be a part: slots are grouped as they are for all
 
     @staticmethod
     def of(
@@ -73,7 +74,23 @@ class Call:
             joint,
             width,
             tiles.precision(query.dtype),
+            len(query),
         )
+
+    def parts(self, lists: int, k: int, every: bool) -> list[slice]:
+        """Targets to work on at a time, so that candidates of so many lists of k a query take little memory.
+
+        A candidate is 8 bytes; with `every` a list has 8 more, the top and the sum of its softmax.
+        """
+        of_a_target = lists * self.queries * 8 * (k + every)
+        return limits.evenly(
+            len(self.query), min(limits.MOST_PROGRAMS, max(1, limits.WORKSPACE // max(1, of_a_target)))
+        )
+
+    def part(self, targets: slice) -> "Call":
+        """The call of these targets alone. Its results are theirs in the whole call, to the last bit."""
+        query, frames, copies = (limits.taken(x, targets) for x in (self.query, self.frames, self.copies))
+        return replace(self, query=query, frames=frames, copies=copies)
 
     @property
     def queries(self) -> int:
@@ -89,6 +106,11 @@ class Call:
     def slots(self) -> int:
         """Context slots of a target, T."""
         return self.frames.shape[1]
+
+    @property
+    def banked(self) -> int:
+        """Frames of the bank, F: a slot that holds none of them is empty."""
+        return self.bank.shape[0]
 
     @property
     def region(self) -> bool:
@@ -114,7 +136,7 @@ class Call:
         many as keep the chip busy.
         """
         across, targets = self.patches(tile.n), self.query.shape[0]
-        wanted = triton.cdiv(tiles.programs_at_once(self.query.device), max(1, across * targets))
+        wanted = triton.cdiv(tiles.programs_at_once(self.query.device), max(1, across * self.together))
         each = triton.cdiv(self.slots, min(self.slots, wanted)) if joint else 1
         return (across, triton.cdiv(self.slots, each), targets), each
 
@@ -123,12 +145,12 @@ class Call:
         return self.query, self.bank, self.frames, self.copies
 
     def numbers(self) -> tuple[int | float, ...]:
-        """Its numbers, from `slots` to `scale`."""
+        """Its numbers, from `banked` to `scale`."""
         grids = (1, self.queries, 1, self.positions)
         if self.region:
             grids = (self.queries // self.width, self.width) * 2
         strides = (*self.query.stride()[:2], *self.bank.stride()[:2])
-        return self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
+        return self.banked, self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
 
     def constants(self, tile: tiles.Tile) -> dict[str, object]:
         """Its compile-time arguments."""

@@ -103,7 +103,7 @@ def _launch(
     rows, columns, cut = *numbers[:2], numbers[9]
     if rows * columns * groups == 0:
         return
-    grid = (triton.cdiv(rows, tile.n), triton.cdiv(columns, tile.m), groups * cut)
+    grid = (triton.cdiv(rows, tile.n) * triton.cdiv(columns, tile.m) * groups * cut,)
     tensors = (left, right, out, left if shifts is None else shifts)
     constants = contract_constants(kind, _precision(left, right), tile)
     contract[grid](*tensors, *numbers, factor, **constants, **tile.options())
@@ -149,10 +149,17 @@ def contract(
     J: tl.constexpr,
     K: tl.constexpr,
 ):
-    """A tile of I rows and J columns, K terms a step. Grid: (tiles of rows, tiles of columns, groups * pieces)."""
-    i = tl.program_id(0) * I + tl.arange(0, I)
-    j = tl.program_id(1) * J + tl.arange(0, J)
-    group, piece = (tl.program_id(2) // pieces).to(tl.int64), tl.program_id(2) % pieces
+    """A tile of I rows and J columns, K terms a step.
+
+    Grid: (tiles of rows * tiles of columns * groups * pieces,), the first of them changing fastest: only the first
+    dimension of a grid counts beyond 65,535.
+    """
+    down, across = tl.cdiv(rows, I), tl.cdiv(columns, J)
+    rest = tl.program_id(0) // down
+    i = tl.program_id(0) % down * I + tl.arange(0, I)
+    j = rest % across * J + tl.arange(0, J)
+    rest //= across
+    group, piece = (rest // pieces).to(tl.int64), rest % pieces
     left += group // members * left_g
     right += group // members * right_g
     place, there, shift = i, i < left_rows, 0

@@ -17,10 +17,10 @@ def edge_affinity(
     """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.edge_affinity` defines it.
 
     query [B, N, D] and key [B, M, D] are of one dtype: float32, bfloat16 or float16; scale [B, M] and lse [B, N]
-    float32; indices [B, N, E] int64, -1 for no edge.
+    float32; indices [B, N, E] int64, those that are of no key for no edge.
     """
     logits = _products(query, key, indices) * _factors(scale, indices) / temperature
-    return torch.where(_exist(lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
+    return torch.where(_exist(key, lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
 
 
 def edge_affinity_backward(
@@ -34,7 +34,7 @@ def edge_affinity_backward(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, scale and lse, in their dtypes, from that of `out`, which the forward pass returned."""
-    d_logits = torch.where(_exist(lse, indices), out * gradient, 0.0)
+    d_logits = torch.where(_exist(key, lse, indices), out * gradient, 0.0)
     d_dots, own = d_logits / temperature, _own(query)
     d_products = d_dots * _factors(scale, indices)
     d_query = propagate_labels(d_products, indices, key, own, dtype=torch.float32)
@@ -56,9 +56,9 @@ def _products(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
 
 
 def _factors(scale: Tensor, indices: Tensor) -> Tensor:
-    """The factor of each edge's key, that of key 0 where there is no edge."""
-    return scale.gather(1, indices.clamp(min=0).flatten(1)).view_as(indices)
+    """The factor of each edge's key, that of some key where there is no edge."""
+    return scale.gather(1, indices.clamp(0, scale.shape[1] - 1).flatten(1)).view_as(indices)
 
 
-def _exist(lse: Tensor, indices: Tensor) -> Tensor:
-    return (indices >= 0) & (lse > -torch.inf)[:, :, None]
+def _exist(key: Tensor, lse: Tensor, indices: Tensor) -> Tensor:
+    return (indices >= 0) & (indices < key.shape[1]) & (lse > -torch.inf)[:, :, None]

@@ -84,9 +84,10 @@ def weigh(out_v, shift, total, scale):
 
 
 @triton.jit
-def filled_slots(frames, slots):
-    """How many of a target's slots hold a frame, at least 1, as float32."""
+def filled_slots(frames, banked, slots):
+    """How many of a target's slots hold one of the `banked` frames, at least 1, as float32."""
     filled = 0
     for t in range(slots):
-        filled += (tl.load(frames + t) >= 0).to(tl.int32)
+        frame = tl.load(frames + t)
+        filled += ((frame >= 0) & (frame < banked)).to(tl.int32)
     return tl.maximum(filled, 1).to(tl.float32)

@@ -26,9 +26,9 @@ def propagate_labels(
 
     Args:
         weights: [B, N, K] floating point.
-        indices: [B, N, K] int64, t * M + m; -1 contributes nothing.
+        indices: [B, N, K] int64, t * M + m; what is outside the slots contributes nothing.
         labels: [G, M, L] floating point.
-        frames: [B, T] int64: slot t means labels[frames[b, t]]; -1 contributes nothing.
+        frames: [B, T] int64: slot t means labels[frames[b, t]]; what is outside G contributes nothing.
         dtype: of the sums; the labels' if not given.
     """
     weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))
@@ -36,8 +36,8 @@ def propagate_labels(
     out = labels.new_empty((targets, queries, length), dtype=dtype)
     columns, rows = block(length)
     if out.numel():
-        grid = (triton.cdiv(queries, rows), triton.cdiv(length, columns), targets)
-        sizes = (queries, kept, frames.shape[1], labels.shape[1], length)
+        grid = (triton.cdiv(targets * queries, rows), triton.cdiv(length, columns))
+        sizes = (targets * queries, queries, kept, frames.shape[1], *labels.shape)
         gather[grid](weights, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
     return out
 
@@ -54,13 +54,13 @@ def propagate_labels_backward(
 def row_products(source: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, out: Tensor) -> Tensor:
     """Write to out [B, N, K] the products of each row of source [B, N, L] with the rows of `labels` [G, M, L] meant.
 
-    Accumulated in float32; 0 for index -1. Returns `out`, contiguous.
+    Accumulated in float32; 0 for an index outside. Returns `out`, contiguous.
     """
     source, indices, labels, frames = (x.contiguous() for x in (source, indices, labels, frames))
     (_, queries, kept), length = out.shape, labels.shape[2]
     columns, rows = block(length)
     if out.numel():
-        sizes = (out.numel(), queries, kept, frames.shape[1], labels.shape[1], length)
+        sizes = (out.numel(), queries, kept, frames.shape[1], *labels.shape)
         grid = (triton.cdiv(out.numel(), rows),)
         products[grid](source, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
     return out
@@ -76,8 +76,9 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
     (maps, positions, length), kept = out.shape, weights.shape[2]
     if not weights.numel() or not out.numel():
         return out
-    frame = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
-    exists = (indices >= 0) & (frame >= 0)
+    exists = (indices >= 0) & (indices < frames.shape[1] * positions)
+    frame = frames.gather(1, (torch.where(exists, indices, 0) // positions).flatten(1)).view_as(indices)
+    exists &= (frame >= 0) & (frame < maps)
     row = torch.where(exists, frame * positions + indices % positions, maps * positions).flatten()
     row, entries = row.sort(stable=True)
     bounds = torch.searchsorted(row, torch.arange(maps * positions + 1, device=row.device))
@@ -88,46 +89,46 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
 
 
 @triton.jit
-def table_row(indices, frames, at, b, slots, positions, mask):
-    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist; row 0 for the others."""
+def table_row(indices, frames, at, b, slots, maps, positions, mask):
+    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist: no other is to be read."""
     index = tl.load(indices + at, mask=mask, other=-1)
-    there = index >= 0
+    there = (index >= 0) & (index // positions < slots)
     frame = tl.load(frames + b * slots + index // positions, mask=there, other=-1)
-    there &= frame >= 0
-    return tl.where(there, frame * positions + index % positions, 0), there
+    there &= (frame >= 0) & (frame < maps)
+    return frame * positions + index % positions, there
 
 
-@triton.jit(do_not_specialize=["queries", "kept", "slots", "positions"])
+@triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "maps", "positions"])
 def gather(
     weights,  # [B, N, K]
     indices,  # [B, N, K] int64
     labels,  # [G, M, L]
     frames,  # [B, T] int64
     out,  # [B, N, L]
+    count,
     queries,
     kept,
     slots,
+    maps,
     positions,
     length,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """ROWS queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns, B)."""
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """ROWS of the B * N = count queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    b = tl.program_id(2).to(tl.int64)
-    asks, inside = n < queries, column < length
-    row = b * queries + n
+    asks, inside = row < count, column < length
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(kept):
-        source, there = table_row(indices, frames, row * kept + k, b, slots, positions, asks)
+        source, there = table_row(indices, frames, row * kept + k, row // queries, slots, maps, positions, asks)
         weight = tl.load(weights + row * kept + k, mask=there, other=0.0).to(tl.float32)
         label = tl.load(labels + source[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
         total += weight[:, None] * label.to(tl.float32)
     tl.store(out + row[:, None] * length + column, total.to(out.dtype.element_ty), mask=asks[:, None] & inside)
 
 
-@triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "positions"])
+@triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "maps", "positions"])
 def products(
     gradient,  # [B, N, L]
     indices,  # [B, N, K] int64
@@ -138,6 +139,7 @@ def products(
     queries,
     kept,
     slots,
+    maps,
     positions,
     length,
     ROWS: tl.constexpr,
@@ -146,7 +148,7 @@ def products(
     """ROWS of the B * N * K = count products. Grid: (tiles of products,)."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = at // kept
-    source, there = table_row(indices, frames, at, row // queries, slots, positions, at < count)
+    source, there = table_row(indices, frames, at, row // queries, slots, maps, positions, at < count)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]

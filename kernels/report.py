@@ -2,14 +2,18 @@
 
 Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many
 registers it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many
-instructions of the chip's matrix units it has. tests/test_kernels_compile.py holds the kernels to it.
+instructions of the chip's matrix units it has, under the Triton that is installed. tests/test_kernels_compile.py holds
+the kernels to it. With --record, what spills is written to spills.json: {version of Triton: {chip: {case: spills}}},
+where each chip is named whose cases all compiled.
 """
 
+import argparse
+import json
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +44,7 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 POINTERS = dict.fromkeys(("frames", "copies", "entries", "bounds"), "*i64")
 POINTERS |= dict.fromkeys(("values", "tops", "sums", "kth", "denominators", "mean", "weights", "out"), "*fp32")
 POINTERS |= dict.fromkeys(("labels", "gradient", "source"), "*fp32")
+RECORD = Path(__file__).parent / "spills.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def cases(chip: str) -> list[Case]:
             tile = tiles.forward_tile(chip, dtype, precision, 5)
             for fill in (False, True):
                 constants = {"FILL": fill, **call.constants(tile)}
-                add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, tile.options())
+                options = topk_affinity_ties.ties_options(chip, tile)
+                add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, options)
             tile = tiles.gradient_tile(chip, dtype, precision)
             constants = topk_affinity_backward.gradient_constants(call, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
@@ -222,9 +228,26 @@ def _assemble(ptx: str, architecture: str) -> tuple[int, int]:
 
 def main() -> None:
     """Print a line for every case on the chips named on the command line, all if none is."""
-    for chip in sys.argv[1:] or TARGETS:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("chips", nargs="*", help=f"of {', '.join(TARGETS)}; all if none is named")
+    parser.add_argument("--record", action="store_true", help="write what spills to spills.json")
+    arguments = parser.parse_args()
+    for chip in arguments.chips or TARGETS:
+        spills = {}
         for case in cases(chip):
-            print(f"{chip} {case.name}: {compile_case(case, chip)}", flush=True)
+            found = compile_case(case, chip)
+            print(f"Triton {triton.__version__}, {chip}, {case.name}: {found}", flush=True)
+            if found.spills:
+                spills[case.name] = found.spills
+        if arguments.record:
+            _record(chip, spills)
+
+
+def _record(chip: str, spills: dict[str, int]) -> None:
+    """Replace what is written down of a chip under the Triton that is installed."""
+    record = json.loads(RECORD.read_text())
+    record.setdefault(triton.__version__, {})[chip] = spills
+    RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,11 @@ def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
     return next(tile for bound, tile in table if k <= bound)
 
 
+def all_registers(chip: str) -> dict[str, int]:
+    """The option that lets a program take all registers there are; left alone, NVIDIA's ptxas may spill a few."""
+    return {"maxnreg": 255} if chip.startswith("sm_") else {}
+
+
 def product_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
     """The shape for products alone (contract.py): the forward pass's with the shortest list."""
     return forward_tile(chip, dtype, precision, 1)

@@ -6,6 +6,8 @@ leaves k candidates per query and group of slots; `finish` merges the groups, le
 several places, and weighs. With ties="all" two more passes follow (topk_affinity_ties.py).
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ from torch import Tensor
 from . import tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
+from .limits import taken
 from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 from .traced import launched
@@ -21,6 +24,8 @@ from .traced import launched
 LN_2 = tl.constexpr(0.6931471805599453)
 Candidates = tuple[Tensor, Tensor, Tensor, Tensor]
 """What is known of each query and each of S lists: values and indices [B, S, N, k], tops and sums [B, S, N]."""
+Best = Callable[[Call], Candidates]
+"""Finds the candidates of a call, which is a part of the whole one."""
 
 
 def topk_affinity(
@@ -52,21 +57,22 @@ def topk_affinity(
     if query.shape[0] * query.shape[1] == 0:
         empty = query.new_empty((*query.shape[:2], groups * k), dtype=torch.float32)
         return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
-    tile = tiles.forward_tile(tiles.family(query.device), query.dtype, call.precision, k)
-    candidates = best_of_groups(call, tile, k, joint, every)
-    if not ties:
-        return finish_candidates(call, candidates, k, joint, every)
-    _, _, denominators, kth = _finish(call, candidates, k, groups, every, ties)
-    weights, indices = with_ties(call, tile, kth, denominators, every)
+    best = candidates_of(call, k, joint, every)
+    weights, indices, denominators, kth = finish_candidates(call, *best, k, joint, every, ties)
+    if ties:
+        weights, indices = with_ties(call, _tile(call, k), kth, denominators, every)
     return weights.flatten(2), indices.flatten(2), denominators
 
 
-def finish_candidates(
-    call: Call, candidates: Candidates, k: int, joint: bool, every: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, indices and log-denominators, as topk_affinity returns them, from the candidates."""
-    weights, indices, denominators, _ = _finish(call, candidates, k, 1 if joint else call.slots, every, False)
-    return weights.flatten(2), indices.flatten(2), denominators
+def candidates_of(call: Call, k: int, joint: bool, every: bool) -> tuple[Best, int]:
+    """What finds the candidates of a part of the call, and how many lists a query has there."""
+    tile = _tile(call, k)
+    (_, lists, _), _ = call.grid(tile, joint)
+    return lambda part: best_of_groups(part, tile, k, joint, every), lists
+
+
+def _tile(call: Call, k: int) -> tiles.Tile:
+    return tiles.forward_tile(tiles.family(call.query.device), call.query.dtype, call.precision, k)
 
 
 def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> Candidates:
@@ -96,31 +102,38 @@ def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
     return {"K": max(4, triton.next_power_of_2(k)), "EVERY": every, **call.constants(tile)}
 
 
-def _finish(
-    call: Call, candidates: Candidates, k: int, groups: int, every: bool, ties: bool
+def finish_candidates(
+    call: Call, best: Best, lists: int, k: int, joint: bool, every: bool, ties: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N]."""
-    values, indices, tops, sums = candidates
-    targets, splits, queries, _ = values.shape
-    merged = splits // groups
-    weights = values.new_empty((targets, queries, groups, k))
+    """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N].
+
+    `best` finds the candidates, `lists` lists a query, of as many targets at a time as memory is meant for.
+    """
+    (count, queries, _), groups = call.query.shape, 1 if joint else call.slots
+    weights = call.query.new_empty((count, queries, groups, k), dtype=torch.float32)
     kept = torch.empty_like(weights, dtype=torch.int64)
-    denominators = values.new_empty((targets, queries, groups if every else 0))
-    kth = values.new_empty((targets, groups, queries) if ties else (0,))
+    denominators = weights.new_empty((count, queries, groups if every else 0))
+    kth = weights.new_empty((count, groups if ties else 0, queries))
+    for targets in call.parts(lists, k, every):
+        part = call.part(targets)
+        outputs = [taken(x, targets) for x in (weights, kept, denominators, kth)]
+        _finish(part, best(part), outputs, k, every, ties)  # and the candidates are gone before the next part's
+    return weights, kept, denominators, kth
+
+
+def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, every: bool, ties: bool) -> None:
+    """Write the outputs of finish_candidates for a part of its call."""
+    groups = outputs[0].shape[2]
+    merged = candidates[0].shape[1] // groups
     constants = finish_constants(call, k, merged, every, ties)
-    launched(finish)[(triton.cdiv(queries, constants["ROWS"]), groups, targets)](
-        values,
-        indices,
-        tops,
-        sums,
+    launched(finish)[(triton.cdiv(call.queries, constants["ROWS"]), groups, len(call.query))](
+        *candidates,
         call.frames,
         call.copies,
-        weights,
-        kept,
-        denominators,
-        kth,
-        queries,
+        *outputs,
+        call.queries,
         call.positions,
+        call.banked,
         call.slots,
         merged,
         max(1, call.width),
@@ -130,7 +143,6 @@ def _finish(
         **constants,
         num_warps=4,
     )
-    return weights, kept, denominators, kth
 
 
 def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -> dict:
@@ -174,7 +186,19 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
 
 
 @triton.jit(
-    do_not_specialize=["slots", "each", "height", "width", "key_height", "key_width", "rows", "columns", "limit", "k"]
+    do_not_specialize=[
+        "each",
+        "banked",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+        "k",
+    ]
 )
 def scan(
     query,  # [B, N, D]
@@ -186,6 +210,7 @@ def scan(
     tops,  # out [B, S, N] float32: the largest product, -inf if there is none
     sums,  # out [B, S, N] float32: sum of count * exp((product - top) / temperature)
     each,
+    banked,
     slots,
     height,
     width,
@@ -236,7 +261,7 @@ def scan(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -281,7 +306,9 @@ def scan(
         tl.store(sums + at, total, mask=asks)
 
 
-@triton.jit(do_not_specialize=["queries", "positions", "slots", "merged", "width", "rows", "columns", "limit", "k"])
+@triton.jit(
+    do_not_specialize=["queries", "positions", "banked", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+)
 def finish(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
     indices,  # [B, S, N, k] int32
@@ -295,6 +322,7 @@ def finish(
     kth,  # out [B, groups, N] float32: the last product kept, +inf if there is none
     queries,
     positions,
+    banked,
     slots,
     merged,
     width,
@@ -351,7 +379,7 @@ def finish(
         tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=asks)
     share = weigh(out_v, shift, total, scale)
     if MEAN:
-        share /= filled_slots(frames + b * slots, slots)
+        share /= filled_slots(frames + b * slots, banked, slots)
     place = tl.arange(0, K)[None, :]
     at = ((b * queries + n[:, None]) * tl.num_programs(1) + group) * k + place
     tl.store(weights + at, share, mask=asks[:, None] & (place < k))

@@ -7,12 +7,14 @@ gradient is summed by one program in a fixed order: no atomics, and the same res
 slice takes the products again for each slice.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from . import limits, tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, product, tile_at, times_counted
 from .propagate_labels import propagate_labels, scatter_rows
@@ -44,7 +46,8 @@ def topk_affinity_backward(
     own = torch.where(indices >= 0, weights * gradient, 0.0).unflatten(2, (groups, -1))  # w g
     mean = own.sum(dim=3, keepdim=True)  # G
     if not every:
-        filled = 1 if joint else (frames >= 0).sum(dim=1)[:, None, None, None]
+        there = (frames >= 0) & (frames < len(bank))
+        filled = 1 if joint else there.sum(dim=1)[:, None, None, None]
         own = own - weights.unflatten(2, (groups, -1)) * filled * mean
     share = own.flatten(2) / temperature
     d_query = propagate_labels(share, indices, bank, frames, dtype=torch.float32)
@@ -66,11 +69,17 @@ def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_quer
     constants = gradient_constants(call, tile)
     slices = triton.cdiv(channels, constants["WIDE"])
     groups = denominators.shape[2]
-    arguments = (*call.tensors(), denominators, mean)
-    grid = (call.patches(tile.n), slices, targets)
-    to_queries[grid](*arguments, d_query, groups, *call.numbers(), **constants, **tile.options())
-    grid = (call.patches(tile.m, keys=True), slices, bank_frames)
-    to_keys[grid](*arguments, d_bank, groups, targets, *call.numbers(), **constants, **tile.options())
+    for some in limits.evenly(targets, limits.MOST_PROGRAMS):
+        part, tensors = call.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
+        grid = (call.patches(tile.n), slices, len(part.query))
+        to_queries[grid](*part.tensors(), *tensors, groups, *part.numbers(), **constants, **tile.options())
+    for some in limits.evenly(bank_frames, limits.MOST_PROGRAMS):
+        # Numbered from the first of them, the others' frames and empty slots equal none.
+        frames = call.frames - some.start if some.start else call.frames
+        part = replace(call, bank=limits.taken(call.bank, some), frames=frames)
+        arguments = (*part.tensors(), denominators, mean, limits.taken(d_bank, some), groups, targets)
+        grid = (call.patches(tile.m, keys=True), slices, len(part.bank))
+        to_keys[grid](*arguments, *part.numbers(), **constants, **tile.options())
 
 
 def gradient_constants(call: Call, tile: tiles.Tile) -> dict:
@@ -102,7 +111,18 @@ def multiply(share, features, total, PRECISION: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["groups", "slots", "height", "width", "key_height", "key_width", "rows", "columns", "limit"]
+    do_not_specialize=[
+        "groups",
+        "banked",
+        "slots",
+        "height",
+        "width",
+        "key_height",
+        "key_width",
+        "rows",
+        "columns",
+        "limit",
+    ]
 )
 def to_queries(
     query,  # [B, N, D]
@@ -113,6 +133,7 @@ def to_queries(
     mean,  # [B, N, groups] float32
     out,  # [B, N, D] float32, added to
     groups,
+    banked,
     slots,
     height,
     width,
@@ -157,7 +178,7 @@ def to_queries(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -195,6 +216,7 @@ def to_queries(
     do_not_specialize=[
         "groups",
         "targets",
+        "banked",
         "slots",
         "height",
         "width",
@@ -215,6 +237,7 @@ def to_keys(
     out,  # [F, M, D] float32, added to
     groups,
     targets,
+    banked,
     slots,
     height,
     width,

@@ -13,7 +13,7 @@ from . import tiles
 from .affinity_propagate import carry_candidates
 from .call import Call
 from .launch import Launch
-from .topk_affinity import Candidates, finish_candidates
+from .topk_affinity import Best, Candidates, finish_candidates
 
 QUERIES = 128  # of a block, and how many keys it takes at a time
 REGION_TILE = (8, 16)  # rows and columns of such a patch with a region
@@ -35,8 +35,10 @@ def topk_affinity(
     launch: Launch,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators, as topk_affinity.py gives them; features bfloat16 or float16, not ties."""
-    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
-    return finish_candidates(call, best_of_groups(call, k, joint, every, launch), k, joint, every)
+    call = _copied(Call.of(query, bank, frames, copies, temperature, joint, width, reach))
+    best = candidates_of(call, k, joint, every, launch)
+    weights, indices, denominators, _ = finish_candidates(call, *best, k, joint, every)
+    return weights.flatten(2), indices.flatten(2), denominators
 
 
 def affinity_propagate(
@@ -56,16 +58,25 @@ def affinity_propagate(
     launch: Launch,
 ) -> Tensor:
     """Soft labels, as affinity_propagate.py gives them; features bfloat16 or float16, not ties."""
-    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
-    return carry_candidates(call, best_of_groups(call, k, joint, every, launch), labels, label_frames, k, joint, every)
+    call = _copied(Call.of(query, bank, frames, copies, temperature, joint, width, reach))
+    best = candidates_of(call, k, joint, every, launch)
+    return carry_candidates(call, *best, labels, label_frames, k, joint, every)
+
+
+def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> tuple[Best, int]:
+    """As topk_affinity.candidates_of, of a `_copied` call."""
+    return lambda part: best_of_groups(part, k, joint, every, launch), lists(call, joint)
+
+
+def lists(call: Call, joint: bool) -> int:
+    """How many lists best_of_groups leaves for each query: two for each group of slots."""
+    return 2 * (-(-call.slots // slots_of_a_block(call)) if joint else call.slots)
 
 
 def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
-    """Candidates as topk_affinity.best_of_groups has them, of two lists for each group of slots."""
-    call = dataclasses.replace(call, query=_copyable(call.query), bank=_copyable(call.bank))
+    """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
     each = slots_of_a_block(call)
-    groups = -(-call.slots // each) if joint else call.slots
-    values = call.query.new_empty((len(call.query), 2 * groups, call.queries, k), dtype=torch.float32)
+    values = call.query.new_empty((len(call.query), lists(call, joint), call.queries, k), dtype=torch.float32)
     indices = torch.empty_like(values, dtype=torch.int32)
     tops, sums = (values.new_empty(values.shape[:3] if every else (0,)) for _ in range(2))
     if values.numel():
@@ -86,6 +97,11 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch)
     return values, indices, tops, sums
 
 
+def _copied(call: Call) -> Call:
+    """The call with features that can be copied in bulk: once for all of its parts."""
+    return dataclasses.replace(call, query=_copyable(call.query), bank=_copyable(call.bank))
+
+
 def _copyable(features: Tensor) -> Tensor:
     """Features whose rows begin and end at multiples of 16 bytes and do not overlap: what can be copied in bulk."""
     if features.shape[2] % 8:
@@ -98,7 +114,7 @@ def slots_of_a_block(call: Call) -> int:
     """How many slots a block takes: those that end the call soonest if every multiprocessor runs a block at a time."""
     tall, wide = REGION_TILE if call.region else (1, QUERIES)
     columns = call.width if call.region else call.queries
-    patches = -(-columns // wide) * -(-(call.queries // max(1, columns)) // tall) * len(call.query)
+    patches = -(-columns // wide) * -(-(call.queries // max(1, columns)) // tall) * call.together
     at_once = max(1, tiles.programs_at_once(call.query.device) // 2)
 
     def time(each: int) -> tuple[float, int]:

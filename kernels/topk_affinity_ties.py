@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import limits, tiles
 from .call import Call
 from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
 from .merge import NOBODY
@@ -21,15 +22,19 @@ def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: 
 
     denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `every`.
     """
-    grid, each = call.grid(tile, call.joint)
+    (_, shares, _), _ = call.grid(tile, call.joint)
     targets, groups, queries = kth.shape
-    # In [B, N, G, groups of slots per list]: where each program's share of a list ends.
-    numbers = torch.empty((targets, grid[1], queries), dtype=torch.int32, device=kth.device)
-    nothing = kth.new_empty(0)
+    # In [B, G, groups of slots per list, N]: where each program's share of a list ends.
+    numbers = torch.empty((targets, shares, queries), dtype=torch.int32, device=kth.device)
+    nothing = kth.new_empty((targets, 0))
+    options = ties_options(tiles.family(kth.device), tile)
 
     def run(fill: bool, starts: Tensor, values: Tensor, indices: Tensor, longest: int) -> None:
-        arguments = (*call.tensors(), kth, starts, values, indices, each, *call.numbers(), groups, longest)
-        reached[grid](*arguments, FILL=fill, **call.constants(tile), **tile.options())
+        for some in limits.evenly(targets, limits.MOST_PROGRAMS):
+            part, tensors = call.part(some), (limits.taken(x, some) for x in (kth, starts, values, indices))
+            grid, each = part.grid(tile, call.joint)
+            arguments = (*part.tensors(), *tensors, each, *part.numbers(), groups, longest)
+            reached[grid](*arguments, FILL=fill, **part.constants(tile), **options)
 
     run(False, numbers, nothing, nothing.int(), 0)
     ends = numbers.unflatten(1, (groups, -1)).cumsum(dim=2, dtype=torch.int32)
@@ -45,13 +50,20 @@ def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: 
     shift = denominators[..., None] if every else logits.logsumexp(dim=3, keepdim=True)
     weights = torch.where(exists, (logits - shift).exp(), 0.0)
     if not call.joint:
-        weights /= (call.frames >= 0).sum(dim=1).clamp(min=1)[:, None, None, None]
+        filled = (call.frames >= 0) & (call.frames < call.banked)
+        weights /= filled.sum(dim=1).clamp(min=1)[:, None, None, None]
     return weights, torch.where(exists, indices, -1).long()
+
+
+def ties_options(chip: str, tile: Tile) -> dict[str, int]:
+    """How reached is compiled: of Triton 3.6's code for sm_80, ptxas would spill 12 bytes to get to 128 registers."""
+    return {**tile.options(), **(tiles.all_registers(chip) if chip == "sm_80" else {})}
 
 
 @triton.jit(
     do_not_specialize=[
         "each",
+        "banked",
         "slots",
         "height",
         "width",
@@ -74,6 +86,7 @@ def reached(
     values,  # out [B, N, groups, longest] float32
     indices,  # out [B, N, groups, longest] int32
     each,
+    banked,
     slots,
     height,
     width,
@@ -120,7 +133,7 @@ def reached(
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if frame < 0:
+        if (frame < 0) | (frame >= banked):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(

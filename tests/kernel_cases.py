@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import attend_cases
+from tests import attend_cases, outside_cases, parts_cases
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
+from timecycle.ops._backends import choose
 
 SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -202,6 +203,22 @@ def carried(selection, region, length, dtype):
     torch.testing.assert_close(found[0].double(), found[1], atol=1e-5, rtol=1e-4)
 
 
+def video_outside():
+    """Indices, frames and targets that are not there: none, none, and left out."""
+    weights, indices, labels, frames, targets = (x.to(DEVICE) for x in video(1, 7, 33, 4, 3, 2, 7))
+    indices[:, ::3] += 99
+    indices[0, 1, 0] = 1 << 40
+    targets[2], targets[4], frames[5, 0] = 8, 1 << 40, 8
+    kept = [0, 1, 3, 5, 6]
+    none = indices.masked_fill((indices < 0) | (indices >= 99), -1)
+    clean = (weights[kept], none[kept], labels, frames.masked_fill(frames > 7, -1)[kept], targets[kept], True)
+    expected = choose("propagate_sequence", "reference", *clean).run(*clean)
+    given = (weights, indices, labels, frames, targets, True)
+    for backend in (BACKEND, "reference"):
+        found = choose("propagate_sequence", backend, *given).run(*given)
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
 def video(seed: int, b: int, n: int, k: int, t: int, classes: int, ring: int | None = None) -> tuple[Tensor, ...]:
     """A video of b targets after an annotated frame: weights, indices, labels, frames, targets, on the CPU.
 
@@ -293,7 +310,9 @@ def _triton_checks() -> dict[str, Callable[[], None]]:
         found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
-    return found | {"largest k": largest_k, "compiled whole": compiled_whole} | attend_cases.checks()
+    found |= parts_cases.checks("triton")
+    found |= {"largest k": largest_k, "compiled whole": compiled_whole}
+    return found | outside_cases.checks(SELECTIONS) | attend_cases.checks()
 
 
 def _cuda_checks() -> dict[str, Callable[[], None]]:
@@ -305,7 +324,7 @@ def _cuda_checks() -> dict[str, Callable[[], None]]:
         found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
     for rescale, sizes in itertools.product((False, True), VIDEOS):
         found[f"video {sizes}{', rescaled' * rescale}"] = partial(through_a_video, *sizes, rescale)
-    return found
+    return found | {"video outside": video_outside} | parts_cases.checks("cuda")
 
 
 CHECKS = {"triton": _triton_checks(), "cuda": _cuda_checks()}

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from tests import emulator, kernel_cases
-from timecycle.ops._backends import CUDA_MISSING
+from timecycle.ops._backends import CUDA_MISSING, interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
 
@@ -27,6 +27,8 @@ def run(tmp_path_factory) -> Iterator[Callable[[str, str], None]]:
         return
     module = emulator.build(tmp_path_factory.mktemp("emulator"))
     context = multiprocessing.get_context("spawn")
+    if (reason := interpreter_missing()) is not None:
+        pytest.skip(reason)
     # The variable must be there before a child imports Triton, and must not be here.
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:

@@ -16,7 +16,7 @@ from tests import kernel_cases
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
 from timecycle.ops import Region, Select, topk_affinity
-from timecycle.ops._backends import TRITON_MISSING
+from timecycle.ops._backends import TRITON_MISSING, interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from timecycle.kernels.call import Reach
@@ -28,6 +28,8 @@ def run() -> Iterator[Callable[[str], None]]:
     if TRITON_MISSING is None:
         yield partial(kernel_cases.run, "triton")
         return
+    if (reason := interpreter_missing()) is not None:
+        pytest.skip(reason)
     # The variable must be there before a child imports Triton, and must not be here.
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
     context = multiprocessing.get_context("spawn")

@@ -139,6 +139,7 @@ def _evaluate_sequence(
             if len(written) > 4:  # the writer may not fall behind without bound
                 written.pop(0).result()
             bar.update()
+        propagator.check()
         for future in written:
             future.result()
 

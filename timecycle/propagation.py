@@ -6,7 +6,7 @@ Which earlier frames a frame looks at, which of their positions count, and what 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.labels import Size, first_labels, index_mask, min_max, nearest
 from timecycle.ops import affinity_propagate
-from timecycle.ops.checks import check_finite
+from timecycle.ops.checks import check_finite, not_finite
 from timecycle.protocols import Protocol, protocol
+
+Frames = TypeVar("Frames", int, Tensor)
 
 
 class LabelPropagator:
@@ -29,6 +31,9 @@ class LabelPropagator:
     `start(features, labels)` takes the first frame, then `step(features)` every further one, in order. Features are
     [D, h, w], or [B, D, h, w] for B videos; labels [L, h, w] or [B, L, h, w]: masks, textures, parts, heat maps, any
     soft maps. Both return the frame's soft labels, float32, of the labels' shape, as later frames will see them.
+
+    On a GPU `step` does not wait for it. That a feature is not finite is then said by `check()`, which is to be called
+    after the last frame, or wherever labels are fetched; labels are NaN from such a frame on.
 
     Source: the protocols' papers, see timecycle.protocols.
     """
@@ -67,6 +72,7 @@ class LabelPropagator:
         # Room 0 of each video is frame 0, the others are a ring of the frames after it.
         self._bank = features.new_zeros((videos, rooms, positions, channels))
         self._labels = labels.new_zeros((videos, rooms, positions, labels.shape[1]), dtype=torch.float32)
+        self._spoilt = torch.full((), -1, device=features.device)
         self._bank[:, 0] = self._rows(features)
         self._labels[:, 0] = labels.flatten(2).transpose(1, 2)
         self._frame = 0
@@ -75,7 +81,10 @@ class LabelPropagator:
         return labels[0].float() if self._alone else labels.float()
 
     def step(self, features: Tensor) -> Tensor:
-        """Soft labels of the next frame, from its features. Raises InputError for features unlike the first frame's."""
+        """Soft labels of the next frame, from its features.
+
+        Raises InputError for features unlike the first frame's and, on a CPU, for one that is not finite.
+        """
         if self._frame < 0:
             raise InputError("step() came before start(); expected the first frame and its labels")
         if self._frames is not None and self._frame + 1 >= self._frames:
@@ -86,9 +95,19 @@ class LabelPropagator:
                 f"features is {features.dtype} {list(features.shape)} on {features.device}; expected like the first "
                 f"frame {self._bank.dtype} {list(self._shape[int(self._alone) :])} on {self._bank.device}"
             )
-        check_finite("features", given)
+        if given.device.type == "cpu":
+            check_finite("features", given)
+        else:
+            first = (self._spoilt < 0) & not_finite(given)
+            self._spoilt = self._spoilt.masked_fill(first, self._frame + 1)
         self._frame += 1
         return self._advance(given)
+
+    def check(self) -> None:
+        """Raise InputError if a feature since start() was not finite, naming its frame. The CPU waits for a GPU."""
+        frame = int(self._spoilt) if self._frame >= 0 else -1
+        if frame >= 0:
+            raise InputError(f"features of frame {frame} hold a value that is not finite; expected finite features")
 
     def _rooms(self) -> int:
         """Frames that are remembered: frame 0, and those before a target but one, whose room the target takes."""
@@ -106,7 +125,7 @@ class LabelPropagator:
         query = self._rows(features)
         own, copies = self._context()
         # All videos' rooms are one bank, each video's frames its own part of it.
-        frames = torch.tensor(own, device=query.device) + rooms * torch.arange(videos, device=query.device)[:, None]
+        frames = own + rooms * torch.arange(videos, device=query.device)[:, None]
         labels = affinity_propagate(
             query,
             self._bank.flatten(0, 1),
@@ -115,31 +134,41 @@ class LabelPropagator:
             frames,
             self.protocol.select(),
             region=self.protocol.region(height, width),
-            copies=torch.tensor(copies, device=query.device),
+            copies=copies,
             check=False,  # each frame was looked at when it came
         )
         soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
         if self.protocol.feedback == "min-max":
             soft = min_max(soft)
+        if soft.device.type != "cpu":  # where what is not finite was refused
+            soft = soft.masked_fill(self._spoilt >= 0, torch.nan)
         self._remember(query, soft)
         return soft[0] if self._alone else soft
 
-    def _context(self) -> tuple[list[int], list[list[int]]]:
-        """Rooms of the frames that the current one looks at, in order; how often each counts in and out of reach."""
-        rules, t = self.protocol, self._frame
-        restricted = int(rules.radius is None)
+    def _context(self) -> tuple[Tensor, Tensor]:
+        """Rooms [T] of the frames that the current one looks at, in order; how often each counts in and out of reach.
+
+        The latter is [T, 2]. Both are worked out on the device: the CPU would wait for a copy to a GPU.
+        """
+        rules, t, device = self.protocol, self._frame, self._bank.device
         if rules.first == "padded":
             # Entries before the video are copies of frame 0 with its annotation; frame 0 itself, once predicted, is
             # in the ring with its prediction.
-            earlier = range(t - rules.length + 1, t)
-            return [0, *(self._room(i) if i >= 0 else 0 for i in earlier)], [[1, 1]] * rules.length
-        earlier = range(t - rules.length, t)
-        repeated = {"once": 0, "twice": int(earlier[0] <= 0), "copies": sum(i <= 0 for i in earlier)}[rules.first]
-        first = [1 + repeated, int(rules.first_everywhere) or restricted * (1 + repeated)]
-        others = [self._room(i) for i in earlier if i > 0]
-        return [0, *others], [first, *[[1, restricted]] * len(others)]
+            earlier = torch.arange(t - rules.length + 1, t, device=device)
+            rooms = torch.nn.functional.pad(self._room(earlier).masked_fill(earlier < 0, 0), (1, 0))
+            return rooms, rooms.new_ones((len(rooms), 2))
+        # How often frame 0 is there beside itself: the context holds it, or begins before the video.
+        repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
+        others = torch.arange(max(1, t - rules.length), t, device=device)
+        rooms = torch.nn.functional.pad(self._room(others), (1, 0))
+        copies, restricted = rooms.new_ones((len(rooms), 2)), int(rules.radius is None)
+        copies[1:, 1].fill_(restricted)
+        copies[0, 0].fill_(1 + repeated)
+        copies[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
+        return rooms, copies
 
-    def _room(self, frame: int) -> int:
+    def _room(self, frame: Frames) -> Frames:
+        """Where a frame of the ring is, or several are."""
         if self.protocol.first == "padded":
             return 1 + frame % (self.protocol.length - 1)
         return 1 + (frame - 1) % self.protocol.length
@@ -152,9 +181,10 @@ class LabelPropagator:
         self._labels[:, room] = soft.flatten(2).transpose(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later frames depend on: save it with torch.save, go on with load_state_dict."""
+        """All that later frames depend on: save it with torch.save, go on with load_state_dict. Raises as `check`."""
         if self._frame < 0:
             raise InputError("state_dict() came before start(); expected a video that has begun")
+        self.check()
         return {
             "protocol": self.protocol.name,
             "length": self.protocol.length,
@@ -177,6 +207,7 @@ class LabelPropagator:
         self._shape = torch.Size(state["shape"])
         self._grid = list(self._shape[2:])
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
+        self._spoilt = torch.full((), -1, device=self._bank.device)
 
 
 @dataclass(frozen=True)
@@ -249,7 +280,9 @@ def stream(
                 continue
         else:
             soft = propagator.step(feature)
-        yield soft, index_mask(soft, labels.ids, rules, working, output), labels.ids
+        mask = index_mask(soft, labels.ids, rules, working, output)
+        propagator.check()  # the mask is on the CPU, so that there is nothing to wait for
+        yield soft, mask, labels.ids
 
 
 def mask_of(mask: np.ndarray | Tensor) -> np.ndarray:

@@ -166,7 +166,8 @@ def warp_rows(frame: Frame, theta: Tensor, side: int) -> list[Tensor]:
         x.unflatten(0, (count, samples)).transpose(0, 1).flatten(1, 2).contiguous() for x in (weights, indices)
     )
     slots = torch.arange(samples, device=theta.device)[:, None]
-    rows = functional.normalize(propagate_labels(weights, indices, frame.features, slots), dim=2)
+    # Unchecked, since corners gives no others.
+    rows = functional.normalize(propagate_labels(weights, indices, frame.features, slots, check=False), dim=2)
     return list(rows.unflatten(1, (count, -1)).unbind(1))
 
 
@@ -198,5 +199,7 @@ def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) ->
     """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localiser.locate`."""
     side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
     weights, indices = corners(_moved(theta), side, math.isqrt(keys))
-    affinity = edge_affinity(query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale)
+    affinity = edge_affinity(
+        query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale, check=False
+    )
     return _share(weights, affinity, keys)

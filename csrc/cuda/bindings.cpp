@@ -41,15 +41,16 @@ void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, 
   check(timecycle::propagate_sequence_cuda(call, reinterpret_cast<cudaStream_t>(stream)), "propagate_sequence");
 }
 
-void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t copies, uintptr_t values,
-                   uintptr_t indices, uintptr_t tops, uintptr_t sums, int64_t targets, int64_t banked,
+void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t copies, uintptr_t before,
+                   uintptr_t values, uintptr_t indices, uintptr_t tops, uintptr_t sums, int64_t targets, int64_t banked,
                    std::array<int, 2> queries, std::array<int, 2> positions, std::array<int64_t, 4> strides, int slots,
-                   int each, int channels, int k, std::array<int, 3> reach, float scale, bool brain, bool region,
-                   bool joint, bool every, bool hopper, int device, uintptr_t stream) {
+                   int parts, int rounds, int blocks, int channels, int k, std::array<int, 3> reach, float scale,
+                   bool brain, bool region, bool joint, bool every, bool hopper, int device, uintptr_t stream) {
   const timecycle::Scan call{.query = pointer<const void>(query),
                              .bank = pointer<const void>(bank),
                              .frames = pointer<const int64_t>(frames),
                              .copies = pointer<const int64_t>(copies),
+                             .before = pointer<const int32_t>(before),
                              .values = pointer<float>(values),
                              .indices = pointer<int32_t>(indices),
                              .tops = pointer<float>(tops),
@@ -63,7 +64,8 @@ void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t 
                              .bank_f = strides[2],
                              .bank_m = strides[3],
                              .slots = slots,
-                             .each = each,
+                             .parts = parts,
+                             .rounds = rounds,
                              .channels = channels,
                              .kept = k,
                              .rows = reach[0],
@@ -76,7 +78,7 @@ void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t 
                              .every = every};
   use(device);
   const auto start = hopper ? timecycle::topk_affinity_sm90 : timecycle::topk_affinity_sm80;
-  check(start(call, reinterpret_cast<cudaStream_t>(stream)), "topk_affinity");
+  check(start(call, blocks, reinterpret_cast<cudaStream_t>(stream)), "topk_affinity");
 }
 
 }  // namespace

@@ -13,46 +13,18 @@ struct Patch {
   int y, x;  // of the first position
 };
 
-// Groups of slots, one a block.
-HOST_AND_DEVICE int groups_of(const Scan& call) { return (call.slots + call.each - 1) / call.each; }
-
-// How many blocks a call takes.
 template <bool REGION>
-int64_t blocks(const Scan& call) {
+ON_DEVICE int patches_of(Extent grid) {
   using P = Patch<REGION>;
-  const int64_t groups = groups_of(call);
-  const int64_t across = (call.queries.width + P::kWide - 1) / P::kWide;
-  return call.targets * groups * across * ((call.queries.height + P::kTall - 1) / P::kTall);
+  return (grid.width + P::kWide - 1) / P::kWide * ((grid.height + P::kTall - 1) / P::kTall);
 }
 
-// What a block has to do.
+// Patch number p of a grid, row by row.
 template <bool REGION>
-struct Share {
-  int target, group;      // of slots
-  int first_slot, slots;  // until which, exclusive
-  Patch<REGION> queries;
-
-  ON_DEVICE Share(const Scan& call, int block) {
-    const int across = (call.queries.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
-    const int down = (call.queries.height + Patch<REGION>::kTall - 1) / Patch<REGION>::kTall;
-    const int groups = groups_of(call);
-    // Neighbouring blocks, which run together, take the same keys, which are then in the cache.
-    const int patch = block % (across * down);
-    block /= across * down;
-    group = block % groups;
-    target = block / groups;
-    first_slot = group * call.each;
-    slots = min(call.slots, first_slot + call.each);
-    queries = {patch / across * Patch<REGION>::kTall, patch % across * Patch<REGION>::kWide};
-  }
-
-  // Whether the lists are complete after slot t.
-  ON_DEVICE bool ends(const Scan& call, int t) const { return !call.joint || t + 1 == slots; }
-
-  // Lists of a query in all blocks, and the first of those that are complete after slot t.
-  ON_DEVICE static int lists(const Scan& call) { return (call.joint ? groups_of(call) : call.slots) * kLists; }
-  ON_DEVICE int list_of(const Scan& call, int t) const { return (call.joint ? group : t) * kLists; }
-};
+ON_DEVICE Patch<REGION> patch_of(Extent grid, int p) {
+  const int across = (grid.width + Patch<REGION>::kWide - 1) / Patch<REGION>::kWide;
+  return {p / across * Patch<REGION>::kTall, p % across * Patch<REGION>::kWide};
+}
 
 ON_DEVICE int chunks_of(const Scan& call) { return (call.channels + kChunk - 1) / kChunk; }
 
@@ -65,9 +37,9 @@ struct Slot {
   using P = Patch<REGION>;
   int64_t frame;
   int within, beyond;  // how often keys count
-  int y, x, across, count;
+  int y, x, across, count, first;
 
-  ON_DEVICE Slot(const Scan& call, int target, int t, Patch<REGION> queries) {
+  ON_DEVICE Slot(const Scan& call, int target, int t, P queries) {
     const int64_t at = int64_t{target} * call.slots + t;
     frame = call.frames[at];
     within = int(call.copies[2 * at]);
@@ -81,10 +53,17 @@ struct Slot {
       end_x = min(end_x, queries.x + P::kWide + call.columns);
     }
     across = (end_x - x + P::kWide - 1) / P::kWide;
-    count = frame < 0 ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+    count = frame < 0 || frame >= call.banked ? 0 : across * ((end_y - y + P::kTall - 1) / P::kTall);
+    const int own = (queries.y - y) / P::kTall * across + (queries.x - x) / P::kWide;
+    first = min(max(0, own - 1), max(0, count - 1));
   }
 
-  ON_DEVICE P patch(int i) const { return {y + i / across * P::kTall, x + i % across * P::kWide}; }
+  // In order, from the one before the queries' own place on: what is near is alike, so that later keys seldom belong
+  // into a list.
+  ON_DEVICE P patch(int i) const {
+    const int at = first + i < count ? first + i : first + i - count;
+    return {y + at / across * P::kTall, x + at % across * P::kWide};
+  }
 
   // Whether any key of a patch counts.
   ON_DEVICE bool wanted(const Scan& call, P queries, P keys) const {

@@ -3,6 +3,10 @@
 // A warp has 32 rows of `COLUMNS` products: two blocks of 16 rows, laid out as the tensor cores leave them, so that a
 // row is with the four lanes of a quad. Row r is 0 to 15 for the first block, 16 to 31 for the second; lane r keeps its
 // list. All of it stays inside the warp.
+//
+// Products that may belong into a list (hits) are appended to a buffer in shared memory, without a branch, and taken
+// into the lists when the buffer of some row has no room for more: the lanes insert at the same time, so that a few
+// long rounds cost less than many short ones.
 #pragma once
 
 #include <cfloat>
@@ -15,49 +19,50 @@ namespace timecycle {
 
 constexpr int kNobody = INT_MAX;  // above every index
 
-// The k best keys of a row, best first: larger product, or equal with the lower index. Of K entries the first K - k
-// are out of the way, above everything.
+// A key of a row as one number: larger is better, which is a larger product, or an equal one with a lower index.
+using Rank = int64_t;
+constexpr Rank kOutOfTheWay = INT64_MAX, kNoRank = INT64_MIN;  // better, and worse, than every key
+
+ON_DEVICE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }  // as the floats they stand for
+ON_DEVICE Rank rank_of(float product, int index) {
+  const int32_t high = ordered(chip::bits_of(product + 0.0f));  // -0 to 0
+  return Rank(uint64_t(uint32_t(high)) << 32 | uint32_t(~index));
+}
+ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(rank >> 32))); }
+ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
+
+// The k best keys of a row, best first. Of K entries the first K - k are out of the way.
 template <int K>
 struct List {
-  float value[K];
-  int index[K];
+  Rank entry[K];
+  chip::One one;
 
   ON_DEVICE void clear(int k) {
 #pragma unroll
-    for (int e = 0; e < K; ++e) {
-      value[e] = e < K - k ? INFINITY : -INFINITY;
-      index[e] = e < K - k ? -1 : kNobody;
-    }
+    for (int e = 0; e < K; ++e) entry[e] = e < K - k ? kOutOfTheWay : rank_of(-INFINITY, kNobody);
   }
 
-  ON_DEVICE void insert(float v, int i) {
+  // From the last entry on: each that is worse moves to the place behind it.
+  ON_DEVICE void insert(Rank rank) {
+    Rank dropped = 0;
 #pragma unroll
-    for (int e = 0; e < K; ++e) {
-      const bool ahead = v > value[e] || (v == value[e] && i < index[e]);
-      const float down = ahead ? value[e] : v;
-      const int down_index = ahead ? index[e] : i;
-      value[e] = ahead ? v : value[e];
-      index[e] = ahead ? i : index[e];
-      v = down;
-      i = down_index;
-    }
+    for (int e = K - 1; e >= 0; --e) chip::go_ahead(rank, entry[e], e == K - 1 ? dropped : entry[e + 1], one);
   }
-
-  ON_DEVICE float worst() const { return value[K - 1]; }
 };
 
-struct Hit {
-  float value;
-  int column;
+// Neighbouring products of which one may belong into a list.
+struct alignas(16) Hit {
+  float value[2];
+  int index;  // of the first
 };
 
-// Where the lanes of a quad leave what may belong into their row's list: ROOM entries a row and lane.
+// Hits of 32 rows that are not in the lists yet: the n-th of row r is at [n][r].
 template <int ROOM>
 struct Hits {
-  Hit entry[ROOM][32 * 4];
+  Hit entry[ROOM][32];
 };
 
-// The smallest number above x; x is finite.
+// The smallest number above x, which is not NaN; infinities are as they come.
 ON_DEVICE float above(float x) {
   const int32_t bits = chip::bits_of(x == 0 ? 0 : x);  // -0 to 0
   return chip::number_of(bits + (bits >= 0 ? 1 : -1));
@@ -68,17 +73,26 @@ template <int K, int COLUMNS, int ROOM, bool REGION>
 struct RowLists {
   using P = Patch<REGION>;
   static constexpr int kEighths = COLUMNS / 8;  // a lane has two columns of each
+  static constexpr float kLarge = 0x1p64f;      // sums of exponentials stay below
 
   const Scan& call;
   Hits<ROOM>& hits;
-  const P queries;
+  P queries;
   const int rows[2];       // places in `queries` of the warp's rows 0 and 16
   const int first_column;  // in a patch of keys
   List<K> list;            // of row lane()
-  float top[4], total[4];  // of the four rows that this lane has columns of, in order of its registers: row_of(i)
+  float best;              // the largest product of row lane() so far
+  int first;               // index of the first key of the last patch
+  // Of the four rows that this lane has columns of, in order of its registers: row_of(i).
+  float gate[4];           // smaller products are not among the k best
+  float top[4], total[4];  // the softmax: a product that no exponent is far above, and the sum relative to it
+  uint32_t filled;         // hits in the buffer: one byte for each of the rows
 
-  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, P queries, int first_row, int second_row, int first_column)
-      : call(call), hits(hits), queries(queries), rows{first_row, second_row}, first_column(first_column) {
+  ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, int first_row, int second_row, int first_column)
+      : call(call), hits(hits), rows{first_row, second_row}, first_column(first_column) {}
+
+  ON_DEVICE void start(P patch) {
+    queries = patch;
     clear();
   }
 
@@ -86,6 +100,9 @@ struct RowLists {
     // A row beyond the grid, whose products are all 0, keeps nothing and has no hits.
     const P own = place_of(chip::lane());
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
+    best = -INFINITY;
+    first = 0;
+    filled = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       top[i] = -INFINITY;
@@ -93,32 +110,44 @@ struct RowLists {
     }
   }
 
-  // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites them.
+  // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites those that do not count.
   ON_DEVICE void take(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, int t, P keys) {
-    uint32_t inside[4];
-    hide(sums, slot, keys, inside);
+    hide(sums, slot, keys);
+    const int before = first;
+    first = (t * call.positions.height + keys.y) * call.positions.width + keys.x;
+    // Where a list is not full nearly every product would be a hit. The buffer is empty then.
+    if (some_open()) {
+      begin(sums);
+    } else if (chip::any(first < before)) {
+      show(lowest(first), best);  // equal products with lower indices may come
+    }
+    uint32_t found[4];
+    find(sums, found);
+    Places places = room_for(found);
+    if (places.too_many) {
+      append(sums, found);
+      places = {filled, filled, false};
+    }
+    if (chip::any(places.end != filled)) write(sums, found, places.first);
     if (call.every) {
       if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
-        add_up<true>(sums, slot, inside);
+        uint32_t near[4];
+        find_near(keys, near);
+        add_up<true>(sums, slot, near);
       } else {
-        add_up<false>(sums, slot, inside);
+        add_up<false>(sums, slot, {});
       }
     }
-    // Keys that come later have higher indices, so that an equal one is no better; with a region they come in patches.
-    bool ties = REGION;
-    // Where a list is not full nearly every product would be a hit.
-    const float least = chip::any(list.worst() == -INFINITY) ? bound(sums) : -INFINITY;
-    while (chip::any(leave_hits(sums, ties, least))) {
-      collect(t, keys);
-      ties = true;  // what the first round had no room for may have lower indices
-    }
-    collect(t, keys);
+    filled = places.end;
+    if (some_open()) flush();
   }
 
-  // Writes the rows' candidates of the list number `split`, which share one target.
-  ON_DEVICE void store(int64_t target, int64_t splits, int64_t split) {
+  // Writes the rows' candidates, as that list of a target's.
+  ON_DEVICE void store(int64_t target, int64_t number) {
+    flush();
     const Extent grid = call.queries;
-    const int64_t first = (target * splits + split) * grid.height * grid.width;
+    const int64_t lists = int64_t{kLists} * call.parts * (call.joint ? 1 : call.slots);
+    const int64_t first = (target * lists + number) * grid.height * grid.width;
     const int lane = chip::lane();
     const P own = place_of(lane);
     if (own.y < grid.height && own.x < grid.width) {
@@ -127,8 +156,8 @@ struct RowLists {
 #pragma unroll
       for (int e = 1; e <= K; ++e) {
         if (e > call.kept) break;
-        call.values[end - e] = list.value[K - e];
-        call.indices[end - e] = list.index[K - e];
+        call.values[end - e] = product_of(list.entry[K - e]);
+        call.indices[end - e] = index_of(list.entry[K - e]);
       }
     }
     if (!call.every) return;
@@ -149,6 +178,12 @@ struct RowLists {
 
  private:
   ON_DEVICE static int row_of(int i, int lane) { return 8 * i + lane / 4; }
+  ON_DEVICE static float& at(float (&sums)[2][COLUMNS / 2], int i, int c) {
+    return sums[i / 2][c / 2 * 4 + i % 2 * 2 + c % 2];
+  }
+  ON_DEVICE static float at(const float (&sums)[2][COLUMNS / 2], int i, int c) {
+    return sums[i / 2][c / 2 * 4 + i % 2 * 2 + c % 2];
+  }
 
   // Where a row of the warp is on the grid, or beyond its edge.
   ON_DEVICE P place_of(int row) const {
@@ -159,36 +194,41 @@ struct RowLists {
   // The column, in a patch of keys, of a lane's e-th product (0 or 1) of an eighth.
   ON_DEVICE int column(int eighth, int e, int lane) const { return first_column + 8 * eighth + 2 * (lane % 4) + e; }
 
-  // Products of keys that do not count become -inf. A row's bit 2 * eighth + e of `inside` is whether that key is.
-  ON_DEVICE void hide(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys, uint32_t (&inside)[4]) {
+  // Which keys are inside the region of each row: bit 2 * eighth + e of its word.
+  ON_DEVICE void find_near(P keys, uint32_t (&near)[4]) const {
+    const int lane = chip::lane(), columns = call.columns * call.columns;
+    const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      near[i] = 0;
+      const P query = place_of(row_of(i, lane));
+      const int dx = x - query.x;
+#pragma unroll 1
+      for (int row = 0; row < COLUMNS / P::kWide; ++row) {  // of keys: two eighths each
+        const int dy = abs(y + row - query.y);
+        const int allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
+        uint32_t bits = 0;
+#pragma unroll
+        for (int bit = 0; bit < 4; ++bit) {
+          const int apart = dx + bit / 2 * 8 + bit % 2;
+          bits |= uint32_t{apart * apart <= allowed} << bit;
+        }
+        near[i] |= bits << (4 * row);
+      }
+    }
+  }
+
+  // Products of keys that do not count become -inf.
+  ON_DEVICE void hide(float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys) const {
     const Extent grid = call.positions;
     if (!REGION && keys.x + kPatch <= grid.width) return;
     const int lane = chip::lane();
     if constexpr (REGION) {
-      uint32_t exists = 0;
-      constexpr int kRows = COLUMNS / P::kWide;  // of keys: two eighths each
+      uint32_t near[4], exists = 0;
+      find_near(keys, near);
       const int x = keys.x + column(0, 0, lane) % P::kWide, y = keys.y + first_column / P::kWide;
-      const int columns = call.columns * call.columns;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        inside[i] = 0;
-        const P query = place_of(row_of(i, lane));
-        const int dx = x - query.x;
 #pragma unroll 1
-        for (int row = 0; row < kRows; ++row) {
-          const int dy = abs(y + row - query.y);
-          const int allowed = dy < call.rows ? min(columns, call.limit - dy * dy) : -1;
-          uint32_t near = 0;
-#pragma unroll
-          for (int bit = 0; bit < 4; ++bit) {
-            const int apart = dx + bit / 2 * 8 + bit % 2;
-            near |= uint32_t{apart * apart <= allowed} << bit;
-          }
-          inside[i] |= near << (4 * row);
-        }
-      }
-#pragma unroll 1
-      for (int row = 0; row < kRows; ++row) {
+      for (int row = 0; row < COLUMNS / P::kWide; ++row) {
 #pragma unroll
         for (int bit = 0; bit < 4; ++bit) {
           const bool there = y + row < grid.height && x + bit / 2 * 8 + bit % 2 < grid.width;
@@ -197,13 +237,10 @@ struct RowLists {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t counts = ((slot.within ? inside[i] : 0) | (slot.beyond ? ~inside[i] : 0)) & exists;
+        const uint32_t counts = ((slot.within ? near[i] : 0) | (slot.beyond ? ~near[i] : 0)) & exists;
 #pragma unroll
-        for (int j = 0; j < kEighths; ++j) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            if (!(counts >> (2 * j + e) & 1)) sums[i / 2][4 * j + i % 2 * 2 + e] = -INFINITY;
-          }
+        for (int c = 0; c < COLUMNS / 4; ++c) {
+          if (!(counts >> c & 1)) at(sums, i, c) = -INFINITY;
         }
       }
     } else {
@@ -220,41 +257,15 @@ struct RowLists {
     }
   }
 
-  // The softmax. With MIXED keys inside and outside the region count differently.
-  template <bool MIXED>
-  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&inside)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float most = top[i];
-#pragma unroll
-      for (int j = 0; j < kEighths; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) most = fmaxf(most, sums[i / 2][4 * j + i % 2 * 2 + e]);
-      }
-      const float shift = most == -INFINITY ? 0 : most;
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kEighths; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          // Not one multiplication and addition: of large logits it would lose the difference.
-          float part = chip::power_of_two((sums[i / 2][4 * j + i % 2 * 2 + e] - shift) * call.scale);
-          if (MIXED) part *= inside[i] >> (2 * j + e) & 1 ? slot.within : slot.beyond;
-          sum += part;
-        }
-      }
-      if (!MIXED) sum *= slot.within;
-      total[i] = total[i] * chip::power_of_two((top[i] - shift) * call.scale) + sum;
-      top[i] = most;
-    }
-  }
+  // Whether a list of the warp is not full.
+  ON_DEVICE bool some_open() const { return chip::any(list.entry[K - 1] <= rank_of(-INFINITY, 0)); }
 
-  // No product below this, of row lane(), is among the k best: it is the k-th of the largest products of some groups of
-  // columns, of which there are more than k; -inf if not so many exist.
-  ON_DEVICE float bound(const float (&sums)[2][COLUMNS / 2]) {
+  // Before any list is full: gates and shifts. No product below a row's gate is among its k best: the gate is the k-th
+  // of the largest products of some groups of columns, of which there are more than k; -inf if not so many exist.
+  ON_DEVICE void begin(const float (&sums)[2][COLUMNS / 2]) {
     constexpr int kGroups = K <= 5 ? 2 : K <= 10 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
-    static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups <= sizeof(Hit) * ROOM);
-    float* const largest = &hits.entry[0][0].value;
+    static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups * 128 <= sizeof(hits));
+    float* const groups = hits.entry[0][0].value;
     const int lane = chip::lane();
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
@@ -262,96 +273,198 @@ struct RowLists {
       for (int i = 0; i < 4; ++i) {
         float most = -INFINITY;
 #pragma unroll
-        for (int c = g * kColumns; c < (g + 1) * kColumns; ++c) {
-          most = fmaxf(most, sums[i / 2][c / 2 * 4 + i % 2 * 2 + c % 2]);
-        }
-        largest[128 * g + 4 * row_of(i, lane) + lane % 4] = most;
+        for (int c = g * kColumns; c < (g + 1) * kColumns; ++c) most = fmaxf(most, at(sums, i, c));
+        groups[128 * g + 4 * row_of(i, lane) + lane % 4] = most;
       }
     }
     chip::sync_warp();
-    float best[K];
+    float chosen[K], most = -INFINITY;
 #pragma unroll
-    for (int e = 0; e < K; ++e) best[e] = e < K - call.kept ? INFINITY : -INFINITY;
+    for (int e = 0; e < K; ++e) chosen[e] = e < K - call.kept ? INFINITY : -INFINITY;
 #pragma unroll 1
     for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        float value = largest[128 * g + 4 * lane + q];
+        float value = groups[128 * g + 4 * lane + q];
+        most = fmaxf(most, value);
 #pragma unroll
         for (int e = 0; e < K; ++e) {
-          const float more = fmaxf(best[e], value);
-          value = fminf(best[e], value);
-          best[e] = more;
+          const float more = fmaxf(chosen[e], value);
+          value = fminf(chosen[e], value);
+          chosen[e] = more;
         }
       }
     }
     chip::sync_warp();
-    return best[K - 1];
+    show(fmaxf(lowest(first), chosen[K - 1]), most);
   }
 
-  // Leaves every product that may belong into its row's list where the row's lane finds it, as far as there is room,
-  // and forgets it; none that is smaller than `least` may. Returns whether some are left.
-  ON_DEVICE bool leave_hits(float (&sums)[2][COLUMNS / 2], bool ties, float least) {
-    const float worst = list.worst();
-    // What does not exist is -inf, and never a hit.
-    const float lowest = fmaxf(least, worst == -INFINITY ? -FLT_MAX : ties || worst == INFINITY ? worst : above(worst));
+  // What a product of row lane() must reach to belong into its list, if no index below `next` is to come: an equal one
+  // is better only if its index is lower. What does not exist is -inf, and never reaches it.
+  ON_DEVICE float lowest(int next) const {
+    const Rank worst = list.entry[K - 1];
+    const float product = product_of(worst);
+    const bool later = !REGION && index_of(worst) < next;
+    const float gate = fmaxf(later ? above(product) : product, -FLT_MAX);
+    return worst == kOutOfTheWay ? INFINITY : gate;
+  }
+
+  // Tells the lanes of row lane() its gate and its largest product.
+  ON_DEVICE void show(float lowest, float most) {
     const int lane = chip::lane();
-    float gate[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] = chip::from_lane(lowest, row_of(i, lane));
-    filled = 0;
-    bool left = false;
+    for (int i = 0; i < 4; ++i) {
+      gate[i] = chip::from_lane(lowest, row_of(i, lane));
+      if (call.every) lift(i, chip::from_lane(most, row_of(i, lane)));
+    }
+  }
+
+  // Which pairs of products reach their row's gate: bit `eighth` of a row's word.
+  ON_DEVICE void find(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) found[i] = 0;
+#pragma unroll
+    for (int j = kEighths - 1; j >= 0; --j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // A difference has the sign of the comparison, and goes to other units than a comparison would.
+        found[i] = chip::with_sign(found[i], fmaxf(at(sums, i, 2 * j), at(sums, i, 2 * j + 1)) - gate[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) found[i] ^= (1u << kEighths) - 1;
+  }
+
+  // Takes products that were found, of which the buffer has no room for all, a few of each lane and row at a time.
+  ON_DEVICE void append(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) {
+    while (chip::any((found[0] | found[1] | found[2] | found[3]) != 0)) {
+      flush();
+      uint32_t now[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        now[i] = found[i];
+        for (int n = 0; n < ROOM / 4; ++n) now[i] &= now[i] - 1;  // without its lowest bit
+        now[i] ^= found[i];
+      }
+      const Places places = room_for(now);
+      write(sums, now, places.first);
+      filled = places.end;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) found[i] ^= now[i];
+    }
+  }
+
+  struct Places {
+    uint32_t first, end;  // in the buffer, one byte a row: this lane's, and all lanes'
+    bool too_many;        // for some row of the warp
+  };
+
+  ON_DEVICE Places room_for(const uint32_t (&now)[4]) const {
+    static_assert(COLUMNS / 2 + ROOM < 256 && ROOM < 128);
+    uint32_t own = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) own |= uint32_t(chip::count(now[i])) << (8 * i);
+    const int lane = chip::lane();
+    const uint32_t beside = chip::from_lane_xor(own, 1), across = chip::from_lane_xor(own + beside, 2);
+    const uint32_t end = filled + own + beside + across;
+    // In each byte the highest bit, if it is more than ROOM.
+    const uint32_t more = (end | (end & 0x7f7f7f7f) + (127 - ROOM) * 0x01010101u) & 0x80808080;
+    return {filled + (lane & 1 ? beside : 0) + (lane & 2 ? across : 0), end, chip::any(more != 0)};
+  }
+
+  // Appends the pairs of `found` to the buffer, from that place of each row on (one byte a row).
+  ON_DEVICE void write(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t place) {
+    const int lane = chip::lane(), wide = call.positions.width;
+    chip::Cursor to[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = chip::Cursor(&hits.entry[place >> (8 * i) & 255][row_of(i, lane)]);
+    int index = first + (REGION ? first_column / P::kWide * wide + 2 * (lane % 4) : column(0, 0, lane));
 #pragma unroll
     for (int j = 0; j < kEighths; ++j) {
+      chip::keep(index);  // one addition an eighth, not one a row
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float& product = sums[i / 2][4 * j + i % 2 * 2 + e];
-          if (!(product >= gate[i])) continue;  // NaN is no hit
-          const int n = filled >> (8 * i) & 255;
-          if (n == ROOM) {
-            left = true;
-            continue;
-          }
-          hits.entry[n][4 * row_of(i, lane) + lane % 4] = {product, column(j, e, lane)};
-          filled += 1u << (8 * i);
-          product = -INFINITY;
-        }
+      for (int i = 0; i < 4; ++i) {
+        const float one = at(sums, i, 2 * j), other = at(sums, i, 2 * j + 1);
+        chip::append_if<sizeof(hits.entry[0])>(found[i] & 1u << j, to[i], one, other, index);
       }
+      index += REGION && j % 2 ? wide - 8 : 8;
     }
-    return left;
   }
 
-  // Takes what was left for this lane's row into its list.
-  ON_DEVICE void collect(int t, P keys) {
+  // Takes what is in the buffer into the lists.
+  ON_DEVICE void flush() {
+    chip::sync_warp();
     const int lane = chip::lane();
-    const Extent grid = call.positions;
-    uint32_t counts = 0;  // one byte for each lane of the row's quad
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const uint32_t theirs = chip::from_lane(filled, lane % 8 * 4 + q);
-      counts |= (theirs >> (lane / 8 * 8) & 255) << (8 * q);
+    const int own = chip::from_lane(filled, lane % 8 * 4) >> (lane / 8 * 8) & 255;
+    const int rounds = int(chip::most(uint32_t(own)));
+    Hit next = hits.entry[0][lane];
+#pragma unroll 1
+    for (int n = 0; n < rounds; ++n) {
+      const Hit hit = next;
+      next = hits.entry[min(n + 1, ROOM - 1)][lane];
+      const int second = hit.value[1] > hit.value[0];
+      // A comparison with NaN is false.
+      const float more = fmaxf(hit.value[0], hit.value[1]), less = fminf(hit.value[0], hit.value[1]);
+      list.insert(n < own && more > -INFINITY ? rank_of(more, hit.index + second) : kNoRank);
+      best = n < own ? fmaxf(best, more) : best;
+      const Rank other = n < own && less > -INFINITY ? rank_of(less, hit.index + 1 - second) : kNoRank;
+      if (chip::any(other > list.entry[K - 1])) list.insert(other);
     }
     chip::sync_warp();
-    while (chip::any(counts != 0)) {
-      float value = -INFINITY;
-      int index = kNobody;
-      if (counts != 0) {
-        const int q = (chip::find_first(counts) - 1) / 8;
-        counts -= 1u << (8 * q);
-        const Hit hit = hits.entry[counts >> (8 * q) & 255][4 * lane + q];
-        value = hit.value;
-        const int at = REGION ? (keys.y + hit.column / P::kWide) * grid.width + keys.x + hit.column % P::kWide
-                              : keys.x + hit.column;
-        index = t * (grid.height * grid.width) + at;
-      }
-      list.insert(value, index);
-    }
-    chip::sync_warp();
+    filled = 0;
+    show(lowest(REGION ? 0 : first + kPatch), best);
   }
 
-  uint32_t filled;  // hits this lane left in the last round: one byte for each of its rows
+  // The softmax. With MIXED keys inside and outside the region count differently.
+  template <bool MIXED>
+  ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4]) {
+    float part[4];
+    if (MIXED) lift_all(sums);  // and not a second time: the compiler would keep 128 counts for that
+    exponentials<MIXED>(sums, slot, near, part);
+    // Products far above all before are rare, so that nobody looks for the largest of each patch.
+    if (!MIXED && chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
+      lift_all(sums);
+      exponentials<MIXED>(sums, slot, near, part);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[i] += part[i];
+  }
+
+  // Their sum over this lane's products of each row.
+  template <bool MIXED>
+  ON_DEVICE void exponentials(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, const uint32_t (&near)[4],
+                              float (&part)[4]) const {
+    const float within = float(slot.within), beyond = float(slot.beyond);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float shift = top[i] == -INFINITY ? 0 : top[i];
+      part[i] = 0;
+#pragma unroll
+      for (int c = 0; c < COLUMNS / 4; ++c) {
+        // Not one multiplication and addition: of large logits it would lose the difference.
+        const float one = chip::power_of_two((at(sums, i, c) - shift) * call.scale);
+        part[i] += MIXED ? one * (near[i] >> c & 1 ? within : beyond) : one;
+      }
+      if (!MIXED) part[i] *= within;
+    }
+  }
+
+  ON_DEVICE void lift_all(const float (&sums)[2][COLUMNS / 2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float most = -INFINITY;
+#pragma unroll
+      for (int c = 0; c < COLUMNS / 4; ++c) most = fmaxf(most, at(sums, i, c));
+      lift(i, most);
+    }
+  }
+
+  // Makes the softmax of the i-th row relative to `most` where that is more.
+  ON_DEVICE void lift(int i, float most) {
+    const float higher = fmaxf(top[i], most);
+    if (higher > top[i]) total[i] = total[i] * chip::power_of_two((top[i] - higher) * call.scale);
+    top[i] = higher;
+  }
 };
 
 }  // namespace timecycle

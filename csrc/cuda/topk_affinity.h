@@ -2,8 +2,11 @@
 //
 // A block takes 128 queries and streams the keys of some slots past them, 128 at a time, on the tensor cores. Each warp
 // looks at 32 rows of products while they are in its registers: it adds up the softmax and keeps a list of the k best
-// keys of every row. Two warps share a row (each has half of the keys), so that a query gets two lists a group of
-// slots; what Triton's kernels do with the lists that their own `scan` leaves, they do with these.
+// keys of every row. Two warps share a row (each has half of the keys), so that a query gets two lists from every block
+// that has some of its keys; what Triton's kernels do with the lists that their own `scan` leaves, they do with these.
+//
+// There is one block a multiprocessor, and every block gets the same number of patches of keys, of some targets at a
+// time (work.cuh).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,7 +16,7 @@
 namespace timecycle {
 
 constexpr int kPatch = 128;       // queries, and keys, multiplied at a time
-constexpr int kLists = 2;         // of one query and one group of slots
+constexpr int kLists = 2;         // of one query in one block
 constexpr int kLargestKept = 20;  // k, for which the lists fit into registers
 constexpr int kChunk = 64;        // channels copied and multiplied at a time: 128 bytes, as wide as shared memory
 constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
@@ -31,24 +34,26 @@ struct Scan {
   const void* bank;           // [F, M, D], likewise
   const int64_t* frames;      // [B, T], -1 for an empty slot
   const int64_t* copies;      // [B, T, 2]: how often keys count inside and outside the region
-  float* values;              // out [B, 2 S, N, k]: products of the kept keys, best first, -inf where there are fewer
-  int32_t* indices;           // out [B, 2 S, N, k]: t * M + m
-  float* tops;                // out [B, 2 S, N] if `every`: the largest product, -inf if there is none
-  float* sums;                // out [B, 2 S, N] if `every`: sum of count * exp((product - top) / temperature)
+  const int32_t* before;      // [query patches + 1]: key patches that the patches before see, by the region alone
+  float* values;              // out [B, S, N, k]: products of the kept keys, best first, -inf where there are fewer
+  int32_t* indices;           // out [B, S, N, k]: t * M + m
+  float* tops;                // out [B, S, N] if `every`: the largest product; what no block writes must be -inf
+  float* sums;                // out [B, S, N] if `every`: sum of count * exp((product - top) / temperature)
   int64_t targets, banked;    // B, F
   Extent queries, positions;  // N, M; equal with a region
   int64_t query_b, query_n, bank_f, bank_m;
-  int slots, each;           // T, and how many of them a block takes: S = ceil(T / each) if `joint`, else T
+  int slots, parts, rounds;  // T; S = 2 parts if `joint`, else 2 parts T; rounds of targets
   int channels, kept;        // D, k
   int rows, columns, limit;  // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
   float scale;               // log2(e) / temperature
   Dtype dtype;
   bool region;
-  bool joint;  // one list for all slots of a block, else one a slot
+  bool joint;  // one list for all slots, else one a slot
   bool every;  // whether the softmax is over all keys
 };
 
-cudaError_t topk_affinity_sm80(const Scan& call, cudaStream_t stream);
-cudaError_t topk_affinity_sm90(const Scan& call, cudaStream_t stream);
+// On so many blocks, which is at most one a multiprocessor.
+cudaError_t topk_affinity_sm80(const Scan& call, int blocks, cudaStream_t stream);
+cudaError_t topk_affinity_sm90(const Scan& call, int blocks, cudaStream_t stream);
 
 }  // namespace timecycle

@@ -3,16 +3,18 @@
 // Queries and keys are both streamed, a chunk of channels at a time: two chunks lie in shared memory, one is multiplied
 // while the other arrives.
 #include "row_lists.cuh"
+#include "work.cuh"
 
 namespace timecycle {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStages = 2;  // of queries and keys
-constexpr int kRoom = 4;
+constexpr int kRoom = 8;
 constexpr int kHalf = kPatch / kLists;  // keys of a warp
 using Left = Hits<kRoom>;
-constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left));
+constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left)) + int(sizeof(Work<true>)) + 16;
+static_assert(sizeof(Work<true>) == sizeof(Work<false>));
 
 // Where eight channels of a row are: the eighths of a row are shuffled, so that neither copies nor load_matrices meet
 // in one bank.
@@ -79,18 +81,26 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
 #if FOR_SM80
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kStages * 2 * kPiece);
-  const Share<REGION> share(call, chip::block());
+  Work<REGION>& work = *reinterpret_cast<Work<REGION>*>(hits + kThreads / 32);
+  bool& more = *reinterpret_cast<bool*>(&work + 1);
   const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
   const int chunks = chunks_of(call);
-  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], share.queries, first_row, first_row + 16, half * kHalf);
-  for (int t = share.first_slot; t < share.slots; ++t) {
-    const Slot<REGION> slot(call, share.target, t, share.queries);
-    for (int i = 0; i < slot.count; ++i) {
+  RowLists<K, kHalf, kRoom, REGION> rows(call, hits[warp], first_row, first_row + 16, half * kHalf);
+  if (chip::thread() == 0) work.start(chip::block(), int(chip::blocks()));
+  for (;;) {
+    chip::sync_block();  // all threads are done with the piece
+    if (chip::thread() == 0) more = work.next(call);
+    chip::sync_block();
+    if (!more) break;
+    const Piece& piece = work.piece;
+    if (piece.begins) rows.start(patch_of<REGION>(call.queries, piece.queries));
+    const Slot<REGION> slot(call, piece.target, piece.slot, rows.queries);
+    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, share.queries, keys)) continue;
+      if (!slot.wanted(call, rows.queries, keys) || wanted++ < piece.first) continue;
       float sums[2][kHalf / 2] = {};
       const auto copy = [&](int c) {
-        const Source<REGION> query(call.query, share.target * call.query_b, call.query_n, share.queries, call.queries);
+        const Source<REGION> query(call.query, piece.target * call.query_b, call.query_n, rows.queries, call.queries);
         const Source<REGION> key(call.bank, slot.frame * call.bank_f, call.bank_m, keys, call.positions);
         char* const stage = shared + c % kStages * 2 * kPiece;
         query.copy(stage, c, call.channels);
@@ -108,20 +118,21 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
         multiply_chunk<T>(sums, stage, stage + kPiece, first_row, half * kHalf);
         chip::sync_block();  // and may be overwritten
       }
-      rows.take(sums, slot, t, keys);
+      rows.take(sums, slot, piece.slot, keys);
     }
-    if (!share.ends(call, t)) continue;
-    rows.store(share.target, share.lists(call), share.list_of(call, t) + half);
-    rows.clear();
+    if (piece.ends) {
+      rows.store(piece.target, piece.list + half);
+      rows.clear();
+    }
   }
 #endif
 }
 
 }  // namespace
 
-cudaError_t topk_affinity_sm80(const Scan& call, cudaStream_t stream) {
+cudaError_t topk_affinity_sm80(const Scan& call, int blocks, cudaStream_t stream) {
   return with_instance(call, [&]<class T, int K, bool REGION>() {
-    return chip::launch(scan_sm80<T, K, REGION>, blocks<REGION>(call), kThreads, kShared, stream, call);
+    return chip::launch(scan_sm80<T, K, REGION>, blocks, kThreads, kShared, stream, call);
   });
 }
 

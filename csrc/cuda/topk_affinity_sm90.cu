@@ -4,6 +4,7 @@
 // The groups take turns at whole patches of keys, so that one looks at its products while the other multiplies. Queries
 // stay in shared memory where 128 of them fit; else they are streamed along with the keys, a chunk of channels each.
 #include "row_lists.cuh"
+#include "work.cuh"
 
 namespace timecycle {
 namespace {
@@ -13,14 +14,18 @@ constexpr int kResident = 8;                     // chunks of queries that stay
 constexpr int kStages = 4;                       // of keys, beside them
 constexpr int kPieces = kResident + kStages;
 constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
-constexpr int kRoom = 4;
+constexpr int kRoom = 8;
 using Left = Hits<kRoom>;
 
 struct Barriers {
-  chip::Barrier queries, full[kStreamedStages], empty[kStreamedStages];
+  chip::Barrier queries, free;  // the queries that stay: there, and no longer needed
+  chip::Barrier full[kStreamedStages], empty[kStreamedStages];
   chip::Barrier multiplied[kMultiplying];  // a patch, by a group
 };
-constexpr int kShared = kPieces * kPiece + 4 * kMultiplying * int(sizeof(Left)) + int(sizeof(Barriers));
+constexpr int kWarps = 4 * kMultiplying;  // that multiply; each, and the thread that copies, has its own Work
+constexpr int kShared =
+    kPieces * kPiece + kWarps * int(sizeof(Left)) + int(sizeof(Barriers)) + (kWarps + 1) * int(sizeof(Work<true>));
+static_assert(sizeof(Work<true>) == sizeof(Work<false>) && kShared <= 232448);
 
 // The ring of stages: every chunk of keys passes through one.
 struct Ring {
@@ -52,22 +57,24 @@ struct Layout {
 
 template <bool REGION>
 ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Boxes& bank, Layout layout,
-                    Barriers& barriers) {
-  const Share<REGION> share(call, chip::block());
+                    Barriers& barriers, Work<REGION>& work) {
   const int chunks = chunks_of(call);
-  const Patch<REGION> ours = share.queries;
-  if (!layout.streamed) {
-    chip::arrive_and_expect(barriers.queries, chunks * kPiece);
-    for (int c = 0; c < chunks; ++c) {
-      chip::copy_box(layout.queries(0, c), queries, c * kChunk, ours.x, ours.y, share.target, barriers.queries);
-    }
-  }
   Ring ring{layout.stages()};
-  for (int t = share.first_slot; t < share.slots; ++t) {
-    const Slot<REGION> slot(call, share.target, t, ours);
-    for (int i = 0; i < slot.count; ++i) {
+  int loads = 0;
+  while (work.next(call)) {
+    const Piece& piece = work.piece;
+    const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
+    if (!layout.streamed && piece.begins) {
+      chip::wait(barriers.free, ++loads & 1);
+      chip::arrive_and_expect(barriers.queries, chunks * kPiece);
+      for (int c = 0; c < chunks; ++c) {
+        chip::copy_box(layout.queries(0, c), queries, c * kChunk, ours.x, ours.y, piece.target, barriers.queries);
+      }
+    }
+    const Slot<REGION> slot(call, piece.target, piece.slot, ours);
+    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, ours, keys)) continue;
+      if (!slot.wanted(call, ours, keys) || wanted++ < piece.first) continue;
       for (int c = 0; c < chunks; ++c, ring.advance()) {
         chip::Barrier& full = barriers.full[ring.stage];
         chip::wait(barriers.empty[ring.stage], ring.parity ^ 1);
@@ -75,7 +82,7 @@ ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Bo
         chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.x, keys.y, int(slot.frame), full);
         if (!layout.streamed) continue;
         char* const to = layout.queries(ring.stage, c);
-        chip::copy_box(to, queries, c * kChunk, ours.x, ours.y, share.target, full);
+        chip::copy_box(to, queries, c * kChunk, ours.x, ours.y, piece.target, full);
       }
     }
   }
@@ -111,18 +118,26 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
 }
 
 template <class T, int K, bool REGION>
-ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left* hits) {
-  const Share<REGION> share(call, chip::block());
+ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left& hits, Work<REGION>& work) {
   const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
-  RowLists<K, kPatch, kRoom, REGION> rows(call, hits[warp], share.queries, warp % 4 * 16, 64 + warp % 4 * 16, 0);
+  RowLists<K, kPatch, kRoom, REGION> rows(call, hits, warp % 4 * 16, 64 + warp % 4 * 16, 0);
   Ring ring{layout.stages()};
-  int turn = 0;
-  if (!layout.streamed) chip::wait(barriers.queries, 0);
-  for (int t = share.first_slot; t < share.slots; ++t) {
-    const Slot<REGION> slot(call, share.target, t, share.queries);
-    for (int i = 0; i < slot.count; ++i) {
+  int turn = 0, loads = 0;
+  while (chip::any(chip::lane() == 0 && work.next(call))) {
+    chip::sync_warp();  // what one lane wrote of the piece is there
+    const Piece& piece = work.piece;
+    if (piece.begins) {
+      if (!layout.streamed) {
+        if (loads > 0 && chip::lane() == 0) chip::arrive(barriers.free);
+        chip::wait(barriers.queries, loads++ & 1);
+      }
+      rows.start(patch_of<REGION>(call.queries, piece.queries));
+    }
+    const int t = piece.slot;
+    const Slot<REGION> slot(call, piece.target, t, rows.queries);
+    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, share.queries, keys)) continue;
+      if (!slot.wanted(call, rows.queries, keys) || wanted++ < piece.first) continue;
       const int before = turn++ - 1;
       if (turn % kMultiplying == half) {
         ring.advance(chunks);
@@ -134,9 +149,11 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
       rows.take(sums, slot, t, keys);
     }
-    if (!share.ends(call, t)) continue;
-    rows.store(share.target, share.lists(call), share.list_of(call, t) + half);
-    rows.clear();
+    if (piece.ends) {
+      rows.store(piece.target, piece.list + half);
+      rows.clear();
+    }
+    chip::sync_warp();  // all lanes are done with the piece
   }
 }
 
@@ -146,30 +163,34 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
 #if FOR_SM90
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
-  Barriers& barriers = *reinterpret_cast<Barriers*>(hits + 4 * kMultiplying);
+  Barriers& barriers = *reinterpret_cast<Barriers*>(hits + kWarps);
+  Work<REGION>* const works = reinterpret_cast<Work<REGION>*>(&barriers + 1);
   const Layout layout{shared, call.channels > kResident * kChunk};
   if (chip::thread() == 0) {
     chip::init(barriers.queries, 1);
+    chip::init(barriers.free, kWarps);
     for (int i = 0; i < layout.stages(); ++i) {
       chip::init(barriers.full[i], 1);
       chip::init(barriers.empty[i], 4);  // the warps of the group that multiplied it
     }
     for (chip::Barrier& barrier : barriers.multiplied) chip::init(barrier, 4);
     chip::publish_barriers();
+    for (int i = 0; i <= kWarps; ++i) works[i].start(chip::block(), int(chip::blocks()));
   }
   chip::sync_block();
   if (chip::thread() < 128 * kMultiplying) {
-    chip::take_registers<232>();
-    multiply<T, K, REGION>(call, layout, barriers, hits);
+    chip::take_registers<240>();
+    const int warp = chip::thread() / 32;
+    multiply<T, K, REGION>(call, layout, barriers, hits[warp], works[warp]);
   } else {
-    chip::leave_registers<40>();
-    if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers);
+    chip::leave_registers<24>();
+    if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers, works[kWarps]);
   }
 #endif
 }
 
 template <class T, int K, bool REGION>
-cudaError_t start(const Scan& call, cudaStream_t stream) {
+cudaError_t start(const Scan& call, int blocks, cudaStream_t stream) {
   using P = Patch<REGION>;
   const bool brain = call.dtype == Dtype::bfloat16;
   const auto [height, width] = call.queries;
@@ -181,13 +202,13 @@ cudaError_t start(const Scan& call, cudaStream_t stream) {
   error = chip::make_boxes(bank, call.bank, brain, {call.channels, key_width, key_height, call.banked},
                            {call.bank_m, call.bank_m * key_width, call.bank_f}, P::kWide, P::kTall);
   if (error != cudaSuccess) return error;
-  return chip::launch(scan_sm90<T, K, REGION>, blocks<REGION>(call), kThreads, kShared, stream, queries, bank, call);
+  return chip::launch(scan_sm90<T, K, REGION>, blocks, kThreads, kShared, stream, queries, bank, call);
 }
 
 }  // namespace
 
-cudaError_t topk_affinity_sm90(const Scan& call, cudaStream_t stream) {
-  return with_instance(call, [&]<class T, int K, bool REGION>() { return start<T, K, REGION>(call, stream); });
+cudaError_t topk_affinity_sm90(const Scan& call, int blocks, cudaStream_t stream) {
+  return with_instance(call, [&]<class T, int K, bool REGION>() { return start<T, K, REGION>(call, blocks, stream); });
 }
 
 }  // namespace timecycle

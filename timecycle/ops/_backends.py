@@ -6,6 +6,7 @@ reason is what a caller sees who asked for it by name.
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -60,11 +61,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs its kernels in Python, on CPU tensors: for tests."""
 
 
+def interpreter_missing() -> str | None:
+    """Why Triton's interpreter could not run the kernels here, if it were asked to; None if it could."""
+    triton, numpy = (importlib.metadata.version(name).split(".")[:2] for name in ("triton", "numpy"))
+    if triton == ["3", "6"] and [int(part) for part in numpy] >= [2, 4]:
+        return "the interpreter of Triton 3.6 needs a NumPy below 2.4"  # it makes numbers of arrays of one element
+    return None
+
+
 def _triton_missing() -> str | None:
     # Without importing Triton, which takes a while and which CPU users do not need.
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED:
+        return interpreter_missing()
+    if torch.cuda.is_available():
         return None
     return "there is no GPU that PyTorch can use, and TRITON_INTERPRET=1 is not set"
 

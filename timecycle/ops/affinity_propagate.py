@@ -24,8 +24,8 @@ from timecycle.ops._backends import (
     register,
     run_kernels,
 )
-from timecycle.ops.checks import check_shapes, check_values, expand_copies
-from timecycle.ops.propagate_labels import check_label_frames, check_labels, propagate_labels_backward
+from timecycle.ops.checks import bounds_checked, check_shapes, expand_copies, refuse, value_doubts
+from timecycle.ops.propagate_labels import check_labels, label_frame_doubt, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
 from timecycle.ops.selection import Region, Select
 from timecycle.ops.topk_affinity import operator as topk_operator
@@ -56,8 +56,9 @@ def affinity_propagate(
     """Soft labels [B, N, L] of the queries, float32 (float64 for float64 features).
 
     Args and errors are those of `topk_affinity` (query to frames, select to check) and `propagate_labels` (labels
-    [G, M, L] of any floating dtype, and label_frames [B, T], which is its `frames`). Differentiable in query, bank and
-    labels.
+    [G, M, L] of any floating dtype, and label_frames [B, T], which is its `frames`). `check` is for both: on a GPU it
+    makes the CPU wait once, and without it a frame outside the bank, or a label map outside the labels, is none.
+    Differentiable in query, bank and labels.
     """
     check_shapes(query, bank, frames, region, copies)
     labels = labels.to(wide_dtype(query))
@@ -109,8 +110,10 @@ def _operator(
     backend: str,
     check: bool,
 ) -> Tensor:
-    check_values(query, bank, frames, copies, check)
-    check_label_frames(labels, label_frames, "label_frames")
+    doubts = value_doubts(query, bank, frames, copies, check)
+    if bounds_checked(check, query):
+        doubts.append(label_frame_doubt(labels, label_frames, "label_frames"))
+    refuse(doubts)
     arguments = (query, bank, frames, labels, label_frames, copies, k, temperature, joint, every, ties, width, reach)
     return choose("affinity_propagate", backend or None, *arguments).run(*arguments)
 

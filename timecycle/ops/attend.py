@@ -84,6 +84,8 @@ def attend(
         dropped: the edges that are left out.
         backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
 
+    Nothing is read back from a GPU, so that a call can be captured in a CUDA graph once one with these shifts has run.
+
     Returns:
         out [B, N - max(shifts), C], dtype of the value, and lse [B, N], float32 (float64 for float64): the logarithm of
         the sum of the exponentials of a query's logits, for other things that are to be had of the same softmax. A
@@ -188,7 +190,7 @@ def _logits(query: Tensor, key: Tensor, scale: Tensor, temperature: float, thres
         return logits
     samples, queries, keys = logits.shape
     device = logits.device
-    rows = _hash(torch.arange(samples * queries, device=device) + _hash(torch.tensor(seed, device=device)))
+    rows = _hash(torch.arange(samples * queries, device=device) + _hash(torch.full((), seed, device=device)))
     edges = _hash(torch.arange(keys, device=device) * 0x9E3779B9 + rows[:, None]).view_as(logits)
     return logits.masked_fill(edges < threshold, -torch.inf)
 

@@ -1,4 +1,11 @@
-"""What topk_affinity and affinity_propagate refuse, in one sentence each, before any work."""
+"""What the operators refuse, in one sentence each, before any work.
+
+Shapes and dtypes are known to the CPU. Values on a GPU are not: to read one, the CPU waits until the GPU has done all
+its work. So what may be wrong with the values of a call is worked out where they are, and read together.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,27 +46,85 @@ def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | N
 
 def expand_copies(copies: Tensor | None, region: Region | None, frames: Tensor) -> Tensor:
     """The copies [B, T, 2] that are meant by copies [T, 2], [B, T, 2] or none."""
-    if copies is None:
-        copies = torch.tensor([1, 1 if region is None else 0], device=frames.device)
-    return copies.to(frames).expand(*frames.shape, 2)
+    if copies is not None:
+        return copies.to(frames).expand(*frames.shape, 2)
+    if region is None:
+        return frames.new_ones((*frames.shape, 2))
+    # 1 and 0, without a copy to a GPU, for which the CPU would wait.
+    return torch.arange(1, -1, -1, device=frames.device).expand(*frames.shape, 2)
+
+
+class Doubt(NamedTuple):
+    """Something that may be wrong with a call's values."""
+
+    wrong: Tensor
+    """Whether it is: bool [], on the device of the values."""
+    sentence: Callable[[], str]
+    """What to say then; it may read more."""
+
+
+def refuse(doubts: Iterable[Doubt]) -> None:
+    """Raise InputError with the first sentence that is true. The CPU waits for a GPU once, unless one is."""
+    doubts = list(doubts)
+    if doubts and bool(torch.stack([doubt.wrong for doubt in doubts]).any()):
+        raise InputError(next(doubt.sentence() for doubt in doubts if doubt.wrong))
+
+
+def bounds_checked(check: bool, tensor: Tensor) -> bool:
+    """Whether a call with that `check`, on the tensor's device, checks what would read or write out of bounds.
+
+    On a CPU always, where it costs nothing; the kernels of a GPU look for themselves.
+    """
+    return check or tensor.device.type == "cpu"
+
+
+def outside(numbers: Tensor, least: int, end: int) -> Tensor:
+    """Whether a whole number is not in least <= number < end: bool [], not read."""
+    return ((numbers < least) | (numbers >= end)).any()
+
+
+def filled(slots: Tensor, frames: int) -> Tensor:
+    """Which of slots [B, T] hold one of so many frames, bool; the others are empty."""
+    return (slots >= 0) & (slots < frames)
 
 
 def check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> None:
     """Refuse frames that are not in the bank, negative copies and, with `check`, features that are not finite."""
-    if frames.numel() and (int(frames.max()) >= bank.shape[0] or int(frames.min()) < -1):
-        raise InputError(f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {bank.shape[0] - 1}")
-    if copies.numel() and int(copies.min()) < 0:
-        raise InputError(f"copies holds {int(copies.min())}; expected counts of zero or more")
-    if check:
-        check_finite("query", query)
-        check_finite("bank", bank)
+    refuse(value_doubts(query, bank, frames, copies, check))
+
+
+def value_doubts(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> list[Doubt]:
+    """What check_values refuses."""
+    doubts = []
+    if bounds_checked(check, frames):
+        doubts = [
+            Doubt(
+                outside(frames, -1, len(bank)),
+                lambda: f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {len(bank) - 1}",
+            ),
+            Doubt((copies < 0).any(), lambda: f"copies holds {int(copies.min())}; expected counts of zero or more"),
+        ]
+    return [*doubts, _finite_doubt("query", query), _finite_doubt("bank", bank)] if check else doubts
 
 
 def check_finite(name: str, features: Tensor) -> None:
     """Refuse features, the argument of that name, of which one is not finite: InputError with its place."""
-    # A sum is the fastest reading, and passes on what is not finite. Where it overflows itself the extremes tell.
-    if not features.numel() or bool(features.sum().isfinite()):
-        return
-    if not all(bool(extreme.isfinite()) for extreme in features.aminmax()):
+    refuse([_finite_doubt(name, features)])
+
+
+def _finite_doubt(name: str, features: Tensor) -> Doubt:
+    def sentence() -> str:
         place = (~features.isfinite()).nonzero()[0].tolist()
-        raise InputError(f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features")
+        return f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features"
+
+    return Doubt(not_finite(features), sentence)
+
+
+def not_finite(features: Tensor) -> Tensor:
+    """Whether a feature is not finite: bool [], on their device and, on a GPU, not read."""
+    # On a CPU a sum is the fastest reading, and passes on what is not finite. Where it overflows the extremes tell.
+    if not features.numel() or (features.device.type == "cpu" and bool(features.sum().isfinite())):
+        return torch.zeros((), dtype=torch.bool, device=features.device)
+    least, largest = features.aminmax()
+    # Zero times what is not finite is not a number, which equals nothing. (isfinite would be four kernels.)
+    return least * 0 != largest * 0

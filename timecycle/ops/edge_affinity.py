@@ -11,6 +11,7 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.ops._backends import choose, register
 from timecycle.ops.attend import check_like, check_pair, softmax_backends
+from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse
 from timecycle.ops.topk_affinity import wide_dtype
 
 
@@ -23,6 +24,7 @@ def edge_affinity(
     temperature: float,
     scale: Tensor | None = None,
     backend: str | None = None,
+    check: bool = True,
 ) -> Tensor:
     """The softmax of some edges, pairs of a query and a key.
 
@@ -34,6 +36,8 @@ def edge_affinity(
         temperature: what the logits are divided by.
         scale: [B, M] factors of each key's logits, dtype of lse; 1 if not given.
         backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
+        check: refuse indices that are not of a key, which on a CPU are always refused. On a GPU the CPU waits for it
+            once; without it a call reads nothing back, and such an index gives 0.
 
     Returns:
         [B, N, E], dtype of lse. Differentiable in query, key, lse and scale.
@@ -52,31 +56,47 @@ def edge_affinity(
     if indices.ndim != 3 or list(indices.shape[:2]) != rows:
         raise InputError(f"indices has shape {list(indices.shape)}; expected [{rows[0]}, {rows[1]}, E]")
     check_like(query, "indices", indices, torch.int64)
-    return _operator(query, key, scale, lse, indices, temperature, backend or "")
+    return _operator(query, key, scale, lse, indices, temperature, backend or "", check)
 
 
 @torch.library.custom_op("timecycle::edge_affinity", mutates_args=())
 def _operator(
-    query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float, backend: str
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    lse: Tensor,
+    indices: Tensor,
+    temperature: float,
+    backend: str,
+    check: bool = True,
 ) -> Tensor:
     """The operator as PyTorch sees it."""
-    if indices.numel() and (int(indices.max()) >= key.shape[1] or int(indices.min()) < -1):
-        raise InputError(
-            f"indices runs from {int(indices.min())} to {int(indices.max())}; expected keys, -1 to {key.shape[1] - 1}"
+    keys = key.shape[1]
+    if bounds_checked(check, query):
+        refuse(
+            [
+                Doubt(
+                    outside(indices, -1, keys),
+                    lambda: (
+                        f"indices runs from {int(indices.min())} to {int(indices.max())}; expected keys, -1 to "
+                        f"{keys - 1}"
+                    ),
+                )
+            ]
         )
     arguments = (query, key, scale, lse, indices, temperature)
     return choose("edge_affinity", backend or None, *arguments).run(*arguments)
 
 
 @_operator.register_fake
-def _(query, key, scale, lse, indices, temperature, backend):  # type: ignore[no-untyped-def]
+def _(query, key, scale, lse, indices, temperature, backend, check=True):  # type: ignore[no-untyped-def]
     return lse.new_empty(indices.shape)
 
 
 def reference(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float) -> Tensor:
     """The definition, one edge of every query at a time."""
     wide = scale.dtype
-    exists, m = _edges(lse, indices)
+    exists, m = _edges(key, lse, indices)
     out = torch.empty(indices.shape, dtype=wide, device=query.device)
     for e in range(indices.shape[2]):
         dots = (query.to(wide) * _rows(key, m[:, :, e])).sum(dim=2)
@@ -84,9 +104,10 @@ def reference(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: T
     return torch.where(exists, out, 0.0)
 
 
-def _edges(lse: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _edges(key: Tensor, lse: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Which edges [B, N, E] exist, and their keys; 0 for the others."""
-    return (indices >= 0) & (lse > -torch.inf)[:, :, None], indices.clamp(min=0)
+    within = (indices >= 0) & (indices < key.shape[1])
+    return within & (lse > -torch.inf)[:, :, None], indices.where(within, 0)
 
 
 def _rows(key: Tensor, m: Tensor) -> Tensor:
@@ -128,7 +149,7 @@ def reference_backward(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same, one edge of every query at a time; what does not exist has out 0."""
-    wide, (exists, m) = scale.dtype, _edges(lse, indices)
+    wide, (exists, m) = scale.dtype, _edges(key, lse, indices)
     d_logits = torch.where(exists, out * gradient, 0.0)
     d_query, d_product = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, key))
     for e in range(indices.shape[2]):
@@ -145,13 +166,13 @@ def reference_backward(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.temperature, ctx.backend = inputs
+    *tensors, ctx.temperature, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors, output)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     d_query, d_key, d_scale, d_lse = edge_affinity_backward(gradient, *ctx.saved_tensors, ctx.temperature, ctx.backend)
-    return d_query, d_key, d_scale, d_lse, None, None, None
+    return d_query, d_key, d_scale, d_lse, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

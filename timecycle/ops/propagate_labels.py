@@ -11,9 +11,10 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
+from timecycle.ops.checks import Doubt, bounds_checked, filled, outside, refuse
 
 
-def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *, check: bool = True) -> Tensor:
     """Soft labels of the queries.
 
     Args:
@@ -21,6 +22,9 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
         indices: [B, N, K] int64 into the slots, t * M + m; -1 contributes nothing.
         labels: [G, M, L] soft labels, dtype of the weights.
         frames: [B, T] int64: slot t of target b carries label map frames[b, t]; -1 is an empty slot.
+        check: refuse indices outside the slots and frames outside the labels, which on a CPU are always refused. On a
+            GPU the CPU waits for it once; without it a call reads nothing back, and what points outside contributes
+            nothing.
 
     Returns:
         [B, N, L], dtype of the weights. Differentiable in weights and labels.
@@ -30,7 +34,7 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
     """
     check_affinity(weights, indices)
     check_labels(labels, frames, len(weights), weights.dtype, "frames")
-    return _operator(weights, indices, labels, frames)
+    return _operator(weights, indices, labels, frames, check)
 
 
 def check_affinity(weights: Tensor, indices: Tensor) -> None:
@@ -43,14 +47,16 @@ def check_affinity(weights: Tensor, indices: Tensor) -> None:
         raise InputError(f"indices is {indices.dtype}; expected int64")
 
 
-def check_indices(indices: Tensor, slots: int, positions: int) -> None:
-    """Refuse indices outside so many slots of so many positions."""
+def index_doubt(indices: Tensor, slots: int, positions: int) -> Doubt:
+    """Whether there are indices outside so many slots of so many positions."""
     end = slots * positions
-    if indices.numel() and (int(indices.max()) >= end or int(indices.min()) < -1):
-        raise InputError(
+    return Doubt(
+        outside(indices, -1, end),
+        lambda: (
             f"indices runs from {int(indices.min())} to {int(indices.max())}; expected -1 to {end - 1}, "
             f"{slots} slots of {positions} positions"
-        )
+        ),
+    )
 
 
 def check_labels(labels: Tensor, frames: Tensor, targets: int, dtype: torch.dtype, name: str) -> None:
@@ -63,22 +69,24 @@ def check_labels(labels: Tensor, frames: Tensor, targets: int, dtype: torch.dtyp
         )
 
 
-def check_label_frames(labels: Tensor, frames: Tensor, name: str) -> None:
-    """Refuse slots that carry label maps which are not there."""
-    if frames.numel() and (int(frames.max()) >= labels.shape[0] or int(frames.min()) < -1):
-        raise InputError(f"{name} holds {frames.tolist()}; expected label maps, -1 to {labels.shape[0] - 1}")
+def label_frame_doubt(labels: Tensor, frames: Tensor, name: str) -> Doubt:
+    """Whether slots carry label maps which are not there."""
+    return Doubt(
+        outside(frames, -1, len(labels)),
+        lambda: f"{name} holds {frames.tolist()}; expected label maps, -1 to {len(labels) - 1}",
+    )
 
 
 @torch.library.custom_op("timecycle::propagate_labels", mutates_args=())
-def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
+def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, check: bool = True) -> Tensor:
     """The operator as PyTorch sees it."""
-    check_indices(indices, frames.shape[1], labels.shape[1])
-    check_label_frames(labels, frames, "frames")
+    if bounds_checked(check, weights):
+        refuse([index_doubt(indices, frames.shape[1], labels.shape[1]), label_frame_doubt(labels, frames, "frames")])
     return choose("propagate_labels", None, weights).run(weights, indices, labels, frames)
 
 
 @_operator.register_fake
-def _(weights, indices, labels, frames):  # type: ignore[no-untyped-def]
+def _(weights, indices, labels, frames, check=True):  # type: ignore[no-untyped-def]
     return weights.new_empty((*weights.shape[:2], labels.shape[2]))
 
 
@@ -86,17 +94,19 @@ def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) 
     """The sum by PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
     if not indices.shape[2] or not labels.shape[2]:  # embedding_bag takes neither empty bags nor empty rows
         return weights.new_zeros((*weights.shape[:2], labels.shape[2]))
-    rows, exists = label_rows(indices, frames, labels.shape[1])
+    rows, exists = label_rows(indices, frames, labels)
     out = torch.nn.functional.embedding_bag(
         rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
     )
     return out.view(*weights.shape[:2], labels.shape[2])
 
 
-def label_rows(indices: Tensor, frames: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+def label_rows(indices: Tensor, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the flattened bank [G * M, L] that indices [B, N, K] mean, and which of them exist; 0 for the others."""
-    label_map = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
-    exists = (indices >= 0) & (label_map >= 0)
+    maps, positions = labels.shape[:2]
+    within = (indices >= 0) & (indices < frames.shape[1] * positions)
+    label_map = frames.gather(1, (indices.where(within, 0) // positions).flatten(1)).view_as(indices)
+    exists = within & filled(label_map, maps)
     return torch.where(exists, label_map * positions + indices % positions, 0), exists
 
 
@@ -112,7 +122,7 @@ def reference_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The same, one neighbour at a time: [B, N, K, L] would dwarf everything else."""
-    rows, exists = label_rows(indices, frames, labels.shape[1])
+    rows, exists = label_rows(indices, frames, labels)
     flat = labels.flatten(0, 1)
     d_weights, d_labels = torch.empty_like(weights), labels.new_zeros(labels.shape)
     for k in range(indices.shape[2]):
@@ -128,12 +138,12 @@ def _(gradient, weights, indices, labels, frames):  # type: ignore[no-untyped-de
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:4])
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     d_weights, d_labels = propagate_labels_backward(gradient, *ctx.saved_tensors)
-    return d_weights, None, d_labels, None
+    return d_weights, None, d_labels, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

@@ -25,7 +25,8 @@ from timecycle.ops._backends import (
     register,
     why_not_cuda,
 )
-from timecycle.ops.propagate_labels import check_affinity, check_indices, check_label_frames, check_labels
+from timecycle.ops.checks import Doubt, bounds_checked, filled, outside, refuse
+from timecycle.ops.propagate_labels import check_affinity, check_labels, index_doubt, label_frame_doubt
 from timecycle.ops.propagate_labels import reference as labels_reference
 
 
@@ -38,6 +39,7 @@ def propagate_sequence(
     *,
     rescale: bool = False,
     backend: str | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Label maps of a video after all its targets.
 
@@ -49,6 +51,9 @@ def propagate_sequence(
         targets: [B] int64: the label map that target b becomes; it must not be among frames[b].
         rescale: shift and scale each class of a target to [0, 1] over its map; a constant class becomes 0.
         backend: 'cuda', 'cpu' or 'reference'; the first that can run the call if not given.
+        check: refuse what points outside, and targets among their own frames; on a CPU that is always refused. On a GPU
+            the CPU waits for it once; without it a call of backend 'cuda' reads nothing back. What points outside then
+            contributes nothing, a target outside the labels is left out, and one among its own frames is undefined.
 
     Returns:
         [G, N, L], dtype of the weights: labels with the targets' maps in place. Not differentiable: `propagate_labels`
@@ -67,7 +72,7 @@ def propagate_sequence(
     for name, tensor in (("labels", labels), ("frames", frames), ("targets", targets), ("indices", indices)):
         if tensor.device != weights.device:
             raise InputError(f"{name} is on {tensor.device}; expected {weights.device}, where the weights are")
-    return _operator(weights.detach(), indices, labels.detach(), frames, targets, rescale, backend or "")
+    return _operator(weights.detach(), indices, labels.detach(), frames, targets, rescale, backend or "", check)
 
 
 def rescaled(labels: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -79,23 +84,47 @@ def rescaled(labels: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 @torch.library.custom_op("timecycle::propagate_sequence", mutates_args=())
 def _operator(
-    weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor, rescale: bool, backend: str
+    weights: Tensor,
+    indices: Tensor,
+    labels: Tensor,
+    frames: Tensor,
+    targets: Tensor,
+    rescale: bool,
+    backend: str,
+    check: bool = True,
 ) -> Tensor:
     """The operator as PyTorch sees it."""
-    check_indices(indices, frames.shape[1], labels.shape[1])
-    check_label_frames(labels, frames, "frames")
-    if targets.numel() and (int(targets.max()) >= len(labels) or int(targets.min()) < 0):
-        raise InputError(f"targets holds {targets.tolist()}; expected label maps, 0 to {len(labels) - 1}")
-    own = (frames == targets[:, None]).any(dim=1).nonzero().flatten()
-    if len(own):
-        b = int(own[0])
-        raise InputError(f"target {b} becomes label map {int(targets[b])}, which is in its context; expected another")
+    if bounds_checked(check, weights):
+        refuse(
+            [
+                index_doubt(indices, frames.shape[1], labels.shape[1]),
+                label_frame_doubt(labels, frames, "frames"),
+                *_target_doubts(len(labels), frames, targets),
+            ]
+        )
     arguments = (weights, indices, labels, frames, targets, rescale)
     return choose("propagate_sequence", backend or None, *arguments).run(*arguments)
 
 
+def _target_doubts(maps: int, frames: Tensor, targets: Tensor) -> list[Doubt]:
+    """Whether a target is none of so many label maps, or in its own context."""
+    own = frames == targets[:, None]
+
+    def sentence() -> str:
+        b = int(own.any(dim=1).nonzero()[0])
+        return f"target {b} becomes label map {int(targets[b])}, which is in its context; expected another"
+
+    return [
+        Doubt(
+            outside(targets, 0, maps),
+            lambda: f"targets holds {targets.tolist()}; expected label maps, 0 to {maps - 1}",
+        ),
+        Doubt(own.any(), sentence),
+    ]
+
+
 @_operator.register_fake
-def _(weights, indices, labels, frames, targets, rescale, backend):  # type: ignore[no-untyped-def]
+def _(weights, indices, labels, frames, targets, rescale, backend, check=True):  # type: ignore[no-untyped-def]
     return labels.new_empty(labels.shape)
 
 
@@ -105,6 +134,8 @@ def reference(
     """The definition: one frame after the other."""
     labels = labels.clone(memory_format=torch.contiguous_format)
     for b, target in enumerate(targets.tolist()):
+        if not 0 <= target < len(labels):
+            continue
         out = labels_reference(weights[b : b + 1], indices[b : b + 1], labels, frames[b : b + 1])[0]
         labels[target] = rescaled(out, dim=0) if rescale else out
     return labels
@@ -132,7 +163,8 @@ def _why_not_cuda(*arguments: Tensor) -> str | None:
 def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """The arguments side by side in memory, labels copied, then scratch: extremes [B, L, 2]."""
     ready = (weights.contiguous(), indices.contiguous(), labels.clone(memory_format=torch.contiguous_format))
-    extremes = torch.tensor([-1, 0], dtype=torch.int32, device=labels.device)  # -1 has the bits of the largest uint32
+    # -1, which has the bits of the largest uint32, and 0; without a copy to a GPU, for which the CPU would wait.
+    extremes = torch.arange(-1, 1, dtype=torch.int32, device=labels.device)
     extremes = extremes.repeat(len(weights), labels.shape[2], 1)
     return *ready, frames.contiguous(), targets.contiguous(), extremes
 
@@ -147,7 +179,10 @@ def _run_cpu(*arguments: Tensor) -> Tensor:
 def run_cuda(*arguments: Tensor, on: Launch | None = None) -> Tensor:
     """One launch, where the tensors are unless the caller knows better."""
     on = on or launch(arguments[0])
-    ready = _made_fit(*arguments[:5])
+    weights, indices, labels, *maps = arguments[:5]
+    # The kernel does not know how many label maps there are. It leaves out those below 0.
+    frames, targets = (x.where(filled(x, len(labels)), -1) for x in maps)
+    ready = _made_fit(weights, indices, labels, frames, targets)
     weights, _, labels, frames, *_ = ready
     if len(weights) and labels.numel():
         sizes = (*weights.shape, frames.shape[1], labels.shape[2])

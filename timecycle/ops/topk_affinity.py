@@ -39,7 +39,7 @@ from timecycle.ops._backends import (
     why_not_cuda,
     why_not_triton,
 )
-from timecycle.ops.checks import check_shapes, check_values, expand_copies
+from timecycle.ops.checks import check_shapes, check_values, expand_copies, filled
 from timecycle.ops.selection import Region, Select, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -66,7 +66,11 @@ def topk_affinity(
         copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
             1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
         backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
-        check: refuse features that are not finite. Costs one reading of them.
+        check: refuse features that are not finite, which costs one reading of them. On a GPU this is also what refuses
+            `frames` outside the bank and negative `copies`, and the CPU waits for the GPU once. Without it the kernels
+            of a GPU take a frame outside the bank for an empty slot, and a call reads nothing back, so that it can be
+            captured in a CUDA graph once it has run (and `copies`, if given, are on the GPU). Two exceptions:
+            ties="all", whose K follows from the data, and backend 'reference'.
 
     Returns:
         weights [B, N, K] (float32; float64 for float64 features) and indices [B, N, K] (int64) into the slots,
@@ -191,10 +195,11 @@ def reference(
     """The definition, in plain PyTorch: "frame" works on one slot's logits at a time, "joint" on all."""
     near = inside(width, reach, query.shape[1], query.device) if width else None
     slots, positions = frames.shape[1], bank.shape[1]
+    contexts = frames.where(filled(frames, len(bank)), -1).tolist()
     groups = [range(slots)] if joint else [range(t, t + 1) for t in range(slots)]
     rows = []
-    for b, context in enumerate(frames.tolist()):
-        filled = 1 if joint else max(1, sum(frame >= 0 for frame in context))
+    for b, context in enumerate(contexts):
+        number = 1 if joint else max(1, sum(frame >= 0 for frame in context))
         parts = []
         for group in groups:
             logits = torch.cat([_logits(query[b], bank, context[t], temperature) for t in group], dim=1)
@@ -203,7 +208,7 @@ def reference(
             exists = indices >= 0
             shift = denominator if every else values.logsumexp(dim=1, keepdim=True)
             # A row without any position is -inf - -inf: not a number, and masked.
-            weights = torch.where(exists, (values - shift).exp() / filled, 0.0)
+            weights = torch.where(exists, (values - shift).exp() / number, 0.0)
             parts.append((weights, torch.where(exists, indices + group[0] * positions, -1), denominator))
         rows.append(parts)
     return _pad(rows, every, query.new_empty((0, query.shape[1], k * len(groups)), dtype=wide_dtype(query)))
@@ -308,6 +313,8 @@ def why_not_triton_here(query: Tensor, bank: Tensor, frames: Tensor, copies: Ten
         return f"it keeps at most {LARGEST_K} neighbours, not {k}"
     if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
         return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
+    if frames.shape[1] >= 1 << 16:
+        return f"{frames.shape[1]} slots are more than the 65,535 that a launch counts"
     return why_not_triton(query)
 
 

@@ -24,6 +24,7 @@ from timecycle.ops._backends import (
     run_kernels,
     why_not_triton,
 )
+from timecycle.ops.checks import filled
 from timecycle.ops.selection import inside
 
 STRIP = 256  # queries whose logits with one frame the reference holds at once
@@ -85,12 +86,13 @@ def reference(
     d_query, d_bank = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, bank))
     near = inside(width, reach, query.shape[1], query.device) if width else None
     groups = 1 if joint else slots
-    shares = weights if joint else weights * (frames >= 0).sum(dim=1)[:, None, None]
+    there = filled(frames, len(bank))
+    shares = weights if joint else weights * there.sum(dim=1)[:, None, None]
     own = torch.where(indices >= 0, weights * gradient, 0.0)  # w g, [B, N, K]
     mean = own.unflatten(2, (groups, -1)).sum(dim=3)  # G, [B, N, groups]
     if not every:
         own = own - shares * mean.repeat_interleave(weights.shape[2] // groups, dim=2)
-    for b, context in enumerate(frames.tolist()):
+    for b, context in enumerate(frames.where(there, -1).tolist()):
         for t, frame in enumerate(context):
             for start in range(0, query.shape[1] if frame >= 0 else 0, STRIP):
                 strip = slice(start, start + STRIP)

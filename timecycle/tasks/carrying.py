@@ -61,7 +61,8 @@ def carry(
 ) -> Iterator[tuple[Tensor, Sizes]]:
     """Soft labels [L, h, w] of each frame, and the video's sizes.
 
-    No more is held than the propagator's memory, however long the video is.
+    No more is held than the propagator's memory, however long the video is. Raises InputError for features that are not
+    finite; on a GPU after the last frame.
     """
     propagator = LabelPropagator(rules)
     for index, rgb in enumerate(frames):
@@ -75,6 +76,7 @@ def carry(
         else:
             soft = propagator.step(feature)
         yield soft, sizes
+    propagator.check()
 
 
 def _size(shape: Sequence[int]) -> Size:

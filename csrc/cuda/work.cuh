@@ -1,0 +1,176 @@
+// Who does what: patches of keys in equal numbers to all blocks.
+//
+// Targets are taken in rounds, as many at a time as have their keys in the cache together. The patches of a round are
+// in one order, by target, patch of queries, slot and patch of keys, and every block takes a stretch of them. The
+// stretches of all rounds together differ by at most one patch from block to block. A stretch that begins or ends
+// inside a list's keys makes one more list of the same queries: the list's parts are numbered by the blocks that have
+// some of it.
+#pragma once
+
+#include "patches.cuh"
+
+namespace timecycle {
+
+// Some patches of keys of one slot, for one patch of queries.
+struct Piece {
+  int target, queries, slot;
+  int first, last;  // patches first to last - 1, counted as Slot goes through those that are wanted
+  int list;         // the first of the two that the block makes of these queries
+  bool begins;      // whether the queries are others than the last piece's
+  bool ends;        // whether the list is complete
+};
+
+// The work of one block, piece by piece. In shared memory, advanced by one thread.
+template <bool REGION>
+struct Work {
+  Piece piece;
+
+  ON_DEVICE void start(int own, int all) {
+    block = own, blocks = all;
+    round = -1, end = rest = size = 0;
+    left = 0;
+  }
+
+  // Goes to the next piece; whether there is one.
+  ON_DEVICE bool next(const Scan& call) {
+    const bool stretch = left == 0;
+    if (stretch && !next_round(call)) return false;
+    const bool same = !stretch && !step(call);
+    piece.begins = !same;
+    const int units = units_of(call, piece.target, piece.queries, piece.slot);
+    piece.last = piece.first + (left < units - piece.first ? left : units - piece.first);
+    left -= piece.last - piece.first;
+    piece.list = kLists * ((call.joint ? 0 : piece.slot * call.parts) + part);
+    piece.ends = left == 0 || !call.joint || !more_slots(call);
+    return true;
+  }
+
+ private:
+  int block, blocks;
+  int round, end;  // of targets, and the first target after it
+  int size, rest;  // patches of the round, and of all rounds before modulo blocks
+  int sharing;     // blocks that share the round
+  int left;        // patches of the stretch after the piece
+  int part;        // of the piece's list
+
+  // A target's slots that see all keys, and those that see the region, which is all without one.
+  struct Slots {
+    int near, everywhere;
+  };
+
+  ON_DEVICE static int all_keys(const Scan& call) { return patches_of<REGION>(call.positions); }
+
+  ON_DEVICE static Slots slots_of(const Scan& call, int target) {
+    Slots found = {0, 0};
+    for (int t = 0; t < call.slots; ++t) {
+      const int64_t at = int64_t{target} * call.slots + t;
+      if (call.frames[at] < 0 || call.frames[at] >= call.banked) continue;
+      const bool everywhere = REGION && call.copies[2 * at + 1] > 0;
+      found.everywhere += everywhere;
+      found.near += !everywhere && call.copies[2 * at] > 0;
+    }
+    return found;
+  }
+
+  // Patches of keys of one slot.
+  ON_DEVICE static int units_of(const Scan& call, int target, int queries, int slot) {
+    const int64_t at = int64_t{target} * call.slots + slot;
+    if (call.frames[at] < 0 || call.frames[at] >= call.banked) return 0;
+    if (REGION && call.copies[2 * at + 1] > 0) return all_keys(call);
+    return call.copies[2 * at] > 0 ? call.before[queries + 1] - call.before[queries] : 0;
+  }
+
+  // Patches of keys of a target before a patch of queries.
+  ON_DEVICE static int units_before(const Scan& call, Slots slots, int queries) {
+    return slots.near * call.before[queries] + slots.everywhere * all_keys(call) * queries;
+  }
+
+  // Where the stretch of block number i begins, in the round.
+  ON_DEVICE int cut(int i) const {
+    // Of rounds that all blocks share, what is left over goes to other blocks each time.
+    const int64_t before = sharing == blocks && size >= blocks ? rest : 0;
+    return int((before + size) * i / sharing - before * i / sharing);
+  }
+
+  ON_DEVICE bool next_round(const Scan& call) {
+    const int all = patches_of<REGION>(call.queries);
+    while (++round < call.rounds) {
+      const int first = end;
+      end = int(call.targets * (round + 1) / call.rounds);
+      rest = int((int64_t{rest} + size) % blocks);
+      size = 0;
+      int filled = 0;
+      for (int b = first; b < end; ++b) {
+        const Slots slots = slots_of(call, b);
+        size += units_before(call, slots, all);
+        filled += slots.near + slots.everywhere;
+      }
+      // Fewer blocks where slots are empty: a list has no more parts than with all of them.
+      sharing = max(1, int(int64_t{blocks} * filled / (call.slots * max(1, end - first))));
+      if (block >= sharing) continue;
+      left = cut(block + 1) - cut(block);
+      if (left == 0) continue;
+      find(call, first, all);
+      return true;
+    }
+    return false;
+  }
+
+  // Makes the beginning of the stretch the piece's, and tells the part of its list.
+  ON_DEVICE void find(const Scan& call, int first, int all) {
+    int at = cut(block), start = 0;  // of what is not looked through yet
+    for (piece.target = first;; ++piece.target) {
+      const int units = units_before(call, slots_of(call, piece.target), all);
+      if (at - start < units) break;
+      start += units;
+    }
+    const Slots slots = slots_of(call, piece.target);
+    int low = 0, high = all - 1;
+    while (low < high) {  // the last patch of queries that begins no later
+      const int middle = (low + high + 1) / 2;
+      if (units_before(call, slots, middle) <= at - start) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    piece.queries = low;
+    start += units_before(call, slots, low);
+    int list = start;  // where it begins
+    for (piece.slot = 0;; ++piece.slot) {
+      const int units = units_of(call, piece.target, piece.queries, piece.slot);
+      if (at - start < units) break;
+      start += units;
+      if (!call.joint) list = start;
+    }
+    piece.first = at - start;
+    part = 0;
+    while (cut(block - part) > list) ++part;
+  }
+
+  // To the next slot that has keys; whether its queries are others.
+  ON_DEVICE bool step(const Scan& call) {
+    const int all = patches_of<REGION>(call.queries);
+    bool other = false;
+    do {
+      if (++piece.slot < call.slots) continue;
+      piece.slot = 0;
+      other = true;
+      if (++piece.queries < all) continue;
+      piece.queries = 0;
+      ++piece.target;
+    } while (units_of(call, piece.target, piece.queries, piece.slot) == 0);
+    piece.first = 0;
+    if (other || !call.joint) part = 0;
+    return other;
+  }
+
+  ON_DEVICE bool more_slots(const Scan& call) const {
+    for (int t = piece.slot + 1; t < call.slots; ++t) {
+      if (units_of(call, piece.target, piece.queries, t) > 0) return true;
+    }
+    return false;
+  }
+};
+
+}  // namespace timecycle

@@ -1,0 +1,87 @@
+"""What is asked of the Triton kernels that nobody checked a call for: named checks, which tests/kernel_cases.py runs.
+
+On a CPU, where they run under Triton's interpreter, the operators themselves refuse such a call; so backends are run.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from timecycle.ops import Region
+from timecycle.ops._backends import choose
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(name: str, backend: str, *arguments: object) -> object:
+    return choose(name, backend, *arguments).run(*arguments)
+
+
+def whole(generator: torch.Generator, *shape: int) -> Tensor:
+    """Small whole numbers, whose sums are exact."""
+    return torch.randint(-2, 3, shape, generator=generator).float().to(DEVICE)
+
+
+def inside(x: Tensor, end: int) -> Tensor:
+    """Numbers from 0 to end as they are, the others -1."""
+    return x.masked_fill((x < 0) | (x >= end), -1)
+
+
+def frames_outside(selection: tuple[str, str, str], region: Region | None) -> None:
+    """Frames and label maps that are not there are none, and do not count as filled slots."""
+    generator = torch.Generator().manual_seed(0)
+    query, bank, maps = (whole(generator, *s) for s in ((2, 99, 3), (3, 99, 3), (4, 99, 5)))
+    width, reach = (region.width, region.reach()) if region else (0, [])
+    rest = (2.0, selection[0] == "joint", selection[1] == "all")
+    select = (4, *rest, selection[2] == "all", width, reach)
+    copies = torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]], device=DEVICE).expand(2, 4, 2)
+    frames = torch.tensor([[0, 3, 2, 1], [2, -7, 0, 1 << 40]], device=DEVICE)
+    label_frames = torch.tensor([[3, 0, 4, 2], [-2, 1, 99, 0]], device=DEVICE)
+    clean = (query, bank, inside(frames, 3), copies, *select)
+    expected = run("topk_affinity", "reference", *clean)
+    assert not torch.equal(expected[0], run("topk_affinity", "reference", query, bank, frames % 3, copies, *select)[0])
+    for backend in ("triton", "reference"):
+        found = run("topk_affinity", backend, query, bank, frames, copies, *select)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    weights, indices, _ = expected
+    sums = run("propagate_labels", "reference", weights, indices, maps, inside(label_frames, 4))
+    carried = run("affinity_propagate", "triton", query, bank, frames, maps, label_frames, copies, *select)
+    torch.testing.assert_close(carried, sums, atol=1e-5, rtol=1e-4)
+    before = (whole(generator, *weights.shape), *expected, query, bank)
+    gradients = [
+        run("topk_affinity_backward", backend, *before, slots, copies, *rest, width, reach)
+        for backend, slots in (("triton", frames), ("reference", frames), ("reference", inside(frames, 3)))
+    ]
+    for found in gradients[:2]:
+        torch.testing.assert_close(found, gradients[2], atol=1e-4, rtol=1e-4)
+
+
+def indices_outside() -> None:
+    """Indices beyond the slots, and slots without a label map, add nothing; nor do edges to keys that are not there."""
+    generator = torch.Generator().manual_seed(0)
+    weights, maps, gradient = (whole(generator, *s) for s in ((2, 65, 7), (4, 20, 5), (2, 65, 5)))
+    indices = torch.randint(-30, 90, (2, 65, 7), generator=generator).to(DEVICE)
+    indices[0, 0, 0] = 1 << 40
+    frames = torch.tensor([[3, 0, 4], [-5, 2, 1]], device=DEVICE)
+    key, scale, lse = maps[:2], torch.full((2, 20), 0.5, device=DEVICE), 4 + whole(generator, 2, 65)
+    slots, labels, keys = (indices, inside(indices, 60)), (frames, inside(frames, 4)), (indices, inside(indices, 20))
+    for name, (given, clean) in {
+        "propagate_labels": [(weights, slots[i], maps, labels[i]) for i in range(2)],
+        "propagate_labels_backward": [(gradient, weights, slots[i], maps, labels[i]) for i in range(2)],
+        "edge_affinity": [(gradient, key, scale, lse, keys[i], 2.0) for i in range(2)],
+        "edge_affinity_backward": [(weights, gradient, key, scale, lse, keys[i], weights, 2.0) for i in range(2)],
+    }.items():
+        expected = run(name, "reference", *clean)
+        for backend in ("triton", "reference"):
+            torch.testing.assert_close(run(name, backend, *given), expected, atol=1e-5, rtol=1e-4)
+
+
+def checks(selections: list[tuple[str, str, str]]) -> dict[str, Callable[[], None]]:
+    """By name."""
+    found: dict[str, Callable[[], None]] = {"indices outside": indices_outside}
+    for i, selection in enumerate(selections):
+        where, region = ("region", Region(9, 11, 3)) if i % 2 else ("everywhere", None)
+        found[f"frames outside, {where}: {' '.join(selection)}"] = partial(frames_outside, selection, region)
+    return found

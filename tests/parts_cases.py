@@ -1,0 +1,88 @@
+"""A call of many targets in parts: checks for tests/kernel_cases.py, of bits that must not change and memory held."""
+
+import importlib
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from timecycle.ops import Region, Select, affinity_propagate, topk_affinity
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LIMITS = "timecycle.kernels.limits"
+COPIES = [[1, 0], [3, 1]]
+FRAMES = [[0, 1], [2, -1], [1, 1], [-1, -1], [0, 2]]
+
+
+class Workspace:
+    """In the place of best_of_groups: how often it was called, and how many bytes of candidates were there at most."""
+
+    def __init__(self, find: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.find, self.calls, self.most = find, 0, 0
+        self._made: list[tuple[weakref.ref, int]] = []
+
+    def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
+        """The candidates of a part."""
+        found = self.find(*arguments)
+        self.calls += 1
+        self._made += [(weakref.ref(x), x.nbytes) for x in found]
+        self.most = max(self.most, sum(size for tensor, size in self._made if tensor() is not None))
+        return found
+
+
+@contextmanager
+def watched(backend: str) -> Iterator[Workspace]:
+    """The workspace of what a backend runs meanwhile."""
+    module = importlib.import_module(f"timecycle.kernels.topk_affinity{'_cuda' * (backend == 'cuda')}")
+    workspace = Workspace(module.best_of_groups)
+    with mock.patch.object(module, "best_of_groups", workspace):
+        yield workspace
+
+
+def made(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def in_parts(selection: tuple[str, str, str], region: Region | None, backend: str) -> None:
+    """All at once, in as many parts as half of the memory asks for, and in as many as a short grid does."""
+    frames, select = torch.tensor(FRAMES, device=DEVICE), Select(3, 0.5, *selection)
+    options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None, "backend": backend}
+    labels, gradient = made(3, 3, 24, 5, dtype=torch.float32), made(4, 5, 24, 5, dtype=torch.float32)
+
+    def run() -> list[tuple[list[Tensor], Workspace]]:
+        """Results and workspace of topk_affinity, and of affinity_propagate with its gradient."""
+        leaves = [x.requires_grad_() for x in (made(1, 5, 24, 16), made(2, 3, 24, 16))]
+        with watched(backend) as separate:
+            pair = topk_affinity(*leaves, frames, select, **options)
+        with watched(backend) as fused:
+            out = affinity_propagate(*leaves, frames, labels, frames, select, **options)
+        gradients = torch.autograd.grad(out, leaves, gradient) if backend == "triton" else ()
+        return [([x.detach() for x in pair], separate), ([out.detach(), *gradients], fused)]
+
+    whole = run()
+    assert [workspace.calls for _, workspace in whole] == [1, 1]
+    bound = whole[0][1].most // 2
+    with mock.patch(f"{LIMITS}.WORKSPACE", bound):
+        few = run()
+    assert [workspace.calls for _, workspace in few] == [3, 3]  # two, two and one
+    assert all(workspace.most <= bound for _, workspace in few)
+    with mock.patch(f"{LIMITS}.MOST_PROGRAMS", 2):
+        short = run()
+    assert [workspace.calls for _, workspace in short] == [3, 3]
+    for parts in (few, short):
+        for (ours, _), (expected, _) in zip(parts, whole, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def checks(backend: str) -> dict[str, Callable[[], None]]:
+    """What `backend` is asked, under the names of its tests."""
+    region = Region(4, 6, 2)
+    asked = [(("frame", "all", "exact"), None), (("joint", "all", "exact"), None), (("joint", "kept", "exact"), region)]
+    if backend == "triton":
+        asked.append((("joint", "all", "all"), region))
+    names = [f"in parts, {' '.join(selection)}{', region' * (where is not None)}" for selection, where in asked]
+    return {name: partial(in_parts, *what, backend) for name, what in zip(names, asked, strict=True)}

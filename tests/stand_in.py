@@ -1,0 +1,165 @@
+"""A GPU that is not there: tensors that say they are on one, hold their values on the CPU, and note who reads them.
+
+On a GPU the CPU runs ahead of the work that it starts, and stops to wait for it wherever it needs a value: `stops`
+names what did so. Kernels of Triton and of the CUDA module are not launched; what they would write is left as it is.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from timecycle.kernels.launch import Launch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from timecycle.ops import _backends
+
+CHIP = torch.device("cuda", 0)
+# Operators whose result, or the size of whose result, the CPU waits for; those that give it a plain number first.
+READERS = (
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "_unique2",
+    "unique_dim",
+    "bincount",
+)
+
+
+class OnGpu(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "OnGpu":
+        """Around a tensor on the CPU."""
+        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        # To PyTorch's own code it is a meta tensor: one on a GPU would be asked for there by a PyTorch without CUDA.
+        out = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device="meta", **layout)
+        out.inner = inner
+        return out
+
+    @classmethod
+    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Outside of a StandIn nobody counts."""
+        raise RuntimeError(f"{operator} on a GPU that is not there")
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU."""
+        return CHIP
+
+    def data_ptr(self) -> int:
+        """Some address."""
+        return self.inner.data_ptr()
+
+    def tolist(self) -> Any:
+        """As `int`, of each element."""
+        flat = [x.item() for x in self.reshape(-1)]
+        return torch.tensor(flat, dtype=self.dtype).view(self.shape).tolist()
+
+    def __repr__(self) -> str:
+        """What it holds; reading it is not counted."""
+        return f"OnGpu({self.inner})"
+
+
+def _inner(x: OnGpu) -> Tensor:
+    return x.inner
+
+
+class _Factories(TorchFunctionMode):
+    """Makes tensors "on the GPU": a PyTorch without CUDA refuses before any operator is called."""
+
+    def __init__(self, stops: list[str]) -> None:
+        super().__init__()
+        self.stops = stops
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Where a tensor is made of no other."""
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != "cuda" or any(isinstance(x, Tensor) for x in tree_iter(args)):
+            return function(*args, **kwargs)
+        if function in (torch.tensor, torch.as_tensor):
+            self.stops.append(f"{function.__name__} copies from the CPU")
+        return OnGpu(function(*args, **kwargs | {"device": "cpu"}))
+
+
+class StandIn(TorchDispatchMode):
+    """While it is entered, tensors may be on the GPU that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run on the CPU, and note where a GPU's values would be waited for."""
+        kwargs, name = kwargs or {}, operator.name().removeprefix("aten::").split(".")[0]
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        on_gpu = {id(x.inner): x for x in given if isinstance(x, OnGpu)}
+        device = kwargs.get("device")
+        target = bool(on_gpu) if device is None else torch.device(device).type != "cpu"
+        if on_gpu and self._reads(name, args):
+            self.stops.append(name)
+            target = target and name not in READERS[:3]
+        if name in ("_to_copy", "copy_") and len({*map(type, given)} | ({OnGpu} if target else {Tensor})) > 1:
+            self.stops.append(f"{name} between the CPU and the GPU")
+        elif on_gpu and any(type(x) is Tensor and x.ndim for x in given):
+            raise RuntimeError(f"{name} of tensors on the CPU and on the GPU")
+        if device is not None:
+            kwargs = kwargs | {"device": torch.device("cpu")}
+        args, kwargs = tree_map_only(OnGpu, _inner, (args, kwargs))
+        found = operator(*args, **kwargs)
+        if not target:
+            return found
+        return tree_map_only(Tensor, lambda x: on_gpu[id(x)] if id(x) in on_gpu else OnGpu(x), found)
+
+    @staticmethod
+    def _reads(name: str, args: Any) -> bool:
+        """Whether the CPU waits for what an operator finds."""
+        masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1]
+        )
+        return name in READERS or masks
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """A GPU for the block: operators run the backends for GPUs, as far as the CPU has a part in them."""
+    import triton  # not by users of a CPU
+
+    def here(backend: _backends.Backend) -> _backends.Backend:
+        there = backend.name in ("cuda", "triton")
+        return (
+            replace(backend, missing=None, why_not=lambda *_: None, unless_asked=lambda *_: None) if there else backend
+        )
+
+    registered = {name: tuple(map(here, found)) for name, found in _backends._REGISTERED.items()}
+    on = Launch(mock.Mock(), 0, 0, True)
+    gpu = StandIn()
+    with (
+        # Without PyTorch in between, which would show a mode operators that hide others that read.
+        mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
+        mock.patch.dict(_backends._REGISTERED, registered),
+        mock.patch.object(triton.runtime.JITFunction, "run"),
+        mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),
+        mock.patch("timecycle.kernels.tiles.programs_at_once", return_value=264),
+        mock.patch.object(importlib.import_module("timecycle.ops.topk_affinity"), "launch", return_value=on),
+        mock.patch.object(importlib.import_module("timecycle.ops.propagate_sequence"), "launch", return_value=on),
+        mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
+        mock.patch.object(torch.cuda, "_lazy_init"),
+        torch.no_grad(),
+        _Factories(gpu.stops),
+        gpu,
+    ):
+        yield gpu

@@ -1,0 +1,139 @@
+"""How many programs the Triton kernels are launched with, in calls of very many targets, samples or frames.
+
+A grid's second and third dimension count to 65,535. Nothing runs: stand-ins take the launches, and no chip is needed.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from timecycle.kernels.launch import Launch
+from timecycle.kernels.limits import evenly
+
+from timecycle.kernels import (
+    affinity_propagate,
+    attend,
+    contract,
+    edge_affinity,
+    propagate_labels,
+    tiles,
+    topk_affinity,
+    topk_affinity_backward,
+    topk_affinity_cuda,
+    topk_affinity_ties,
+)
+
+MANY = 70_000
+KERNELS = {
+    topk_affinity: ["scan", "finish"],
+    topk_affinity_ties: ["reached"],
+    topk_affinity_backward: ["to_queries", "to_keys"],
+    affinity_propagate: ["carry"],
+    propagate_labels: ["gather", "products", "scatter"],
+    contract: ["contract"],
+    attend: ["normalise", "normalise_backward"],
+}
+
+
+@pytest.fixture(params=["sm_80", "sm_90", "gfx942"])
+def programs(request, monkeypatch) -> dict[str, int]:
+    """How many programs each kernel was launched with, all launches together; none with a grid that is too long."""
+    found: dict[str, int] = {}
+
+    def stand_in(name: str) -> object:
+        class Kernel:
+            def __getitem__(self, grid: tuple[int, ...]) -> object:
+                assert grid[0] < 1 << 31
+                assert max(grid[1:], default=1) <= 65_535, f"{name} {grid}"
+                found[name] = found.get(name, 0) + math.prod(grid)
+                return self.launch
+
+            def launch(self, *arguments: object, **options: object) -> None:
+                # How long a list with ties is, its kernel counts.
+                for x in arguments:
+                    if isinstance(x, Tensor) and x.dtype == torch.int32:
+                        x.zero_()
+
+        return Kernel()
+
+    for module, names in KERNELS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, stand_in(name))
+    monkeypatch.setattr(tiles, "family", lambda device: request.param)
+    monkeypatch.setattr(tiles, "programs_at_once", lambda device: 264)
+    return found
+
+
+def context(targets: int, frames: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
+    """Query, bank, frames and copies of as many targets of one query, one slot and one channel."""
+    query, bank = torch.zeros(targets, 1, 1, dtype=dtype), torch.zeros(frames, 1, 1, dtype=dtype)
+    return query, bank, torch.zeros(targets, 1, dtype=torch.int64), torch.ones(targets, 1, 2, dtype=torch.int64)
+
+
+SELECTED = (1, 1.0, False, True)  # k, temperature, joint, every
+LABELS = torch.zeros(1, 1, 1)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_topk_affinity(programs, ties):
+    topk_affinity.topk_affinity(*context(MANY, 1), *SELECTED, ties, 0, [])
+    assert programs == {"scan": MANY, "finish": MANY} | ({"reached": 2 * MANY} if ties else {})
+
+
+def test_affinity_propagate(programs):
+    call = context(MANY, 1)
+    affinity_propagate.affinity_propagate(*call[:3], LABELS, call[2], call[3], *SELECTED, False, 0, [])
+    assert programs == {"scan": MANY, "carry": MANY}
+
+
+def test_what_the_cuda_module_finds(programs):
+    targets = []
+    module = SimpleNamespace(topk_affinity=lambda *arguments: targets.append(arguments[8]))
+    call, launch = context(MANY, 1), Launch(module, 0, 0, True)
+    topk_affinity_cuda.topk_affinity(*call, *SELECTED, False, 0, [], launch)
+    topk_affinity_cuda.affinity_propagate(*call[:3], LABELS, call[2], call[3], *SELECTED, False, 0, [], launch)
+    assert programs == {"finish": MANY, "carry": MANY}
+    assert sum(targets) == 2 * MANY
+
+
+def test_gradient_of_topk_affinity(programs):
+    query, bank, frames, copies = context(MANY, MANY)
+    weights, indices = torch.ones(MANY, 1, 1), torch.zeros(MANY, 1, 1, dtype=torch.int64)
+    arguments = (weights, weights, indices, weights, query, bank, frames, copies, 1.0, False, True, 0, [])
+    topk_affinity_backward.topk_affinity_backward(*arguments)
+    assert programs["to_queries"] == programs["to_keys"] == MANY
+
+
+def test_labels_and_edges(programs):
+    weights, indices = torch.ones(MANY, 1, 1), torch.zeros(MANY, 1, 1, dtype=torch.int64)
+    frames = torch.zeros(MANY, 1, dtype=torch.int64)
+    _, rows = propagate_labels.block(1)
+    propagate_labels.propagate_labels(weights, indices, LABELS, frames)
+    assert programs == {"gather": -(-MANY // rows)}
+    ones = torch.ones(MANY, 1, 1)
+    edge_affinity.edge_affinity(ones, ones, ones[:, :, 0], ones[:, :, 0], indices, 1.0)
+    edge_affinity.edge_affinity_backward(weights, ones, ones, ones[:, :, 0], ones[:, :, 0], indices, ones, 1.0)
+    assert programs["scatter"] == 2 * MANY
+
+
+@pytest.mark.parametrize(("samples", "shifts"), [(4096, 16), (MANY, 1)], ids=["values of each sample", "many samples"])
+def test_attend(programs, samples, shifts):
+    query, key = torch.zeros(samples, shifts, 1), torch.zeros(samples, 1, 1)
+    value, scale = torch.zeros(samples, shifts, 1, 1), torch.ones(samples, 1)
+    rest = (1.0, list(range(shifts)), 0, 0)
+    out, lse = attend.attend(query, key, value, scale, *rest)
+    attend.attend_backward(out, lse, query, key, value, scale, out, lse, *rest)
+    assert programs["normalise"] == programs["normalise_backward"] == samples * -(-shifts // attend.ROWS)
+    # Logits forward and backward, out, and the gradients of softmax, queries and keys; and one a shift of the values'.
+    assert programs["contract"] == (6 + shifts) * samples
+
+
+def test_parts_are_even():
+    assert evenly(0, 3) == []
+    assert evenly(3, 3) == [slice(0, 3)]
+    assert evenly(10, 4) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert evenly(9, 4) == [slice(0, 3), slice(3, 6), slice(6, 9)]

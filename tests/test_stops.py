@@ -1,0 +1,225 @@
+"""Where the CPU stops to wait for a GPU: nowhere in a call that checks nothing, once in one that does.
+
+Counted on tensors that only say that they are on a GPU (tests/stand_in.py); tests/test_gpu_stops.py asks a GPU itself.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernel_cases import normal, video
+from tests.stand_in import OnGpu, StandIn, stand_in
+from timecycle import evaluation
+from timecycle.errors import InputError
+from timecycle.ops import (
+    EdgeDropout,
+    Region,
+    Select,
+    affinity_propagate,
+    attend,
+    edge_affinity,
+    propagate_labels,
+    propagate_sequence,
+    topk_affinity,
+)
+from timecycle.ops._backends import INTERPRETED
+from timecycle.propagation import LabelPropagator
+from timecycle.protocols import PRESETS
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="launches of interpreted kernels are not replaced")
+
+
+@pytest.fixture
+def gpu() -> Iterator[StandIn]:
+    with stand_in() as there:
+        yield there
+
+
+def half(*inputs: Tensor) -> list[Tensor]:
+    return [OnGpu(x.bfloat16()) for x in inputs]
+
+
+FEATURES = normal(1, 2, 20, 16), normal(2, 3, 20, 16)
+FRAMES = torch.tensor([[0, 2, -1], [1, 1, 2]])
+LABELS = normal(3, 3, 20, 5).float()
+COPIES = torch.tensor([[1, 0], [2, 1], [0, 0]])
+INDICES = torch.tensor([-1, 0, 59]).expand(2, 20, 3)
+
+
+def kept(backend: str, region: Region | None, copies: bool, check: bool) -> None:
+    options = {"region": region, "copies": OnGpu(COPIES) if copies else None, "backend": backend, "check": check}
+    topk_affinity(*half(*FEATURES), OnGpu(FRAMES), Select(3, 0.5, "frame", "all"), **options)
+
+
+def carried(backend: str, region: Region | None, copies: bool, check: bool) -> None:
+    options = {"region": region, "copies": OnGpu(COPIES) if copies else None, "backend": backend, "check": check}
+    frames = OnGpu(FRAMES)
+    affinity_propagate(*half(*FEATURES), frames, OnGpu(LABELS), frames, Select(3, 0.5), **options)
+
+
+def summed(check: bool) -> None:
+    propagate_labels(OnGpu(torch.rand(2, 20, 3)), OnGpu(INDICES), OnGpu(LABELS), OnGpu(FRAMES), check=check)
+
+
+def through_a_video(check: bool) -> None:
+    propagate_sequence(*map(OnGpu, video(1, 4, 20, 3, 2, 5)), rescale=True, backend="cuda", check=check)
+
+
+def edges(check: bool) -> None:
+    query, key = half(*(x[:2] for x in FEATURES))
+    indices = OnGpu(INDICES.clamp(max=19))
+    edge_affinity(query, key, OnGpu(torch.rand(2, 20)), indices, temperature=2.0, backend="triton", check=check)
+
+
+def attended(check: bool) -> None:
+    query, key, value = half(*(x[:2] for x in FEATURES), normal(4, 2, 20, 5))
+    attend(query, key, value, temperature=2.0, shifts=(0, 3), dropped=EdgeDropout(0.1, 1), backend="triton")
+
+
+CALLS: dict[str, Callable[[bool], None]] = {call.__name__: call for call in (summed, through_a_video, edges)}
+for call, backend, region, copies in itertools.product(
+    (kept, carried), ("triton", "cuda"), (None, Region(4, 5, 2)), (False, True)
+):
+    name = f"{call.__name__} by {backend}{', region' * (region is not None)}{', copies' * copies}"
+    CALLS[name] = partial(call, backend, region, copies)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_stops_once_and_without_checks_never(gpu, name):
+    CALLS[name](False)
+    assert gpu.stops == []
+    CALLS[name](True)
+    assert len(gpu.stops) == 1
+
+
+def test_attend_has_nothing_to_read(gpu):
+    attended(True)  # copies the shifts, once
+    gpu.stops.clear()
+    attended(True)
+    assert gpu.stops == []
+
+
+@pytest.mark.parametrize(
+    ("read", "stops"),
+    [
+        (lambda x: int(x.max()), 1),
+        (lambda x: bool((x > 1).any()), 1),
+        (lambda x: x.tolist(), 6),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[x > 1], 1),
+        (lambda x: torch.equal(x, x), 1),
+        (lambda x: x.cpu(), 1),
+        (lambda x: torch.tensor([1], device=x.device), 1),
+        (lambda x: torch.tensor([1]).to(x), 1),
+        (lambda x: x[0].copy_(torch.arange(3)), 1),
+        (lambda x: (x.new_ones(2), torch.arange(2, device=x.device), x.where(x > 2, -1), x[0].fill_(2)), 0),
+    ],
+)
+def test_the_stand_in_sees_every_way_to_read(gpu, read, stops):
+    read(OnGpu(torch.arange(6).view(2, 3)))
+    assert len(gpu.stops) == stops
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES + 1), Select(1, 1.0)), "frames holds .* -1 to 2"),
+        (
+            lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES), Select(1, 1.0), copies=OnGpu(COPIES - 1)),
+            "copies holds -1; expected counts of zero or more",
+        ),
+        (
+            lambda: topk_affinity(*half(FEATURES[0], FEATURES[1] / 0), OnGpu(FRAMES), Select(1, 1.0)),
+            r"bank holds -?inf at \[0, 0, 0\]; expected finite features",
+        ),
+        (
+            lambda: affinity_propagate(
+                *half(*FEATURES), OnGpu(FRAMES), OnGpu(LABELS), OnGpu(FRAMES + 1), Select(1, 1.0)
+            ),
+            "label_frames holds .* expected label maps, -1 to 2",
+        ),
+    ],
+)
+def test_a_checked_call_says_what_is_wrong(gpu, call, sentence):
+    with pytest.raises(InputError, match=sentence):
+        call()
+
+
+def test_on_a_cpu_bounds_are_always_checked():
+    query, bank = (x.float() for x in FEATURES)
+    select, beyond = Select(1, 1.0), torch.full_like(FRAMES, 3)
+    for arguments, sentence in (
+        (lambda: topk_affinity(query, bank, beyond, select, check=False), "frames holds"),
+        (lambda: topk_affinity(query, bank, FRAMES, select, copies=COPIES - 1, check=False), "copies holds"),
+        (lambda: affinity_propagate(query, bank, FRAMES, LABELS, beyond, select, check=False), "label_frames holds"),
+        (lambda: propagate_labels(LABELS[:2, :, :3], INDICES + 1, LABELS, FRAMES, check=False), "indices runs"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            arguments()
+
+
+def features(frames: int) -> Tensor:
+    return torch.rand(frames, 6, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_stream_stops_once_a_sequence(gpu, name):
+    propagator = LabelPropagator(name, length=3)
+    frames = [OnGpu(x) for x in features(8)]
+    propagator.start(frames[0], OnGpu(torch.rand(2, 4, 5)))
+    assert len(gpu.stops) == 1
+    gpu.stops.clear()
+    for frame in frames[1:]:
+        propagator.step(frame)
+    assert gpu.stops == []
+    propagator.check()
+    assert len(gpu.stops) == 1
+
+
+def test_a_frame_that_is_not_finite_is_named_when_the_stream_is_checked(gpu):
+    propagator = LabelPropagator("crw", length=3)
+    given = features(6)
+    given[2, 1, 2, 3] = torch.inf
+    given[4, 0, 0, 0] = torch.nan
+    frames = [OnGpu(x) for x in given]
+    labels = OnGpu(torch.rand(2, 4, 5))
+    propagator.start(frames[0], labels)
+    for i, frame in enumerate(frames[1:], start=1):
+        soft = propagator.step(frame)
+        assert soft.inner.isnan().all() or i < 2  # no labels that look like some
+    for refused in (propagator.check, propagator.state_dict):
+        with pytest.raises(InputError, match="features of frame 2 hold a value that is not finite"):
+            refused()
+    with pytest.raises(InputError, match="features holds inf"):
+        propagator.start(frames[2], labels)
+    propagator.start(frames[0], labels)
+    propagator.check()
+
+
+@pytest.mark.parametrize("spoilt", [None, 2])
+def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, tmp_path, spoilt, monkeypatch):
+    # As it is without inference mode, in which views of a stand-in are not its own.
+    monkeypatch.setattr(evaluation, "_evaluate_sequence", evaluation._evaluate_sequence.__wrapped__)
+    seen = []
+
+    def extract(images: Tensor) -> OnGpu:
+        found = torch.nn.functional.avg_pool2d(images, 8)
+        found[0, 0, 0, 0] += torch.nan if len(seen) == spoilt else 0.0
+        seen.append(gpu.stops.copy())
+        return OnGpu(found)
+
+    with pytest.raises(InputError, match="features of frame 2 hold") if spoilt else nullcontext():
+        evaluation.evaluate_davis(
+            extract, small_davis, "crw", side=64, sequences=["first"], save_path=tmp_path / "out", progress=False
+        )
+    # Between one frame and the next what is waited for is the frame's labels, which a thread writes.
+    between = [later[len(earlier) :] for earlier, later in itertools.pairwise(seen[1:])]
+    assert between
+    assert all(stops == ["_to_copy between the CPU and the GPU"] for stops in between)
+    assert (tmp_path / "out" / "first" / "00002.png").exists() == (spoilt is None)
