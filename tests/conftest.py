@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,10 @@ from timecycle.errors import run_command_line
 from timecycle.masks import write_mask
 from timecycle.ops import _backends
 from timecycle.ops._backends import NATIVE_MISSING
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.resnets import features as written_out
 from tests.resnets import random_weights
@@ -60,6 +62,47 @@ def test_a_trunk_computes_the_resnet_written_out(depth, stages, channels, paddin
     assert trunk.channels == channels
     for network in (trunk, fold_batch_norm(trunk)):
         torch.testing.assert_close(network(images), expected, atol=1e-10 * expected.max().item(), rtol=0)
+
+
+class Convolutions(TorchDispatchMode):
+    """Keeps the input channels, kernel's side and stride of each convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.met = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten.convolution.default:
+            self.met.append((args[1].shape[1], args[1].shape[-1], args[3][0]))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("side", [8, 15, 16])
+@pytest.mark.parametrize(("depth", "width", "channels"), [(18, 4, 4), (18, 7, 7), (18, 15, 15), (50, 3, 12)])
+def test_a_strided_shortcut_of_few_channels(depth, width, channels, side):
+    """With channels innermost its gradients are right, and no strided convolution reaches oneDNN to damage the heap."""
+    torch.manual_seed(0)
+    shortcut = Trunk(depth, width=width).layer2[0].downsample[0]
+    weight = shortcut.weight.detach().double().requires_grad_()
+    images = torch.randn(8, channels, side, side, dtype=torch.float64, requires_grad=True)
+    expected = functional.conv2d(images, weight, stride=2)
+    towards = torch.randn_like(expected)
+    expected.backward(towards)
+    shortcut.to(memory_format=torch.channels_last)
+    innermost = images.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Convolutions() as convolutions:
+        found = shortcut(innermost)
+    assert convolutions.met == [(channels, 1, 1)]
+    found.backward(towards.float())
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    for ours, exact in ((shortcut.weight.grad, weight.grad), (innermost.grad, images.grad)):
+        assert (ours.double() - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_a_narrow_trunk_folds():
+    trunk = Trunk(18, width=4).double().eval()
+    images = torch.randn(1, 3, 40, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fold_batch_norm(trunk)(images), trunk(images), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 34}, {"stages": 5}, {"padding": "circular"}])

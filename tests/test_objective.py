@@ -17,7 +17,13 @@ TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9
 
 @pytest.fixture(scope="module", params=TYPES)
 def step(request, oracle: Path):
-    """The recorded first step, ours, and the tolerances of losses and gradient norms."""
+    """The recorded first step, ours, and the tolerances of losses and gradient norms.
+
+    The record's weights come from a seed by torch.randn, whose float32 numbers PyTorch computes otherwise without AVX2:
+    losses in float64 then differ by 2e-7.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("torch.randn gives the record's weights only on chips with AVX2")
     dtype, close, norm = TYPES[request.param]
     spec = importlib.util.spec_from_file_location("seeded", oracle / "seeded.py")
     seeded = importlib.util.module_from_spec(spec)

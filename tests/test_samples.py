@@ -56,12 +56,13 @@ def test_the_originals_samples(recorded, dogs):
         assert int(found["first"]) == record["meta"]["startframe"]
         np.testing.assert_allclose(found["theta"], record["theta"], rtol=0, atol=1e-7)
         np.testing.assert_allclose(found["frames"][..., ::80, ::80], record["imgs_probe"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found["patch"][..., ::27, ::27], record["patch_probe"], rtol=0, atol=2e-6)
+        # PyTorch interpolates otherwise on other chips: float32's probes are 5.3e-6 from float64's, the sums 9.2e-4.
+        np.testing.assert_allclose(found["patch"][..., ::27, ::27], record["patch_probe"], rtol=0, atol=1.1e-5)
         for name, total, absolute in zip(
             ("frames", "target", "patch"), record["sums"], record["abs_sums"], strict=True
         ):
-            assert float(found[name].double().sum()) == pytest.approx(total, abs=1e-3)
-            assert float(found[name].double().abs().sum()) == pytest.approx(absolute, abs=1e-3)
+            assert float(found[name].double().sum()) == pytest.approx(total, abs=2e-3)
+            assert float(found[name].double().abs().sum()) == pytest.approx(absolute, abs=2e-3)
 
 
 def test_the_originals_motion(recorded, dogs):
@@ -210,8 +211,11 @@ def test_samples_depend_on_epoch_and_index_alone(original):
         loader = DataLoader(samples, batch_sampler=batches, num_workers=workers)
         for places, batch in zip(batches, islice(loader, 2), strict=False):
             for number, place in enumerate(places):
-                for key in ("frames", "target", "patch", "theta"):
-                    torch.testing.assert_close(batch[key][number], alone[place][key], rtol=0, atol=0)
+                for key in ("frames", "target", "theta"):
+                    assert torch.equal(batch[key][number], alone[place][key])
+                # A loader's processes have one thread, and PyTorch's product and interpolation may round otherwise with
+                # several. float32's patches are up to 7.8e-6 from float64's.
+                torch.testing.assert_close(batch["patch"][number], alone[place]["patch"], rtol=0, atol=1.6e-5)
                 assert batch["name"][number] == alone[place]["name"]
 
 

@@ -7,7 +7,10 @@ import torch
 
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
+from timecycle.encoder import Trunk
 from timecycle.training import speed
+from timecycle.training.distributed import World
+from timecycle.training.settings import Settings
 
 SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channels-last")
 
@@ -54,3 +57,16 @@ def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close
     }
     assert took[option]
     assert kernel.dtype == torch.float32
+
+
+@pytest.mark.parametrize("innermost", [False, True])
+def test_images_take_the_order_that_is_asked_for(innermost):
+    """Whatever order an objective gives them."""
+    model = torch.nn.Sequential(Trunk(18, width=4))
+    met: list[bool] = []
+    model[0].conv1.register_forward_hook(lambda module, given, found: met.append(given[0].stride(1) == 1))
+    prepared = speed.prepare(model, Settings(channels_last=innermost), World(0, 1, torch.device("cpu")))
+    images = torch.randn(2, 3, 32, 32)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        prepared(given)
+    assert met == [innermost, innermost]

@@ -28,11 +28,29 @@ Padding = Literal["zeros", "reflect"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+# Of oneDNN's 1x1 kernels: 16 channels with AVX-512, 8 with AVX2.
+_LARGEST_BLOCK = 16
+
+
+class _Thinning(nn.Conv2d):
+    """A 1x1 convolution of stride s as one of stride 1 over every s-th row and column: the same products and sums.
+
+    For fewer channels than a block, oneDNN 3.12 writes past its own workspace in the gradient of a strided one's
+    weights if channels lie innermost: a damaged heap, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] -> [B, C_out, H / s, W / s], rounded up."""
+        rows, columns = self.stride
+        return functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
     """The projection that a block's input needs where its output has another shape, named as torchvision names it."""
     if stride == 1 and channels_in == channels_out:
         return None
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+    kind = _Thinning if stride > 1 and channels_in < _LARGEST_BLOCK else nn.Conv2d
+    return nn.Sequential(kind(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
 
 
 class BasicBlock(nn.Module):

@@ -42,8 +42,8 @@ def prepare(model: nn.Module, settings: Settings, world: World) -> nn.Module:
 
 
 def _hasten(trunk: Trunk, settings: Settings, device: torch.device) -> None:
-    if settings.channels_last:
-        trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    order = torch.channels_last if settings.channels_last else torch.contiguous_format
+    trunk.to(memory_format=order)  # type: ignore[call-overload]
     if settings.checkpoint_activations:
         for block in (block for stage in trunk.children() if isinstance(stage, nn.Sequential) for block in stage):
             contexts = functools.partial(_contexts, block)
@@ -51,8 +51,7 @@ def _hasten(trunk: Trunk, settings: Settings, device: torch.device) -> None:
     plain = torch.compile(trunk.forward) if settings.compile else trunk.forward
 
     def forward(images: Tensor) -> Tensor:
-        if settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=order)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
             found = plain(images)
         return (found.float() if settings.autocast else found).contiguous()
