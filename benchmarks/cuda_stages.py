@@ -51,31 +51,31 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
     """The stages of a patch; of `flush`, one round of its loop, the second insertion of that, and what is around it."""
     inside = functions()
     text = SOURCE.read_text().splitlines()
-    found: dict[str, Stage] = {}
+    # By the line of `take` that it comes from, too: what is called from two places is there twice, and runs once.
+    found: dict[str, dict[int, Stage]] = {}
     for instruction in code:
         chain = [(inside[line], line) for file, line in instruction.lines if file == SOURCE.name and inside[line]]
         calls = [name for name, _ in chain]
         if "take" not in calls:
             continue
-        outermost = chain[calls.index("take")][1]  # the line of `take` that it comes from
-        called = next((name for name in ("append", "begin", "show") if name in calls), None)
-        if "flush" in calls and called != "append":
-            line = text[chain[calls.index("flush")][1] - 1]
-            inner = (
-                "second insertion" if line.startswith("        ") else "round" if line.startswith("      ") else "flush"
-            )
-            _count(found, inner, instruction)
-        elif called is None:
-            stage = next((name for name in PER_PATCH if name in calls), None)
-            again = stage == "add_up" and _again(text, chain[calls.index("add_up")][1])
-            mixed = "<true>" in text[outermost - 1]
-            if stage and not again and not mixed:
-                _count(found, stage, instruction)
-    return found
+        called_at = chain[calls.index("take")][1]
+        stage = _stage(text, chain, calls, called_at)
+        if stage:
+            found.setdefault(stage, {}).setdefault(called_at, Stage()).add(instruction)
+    return {stage: max(copies.values(), key=lambda copy: copy.cycles) for stage, copies in found.items()}
 
 
-def _count(found: dict[str, Stage], stage: str, instruction: Instruction) -> None:
-    found.setdefault(stage, Stage()).add(instruction)
+def _stage(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
+    """Which stage an instruction belongs to, by the functions and lines it was inlined through; None for the rest."""
+    if "append" in calls or "begin" in calls:
+        return None
+    if "flush" in calls:
+        line = text[chain[calls.index("flush")][1] - 1]
+        return {6: "round", 8: "second insertion"}.get(len(line) - len(line.lstrip()), "flush")
+    stage = next((name for name in PER_PATCH if name in calls), None)
+    if stage == "add_up" and (_again(text, chain[calls.index("add_up")][1]) or "<true>" in text[called_at - 1]):
+        return None
+    return stage if "show" not in calls else None
 
 
 def _again(text: list[str], line: int) -> bool:

@@ -20,7 +20,7 @@ import pybind11
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
-SOURCES = [HERE / "emulator.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
+SOURCES = [HERE / "emulator.cpp", HERE / "shares.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # The coroutines jump between stacks, which a fortified longjmp takes for an attack.
 OPTIONS = ["-std=c++20", "-O2", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]

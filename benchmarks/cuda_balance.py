@@ -1,0 +1,58 @@
+"""The work of the CUDA scan's blocks at published shapes: python -m benchmarks.cuda_balance.
+
+Patches of keys of all targets, the least and the most that a block has, and what the most would be with whole patches
+of queries against whole slots as the unit, one after the other on every multiprocessor. Writes
+benchmarks/results/cuda_balance.json.
+"""
+
+import ctypes
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests import emulator
+from tests.test_cuda_work import PUBLISHED, call_of, pieces
+
+RESULTS = Path(__file__).parent / "results" / "cuda_balance.json"
+
+
+def main() -> None:
+    """Print the table, and write it."""
+    library = ctypes.CDLL(str(emulator.build()))
+    library.work_pieces.restype = ctypes.c_int64
+    rows = []
+    print("grid, slots, region, targets, multiprocessors: patches, least, most, lists a query; whole slots as the unit")
+    for grid, slots, region in PUBLISHED:
+        for targets in (1, 16):
+            frames = torch.arange(slots).expand(targets, slots).contiguous()
+            copies = torch.tensor([1, 0 if region else 1]).expand(targets, slots, 2)
+            joint = region is not None
+            call = call_of(frames, copies, grid, region, joint)
+            for chip in (132, 108, 114, 78):
+                found, work = pieces(library, call, joint, chip)
+                shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=chip).astype(int)
+                # Whole slots of a patch of queries, dealt out in order.
+                seen = np.diff(work.before.numpy())
+                units = np.repeat(np.tile(seen, targets), slots)
+                whole = max(units[i::chip].sum() for i in range(chip))
+                row = {
+                    "grid": grid,
+                    "slots": slots,
+                    "region": None if region is None else region.shape,
+                    "targets": targets,
+                    "multiprocessors": chip,
+                    "patches": int(shares.sum()),
+                    "least": int(shares.min()),
+                    "most": int(shares.max()),
+                    "lists": 2 * work.parts * (1 if joint else slots),
+                    "whole slots": int(whole),
+                }
+                rows.append(row)
+                print(*row.values())
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+// The work of every block, without running a kernel.
+#include "work.cuh"
+
+namespace timecycle {
+namespace {
+
+template <bool REGION>
+int64_t pieces(const Scan& call, int blocks, int64_t* out, int64_t room) {
+  int64_t count = 0;
+  for (int block = 0; block < blocks; ++block) {
+    Work<REGION> work;
+    work.start(block, blocks);
+    while (work.next(call)) {
+      const Piece& piece = work.piece;
+      if (++count > room) continue;
+      for (const int64_t value : {int64_t{block}, int64_t{piece.target}, int64_t{piece.queries}, int64_t{piece.slot},
+                                  int64_t{piece.first}, int64_t{piece.last}, int64_t{piece.list}}) {
+        *out++ = value;
+      }
+    }
+  }
+  return count;
+}
+
+}  // namespace
+}  // namespace timecycle
+
+// Writes up to `room` pieces [block, target, queries, slot, first, last, list] and returns how many there are. sizes:
+// targets, banked, rows and columns of queries, and of keys, slots, parts, rounds, blocks, reach (3), region, joint.
+extern "C" __attribute__((visibility("default"))) int64_t work_pieces(const int64_t* frames, const int64_t* copies,
+                                                                      const int32_t* before, const int* sizes,
+                                                                      int64_t* out, int64_t room) {
+  timecycle::Scan call{};
+  call.frames = frames, call.copies = copies, call.before = before;
+  call.targets = sizes[0], call.banked = sizes[1];
+  call.queries = {sizes[2], sizes[3]}, call.positions = {sizes[4], sizes[5]};
+  call.slots = sizes[6], call.parts = sizes[7], call.rounds = sizes[8];
+  call.rows = sizes[10], call.columns = sizes[11], call.limit = sizes[12];
+  call.region = sizes[13], call.joint = sizes[14];
+  return call.region ? timecycle::pieces<true>(call, sizes[9], out, room)
+                     : timecycle::pieces<false>(call, sizes[9], out, room);
+}
