@@ -72,28 +72,32 @@ def patches(
     queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device
 ) -> tuple[Tensor, int, int]:
     """Work.before, its last entry, and the most that one query patch sees; counted as csrc/cuda/patches.cuh does."""
+    here = _before(queries, keys, reach, torch.device("cpu"))
+    # Made anew where it is needed: a copy would have the CPU wait.
+    before = here if device.type == "cpu" else _before(queries, keys, reach, device)
+    counts = here.diff().tolist()
+    return before, sum(counts), max(counts, default=0)
+
+
+def _before(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Tensor:
     tall, wide = REGION_TILE if reach else (1, KEYS)
     down, across = (-(-size // step) for size, step in zip(queries, (tall, wide), strict=True))
     if reach is None:
-        seen = -(-keys[1] // wide)
-        return torch.arange(0, seen * across + 1, seen, dtype=torch.int32, device=device), seen * across, seen
-    rows = _apart(down, tall, reach.rows - 1, keys[0])
-    columns = _apart(across, wide, reach.columns, keys[1])
-    counts = [
-        sum(dy < reach.rows and dx <= reach.columns and dy * dy + dx * dx <= reach.limit for dy in y for dx in x)
-        for y in rows
-        for x in columns
-    ]
-    before = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    if device.type == "cuda":  # without waiting; the memory stays with the cached result
-        before = before.pin_memory().to(device, non_blocking=True)
-    return before, sum(counts), max(counts)
+        return torch.arange(down * across + 1, dtype=torch.int32, device=device) * -(-keys[1] // wide)
+    dy = _apart(down, tall, reach.rows - 1, keys[0], device)[:, None, :, None]
+    dx = _apart(across, wide, reach.columns, keys[1], device)[None, :, None, :]
+    near = (dy < reach.rows) & (dx <= reach.columns) & (dy * dy + dx * dx <= reach.limit)
+    counts = near.sum(dim=(2, 3)).flatten().cumsum(0)
+    return torch.nn.functional.pad(counts, (1, 0)).to(torch.int32)
 
 
-def _apart(count: int, size: int, reach: int, end: int) -> list[list[int]]:
-    """For each of `count` stretches of `size`: how far from it the stretches of keys are that cover what it may see."""
-    found = []
-    for start in range(0, count * size, size):
-        first, last = max(0, start - reach), min(end, start + size + reach)
-        found.append([max(0, start - (key + size - 1), key - (start + size - 1)) for key in range(first, last, size)])
-    return found
+def _apart(count: int, size: int, reach: int, end: int, device: torch.device) -> Tensor:
+    """For each of `count` stretches of `size`: how far from it the stretches of keys are that cover what it may see.
+
+    [count, most of them], and far away where there are fewer.
+    """
+    start = torch.arange(count, device=device)[:, None] * size
+    first, last = (start - reach).clamp(min=0), (start + size + reach).clamp(max=end)
+    key = first + torch.arange(-(-(size + 2 * reach) // size) + 1, device=device) * size
+    apart = torch.maximum(start - (key + size - 1), key - (start + size - 1)).clamp(min=0)
+    return torch.where(key < last, apart, 1 << 20)
