@@ -5,23 +5,20 @@ of queries against whole slots as the unit, one after the other on every multipr
 benchmarks/results/cuda_balance.json.
 """
 
-import ctypes
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tests import emulator
-from tests.test_cuda_work import PUBLISHED, call_of, pieces
+from tests.work_cases import PUBLISHED, call_of, load, pieces
 
 RESULTS = Path(__file__).parent / "results" / "cuda_balance.json"
 
 
 def main() -> None:
     """Print the table, and write it."""
-    library = ctypes.CDLL(str(emulator.build()))
-    library.work_pieces.restype = ctypes.c_int64
+    library = load()
     rows = []
     print("grid, slots, region, targets, multiprocessors: patches, least, most, lists a query; whole slots as the unit")
     for grid, slots, region in PUBLISHED:
@@ -46,7 +43,7 @@ def main() -> None:
                     "patches": int(shares.sum()),
                     "least": int(shares.min()),
                     "most": int(shares.max()),
-                    "lists": 2 * work.parts * (1 if joint else slots),
+                    "lists": work.lists,
                     "whole slots": int(whole),
                 }
                 rows.append(row)

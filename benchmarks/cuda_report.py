@@ -7,7 +7,6 @@ a chip that it is not for.
 """
 
 import re
-import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from pathlib import Path
 
 from benchmarks import sass
 from benchmarks.cuda_stages import Stage, cycles_of_a_patch, stages
+from csrc.cuda import build
 
 SOURCES = sorted((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
 CHIPS = ("80", "90a")
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+NVCC = build.nvcc()
 KINDS = {
     "HGMMA": "wgmma",
     "HMMA": "mma.sync",
@@ -71,7 +71,7 @@ def kernels(source: Path, chip: str) -> tuple[list[Kernel], str]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "cubin"
         chosen = ("-gencode", f"arch=compute_{chip},code=sm_{chip}", "-lineinfo", "-Xptxas", "-v,-warn-spills")
-        command = [NVCC, "-std=c++20", "-O3", *chosen, "-cubin", "-o", cubin, source]
+        command = [NVCC, *build.LANGUAGE, *chosen, "-cubin", "-o", cubin, source]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         code = sass.instructions(cubin)
     found = []

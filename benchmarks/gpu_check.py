@@ -45,12 +45,8 @@ def why_not() -> str | None:
 
 def missing() -> list[str]:
     """What a step will lack, a sentence each."""
-    found = [
-        f"{package} is not installed for {sys.executable}"
-        for package in WANTED
-        if importlib.util.find_spec(package) is None
-    ]
-    return found
+    lacking = (package for package in WANTED if importlib.util.find_spec(package) is None)
+    return [f"{package} is not installed for {sys.executable}" for package in lacking]
 
 
 class Results:

@@ -88,7 +88,11 @@ class Call:
         )
 
     def part(self, targets: slice) -> "Call":
-        """The call of these targets alone. Its results are theirs in the whole call, to the last bit."""
+        """The call of these targets alone.
+
+        Its results are theirs in the whole call, to the last bit but where the CUDA scan adds up a softmax: it shares
+        the keys of what it is given among all blocks.
+        """
         query, frames, copies = (limits.taken(x, targets) for x in (self.query, self.frames, self.copies))
         return replace(self, query=query, frames=frames, copies=copies)
 
@@ -140,17 +144,23 @@ class Call:
         each = triton.cdiv(self.slots, min(self.slots, wanted)) if joint else 1
         return (across, triton.cdiv(self.slots, each), targets), each
 
+    @property
+    def grids(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the queries and of the keys; without a region one row each."""
+        if not self.region:
+            return (1, self.queries), (1, self.positions)
+        grid = (self.queries // self.width, self.width)
+        return grid, grid
+
     def tensors(self) -> tuple[Tensor, ...]:
         """The first arguments of every kernel that multiplies."""
         return self.query, self.bank, self.frames, self.copies
 
     def numbers(self) -> tuple[int | float, ...]:
         """Its numbers, from `banked` to `scale`."""
-        grids = (1, self.queries, 1, self.positions)
-        if self.region:
-            grids = (self.queries // self.width, self.width) * 2
+        queries, keys = self.grids
         strides = (*self.query.stride()[:2], *self.bank.stride()[:2])
-        return self.banked, self.slots, *grids, self.query.shape[2], *strides, *self.reach, self.scale
+        return self.banked, self.slots, *queries, *keys, self.query.shape[2], *strides, *self.reach, self.scale
 
     def constants(self, tile: tiles.Tile) -> dict[str, object]:
         """Its compile-time arguments."""

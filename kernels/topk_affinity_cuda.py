@@ -13,7 +13,7 @@ from .affinity_propagate import carry_candidates
 from .call import Call
 from .launch import Launch
 from .topk_affinity import Best, Candidates, finish_candidates
-from .work import Work, blocks_at_once, grid_of
+from .work import Work, blocks_at_once
 
 
 def topk_affinity(
@@ -61,12 +61,7 @@ def affinity_propagate(
 
 def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> tuple[Best, int]:
     """As topk_affinity.candidates_of, of a `_copied` call."""
-    return lambda part: best_of_groups(part, k, joint, every, launch), lists(call, joint)
-
-
-def lists(call: Call, joint: bool) -> int:
-    """How many lists best_of_groups leaves for each query: two for each part of a group of slots."""
-    return 2 * _work(call, joint).parts * (1 if joint else call.slots)
+    return lambda part: best_of_groups(part, k, joint, every, launch), _work(call, joint).lists
 
 
 def _work(call: Call, joint: bool) -> Work:
@@ -76,7 +71,7 @@ def _work(call: Call, joint: bool) -> Work:
 def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
     work = _work(call, joint)
-    shape = (len(call.query), lists(call, joint), call.queries)
+    shape = (len(call.query), work.lists, call.queries)
     # What no block writes is -inf: lists of parts that there are not, and of empty slots.
     values = call.query.new_full((*shape, k), -torch.inf, dtype=torch.float32)
     tops = values.new_full(shape if every else (0,), -torch.inf)
@@ -85,7 +80,7 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch)
         launch.module.topk_affinity(
             *(tensor.data_ptr() for tensor in (*call.tensors(), work.before, values, indices, tops, sums)),
             *(len(call.query), len(call.bank)),
-            *grid_of(call),
+            *call.grids,
             (*call.query.stride()[:2], *call.bank.stride()[:2]),
             *(call.slots, work.parts, work.rounds, work.blocks, call.query.shape[2], k),
             tuple(call.reach),

@@ -16,8 +16,6 @@ from .call import Call, Reach
 
 KEYS = 128
 """Positions of a patch, of queries and of keys alike."""
-REGION_TILE = (8, 16)
-"""Rows and columns of such a patch with a region."""
 MOST_BLOCKS = 255
 """For which csrc/cuda has room to number the parts of a list; no chip has as many multiprocessors."""
 CACHE = 24 << 20
@@ -34,11 +32,13 @@ class Work:
     rounds: int
     parts: int
     """Most blocks that have some keys of one list."""
+    lists: int
+    """Lists of a query: two of every part of every group of slots."""
 
     @staticmethod
     def of(call: Call, joint: bool, blocks: int) -> "Work":
         """For a call, or a part of one, on at most so many blocks. `parts` is the same for all parts of a call."""
-        before, through_region, most = patches(*grid_of(call), call.reach if call.region else None, call.query.device)
+        before, through_region, most = patches(*call.grids, call.reach if call.region else None, call.query.device)
         all_keys = call.patches(KEYS, keys=True)
         together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
         rounds = -(-len(call.query) // max(1, min(len(call.query), together)))
@@ -51,20 +51,12 @@ class Work:
         else:  # one slot may be seen whole where the others are not
             lists = [(all_keys if call.region else most, shares[0])]
         parts = max(1, *(-(-(keys - 1) // share) + 1 for keys, share in lists))
-        return Work(before, blocks, rounds, parts)
+        return Work(before, blocks, rounds, parts, 2 * parts * (1 if joint else call.slots))
 
 
 def blocks_at_once(device: torch.device) -> int:
     """One a multiprocessor."""
     return max(1, tiles.programs_at_once(device) // 2)
-
-
-def grid_of(call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the queries and of the keys; one row each without a region."""
-    if not call.region:
-        return (1, call.queries), (1, call.positions)
-    grid = (call.queries // call.width, call.width)
-    return grid, grid
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,7 +72,8 @@ def patches(
 
 
 def _before(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Tensor:
-    tall, wide = REGION_TILE if reach else (1, KEYS)
+    wide = tiles.side(KEYS, reach is not None)
+    tall = KEYS // wide
     down, across = (-(-size // step) for size, step in zip(queries, (tall, wide), strict=True))
     if reach is None:
         return torch.arange(down * across + 1, dtype=torch.int32, device=device) * -(-keys[1] // wide)

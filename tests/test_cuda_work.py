@@ -2,7 +2,6 @@
 
 import ctypes
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -12,50 +11,16 @@ from tests import emulator
 from timecycle.ops import Region
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
-from timecycle.kernels.call import Call
-from timecycle.kernels.topk_affinity_cuda import grid_of
-from timecycle.kernels.work import Work
+from tests import work_cases
+from tests.work_cases import PUBLISHED, call_of, pieces
 
+# Users without a compiler have no other way to run the plan, which is C++. CI has one.
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="there is no C++ compiler for the emulator")
 
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    found = ctypes.CDLL(str(emulator.build()))
-    found.work_pieces.restype = ctypes.c_int64
-    return found
-
-
-def call_of(frames, copies, grid, region, joint, channels=512) -> Call:
-    """A call of features that take no memory."""
-    reach = region.reach() if region else []
-    query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
-    return Call.of(query, bank, frames, copies, 1.0, joint, grid[1] if region else 0, reach)
-
-
-def pieces(library, call: Call, joint: bool, multiprocessors: int) -> tuple[np.ndarray, Work]:
-    """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
-    work = Work.of(call, joint, multiprocessors)
-    sizes = (len(call.query), len(call.bank), *itertools.chain(*grid_of(call)), call.slots, work.parts, work.rounds)
-    numbers = (ctypes.c_int * 15)(*sizes, work.blocks, *call.reach, call.region, joint)
-    room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
-    out = np.zeros((room, 7), np.int64)
-    tensors = (call.frames, call.copies, work.before)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    count = library.work_pieces(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
-    assert count <= room
-    return out[:count], work
-
-
-PUBLISHED = [
-    ((40, 40), 8, None),
-    ((50, 50), 8, None),
-    ((60, 60), 8, None),
-    ((60, 107), 21, Region(60, 107, 12)),
-    ((60, 107), 8, Region(60, 107, 12, "square<=")),
-    ((135, 240), 8, None),
-    ((135, 240), 8, Region(135, 240, 12)),
-]
+    return work_cases.load()
 
 
 @pytest.mark.parametrize("multiprocessors", [132, 108, 114, 78])

@@ -10,45 +10,12 @@
 #pragma once
 
 #include <cfloat>
-#include <climits>
 #include <cmath>
 
+#include "key_list.cuh"
 #include "patches.cuh"
 
 namespace timecycle {
-
-constexpr int kNobody = INT_MAX;  // above every index
-
-// A key of a row as one number: larger is better, which is a larger product, or an equal one with a lower index.
-using Rank = int64_t;
-constexpr Rank kOutOfTheWay = INT64_MAX, kNoRank = INT64_MIN;  // better, and worse, than every key
-
-ON_DEVICE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }  // as the floats they stand for
-ON_DEVICE Rank rank_of(float product, int index) {
-  const int32_t high = ordered(chip::bits_of(product + 0.0f));  // -0 to 0
-  return Rank(uint64_t(uint32_t(high)) << 32 | uint32_t(~index));
-}
-ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(rank >> 32))); }
-ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
-
-// The k best keys of a row, best first. Of K entries the first K - k are out of the way.
-template <int K>
-struct List {
-  Rank entry[K];
-  chip::One one;
-
-  ON_DEVICE void clear(int k) {
-#pragma unroll
-    for (int e = 0; e < K; ++e) entry[e] = e < K - k ? kOutOfTheWay : rank_of(-INFINITY, kNobody);
-  }
-
-  // From the last entry on: each that is worse moves to the place behind it.
-  ON_DEVICE void insert(Rank rank) {
-    Rank dropped = 0;
-#pragma unroll
-    for (int e = K - 1; e >= 0; --e) chip::go_ahead(rank, entry[e], e == K - 1 ? dropped : entry[e + 1], one);
-  }
-};
 
 // Neighbouring products of which one may belong into a list.
 struct alignas(16) Hit {
@@ -90,11 +57,11 @@ struct RowLists {
 
   ON_DEVICE RowLists(const Scan& call, Hits<ROOM>& hits, const Piece& piece) : call(call), hits(hits), piece(piece) {}
 
+  // To be followed by sync_warp().
   ON_DEVICE void clear() {
     // A row beyond the grid, whose products are all 0, keeps nothing and has no hits.
     const P own = place_of(chip::lane());
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
-    hits.best[chip::lane()] = -INFINITY;
     first = 0;
     filled = 0;
 #pragma unroll
@@ -102,6 +69,8 @@ struct RowLists {
       top[i] = -INFINITY;
       total[i] = 0;
     }
+    hits.gate[chip::lane()] = lowest(0);
+    hits.best[chip::lane()] = -INFINITY;
   }
 
   // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites those that do not count.
@@ -337,23 +306,23 @@ struct RowLists {
     for (int i = 0; i < 4; ++i) found[i] ^= (1u << kEighths) - 1;
   }
 
-  // Takes products that were found, of which the buffer has no room for all, a few of each lane and row at a time.
+  // Takes products that were found, for which an empty buffer has no room at once, a few of each lane and row at a
+  // time.
   ON_DEVICE void append(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) {
     while (chip::any((found[0] | found[1] | found[2] | found[3]) != 0)) {
-      flush();
       uint32_t now[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         now[i] = found[i];
         for (int n = 0; n < ROOM / 4; ++n) now[i] &= now[i] - 1;  // without its lowest bit
         now[i] ^= found[i];
+        found[i] ^= now[i];
       }
       const Places places = room_for(now);
       chip::note(chip::Event::write);
       write(sums, now, places.first);
       filled = places.end;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) found[i] ^= now[i];
+      flush();
     }
   }
 

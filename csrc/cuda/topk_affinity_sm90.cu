@@ -141,6 +141,7 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       }
       rows.clear();
     }
+    chip::sync_warp();
     const Slot<REGION>& slot = work.slot;
     for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);

@@ -100,7 +100,8 @@ struct Work {
   ON_DEVICE bool next_round(const Scan& call) {
     const int all = patches_of<REGION>(call.queries);
 #pragma unroll 1
-    for (round = round + 1; round < call.rounds; round = round + 1) {
+    while (round + 1 < call.rounds) {
+      round = round + 1;
       const int first = end;
       end = end + int(call.targets) / call.rounds + (round < int(call.targets) % call.rounds);
       rest = (rest + size) % blocks;
@@ -127,8 +128,9 @@ struct Work {
   ON_DEVICE void find(const Scan& call, int first, int all) {
     int at = cut(block), start = 0;  // of what is not looked through yet
 #pragma unroll 1
-    for (piece.target = first;; piece.target = piece.target + 1) {
-      const int units = units_before(call, slots_of(call, piece.target), all);
+    for (int target = first;; ++target) {
+      piece.target = target;
+      const int units = units_before(call, slots_of(call, target), all);
       if (at - start < units) break;
       start += units;
     }
@@ -147,8 +149,9 @@ struct Work {
     start += units_before(call, slots, low);
     int list = start;  // where it begins
 #pragma unroll 1
-    for (piece.slot = 0;; piece.slot = piece.slot + 1) {
-      const int units = units_of(call, piece.target, piece.queries, piece.slot);
+    for (int t = 0;; ++t) {
+      piece.slot = t;
+      const int units = units_of(call, piece.target, piece.queries, t);
       if (at - start < units) break;
       start += units;
       if (!call.joint) list = start;

@@ -1,0 +1,52 @@
+"""What csrc/cuda/work.cuh makes of a call, on the CPU: for tests/test_cuda_work.py and benchmarks/cuda_balance.py."""
+
+import ctypes
+import itertools
+import math
+
+import numpy as np
+import torch
+from timecycle.kernels.call import Call
+from timecycle.kernels.work import Work
+
+from tests import emulator
+from timecycle.ops import Region
+
+
+def load() -> ctypes.CDLL:
+    """The emulator's module, which plans as the kernels do."""
+    found = ctypes.CDLL(str(emulator.build()))
+    found.work_pieces.restype = ctypes.c_int64
+    return found
+
+
+def call_of(frames, copies, grid, region, joint, channels=512) -> Call:
+    """A call of features that take no memory."""
+    reach = region.reach() if region else []
+    query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
+    return Call.of(query, bank, frames, copies, 1.0, joint, grid[1] if region else 0, reach)
+
+
+def pieces(library, call: Call, joint: bool, multiprocessors: int) -> tuple[np.ndarray, Work]:
+    """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
+    work = Work.of(call, joint, multiprocessors)
+    sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
+    numbers = (ctypes.c_int * 15)(*sizes, work.blocks, *call.reach, call.region, joint)
+    room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
+    out = np.zeros((room, 7), np.int64)
+    tensors = (call.frames, call.copies, work.before)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    count = library.work_pieces(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
+    assert count <= room
+    return out[:count], work
+
+
+PUBLISHED = [
+    ((40, 40), 8, None),
+    ((50, 50), 8, None),
+    ((60, 60), 8, None),
+    ((60, 107), 21, Region(60, 107, 12)),
+    ((60, 107), 8, Region(60, 107, 12, "square<=")),
+    ((135, 240), 8, None),
+    ((135, 240), 8, Region(135, 240, 12)),
+]
