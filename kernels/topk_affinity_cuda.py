@@ -61,16 +61,16 @@ def affinity_propagate(
 
 def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> tuple[Best, int]:
     """As topk_affinity.candidates_of, of a `_copied` call."""
-    return lambda part: best_of_groups(part, k, joint, every, launch), _work(call, joint).lists
+    return lambda part: best_of_groups(part, k, joint, every, launch), _work(call, joint, launch).lists
 
 
-def _work(call: Call, joint: bool) -> Work:
-    return Work.of(call, joint, blocks_at_once(call.query.device))
+def _work(call: Call, joint: bool, launch: Launch) -> Work:
+    return Work.of(call, joint, blocks_at_once(call.query.device), launch.module.lists_of_a_block(launch.hopper))
 
 
 def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
-    work = _work(call, joint)
+    work = _work(call, joint, launch)
     shape = (len(call.query), work.lists, call.queries)
     # What no block writes is -inf: lists of parts that there are not, and of empty slots.
     values = call.query.new_full((*shape, k), -torch.inf, dtype=torch.float32)

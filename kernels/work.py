@@ -1,8 +1,8 @@
 """How the CUDA scan shares its work among blocks: the numbers that csrc/cuda/work.cuh needs of a call.
 
 Keys are taken in patches of 128. Every block, one a multiprocessor, gets a stretch of the patches of a round of
-targets. What a query finds in one stretch is two lists of its own; there must be room for those of all stretches that
-can have keys of one list.
+targets. What a query finds in one stretch is a list of its own, or two (lists_of_a_block in
+csrc/cuda/topk_affinity.h); there must be room for those of all stretches that can have keys of one list.
 """
 
 import functools
@@ -33,10 +33,10 @@ class Work:
     parts: int
     """Most blocks that have some keys of one list."""
     lists: int
-    """Lists of a query: two of every part of every group of slots."""
+    """Lists of a query: so many of every part of every group of slots as a block makes."""
 
     @staticmethod
-    def of(call: Call, joint: bool, blocks: int) -> "Work":
+    def of(call: Call, joint: bool, blocks: int, lists_of_a_block: int) -> "Work":
         """For a call, or a part of one, on at most so many blocks. `parts` is the same for all parts of a call."""
         before, through_region, most = patches(*call.grids, call.reach if call.region else None, call.query.device)
         all_keys = call.patches(KEYS, keys=True)
@@ -51,7 +51,7 @@ class Work:
         else:  # one slot may be seen whole where the others are not
             lists = [(all_keys if call.region else most, shares[0])]
         parts = max(1, *(-(-(keys - 1) // share) + 1 for keys, share in lists))
-        return Work(before, blocks, rounds, parts, 2 * parts * (1 if joint else call.slots))
+        return Work(before, blocks, rounds, parts, lists_of_a_block * parts * (1 if joint else call.slots))
 
 
 def blocks_at_once(device: torch.device) -> int:

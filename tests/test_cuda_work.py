@@ -45,14 +45,15 @@ def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
     frames = torch.from_numpy(random.integers(-1, 34, (targets, slots)))  # of which 32 and 33 are outside the bank
     copies = torch.from_numpy(random.integers(0, 3, (targets, slots, 2)))
     call = call_of(frames, copies, grid, region, joint)
-    found, work = pieces(library, call, joint, int(random.integers(1, 160)))
+    each = seed % 2 + 1  # lists of a block
+    found, work = pieces(library, call, joint, int(random.integers(1, 160)), each)
     taken: dict[tuple[int, ...], int] = {}
     lists: dict[tuple[int, ...], tuple[int, ...]] = {}
     for block, target, queries, slot, first, last, number in found.tolist():
         assert taken.get((target, queries, slot), 0) == first < last
         taken[target, queries, slot] = last
         group = 0 if joint else slot
-        assert 2 * work.parts * group <= number < 2 * work.parts * (group + 1)
+        assert each * work.parts * group <= number < each * work.parts * (group + 1)
         assert lists.setdefault((target, queries, number), (block, group)) == (block, group)
     before, whole = work.before.tolist(), call.patches(128, keys=True)
     for b, p, t in itertools.product(range(targets), range(len(before) - 1), range(slots)):

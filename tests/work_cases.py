@@ -27,11 +27,11 @@ def call_of(frames, copies, grid, region, joint, channels=512) -> Call:
     return Call.of(query, bank, frames, copies, 1.0, joint, grid[1] if region else 0, reach)
 
 
-def pieces(library, call: Call, joint: bool, multiprocessors: int) -> tuple[np.ndarray, Work]:
+def pieces(library, call: Call, joint: bool, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
     """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
-    work = Work.of(call, joint, multiprocessors)
+    work = Work.of(call, joint, multiprocessors, lists)
     sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
-    numbers = (ctypes.c_int * 15)(*sizes, work.blocks, *call.reach, call.region, joint)
+    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.reach, call.region, joint, lists)
     room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
     out = np.zeros((room, 7), np.int64)
     tensors = (call.frames, call.copies, work.before)

@@ -64,6 +64,7 @@ void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t 
                              .bank_f = strides[2],
                              .bank_m = strides[3],
                              .slots = slots,
+                             .lists = timecycle::lists_of_a_block(hopper),
                              .parts = parts,
                              .rounds = rounds,
                              .channels = channels,
@@ -87,5 +88,6 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() = "timecycle's CUDA kernels; tensors as addresses on the current device, contiguous";
   module.def("propagate_sequence", propagate_sequence);
   module.def("topk_affinity", topk_affinity);
+  module.def("lists_of_a_block", timecycle::lists_of_a_block);
   module.attr("LARGEST_K") = timecycle::kLargestKept;
 }

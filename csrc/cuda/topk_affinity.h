@@ -2,8 +2,8 @@
 //
 // A block takes 128 queries and streams the keys of some slots past them, 128 at a time, on the tensor cores. Each warp
 // looks at 32 rows of products while they are in its registers: it adds up the softmax and keeps a list of the k best
-// keys of every row. Two warps share a row (each has half of the keys), so that a query gets two lists from every block
-// that has some of its keys; what Triton's kernels do with the lists that their own `scan` leaves, they do with these.
+// keys of every row. A query gets a list or two from every block that has some of its keys; what Triton's kernels do with
+// the lists that their own `scan` leaves, they do with these.
 //
 // There is one block a multiprocessor, and every block gets the same number of patches of keys, of some targets at a
 // time (work.cuh).
@@ -16,7 +16,6 @@
 namespace timecycle {
 
 constexpr int kPatch = 128;       // queries, and keys, multiplied at a time
-constexpr int kLists = 2;         // of one query in one block
 constexpr int kLargestKept = 20;  // k, for which the lists fit into registers
 constexpr int kChunk = 64;        // channels copied and multiplied at a time: 128 bytes, as wide as shared memory
 constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
@@ -42,7 +41,8 @@ struct Scan {
   int64_t targets, banked;    // B, F
   Extent queries, positions;  // N, M; equal with a region
   int64_t query_b, query_n, bank_f, bank_m;
-  int slots, parts, rounds;  // T; S = 2 parts if `joint`, else 2 parts T; rounds of targets
+  int slots, lists, parts, rounds;  // T; lists that a block makes of a query; S = lists parts, and T times as many
+                                    // unless `joint`; rounds of targets
   int channels, kept;        // D, k
   int rows, columns, limit;  // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
   float scale;               // log2(e) / temperature
@@ -51,6 +51,9 @@ struct Scan {
   bool joint;  // one list for all slots, else one a slot
   bool every;  // whether the softmax is over all keys
 };
+
+// Lists that a block makes of a query: on Ampere two warps share a row, each with half of the keys.
+constexpr int lists_of_a_block(bool hopper) { return hopper ? 1 : 2; }
 
 // On so many blocks, which is at most one a multiprocessor.
 cudaError_t topk_affinity_sm80(const Scan& call, int blocks, cudaStream_t stream);

@@ -2,6 +2,7 @@
 //
 // Queries and keys are both streamed, a chunk of channels at a time: two chunks lie in shared memory, one is multiplied
 // while the other arrives.
+#include "row_hits.cuh"
 #include "row_lists.cuh"
 #include "work.cuh"
 
@@ -11,6 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kStages = 2;  // of queries and keys
 constexpr int kRoom = 8;
+constexpr int kLists = lists_of_a_block(false);
 constexpr int kHalf = kPatch / kLists;  // keys of a warp
 using Left = Hits<kRoom>;
 constexpr int kShared = kStages * 2 * kPiece + kThreads / 32 * int(sizeof(Left)) + int(sizeof(Work<true>)) + 16;
@@ -20,6 +22,24 @@ static_assert(sizeof(Work<true>) == sizeof(Work<false>));
 struct WarpShare {
   ON_DEVICE static int first_row(int block) { return chip::thread() / 64 * 32 + 16 * block; }
   ON_DEVICE static int first_column() { return chip::thread() / 32 % 2 * kHalf; }
+};
+
+// A warp keeps the lists of its own hits.
+template <int K, bool REGION>
+struct Keeper {
+  RowLists<K, REGION, WarpShare>& lists;
+  Left& hits;
+  const Slot<REGION>& slot;
+  int next = 0;  // of the slot's patches, the one that is to come
+
+  ON_DEVICE void wait() const { chip::sync_warp(); }
+  ON_DEVICE void take_hits(bool) const {
+    chip::sync_warp();
+    lists.take(hits);
+    chip::sync_warp();
+    hits.gate[chip::lane()] = lists.gate(slot, next);
+  }
+  ON_DEVICE void take_sums() const { chip::sync_warp(); }
 };
 
 // Where eight channels of a row are: the eighths of a row are shuffled, so that neither copies nor load_matrices meet
@@ -91,7 +111,9 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
   bool& more = *reinterpret_cast<bool*>(&work + 1);
   const int warp = chip::thread() / 32, half = warp % 2, first_row = warp / 2 * 32;
   const int chunks = chunks_of(call);
-  RowLists<K, kHalf, kRoom, REGION, WarpShare> rows(call, hits[warp], work.piece);
+  RowLists<K, REGION, WarpShare> lists(call, work.piece);
+  Keeper<K, REGION> keeper{lists, hits[warp], work.slot};
+  RowHits<K, kHalf, kRoom, REGION, WarpShare, Keeper<K, REGION>> rows(call, hits[warp], work.piece, keeper);
   if (chip::thread() == 0) work.start(chip::block(), int(chip::blocks()));
   for (;;) {
     chip::sync_block();  // all threads are done with the piece
@@ -99,7 +121,10 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
     chip::sync_block();
     if (!more) break;
     const Piece& piece = work.piece;
-    if (piece.begins) rows.clear();
+    if (piece.begins) {
+      lists.clear();
+      rows.clear();
+    }
     const Slot<REGION>& slot = work.slot;
     for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
       const Patch<REGION> keys = slot.patch(i);
@@ -124,10 +149,14 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
         multiply_chunk<T>(sums, stage, stage + kPiece, first_row, half * kHalf);
         chip::sync_block();  // and may be overwritten
       }
+      keeper.next = wanted;
       rows.take(sums, slot, keys);
     }
     if (piece.ends) {
-      rows.store(half);
+      rows.end();
+      Left* const own[1] = {&hits[warp]};
+      lists.store(own, piece.list + half);
+      lists.clear();
       rows.clear();
     }
   }
@@ -137,6 +166,7 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
 }  // namespace
 
 cudaError_t topk_affinity_sm80(const Scan& call, int blocks, cudaStream_t stream) {
+  if (call.lists != kLists) return cudaErrorInvalidValue;
   return with_instance(call, [&]<class T, int K, bool REGION>() {
     // Compiled for Hopper the kernel is empty, and would leave what was there before as its result.
     if (chip::is_for_hopper(scan_sm80<T, K, REGION>)) return cudaErrorInvalidKernelImage;

@@ -1,15 +1,22 @@
-// topk_affinity on Hopper: one warp copies, two groups of four warps multiply. NOTES.md has the counts behind the
-// shapes.
+// topk_affinity on Hopper: one thread copies, two groups of four warps multiply and look for hits, and four warps keep
+// the lists. NOTES.md has the counts behind the shapes.
 //
-// The groups take turns at whole patches of keys, so that one looks at its products while the other multiplies. Queries
-// stay in shared memory where 128 of them fit; else they are streamed along with the keys, a chunk of channels each.
+// The groups that multiply take turns at whole patches of keys, so that one looks at its products while the other
+// multiplies. Each of their warps hands its hits over to the warp that keeps the lists of its rows, which is the same
+// one for both groups, so that a row has one list. Queries stay in shared memory where 128 of them fit; else they are
+// streamed along with the keys, a chunk of channels each.
+#include "row_hits.cuh"
 #include "row_lists.cuh"
 #include "work.cuh"
 
 namespace timecycle {
 namespace {
 
-constexpr int kThreads = 384, kMultiplying = 2;  // groups of 128 threads; the third copies
+constexpr int kThreads = 512, kMultiplying = 2;  // groups of 128 threads; the third keeps the lists, the fourth copies
+// Registers of a thread of each kind of group.
+constexpr int kToMultiply = 192, kToKeep = 88, kToCopy = 40;
+static_assert(128 * (kMultiplying * kToMultiply + kToKeep + kToCopy) <= 65536);
+constexpr int kLists = lists_of_a_block(true);
 constexpr int kResident = 8;                     // chunks of queries that stay
 constexpr int kStages = 4;                       // of keys, beside them
 constexpr int kPieces = kResident + kStages;
@@ -21,10 +28,13 @@ struct Barriers {
   chip::Barrier queries, free;  // the queries that stay: there, and no longer needed
   chip::Barrier full[kStreamedStages], empty[kStreamedStages];
   chip::Barrier multiplied[kMultiplying];  // a patch, by a group
+  // Of each warp that multiplies: its buffer has something to take, and it has been taken.
+  chip::Barrier handed_over[4 * kMultiplying], taken[4 * kMultiplying];
 };
-constexpr int kWarps = 4 * kMultiplying;  // that multiply; each, and the thread that copies, has its own Work
+constexpr int kWarps = 4 * kMultiplying, kKeepers = 4;
+constexpr int kWorks = kWarps + kKeepers + 1;  // each warp has its own Work, and the thread that copies
 constexpr int kShared =
-    kPieces * kPiece + kWarps * int(sizeof(Left)) + int(sizeof(Barriers)) + (kWarps + 1) * int(sizeof(Work<true>));
+    kPieces * kPiece + kWarps * int(sizeof(Left)) + int(sizeof(Barriers)) + kWorks * int(sizeof(Work<true>));
 static_assert(sizeof(Work<true>) == sizeof(Work<false>) && kShared <= chip::kLargestShared);
 
 // A warp has 16 rows of either half of the queries, and all keys of a patch.
@@ -125,10 +135,31 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
   if (chip::lane() == 0) chip::arrive(barriers.empty[last]);
 }
 
+// The warp that keeps the lists, as a warp that multiplies sees it.
+struct Keeper {
+  Left& hits;
+  chip::Barrier &handed_over, &taken;
+  uint32_t times = 0;
+
+  ON_DEVICE void wait() const {
+    if (times > 0) chip::wait(taken, times - 1 & 1);
+  }
+  ON_DEVICE void take_hits(bool more) {
+    if (chip::lane() == 0) hits.more = more;
+    take_sums();
+  }
+  ON_DEVICE void take_sums() {
+    chip::sync_warp();
+    if (chip::lane() == 0) chip::arrive(handed_over);
+    ++times;
+  }
+};
+
 template <class T, int K, bool REGION>
 ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left& hits, Work<REGION>& work) {
   const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
-  RowLists<K, kPatch, kRoom, REGION, WarpShare> rows(call, hits, work.piece);
+  Keeper keeper{hits, barriers.handed_over[warp], barriers.taken[warp]};
+  RowHits<K, kPatch, kRoom, REGION, WarpShare, Keeper> rows(call, hits, work.piece, keeper);
   Ring ring{layout.stages()};
   int turn = 0, loads = 0;
   while (chip::any(chip::lane() == 0 && work.next(call))) {
@@ -158,8 +189,56 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       rows.take(sums, slot, keys);
     }
     if (piece.ends) {
-      rows.store(half);
+      rows.end();
       rows.clear();
+    }
+    chip::sync_warp();  // all lanes are done with the piece
+  }
+}
+
+// Takes what two warps of the groups that multiply hand over, in the order of their turns.
+template <int K, bool REGION>
+ON_DEVICE void keep(const Scan& call, Barriers& barriers, Left* hits, Work<REGION>& work) {
+  const int own = chip::thread() / 32 % kKeepers;
+  RowLists<K, REGION, WarpShare> lists(call, work.piece);
+  uint32_t parities = 0;  // a bit of each group's buffer
+  const auto wait = [&](int half) {
+    chip::wait(barriers.handed_over[kKeepers * half + own], parities >> half & 1);
+    parities ^= 1u << half;
+  };
+  const auto taken = [&](int half) {
+    chip::sync_warp();
+    if (chip::lane() == 0) chip::arrive(barriers.taken[kKeepers * half + own]);
+  };
+  int turn = 0;
+  while (chip::any(chip::lane() == 0 && work.next(call))) {
+    chip::sync_warp();  // what one lane wrote of the piece is there
+    const Piece& piece = work.piece;
+    if (piece.begins) lists.clear();
+    const Slot<REGION>& slot = work.slot;
+    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
+      const Patch<REGION> keys = slot.patch(i);
+      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+      const int half = turn++ % kMultiplying;
+      Left& from = hits[kKeepers * half + own];
+      for (;;) {
+        wait(half);
+        const bool more = from.more;
+        lists.take(from);
+        // The group's next patch is the next but one.
+        if (!more) from.gate[chip::lane()] = lists.gate(slot, wanted + kMultiplying - 1);
+        taken(half);
+        if (!more) break;
+      }
+    }
+    if (piece.ends) {
+      Left* const both[kMultiplying] = {&hits[own], &hits[kKeepers + own]};
+#pragma unroll
+      for (int half = 0; half < kMultiplying; ++half) wait(half);
+      lists.store(both, piece.list);
+#pragma unroll
+      for (int half = 0; half < kMultiplying; ++half) taken(half);
+      lists.clear();
     }
     chip::sync_warp();  // all lanes are done with the piece
   }
@@ -169,8 +248,6 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
-  // The longest lists need more, which the copying thread then lacks when it plans.
-  constexpr int kRegisters = K > 10 && REGION ? 240 : 232;
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
   Barriers& barriers = *reinterpret_cast<Barriers*>(hits + kWarps);
@@ -184,17 +261,24 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
       chip::init(barriers.empty[i], 4);  // the warps of the group that multiplied it
     }
     for (chip::Barrier& barrier : barriers.multiplied) chip::init(barrier, 4);
+    for (int i = 0; i < kWarps; ++i) {
+      chip::init(barriers.handed_over[i], 1);
+      chip::init(barriers.taken[i], 1);
+    }
     chip::publish_barriers();
-    for (int i = 0; i <= kWarps; ++i) works[i].start(chip::block(), int(chip::blocks()));
+    for (int i = 0; i < kWorks; ++i) works[i].start(chip::block(), int(chip::blocks()));
   }
   chip::sync_block();
-  if (chip::thread() < 128 * kMultiplying) {
-    chip::take_registers<kRegisters>();
-    const int warp = chip::thread() / 32;
+  const int warp = chip::thread() / 32;
+  if (warp < kWarps) {
+    chip::take_registers<kToMultiply>();
     multiply<T, K, REGION>(call, layout, barriers, hits[warp], works[warp]);
+  } else if (warp < kWarps + kKeepers) {
+    chip::leave_registers<kToKeep>();
+    keep<K, REGION>(call, barriers, hits, works[warp]);
   } else {
-    chip::leave_registers<(kThreads * 168 - kThreads / 3 * 2 * kRegisters) / (kThreads / 3)>();
-    if (chip::thread() == 128 * kMultiplying) copy<REGION>(call, queries, bank, layout, barriers, works[kWarps]);
+    chip::leave_registers<kToCopy>();
+    if (chip::thread() == 32 * (kWarps + kKeepers)) copy<REGION>(call, queries, bank, layout, barriers, works[warp]);
   }
 #endif
 }
@@ -218,6 +302,7 @@ cudaError_t start(const Scan& call, int blocks, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t topk_affinity_sm90(const Scan& call, int blocks, cudaStream_t stream) {
+  if (call.lists != kLists) return cudaErrorInvalidValue;
   return with_instance(call, [&]<class T, int K, bool REGION>() { return start<T, K, REGION>(call, blocks, stream); });
 }
 

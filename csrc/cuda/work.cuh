@@ -38,7 +38,7 @@ struct Work {
     const int units = units_of(call, piece.target, piece.queries, piece.slot);
     piece.last = piece.first + (left < units - piece.first ? left : units - piece.first);
     left = left - (piece.last - piece.first);
-    piece.list = kLists * ((call.joint ? 0 : piece.slot * call.parts) + piece.part);
+    piece.list = call.lists * ((call.joint ? 0 : piece.slot * call.parts) + piece.part);
     const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
     piece.y = ours.y;
     piece.x = ours.x;

@@ -1,0 +1,50 @@
+// What a warp that multiplies leaves in shared memory for who keeps the lists of its 32 rows.
+#pragma once
+
+#include "patches.cuh"
+
+namespace timecycle {
+
+// Neighbouring products of which one may belong into a list.
+struct alignas(16) Hit {
+  float value[2];
+  int index;  // of the first
+};
+
+// The softmax of a list: of each row its largest product, and the sum relative to it.
+struct ListSums {
+  float top[32], sum[32];
+};
+
+// Hits of 32 rows: the n-th of row r is at [n][r].
+template <int ROOM>
+struct Hits {
+  Hit entry[ROOM][32];
+  float gate[32];     // of each row: smaller products are not among the k best
+  uint32_t count[8];  // of hits: byte i of number q is of row 8 i + q
+  int more;           // whether the patch has hits for which there was no room
+
+  ON_DEVICE int count_of(int row) const { return int(count[row % 8] >> (row / 8 * 8) & 255); }
+  // In the place of hits that are not needed any more.
+  ON_DEVICE ListSums& list_sums() { return *reinterpret_cast<ListSums*>(entry); }
+  template <class T>
+  ON_DEVICE T* scratch() {
+    return reinterpret_cast<T*>(entry);
+  }
+};
+
+// Where a row of a warp is on the grid, or beyond its edge.
+template <bool REGION, class Share>
+ON_DEVICE Patch<REGION> place_of(const Piece& piece, int row) {
+  using P = Patch<REGION>;
+  const int place = Share::first_row(row / 16) + row % 16;
+  return {piece.y + place / P::kWide, piece.x + place % P::kWide};
+}
+
+// The index of a patch's first key.
+template <bool REGION>
+ON_DEVICE int index_of_first(const Scan& call, const Piece& piece, Patch<REGION> keys) {
+  return (piece.slot * call.positions.height + keys.y) * call.positions.width + keys.x;
+}
+
+}  // namespace timecycle
