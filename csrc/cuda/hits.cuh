@@ -5,10 +5,9 @@
 
 namespace timecycle {
 
-// Neighbouring products of which one may belong into a list.
-struct alignas(16) Hit {
+// Two neighbouring products of which one may belong into a list.
+struct alignas(8) Hit {
   float value[2];
-  int index;  // of the first
 };
 
 // The softmax of a list: of each row its largest product, and the sum relative to it.
@@ -20,17 +19,19 @@ struct ListSums {
 template <int ROOM>
 struct Hits {
   Hit entry[ROOM][32];
-  float gate[32];     // of each row: smaller products are not among the k best
-  uint32_t count[8];  // of hits: byte i of number q is of row 8 i + q
-  int more;           // whether the patch has hits for which there was no room
-
-  ON_DEVICE int count_of(int row) const { return int(count[row % 8] >> (row / 8 * 8) & 255); }
-  // In the place of hits that are not needed any more.
-  ON_DEVICE ListSums& list_sums() { return *reinterpret_cast<ListSums*>(entry); }
+  // Where they are among the row's products: bit e of number q is of columns 8 e + 2 q and the one after it, of those
+  // that the warp has. A row's hits are in the order of q, then of e.
+  alignas(8) uint16_t places[32][4];
+  float gate[32];  // of each row: smaller products are not among the k best
+  int more;        // whether the patch has hits for which there was no room
+  ON_DEVICE uint64_t places_of(int row) const { return *reinterpret_cast<const uint64_t*>(places[row]); }
+  // In the place of hits that are not needed any more: kScratch bytes.
+  static constexpr int kScratch = ROOM * 32 * int(sizeof(Hit)) + 32 * 4 * 2;
   template <class T>
   ON_DEVICE T* scratch() {
-    return reinterpret_cast<T*>(entry);
+    return reinterpret_cast<T*>(this);
   }
+  ON_DEVICE ListSums& list_sums() { return *scratch<ListSums>(); }
 };
 
 // Where a row of a warp is on the grid, or beyond its edge.

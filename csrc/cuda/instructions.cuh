@@ -65,30 +65,10 @@ ON_DEVICE T from_lane_xor(T value, int mask) {
 ON_DEVICE int32_t bits_of(float x) { return __float_as_int(x); }
 ON_DEVICE float number_of(int32_t bits) { return __int_as_float(bits); }
 ON_DEVICE int count(uint32_t bits) { return __popc(bits); }
+ON_DEVICE int count(uint64_t bits) { return __popcll(bits); }
+ON_DEVICE int lowest(uint64_t bits) { return __ffsll(int64_t(bits)) - 1; }  // number of the lowest bit that is set
 // bits * 2, and the sign of x as the lowest.
 ON_DEVICE uint32_t with_sign(uint32_t bits, float x) { return __funnelshift_l(__float_as_uint(x), bits, 1); }
-
-// A value that the compiler does not see through.
-ON_DEVICE void keep(int& x) { asm("" : "+r"(x)); }
-
-// The number 1, which the compiler does not know.
-struct One {
-  int number;
-
-  ON_DEVICE One() : number(int(blockDim.y)) {}
-};
-
-// If a rank is better than an entry, the entry moves to the next place, and the rank takes its own. What moves on is
-// multiplied by 1, which is not for the unit that compares and selects.
-ON_DEVICE void go_ahead(int64_t rank, int64_t& entry, int64_t& next, One one) {
-  asm("{\n.reg .pred p;\n.reg .b32 low, high, next_low, next_high;\n"
-      "setp.gt.s64 p, %2, %0;\n"
-      "mov.b64 {low, high}, %0;\nmov.b64 {next_low, next_high}, %1;\n"
-      "@p mul.lo.s32 next_low, low, %3;\n@p mul.lo.s32 next_high, high, %3;\n"
-      "mov.b64 %1, {next_low, next_high};\n@p mov.b64 %0, %2;\n}"
-      : "+l"(entry), "+l"(next)
-      : "l"(rank), "r"(one.number));
-}
 
 ON_DEVICE float power_of_two(float x) {  // [ex2.approx.ftz]: relative error 2^-22
   float y;
@@ -108,14 +88,13 @@ struct Cursor {
   ON_DEVICE explicit Cursor(const void* place) : address(shared_address(place)) {}
 };
 
-// If wanted is not 0: two numbers and an index at the cursor, and the cursor STEP bytes on. Not a branch.
+// If wanted is not 0: two numbers at the cursor, and the cursor STEP bytes on. Not a branch.
 template <int STEP>
-ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second, int index) {
+ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p st.shared.b32 [%0 + 8], %4;\n"
-      "@p add.u32 %0, %0, %5;\n}"
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p add.u32 %0, %0, %4;\n}"
       : "+r"(to.address)
-      : "r"(wanted), "f"(first), "f"(second), "r"(index), "n"(STEP)
+      : "r"(wanted), "f"(first), "f"(second), "n"(STEP)
       : "memory");
 }
 

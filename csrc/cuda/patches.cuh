@@ -64,6 +64,7 @@ struct Slot {
   // into a list.
   ON_DEVICE P patch(int i) const {
     const int at = first + i < count ? first + i : first + i - count;
+    if (!REGION) return {0, at * P::kWide};
     return {y + at / across * P::kTall, x + at % across * P::kWide};
   }
 

@@ -58,7 +58,7 @@ struct RowHits {
     fresh = false;
     uint32_t found[4];
     find(sums, found);
-    hand_over(sums, found, index_of_first(call, piece, keys));
+    hand_over(sums, found);
     if (!call.every) return;
     if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
       add_up<true>(sums, slot, keys);
@@ -76,7 +76,7 @@ struct RowHits {
     for (int i = 0; i < 4; ++i) {
       float most = top[i];
       for (int step = 1; step < 4; step *= 2) most = fmaxf(most, chip::from_lane_xor(most, step));
-      float sum = top[i] == -INFINITY ? 0 : total[i] * chip::power_of_two((top[i] - most) * call.scale);
+      float sum = top[i] == -INFINITY ? 0 : total[i] * chip::power_of_two(fmaf(-most, call.scale, shift(i)));
       for (int step = 1; step < 4; step *= 2) sum += chip::from_lane_xor(sum, step);
       if (lane % 4 != 0) continue;
       out.top[row_of(i, lane)] = most;
@@ -167,8 +167,8 @@ struct RowHits {
   // its k best: the gate is the k-th of the largest products of some groups of columns, of which there are more than k;
   // or `gate`, which is row lane()'s, if not so many exist.
   ON_DEVICE void begin(const float (&sums)[2][COLUMNS / 2], float gate) {
-    constexpr int kGroups = K <= 5 ? 2 : K <= 10 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
-    static_assert(4 * kGroups > K && kColumns % 2 == 0 && sizeof(float) * kGroups * 128 <= sizeof(hits.entry));
+    constexpr int kGroups = K <= 5 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
+    static_assert(4 * kGroups > K && kColumns % 2 == 0 && int(sizeof(float)) * kGroups * 128 <= hits.kScratch);
     float* const groups = hits.template scratch<float>();
     const int lane = chip::lane();
 #pragma unroll
@@ -228,8 +228,8 @@ struct RowHits {
     for (int i = 0; i < 4; ++i) found[i] ^= (1u << kEighths) - 1;
   }
 
-  // Hands over the pairs of `found`, of a patch whose first key has that index: as many at a time as there is room for.
-  ON_DEVICE void hand_over(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4], int first) {
+  // Hands over the pairs of `found`: as many at a time as there is room for.
+  ON_DEVICE void hand_over(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) {
     for (;;) {
       const Places places = places_of(found);
       uint32_t now[4] = {found[0], found[1], found[2], found[3]};
@@ -241,11 +241,12 @@ struct RowHits {
           now[i] ^= found[i];
         }
       }
-      if (chip::any(places.end != 0)) {
+      if (places.some) {
         chip::note(chip::Event::write);
-        write(sums, now, places.first, first);
+        write(sums, now, places.first);
       }
-      if (chip::lane() % 4 == 0) hits.count[chip::lane() / 4] = places.end;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) hits.places[row_of(i, chip::lane())][chip::lane() % 4] = uint16_t(now[i]);
       keeper.take_hits(places.too_many);
       if (!places.too_many) return;
       keeper.wait();
@@ -253,8 +254,8 @@ struct RowHits {
   }
 
   struct Places {
-    uint32_t first, end;  // in the buffer, one byte a row: this lane's first, and the end of all lanes' that have room
-    bool too_many;        // for some row of the warp
+    uint32_t first;       // in the buffer, of this lane's hits, one byte a row
+    bool some, too_many;  // for some row of the warp
   };
 
   ON_DEVICE Places places_of(const uint32_t (&found)[4]) const {
@@ -266,28 +267,22 @@ struct RowHits {
     const uint32_t beside = chip::from_lane_xor(own, 1), across = chip::from_lane_xor(own + beside, 2);
     const uint32_t end = own + beside + across;
     // In each byte the highest bit, if it is more than ROOM.
-    const uint32_t more = end + (127 - ROOM) * 0x01010101u & 0x80808080, full = (more >> 7) * 255;
-    return {(lane & 1 ? beside : 0) + (lane & 2 ? across : 0), (end & ~full) | (ROOM * 0x01010101u & full),
-            chip::any(more != 0)};
+    const uint32_t more = end + (127 - ROOM) * 0x01010101u & 0x80808080;
+    return {(lane & 1 ? beside : 0) + (lane & 2 ? across : 0), chip::any(end != 0), chip::any(more != 0)};
   }
 
   // Appends the pairs of `found` to the buffer, from that place of each row on (one byte a row).
-  ON_DEVICE void write(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t place,
-                       int first) {
-    const int lane = chip::lane(), wide = call.positions.width;
+  ON_DEVICE void write(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t place) {
     chip::Cursor to[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = chip::Cursor(&hits.entry[place >> (8 * i) & 255][row_of(i, lane)]);
-    int index = first + (REGION ? Share::first_column() / P::kWide * wide + 2 * (lane % 4) : column(0, 0, lane));
+    for (int i = 0; i < 4; ++i) to[i] = chip::Cursor(&hits.entry[place >> (8 * i) & 255][row_of(i, chip::lane())]);
 #pragma unroll
     for (int j = 0; j < kEighths; ++j) {
-      chip::keep(index);  // one addition an eighth, not one a row
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float one = at(sums, i, 2 * j), other = at(sums, i, 2 * j + 1);
-        chip::append_if<sizeof(hits.entry[0])>(found[i] & 1u << j, to[i], one, other, index);
+        chip::append_if<sizeof(hits.entry[0])>(found[i] & 1u << j, to[i], one, other);
       }
-      index += REGION && j % 2 ? wide - 8 : 8;
     }
   }
 
@@ -316,13 +311,12 @@ struct RowHits {
     const float within = float(slot.within), beyond = float(slot.beyond);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float shift = top[i] == -INFINITY ? 0 : top[i];
+      const float shift = this->shift(i);
       const uint32_t inside = MIXED ? near(keys, i) : 0;
       part[i] = 0;
 #pragma unroll
       for (int c = 0; c < COLUMNS / 4; ++c) {
-        // Not one multiplication and addition: of large logits it would lose the difference.
-        const float one = chip::power_of_two((at(sums, i, c) - shift) * call.scale);
+        const float one = chip::power_of_two(fmaf(at(sums, i, c), call.scale, -shift));
         part[i] += MIXED ? one * (inside >> c & 1 ? within : beyond) : one;
       }
       if (!MIXED) part[i] *= within;
@@ -341,10 +335,13 @@ struct RowHits {
 
   // Makes the softmax of the i-th row relative to `most` where that is more.
   ON_DEVICE void lift(int i, float most) {
-    const float higher = fmaxf(top[i], most);
-    if (higher > top[i]) total[i] = total[i] * chip::power_of_two((top[i] - higher) * call.scale);
-    top[i] = higher;
+    const float before = top[i], old = shift(i);
+    top[i] = fmaxf(before, most);
+    if (top[i] > before) total[i] = before == -INFINITY ? 0 : total[i] * chip::power_of_two(old - shift(i));
   }
+
+  // What the exponents of the i-th row are relative to, as it is rounded: every one of them subtracts the same number.
+  ON_DEVICE float shift(int i) const { return top[i] == -INFINITY ? 0 : top[i] * call.scale; }
 };
 
 }  // namespace timecycle

@@ -24,6 +24,8 @@ struct RowLists {
   const Piece& piece;  // what the warp is at
   List<K> list;        // of row lane()
 
+  static constexpr int kBatch = 4;  // hits
+
   ON_DEVICE RowLists(const Scan& call, const Piece& piece) : call(call), piece(piece) {}
 
   ON_DEVICE void clear() {
@@ -32,25 +34,21 @@ struct RowLists {
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
   }
 
-  // Takes hits into the lists: all rows' at the same time, so that a few long rounds cost less than many short ones.
+  // Takes hits of a patch whose first key has that index: all rows' at the same time, a few of each at a time.
   template <int ROOM>
-  ON_DEVICE void take(const Hits<ROOM>& hits) {
-    const int lane = chip::lane(), own = hits.count_of(lane), rounds = int(chip::most(uint32_t(own)));
+  ON_DEVICE void take(const Hits<ROOM>& hits, int first) {
+    uint64_t places = hits.places_of(chip::lane());
+    const int rounds = int(chip::most(uint32_t(chip::count(places))));
     chip::note(chip::Event::flush);
-    Hit next = hits.entry[0][lane];
 #pragma unroll 1
-    for (int n = 0; n < rounds; ++n) {
-      const Hit hit = next;
-      next = hits.entry[min(n + 1, ROOM - 1)][lane];
-      const int second = hit.value[1] > hit.value[0];
-      // A comparison with NaN is false.
-      const float more = fmaxf(hit.value[0], hit.value[1]), less = fminf(hit.value[0], hit.value[1]);
-      list.insert(n < own && more > -INFINITY ? rank_of(more, hit.index + second) : kNoRank);
-      const Rank other = n < own && less > -INFINITY ? rank_of(less, hit.index + 1 - second) : kNoRank;
+    for (int done = 0; done < rounds; done += kBatch) {
+      const uint64_t same = places;
+      const float other = take_some<false>(hits, first, done, places);
       chip::note(chip::Event::insertion);
-      if (chip::any(other > list.entry[K - 1])) {
+      if (chip::any(other >= product_of(list.entry[K - 1]))) {
         chip::note(chip::Event::second_insertion);
-        list.insert(other);
+        uint64_t again = same;
+        take_some<true>(hits, first, done, again);
       }
     }
   }
@@ -94,13 +92,42 @@ struct RowLists {
     }
     // By way of shared memory, so that what lies side by side is written together. The list's last entry is the last of
     // k.
-    static_assert(sizeof(float) * 32 * K <= sizeof(hits[0]->entry));
+    static_assert(int(sizeof(float)) * 32 * K <= Hits<ROOM>::kScratch);
     chip::sync_warp();
     write_out(call.values + first * call.kept, hits[0]->template scratch<float>(), product_of);
     write_out(call.indices + first * call.kept, hits[0]->template scratch<int>(), index_of);
   }
 
  private:
+  // Takes the larger product of each hit from number `done` on, or with SMALLER the smaller one; the largest of those
+  // not taken. `places` are those of hits that are left.
+  template <bool SMALLER, int ROOM>
+  ON_DEVICE float take_some(const Hits<ROOM>& hits, int first, int done, uint64_t& places) {
+    Rank ranks[kBatch];
+    float other = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      const bool there = places != 0;
+      const int bit = chip::lowest(places), eighth = bit % 16, quarter = bit / 16;
+      places &= places - 1;
+      const Hit hit = hits.entry[min(done + n, ROOM - 1)][chip::lane()];
+      // A comparison with NaN is false.
+      const float most = fmaxf(hit.value[0], hit.value[1]), least = fminf(hit.value[0], hit.value[1]);
+      const float value = SMALLER ? least : most;
+      other = there ? fmaxf(other, SMALLER ? most : least) : other;
+      const int second = (hit.value[1] > hit.value[0]) != SMALLER;
+      ranks[n] = there && value > -INFINITY ? rank_of(value, first + key(eighth, 2 * quarter) + second) : kNoRank;
+    }
+    list.take(ranks);
+    return other;
+  }
+
+  // From the first key of a patch to one of the warp's.
+  ON_DEVICE int key(int eighth, int column) const {
+    if constexpr (!REGION) return Share::first_column() + 8 * eighth + column;
+    return (Share::first_column() / P::kWide + eighth / 2) * call.positions.width + eighth % 2 * 8 + column;
+  }
+
   // A number of each entry. The 16 rows of a block are neighbours on the grid.
   template <class T, class Number>
   ON_DEVICE void write_out(T* to, T* scratch, Number number) const {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStages = 2;  // of queries and keys
-constexpr int kRoom = 8;
+constexpr int kRoom = 15;
 constexpr int kLists = lists_of_a_block(false);
 constexpr int kHalf = kPatch / kLists;  // keys of a warp
 using Left = Hits<kRoom>;
@@ -30,12 +30,12 @@ struct Keeper {
   RowLists<K, REGION, WarpShare>& lists;
   Left& hits;
   const Slot<REGION>& slot;
-  int next = 0;  // of the slot's patches, the one that is to come
+  int first = 0, next = 0;  // the index of the patch's first key, and the number of the patch that is to come
 
   ON_DEVICE void wait() const { chip::sync_warp(); }
   ON_DEVICE void take_hits(bool) const {
     chip::sync_warp();
-    lists.take(hits);
+    lists.take(hits, first);
     chip::sync_warp();
     hits.gate[chip::lane()] = lists.gate(slot, next);
   }
@@ -126,13 +126,11 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
       rows.clear();
     }
     const Slot<REGION>& slot = work.slot;
-    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
-      const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
       float sums[2][kHalf / 2] = {};
       const auto copy = [&](int c) {
         const Source<REGION> query(call.query, piece.target * call.query_b, call.query_n, work.queries(), call.queries);
-        const Source<REGION> key(call.bank, int64_t{slot.frame} * call.bank_f, call.bank_m, keys, call.positions);
+        const Source<REGION> key(call.bank, int64_t{slot.frame} * call.bank_f, call.bank_m, keys.patch, call.positions);
         char* const stage = shared + c % kStages * 2 * kPiece;
         query.copy(stage, c, call.channels);
         key.copy(stage + kPiece, c, call.channels);
@@ -149,8 +147,9 @@ scan_sm80(KERNEL_PARAMETER Scan call) {
         multiply_chunk<T>(sums, stage, stage + kPiece, first_row, half * kHalf);
         chip::sync_block();  // and may be overwritten
       }
-      keeper.next = wanted;
-      rows.take(sums, slot, keys);
+      keeper.first = index_of_first(call, piece, keys.patch);
+      keeper.next = keys.number + 1;
+      rows.take(sums, slot, keys.patch);
     }
     if (piece.ends) {
       rows.end();

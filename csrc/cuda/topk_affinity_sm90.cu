@@ -13,15 +13,12 @@ namespace timecycle {
 namespace {
 
 constexpr int kThreads = 512, kMultiplying = 2;  // groups of 128 threads; the third keeps the lists, the fourth copies
-// Registers of a thread of each kind of group.
-constexpr int kToMultiply = 192, kToKeep = 88, kToCopy = 40;
-static_assert(128 * (kMultiplying * kToMultiply + kToKeep + kToCopy) <= 65536);
 constexpr int kLists = lists_of_a_block(true);
 constexpr int kResident = 8;                     // chunks of queries that stay
 constexpr int kStages = 4;                       // of keys, beside them
 constexpr int kPieces = kResident + kStages;
 constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
-constexpr int kRoom = 8;
+constexpr int kRoom = 15;
 using Left = Hits<kRoom>;
 
 struct Barriers {
@@ -87,17 +84,13 @@ ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Bo
         chip::copy_box(layout.queries(0, c), queries, c * kChunk, piece.x, piece.y, piece.target, barriers.queries);
       }
     }
-    const Slot<REGION>& slot = work.slot;
-#pragma unroll 1
-    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
-      const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
 #pragma unroll 1
       for (int c = 0; c < chunks; ++c, ring.advance()) {
         chip::Barrier& full = barriers.full[ring.stage];
         chip::wait(barriers.empty[ring.stage], ring.parity ^ 1);
         chip::arrive_and_expect(full, (layout.streamed ? 2 : 1) * kPiece);
-        chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.x, keys.y, slot.frame, full);
+        chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.patch.x, keys.patch.y, work.slot.frame, full);
         if (!layout.streamed) continue;
         char* const to = layout.queries(ring.stage, c);
         chip::copy_box(to, queries, c * kChunk, piece.x, piece.y, piece.target, full);
@@ -173,10 +166,7 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       rows.clear();
     }
     chip::sync_warp();
-    const Slot<REGION>& slot = work.slot;
-    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
-      const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
       const int before = turn++ - 1;
       if (turn % kMultiplying == half) {
         ring.advance(chunks);
@@ -186,7 +176,7 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       if (before >= 0) chip::wait(barriers.multiplied[1 - half], before / kMultiplying & 1);
       float sums[2][64];
       multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
-      rows.take(sums, slot, keys);
+      rows.take(sums, work.slot, keys.patch);
     }
     if (piece.ends) {
       rows.end();
@@ -215,18 +205,15 @@ ON_DEVICE void keep(const Scan& call, Barriers& barriers, Left* hits, Work<REGIO
     chip::sync_warp();  // what one lane wrote of the piece is there
     const Piece& piece = work.piece;
     if (piece.begins) lists.clear();
-    const Slot<REGION>& slot = work.slot;
-    for (int i = 0, wanted = 0; i < slot.count && wanted < piece.last; ++i) {
-      const Patch<REGION> keys = slot.patch(i);
-      if (!slot.wanted(call, work.queries(), keys) || wanted++ < piece.first) continue;
+    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
       const int half = turn++ % kMultiplying;
       Left& from = hits[kKeepers * half + own];
       for (;;) {
         wait(half);
         const bool more = from.more;
-        lists.take(from);
+        lists.take(from, index_of_first(call, piece, keys.patch));
         // The group's next patch is the next but one.
-        if (!more) from.gate[chip::lane()] = lists.gate(slot, wanted + kMultiplying - 1);
+        if (!more) from.gate[chip::lane()] = lists.gate(work.slot, keys.number + kMultiplying);
         taken(half);
         if (!more) break;
       }
@@ -248,6 +235,9 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
+  // Registers of a thread of each kind of group. To plan with a region takes more, and so do the longest lists.
+  constexpr int kToMultiply = 192, kToKeep = REGION && K <= 10 ? 88 : 96;
+  constexpr int kToCopy = 65536 / 128 - kMultiplying * kToMultiply - kToKeep;
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
   Barriers& barriers = *reinterpret_cast<Barriers*>(hits + kWarps);

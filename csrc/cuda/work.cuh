@@ -19,6 +19,32 @@ struct Work {
 
   ON_DEVICE Patch<REGION> queries() const { return {piece.y, piece.x}; }
 
+  // The piece's patches of keys, one after the other.
+  struct Keys {
+    Patch<REGION> patch;
+    int number;  // of those of the slot that are wanted
+
+    ON_DEVICE explicit Keys(const Work& work) : number(REGION ? -1 : work.piece.first - 1), last(work.piece.last) {}
+
+    // Goes to the next; whether there is one.
+    ON_DEVICE bool next(const Scan& call, const Work& work) {
+      const Slot<REGION>& slot = work.slot;
+      if constexpr (!REGION) {  // all are wanted
+        patch = slot.patch(++number);
+        return number < last;
+      }
+      while (number + 1 < last && ++at < slot.count) {
+        patch = slot.patch(at);
+        if (slot.wanted(call, work.queries(), patch) && ++number >= work.piece.first) return true;
+      }
+      return false;
+    }
+
+   private:
+    int at = -1;  // of all of the slot
+    const int last;
+  };
+
   ON_DEVICE void start(int own, int all) {
     block = int16_t(own);
     blocks = int16_t(all);

@@ -90,14 +90,9 @@ inline float number_of(int32_t bits) {
   return x;
 }
 inline int count(uint32_t bits) { return __builtin_popcount(bits); }
+inline int count(uint64_t bits) { return __builtin_popcountll(bits); }
+inline int lowest(uint64_t bits) { return bits == 0 ? -1 : __builtin_ctzll(bits); }
 inline uint32_t with_sign(uint32_t bits, float x) { return bits << 1 | uint32_t(bits_of(x)) >> 31; }
-inline void keep(int&) {}
-struct One {};
-inline void go_ahead(int64_t rank, int64_t& entry, int64_t& next, One) {
-  if (rank <= entry) return;
-  next = entry;
-  entry = rank;
-}
 struct Cursor {
   char* address = nullptr;
 
@@ -105,11 +100,10 @@ struct Cursor {
   explicit Cursor(void* place) : address(static_cast<char*>(place)) {}
 };
 template <int STEP>
-void append_if(uint32_t wanted, Cursor& to, float first, float second, int index) {
+void append_if(uint32_t wanted, Cursor& to, float first, float second) {
   if (!wanted) return;
   std::memcpy(to.address, &first, 4);
   std::memcpy(to.address + 4, &second, 4);
-  std::memcpy(to.address + 8, &index, 4);
   to.address += STEP;
 }
 inline float power_of_two(float x) { return std::exp2(x); }
