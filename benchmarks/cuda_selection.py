@@ -28,7 +28,7 @@ from timecycle.protocols import protocol
 
 QUERIES = 1024
 """Query positions of a target, rows of the grid from the top: enough, and soon done."""
-EVENTS = ("flushes", "rounds", "second insertions", "writes")
+EVENTS = ("flushes", "rounds", "writes")
 """In the order of chip::Event in csrc/cuda/events.h."""
 TARGET, CONTEXT = 22, (21, 18, 0)
 """Frames: the target, and its slots."""

@@ -3,6 +3,6 @@
 
 namespace timecycle::chip {
 
-enum class Event { flush, insertion, second_insertion, write, count };
+enum class Event { flush, insertion, write, count };
 
 }  // namespace timecycle::chip

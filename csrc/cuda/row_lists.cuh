@@ -24,7 +24,7 @@ struct RowLists {
   const Piece& piece;  // what the warp is at
   List<K> list;        // of row lane()
 
-  static constexpr int kBatch = 4;  // hits
+  static constexpr int kBatch = 4;
 
   ON_DEVICE RowLists(const Scan& call, const Piece& piece) : call(call), piece(piece) {}
 
@@ -34,22 +34,32 @@ struct RowLists {
     list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
   }
 
-  // Takes hits of a patch whose first key has that index: all rows' at the same time, a few of each at a time.
+  // Takes hits of a patch whose first key has that index: all rows' at the same time, some of each.
   template <int ROOM>
   ON_DEVICE void take(const Hits<ROOM>& hits, int first) {
-    uint64_t places = hits.places_of(chip::lane());
-    const int rounds = int(chip::most(uint32_t(chip::count(places))));
+    const int lane = chip::lane();
+    const float gate = hits.gate[lane];
+    uint64_t places = hits.places_of(lane);  // of the hits that are left
+    int done = 0;
+    Rank smaller = kNoRank;  // of the last hit, if it belongs here as well
     chip::note(chip::Event::flush);
-#pragma unroll 1
-    for (int done = 0; done < rounds; done += kBatch) {
-      const uint64_t same = places;
-      const float other = take_some<false>(hits, first, done, places);
-      chip::note(chip::Event::insertion);
-      if (chip::any(other >= product_of(list.entry[K - 1]))) {
-        chip::note(chip::Event::second_insertion);
-        uint64_t again = same;
-        take_some<true>(hits, first, done, again);
+    while (chip::any(places != 0 || smaller != kNoRank)) {
+      Rank ranks[kBatch];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const bool next = smaller == kNoRank && places != 0;
+        const int bit = chip::lowest(places), index = first + key(bit % 16, bit / 16 * 2);
+        const Hit hit = hits.entry[min(done, ROOM - 1)][lane];
+        const int second = hit.value[1] > hit.value[0];
+        // A comparison with NaN is false.
+        const float more = fmaxf(hit.value[0], hit.value[1]), less = fminf(hit.value[0], hit.value[1]);
+        ranks[n] = next ? rank_of(more, index + second) : smaller;
+        smaller = next && less >= gate ? rank_of(less, index + 1 - second) : kNoRank;
+        places &= next ? places - 1 : places;
+        done += next;
       }
+      chip::note(chip::Event::insertion);
+      list.take(ranks);
     }
   }
 
@@ -99,30 +109,7 @@ struct RowLists {
   }
 
  private:
-  // Takes the larger product of each hit from number `done` on, or with SMALLER the smaller one; the largest of those
-  // not taken. `places` are those of hits that are left.
-  template <bool SMALLER, int ROOM>
-  ON_DEVICE float take_some(const Hits<ROOM>& hits, int first, int done, uint64_t& places) {
-    Rank ranks[kBatch];
-    float other = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < kBatch; ++n) {
-      const bool there = places != 0;
-      const int bit = chip::lowest(places), eighth = bit % 16, quarter = bit / 16;
-      places &= places - 1;
-      const Hit hit = hits.entry[min(done + n, ROOM - 1)][chip::lane()];
-      // A comparison with NaN is false.
-      const float most = fmaxf(hit.value[0], hit.value[1]), least = fminf(hit.value[0], hit.value[1]);
-      const float value = SMALLER ? least : most;
-      other = there ? fmaxf(other, SMALLER ? most : least) : other;
-      const int second = (hit.value[1] > hit.value[0]) != SMALLER;
-      ranks[n] = there && value > -INFINITY ? rank_of(value, first + key(eighth, 2 * quarter) + second) : kNoRank;
-    }
-    list.take(ranks);
-    return other;
-  }
-
-  // From the first key of a patch to one of the warp's.
+  // From the index of a patch's first key to that of one of the warp's.
   ON_DEVICE int key(int eighth, int column) const {
     if constexpr (!REGION) return Share::first_column() + 8 * eighth + column;
     return (Share::first_column() / P::kWide + eighth / 2) * call.positions.width + eighth % 2 * 8 + column;

@@ -33,11 +33,11 @@ struct Keeper {
   int first = 0, next = 0;  // the index of the patch's first key, and the number of the patch that is to come
 
   ON_DEVICE void wait() const { chip::sync_warp(); }
-  ON_DEVICE void take_hits(bool) const {
+  ON_DEVICE void take_hits(bool more) const {
     chip::sync_warp();
     lists.take(hits, first);
     chip::sync_warp();
-    hits.gate[chip::lane()] = lists.gate(slot, next);
+    if (!more) hits.gate[chip::lane()] = lists.gate(slot, next);
   }
   ON_DEVICE void take_sums() const { chip::sync_warp(); }
 };
