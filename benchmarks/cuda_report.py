@@ -2,7 +2,7 @@
 
 One line a kernel and chip: registers and spilled bytes of a thread, and how many instructions of some kinds it has. Of
 the scans also what a warp does with a patch of products (benchmarks/cuda_stages.py): instructions, branches and cycles
-of each stage, and the cycles of a patch with as many insertions as were counted on real features. A kernel is empty on
+of each stage, and the cycles of a patch with as many hits as were counted on real features. A kernel is empty on
 a chip that it is not for.
 """
 
@@ -49,8 +49,8 @@ class Kernel:
     """Files whose code reads or writes spilled registers."""
 
     @property
-    def cycles(self) -> float | None:
-        """Cycles of a patch in all, of the scans: softmax over all keys, insertions as counted on real features."""
+    def cycles(self) -> tuple[float, float] | None:
+        """Cycles of a patch of a warp that multiplies, and of one that keeps lists: benchmarks/cuda_stages.py."""
         scan = self.name.startswith("scan_sm90") and self.stages
         return cycles_of_a_patch(self.stages, int(self.name.split()[2])) if scan else None
 
@@ -62,7 +62,8 @@ class Kernel:
             f"    {name}: {stage.instructions} instructions, {stage.branches} branches, {stage.cycles} cycles"
             for name, stage in self.stages.items()
         ]
-        lines += [f"    a patch, insertions included: {self.cycles:.0f} cycles"] if self.cycles else []
+        if self.cycles:
+            lines += ["    a patch: {:.0f} cycles of a warp that multiplies, {:.0f} of one that keeps".format(*self.cycles)]
         return "\n".join(lines)
 
 

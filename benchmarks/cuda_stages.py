@@ -1,7 +1,8 @@
-"""What a warp does with a patch of products, stage by stage, counted from the machine code of csrc/cuda.
+"""What warps do with a patch of products, stage by stage, counted from the machine code of csrc/cuda.
 
-The stages are the functions of csrc/cuda/row_lists.cuh on the way that nearly every patch takes: no list is new, and
-the buffer has room. A stage is found by its calls in the source, whose lines the compiler keeps.
+The stages are the functions of csrc/cuda/row_hits.cuh, of warps that multiply, on the way that nearly every patch
+takes: no list is new, and the buffer has room. Of row_lists.cuh, of warps that keep the lists, they are a round of
+`take` and what is around it. A stage is found by its calls in the source, whose lines the compiler keeps.
 """
 
 import json
@@ -12,11 +13,14 @@ from pathlib import Path
 
 from benchmarks.sass import Instruction
 
-SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "row_lists.cuh"
+FOLDER = Path(__file__).parents[1] / "csrc" / "cuda"
+HITS, LISTS = "row_hits.cuh", "row_lists.cuh"
 COUNTS = Path(__file__).parent / "results" / "cuda_selection.json"
 BRANCHES = ("BRA", "BSSY", "BSYNC", "CALL", "WARPSYNC", "BRX", "JMP")
-PER_PATCH = ("find", "room_for", "write", "add_up")
-"""Stages of every patch: hits found, their places in the buffer, written there, and the softmax."""
+PER_PATCH = ("find", "places_of", "write", "add_up")
+"""Stages of a warp that multiplies: hits found, their places in the buffer, written there, and the softmax."""
+KEPT = ("round", "around")
+"""Of a warp that keeps lists: a few hits of every row merged, and what is around that."""
 
 
 @dataclass
@@ -37,10 +41,10 @@ class Stage:
         self.cycles += instruction.stall
 
 
-def functions() -> dict[int, str]:
-    """The function of RowLists that each line of the source is in."""
+def functions(file: str) -> dict[int, str]:
+    """The function that each line of a source is in."""
     found, name = {}, ""
-    for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
+    for number, line in enumerate((FOLDER / file).read_text().splitlines(), 1):
         start = re.match(r"  (?:template <[^>]*> )?ON_DEVICE (?:static )?[\w:<>&]+ (\w+)\(", line)
         name = start[1] if start else name
         found[number] = name
@@ -48,46 +52,52 @@ def functions() -> dict[int, str]:
 
 
 def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
-    """The stages of a patch; of `flush`, one round of its loop, the second insertion of that, and what is around it."""
-    inside = functions()
-    text = SOURCE.read_text().splitlines()
+    """The stages of a patch."""
+    inside = {file: functions(file) for file in (HITS, LISTS)}
+    text = {file: (FOLDER / file).read_text().splitlines() for file in inside}
     # By the line of `take` that it comes from, too: what is called from two places is there twice, and runs once.
     found: dict[str, dict[int, Stage]] = {}
     for instruction in code:
-        chain = [(inside[line], line) for file, line in instruction.lines if file == SOURCE.name and inside[line]]
-        calls = [name for name, _ in chain]
-        if "take" not in calls:
-            continue
-        called_at = chain[calls.index("take")][1]
-        stage = _stage(text, chain, calls, called_at)
-        if stage:
-            found.setdefault(stage, {}).setdefault(called_at, Stage()).add(instruction)
+        for file, names in inside.items():
+            chain = [(names[line], line) for name, line in instruction.lines if name == file and names[line]]
+            calls = [name for name, _ in chain]
+            if "take" not in calls:
+                continue
+            called_at = chain[calls.index("take")][1]
+            stage = (_of_hits if file == HITS else _of_lists)(text[file], chain, calls, called_at)
+            if stage:
+                found.setdefault(stage, {}).setdefault(called_at if file == HITS else 0, Stage()).add(instruction)
     return {stage: max(copies.values(), key=lambda copy: copy.cycles) for stage, copies in found.items()}
 
 
-def _stage(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
-    """Which stage an instruction belongs to, by the functions and lines it was inlined through; None for the rest."""
-    if "append" in calls or "begin" in calls:
+def _of_hits(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
+    """Which stage of row_hits an instruction belongs to, by the functions and lines it was inlined through."""
+    if "begin" in calls:
         return None
-    if "flush" in calls:
-        line = text[chain[calls.index("flush")][1] - 1]
-        return {6: "round", 8: "second insertion"}.get(len(line) - len(line.lstrip()), "flush")
     stage = next((name for name in PER_PATCH if name in calls), None)
-    if stage == "add_up" and (_again(text, chain[calls.index("add_up")][1]) or "<true>" in text[called_at - 1]):
+    if stage == "add_up" and (_deep(text, chain[calls.index("add_up")][1]) or "<true>" in text[called_at - 1]):
         return None
-    return stage if "show" not in calls else None
+    return stage
 
 
-def _again(text: list[str], line: int) -> bool:
-    """Whether a line of `add_up` is what it does when the first try was too large."""
+def _of_lists(text: list[str], _: list[tuple[str, int]], __: list[str], called_at: int) -> str:
+    """Which of KEPT an instruction of `take` belongs to."""
+    return "round" if _deep(text, called_at) else "around"
+
+
+def _deep(text: list[str], line: int) -> bool:
+    """Whether a line of a function is inside a block of it: of `add_up`, what it seldom does."""
     return text[line - 1].startswith("      ")
 
 
-def cycles_of_a_patch(found: dict[str, Stage], k: int, every: bool = True) -> float | None:
-    """Cycles of a patch with insertions, as often as they were counted on real features; None without counts for k."""
+def cycles_of_a_patch(found: dict[str, Stage], k: int, every: bool = True) -> tuple[float, float] | None:
+    """Cycles of a patch of a warp that multiplies and of one that keeps lists, which has the patches of two such warps.
+
+    Hits are as many as were counted on real features; None without counts for k, or where nobody keeps lists apart.
+    """
     counted = json.loads(COUNTS.read_text()).get(str(k)) if COUNTS.is_file() else None
-    if counted is None or any(stage not in found for stage in (*PER_PATCH, "round", "second insertion", "flush")):
+    if counted is None or any(stage not in found for stage in (*PER_PATCH, *KEPT)):
         return None
-    once = found["find"].cycles + found["room_for"].cycles + (found["add_up"].cycles if every else 0)
-    often = {"write": "writes", "flush": "flushes", "round": "rounds", "second insertion": "second insertions"}
-    return once + sum(found[stage].cycles * counted[event] for stage, event in often.items())
+    once = found["find"].cycles + found["places_of"].cycles + (found["add_up"].cycles if every else 0)
+    kept = found["around"].cycles * counted["flushes"] + found["round"].cycles * counted["rounds"]
+    return once + found["write"].cycles * counted["writes"], kept

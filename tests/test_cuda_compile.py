@@ -3,6 +3,7 @@
 Needs nvcc and no GPU. Numerics are for tests/test_cuda_kernels.py.
 """
 
+import operator
 import os
 import re
 import subprocess
@@ -19,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 PRODUCTS = {"topk_affinity_sm80": ("80", "HMMA"), "topk_affinity_sm90": ("90a", "HGMMA")}
 
 PLANNING = {"work.cuh", "patches.cuh", "topk_affinity_sm90.cu", "instructions.cuh"}
-# Cycles of a patch, softmax and insertions as counted on real features (benchmarks/results/cuda_selection.json).
-MOST_CYCLES = {"5": 3000, "10": 4300, "20": 7400}
+# Cycles of a patch, of a warp that multiplies and of one that keeps lists: softmax over all keys, hits as counted on
+# real features (benchmarks/results/cuda_selection.json).
+MOST_CYCLES = {"5": (2600, 1000), "10": (2600, 1700), "20": (2600, 3600)}
 
 # There is nothing to compile with: users without the CUDA toolkit. CI has it.
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
@@ -42,12 +44,12 @@ def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
         assert all(opcode in kernel.instructions for kernel in found), "\n".join(map(str, found))
     if source.stem == "topk_affinity_sm90" and chip == "90a":
         for kernel in found:
-            scan = [kernel.stages[name] for name in ("find", "room_for", "write")]
+            scan = [kernel.stages[name] for name in ("find", "places_of", "write")]
             assert sum(stage.branches for stage in scan) == 0, kernel
             assert sum(stage.cycles for stage in scan) < 1000, kernel
             if kernel.name.endswith("everywhere"):
                 assert all(stage.reconvergences == 0 for stage in kernel.stages.values()), kernel
-                assert kernel.cycles < MOST_CYCLES[kernel.name.split()[2]], kernel
+                assert all(map(operator.lt, kernel.cycles, MOST_CYCLES[kernel.name.split()[2]])), kernel
 
 
 def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path):

@@ -177,7 +177,10 @@ def test_a_stream_stops_once_a_sequence(gpu, name):
     gpu.stops.clear()
     for frame in frames[1:]:
         propagator.step(frame)
-    assert gpu.stops == []
+    # How many keys tie is known to the GPU alone, and is the size of what it is to write.
+    each = int(PRESETS[name].ties == "all")
+    assert len(gpu.stops) == each * (len(frames) - 1)
+    gpu.stops.clear()
     propagator.check()
     assert len(gpu.stops) == 1
 

@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -44,7 +45,8 @@ def operators_in(monkeypatch):
             raise Seen
 
         torch._dynamo.reset()
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        # The backward pass is compiled at once, not when it is first run.
+        with functorch_config.patch(force_non_lazy_backward_lowering=True), FakeTensorMode(allow_non_fake_inputs=True):
             query, bank = (torch.empty(1, 70, 64, device="cuda", dtype=dtype, requires_grad=gradient) for _ in "qb")
             # Copies as they are used: a PyTorch without CUDA cannot even pretend to copy a tensor on a GPU.
             frames, copies = (torch.empty(shape, device="cuda", dtype=torch.int64) for shape in ((1, 2), (1, 2, 2)))

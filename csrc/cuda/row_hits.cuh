@@ -292,8 +292,9 @@ struct RowHits {
     float part[4];
     // Keys of the first patch may all have been outside the region of a row.
     const float least = fminf(fminf(top[0], top[1]), fminf(top[2], top[3]));
-    if (MIXED || (REGION && chip::any(least == -INFINITY))) lift_all(sums);
-    // And not a second time if MIXED: the compiler would keep 128 counts for that.
+    if (MIXED || (REGION && chip::any(least == -INFINITY))) {
+      lift_all(sums);  // and not a second time if MIXED: the compiler would keep 128 counts for that
+    }
     exponentials<MIXED>(sums, slot, keys, part);
     // Products far above all before are rare, so that nobody looks for the largest of each patch.
     if (!MIXED && chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
