@@ -60,7 +60,7 @@ bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the RE
 
 # The machine's own Python: where the GPU is there may be no network, and .venv holds a PyTorch for CPUs.
 PART ?= all
-gpu-check: ## with a GPU: build, test and measure its kernels (PART=first, second, third, each useful alone)
+gpu-check: ## with a GPU: build, test and measure its kernels (PART=first to fourth, each useful alone)
 	@$(PYTHON) -m benchmarks.gpu_check $(PART) --results "$(RESULTS)" --commit "$(COMMIT)"
 
 gpu-rehearse: $(VENV)/.built ## run all of gpu-check on this CPU, emulated and tiny; fails if a step would be skipped

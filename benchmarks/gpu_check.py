@@ -1,6 +1,6 @@
 """Build, test and measure the GPU kernels on a machine with a GPU, into one results file: make gpu-check.
 
-What runs is benchmarks/gpu_plan.py: three parts, a call each. Everything that is found out by a process of its own with
+What runs is benchmarks/gpu_plan.py: four parts, a call each. Everything that is found out by a process of its own with
 a time limit is in the results file the moment it is known, however the run ends, and beside it what was predicted.
 """
 
