@@ -63,7 +63,8 @@ class Kernel:
             for name, stage in self.stages.items()
         ]
         if self.cycles:
-            lines += ["    a patch: {:.0f} cycles of a warp that multiplies, {:.0f} of one that keeps".format(*self.cycles)]
+            multiplies, keeps = self.cycles
+            lines += [f"    a patch: {multiplies:.0f} cycles of a warp that multiplies, {keeps:.0f} of one that keeps"]
         return "\n".join(lines)
 
 

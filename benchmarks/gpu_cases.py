@@ -150,12 +150,15 @@ def gradient_of(video: Video, weights: Tensor, gradient: Tensor) -> tuple[Tensor
 
 def check_backward(case: Case, video: Video, weights: Tensor, gradient: Tensor) -> None:
     """The part of the gradient that the first target has, against the reference's in float64."""
-    first = torch.zeros_like(gradient)
-    first[0] = gradient[0]
-    d_query, d_bank = gradient_of(video, weights, first)
     query, bank = (x.detach().double().requires_grad_() for x in (video.query[:1], video.bank[: case.slots]))
-    exact, _ = topk_affinity(query, bank, video.frames[:1], case.select, backend="reference")
-    expected = torch.autograd.grad(exact, (query, bank), gradient[:1].double())
+    exact, indices = topk_affinity(query, bank, video.frames[:1], case.select, backend="reference")
+    # Where two products differ by less than float32 knows, the kept keys may be others, and so is the gradient.
+    same = (forward(case, video)[1][:1] == indices).all(dim=2, keepdim=True)
+    assert float(same.double().mean()) > 0.99, "more than 1 % of the queries keep other keys than the reference's"
+    first = torch.zeros_like(gradient)
+    first[:1] = gradient[:1] * same
+    d_query, d_bank = gradient_of(video, weights, first)
+    expected = torch.autograd.grad(exact, (query, bank), first[:1].double())
     for ours, wanted in zip((d_query[:1], d_bank[: case.slots]), expected, strict=True):
         tolerance = 1e-4 if case.precision == "float32" else 2e-2
         torch.testing.assert_close(ours.double(), wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)

@@ -32,8 +32,9 @@ class LabelPropagator:
     [D, h, w], or [B, D, h, w] for B videos; labels [L, h, w] or [B, L, h, w]: masks, textures, parts, heat maps, any
     soft maps. Both return the frame's soft labels, float32, of the labels' shape, as later frames will see them.
 
-    On a GPU `step` does not wait for it, but for ties="all", where the CPU has to know how many keys tie. That a feature is not finite is then said by `check()`, which is to be called
-    after the last frame, or wherever labels are fetched; labels are NaN from such a frame on.
+    On a GPU `step` does not wait for it, but for ties="all", where the CPU has to know how many keys tie. That a
+    feature is not finite is then said by `check()`, which is to be called after the last frame, or wherever labels are
+    fetched; labels are NaN from such a frame on.
 
     Source: the protocols' papers, see timecycle.protocols.
     """
