@@ -8,8 +8,8 @@ WORKSPACE = 64 << 20
 """Bytes of candidates that are there at a time, unless one target has more.
 
 At TimeCycle's crop 480 (3,600 queries, 8 slots, k = 5) a target has 2.8 MB in the CUDA module's two lists a slot, so
-that 16 are one launch. No more is needed to keep a chip busy: at the largest k, 128, it is some 500 tiles of 128 queries
-in Triton's one list a slot, and an H100 has 132 multiprocessors.
+that 16 are one launch. No more is needed to keep a chip busy: at the largest k, 128, it is some 500 tiles of 128
+queries in Triton's one list a slot, and an H100 has 132 multiprocessors.
 """
 
 
