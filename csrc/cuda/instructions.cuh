@@ -91,11 +91,10 @@ struct Cursor {
 // If wanted is not 0: two numbers at the cursor, and the cursor STEP bytes on. Not a branch.
 template <int STEP>
 ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p add.u32 %0, %0, %4;\n}"
-      : "+r"(to.address)
-      : "r"(wanted), "f"(first), "f"(second), "n"(STEP)
-      : "memory");
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p add.u32 %0, %0, %4;\n}"
+               : "+r"(to.address)
+               : "r"(wanted), "f"(first), "f"(second), "n"(STEP)
+               : "memory");
 }
 
 // A counter in shared memory that threads and copies arrive at, and its phase, which flips when all have [mbarrier].

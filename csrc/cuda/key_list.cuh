@@ -30,8 +30,8 @@ ON_DEVICE void put_in_order(Rank& better, Rank& worse) {
 }
 
 // Those that are STEP apart, and then half of that, and so on, of N ranks before which there are BEFORE better ones, as
-// it were: best first, if they rose and then fell or the other way round [bitonic merge]. Those whose number has the bit
-// TURNED are put in the other order.
+// it were: best first, if they rose and then fell or the other way round [bitonic merge]. Those whose number has the
+// bit TURNED are put in the other order.
 template <int STEP, int BEFORE, int TURNED, int N>
 ON_DEVICE void merge(Rank (&ranks)[N]) {
 #pragma unroll

@@ -1,4 +1,5 @@
-// What a warp makes of its products while they are in registers: softmax sums, and which products may be among the k best.
+// What a warp makes of its products while they are in registers: softmax sums, and which products may be among the k
+// best.
 //
 // A warp has 32 rows of `COLUMNS` products: two blocks of 16 rows, laid out as the tensor cores leave them, so that a
 // row is with the four lanes of a quad. Row r is 0 to 15 for the first block, 16 to 31 for the second.

@@ -78,8 +78,8 @@ struct RowLists {
     return fmaxf(product, -FLT_MAX);
   }
 
-  // Writes the rows' candidates as list number `number` of each query. Their softmax is in the buffers of the warps that
-  // had products of the rows, the first of which is written over.
+  // Writes the rows' candidates as list number `number` of each query. Their softmax is in the buffers of the warps
+  // that had products of the rows, the first of which is written over.
   template <int ROOM, int WARPS>
   ON_DEVICE void store(Hits<ROOM>* const (&hits)[WARPS], int number) {
     const Extent grid = call.queries;

@@ -2,8 +2,8 @@
 //
 // A block takes 128 queries and streams the keys of some slots past them, 128 at a time, on the tensor cores. Each warp
 // looks at 32 rows of products while they are in its registers: it adds up the softmax and keeps a list of the k best
-// keys of every row. A query gets a list or two from every block that has some of its keys; what Triton's kernels do with
-// the lists that their own `scan` leaves, they do with these.
+// keys of every row. A query gets a list or two from every block that has some of its keys; what Triton's kernels do
+// with the lists that their own `scan` leaves, they do with these.
 //
 // There is one block a multiprocessor, and every block gets the same number of patches of keys, of some targets at a
 // time (work.cuh).
@@ -43,9 +43,9 @@ struct Scan {
   int64_t query_b, query_n, bank_f, bank_m;
   int slots, lists, parts, rounds;  // T; lists that a block makes of a query; S = lists parts, and T times as many
                                     // unless `joint`; rounds of targets
-  int channels, kept;        // D, k
-  int rows, columns, limit;  // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
-  float scale;               // log2(e) / temperature
+  int channels, kept;               // D, k
+  int rows, columns, limit;         // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
+  float scale;                      // log2(e) / temperature
   Dtype dtype;
   bool region;
   bool joint;  // one list for all slots, else one a slot

@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kThreads = 512, kMultiplying = 2;  // groups of 128 threads; the third keeps the lists, the fourth copies
 constexpr int kLists = lists_of_a_block(true);
-constexpr int kResident = 8;                     // chunks of queries that stay
-constexpr int kStages = 4;                       // of keys, beside them
+constexpr int kResident = 8;  // chunks of queries that stay
+constexpr int kStages = 4;    // of keys, beside them
 constexpr int kPieces = kResident + kStages;
 constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
 constexpr int kRoom = 15;
