@@ -92,7 +92,9 @@ def test_affinity_propagate(programs):
 
 def test_what_the_cuda_module_finds(programs):
     targets = []
-    module = SimpleNamespace(topk_affinity=lambda *arguments: targets.append(arguments[9]))
+    module = SimpleNamespace(
+        topk_affinity=lambda *arguments: targets.append(arguments[9]), lists_of_a_block=lambda hopper: 1
+    )
     call, launch = context(MANY, 1), Launch(module, 0, 0, True)
     topk_affinity_cuda.topk_affinity(*call, *SELECTED, False, 0, [], launch)
     topk_affinity_cuda.affinity_propagate(*call[:3], LABELS, call[2], call[3], *SELECTED, False, 0, [], launch)
