@@ -64,9 +64,12 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
             if "take" not in calls:
                 continue
             called_at = chain[calls.index("take")][1]
-            stage = (_of_hits if file == HITS else _of_lists)(text[file], chain, calls, called_at)
+            if file == HITS:
+                stage = _of_hits(text[file], chain, calls, called_at)
+            else:
+                stage, called_at = KEPT[0] if _deep(text[file], called_at) else KEPT[1], 0
             if stage:
-                found.setdefault(stage, {}).setdefault(called_at if file == HITS else 0, Stage()).add(instruction)
+                found.setdefault(stage, {}).setdefault(called_at, Stage()).add(instruction)
     return {stage: max(copies.values(), key=lambda copy: copy.cycles) for stage, copies in found.items()}
 
 
@@ -80,17 +83,12 @@ def _of_hits(text: list[str], chain: list[tuple[str, int]], calls: list[str], ca
     return stage
 
 
-def _of_lists(text: list[str], _: list[tuple[str, int]], __: list[str], called_at: int) -> str:
-    """Which of KEPT an instruction of `take` belongs to."""
-    return "round" if _deep(text, called_at) else "around"
-
-
 def _deep(text: list[str], line: int) -> bool:
-    """Whether a line of a function is inside a block of it: of `add_up`, what it seldom does."""
+    """Whether a line of a function is inside a block of it: of `add_up`, what it seldom does; of `take`, its loop."""
     return text[line - 1].startswith("      ")
 
 
-def cycles_of_a_patch(found: dict[str, Stage], k: int, every: bool = True) -> tuple[float, float] | None:
+def cycles_of_a_patch(found: dict[str, Stage], k: int) -> tuple[float, float] | None:
     """Cycles of a patch of a warp that multiplies and of one that keeps lists, which has the patches of two such warps.
 
     Hits are as many as were counted on real features; None without counts for k, or where nobody keeps lists apart.
@@ -98,6 +96,6 @@ def cycles_of_a_patch(found: dict[str, Stage], k: int, every: bool = True) -> tu
     counted = json.loads(COUNTS.read_text()).get(str(k)) if COUNTS.is_file() else None
     if counted is None or any(stage not in found for stage in (*PER_PATCH, *KEPT)):
         return None
-    once = found["find"].cycles + found["places_of"].cycles + (found["add_up"].cycles if every else 0)
+    once = sum(found[stage].cycles for stage in ("find", "places_of", "add_up"))
     kept = found["around"].cycles * counted["flushes"] + found["round"].cycles * counted["rounds"]
     return once + found["write"].cycles * counted["writes"], kept

@@ -6,7 +6,7 @@ steps come first that the others' worth depends on.
 
 from pathlib import Path
 
-from benchmarks.gpu_steps import ROOT, Command, Step
+from benchmarks.gpu_steps import Command, Step
 
 LIMITS = {"first": 200.0, "second": 240.0, "third": 240.0, "fourth": 240.0}
 """Seconds of a part; those of its steps add up to no more."""
@@ -100,4 +100,4 @@ def plan(made: Path, workers: int) -> dict[str, tuple[Step, ...]]:
 
 def build_folder() -> Path:
     """Where modules lie that are not installed."""
-    return ROOT / "build" / "gpu-check"
+    return Path("build") / "gpu-check"  # of the repository, where programs run

@@ -146,7 +146,7 @@ def largest_k():
 
 
 def many_patches(height, width, radius, dtype):
-    """A grid of several patches, so that both lists of a query, and every stage of the copies, have work."""
+    """A grid of several patches, so that all warps, and every stage of the copies, have work."""
     query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
     region = None if radius is None else Region(height, width, radius)
     for selection in (("frame", "all"), ("joint", "kept")):

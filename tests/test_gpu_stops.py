@@ -188,8 +188,7 @@ def test_a_stream_does_not_stop_between_frames(name):
     propagator = LabelPropagator(name, **overrides)
     propagator.start(frames[0], labels)
     # How many keys tie is known to the GPU alone, and is the size of what it is to write.
-    each = int(PRESETS[name].ties == "all")
-    with no_stops() if not each else stops(each * (len(frames) - 1)):
+    with stops(len(frames) - 1) if PRESETS[name].ties == "all" else no_stops():
         found.append([propagator.step(frame) for frame in frames[1:]])
     propagator.check()
     assert all(map(torch.equal, found[2], found[0]))

@@ -97,7 +97,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(f"error: the CUDA module is not built: {error}")
     seconds = round(time.monotonic() - start, 1)
-    print(json.dumps({"name": f"build for {', '.join(options.chips)}", "seconds": seconds, "file": str(options.out)}))
+    print(json.dumps({"name": f"build for {', '.join(options.chips)}", "seconds": seconds, "file": options.out.name}))
 
 
 if __name__ == "__main__":

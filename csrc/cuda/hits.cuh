@@ -24,6 +24,7 @@ struct Hits {
   alignas(8) uint16_t places[32][4];
   float gate[32];  // of each row: smaller products are not among the k best
   int more;        // whether the patch has hits for which there was no room
+
   ON_DEVICE uint64_t places_of(int row) const { return *reinterpret_cast<const uint64_t*>(places[row]); }
   // In the place of hits that are not needed any more: kScratch bytes.
   static constexpr int kScratch = ROOM * 32 * int(sizeof(Hit)) + 32 * 4 * 2;

@@ -54,10 +54,6 @@ ON_DEVICE void sync_block() { __syncthreads(); }
 ON_DEVICE void sync_warp() { __syncwarp(); }
 ON_DEVICE bool any(bool value) { return __any_sync(0xffffffffu, value); }
 template <class T>
-ON_DEVICE T from_lane(T value, int lane) {
-  return __shfl_sync(0xffffffffu, value, lane);
-}
-template <class T>
 ON_DEVICE T from_lane_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
