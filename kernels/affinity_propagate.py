@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call
-from .limits import taken
+from .limits import cdiv, power_of_two, taken
 from .merge import filled_slots, merge, softmax, weigh
 from .propagate_labels import propagate_labels
 from .topk_affinity import Best, Candidates, candidates_of, finish_constants, topk_affinity
@@ -86,9 +86,9 @@ def _carry(
     merged = candidates[0].shape[1] // groups
     constants = carry_constants(call, k, merged, every, out.shape[2])
     grid = (
-        triton.cdiv(call.queries, constants["ROWS"]),
-        triton.cdiv(out.shape[2], constants["COLUMNS"]),
-        len(call.query),
+        cdiv(call.queries, constants["ROWS"]),
+        cdiv(out.shape[2], constants["COLUMNS"]),
+        call.targets,
     )
     carry[grid](
         *candidates,
@@ -118,7 +118,7 @@ def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -
     """The compile-time arguments of carry, which merges that many lists of k and adds up labels of that length."""
     constants = finish_constants(call, k, merged, every, False)
     del constants["TIES"]
-    return {**constants, "COLUMNS": min(WIDEST, triton.next_power_of_2(length))}
+    return {**constants, "COLUMNS": min(WIDEST, power_of_two(length))}
 
 
 def carry_options(chip: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .contract import fit, multiply, multiply_moved, multiply_moved_terms, pieces
 from .grid import rounded
-from .limits import MOST_PROGRAMS, evenly
+from .limits import MOST_PROGRAMS, cdiv, evenly
 
 LARGEST = 1 << 22  # entries of the matrices that are there at a time, unless one sample's are more
 PITCH = 64  # of its rows
@@ -51,7 +51,7 @@ class Softmax:
     def logits(self, part: slice) -> Tensor:
         """<query, key> / temperature of some samples: [b, N, M and some], float32, rows side by side; 0 beyond M."""
         query, key = self.query[part], self.key[part]
-        pitch = triton.cdiv(key.shape[1], PITCH) * PITCH
+        pitch = cdiv(key.shape[1], PITCH) * PITCH
         out = torch.empty((*query.shape[:2], pitch), dtype=torch.float32, device=query.device)
         multiply(query, key.mT, out, 1 / self.temperature)
         return out
@@ -68,7 +68,7 @@ class Softmax:
 
     def grid(self, samples: int) -> tuple[int, int]:
         """Programs of both kernels."""
-        return triton.cdiv(self.query.shape[1], ROWS), samples
+        return cdiv(self.query.shape[1], ROWS), samples
 
 
 def attend(

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
 
 from . import limits, tiles
+from .limits import cdiv
 
 
 class Reach(NamedTuple):
@@ -74,7 +74,7 @@ class Call:
             joint,
             width,
             tiles.precision(query.dtype),
-            len(query),
+            query.shape[0],
         )
 
     def parts(self, lists: int, k: int, every: bool) -> list[slice]:
@@ -83,9 +83,7 @@ class Call:
         A candidate is 8 bytes; with `every` a list has 8 more, the top and the sum of its softmax.
         """
         of_a_target = lists * self.queries * 8 * (k + every)
-        return limits.evenly(
-            len(self.query), min(limits.MOST_PROGRAMS, max(1, limits.WORKSPACE // max(1, of_a_target)))
-        )
+        return limits.evenly(self.targets, min(limits.MOST_PROGRAMS, max(1, limits.WORKSPACE // max(1, of_a_target))))
 
     def part(self, targets: slice) -> "Call":
         """The call of these targets alone.
@@ -93,8 +91,15 @@ class Call:
         Its results are theirs in the whole call, to the last bit but where the CUDA scan adds up a softmax: it shares
         the keys of what it is given among all blocks.
         """
+        if targets == slice(0, self.targets):
+            return self
         query, frames, copies = (limits.taken(x, targets) for x in (self.query, self.frames, self.copies))
         return replace(self, query=query, frames=frames, copies=copies)
+
+    @property
+    def targets(self) -> int:
+        """Target frames, B."""
+        return self.query.shape[0]
 
     @property
     def queries(self) -> int:
@@ -129,9 +134,9 @@ class Call:
     def patches(self, size: int, keys: bool = False) -> int:
         """How many patches of `size` queries, or keys, cover a frame."""
         if not self.region:
-            return triton.cdiv(self.positions if keys else self.queries, size)
+            return cdiv(self.positions if keys else self.queries, size)
         wide = tiles.side(size, True)
-        return triton.cdiv(self.width, wide) * triton.cdiv(self.queries // self.width, size // wide)
+        return cdiv(self.width, wide) * cdiv(self.queries // self.width, size // wide)
 
     def grid(self, tile: tiles.Tile, joint: bool) -> tuple[tuple[int, int, int], int]:
         """Programs (tiles of queries, groups of slots, B), and the slots of a group.
@@ -139,10 +144,10 @@ class Call:
         One slot a group if lists are per slot. A joint list is better the longer it lives, so its groups are only as
         many as keep the chip busy.
         """
-        across, targets = self.patches(tile.n), self.query.shape[0]
-        wanted = triton.cdiv(tiles.programs_at_once(self.query.device), max(1, across * self.together))
-        each = triton.cdiv(self.slots, min(self.slots, wanted)) if joint else 1
-        return (across, triton.cdiv(self.slots, each), targets), each
+        across = self.patches(tile.n)
+        wanted = cdiv(tiles.programs_at_once(self.query.device), max(1, across * self.together))
+        each = cdiv(self.slots, min(self.slots, wanted)) if joint else 1
+        return (across, cdiv(self.slots, each), self.targets), each
 
     @property
     def grids(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import tiles
 from .grid import product, rounded
+from .limits import cdiv
 
 STEP = 16
 """Elements that a row's length and distance from the next are a multiple of."""
@@ -21,7 +22,7 @@ def fit(x: Tensor) -> Tensor:
     """The tensor, or a copy with zeros appended to its last dimension, so that rows are read side by side."""
     if x.stride(-1) == 1 and not any(size % STEP for size in (x.shape[-1], *x.stride()[:-1])):
         return x
-    padded = x.new_zeros((*x.shape[:-1], triton.cdiv(x.shape[-1], STEP) * STEP))
+    padded = x.new_zeros((*x.shape[:-1], cdiv(x.shape[-1], STEP) * STEP))
     padded[..., : x.shape[-1]] = x
     return padded
 
@@ -75,8 +76,8 @@ def pieces(left: Tensor, right: Tensor, rows: int) -> int:
     Arguments and `rows`, I, as multiply_moved takes them.
     """
     tile, groups = _tile(left, right), len(left)
-    programs = triton.cdiv(groups * rows, tile.n) if right.ndim == 3 else groups * triton.cdiv(rows, tile.n)
-    programs *= triton.cdiv(right.shape[-1], tile.m)
+    programs = cdiv(groups * rows, tile.n) if right.ndim == 3 else groups * cdiv(rows, tile.n)
+    programs *= cdiv(right.shape[-1], tile.m)
     return max(1, min(right.shape[-3], tiles.programs_at_once(left.device) // max(1, programs)))
 
 
@@ -103,7 +104,7 @@ def _launch(
     rows, columns, cut = *numbers[:2], numbers[9]
     if rows * columns * groups == 0:
         return
-    grid = (triton.cdiv(rows, tile.n) * triton.cdiv(columns, tile.m) * groups * cut,)
+    grid = (cdiv(rows, tile.n) * cdiv(columns, tile.m) * groups * cut,)
     tensors = (left, right, out, left if shifts is None else shifts)
     constants = contract_constants(kind, _precision(left, right), tile)
     contract[grid](*tensors, *numbers, factor, **constants, **tile.options())

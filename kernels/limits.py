@@ -13,14 +13,24 @@ queries in Triton's one list a slot, and an H100 has 132 multiprocessors.
 """
 
 
+def cdiv(count: int, size: int) -> int:
+    """Their quotient rounded up. This and `power_of_two` are Triton's as well, which take the CPU some microseconds."""
+    return -(-count // size)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not below count, which is positive."""
+    return 1 << (count - 1).bit_length()
+
+
 def evenly(count: int, most: int) -> list[slice]:
     """Parts of a batch of `count`, each of at most `most` and about as long as the others; none of an empty one."""
     if count <= most:
         return [slice(0, count)] if count else []
-    each = -(-count // -(-count // most))
+    each = cdiv(count, cdiv(count, most))
     return [slice(start, min(count, start + each)) for start in range(0, count, each)]
 
 
 def taken(x: Tensor, part: slice) -> Tensor:
     """The part of a batch: x[part], or x itself where that is all of it, which costs nothing and is easily traced."""
-    return x if part == slice(0, len(x)) else x[part]
+    return x if part == slice(0, x.shape[0]) else x[part]

@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .limits import cdiv, power_of_two
+
 LONGEST = 128  # columns of a table that one program takes
 ENTRIES = 16  # of a row that are scattered at a time
 
 
 def block(length: int) -> tuple[int, int]:
     """Columns of a table of that many, and rows, that one program takes."""
-    columns = min(LONGEST, triton.next_power_of_2(max(1, length)))
+    columns = min(LONGEST, power_of_two(max(1, length)))
     return columns, 2048 // columns
 
 
@@ -36,7 +38,7 @@ def propagate_labels(
     out = labels.new_empty((targets, queries, length), dtype=dtype)
     columns, rows = block(length)
     if out.numel():
-        grid = (triton.cdiv(targets * queries, rows), triton.cdiv(length, columns))
+        grid = (cdiv(targets * queries, rows), cdiv(length, columns))
         sizes = (targets * queries, queries, kept, frames.shape[1], *labels.shape)
         gather[grid](weights, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
     return out
@@ -61,7 +63,7 @@ def row_products(source: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
     columns, rows = block(length)
     if out.numel():
         sizes = (out.numel(), queries, kept, frames.shape[1], *labels.shape)
-        grid = (triton.cdiv(out.numel(), rows),)
+        grid = (cdiv(out.numel(), rows),)
         products[grid](source, indices, labels, frames, out, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
     return out
 
@@ -83,7 +85,7 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
     row, entries = row.sort(stable=True)
     bounds = torch.searchsorted(row, torch.arange(maps * positions + 1, device=row.device))
     columns, _ = block(length)
-    grid = (maps * positions, triton.cdiv(length, columns))
+    grid = (maps * positions, cdiv(length, columns))
     scatter[grid](source, weights, entries, bounds, out, kept, length, ENTRIES=ENTRIES, COLUMNS=columns, num_warps=2)
     return out
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
-from .limits import taken
+from .limits import cdiv, power_of_two, taken
 from .merge import NOBODY, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 from .traced import launched
@@ -99,7 +99,7 @@ def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: boo
 
 def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
     """The compile-time arguments of scan."""
-    return {"K": max(4, triton.next_power_of_2(k)), "EVERY": every, **call.constants(tile)}
+    return {"K": max(4, power_of_two(k)), "EVERY": every, **call.constants(tile)}
 
 
 def finish_candidates(
@@ -126,7 +126,7 @@ def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, e
     groups = outputs[0].shape[2]
     merged = candidates[0].shape[1] // groups
     constants = finish_constants(call, k, merged, every, ties)
-    launched(finish)[(triton.cdiv(call.queries, constants["ROWS"]), groups, len(call.query))](
+    launched(finish)[(cdiv(call.queries, constants["ROWS"]), groups, call.targets)](
         *candidates,
         call.frames,
         call.copies,
@@ -147,11 +147,11 @@ def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, e
 
 def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -> dict:
     """The compile-time arguments of finish, which merges that many lists of k."""
-    lists = triton.next_power_of_2(merged * k)
+    lists = power_of_two(merged * k)
     return {
-        "K": triton.next_power_of_2(k),
+        "K": power_of_two(k),
         "P": lists,
-        "S": triton.next_power_of_2(merged),
+        "S": power_of_two(merged),
         "ROWS": max(1, min(64, 2048 // lists)),
         "MEAN": not call.joint,
         "EVERY": every,

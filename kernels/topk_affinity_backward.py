@@ -17,6 +17,7 @@ from torch import Tensor
 from . import limits, tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, product, tile_at, times_counted
+from .limits import cdiv, power_of_two
 from .propagate_labels import propagate_labels, scatter_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -67,7 +68,7 @@ def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_quer
     tile = tiles.gradient_tile(tiles.family(d_query.device), call.query.dtype, call.precision)
     (targets, _, channels), bank_frames = d_query.shape, len(d_bank)
     constants = gradient_constants(call, tile)
-    slices = triton.cdiv(channels, constants["WIDE"])
+    slices = cdiv(channels, constants["WIDE"])
     groups = denominators.shape[2]
     for some in limits.evenly(targets, limits.MOST_PROGRAMS):
         part, tensors = call.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
@@ -84,7 +85,7 @@ def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_quer
 
 def gradient_constants(call: Call, tile: tiles.Tile) -> dict:
     """The compile-time arguments of to_queries and to_keys."""
-    return {"WIDE": min(tile.wide, max(16, triton.next_power_of_2(call.query.shape[2]))), **call.constants(tile)}
+    return {"WIDE": min(tile.wide, max(16, power_of_two(call.query.shape[2]))), **call.constants(tile)}
 
 
 @triton.jit

@@ -61,17 +61,22 @@ def affinity_propagate(
 
 def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> tuple[Best, int]:
     """As topk_affinity.candidates_of, of a `_copied` call."""
-    return lambda part: best_of_groups(part, k, joint, every, launch), _work(call, joint, launch).lists
+    whole = _work(call, joint, launch)
+
+    def best(part: Call) -> Candidates:
+        work = whole if part is call else _work(part, joint, launch)
+        return best_of_groups(part, work, k, joint, every, launch)
+
+    return best, whole.lists
 
 
 def _work(call: Call, joint: bool, launch: Launch) -> Work:
     return Work.of(call, joint, blocks_at_once(call.query.device), launch.module.lists_of_a_block(launch.hopper))
 
 
-def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
+def best_of_groups(call: Call, work: Work, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
-    work = _work(call, joint, launch)
-    shape = (len(call.query), work.lists, call.queries)
+    shape = (call.targets, work.lists, call.queries)
     # What no block writes is -inf: lists of parts that there are not, and of empty slots.
     values = call.query.new_full((*shape, k), -torch.inf, dtype=torch.float32)
     tops = values.new_full(shape if every else (0,), -torch.inf)
@@ -79,7 +84,7 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch)
     if values.numel():
         launch.module.topk_affinity(
             *(tensor.data_ptr() for tensor in (*call.tensors(), work.before, values, indices, tops, sums)),
-            *(len(call.query), len(call.bank)),
+            *(call.targets, call.banked),
             *call.grids,
             (*call.query.stride()[:2], *call.bank.stride()[:2]),
             *(call.slots, work.parts, work.rounds, work.blocks, call.query.shape[2], k),
@@ -94,7 +99,9 @@ def best_of_groups(call: Call, k: int, joint: bool, every: bool, launch: Launch)
 
 def _copied(call: Call) -> Call:
     """The call with features that can be copied in bulk: once for all of its parts."""
-    return dataclasses.replace(call, query=_copyable(call.query), bank=_copyable(call.bank))
+    query, bank = _copyable(call.query), _copyable(call.bank)
+    same = query is call.query and bank is call.bank
+    return call if same else dataclasses.replace(call, query=query, bank=bank)
 
 
 def _copyable(features: Tensor) -> Tensor:

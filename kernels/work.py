@@ -5,7 +5,6 @@ targets. What a query finds in one stretch is a list of its own, or two (lists_o
 csrc/cuda/topk_affinity.h); there must be room for those of all stretches that can have keys of one list.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from . import tiles
 from .call import Call, Reach
+from .limits import cdiv
 
 KEYS = 128
 """Positions of a patch, of queries and of keys alike."""
@@ -41,7 +41,7 @@ class Work:
         before, through_region, most = patches(*call.grids, call.reach if call.region else None, call.query.device)
         all_keys = call.patches(KEYS, keys=True)
         together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
-        rounds = -(-len(call.query) // max(1, min(len(call.query), together)))
+        rounds = cdiv(call.targets, max(1, min(call.targets, together)))
         # Of one target: all slots seen through the region, or all seen whole. Every block has a share of either.
         units = [call.slots * units for units in (through_region, all_keys * call.patches(KEYS))]
         blocks = max(1, min(blocks, MOST_BLOCKS, *units))
@@ -50,7 +50,7 @@ class Work:
             lists = [(call.slots * most, shares[0]), (call.slots * all_keys, shares[1])]
         else:  # one slot may be seen whole where the others are not
             lists = [(all_keys if call.region else most, shares[0])]
-        parts = max(1, *(-(-(keys - 1) // share) + 1 for keys, share in lists))
+        parts = max(1, *(cdiv(keys - 1, share) + 1 for keys, share in lists))
         return Work(before, blocks, rounds, parts, lists_of_a_block * parts * (1 if joint else call.slots))
 
 
@@ -59,11 +59,26 @@ def blocks_at_once(device: torch.device) -> int:
     return max(1, tiles.programs_at_once(device) // 2)
 
 
-@functools.lru_cache(maxsize=64)
-def patches(
-    queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device
-) -> tuple[Tensor, int, int]:
-    """Work.before, its last entry, and the most that one query patch sees; counted as csrc/cuda/patches.cuh does."""
+Counts = tuple[Tensor, int, int]
+_COUNTED: dict[tuple, Counts] = {}
+
+
+def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
+    """Work.before, its last entry, and the most that one query patch sees; counted as csrc/cuda/patches.cuh does.
+
+    Counted once and kept for good, since a CUDA graph may read `before` as long as it lives; but what is made while one
+    is captured is the graph's own, and holds nothing before the graph has run.
+    """
+    shape = (queries, keys, reach, device)
+    counts = _COUNTED.get(shape)
+    if counts is None:
+        counts = _counted(*shape)
+        if device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
+            _COUNTED[shape] = counts
+    return counts
+
+
+def _counted(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
     here = _before(queries, keys, reach, torch.device("cpu"))
     # Made anew where it is needed: a copy would have the CPU wait.
     before = here if device.type == "cpu" else _before(queries, keys, reach, device)
@@ -74,9 +89,9 @@ def patches(
 def _before(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Tensor:
     wide = tiles.side(KEYS, reach is not None)
     tall = KEYS // wide
-    down, across = (-(-size // step) for size, step in zip(queries, (tall, wide), strict=True))
+    down, across = (cdiv(size, step) for size, step in zip(queries, (tall, wide), strict=True))
     if reach is None:
-        return torch.arange(down * across + 1, dtype=torch.int32, device=device) * -(-keys[1] // wide)
+        return torch.arange(down * across + 1, dtype=torch.int32, device=device) * cdiv(keys[1], wide)
     dy = _apart(down, tall, reach.rows - 1, keys[0], device)[:, None, :, None]
     dx = _apart(across, wide, reach.columns, keys[1], device)[None, :, None, :]
     near = (dy < reach.rows) & (dx <= reach.columns) & (dy * dy + dx * dx <= reach.limit)
@@ -91,6 +106,6 @@ def _apart(count: int, size: int, reach: int, end: int, device: torch.device) ->
     """
     start = torch.arange(count, device=device)[:, None] * size
     first, last = (start - reach).clamp(min=0), (start + size + reach).clamp(max=end)
-    key = first + torch.arange(-(-(size + 2 * reach) // size) + 1, device=device) * size
+    key = first + torch.arange(cdiv(size + 2 * reach, size) + 1, device=device) * size
     apart = torch.maximum(start - (key + size - 1), key - (start + size - 1)).clamp(min=0)
     return torch.where(key < last, apart, 1 << 20)

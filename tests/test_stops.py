@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ from timecycle.propagation import LabelPropagator
 from timecycle.protocols import PRESETS
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from timecycle.kernels import work
+
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="launches of interpreted kernels are not replaced")
 
 
@@ -96,6 +99,15 @@ def test_a_call_stops_once_and_without_checks_never(gpu, name):
     assert gpu.stops == []
     CALLS[name](True)
     assert len(gpu.stops) == 1
+
+
+def test_what_a_cuda_graph_makes_is_not_kept_for_other_calls(gpu):
+    kept_before = dict(work._COUNTED)
+    with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+        kept("cuda", Region(2, 10, 3), False, False)
+    assert kept_before == work._COUNTED
+    kept("cuda", Region(2, 10, 3), False, False)
+    assert len(work._COUNTED) == len(kept_before) + 1
 
 
 def test_attend_has_nothing_to_read(gpu):

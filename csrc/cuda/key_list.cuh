@@ -22,36 +22,31 @@ ON_DEVICE Rank rank_of(float product, int index) {
 ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(rank >> 32))); }
 ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
 
-ON_DEVICE void put_in_order(Rank& better, Rank& worse) {
-  const Rank first = better, second = worse;
-  const bool swap = second > first;
-  better = swap ? second : first;
-  worse = swap ? first : second;
-}
-
 // Those that are STEP apart, and then half of that, and so on, of N ranks before which there are BEFORE better ones, as
-// it were: best first, if they rose and then fell or the other way round [bitonic merge]. Those whose number has the
-// bit TURNED are put in the other order.
-template <int STEP, int BEFORE, int TURNED, int N>
+// it were: best first, if they fell and then rose [bitonic merge].
+template <int STEP, int BEFORE, int N>
 ON_DEVICE void merge(Rank (&ranks)[N]) {
 #pragma unroll
   for (int i = BEFORE; i + STEP < BEFORE + N; ++i) {
-    if (i & STEP) continue;
-    Rank &one = ranks[i - BEFORE], &other = ranks[i - BEFORE + STEP];
-    if (i & TURNED) {
-      put_in_order(other, one);
-    } else {
-      put_in_order(one, other);
-    }
+    if (!(i & STEP)) chip::put_in_order(ranks[i - BEFORE], ranks[i - BEFORE + STEP]);
   }
-  if constexpr (STEP > 1) merge<STEP / 2, BEFORE, TURNED>(ranks);
+  if constexpr (STEP > 1) merge<STEP / 2, BEFORE>(ranks);
 }
 
-// Best first. N is a power of two [bitonic sort].
-template <int SIZE = 2, int N>
+// Best first: runs of SORTED, which are, become runs of twice as many, by comparing what is STEP apart, and then half
+// of that. N is a power of two [odd-even merge sort].
+template <int SORTED = 1, int STEP = SORTED, int N>
 ON_DEVICE void sort(Rank (&ranks)[N]) {
-  merge<SIZE / 2, 0, SIZE>(ranks);
-  if constexpr (SIZE < N) sort<2 * SIZE>(ranks);
+#pragma unroll
+  for (int i = 0; i + STEP < N; ++i) {
+    const bool first = ((i - STEP % SORTED) & STEP) == 0, same = i / (2 * SORTED) == (i + STEP) / (2 * SORTED);
+    if (i >= STEP % SORTED && first && same) chip::put_in_order(ranks[i], ranks[i + STEP]);
+  }
+  if constexpr (STEP > 1) {
+    sort<SORTED, STEP / 2>(ranks);
+  } else if constexpr (2 * SORTED < N) {
+    sort<2 * SORTED>(ranks);
+  }
 }
 
 // The k best keys of a row, best first. Of K entries the first K - k are out of the way.
@@ -73,7 +68,7 @@ struct List {
 #pragma unroll
     for (int i = 0; i < N; ++i) entry[K - 1 - i] = max(entry[K - 1 - i], ranks[i]);
     constexpr int kAll = K <= 8 ? 8 : K <= 16 ? 16 : 32;
-    merge<kAll / 2, kAll - K, 0>(entry);
+    merge<kAll / 2, kAll - K>(entry);
   }
 };
 

@@ -24,7 +24,7 @@ struct RowLists {
   const Piece& piece;  // what the warp is at
   List<K> list;        // of row lane()
 
-  static constexpr int kBatch = 4;
+  static constexpr int kBatch = K > 10 ? 8 : 4;  // ranks merged at a time: the longer the list, the dearer a merge
 
   ON_DEVICE RowLists(const Scan& call, const Piece& piece) : call(call), piece(piece) {}
 
@@ -39,23 +39,31 @@ struct RowLists {
   ON_DEVICE void take(const Hits<ROOM>& hits, int first) {
     const int lane = chip::lane();
     const float gate = hits.gate[lane];
-    uint64_t places = hits.places_of(lane);  // of the hits that are left
-    int done = 0;
-    Rank smaller = kNoRank;  // of the last hit, if it belongs here as well
+    const uint64_t places = hits.places_of(lane);
+    // The hits that are left, those of the row's first columns in `here`.
+    uint32_t here = uint32_t(places), later = uint32_t(places >> 32);
+    int start = first, done = 0;
+    Rank smaller = kNoRank;  // of the last hit, if `both` of its products belong here
+    bool both = false;
     chip::note(chip::Event::flush);
-    while (chip::any(places != 0 || smaller != kNoRank)) {
+    while (chip::any(here != 0 || later != 0 || both)) {
       Rank ranks[kBatch];
 #pragma unroll
       for (int n = 0; n < kBatch; ++n) {
-        const bool next = smaller == kNoRank && places != 0;
-        const int bit = chip::lowest(places), index = first + key(bit % 16, bit / 16 * 2);
+        const bool rest = here == 0;
+        start += rest ? 4 : 0;
+        here = rest ? later : here;
+        later = rest ? 0 : later;
+        const bool next = !both && here != 0;
+        const int bit = chip::lowest(here), index = start + key(bit % 16, bit / 16 * 2);
         const Hit hit = hits.entry[min(done, ROOM - 1)][lane];
         const int second = hit.value[1] > hit.value[0];
         // A comparison with NaN is false.
         const float more = fmaxf(hit.value[0], hit.value[1]), less = fminf(hit.value[0], hit.value[1]);
         ranks[n] = next ? rank_of(more, index + second) : smaller;
-        smaller = next && less >= gate ? rank_of(less, index + 1 - second) : kNoRank;
-        places &= next ? places - 1 : places;
+        both = next && less >= gate;
+        smaller = both ? rank_of(less, index + 1 - second) : kNoRank;
+        here &= next ? here - 1 : here;
         done += next;
       }
       chip::note(chip::Event::insertion);

@@ -235,8 +235,8 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
-  // Registers of a thread of each kind of group. To plan with a region takes more, and so do the longest lists.
-  constexpr int kToMultiply = 192, kToKeep = REGION && K <= 10 ? 88 : 96;
+  // Registers of a thread of each kind of group. To plan with a region takes the thread that copies more.
+  constexpr int kToMultiply = 192, kToKeep = REGION ? 88 : 96;
   constexpr int kToCopy = 65536 / 128 - kMultiplying * kToMultiply - kToKeep;
   DYNAMIC_SHARED(shared);
   Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);

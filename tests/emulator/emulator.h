@@ -15,6 +15,7 @@
 #include <functional>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "events.h"
 
@@ -91,7 +92,10 @@ inline float number_of(int32_t bits) {
 }
 inline int count(uint32_t bits) { return __builtin_popcount(bits); }
 inline int count(uint64_t bits) { return __builtin_popcountll(bits); }
-inline int lowest(uint64_t bits) { return bits == 0 ? -1 : __builtin_ctzll(bits); }
+inline int lowest(uint32_t bits) { return bits == 0 ? -1 : __builtin_ctz(bits); }
+inline void put_in_order(int64_t& larger, int64_t& smaller) {
+  if (smaller > larger) std::swap(larger, smaller);
+}
 inline uint32_t with_sign(uint32_t bits, float x) { return bits << 1 | uint32_t(bits_of(x)) >> 31; }
 struct Cursor {
   char* address = nullptr;

@@ -1,0 +1,84 @@
+"""What a call of the CUDA backend takes the CPU, its kernels not launched: python -m benchmarks.cuda_host.
+
+A call of one target is over on an H100 before Python has made the next one, so that this is what it takes. Here is no
+GPU: tensors are small and on the CPU, and the launches do nothing, so that only ratios of these times say something.
+Prints microseconds of the whole call and of its part below PyTorch's dispatcher, each the least of many rounds.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from timecycle.kernels.launch import Launch
+
+from timecycle.kernels import topk_affinity_cuda
+from timecycle.ops import Select, _backends, topk_affinity
+
+ROUNDS, CALLS = 40, 150
+
+
+class Nothing:
+    """A Triton kernel that is not launched."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """For any grid."""
+        return lambda *arguments, **options: None
+
+
+@contextmanager
+def no_launches() -> Iterator[Launch]:
+    """Calls take the way of the CUDA backend on a Hopper GPU, with tensors on the CPU."""
+    nothing: Any = SimpleNamespace(topk_affinity=lambda *arguments: None, lists_of_a_block=lambda hopper: 1)
+    there = Launch(nothing, 0, 0, True)
+    registered = [
+        dataclasses.replace(backend, missing=None, why_not=lambda *_: None) if backend.name == "cuda" else backend
+        for backend in _backends._REGISTERED["topk_affinity"]
+    ]
+    with ExitStack() as stack:
+        for name, value in (
+            ("timecycle.ops.topk_affinity.launch", lambda tensor: there),
+            ("timecycle.ops.topk_affinity.check_values", lambda *arguments: None),  # on a GPU nothing without `check`
+            ("timecycle.kernels.topk_affinity.finish", Nothing()),
+            ("timecycle.kernels.tiles.programs_at_once", lambda device: 264),
+        ):
+            stack.enter_context(mock.patch(name, value))
+        stack.enter_context(mock.patch.dict(_backends._REGISTERED, topk_affinity=tuple(registered)))
+        yield there
+
+
+def least(call: Callable[[], object]) -> float:
+    """Microseconds of a call, in the fastest round."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append(time.perf_counter() - start)
+    return min(times) / CALLS * 1e6
+
+
+def main() -> None:
+    """Time a call of one target with eight slots, k = 5."""
+    argparse.ArgumentParser(prog="python -m benchmarks.cuda_host", description=__doc__.splitlines()[0]).parse_args()
+    torch.set_num_threads(1)
+    query, bank = torch.zeros(1, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 64, 64, dtype=torch.bfloat16)
+    frames, select = torch.arange(8)[None], Select(5, 512**-0.5, "frame", "all")
+    copies = torch.ones(1, 8, 2, dtype=torch.int64)
+    options = (query, bank, frames, copies, 5, select.temperature, False, True, False, 0, [])
+    with no_launches() as launch:
+        calls = {
+            "whole call": lambda: topk_affinity(query, bank, frames, select, backend="cuda", check=False),
+            "below the dispatcher": lambda: topk_affinity_cuda.topk_affinity(*options, launch),
+        }
+        for name, call in calls.items():
+            print(f"{name}: {least(call):.0f} us")
+
+
+if __name__ == "__main__":
+    main()
