@@ -45,8 +45,6 @@ class Kernel:
     """By the opcode's first part; all of them under ""."""
     stages: dict[str, Stage]
     """What a warp does with a patch, of the scans."""
-    strayed: frozenset[str]
-    """Files whose code reads or writes spilled registers."""
 
     @property
     def cycles(self) -> tuple[float, float] | None:
@@ -82,8 +80,7 @@ def kernels(source: Path, chip: str) -> tuple[list[Kernel], str]:
         for instruction in code[name]:
             counts[instruction.opcode] = counts.get(instruction.opcode, 0) + 1
         spills = int(stack) + int(stores) + int(loads)
-        strayed = frozenset(i.lines[0][0] for i in code[name] if i.opcode in ("STL", "LDL") and i.lines)
-        found.append(Kernel(readable(name), int(registers), spills, counts, stages(code[name]), strayed))
+        found.append(Kernel(readable(name), int(registers), spills, counts, stages(code[name])))
     return found, said
 
 

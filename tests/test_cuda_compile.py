@@ -19,10 +19,9 @@ ROOT = Path(__file__).parents[1]
 # What a kernel must multiply with, and on which chip; elsewhere it is empty, since it never runs there.
 PRODUCTS = {"topk_affinity_sm80": ("80", "HMMA"), "topk_affinity_sm90": ("90a", "HGMMA")}
 
-PLANNING = {"work.cuh", "patches.cuh", "topk_affinity_sm90.cu", "instructions.cuh"}
 # Cycles of a patch, of a warp that multiplies and of one that keeps lists: softmax over all keys, hits as counted on
 # real features (benchmarks/results/cuda_selection.json).
-MOST_CYCLES = {"5": (2100, 1000), "10": (2100, 1800), "20": (2200, 4400)}
+MOST_CYCLES = {"5": (2000, 750), "10": (2050, 1350), "20": (2150, 3200)}
 
 # There is nothing to compile with: users without the CUDA toolkit. CI has it.
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
@@ -34,10 +33,7 @@ def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
     found, said = kernels(source, chip)
     assert found, said
     for kernel in found:
-        # With the longest lists and a region there are too few registers for the one thread that copies where it plans
-        # its next piece of work, once in some thirty patches; what multiplies and selects does not spill.
-        planning = kernel.strayed <= PLANNING and kernel.spilled <= 450 and kernel.name.endswith(" 20 region")
-        assert kernel.spilled == 0 or planning, f"{kernel} {kernel.strayed}"
+        assert kernel.spilled == 0, kernel
     assert "serialized" not in said  # what ptxas says of a wgmma that it makes wait for the one before
     with_products, opcode = PRODUCTS.get(source.stem, (None, ""))
     if chip == with_products:
