@@ -295,7 +295,7 @@ def _forward_checks(selections: list, dtypes: list, shapes: list) -> dict[str, C
         found[f"shape {sizes} {' '.join(selection)} {dtype}"] = partial(shape, *sizes, selection, dtype)
     found |= {f"any shape, seed {seed}": partial(any_shape, seed, selections, dtypes) for seed in range(16)}
     found |= {f"nothing: {' '.join(s)}": partial(nothing_to_choose_from, s, dtypes[0]) for s in selections}
-    ties = {s[2] for s in selections}
+    ties = sorted({s[2] for s in selections})
     found |= {f"flat, ties {t}": partial(flat_frames, t, {"exact": 5, "all": 130}[t], dtypes[0]) for t in ties}
     for check in (large_features, not_a_number, strides):
         found[check.__name__.replace("_", " ")] = partial(check, dtypes[0])
