@@ -32,9 +32,10 @@ demo: $(VENV)/.built ## carry masks through the made video set; print the scores
 	$(SAY) "label propagation on a made video set (about a minute)"
 	@$(RUN) test_davis.py --cropSize 320 --save_path out/demo
 
+# Side by side, a file at a time, since fixtures are made once a file.
 test: $(VENV)/.built ## run the test suite
 	$(SAY) "running the tests (some minutes)"
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 nightly: $(VENV)/.built ## run the tests that take minutes: that training learns
 	$(SAY) "running the nightly tests (some ten minutes)"

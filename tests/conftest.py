@@ -11,8 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+
+# Processes side by side (pytest-xdist) share the cores, also in programs that they start. Before PyTorch is imported.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import torch
 
 from timecycle.encoder import Encoder
 from timecycle.errors import run_command_line
