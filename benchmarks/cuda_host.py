@@ -1,8 +1,8 @@
-"""What a call of the CUDA backend takes the CPU, its kernels not launched: python -m benchmarks.cuda_host.
+"""CPU time of one call of the CUDA backend, its launches replaced by nothing: python -m benchmarks.cuda_host.
 
-A call of one target is over on an H100 before Python has made the next one, so that this is what it takes. Here is no
-GPU: tensors are small and on the CPU, and the launches do nothing, so that only ratios of these times say something.
-Prints microseconds of the whole call and of its part below PyTorch's dispatcher, each the least of many rounds.
+An H100 has finished a call of one target before Python has made the next, so that this is what a call takes. No GPU is
+used: tensors are small and on the CPU, and only ratios of these times mean something. Prints microseconds of the whole
+call and of its part below PyTorch's dispatcher, each the least of many rounds.
 """
 
 import argparse

@@ -14,7 +14,7 @@ queries in Triton's one list a slot, and an H100 has 132 multiprocessors.
 
 
 def cdiv(count: int, size: int) -> int:
-    """Their quotient rounded up. This and `power_of_two` are Triton's as well, which take the CPU some microseconds."""
+    """Count / size, rounded up. Triton has this and the next function, but its own cost microseconds a call."""
     return -(-count // size)
 
 

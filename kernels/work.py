@@ -61,6 +61,9 @@ def blocks_at_once(device: torch.device) -> int:
 
 Counts = tuple[Tensor, int, int]
 _COUNTED: dict[tuple, Counts] = {}
+"""By shape, for as long as the process lives: half a kilobyte or a few of a GPU each."""
+_UNFINISHED: dict[tuple, torch.cuda.Event] = {}
+"""By shape: the end of the work that makes `before`, until it is known to be over."""
 
 
 def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
@@ -73,8 +76,16 @@ def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None
     counts = _COUNTED.get(shape)
     if counts is None:
         counts = _counted(*shape)
-        if device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
+        if device.type == "cpu":
             _COUNTED[shape] = counts
+        elif not torch.cuda.is_current_stream_capturing():
+            _COUNTED[shape], _UNFINISHED[shape] = counts, torch.cuda.Event()
+            _UNFINISHED[shape].record()
+    elif shape in _UNFINISHED and not torch.cuda.is_current_stream_capturing():
+        if _UNFINISHED[shape].query():
+            del _UNFINISHED[shape]
+        else:
+            _UNFINISHED[shape].wait()  # this may be the first call on its stream
     return counts
 
 

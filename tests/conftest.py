@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Processes side by side (pytest-xdist) share the cores, also in programs that they start. Before PyTorch is imported.
+# Processes side by side (pytest-xdist), and programs that they start, share the cores. PyTorch reads this when it is
+# imported.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests import attend_cases, outside_cases, parts_cases
+from tests.outside_cases import TIED
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
 from timecycle.ops._backends import choose
@@ -24,7 +25,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COPIES = [[1, 0], [3, 1], [0, 0], [2, 2]]
 CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
 BACKEND = "triton"  # which `run` sets
-TIED = 6  # channels with which many products of `whole` are equal, but not all of a row: Triton's interpreter is slow
 # Videos: targets, positions, neighbours, slots, classes, and how many label maps they share, None for one each.
 VIDEOS = [
     (1, 1, 1, 1, 1, None),
@@ -146,12 +146,20 @@ def largest_k():
         both(query, bank, [[0, 1]], Select(129, 4.0), torch.float32)
 
 
-def many_patches(height, width, radius, dtype):
+def all_equal(selection, dtype):
+    """Every key that counts is equal to every other, with a region and without, also where labels are carried."""
+    query, bank = torch.zeros(2, 20, 3), whole(2, 3, 20, 3)
+    for region, copies in ((None, None), (Region(4, 5, 2), COPIES)):
+        same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, region, copies))
+    carried(selection, Region(4, 5, 2), 3, dtype, (query, bank))
+
+
+def many_patches(height, width, radius, k, dtype):
     """A grid of several patches, so that all warps, and every stage of the copies, have work."""
     query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
     region = None if radius is None else Region(height, width, radius)
     for selection in (("frame", "all"), ("joint", "kept")):
-        same(*both(query, bank, [[0, 1, 0]], Select(10, 8.0, *selection), dtype, region))
+        same(*both(query, bank, [[0, 1, 0]], Select(k, 8.0, *selection), dtype, region))
 
 
 def gradients(selection, region, copies, dtype):
@@ -189,12 +197,12 @@ def labels(length):
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
-def carried(selection, region, length, dtype):
+def carried(selection, region, length, dtype, features=None):
     """Labels in one go, some slots without a label map, as the reference has them in float64."""
-    query, bank = (x.to(dtype).to(DEVICE) for x in (whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)))
+    query, bank = (x.to(dtype).to(DEVICE) for x in features or (whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)))
     frames = torch.tensor(CONTEXT, device=DEVICE)
     label_frames = torch.tensor([[3, -1, 0, 2], [1, 1, -1, 0]], device=DEVICE)
-    maps = normal(3, 4, 99, length).to(DEVICE)
+    maps = normal(3, 4, bank.shape[1], length).to(DEVICE)
     options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
     found = []
     for backend, wide in ((BACKEND, dtype), ("reference", torch.float64)):
@@ -290,6 +298,7 @@ def _forward_checks(selections: list, dtypes: list, shapes: list) -> dict[str, C
             name = f"carried, {where}: {' '.join(selection)}"
             region = Region(9, 11, 3) if where == "region" else None
             found[name] = partial(carried, selection, region, (1, 5, 150)[i % 3], dtypes[i % len(dtypes)])
+        found[f"all equal: {' '.join(selection)}"] = partial(all_equal, selection, dtypes[i % len(dtypes)])
     for i, sizes in enumerate(shapes * 2):
         selection, dtype = selections[(3 * i) % len(selections)], dtypes[(i + i // len(shapes)) % len(dtypes)]
         found[f"shape {sizes} {' '.join(selection)} {dtype}"] = partial(shape, *sizes, selection, dtype)
@@ -321,7 +330,7 @@ def _cuda_checks() -> dict[str, Callable[[], None]]:
     # N, M, D, T, k: queries stay in shared memory up to 512 channels on Hopper, and are streamed beyond.
     shapes = [(1, 1, 1, 1, 1), (127, 257, 72, 3, 5), (130, 129, 520, 2, 20), (64, 640, 512, 1, 10), (10, 4, 8, 3, 9)]
     found = _forward_checks(selections, dtypes, shapes)
-    for place in ((1, 700, None), (20, 35, None), (20, 35, 4), (9, 50, 30)):
+    for place in ((1, 700, None, 20), (20, 35, None, 10), (20, 35, 4, 20), (9, 50, 30, 5)):
         found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
     for rescale, sizes in itertools.product((False, True), VIDEOS):
         found[f"video {sizes}{', rescaled' * rescale}"] = partial(through_a_video, *sizes, rescale)

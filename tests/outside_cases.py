@@ -13,6 +13,8 @@ from timecycle.ops import Region
 from timecycle.ops._backends import choose
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TIED = 6
+"""Channels with which many products of `whole` are equal, but not all of a row, which would take the interpreter long."""
 
 
 def run(name: str, backend: str, *arguments: object) -> object:
@@ -32,7 +34,7 @@ def inside(x: Tensor, end: int) -> Tensor:
 def frames_outside(selection: tuple[str, str, str], region: Region | None) -> None:
     """Frames and label maps that are not there are none, and do not count as filled slots."""
     generator = torch.Generator().manual_seed(0)
-    query, bank, maps = (whole(generator, *s) for s in ((2, 99, 6), (3, 99, 6), (4, 99, 5)))
+    query, bank, maps = (whole(generator, *s) for s in ((2, 99, TIED), (3, 99, TIED), (4, 99, 5)))
     width, reach = (region.width, region.reach()) if region else (0, [])
     rest = (2.0, selection[0] == "joint", selection[1] == "all")
     select = (4, *rest, selection[2] == "all", width, reach)

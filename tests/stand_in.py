@@ -156,6 +156,8 @@ def stand_in() -> Iterator[StandIn]:
         mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),
         mock.patch("timecycle.kernels.tiles.programs_at_once", return_value=264),
         mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
+        mock.patch("torch.cuda.Event", return_value=mock.Mock(query=lambda: True)),
+        mock.patch.dict("timecycle.kernels.work._COUNTED", clear=True),
         mock.patch.object(topk_affinity, "launch", return_value=on),
         mock.patch.object(topk_affinity, "CUDA", module),
         mock.patch.object(topk_affinity, "TRITON_MISSING", None),

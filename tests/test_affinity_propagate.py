@@ -64,7 +64,7 @@ def test_gradients_are_those_of_finite_differences(scope, normalise, ties):
     def propagated(query: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
         return affinity_propagate(query, bank, frames, labels, label_frames, select, region=region)
 
-    assert torch.autograd.gradcheck(propagated, leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(propagated, leaves, fast_mode=True, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

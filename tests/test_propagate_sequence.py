@@ -49,6 +49,20 @@ def test_strides_and_negative_sums(backend):
     assert float(ours[1:].max()) == 1
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not here, or tensors are on a GPU")
+@pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
+def test_the_bits_are_the_same_with_any_number_of_threads(rescale):
+    inputs = video(7, 12, 700, 5, 3, 4)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(propagate_sequence(*inputs, rescale=rescale, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_float64_is_left_to_the_reference():
     inputs = [x.double() if x.is_floating_point() else x for x in video(5, 4, 20, 3, 2, 3)]
     torch.testing.assert_close(propagate_sequence(*inputs), by_hand(*inputs, False))

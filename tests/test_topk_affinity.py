@@ -254,6 +254,22 @@ def test_strided_inputs_are_the_same_as_contiguous_ones(backend):
     assert torch.equal(strided[1], plain[1])
 
 
+@pytest.mark.parametrize("backend", [name for name in ALL_BACKENDS if name != "reference"])
+@pytest.mark.parametrize("region", [None, Region(18, 30, 5)], ids=["everywhere", "region"])
+@pytest.mark.parametrize("ties", ["exact", "all"])
+def test_the_bits_are_the_same_with_any_number_of_threads(backend, region, ties):
+    query, bank, frames = random_case(540, 540, 64, 3, torch.bfloat16)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(topk_affinity(query, bank, frames, Select(5, 8.0, ties=ties), region=region, backend=backend))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 def test_a_repeated_frame_equals_copies_of_it():
     query, bank, _ = random_case(40, 40, 8, 1, torch.float32)
     select, region = Select(10, 0.2), Region(5, 8, 3)

@@ -63,7 +63,7 @@ ON_DEVICE float number_of(int32_t bits) { return __int_as_float(bits); }
 ON_DEVICE int count(uint32_t bits) { return __popc(bits); }
 ON_DEVICE int count(uint64_t bits) { return __popcll(bits); }
 ON_DEVICE int lowest(uint32_t bits) { return __ffs(int32_t(bits)) - 1; }  // number of the lowest bit that is set
-// The larger number first. As a maximum and a minimum the compiler would compare twice.
+// The larger number first. Of a maximum and a minimum the compiler would make two comparisons.
 ON_DEVICE void put_in_order(int64_t& larger, int64_t& smaller) {
   asm("{\n.reg .pred p;\n.reg .b64 first;\nmov.b64 first, %0;\nsetp.gt.s64 p, %1, first;\n"
       "selp.b64 %0, %1, first, p;\nselp.b64 %1, first, %1, p;\n}"

@@ -22,8 +22,8 @@ ON_DEVICE Rank rank_of(float product, int index) {
 ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(rank >> 32))); }
 ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
 
-// Those that are STEP apart, and then half of that, and so on, of N ranks before which there are BEFORE better ones, as
-// it were: best first, if they fell and then rose [bitonic merge].
+// Puts N ranks that fall and then rise best first, as if BEFORE better ranks preceded them: compares those STEP apart,
+// then half of that, and so on [bitonic merge].
 template <int STEP, int BEFORE, int N>
 ON_DEVICE void merge(Rank (&ranks)[N]) {
 #pragma unroll
@@ -33,10 +33,11 @@ ON_DEVICE void merge(Rank (&ranks)[N]) {
   if constexpr (STEP > 1) merge<STEP / 2, BEFORE>(ranks);
 }
 
-// Best first: runs of SORTED, which are, become runs of twice as many, by comparing what is STEP apart, and then half
-// of that. N is a power of two [odd-even merge sort].
+// Best first. Merges sorted runs of SORTED ranks into runs of twice that length: compares ranks STEP apart, then half of
+// that, and so on [odd-even merge sort].
 template <int SORTED = 1, int STEP = SORTED, int N>
 ON_DEVICE void sort(Rank (&ranks)[N]) {
+  static_assert((N & (N - 1)) == 0);
 #pragma unroll
   for (int i = 0; i + STEP < N; ++i) {
     const bool first = ((i - STEP % SORTED) & STEP) == 0, same = i / (2 * SORTED) == (i + STEP) / (2 * SORTED);

@@ -24,7 +24,7 @@ struct RowLists {
   const Piece& piece;  // what the warp is at
   List<K> list;        // of row lane()
 
-  static constexpr int kBatch = K > 10 ? 8 : 4;  // ranks merged at a time: the longer the list, the dearer a merge
+  static constexpr int kBatch = K > 10 ? 8 : 4;  // ranks merged at a time; a merge into a longer list costs more
 
   ON_DEVICE RowLists(const Scan& call, const Piece& piece) : call(call), piece(piece) {}
 
@@ -40,7 +40,7 @@ struct RowLists {
     const int lane = chip::lane();
     const float gate = hits.gate[lane];
     const uint64_t places = hits.places_of(lane);
-    // The hits that are left, those of the row's first columns in `here`.
+    // The hits that are left: `here` those in columns 0 to 3 of each eighth, `later` those in columns 4 to 7.
     uint32_t here = uint32_t(places), later = uint32_t(places >> 32);
     int start = first, done = 0;
     Rank smaller = kNoRank;  // of the last hit, if `both` of its products belong here

@@ -235,7 +235,7 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
-  // Registers of a thread of each kind of group. To plan with a region takes the thread that copies more.
+  // Registers of a thread of each kind of group. With a region the thread that copies needs more, to plan.
   constexpr int kToMultiply = 192, kToKeep = REGION ? 88 : 96;
   constexpr int kToCopy = 65536 / 128 - kMultiplying * kToMultiply - kToKeep;
   DYNAMIC_SHARED(shared);
