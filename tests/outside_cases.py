@@ -14,7 +14,7 @@ from timecycle.ops._backends import choose
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIED = 6
-"""Channels with which many products of `whole` are equal, but not all of a row, which would take the interpreter long."""
+"""Channels with which many products of `whole` are equal, but not all of a row: that takes the interpreter long."""
 
 
 def run(name: str, backend: str, *arguments: object) -> object:
