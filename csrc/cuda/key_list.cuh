@@ -33,8 +33,8 @@ ON_DEVICE void merge(Rank (&ranks)[N]) {
   if constexpr (STEP > 1) merge<STEP / 2, BEFORE>(ranks);
 }
 
-// Best first. Merges sorted runs of SORTED ranks into runs of twice that length: compares ranks STEP apart, then half of
-// that, and so on [odd-even merge sort].
+// Best first. Merges sorted runs of SORTED ranks into runs of twice that length: compares ranks STEP apart, then half
+// of that, and so on [odd-even merge sort].
 template <int SORTED = 1, int STEP = SORTED, int N>
 ON_DEVICE void sort(Rank (&ranks)[N]) {
   static_assert((N & (N - 1)) == 0);
