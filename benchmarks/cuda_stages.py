@@ -1,7 +1,7 @@
 """What warps do with a patch of products, stage by stage, counted from the machine code of csrc/cuda.
 
 The stages are the functions of csrc/cuda/row_hits.cuh, of warps that multiply, on the way that nearly every patch
-takes: no list is new, and the buffer has room. Of row_lists.cuh, of warps that keep the lists, they are a round of
+takes: no list is new, the buffer has room, and the lanes of a warp are together. Of row_lists.cuh, of warps that keep the lists, they are a round of
 `take` and what is around it. A stage is found by its calls in the source, whose lines the compiler keeps.
 """
 
@@ -51,13 +51,23 @@ def functions(file: str) -> dict[int, str]:
     return found
 
 
+def together(code: Iterable[Instruction]) -> list[Instruction]:
+    """The code up to its last EXIT.
+
+    Behind it the compiler puts what a warp does at an exchange or a vote whose lanes it finds apart [BRA.DIV].
+    """
+    code = list(code)
+    end = max((i for i, instruction in enumerate(code) if instruction.opcode == "EXIT"), default=len(code))
+    return code[:end]
+
+
 def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
     """The stages of a patch."""
     inside = {file: functions(file) for file in (HITS, LISTS)}
     text = {file: (FOLDER / file).read_text().splitlines() for file in inside}
     # By the line of `take` that it comes from, too: what is called from two places is there twice, and runs once.
     found: dict[str, dict[int, Stage]] = {}
-    for instruction in code:
+    for instruction in together(code):
         for file, names in inside.items():
             chain = [(names[line], line) for name, line in instruction.lines if name == file and names[line]]
             calls = [name for name, _ in chain]
