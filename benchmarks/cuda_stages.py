@@ -2,8 +2,8 @@
 
 The stages are the functions of csrc/cuda/row_hits.cuh, of warps that multiply, on the way that nearly every patch
 takes: no list is new, the buffer has room, and the lanes of a warp are together. Of row_lists.cuh, of warps that keep
-the lists, they are a round of `take` and what is around it. A stage is found by its calls in the source, whose lines the
-compiler keeps.
+the lists, they are a round of `take` and what is around it. A stage is found by its calls in the source, whose lines
+the compiler keeps.
 """
 
 import json
