@@ -93,7 +93,7 @@ class Call:
         """
         if targets == slice(0, self.targets):
             return self
-        query, frames, copies = (limits.taken(x, targets) for x in (self.query, self.frames, self.copies))
+        query, frames, copies = (x[targets] for x in (self.query, self.frames, self.copies))
         return replace(self, query=query, frames=frames, copies=copies)
 
     @property

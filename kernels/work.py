@@ -60,10 +60,9 @@ def blocks_at_once(device: torch.device) -> int:
 
 
 Counts = tuple[Tensor, int, int]
-_COUNTED: dict[tuple, Counts] = {}
-"""By shape, for as long as the process lives: half a kilobyte or a few of a GPU each."""
-_UNFINISHED: dict[tuple, torch.cuda.Event] = {}
-"""By shape: the end of the work that makes `before`, until it is known to be over."""
+_COUNTED: dict[tuple, tuple[Counts, torch.cuda.Event | None]] = {}
+"""By shape, for as long as the process lives: half a kilobyte or a few of a GPU each. The event is the end of the work
+that makes `before`, until it is known to be over."""
 
 
 def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
@@ -73,19 +72,21 @@ def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None
     is captured is the graph's own, and holds nothing before the graph has run.
     """
     shape = (queries, keys, reach, device)
-    counts = _COUNTED.get(shape)
-    if counts is None:
-        counts = _counted(*shape)
-        if device.type == "cpu":
-            _COUNTED[shape] = counts
-        elif not torch.cuda.is_current_stream_capturing():
-            _COUNTED[shape], _UNFINISHED[shape] = counts, torch.cuda.Event()
-            _UNFINISHED[shape].record()
-    elif shape in _UNFINISHED and not torch.cuda.is_current_stream_capturing():
-        if _UNFINISHED[shape].query():
-            del _UNFINISHED[shape]
+    if shape not in _COUNTED:
+        counts, made = _counted(*shape), None
+        if device.type != "cpu":
+            if torch.cuda.is_current_stream_capturing():
+                return counts
+            made = torch.cuda.Event()
+            made.record()
+        _COUNTED[shape] = counts, made
+        return counts
+    counts, made = _COUNTED[shape]
+    if made is not None and not torch.cuda.is_current_stream_capturing():
+        if made.query():
+            _COUNTED[shape] = counts, None
         else:
-            _UNFINISHED[shape].wait()  # this may be the first call on its stream
+            made.wait()  # this may be the first call on its stream
     return counts
 
 

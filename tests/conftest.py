@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ _backends.register("topk_affinity", *REGISTERED, *FORCED)
 NATIVE_NEEDED = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
 BACKENDS = [pytest.param("cpu", marks=NATIVE_NEEDED), "reference"]
 ALL_BACKENDS = [*BACKENDS, *(pytest.param(backend.name, marks=NATIVE_NEEDED) for backend in FORCED)]
+
+
+def on_threads(counts: Iterable[int], run: Callable[[], Any]) -> list[Any]:
+    """What run() returns on each of these numbers of threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            found.append(run())
+    finally:
+        torch.set_num_threads(before)
+    return found
 
 
 @pytest.fixture

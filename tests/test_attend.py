@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BACKENDS, NATIVE_NEEDED
+from tests.conftest import BACKENDS, NATIVE_NEEDED, on_threads
 from timecycle.errors import InputError
 from timecycle.ops import EdgeDropout, attend
 from timecycle.ops._backends import TRITON_MISSING
@@ -130,13 +130,7 @@ def test_the_bits_are_the_same_with_any_number_of_threads(backend):
     if device_of(backend) == "cuda":
         pytest.skip("the threads are the CPU's")
     cases = [Case(3, 49, 260, 32, 20, CONVOLUTION, batched=batched) for batched in (False, True)]
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append([x for case in cases for x in case.run(backend)])
-    finally:
-        torch.set_num_threads(before)
+    found = on_threads((1, 1, 2, 5), lambda: [x for case in cases for x in case.run(backend)])
     # Plain PyTorch's own products may round otherwise when they are shared.
     for other in found[1:] if backend != "reference" else found[1:2]:
         assert all(map(torch.equal, other, found[0]))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import on_threads
 from tests.test_attend import DTYPES, SOFTMAX_BACKENDS, device_of
 from timecycle.errors import InputError
 from timecycle.ops import attend, edge_affinity
@@ -98,13 +99,7 @@ def test_a_softmax_without_an_edge_has_none(backend):
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
 def test_the_bits_are_the_same_with_any_number_of_threads(backend):
     case = Case(3, 100, 150, 32, 4)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(case.run(backend))
-    finally:
-        torch.set_num_threads(before)
+    found = on_threads((1, 1, 2, 5), lambda: case.run(backend))
     # Plain PyTorch's own sums may round otherwise when they are shared.
     for other in found[1:] if backend != "reference" else found[1:2]:
         assert all(map(torch.equal, other, found[0]))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests import kernel_cases
+from tests.conftest import on_threads
 from tests.kernel_cases import DEVICE, by_hand, video
 from timecycle.errors import InputError
 from timecycle.ops import propagate_sequence
@@ -53,13 +54,7 @@ def test_strides_and_negative_sums(backend):
 @pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
 def test_the_bits_are_the_same_with_any_number_of_threads(rescale):
     inputs = video(7, 12, 700, 5, 3, 4)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(propagate_sequence(*inputs, rescale=rescale, backend="cpu"))
-    finally:
-        torch.set_num_threads(before)
+    found = on_threads((1, 2, 5), lambda: propagate_sequence(*inputs, rescale=rescale, backend="cpu"))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 

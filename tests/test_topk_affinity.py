@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ALL_BACKENDS, BACKENDS
+from tests.conftest import ALL_BACKENDS, BACKENDS, on_threads
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, _backends, backends, topk_affinity
 from timecycle.ops.topk_affinity import exact_topk
@@ -259,13 +259,8 @@ def test_strided_inputs_are_the_same_as_contiguous_ones(backend):
 @pytest.mark.parametrize("ties", ["exact", "all"])
 def test_the_bits_are_the_same_with_any_number_of_threads(backend, region, ties):
     query, bank, frames = random_case(540, 540, 64, 3, torch.bfloat16)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(topk_affinity(query, bank, frames, Select(5, 8.0, ties=ties), region=region, backend=backend))
-    finally:
-        torch.set_num_threads(before)
+    select = Select(5, 8.0, ties=ties)
+    found = on_threads((1, 2, 5), lambda: topk_affinity(query, bank, frames, select, region=region, backend=backend))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, on_threads
 from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
 from timecycle.ops import Region, Select, _backends, topk_affinity
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
@@ -177,15 +177,14 @@ def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, normalise):
 def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, region, normalise):
     query, bank, temperature = random_features(540, 540, 64, dtype)
     case = Case(query, bank, FRAMES, Select(5, temperature, "frame", normalise), region)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(case.run(backend))
-            for _ in range(3):
-                assert all(map(torch.equal, case.run(backend), results[-1]))
-    finally:
-        torch.set_num_threads(before)
+
+    def repeated() -> list[Tensor]:
+        first = case.run(backend)
+        for _ in range(3):
+            assert all(map(torch.equal, case.run(backend), first))
+        return first
+
+    results = on_threads((1, 2, 3), repeated)
     for other, one in itertools.product(results[1:], results[:1]):
         for ours, theirs in zip(other, one, strict=True):
             atol = LARGEST[dtype] * float(theirs.abs().max())
