@@ -46,7 +46,10 @@ CUDA = _cuda_build()
 def extensions() -> list:
     """The extension modules that can be attempted here."""
     if CppExtension is None:
-        print("native kernels are not built: torch is not here (pip: add --no-build-isolation)", file=sys.stderr)
+        reason = "native kernels are not built: torch is not here (pip: install it, and add --no-build-isolation)"
+        if os.environ.get("TIMECYCLE_REQUIRE_NATIVE"):
+            sys.exit(f"error: {reason}")
+        print(reason, file=sys.stderr)
         return []
     found = [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE, extra_link_args=OPENMP)]
     reason = why_not_cuda()

@@ -9,11 +9,10 @@ Protocol: TimeCycle's (Wang, Jabri, Efros, CVPR 2019, section 4.2), with the num
 
 import argparse
 import ast
-import importlib
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,13 @@ from timecycle.data.davis import Sequence, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation import evaluate, fingerprint, masks_to_score
-from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features, GivenFeatures
+from timecycle.evaluation import evaluate, fingerprint, left_out, masks_to_score
+from timecycle.extractors import GivenFeatures, given_features, import_extractor
+from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features
+from timecycle.identity import identity
+from timecycle.masks import add_mask_options, masks_of
 from timecycle.protocols import PRESETS, Protocol, protocol
-from timecycle.results import ResultsFolder, peak_memory_mb
+from timecycle.results import FEATURES, ResultsFolder, peak_memory_mb
 from timecycle.scores import score_masks
 
 MADE_SET = Path("data/made-davis")
@@ -45,13 +47,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data (neither: a made video set, scores on which say nothing about DAVIS)")
     data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
-    data.add_argument("--set", default="val", help="list in ImageSets/2017 (default: %(default)s)")
-    data.add_argument("--filelist", type=Path, help="lines of 'frames-folder annotations-folder'")
+    data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
+    data.add_argument("--year", default="2017", help="of 2016, any object is object 1 (default: %(default)s)")
+    data.add_argument(
+        "--filelist", type=Path, help="lines of 'frames-folder annotations-folder', in quotes where there are blanks"
+    )
     data.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
-    data.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
+    add_mask_options(data)
     method = parser.add_argument_group("features and protocol")
     method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
     method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    method.add_argument("--part", help="of a file that holds several networks: teacher, student, state_dict_ema, ...")
     method.add_argument(
         "--features",
         help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
@@ -69,8 +75,15 @@ def parse_arguments() -> argparse.Namespace:
     run = parser.add_argument_group("run")
     run.add_argument("--save_path", type=Path, help="results folder (default: out/<data>-<features>-<crop>)")
     run.add_argument("--overwrite", action="store_true", help="start over instead of going on with what is unfinished")
+    run.add_argument(
+        "--reuse", action="store_true", help="go on with what is in the results folder, whatever features it is of"
+    )
+    run.add_argument(
+        "--fps", type=float, help="of the overlay videos (default: as prepared folders of frames say, else 24)"
+    )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     run.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features (default: %(default)s)")
+    run.add_argument("--debug", action="store_true", help="show where an error came from")
     for names in WITHOUT_EFFECT.split():
         parser.add_argument(*names.split("/"), nargs="*", dest=f"without effect {names}", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -92,6 +105,7 @@ def choose_device(name: str) -> torch.device:
 def choose_protocol(arguments: argparse.Namespace) -> Protocol:
     """The protocol with what the options change. Raises InputError for values that mean nothing."""
     changes: dict[str, Any] = {}
+    own = ":" in arguments.features  # an extractor of any stride
     for word in arguments.override:
         field, equals, text = word.partition("=")
         if not equals:
@@ -102,10 +116,10 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
             changes[field] = text  # a word
     crop, length, k = arguments.cropSize, arguments.videoLen, arguments.topk_vis
     if crop is not None:
-        if crop != -1 and (crop < STRIDE or crop % STRIDE):
-            raise InputError(
-                f"--cropSize is {crop}; expected a positive multiple of {STRIDE}, or -1 for the frame's size"
-            )
+        unit = 1 if own else STRIDE
+        if crop != -1 and (crop < unit or crop % unit):
+            what = "positive number of pixels" if own else f"positive multiple of {STRIDE}"
+            raise InputError(f"--cropSize is {crop}; expected a {what}, or -1 for the frame's size")
         if crop == -1:
             changes["resize"] = "native"
         else:
@@ -117,11 +131,10 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
     rules = protocol(arguments.protocol, **changes)
     if k is None:
         return rules
-    positions = (rules.side // STRIDE) ** 2 if rules.resize == "square" else k
+    known = rules.resize == "square" and not own
+    positions = (rules.side // STRIDE) ** 2 if known else k
     if not 1 <= k <= positions:
-        most = (
-            f"1 to {positions}, the positions of --cropSize {rules.side}" if rules.resize == "square" else "1 or more"
-        )
+        most = f"1 to {positions}, the positions of --cropSize {rules.side}" if known else "1 or more"
         raise InputError(f"--topk_vis is {k}; expected {most}")
     return protocol(rules, k=k)
 
@@ -130,7 +143,7 @@ def choose_features(
     arguments: argparse.Namespace, device: torch.device, rules: Protocol
 ) -> tuple[str, Features | GivenFeatures]:
     """A short name of the features for folders, and the features."""
-    place, colon, name = arguments.features.partition(":")
+    _, colon, name = arguments.features.partition(":")
     if not colon:
         parts = tuple(arguments.features.split("+"))
         if not set(parts) <= set(PARTS):
@@ -138,17 +151,11 @@ def choose_features(
                 f"--features is {arguments.features!r}; expected some of {', '.join(PARTS)} joined by +, or "
                 "MODULE:CALLABLE"
             )
-        features = Features(parts, device, DTYPES[arguments.dtype], rules, arguments.resume, arguments.layout)
+        file = (arguments.resume, arguments.layout, arguments.part)
+        features = Features(parts, device, DTYPES[arguments.dtype], rules, *file)
         learned = arguments.resume.name.split(".")[0] if arguments.resume else "network"
         return "+".join(learned if part == "network" else part for part in parts), features
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        extract = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--features {arguments.features} cannot be imported: {error}") from None
-    if not callable(extract):
-        raise InputError(f"--features {arguments.features} is a {type(extract).__name__}; expected a callable")
-    return name, GivenFeatures(extract, device)
+    return name, given_features(import_extractor(arguments.features), device, DTYPES[arguments.dtype])
 
 
 def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
@@ -156,12 +163,12 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
     if arguments.davis and arguments.filelist:
         raise InputError("--davis and --filelist are both given; expected one of them")
     if arguments.filelist:
-        return str(arguments.filelist), read_filelist(arguments.filelist, arguments.sequences, arguments.remap_255)
+        return str(arguments.filelist), read_filelist(arguments.filelist, arguments.sequences, masks_of(arguments))
     root = arguments.davis
     if root is None:
         print(f"no data given: evaluating the made video set in {MADE_SET} (its scores say nothing about DAVIS)")
         root = make_davis(MADE_SET)
-    return str(root), read_davis(root, arguments.set, names=arguments.sequences, remap_255=arguments.remap_255)
+    return str(root), read_davis(root, arguments.set, arguments.year, arguments.sequences, masks_of(arguments))
 
 
 def main() -> None:
@@ -181,23 +188,30 @@ def main() -> None:
         )
     device = choose_device(arguments.device)
     rules = choose_protocol(arguments)  # before data are made or read
-    # Weights by what they are, not by where they lie.
-    named = arguments.features + (f" {fingerprint(arguments.resume or SHIPPED)}" if with_network else "")
     source, sequences = choose_data(arguments)
+    if arguments.fps is not None:
+        if not 0 < arguments.fps <= 1000:
+            raise InputError(f"--fps is {arguments.fps:g}; expected frames a second, more than 0 and at most 1000")
+        sequences = [replace(sequence, fps=arguments.fps) for sequence in sequences]
     name, features = choose_features(arguments, device, rules)
+    # Weights and callables by what they are, not by where they lie.
+    known: str | None = fingerprint(arguments.resume or SHIPPED) if with_network else ""
+    if isinstance(features, GivenFeatures):
+        known = identity(features.extract)
     # What the masks depend on: every field of the protocol, and these.
     options = asdict(rules) | {
         "dtype": arguments.dtype,
-        "features": named,
+        FEATURES: None if known is None else f"{arguments.features} {known}".strip(),
         "layout": arguments.layout,
+        "part": arguments.part,
         "data": str(Path(source).resolve()),
-        "remap_255": arguments.remap_255,
+        "masks": asdict(masks_of(arguments)),
     }
     size = "native" if rules.resize == "native" else str(rules.side)
     words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
     save_path = arguments.save_path or Path("out") / "-".join(words)
-    folder = ResultsFolder(save_path, options, arguments.overwrite)
-    evaluate(sequences, features, rules, folder, remap_255=arguments.remap_255)
+    folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
+    evaluate(sequences, features, rules, folder)
     score(sequences, folder, arguments)
     folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
     folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
@@ -208,16 +222,16 @@ def main() -> None:
 
 
 def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> None:
-    """Grade the sequences that are annotated throughout; print the table, write the official CSV files."""
+    """Grade the sequences that are annotated throughout; print the report, write the official CSV files."""
     scored = [s for s in sequences if s.scored]
-    if len(scored) < len(sequences):
-        print(f"{len(sequences) - len(scored)} sequences have an annotation of the first frame only and are not scored")
+    for note in left_out(sequences):
+        print(f"warning: {note}")
     if not scored:
         return
-    scores = score_masks(masks_to_score(scored, folder.path), remap_255=arguments.remap_255)
+    scores = score_masks(masks_to_score(scored, folder.path))
     scores.write_csv(folder.path, arguments.set)
     folder.content.update(scores=scores.to_json())
-    print(scores.table())
+    print(scores.report())
 
 
 if __name__ == "__main__":

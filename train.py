@@ -59,7 +59,7 @@ def train(settings: Settings, run: Run, world: World) -> None:
     seed_everything(settings.seed)
     model = prepare(OBJECTIVES[settings.objective].model(settings), settings, world)
     if settings.pretrained and not run.checkpoint:
-        load_pretrained(model, settings.pretrained)
+        load_pretrained(model, settings.pretrained, settings.part)
     length = settings.steps or settings.epochs * order(len(clips), settings, 0, world).steps_per_epoch
     optimiser = make_optimiser(settings, model)
     schedule = make_schedule(settings, optimiser, length)

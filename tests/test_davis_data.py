@@ -9,7 +9,8 @@ from PIL import Image
 
 from timecycle.data.davis import read_davis, read_filelist
 from timecycle.errors import InputError
-from timecycle.masks import write_mask
+from timecycle.files import open_image, read_rgb, shown_size
+from timecycle.masks import mask_reading, read_mask, write_mask
 
 
 def frames(root: Path, name: str = "first") -> Path:
@@ -95,7 +96,7 @@ def test_what_does_not_fit_is_said_in_one_sentence(small_davis: Path, damage, sa
 
 def test_black_and_white_annotations_can_be_remapped(small_davis: Path):
     replace_annotation(small_davis, np.eye(48, 64, dtype=np.uint8) * 255)
-    assert len(read_davis(small_davis, remap_255=True)) == 2
+    assert len(read_davis(small_davis, masks=mask_reading(remap_255=True))) == 2
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_black_and_white_annotations_can_be_remapped(small_davis: Path):
     [
         (None, "does not exist"),
         ("", "is empty"),
-        ("JPEGImages/480p/first\n", "line 1 has 1 words"),
+        ("JPEGImages/480p/first\n", "line 1 has 1 words.*in quotes"),
         ("JPEGImages/480p/first Annotations/480p/first\n" * 2, "line 2 names a second sequence first"),
         ("JPEGImages/480p/third Annotations/480p/third\n", "third does not exist"),
     ],
@@ -119,3 +120,163 @@ def test_a_bad_filelist_is_said_in_one_sentence(small_davis: Path, lines, said):
 def test_an_unknown_sequence_is_named_with_the_known_ones(small_davis: Path):
     with pytest.raises(InputError, match=r"third is not in .* first, second"):
         read_davis(small_davis, names=["third"])
+
+
+def rename(root: Path, name: str, stem) -> None:
+    """Give the frames and annotations of a sequence other names, of their numbers."""
+    for folder in (frames(root, name), masks(root, name)):
+        for path in sorted(folder.iterdir(), reverse=True):
+            path.rename(path.with_name(f"{stem(int(path.stem))}{path.suffix}"))
+
+
+@pytest.mark.parametrize("stem", [lambda i: f"{i + 8}", lambda i: f"frame{i + 8}", lambda i: f"a{i + 8}_x1"])
+def test_files_are_in_the_natural_order_of_their_numbers(small_davis: Path, stem):
+    rename(small_davis, "first", stem)
+    sequence = read_davis(small_davis)[0]
+    assert [path.stem for path in sequence.frames] == [stem(i) for i in range(4)]
+    assert [path.stem for path in sequence.annotations] == [stem(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["mask.png", "00000.png"])
+def test_a_mask_beside_the_frames_is_no_frame(small_davis: Path, name):
+    shutil.copy(masks(small_davis) / "00000.png", frames(small_davis) / name)
+    sequence = read_davis(small_davis)[0]
+    assert [path.name for path in sequence.frames] == [f"{i:05d}.jpg" for i in range(4)]
+    assert [note for note in sequence.notes if name in note and "passed over" in note]
+
+
+def test_two_frames_of_one_name_are_refused(small_davis: Path):
+    with Image.open(frames(small_davis) / "00001.jpg") as image:
+        image.save(frames(small_davis) / "00001.png")
+    with pytest.raises(InputError, match=r"00001\.(png|jpg) and 00001\.(png|jpg) have one name"):
+        read_davis(small_davis)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".JPEG"])
+def test_frames_of_other_kinds(small_davis: Path, suffix):
+    for path in sorted(frames(small_davis).iterdir()):
+        with Image.open(path) as image:
+            pixels = np.array(image)
+            image.save(path.with_suffix(suffix), **({"lossless": True} if suffix == ".webp" else {}))
+        path.unlink()
+    found = read_davis(small_davis)[0].frames
+    assert [path.name for path in found] == [f"{i:05d}{suffix}" for i in range(4)]
+    if suffix != ".JPEG":
+        np.testing.assert_array_equal(read_rgb(found[3]), pixels)
+
+
+TURNS = {
+    2: lambda shown: shown[:, ::-1],
+    3: lambda shown: shown[::-1, ::-1],
+    4: lambda shown: shown[::-1],
+    5: lambda shown: shown.transpose(1, 0, 2),
+    6: lambda shown: np.rot90(shown),
+    7: lambda shown: shown[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda shown: np.rot90(shown, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_frames_are_as_they_are_shown(tmp_path, orientation, suffix):
+    shown = np.zeros((48, 64, 3), np.uint8)
+    shown[:10, :20], shown[30:, :8] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"frame{suffix}"
+    Image.fromarray(np.ascontiguousarray(TURNS[orientation](shown))).save(path, exif=exif, quality=100, subsampling=0)
+    assert np.abs(read_rgb(path).astype(int) - shown).mean() < 3
+    with open_image(path) as image:
+        assert shown_size(image) == (64, 48)
+
+
+def test_a_frame_that_its_orientation_turns_must_fit_its_mask(small_davis: Path):
+    exif = Image.Exif()
+    exif[274] = 6
+    for path in frames(small_davis).iterdir():
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+    with pytest.raises(InputError, match=r"00000\.png is 64 x 48; expected 48 x 64 like .*00000\.jpg"):
+        read_davis(small_davis)
+
+
+def test_grey_frames_of_more_bits_are_scaled(tmp_path):
+    ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
+    wanted = np.round(ramp * 255).astype(int)
+    Image.fromarray(np.round(ramp * 65535).astype(np.uint16)).save(tmp_path / "sixteen.png")
+    Image.fromarray(np.round(ramp * 65535).astype(np.int32)).save(tmp_path / "sixteen.tif")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    for name in ("sixteen.png", "sixteen.tif", "float.tif"):
+        found = read_rgb(tmp_path / name)
+        assert found.shape == (48, 64, 3)
+        assert np.abs(found.astype(int) - wanted[..., None]).max() <= 1
+    Image.fromarray(ramp.astype(np.float32) * 1000).save(tmp_path / "large.tif")
+    with pytest.raises(InputError, match=r"large\.tif holds values from 0 to 1000; expected 0 to 1"):
+        read_rgb(tmp_path / "large.tif")
+
+
+ENCODED = {
+    "byte-order mark": (lambda text: b"\xef\xbb\xbf" + text.encode(), None),
+    "UTF-16": (lambda text: text.encode("utf-16"), None),
+    "UTF-16, the other order": (lambda text: b"\xfe\xff" + text.encode("utf-16-be"), None),
+    "carriage returns": (lambda text: text.replace("\n", "\r\n").encode(), None),
+    "Latin-1": (lambda text: text.encode() + "caf\xe9\n".encode("latin-1"), "no UTF-8 text .line 3"),
+    "UTF-16 without a mark": (lambda text: text.encode("utf-16-le"), "null characters"),
+}
+
+
+@pytest.mark.parametrize(("encoded", "said"), ENCODED.values(), ids=ENCODED.keys())
+def test_lists_of_any_program_are_read_or_refused(small_davis: Path, encoded, said):
+    root = small_davis
+    lists = {
+        root / "ImageSets/2017/val.txt": ("second\nfirst\n", lambda: read_davis(root)),
+        root / "list.txt": (
+            "".join(f"{frames(root, name)} {masks(root, name)}\n" for name in ("second", "first")),
+            lambda: read_filelist(root / "list.txt"),
+        ),
+    }
+    for path, (text, read) in lists.items():
+        path.write_bytes(encoded(text))
+        if said is None:
+            assert [sequence.name for sequence in read()] == ["second", "first"]
+            continue
+        with pytest.raises(InputError, match=rf"{path.name} .*{said}"):
+            read()
+
+
+@pytest.mark.parametrize("line", ['"{0}" "{1}"', "'{0}' '{1}'", "{0}\t{1}"])
+def test_folders_with_blanks_stand_in_quotes_or_apart_by_tabs(small_davis: Path, line):
+    root = small_davis.rename(small_davis.with_name("my davis"))
+    (root / "list.txt").write_text(line.format(frames(root), masks(root)) + "\n")
+    assert [sequence.name for sequence in read_filelist(root / "list.txt")] == ["first"]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(small_davis: Path):
+    other = small_davis.with_name("other")
+    shutil.copytree(small_davis, other)
+    lines = [f"{frames(root, name)} {masks(root, name)}\n" for root in (small_davis, other) for name in ("first",)]
+    (small_davis / "list.txt").write_text("".join([*lines, f"{frames(other, 'second')} {masks(other, 'second')}\n"]))
+    found = read_filelist(small_davis / "list.txt")
+    assert [sequence.name for sequence in found] == [
+        f"{small_davis.name}-JPEGImages-480p-first", "other-JPEGImages-480p-first", "second"
+    ]  # fmt: skip
+    assert [sequence.frames[0].is_relative_to(other) for sequence in found] == [False, True, True]
+    assert len(read_filelist(small_davis / "list.txt", ["other-JPEGImages-480p-first"])) == 1
+
+
+def test_davis_2016_names_frames_and_has_one_object(small_davis: Path):
+    (small_davis / "ImageSets" / "480p").mkdir()
+    lines = [f"/JPEGImages/480p/{n}/{i:05d}.jpg /Annotations/480p/{n}/{i:05d}.png\n" for n in "ab" for i in range(2)]
+    (small_davis / "ImageSets" / "480p" / "val.txt").write_text("".join(lines).replace("/b/", "/first/"))
+    with pytest.raises(InputError, match="480p/a does not exist"):
+        read_davis(small_davis, year="2016")
+    replace_annotation(small_davis, np.kron(np.array([[0, 255], [7, 0]], np.uint8), np.ones((24, 32), np.uint8)))
+    (sequence,) = read_davis(small_davis, year="2016", names=["first"])
+    found = read_mask(sequence.annotations[0], sequence.masks)
+    np.testing.assert_array_equal(found, np.kron(np.array([[0, 1], [1, 0]]), np.ones((24, 32))))
+
+
+def test_a_prepared_folder_says_its_rate(small_davis: Path):
+    assert read_davis(small_davis)[0].fps is None
+    (frames(small_davis) / ".prepared.json").write_text('{"rules": {"fps": 12.5}, "bytes": 1, "frames": 4}')
+    assert read_davis(small_davis)[0].fps == 12.5

@@ -18,6 +18,7 @@ import timecycle
 from tests.resnets import random_weights
 from timecycle.errors import InputError
 from timecycle.files import read_rgb
+from timecycle.identity import identity
 from timecycle.images import prepared
 from timecycle.masks import read_mask, write_mask
 from timecycle.propagation import stream
@@ -155,7 +156,7 @@ def test_own_features_under_any_protocol_from_the_shell(run, small_davis: Path, 
         "radius": 3,
         "side": 64,
         "resize": "short side",
-        "features": "own_features:patches",
+        "features": f"own_features:patches {identity(patches)}",
     }
     assert results["scores"]["global"]["J-Mean"] > 0.6
 

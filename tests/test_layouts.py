@@ -231,9 +231,9 @@ def replaced(name: str, *shape: int) -> Callable[[State], State]:
         ),
         (
             18,
-            lambda w: prefixed("net.", w),
+            lambda w: prefixed("policy.", w),
             None,
-            r"no ResNet .* net.conv1.weight\); expected a layout of timecycle, crw",
+            r"no ResNet .* policy.conv1.weight\); expected a layout of timecycle, crw",
         ),
     ],
 )

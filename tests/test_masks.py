@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from timecycle.errors import InputError
-from timecycle.masks import PALETTE, check_not_black_and_white, read_mask, write_mask
+from timecycle.masks import PALETTE, check_annotation, ids_of, mask_reading, read_mask, write_mask
 
 
 def test_palette_is_that_of_davis(shared: Path):
@@ -39,24 +39,160 @@ def test_bilevel_and_remapped_masks_hold_ids(tmp_path):
     Image.fromarray(white).convert("1").save(tmp_path / "bilevel.png")
     Image.fromarray(white).save(tmp_path / "grey.png")
     for path, remap in ((tmp_path / "bilevel.png", False), (tmp_path / "grey.png", True)):
-        np.testing.assert_array_equal(read_mask(path, remap_255=remap), white // 255)
+        np.testing.assert_array_equal(read_mask(path, mask_reading(remap)), white // 255)
 
 
-def test_black_and_white_annotation_is_refused_with_the_remedy(tmp_path):
-    mask = np.zeros((4, 4), np.uint8)
-    mask[0] = 255
-    with pytest.raises(InputError, match=r"only|--remap-255") as refused:
-        check_not_black_and_white(tmp_path / "white.png", mask)
-    assert "white.png" in str(refused.value)
-    mask[1] = 1
-    check_not_black_and_white(tmp_path / "void.png", mask)  # void beside an object is DAVIS
-    check_not_black_and_white(tmp_path / "empty.png", np.zeros((4, 4), np.uint8))
+def moving(offset: int = 0) -> np.ndarray:
+    """Two objects, uint8 [48, 64]."""
+    mask = np.zeros((48, 64), np.uint8)
+    mask[5 + offset : 25 + offset, 5:30] = 1
+    mask[28:44, 30 + offset : 55 + offset] = 2
+    return mask
 
 
-def test_a_colour_picture_is_no_mask(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
-    with pytest.raises(InputError, match=r"rgb\.png is a picture of mode RGB"):
-        read_mask(tmp_path / "rgb.png")
+def grey(*values: int) -> Image.Image:
+    return Image.fromarray(np.array(values, np.uint8)[moving()])
+
+
+def in_color() -> Image.Image:
+    return Image.fromarray(PALETTE[moving()])
+
+
+def transparent_background() -> Image.Image:
+    pixels = np.dstack([PALETTE[moving()], np.where(moving() > 0, 255, 0).astype(np.uint8)])
+    pixels[moving() == 0, :3] = 77
+    return Image.fromarray(pixels)
+
+
+def turned() -> Image.Image:
+    return Image.fromarray(np.rot90(moving()))  # and back by the file's orientation, 6
+
+
+def soft() -> Image.Image:
+    return grey(0, 255, 0).resize((256, 192), Image.Resampling.BILINEAR).resize((64, 48), Image.Resampling.LANCZOS)
+
+
+def other_palette(*colors: int) -> Image.Image:
+    image = Image.fromarray(moving())
+    image.putpalette(colors)
+    return image
+
+
+EXIF = Image.Exif()
+EXIF[274] = 6
+READ = {
+    "palette in another order": (in_color().quantize, {}),
+    "colors": (in_color, {}),
+    "transparent background": (transparent_background, {}),
+    "grey with alpha": (lambda: grey(0, 1, 2).convert("LA"), {}),
+    "16 bits": (lambda: Image.fromarray(moving().astype(np.uint16)), {}),
+    "grey palette": (lambda: grey(0, 1, 2).convert("P"), {}),
+    "somebody's palette": (lambda: other_palette(0, 0, 0, 236, 95, 103, 249, 145, 87), {}),
+    "turned": (turned, {"exif": EXIF}),
+}
+
+
+@pytest.mark.parametrize(("image", "options"), READ.values(), ids=READ.keys())
+def test_masks_are_read_for_what_they_are(tmp_path, image, options):
+    image().save(tmp_path / "mask.png", **options)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), moving())
+    assert check_annotation(tmp_path / "mask.png") == []
+
+
+REFUSED = {
+    "black and white": (lambda: grey(0, 255, 255), "no ids but 0 and 255.*--remap-255"),
+    "black and white, 16 bits": (
+        lambda: Image.fromarray(np.where(moving() > 0, 65535, 0).astype(np.uint16)),
+        "no ids but 0 and 255.*--remap-255",
+    ),
+    "soft edges": (soft, "has soft edges.*--threshold"),
+    "soft edges in color": (lambda: soft().convert("RGB"), "has soft edges.*--threshold"),
+    "0 and 128": (lambda: grey(0, 128, 128), "grey value 128;.*--threshold"),
+    "0 and 200": (lambda: grey(0, 200, 0), "grey value 200;.*--remap"),
+    "100 and 200": (lambda: grey(0, 100, 200), "grey values 100, 200;.*--remap"),
+    "another background": (lambda: other_palette(255, 255, 255, 255, 0, 0, 0, 0, 255), "255, 255, 255. at index 0"),
+    "black somewhere else": (lambda: other_palette(0, 0, 200, 255, 0, 0, 0, 0, 0), "black at index 2"),
+    "web colors": (lambda: in_color().convert("P"), "palette of web colors"),
+    "colors of nobody": (
+        lambda: Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[moving()]),
+        "mode RGB with 2 colors that the DAVIS palette does not have",
+    ),
+    "half transparent": (
+        lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)),
+        "half transparent",
+    ),
+    "ids of 16 bits": (lambda: Image.fromarray(moving().astype(np.uint16) * 1000), "holds the value 2000"),
+}
+
+
+@pytest.mark.parametrize(("image", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_mask_of_ids_is_refused_with_the_remedy(tmp_path, image, said):
+    image().save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=rf"mask\.png .*{said}") as refused:
+        check_annotation(tmp_path / "mask.png")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_remedies_read_what_was_meant(tmp_path):
+    soft().save(tmp_path / "soft.png")
+    reading = mask_reading(threshold=128)
+    assert check_annotation(tmp_path / "soft.png", reading) == []
+    assert np.count_nonzero(read_mask(tmp_path / "soft.png", reading) != (moving() == 1)) <= 4
+    grey(0, 128, 200).save(tmp_path / "grey.png")
+    for remap in (["128=1", "200=2"], {128: 1, 200: 2}, ["compact"]):
+        found = mask_reading(remap=remap).of_sequence(tmp_path / "grey.png")
+        assert check_annotation(tmp_path / "grey.png", found) == []
+        np.testing.assert_array_equal(read_mask(tmp_path / "grey.png", found), moving())
+    with pytest.raises(InputError, match="soft edges"):  # 255 is not all that such a file holds
+        check_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
+
+
+def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
+    grey(0, 3, 9).save(tmp_path / "first.png")
+    reading = mask_reading(remap=["compact"]).of_sequence(tmp_path / "first.png")
+    Image.fromarray(np.array([[0, 1, 2, 3, 9, 255]], np.uint8)).save(tmp_path / "later.png")
+    assert read_mask(tmp_path / "later.png", reading).tolist() == [[0, 0, 0, 1, 2, 255]]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((0, 3, 9), "holds the ids 3, 9 of 1 to 9"), ((0, 38, 75), "palette's colors turned grey")]
+)
+def test_ids_with_gaps_are_noted(tmp_path, values, said):
+    grey(*values).save(tmp_path / "mask.png")
+    (note,) = check_annotation(tmp_path / "mask.png")
+    assert said in note
+    assert "--remap compact" in note
+    assert read_mask(tmp_path / "mask.png").max() == values[-1]
+
+
+@pytest.mark.parametrize("words", [["x"], ["3"], ["3="], ["3=256"], ["-1=2"]])
+def test_a_pair_of_another_form_is_refused(words):
+    with pytest.raises(InputError, match=f"--remap {words[0]} is no pair; expected VALUE=ID"):
+        mask_reading(remap=words)
+
+
+def test_a_mask_in_memory_follows_the_rules_for_files():
+    mask = moving()
+    for given in (mask, mask.astype(np.int64), np.asfortranarray(mask), PALETTE[mask]):
+        np.testing.assert_array_equal(ids_of(given), mask)
+    np.testing.assert_array_equal(ids_of(mask > 0), mask > 0)
+    for given, said in (
+        ((mask == 1) * np.uint8(255), "no ids but 0 and 255"),
+        ((mask == 1) * np.uint8(128), "grey value 128"),
+        (np.array(soft()), "soft edges"),
+        (mask.astype(np.float32), "float32"),
+        (mask.astype(np.int16) - 1, "from -1 to 1"),
+        (mask[None], "expected object ids"),
+        (mask[:0], "expected integers or bool"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ids_of(given)
+
+
+def test_void_beside_an_object_and_no_object_are_masks(tmp_path):
+    for name, values in (("void", (0, 1, 255)), ("empty", (0, 0, 0))):
+        grey(*values).save(tmp_path / f"{name}.png")
+        assert check_annotation(tmp_path / f"{name}.png") == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])

@@ -14,11 +14,12 @@ import pytest
 
 from tests.video_cases import av, pictures, write_video
 from timecycle.data import prepare
+from timecycle.data.clips import listed_clips
 from timecycle.data.davis import read_davis, read_filelist
 from timecycle.data.extract import Extraction, extract
 from timecycle.data.prepare import folder_name, prepare_davis, prepare_vlog
+from timecycle.data.videos import video_files
 from timecycle.errors import InputError
-from timecycle.files import video_files
 
 ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"
@@ -40,8 +41,8 @@ def test_video_files_are_found_once_and_in_order(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    found = [str(path.relative_to(tmp_path)) for path in video_files(tmp_path)]
-    assert found == ["a.mkv", "b/1.webm", "b/2.MP4"]
+    found = [[str(path.relative_to(tmp_path)) for path in paths] for paths in video_files(tmp_path)]
+    assert found == [["a.mkv", "b/1.webm", "b/2.MP4"], ["notes.txt"]]
     (tmp_path / "none").mkdir()
     for folder, said in ((tmp_path / "none", "holds no video files"), (tmp_path / "lost", "is not a folder")):
         with pytest.raises(InputError, match=said):
@@ -279,11 +280,26 @@ def test_a_davis_list_that_cannot_be_made(small_davis: Path, tmp_path: Path, com
     assert not (tmp_path / "list").exists()
 
 
-def test_blanks_in_the_path_cannot_be_listed(small_davis: Path, tmp_path: Path):
-    small_davis.rename(tmp_path / "my davis")
-    with pytest.raises(InputError, match=r"my davis.* has blanks in its path"):
-        prepare_davis(tmp_path / "my davis", tmp_path / "list")
+@pytest.mark.parametrize("name", ["my davis", "it's", "it's mine", 'my "own" davis', "déjà vu"])
+def test_blanks_and_quotes_in_the_path_are_read_back(small_davis: Path, tmp_path: Path, name):
+    root = small_davis.rename(tmp_path / name)
+    assert prepare_davis(root, tmp_path / "list") == 2
+    assert read_filelist(tmp_path / "list") == read_davis(root)
+
+
+def test_a_line_break_in_the_path_cannot_be_listed(small_davis: Path, tmp_path: Path):
+    small_davis.rename(tmp_path / "my\ndavis")
+    with pytest.raises(InputError, match=r"my\\ndavis.* has characters that the list cannot hold"):
+        prepare_davis(tmp_path / "my\ndavis", tmp_path / "list")
     assert not (tmp_path / "list").exists()
+
+
+def test_the_list_of_a_folder_with_blanks_is_read_by_the_training(tmp_path: Path):
+    write_video(tmp_path / "videos" / "a b.mp4")
+    prepare_vlog(tmp_path / "videos", tmp_path / "my frames", jobs=1)
+    (clip,) = listed_clips(tmp_path / "my frames" / "list.txt")
+    assert (clip.name, clip.length) == (str(tmp_path / "my frames" / "a%20b.mp4"), 12)
+    assert clip.read([11]).shape == (1, 48, 64, 3)
 
 
 def test_the_shared_davis_sequences(shared: Path, tmp_path: Path):

@@ -110,7 +110,7 @@ def direct_timecycle(features, labels, context, select):
     return soft[context:]
 
 
-@pytest.mark.parametrize("context", [1, 2, 3, 8])
+@pytest.mark.parametrize("context", [1, 2, 3, 8, 40])
 def test_the_stream_equals_the_padded_sequence(context):
     generator = torch.Generator().manual_seed(context)
     features = torch.nn.functional.normalize(torch.rand(7, 6, 4, 5, generator=generator), dim=1)
@@ -121,6 +121,31 @@ def test_the_stream_equals_the_padded_sequence(context):
     for i, feature in enumerate(features):
         soft = propagator.start(feature, labels) if i == 0 else propagator.step(feature)
         torch.testing.assert_close(soft, expected[i], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ties", ["exact", "all"])
+@pytest.mark.parametrize("normalise", ["all", "kept"])
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_a_padded_context_of_one_scope_counts_every_copy(normalise, ties, k):
+    """As with a slot for each of the copies of frame 0, ties among whole numbers included."""
+    generator = torch.Generator().manual_seed(k)
+    features = torch.randint(-2, 3, (5, 6, 4, 5), generator=generator).float()
+    labels = torch.rand(3, 4, 5, generator=generator)
+    rules = protocol(
+        "timecycle", length=40, scope="joint", normalise=normalise, ties=ties, k=k, l2=False, temperature=4.0,
+        feedback="soft",
+    )  # fmt: skip
+    propagator = LabelPropagator(rules)
+    found = [propagator.start(features[0], labels), *(propagator.step(feature) for feature in features[1:])]
+    rows, known = features.flatten(2).transpose(1, 2), [labels]
+    for t in range(5):
+        slots = [max(0, p - 39) for p in (0, *range(t + 1, t + 40))]  # of padded labels: 0 the annotation
+        frames = torch.tensor([[max(0, slot - 1) for slot in slots]])
+        weights, indices = topk_affinity(rows[t : t + 1], rows, frames, rules.select(), backend="reference")
+        maps = torch.stack(known)[torch.tensor(slots)].flatten(2).transpose(1, 2).flatten(0, 1)
+        kept = (indices[0] >= 0)[:, :, None] * weights[0, :, :, None] * maps[indices[0].clamp(min=0)]
+        known.append(kept.sum(1).T.view_as(labels))
+        torch.testing.assert_close(found[t], known[-1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_constant_class_becomes_zero_and_stays_finite():

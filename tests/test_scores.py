@@ -1,4 +1,4 @@
-"""Scores against the official values, against hand-counted masks, and against the definition spelled out."""
+"""Scores of sequences and sets, against the official values and by hand; the command."""
 
 import json
 import math
@@ -12,17 +12,13 @@ import numpy as np
 import pytest
 
 from timecycle.errors import InputError
-from timecycle.masks import write_mask
+from timecycle.masks import mask_reading, write_mask
 from timecycle.scores import (
     CHUNK_FRAMES,
     GLOBAL_COLUMNS,
     Scores,
     SequenceMasks,
-    _boundary,
     evaluate,
-    frame_boundary_f,
-    frame_jaccard,
-    score_frame,
     score_masks,
     score_sequence,
     statistics,
@@ -45,11 +41,6 @@ def run_scores(*arguments: object) -> subprocess.CompletedProcess[str]:
 def floats(values: list) -> np.ndarray:
     """JSON numbers, null as NaN."""
     return np.array([math.nan if value is None else value for value in values], np.float64)
-
-
-def mask(*rows: str) -> np.ndarray:
-    """Make a mask, bool [H, W], from a drawing."""
-    return np.array([[character == "#" for character in row] for row in rows])
 
 
 def make_set(
@@ -128,186 +119,6 @@ def test_csv_files_print_the_official_digits(shared: Path, tmp_path: Path) -> No
     assert text == ",".join(official) + "\n" + ",".join(official.values()) + "\n"
 
 
-# --- one frame -------------------------------------------------------------------------------------------------------
-
-
-def slow_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: int) -> float:
-    """Spell out the definition on whole images: no crop, no dilation, distances between all boundary pixels."""
-
-    def boundary(mask: np.ndarray) -> np.ndarray:
-        height, width = mask.shape
-        points = []
-        for y in range(height):
-            for x in range(width):
-                neighbours = []
-                if x + 1 < width:
-                    neighbours.append((y, x + 1))
-                if y + 1 < height:
-                    neighbours.append((y + 1, x))
-                if x + 1 < width and y + 1 < height:
-                    neighbours.append((y + 1, x + 1))
-                if any(mask[y, x] != mask[neighbour] for neighbour in neighbours):
-                    points.append((y, x))
-        return np.array(points, int).reshape(-1, 2)
-
-    wanted, found = boundary(annotation), boundary(prediction)
-    if not len(wanted) or not len(found):
-        return float(len(wanted) == len(found))
-    close = ((wanted[:, None] - found[None]) ** 2).sum(-1) <= tolerance**2
-    recall, precision = close.any(1).mean(), close.any(0).mean()
-    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-
-
-def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Draw some ellipses, often cut by the borders, sometimes none."""
-    y, x = np.mgrid[:height, :width]
-    drawn = np.zeros((height, width), bool)
-    for _ in range(rng.integers(0, 4)):
-        centre_y, centre_x = rng.uniform(-2, height + 2), rng.uniform(-2, width + 2)
-        radius_y, radius_x = rng.uniform(0.5, height / 2 + 1), rng.uniform(0.5, width / 2 + 1)
-        drawn |= ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= 1
-    return drawn
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 2), (17, 23), (31, 12), (40, 57)])
-@pytest.mark.parametrize("tolerance", [0, 1, 2, 5])
-def test_cropping_leaves_j_and_f_as_on_whole_images(size: tuple[int, int], tolerance: int) -> None:
-    rng = np.random.default_rng(1000 * tolerance + size[0])
-    for _ in range(12):
-        annotation, prediction = blobs(rng, *size), blobs(rng, *size)
-        # Most real predictions resemble the annotation.
-        prediction = np.roll(annotation, rng.integers(-2, 3, 2), (0, 1)) if rng.random() < 0.5 else prediction
-        expected = slow_boundary_f(annotation, prediction, tolerance)
-        assert frame_boundary_f(annotation, prediction, tolerance) == pytest.approx(expected, abs=EXACT)
-        union = (annotation | prediction).sum()
-        assert frame_jaccard(annotation, prediction) == ((annotation & prediction).sum() / union if union else 1)
-
-
-def test_both_empty_is_perfect() -> None:
-    empty = np.zeros((5, 7), bool)
-    assert (frame_jaccard(empty, empty), frame_boundary_f(empty, empty)) == (1, 1)
-
-
-def test_one_empty_is_zero() -> None:
-    empty, drawn = np.zeros((5, 7), bool), np.zeros((5, 7), bool)
-    drawn[2, 3] = True
-    for pair in ((empty, drawn), (drawn, empty)):
-        assert (frame_jaccard(*pair), frame_boundary_f(*pair)) == (0, 0)
-
-
-def test_far_boundaries_give_zero_f() -> None:
-    left, right = np.zeros((9, 30), bool), np.zeros((9, 30), bool)
-    left[4, 2] = right[4, 27] = True
-    assert frame_boundary_f(left, right, 3) == 0
-
-
-def test_a_full_mask_has_no_boundary() -> None:
-    full, empty = np.ones((4, 6), bool), np.zeros((4, 6), bool)
-    assert (frame_boundary_f(full, empty), frame_boundary_f(full, full)) == (1, 1)
-    assert frame_jaccard(full, empty) == 0
-
-
-@pytest.mark.parametrize(
-    ("drawn", "boundary"),
-    [
-        (mask("....", ".#..", "....", "...."), mask("##..", "##..", "....", "....")),
-        # The last row looks east only, so that the object itself stays boundary there.
-        (mask("....", "....", "....", ".##."), mask("....", "....", "###.", "#.#.")),
-        # The last column looks south only.
-        (mask("....", "...#", "...#", "...."), mask("..##", "..#.", "..##", "....")),
-        # The corner looks nowhere.
-        (mask("....", "....", "....", "...#"), mask("....", "....", "..##", "..#.")),
-        # Nothing lies before the first row and column.
-        (mask("#...", "....", "....", "...."), mask("#...", "....", "....", "....")),
-        (mask("##..", "##..", "##..", "##.."), mask(".#..", ".#..", ".#..", ".#..")),
-    ],
-)
-def test_boundary_pixels_at_the_image_border(drawn: np.ndarray, boundary: np.ndarray) -> None:
-    np.testing.assert_array_equal(_boundary(drawn.view(np.uint8)), boundary)
-
-
-def test_f_of_two_hand_counted_masks_at_the_corner() -> None:
-    # At tolerance 0 the boundaries, 3 pixels (no corner) and 4 pixels, share (2, 2) alone.
-    corner, inside = mask("....", "....", "....", "...#"), mask("....", "....", "..#.", "....")
-    assert frame_boundary_f(corner, inside, 0) == pytest.approx(2 * (1 / 3) * (1 / 4) / (1 / 3 + 1 / 4), abs=EXACT)
-
-
-def test_default_tolerance_comes_from_the_whole_images_diagonal() -> None:
-    # 480x854: ceil(0.008 * 979.7) = 8 pixels, whatever the object's box.
-    lines = np.zeros((480, 854), bool), np.zeros((480, 854), bool)
-    lines[0][:, :400] = True
-    for shift, expected in ((8, 1), (9, 0)):
-        lines[1][:] = False
-        lines[1][:, : 400 + shift] = True
-        assert frame_boundary_f(*lines) == expected
-
-
-def test_tolerance_is_a_disk_not_a_square() -> None:
-    a, b = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
-    a[5, 5], b[8, 9] = True, True
-    # The boundaries are 2x2 pixels offset by (3, 4); the nearest pair is (2, 3) apart: 13 > 3^2, 13 <= 4^2.
-    assert frame_boundary_f(a, b, 3) == 0
-    assert frame_boundary_f(a, b, 4) == slow_boundary_f(a, b, 4) > 0
-
-
-def test_bool_and_uint8_masks_score_alike() -> None:
-    rng = np.random.default_rng(3)
-    a, b = blobs(rng, 20, 30), blobs(rng, 20, 30)
-    a[3:9, 4:9] = b[5:9, 4:11] = True
-    grey = a.astype(np.uint8) * 255, b.astype(np.uint8) * 7
-    assert frame_jaccard(*grey) == frame_jaccard(a, b)
-    assert frame_boundary_f(*grey) == frame_boundary_f(a, b)
-
-
-def test_views_that_are_not_contiguous_score_alike() -> None:
-    masks = moving_squares()
-    straight = score_frame(masks[1], masks[3], 2)
-    flipped = score_frame(np.asfortranarray(masks[1]), np.repeat(masks[3], 2, axis=1)[:, ::2], 2)
-    np.testing.assert_array_equal(flipped, straight)
-
-
-def test_masks_of_different_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"7x5.*9x5"):
-        frame_jaccard(np.zeros((5, 9), bool), np.zeros((5, 7), bool))
-
-
-def test_void_in_the_annotation_counts_as_background() -> None:
-    annotation, result = np.zeros((6, 6), np.uint8), np.zeros((6, 6), np.uint8)
-    annotation[1:3, 1:3] = 1
-    annotation[3, 1:3] = 255
-    result[1:4, 1:3] = 1
-    assert score_frame(annotation, result, 1)[0, 0] == 4 / 6
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
-def test_decay_of_300_frames_is_right() -> None:
-    # Quarters of 1 .. 300 end at 75.75, 150.5 and 225.25; their rounded neighbours share a frame.
-    values = np.linspace(1, 0, 300)
-    assert statistics(values).decay == pytest.approx(values[0:76].mean() - values[224:300].mean(), abs=EXACT)
-
-
-def test_decay_of_400_frames_is_the_known_value() -> None:
-    assert statistics(np.linspace(1, 0, 400)).decay == pytest.approx(0.7494, abs=1e-4)
-
-
-def test_nan_is_left_out_of_mean_and_decay_but_fails_recall() -> None:
-    mean, recall, decay = statistics(np.array([1, math.nan, 0.5, 0.5, 0.6]))
-    assert mean == pytest.approx(0.65)
-    assert recall == 2 / 5  # strictly above 0.5
-    assert decay == pytest.approx(1 - 0.55)
-
-
-@pytest.mark.parametrize("values", [[], [math.nan], [math.nan] * 7])
-def test_nothing_to_average_is_nan_without_warnings(values: list[float]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mean, _, decay = statistics(np.array(values))
-    assert math.isnan(mean)
-    assert math.isnan(decay)
-
-
 # --- sequences and sets ----------------------------------------------------------------------------------------------
 
 
@@ -337,7 +148,9 @@ def test_fewer_than_three_frames_have_nan_scores_and_leave_the_means_alone(tmp_p
         scores = evaluate(davis, results, workers=0)
     assert [math.isnan(x) for scores in scores.sequences["short"] for x in scores.jaccard_statistics] == [True] * 6
     assert scores.global_["J&F-Mean"] == 1
-    assert "nan" in scores.table()
+    assert [row.split()[1:] for row in scores.table().splitlines() if row.startswith("short")] == [["-"] * 7]
+    assert "short has " in scores.notes[0]
+    assert "is not scored" in scores.notes[0]
 
 
 def test_a_set_of_short_sequences_alone_is_nan_without_warnings(tmp_path: Path) -> None:
@@ -453,7 +266,7 @@ def test_command_prints_the_table_and_writes_json(tmp_path: Path) -> None:
     done = run_scores("--davis", davis, "--results", results, "--set", "some", "--json", tmp_path / "new" / "s.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].split() == ["squares", *["1.000", "1.000", "0.000"] * 2, "1.000"]
-    assert done.stdout.splitlines()[-1].startswith("J&F-Mean 1.000  J-Mean 1.000  J-Recall 1.000  J-Decay 0.000  F-")
+    assert done.stdout.splitlines()[-2].startswith("J&F-Mean 1.000  J-Mean 1.000  J-Recall 1.000  J-Decay 0.000  F-")
     assert json.loads((tmp_path / "new" / "s.json").read_text())["global"]["J&F-Mean"] == 1
 
 
@@ -462,6 +275,78 @@ def test_command_remaps_255_in_annotations_and_results(tmp_path: Path) -> None:
     davis, results = make_set(tmp_path, {"squares": (masks, masks)})
     done = run_scores("--davis", davis, "--results", results, "--remap-255")
     assert "J&F-Mean 1.000" in done.stdout
+
+
+def test_ids_that_nobody_has_count_for_nothing_and_officially_as_perfect(tmp_path: Path) -> None:
+    masks = moving_squares()
+    far = np.array([0, 3, 9], np.uint8)[masks]
+    found = far.copy()
+    found[found == 9] = 0
+    davis, results = make_set(tmp_path, {"far": (far, found), "near": (masks, masks)})
+    scores = evaluate(davis, results, workers=0)
+    # Of the objects 3, 9, 1 and 2 all but 9 are found; officially 9 and 2 objects, of which one is lost.
+    assert scores.global_["J-Mean"] == pytest.approx(3 / 4)
+    assert scores.jf == scores.global_["J&F-Mean"] == pytest.approx(3 / 4)
+    assert scores.official["J-Mean"] == pytest.approx(10 / 11)
+    assert list(scores.to_json()["sequences"]["far"]) == ["3", "9"]
+    assert scores.to_json()["official"]["J-Mean"] == pytest.approx(10 / 11)
+    assert len(scores.notes) == 1
+    assert "00000.png holds the ids 3, 9 of 1 to 9" in scores.notes[0]
+    assert "--remap compact" in scores.notes[0]
+    assert "as the official code counts: J&F-Mean 0.909" in scores.report()
+    compact = evaluate(davis, results, workers=0, masks=mask_reading(remap=["compact"]))
+    assert list(compact.to_json()["sequences"]["far"]) == ["1", "2"]
+    assert compact.global_ == compact.official == scores.global_
+    assert compact.notes == ()
+
+
+def test_an_id_that_only_a_result_or_a_later_annotation_has_is_an_object(tmp_path: Path) -> None:
+    masks = np.array([0, 1, 3], np.uint8)[moving_squares()]
+    later, result = masks.copy(), masks.copy()
+    later[2, 23, 31] = 2
+    result[2, 23, 31] = 2
+    davis, results = make_set(tmp_path, {"annotated": (later, masks), "predicted": (masks, result)})
+    scores = evaluate(davis, results, workers=0)
+    assert [len(scores.to_json()["sequences"][name]) for name in ("annotated", "predicted")] == [3, 3]
+    assert scores.sequences["annotated"][1].jaccard.tolist() == [1, 0, 1, 1]
+    assert scores.global_ == scores.official
+
+
+def test_of_2016_any_object_is_object_1_in_annotations_and_results(tmp_path: Path) -> None:
+    masks = moving_squares()
+    white = np.where(masks > 0, 255, 0).astype(np.uint8)
+    davis, results = make_set(tmp_path, {"squares": (white, masks)})
+    (davis / "ImageSets" / "480p").mkdir()
+    line = "/JPEGImages/480p/squares/0000{0}.jpg /Annotations/480p/squares/0000{0}.png\n"
+    (davis / "ImageSets" / "480p" / "val.txt").write_text("".join(line.format(i) for i in range(6)))
+    assert evaluate(davis, results, year="2016", workers=0).global_["J&F-Mean"] == 1
+    merged = (masks > 0).astype(np.uint8)
+    davis, results = make_set(tmp_path / "b", {"squares": (merged, masks)})
+    with pytest.raises(InputError, match=r"id 2; expected none above 1.*--year 2016"):
+        evaluate(davis, results, workers=0)
+
+
+def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -> None:
+    masks = moving_squares()
+    found = masks.copy()
+    found[3][found[3] == 2] = 0
+    davis, results = make_set(tmp_path, {"squares": (masks, found)})
+    scores = evaluate(davis, results, workers=0)
+    assert str(scores) == repr(scores) == scores.table()
+    assert scores.worst(2)[0] == ("squares", 2, "00003.png", 0.0, 0.0)
+    assert scores.to_json()["worst"][0] == {
+        "sequence": "squares", "object_id": 2, "file": "00003.png", "jaccard": 0.0, "boundary": 0.0
+    }  # fmt: skip
+    assert scores.to_json()["files"]["squares"] == [f"0000{i}.png" for i in range(1, 5)]
+    assert "worst frame: squares/00003.png, object 2: J 0.000, F 0.000" in scores.report()
+
+
+def test_a_sequence_without_objects_is_said(tmp_path: Path) -> None:
+    masks = moving_squares()
+    davis, results = make_set(tmp_path, {"empty": (np.zeros_like(masks), masks * 0), "squares": (masks, masks)})
+    scores = evaluate(davis, results, workers=0)
+    assert scores.jf == 1
+    assert [note for note in scores.notes if "empty is not scored" in note and "holds no object" in note]
 
 
 def without_results(davis: Path, results: Path) -> None:
@@ -509,7 +394,7 @@ def unharmed(davis: Path, results: Path) -> None:
         (unharmed, ("--davis", "nowhere"), ["nowhere is not a folder"]),
         (unharmed, ("--results", "nowhere"), ["nowhere is not a folder"]),
         (unharmed, ("--set", "test"), ["test.txt does not exist", "val"]),
-        (unharmed, ("--year", "2016"), ["2016", "none"]),
+        (unharmed, ("--year", "2018"), ["2018", "none"]),
         (unharmed, ("--workers", "-1"), ["workers is -1"]),
         (unharmed, ("--json", "."), ["--json", "is a folder"]),
         (unharmed, ("--json", "/dev/null/s.json"), ["--json", "cannot be written"]),

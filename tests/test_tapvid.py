@@ -11,6 +11,7 @@ import pytest
 import timecycle
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
+from timecycle.tasks import pickled
 from timecycle.tasks.tapvid import read_tapvid
 
 # Four by eight cells of 64 x 32 pixels, which move by one column in each of four frames: an eighth of the width.
@@ -64,6 +65,31 @@ def test_reads_pickled_arrays_of_every_protocol(tmp_path: Path, version):
     assert video.query_frames.tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("version", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_reads_arrays_however_they_lie_in_memory(tmp_path: Path, version):
+    made = parts()
+    made["video"] = made["video"].transpose(2, 0, 1, 3).copy().transpose(1, 2, 0, 3)
+    made["points"] = np.repeat(made["points"].astype(">f4"), 2, axis=1)[:, ::2]
+    made["occluded"] = np.asfortranarray(made["occluded"])
+    (video,) = read_tapvid(write(tmp_path / "p.pkl", {"bear": made}, version))
+    assert type(video.frames) is np.ndarray
+    np.testing.assert_array_equal(video.frames, parts()["video"])
+    np.testing.assert_array_equal(video.points, parts()["points"][:3].astype(np.float32))
+    np.testing.assert_array_equal(video.occluded, parts()["occluded"][:3])
+
+
+@pytest.mark.parametrize("version", [2, 4, 5])
+def test_reads_a_list_of_videos_without_names(tmp_path: Path, version):
+    """As RGB-Stacking is published."""
+    videos = [parts() for _ in range(11)]
+    videos[10]["video"] = videos[10]["video"][:, ::-1]
+    found = list(read_tapvid(write(tmp_path / "rgb_stacking.pkl", videos, version)))
+    assert [video.name for video in found] == [str(number) for number in range(11)]
+    np.testing.assert_array_equal(found[9].frames, parts()["video"])
+    np.testing.assert_array_equal(found[10].frames, parts()["video"][:, ::-1])
+    np.testing.assert_array_equal(found[10].points, parts()["points"][:3])
+
+
 def test_reads_pickles_of_numpy_1(tmp_path: Path):
     data = pickle.dumps({"bear": parts()}, protocol=2)
     assert b"numpy._core.multiarray" in data
@@ -99,6 +125,74 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, function):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        (np.array([{}, None]), "it holds an array of type 'O8'"),
+        (np.zeros(2, [("x", "f8")]), "it holds an array of type 'V8'"),
+        (np.zeros(2, "M8[s]"), "it holds an array of type 'M8'"),
+        (np.array(["a"]), "it holds an array of type 'U1'"),
+        (np.float64(1), "it asks for numpy._core.multiarray.scalar"),
+        (np.ma.zeros(2), "it asks for numpy.ma.core._mareconstruct"),
+    ],
+)
+@pytest.mark.parametrize("version", [2, 5])
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path: Path, points, reason, version):
+    path = write(tmp_path / "bad.pkl", {"bear": parts() | {"points": points}}, version)
+    with pytest.raises(InputError) as refused:
+        list(read_tapvid(path))
+    assert str(refused.value) == f"{path} is refused: {reason}; expected nothing but NumPy arrays of numbers"
+
+
+ARRAY = (np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"))
+TYPE = (np.dtype, ("V8", False, True))
+
+
+class Forged:
+    """An object that a pickle says was made by a call, and then given a state."""
+
+    def __init__(self, call: tuple[Any, tuple[object, ...]], state: object) -> None:
+        self.call = (*call, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        # Memory beyond an array's own: of more elements than there are bytes, of sizes whose product is right, of a
+        # number that is said to be longer, and of pointers that the bytes would give.
+        Forged(ARRAY, (1, (10**6,), np.dtype("u1"), False, b"abc")),
+        Forged(ARRAY, (1, (-1, -3), np.dtype("u1"), False, b"abc")),
+        Forged(ARRAY, (1, (True,), np.dtype("u1"), False, b"a")),
+        Forged(ARRAY, (1, (1,), np.dtype("O"), False, [1])),
+        Forged(ARRAY, (1, (1,), Forged((np.dtype, ("f8", False, True)), (3, "<", None, None, None, 64, 8, 0)), False,
+                       b"12345678")),
+        Forged(TYPE, (3, "|", None, ("x",), {"x": (np.dtype("O"), 0)}, 8, 1, 0)),
+        Forged((np.dtype, ("f8", False, True)), (4, "<", (np.dtype("O"), (1,)), None, None, -1, -1, 0)),
+        Attack(np.ndarray, (10**3,)),
+        Attack(np.dtype, [("x", "O")], False, True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [2, 5])
+def test_what_numpy_has_not_written_is_refused(tmp_path: Path, forged, version):
+    path = write(tmp_path / "bad.pkl", {"bear": forged}, version)
+    with pytest.raises(InputError, match=r"bad.pkl is (refused: it holds|damaged)") as refused:
+        list(read_tapvid(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_pickle_does_not_change_how_others_are_read(tmp_path: Path):
+    """Protocol 2's BUILD sets attributes of whatever stands before it, functions as well."""
+    attributes = pickle.dumps((None, {"__defaults__": ("", ""), "__name__": "changed"}), protocol=2)[2:-1]
+    (tmp_path / "bad.pkl").write_bytes(b"\x80\x02c_codecs\nencode\n" + attributes + b"b.")
+    with pytest.raises(InputError, match=r"bad\.pkl holds a function"):
+        list(read_tapvid(tmp_path / "bad.pkl"))
+    assert pickled._latin1.__name__ == "_latin1"
+    assert pickled._latin1.__defaults__ is None
+
+
 def test_scores_worked_out_by_hand(tapvid: Path):
     # Eight places count, 3 + 2 + 3; six are visible; all are said to be. Of the six, four are exactly where the cells
     # are, one is 3 pixels away and one 6.
@@ -117,6 +211,11 @@ def test_videos_are_averaged(tmp_path: Path):
     found = timecycle.evaluate_tapvid(WideCells(stride=32), path, "dino", **EXACT)
     assert found.videos["dog"].average_jaccard == 1
     assert found.mean.average_within == pytest.approx((5 / 6 + 1) / 2)
+    unnamed = timecycle.evaluate_tapvid(
+        WideCells(stride=32), write(tmp_path / "list.pkl", [parts(), still]), "dino", **EXACT
+    )
+    assert unnamed.mean == found.mean
+    assert unnamed.videos == {"0": found.videos["bear"], "1": found.videos["dog"]}
 
 
 def test_a_point_is_occluded_below_a_share_of_its_first_peak(tapvid: Path):
@@ -152,8 +251,12 @@ def without_a_place(points: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("videos", "sentence"),
     [
-        ([1], "bad.pkl holds a list; expected {video: {'video', 'points', 'occluded'}}"),
-        ({}, "bad.pkl holds a dict; expected {video:"),
+        (3, "bad.pkl holds a int; expected {video: {'video', 'points', 'occluded'}}, or a list without names"),
+        (np.zeros(3), "bad.pkl holds a PickledArray; expected {video:"),
+        ({}, "bad.pkl holds no videos; expected {video:"),
+        ([], "bad.pkl holds no videos; expected {video:"),
+        ([parts(), 1], "bad.pkl: 1 is a int; expected video, points, occluded"),
+        ([{"video": [b"jpeg"]}], "bad.pkl: 0 has no array 'video'; expected video, points, occluded"),
         ({"bear": 3}, "bad.pkl: bear is a int; expected video, points, occluded"),
         (
             {"bear": {"video": parts()["video"]}},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.tiny_training import CYCLE, WALK, TinyEncoder, write_list
 from tests.training_runs import assert_same, assert_same_run, latest, log
+from timecycle.data.synthetic import make_davis
 from timecycle.files import read_rgb
 
 ROOT = Path(__file__).parents[1]
@@ -153,10 +155,46 @@ def test_the_best_is_kept_by_score(tiny, small_davis):
     assert done.code == 0, done.err
     scores = {int(step): float(score) for step, score in re.findall(r"step (\d): J&F (\S+)", done.out)}
     assert set(scores) == {2, 4, 6}
+    logged = {line["step"]: line["J&F"] for line in log("run") if "J&F" in line}
+    assert {step: round(score, 4) for step, score in logged.items()} == scores
+    assert [line["step"] for line in log("run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    board = EventAccumulator("run/tensorboard").Reload()
+    assert [event.step for event in board.Scalars("J&F")] == [2, 4, 6]
+    np.testing.assert_allclose([event.value for event in board.Scalars("J&F")], list(logged.values()), rtol=1e-6)
     best = torch.load("run/best.pt", weights_only=True)["progress"]
     assert best["best_step"] == best["step"] == max(scores, key=scores.__getitem__)
     assert tiny(*options, "-c", "other").code == 0
     assert_same(latest("run")["model"], latest("other")["model"])  # looking changes nothing
+
+
+def test_resumed_runs_keep_the_scores_in_the_log(tiny, small_davis):
+    options = (*WALK, "--schedule", "constant", "--evaluate-on", small_davis, "--evaluate-every", 2)
+    assert tiny(*options, "-c", "whole").code == 0
+    assert tiny(*options, "--steps", 4, "-c", "parts").code == 0
+    resumed = tiny(*options, "-c", "parts", "--resume", "auto")
+    assert resumed.code == 0, resumed.err
+    assert "over the first 1 of 6 steps" in resumed.out
+    assert [list(line) for line in log("parts") if "J&F" in line] == 3 * [["step", "J&F"]]
+    assert log("parts") == log("whole")
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_learned(tiny, small_davis):
+    options = (*WALK, "--evaluate-on", small_davis, "--evaluate-every", 2, "-c", "run")
+    annotations = sorted((small_davis / "Annotations" / "480p" / "second").iterdir())
+    for path in annotations[1:]:
+        path.unlink()
+    refused = tiny(*options)
+    assert refused.code == 2
+    assert "second has 4 frames and 1 annotations; expected 3 or more, as many of both" in refused.err
+    for path in sorted((small_davis / "JPEGImages" / "480p" / "second").iterdir())[1:]:
+        path.unlink()
+    assert "second has 1 frames and 1 annotations; expected 3 or more" in tiny(*options).err
+    assert not Path("run").exists()
+
+
+def test_making_videos_is_quiet_where_stderr_is_no_terminal(tmp_path, capfd):
+    make_davis(tmp_path / "made", sequences=1, frames=2, height=32, width=32)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_weights_to_start_from(tiny):

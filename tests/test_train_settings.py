@@ -1,6 +1,7 @@
 """train.py's command line: the published program's options, what is refused, and where each value comes from."""
 
 import random
+import re
 import shlex
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from timecycle.errors import InputError
 from timecycle.training.checkpoints import random_states, restore_random_states, seed_everything
 from timecycle.training.optimisers import make_optimiser, make_schedule
-from timecycle.training.settings import Settings, read_command_line, resolved
+from timecycle.training.settings import FIELDS, Settings, flag, read_command_line, resolved
 
 PUBLISHED = shlex.split("""
     --batchSize 36 --workers 12 --epochs 30 --lr 2e-4 --momentum 0.5 --weight-decay 0 --checkpoint runs/a --manualSeed 3
@@ -86,6 +87,97 @@ def test_where_values_come_from():
         resolved({"width": 8}, stored)
     constant = resolved({"schedule": "constant"}).to_json()
     assert resolved({"steps": 999}, constant).steps == 999
+
+
+def helped(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, str]]:
+    """What --help says of the whole, and the default that it says of each option."""
+    with pytest.raises(SystemExit) as ended:
+        read_command_line(words.split())
+    assert ended.value.code == 0
+    about, options = capsys.readouterr().out.split("\noptions:\n")
+    found = {}
+    for entry in re.split(r"\n  (?=-)", "\n" + options)[1:]:
+        names = re.split(r"\s{2,}", entry)[0]
+        default = " ".join(entry.split()).rpartition("(default: ")[2].removesuffix(")")
+        found |= {word.strip(","): default for word in names.split() if word.startswith("-")}
+    return " ".join(about.split()), found
+
+
+@pytest.mark.parametrize(
+    ("words", "about", "expected"),
+    [
+        (
+            "--help",
+            "those of --objective walk --walk-over crops with no data given",
+            "walk 96 3 4 16 0.001 adamw cosine 300 1.0",
+        ),
+        (
+            "--objective walk --help",
+            "those of --objective walk --walk-over crops with no data given",
+            "walk 96 3 4 16 0.001 adamw cosine 300 1.0",
+        ),
+        (
+            "-h --objective=timecycle",
+            "those of --objective timecycle with no data given",
+            "walk 96 2 2 64 0.0002 adam constant 300 1.0",
+        ),
+        (
+            "--videos x --help",
+            "those of --objective timecycle with data given",
+            "timecycle 240 2 36 64 0.0002 adam constant --epochs-decides no-limit",
+        ),
+        (
+            "--help --filelist x --objective walk",
+            "those of --objective walk --walk-over crops with data given",
+            "timecycle 128 3 12 32 0.001 adamw cosine --epochs-decides no-limit",
+        ),
+        (
+            "--objective walk --walk-over grid --videos x -h",
+            "those of --objective walk --walk-over grid with data given",
+            "timecycle 256 2 20 64 0.001 adamw cosine --epochs-decides no-limit",
+        ),
+    ],
+)
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_help_shows_the_defaults_of_the_objective_at_hand(words, about, expected, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    said, defaults = helped(words, capsys)
+    assert about in said
+    shown = shlex.split("--objective --side --frame_gap --batchSize --width --lr --optim --schedule --steps --minutes")
+    assert [defaults[name].replace(" ", "-") for name in shown] == expected.split()
+
+
+@pytest.mark.parametrize("objective", ["timecycle", "walk --walk-over crops", "walk --walk-over grid"])
+@pytest.mark.parametrize("data", ["", "--videos x"])
+def test_help_shows_every_default_that_is_used(objective, data, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    words = f"--objective {objective} {data}".split()
+    settings = resolved(read_command_line(words)[0])
+    _, defaults = helped(" ".join([*words, "--help"]), capsys)
+    for name, each in FIELDS.items():
+        value = getattr(settings, name)
+        if flag(name) in words:
+            continue
+        expected = each.metadata["none"] if value is None else str(value)
+        if isinstance(value, bool):
+            expected = flag(name) if value else flag(name).replace("--", "--no-", 1)
+        assert defaults[flag(name)] == expected, name
+
+
+def test_help_comes_before_what_follows_it_and_is_wrong(capsys):
+    said, defaults = helped("--help --objective nonsense", capsys)
+    assert "--objective walk" in said
+    assert defaults["--lr"] == "0.001"
+    _, defaults = helped("--help --lr fast --objective timecycle", capsys)
+    assert defaults["--lr"] == "0.0002"
+
+
+def test_epochs_take_the_place_of_the_demos_steps():
+    assert (resolved({}).steps, resolved({"epochs": 2}).steps, resolved({"epochs": 2, "steps": 5}).steps) == (
+        300,
+        None,
+        5,
+    )
 
 
 def test_schedules():

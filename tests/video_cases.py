@@ -13,18 +13,21 @@ STEP = 4  # grey levels from one made frame to the next
 
 
 def write_video(
-    path: Path, rate=12, frames=12, size=(64, 48), codec="libx264", rotation=0, times=None, **muxer
+    path: Path, rate=12, frames=12, size=(64, 48), codec="libx264", rotation=0, times=None, options=None, **muxer
 ) -> Path:
-    """A video whose left half is white and whose right half gets lighter by STEP with every frame."""
+    """A video whose left half is white and whose right half gets lighter by STEP with every frame.
+
+    times: of the frames, in seconds. options: the codec's. The rest is the container's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
-    title = muxer.pop("title", "")
-    with av.open(str(path), "w", options=muxer) as container:
+    title, form = muxer.pop("title", ""), muxer.pop("muxer_name", None)
+    with av.open(str(path), "w", format=form, options=muxer) as container:
         container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if codec == "libx264":
-            stream.options = {"crf": "10", "preset": "ultrafast"}
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if codec == "libx264" or options:
+            stream.options = options or {"crf": "10", "preset": "ultrafast"}
         if rotation:
             stream.set_display_rotation(rotation)
         for index in range(frames):
@@ -32,7 +35,9 @@ def write_video(
             picture[:, width // 2 :] = STEP * index
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if times:
-                frame.pts, frame.time_base = int(1000 * times[index]), Fraction(1, 1000)
+                # AVI has no other times than those of its rate.
+                ticks = Fraction(1, rate) if path.suffix == ".avi" else Fraction(1, 1000)
+                frame.pts, frame.time_base = round(times[index] / ticks), ticks
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

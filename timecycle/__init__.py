@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from timecycle.native import say_if_installed_without
+
 __version__ = "0.1.0"
 _PLACES = {
     "LabelPropagator": "timecycle.propagation",
@@ -19,6 +21,8 @@ _PLACES = {
     "Protocol": "timecycle.protocols",
     "protocol": "timecycle.protocols",
 }
+
+say_if_installed_without()
 
 
 def __getattr__(name: str) -> Any:

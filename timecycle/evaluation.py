@@ -2,15 +2,17 @@
 
 import hashlib
 import importlib.util
+import itertools
 import tempfile
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +23,17 @@ from timecycle.data.davis import Sequence, read_davis
 from timecycle.errors import InputError
 from timecycle.features import Extractor, Features, GivenFeatures, evaluating
 from timecycle.files import read_rgb
+from timecycle.identity import identity
 from timecycle.images import prepared
 from timecycle.labels import Size, first_labels, index_mask
-from timecycle.masks import VOID, read_mask
+from timecycle.masks import SHOWN, mask_reading, object_ids, read_mask
 from timecycle.propagation import LabelPropagator
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.results import ResultsFolder, SequenceWriter
+from timecycle.results import FEATURES, ResultsFolder, SequenceWriter
 from timecycle.scores import Scores, SequenceMasks, score_masks
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -62,7 +67,6 @@ def evaluate(
     folder: ResultsFolder,
     say: Callable[[str], None] = tqdm.write,
     *,
-    remap_255: bool = False,
     overlays: bool = True,
     progress: bool = True,
 ) -> None:
@@ -70,6 +74,8 @@ def evaluate(
 
     Raises InputError for a file that turns out to be damaged; sequences finished before it stay.
     """
+    for note in (note for sequence in sequences for note in sequence.notes):
+        say(f"warning: {note}")
     waiting = [sequence for sequence in sequences if not folder.finished(sequence)]
     if len(waiting) < len(sequences):
         say(f"{len(sequences) - len(waiting)} of {len(sequences)} sequences are finished in {folder.path}; going on")
@@ -83,7 +89,7 @@ def evaluate(
             watch = Stopwatch()
             writer = SequenceWriter(folder.path, sequence, video and overlays, pictures=overlays)
             try:
-                _evaluate_sequence(sequence, features, protocol, remap_255, writer, watch, bar, say)
+                _evaluate_sequence(sequence, features, protocol, writer, watch, bar, say)
             except BaseException:
                 writer.discard()
                 raise
@@ -100,14 +106,13 @@ def _evaluate_sequence(
     sequence: Sequence,
     features: Features | GivenFeatures,
     protocol: Protocol,
-    remap_255: bool,
     writer: SequenceWriter,
     watch: Stopwatch,
     bar: tqdm,
     say: Callable[[str], None],
 ) -> None:
     """One sequence, a frame at a time; reading runs ahead and writing behind in threads of their own."""
-    annotation = read_mask(sequence.annotations[0], remap_255)
+    annotation = read_mask(sequence.annotations[0], sequence.masks)
     propagator = LabelPropagator(protocol, l2=protocol.l2 and not features.l2)
     written: list[Future[None]] = []
 
@@ -122,6 +127,8 @@ def _evaluate_sequence(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scribe:
         for index, (rgb, image) in enumerate(_read_ahead(sequence, protocol, reader, watch)):
             with watch("encode"):
+                if isinstance(features, GivenFeatures):
+                    features.frame = sequence.frames[index]
                 if index == 0:
                     features.begin(image)
                 feature = features(image[None])[0]
@@ -167,8 +174,7 @@ def _warn_of_dropped(
     sequence: Sequence, annotation: np.ndarray, kept: tuple[int, ...], say: Callable[[str], None]
 ) -> None:
     """Say which annotated objects are too small to be carried, and when none is left."""
-    annotated = set(np.unique(annotation).tolist()) - {0, VOID}
-    for lost in sorted(annotated - set(kept)):
+    for lost in sorted(set(object_ids(annotation)) - set(kept)):
         say(f"warning: {sequence.name}: object {lost} is dropped, being too small for the protocol")
     if not set(kept) - {0}:
         say(f"warning: {sequence.name}: {sequence.annotations[0]} holds no object; all its masks are background")
@@ -177,7 +183,7 @@ def _warn_of_dropped(
 def masks_to_score(sequences: list[Sequence], path: Path) -> list[SequenceMasks]:
     """The annotations of sequences, all of which are annotated throughout, beside the masks in a results folder."""
     return [
-        SequenceMasks(s.name, list(s.annotations), [path / s.name / f"{a.stem}.png" for a in s.annotations])
+        SequenceMasks(s.name, list(s.annotations), [path / s.name / f"{a.stem}.png" for a in s.annotations], s.masks)
         for s in sequences
     ]
 
@@ -188,9 +194,15 @@ def evaluate_davis(
     protocol: str | Protocol = "dino",
     *,
     image_set: str = "val",
+    year: str = "2017",
     sequences: list[str] | None = None,
+    remap_255: bool = False,
+    threshold: int | None = None,
+    remap: Mapping[int, int] | Iterable[str] = (),
     save_path: Path | str | None = None,
+    reuse: bool = False,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
     progress: bool = True,
     **overrides: Any,
 ) -> Scores:
@@ -201,46 +213,129 @@ def evaluate_davis(
             is evaluated in eval mode, and put back.
         davis: folder in DAVIS-2017 layout.
         protocol: a preset's name, or a protocol; it says how images are resized and normalised, too.
-        image_set: list in ImageSets/2017.
+        image_set: list in ImageSets/<year>; with save_path also one without annotations but the first, as test-dev.
+        year: of 2016, any object is object 1.
         sequences: only these.
-        save_path: keep the masks there, and go on with what an earlier call left; else nothing is kept.
+        remap_255: read 255 in annotations as object 1.
+        threshold: read grey values of at least this, 1 to 255, as object 1.
+        remap: ids by stored value; or ("compact",): those of each first annotation become 1, 2, ...
+        save_path: keep the masks there, and go on with what an earlier call with the same features left; else nothing
+            is kept. Where it holds those of other features, of which a module in training is one, or of features that
+            cannot be told apart, they stay, and the masks go to <save_path>-2, -3 and so on: `Scores.folder`.
+        reuse: go on with what is in save_path, whatever features it is of.
         device: where images go; without it where a module's parameters are, else the CPU.
+        dtype: what features are turned into before they are compared.
         progress: whether a bar is shown.
         overrides: fields of the protocol to change, such as k=7.
 
-    Under torch.distributed the sequences are shared among the ranks, and every rank returns the scores of all.
+    Under torch.distributed the sequences are shared among the ranks, and every rank returns the scores of all. What
+    should be known of the data is in `Scores.notes`, and warned of.
 
     Returns:
-        The scores, as the official evaluation defines them.
+        The scores, as the official evaluation defines them, but for ids that nobody has (`Scores.official`).
 
     Raises:
-        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else. Under
+            torch.distributed on every rank, with the reason of the first that failed.
     """
     rules = as_protocol(protocol, **overrides)
-    every = read_davis(Path(davis), image_set, names=sequences)
-    unscored = [sequence.name for sequence in every if not sequence.scored]
-    if unscored:
+    masks = mask_reading(remap_255, threshold, remap)
+    every = read_davis(Path(davis), image_set, year, sequences, masks)
+    scored = [sequence for sequence in every if sequence.scored]
+    if len(scored) < len(every) and save_path is None:
+        unscored = next(sequence.name for sequence in every if not sequence.scored)
         raise InputError(
-            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame"
+            f"{davis}: {unscored} has an annotation of the first frame only; expected one of every frame, or a "
+            "save_path, where its masks are kept"
         )
+    notes = left_out(every)
+    with tempfile.TemporaryDirectory() as temporary, evaluating(features, device, dtype) as given:
+        options = {
+            **asdict(rules),
+            "data": str(Path(davis).resolve()),
+            "masks": asdict(masks),
+            "dtype": str(dtype).removeprefix("torch."),
+            FEATURES: identity(features),
+        }
+        path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
+
+        def work(rank: int, ranks: int) -> tuple[Scores | None, list[str]]:
+            said: list[str] = []
+            own = every[rank::ranks]
+            folder = ResultsFolder(_of_rank(path, rank, ranks), options, reuse=reuse)
+            evaluate(own, given, rules, folder, say=said.append, overlays=False, progress=progress)
+            to_score = [sequence for sequence in own if sequence.scored]
+            found = score_masks(masks_to_score(to_score, folder.path)) if to_score else None
+            return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+
+        shares = on_every_rank(work)
+    found = [scores for scores, _ in shares if scores]
+    said = [note for _, lines in shares for note in lines] + [note for scores in found for note in scores.notes]
+    notes = list(dict.fromkeys([*notes, *said]))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    together = {name: objects for scores in found for name, objects in scores.sequences.items()}
+    files = {name: names for scores in found for name, names in scores.files.items()}
+    return Scores(
+        {sequence.name: together[sequence.name] for sequence in scored},
+        {sequence.name: files[sequence.name] for sequence in scored},
+        tuple(notes),
+        None if save_path is None else path,
+    )
+
+
+def left_out(sequences: list[Sequence]) -> list[str]:
+    """A sentence on the sequences that cannot be scored, if there are any."""
+    without = [sequence.name for sequence in sequences if not sequence.scored]
+    if not without:
+        return []
+    scored = len(sequences) - len(without)
+    means = f"the means are over the other {scored}" if scored else "there are no scores"
+    return [
+        f"{len(without)} of {len(sequences)} sequences have an annotation of the first frame only and are not scored, "
+        f"{means}: {', '.join(without[:SHOWN])}{' ...' if len(without) > SHOWN else ''}"
+    ]
+
+
+def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:
+    """`path`, or the first of path-2, path-3 and so on that holds no results of other features; of the first rank."""
+    numbers = itertools.count(2)
+    found = path
+    while not reuse and ResultsFolder.of_others(_of_rank(found, *_rank()), options):
+        found = path.with_name(f"{path.name}-{next(numbers)}")
+    chosen = [found]
+    if _rank()[1] > 1:
+        torch.distributed.broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _of_rank(path: Path, rank: int, ranks: int) -> Path:
+    """Where a rank writes: each a results.json of its own."""
+    return path / f"rank{rank}" if ranks > 1 else path
+
+
+def on_every_rank(work: Callable[[int, int], T]) -> list[T]:
+    """What `work(rank, ranks)` returns on each rank, on all of them.
+
+    Raises InputError on every rank if one failed with an exception, naming it and its reason; its own if there is one.
+    """
     rank, ranks = _rank()
-    own = every[rank::ranks]
-    with tempfile.TemporaryDirectory() as temporary:
-        options = {**asdict(rules), "data": str(Path(davis).resolve())}
-        # Each rank writes a results.json of its own.
-        path = (
-            Path(temporary) if save_path is None else Path(save_path) / f"rank{rank}" if ranks > 1 else Path(save_path)
-        )
-        folder = ResultsFolder(path, options)
-        with evaluating(features, device) as given:
-            evaluate(own, given, rules, folder, say=lambda _: None, overlays=False, progress=progress)
-        found = score_masks(masks_to_score(own, folder.path)).sequences if own else {}
-    shares = [found]
-    if ranks > 1:
-        shares = [{} for _ in range(ranks)]
-        torch.distributed.all_gather_object(shares, found)
-    together = {name: objects for share in shares for name, objects in share.items()}
-    return Scores({sequence.name: together[sequence.name] for sequence in every})
+    if ranks == 1:
+        return [work(0, 1)]
+    result, failure = None, None
+    try:
+        result = work(rank, ranks)
+    except Exception as error:
+        failure = error
+    shares: list[Any] = [None] * ranks
+    reason = f"{failure}" if isinstance(failure, InputError) else f"{type(failure).__name__}: {failure}"
+    torch.distributed.all_gather_object(shares, (result, reason if failure else None))
+    if failure:
+        raise failure
+    for number, (_, said) in enumerate(shares):
+        if said:
+            raise InputError(f"rank {number} of {ranks} failed: {said}")
+    return [result for result, _ in shares]
 
 
 def _rank() -> tuple[int, int]:

@@ -1,7 +1,5 @@
-"""What frames are described by: trained networks, descriptors that need no training, and callers' own extractors."""
+"""What frames are described by: trained networks and descriptors that need no training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,12 +10,12 @@ from timecycle.checkpoint import load_features
 from timecycle.descriptors import ColourDescriptor, GradientDescriptor
 from timecycle.encoder import Encoder, fold_batch_norm
 from timecycle.errors import InputError
+from timecycle.extractors import Extractor, GivenFeatures, evaluating
 from timecycle.protocols import IMAGENET, Protocol
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Extractor = Callable[[Tensor], Tensor]
-"""Normalised images [B, 3, H, W] to features [B, D, h, w], of any stride."""
+__all__ = ["DEFAULT", "DTYPES", "PARTS", "SHIPPED", "Extractor", "Features", "GivenFeatures", "evaluating"]
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parent / "weights" / "walk.safetensors"
 """The network that comes with the project; README.md beside it says what it is."""
 PARTS = ("network", "colour", "gradients")
@@ -37,6 +35,7 @@ class Features:
         protocol: that of the images.
         checkpoint: of the network; the shipped one if not given.
         layout: as `timecycle.checkpoint.load_features` takes it.
+        part: likewise.
 
     Raises InputError for parts that are unknown or twice there, or a checkpoint that cannot be read.
     """
@@ -49,13 +48,14 @@ class Features:
         protocol: Protocol,
         checkpoint: Path | None = None,
         layout: str | None = None,
+        part: str | None = None,
     ) -> None:
         if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
             raise InputError(f"features are {'+'.join(parts)!r}; expected some of {', '.join(PARTS)}, each once")
         self.device, self.dtype = device, dtype
         self._colour = ColourDescriptor(protocol.mean, protocol.std) if "colour" in parts else None
         self._gradients = GradientDescriptor(protocol.mean, protocol.std) if "gradients" in parts else None
-        network = load_features(checkpoint or SHIPPED, layout) if "network" in parts else None
+        network = load_features(checkpoint or SHIPPED, layout, part) if "network" in parts else None
         self._network = None if network is None else fold_batch_norm(network).to(device, dtype)
         # A published network is tested as its protocol normalises; ours has learned from ImageNet's normalisation.
         given = (protocol.mean, protocol.std)
@@ -85,51 +85,3 @@ class Features:
             return images
         mean, std, own_mean, own_std = (images.new_tensor(x).view(3, 1, 1) for x in (*self._from, *IMAGENET))
         return (images * std + mean - own_mean) / own_std
-
-
-class GivenFeatures:
-    """A caller's own extractor, its answers checked. One with a method `begin([3, H, W])` is told of new sequences."""
-
-    l2 = False
-
-    def __init__(self, extract: Extractor, device: torch.device) -> None:
-        self._extract, self.device = extract, device
-
-    def begin(self, first: Tensor) -> None:
-        """Start a sequence with its first frame, [3, H, W]."""
-        begin = getattr(self._extract, "begin", None)
-        if begin is not None:
-            begin(first.to(self.device))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w]. Raises InputError if the extractor returns something else."""
-        found = self._extract(images.to(self.device))
-        if (
-            not isinstance(found, Tensor)
-            or found.ndim != 4
-            or len(found) != len(images)
-            or not found.is_floating_point()
-        ):
-            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(
-                f"the feature extractor returned {what} for images {list(images.shape)}; expected floating point "
-                f"[{len(images)}, D, h, w]"
-            )
-        return found
-
-
-@contextmanager
-def evaluating(features: Extractor, device: torch.device | str | None) -> Iterator[GivenFeatures]:
-    """The extractor with its answers checked; a module in eval mode, on the device of its parameters, then put back."""
-    module = features if isinstance(features, torch.nn.Module) else None
-    if device is None:
-        parameter = next(module.parameters(), None) if module is not None else None
-        device = parameter.device if parameter is not None else "cpu"
-    training = module is not None and module.training
-    if module is not None:
-        module.eval()
-    try:
-        yield GivenFeatures(features, torch.device(device))
-    finally:
-        if module is not None:
-            module.train(training)

@@ -1,16 +1,17 @@
 """Files in and out: pictures decoded with damage refused, results written whole or not at all. Knows no torch."""
 
+import codecs
 import os
+import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from timecycle.errors import InputError
 
-VIDEO_SUFFIXES = {
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-}  # fmt: skip
+PREPARED = ".prepared.json"
+"""In a folder of frames that were taken from a video: what they were made with."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -26,48 +27,115 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path} cannot be read as a picture ({error}); expected a JPEG or PNG file") from None
 
 
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture as it is shown: turned as its EXIF orientation says. Decodes no pixels."""
+    # Of a PNG, Pillow would decode the pixels to look for what comes behind them.
+    known = image.format != "PNG" or "exif" in image.info
+    return image.size[::-1] if known and _orientation(image) > 4 else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 where there is none that can be read, as viewers take it."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever the damage leads to
+        return 1
+    return found if found in range(1, 9) else 1
+
+
 def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
-    """Decode an opened picture into an array, converted to `mode` if given.
+    """Decode an opened picture into an array, turned as its EXIF orientation says, converted to `mode` if given.
 
     Pillow rather than OpenCV decodes, because it refuses truncated files where OpenCV fills the rest with grey;
     their pixels are the same. Raises InputError if the data end early or are damaged.
     """
     try:
+        image.load()
+        if _orientation(image) > 1:
+            image = ImageOps.exif_transpose(image)
         return np.array(image.convert(mode) if mode else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}); expected a complete JPEG or PNG file") from None
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read a picture as RGB, uint8 [H, W, 3]. Raises InputError if it is missing or damaged."""
+    """Read a picture as a viewer shows it: RGB, uint8 [H, W, 3], turned as its EXIF orientation says.
+
+    Grey of 16 bits is scaled to 8, floating point from 0 to 1 too. Raises InputError if it is missing, damaged, or
+    holds numbers beyond those.
+    """
     with open_image(path) as image:
+        if image.mode == "F" or image.mode.startswith("I"):
+            return np.repeat(_eight_bits(decode(image, path), path)[..., None], 3, axis=2)
         return decode(image, path, "RGB")
 
 
-def video_files(folder: Path) -> list[Path]:
-    """Every video file in a folder and its subfolders, known by suffix, in the order of their paths.
+def _eight_bits(values: np.ndarray, path: Path) -> np.ndarray:
+    """Grey values of another type, [H, W], as uint8."""
+    most = 1.0 if values.dtype.kind == "f" else 65535.0
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= most):
+        raise InputError(
+            f"{path} holds values from {values.min():g} to {values.max():g}; expected 0 to {most:g} in a picture of "
+            f"{'floating point' if most == 1 else '16 bits'}"
+        )
+    return np.round(values * (255.0 / most)).astype(np.uint8)
 
-    Links are followed, but no folder is entered twice; names with a leading dot are passed over.
-    Raises InputError if the folder is missing or holds no video files.
+
+_BYTE_ORDER_MARKS = (  # UTF-32's first: that of UTF-16 begins it
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_lines(path: Path, expected: str) -> list[str]:
+    r"""The lines of a text file, as any system's programs write them: UTF-8, or UTF-16 with its byte-order mark.
+
+    expected: what the file should hold, for the error's sentence. Lines end in \n, \r\n or \r, which are removed.
+    Raises InputError if the file is missing, cannot be read, or is text of another encoding.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected one with video files")
-    entered: set[str] = set()
-    paths = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        if (place := os.path.realpath(root)) in entered:
-            folders.clear()
-            continue
-        entered.add(place)
-        paths += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-        ]
-    if not paths:
-        raise InputError(f"{folder} holds no video files; expected some with suffixes such as .mp4 or .webm")
-    return sorted(paths)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected {expected}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected {expected}") from None
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path} is no {encoding.upper().removesuffix('-SIG')} text (line {line}: {error.reason}); expected "
+            f"{expected}, in UTF-8 (iconv -f latin1 -t utf8 converts it from Latin-1)"
+        ) from None
+    if "\0" in text:
+        raise InputError(f"{path} holds null characters; expected {expected}, in UTF-8 or in UTF-16 with its mark")
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def fields(line: str) -> list[str]:
+    """The fields of a list's line: parted by tabs if there are any, else by blanks outside of quotes, " or '."""
+    if "\t" in line.strip():
+        return [_unquoted(field.strip()) for field in line.strip().split("\t") if field.strip()]
+    return [_unquoted(field) for field in re.findall(r"""(?:"[^"]*"|'[^']*'|[^ ])+""", line.strip())]
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1] if len(field) > 1 and field[0] == field[-1] and field[0] in "\"'" else field
+
+
+def field(text: str) -> str:
+    """A text as a field that `fields` reads back: in quotes if it holds blanks."""
+    return f'"{text}"' if " " in text else text
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names by the numbers in them: frame8 before frame10. Equal numbers sort by their digits."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, 0, part) if i % 2 == 0 else (1, int(part), part) for i, part in enumerate(parts)]
 
 
 def partial_path(path: Path) -> Path:

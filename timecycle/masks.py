@@ -1,8 +1,12 @@
 """Index masks on disk (palette PNG) and in memory. Scorer and propagation share it, so it must not import torch."""
 
+import argparse
 import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -10,6 +14,13 @@ from timecycle.errors import InputError
 from timecycle.files import decode, open_image, write_bytes
 
 VOID = 255
+LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least
+SOFT_VALUES = 3  # of edges alone, from which on they are no objects
+LEAST_GREY = 50  # of an id that may be a grey value
+SHOWN = 5  # ids that a sentence names
+_WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # of red, green and blue in one number
+_WEB_PALETTE = np.array(Image.new("RGB", (1, 1)).convert("P").getpalette()).reshape(-1, 3)
+"""That of Image.convert("P")."""
 
 
 def _davis_palette() -> np.ndarray:
@@ -25,6 +36,91 @@ def _davis_palette() -> np.ndarray:
 PALETTE = _davis_palette()
 
 
+@dataclass(frozen=True)
+class MaskReading:
+    """How a mask's file becomes ids where it does not store them. `mask_reading` makes one of options."""
+
+    threshold: int | None = None
+    """Grey values of at least this are object 1, and all others background."""
+    remap: tuple[tuple[int, int], ...] = ()
+    """Stored values and the ids they become, all at once."""
+    compact: bool = False
+    """The ids of a sequence's first annotation become 1, 2, ... in order; see `of_sequence`."""
+    single: bool = False
+    """Any object is object 1, as DAVIS-2016 has it."""
+
+    @property
+    def named(self) -> bool:
+        """Whether stored values are named one by one, so that what they are is known."""
+        return bool(set(self.remap) - {(VOID, 1)})
+
+    def of_sequence(self, first: Path) -> "MaskReading":
+        """The same for the sequence of this first annotation: `compact` as the pairs that it means there."""
+        if not self.compact:
+            return self
+        given = dict(self.remap)
+        ids = object_ids(read_mask(first, replace(self, compact=False)))
+        places = {id_: place for place, id_ in enumerate(ids, 1)}
+        pairs = {id_: place for id_, place in places.items() if id_ not in given}
+        pairs |= {value: places.get(id_, 0) for value, id_ in given.items()}
+        # Others' numbers are taken by now, and what the first annotation does not have is no object.
+        pairs |= {value: 0 for value in range(1, VOID) if value not in pairs}
+        return replace(self, compact=False, remap=tuple(sorted(pairs.items())))
+
+
+AS_STORED = MaskReading()
+
+
+def mask_reading(
+    remap_255: bool = False,
+    threshold: int | None = None,
+    remap: Mapping[int, int] | Iterable[str] = (),
+) -> MaskReading:
+    """How masks are read, of the options of a command line.
+
+    remap: stored values and the ids they become, as a mapping or as words `3=1`; the word `compact` makes the ids of
+    each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
+    Raises InputError for values out of range, and for words of another form.
+    """
+    words = [f"{value}={id_}" for value, id_ in remap.items()] if isinstance(remap, Mapping) else list(remap)
+    pairs = {VOID: 1} if remap_255 else {}
+    for word in words:
+        value, equals, id_ = word.partition("=")
+        if word == "compact":
+            continue
+        if not (equals and value.isdecimal() and id_.isdecimal() and int(id_) <= VOID):
+            raise InputError(f"--remap {word} is no pair; expected VALUE=ID, such as 3=1, or compact")
+        pairs[int(value)] = int(id_)
+    if threshold is not None and not 1 <= threshold <= VOID:
+        raise InputError(f"--threshold is {threshold}; expected a grey value from 1 to {VOID}")
+    if threshold is not None and (pairs or "compact" in words):
+        raise InputError("--threshold and --remap are both given; expected one of them")
+    return MaskReading(threshold, tuple(sorted(pairs.items())), "compact" in words)
+
+
+def add_mask_options(parser: argparse._ActionsContainer) -> None:
+    """Give a command line the options that `masks_of` reads."""
+    parser.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
+    parser.add_argument(
+        "--threshold",
+        type=int,
+        metavar="GREY",
+        help="read masks with soft edges: what is at least this light is object 1",
+    )
+    parser.add_argument(
+        "--remap",
+        nargs="+",
+        default=[],
+        metavar="VALUE=ID",
+        help="read masks stored with other values, such as 128=1; compact: ids of a first annotation become 1, 2, ...",
+    )
+
+
+def masks_of(arguments: argparse.Namespace) -> MaskReading:
+    """How masks are read, as the command line says."""
+    return mask_reading(arguments.remap_255, arguments.threshold, arguments.remap)
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write ids, uint8 [H, W], as a palette PNG with the DAVIS palette, atomically."""
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
@@ -34,32 +130,212 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_mask(path: Path, remap_255: bool = False) -> np.ndarray:
-    """Read an index mask: uint8 [H, W] of object ids (0 background, 255 void).
+def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
+    """Read a mask: uint8 [H, W] of object ids (0 background, 255 void), turned as its EXIF orientation says.
 
-    `remap_255` reads the value 255 as object 1, for masks that are stored as black and white pictures.
-    Raises InputError if the file is missing, damaged, or not a palette or grey PNG.
+    Ids are a palette PNG's indices, an 8- or 16-bit grey PNG's values, black and white as 0 and 1, or, in RGB, RGBA and
+    palette images whose palette is in another order, the DAVIS palette's colors.
+    Raises InputError if the file is missing, damaged, or holds anything else.
     """
-    with open_image(path) as image:
-        if image.mode not in ("P", "L", "1"):
-            raise InputError(
-                f"{path} is a picture of mode {image.mode}; expected object ids in a palette or 8-bit grey PNG"
-            )
-        # Mode "1" decodes to booleans: white is object 1.
-        mask = decode(image, path).astype(np.uint8)
-    if remap_255:
-        mask[mask == VOID] = 1
+    return _read(path, reading)[0]
+
+
+def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
+    """Look at a sequence's first annotation: what its user should know of its ids, a sentence each.
+
+    Raises InputError, naming the file and an option, for a picture that is no mask of ids: black and white, soft edges,
+    grey values that nobody takes for ids.
+    """
+    mask, values = _read(path, reading)
+    if values is not None and reading.threshold is None:
+        refuse_soft_edges(values, str(path), "--threshold 128 makes one object of all that is lighter")
+    refuse_black_and_white(mask, str(path), "--remap-255 reads 255 as object 1")
+    if values is not None and not reading.named:
+        refuse_grey_values(mask, str(path), "--threshold 128, or --remap 128=1 200=2")
+    return _notes(mask, path)
+
+
+def ids_of(array: np.ndarray) -> np.ndarray:
+    """A mask in memory as uint8 [H, W] of object ids, by the rules for files.
+
+    array: [H, W] of bool, or of integers from 0 to 255; or uint8 [H, W, 3] in the DAVIS palette's colors.
+    Raises InputError for anything else, and for pictures that are no masks of ids.
+    """
+    what = f"mask is {array.dtype} {list(array.shape)}"
+    if not array.size or array.ndim not in (2, 3):
+        raise InputError(f"{what}; expected integers or bool [H, W] of object ids")
+    if array.ndim == 3:
+        if array.dtype != np.uint8 or array.shape[2] != 3:
+            raise InputError(f"{what}; expected object ids [H, W], or uint8 [H, W, 3] in the DAVIS palette's colors")
+        return _by_color(array, "mask")
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{what}; expected integers or bool [H, W] of object ids")
+    if array.min() < 0 or array.max() > VOID:
+        raise InputError(f"mask holds values from {array.min()} to {array.max()}; expected object ids from 0 to {VOID}")
+    mask = array.astype(np.uint8)
+    refuse_soft_edges(mask, "mask", "mask > 127 is one object")
+    refuse_black_and_white(mask, "mask", "mask == 255 is one object")
+    refuse_grey_values(mask, "mask", "mask > 0 is one object")
     return mask
 
 
-def check_not_black_and_white(path: Path, mask: np.ndarray) -> None:
-    """Refuse an annotation whose only values are 0 and 255, which DAVIS reads as background and void.
-
-    Raises InputError naming the file and the option that remaps it.
-    """
+def refuse_black_and_white(mask: np.ndarray, name: str, remedy: str) -> None:
+    """Raise InputError for a mask whose only values are 0 and 255, which DAVIS reads as background and void."""
     values = np.unique(mask)
     if VOID in values and not set(values.tolist()) - {0, VOID}:
         raise InputError(
-            f"{path} holds no ids but 0 and 255, and 255 means void in DAVIS; "
-            "expected object ids 1, 2, ... (--remap-255 reads 255 as object 1)"
+            f"{name} holds no ids but 0 and 255, and 255 means void in DAVIS; expected object ids 1, 2, ... ({remedy})"
         )
+
+
+def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
+    """Raise InputError for grey values, uint8 [H, W], as smooth resizing leaves them along edges.
+
+    Such a value has no 3x3 pixels of its own anywhere, and most of its pixels lie between a darker and a lighter one.
+    """
+    if values.max() < LEAST_SOFT:
+        return
+    least, most = cv2.erode(values, np.ones((3, 3))), cv2.dilate(values, np.ones((3, 3)))
+    area = np.bincount(values.ravel(), minlength=256)
+    inside = np.bincount(values[least == most], minlength=256)
+    between = np.bincount(values[(least < values) & (values < most)], minlength=256)
+    soft = np.flatnonzero((area > 0) & (inside == 0) & (2 * between >= area))
+    if len(soft) >= SOFT_VALUES:
+        raise InputError(
+            f"{name} has soft edges: {len(soft)} values, such as {_some(soft)}, lie along edges alone; expected "
+            f"object ids ({remedy})"
+        )
+
+
+def refuse_grey_values(mask: np.ndarray, name: str, remedy: str) -> None:
+    """Raise InputError for ids that are far apart and large, such as 128 or 100 and 200: grey values, not ids."""
+    ids = object_ids(mask)
+    if ids and ids[-1] >= LEAST_GREY and ids[-1] > 4 * len(ids) and not _palette_in_grey(ids):
+        raise InputError(
+            f"{name} holds the grey {'value' if len(ids) == 1 else 'values'} {_some(ids)}; expected object ids 1, 2, "
+            f"... ({remedy})"
+        )
+
+
+def object_ids(mask: np.ndarray) -> list[int]:
+    """The ids of objects in a mask, uint8 [H, W], rising."""
+    return [i for i in np.unique(mask).tolist() if i not in (0, VOID)]
+
+
+def _notes(mask: np.ndarray, path: Path) -> list[str]:
+    """What there is to say of the ids of a first annotation, uint8 [H, W]."""
+    ids = object_ids(mask)
+    if not ids or ids[-1] == len(ids):
+        return []
+    grey = ", the DAVIS palette's colors turned grey," if _palette_in_grey(ids) else ""
+    return [
+        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {_some(ids)}{grey} of 1 to {ids[-1]}; the others, which "
+        "nobody has, count for nothing, where the official code counts each as an object found perfectly (--remap "
+        "compact makes them 1, 2, ...)"
+    ]
+
+
+def _palette_in_grey(ids: list[int]) -> bool:
+    """Whether these are the first colors of the DAVIS palette as Pillow turns them grey."""
+    greys = np.array(Image.fromarray(PALETTE[None, 1 : len(ids) + 1]).convert("L"))[0]
+    return ids == sorted(greys.tolist())
+
+
+def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ids, and the grey values, uint8, that they were read from, if they were."""
+    with open_image(path) as image:
+        if reading.threshold is not None:
+            grey = (
+                decode(image, path, "L") if not image.mode.startswith("I") else _narrow(decode(image, path), path, 257)
+            )
+            return (grey >= reading.threshold).astype(np.uint8), grey
+        stored, grey_scale = _stored(image, path, reading.named)
+    ids = stored.copy() if reading.remap else stored
+    for value, id_ in reading.remap:
+        ids[stored == value] = id_
+    if ids.max(initial=0) > VOID:
+        raise InputError(f"{path} holds the value {ids.max()}; expected object ids from 0 to {VOID} (--remap VALUE=ID)")
+    if reading.single:
+        ids[ids > 0] = 1
+    return ids.astype(np.uint8), np.minimum(stored, VOID).astype(np.uint8) if grey_scale else None
+
+
+def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bool]:
+    """What an opened picture stores, int [H, W], and whether that are grey values."""
+    mode = image.mode
+    if mode == "P":
+        indices = decode(image, path)  # which says it if the file is damaged
+        return _by_palette(indices, np.array(image.getpalette("RGB") or []).reshape(-1, 3), path, named)
+    if mode == "1":
+        return decode(image, path).astype(np.uint8), False
+    if mode == "L" or mode.startswith("I"):
+        values = decode(image, path)
+        return values if mode == "L" else np.where(values == 65535, VOID, values).astype(np.int64), True
+    if mode in ("LA", "RGB", "RGBA"):
+        pixels = decode(image, path, "RGBA")
+        colors, alpha = pixels[..., :3], pixels[..., 3]
+        if not np.isin(alpha, (0, 255)).all():
+            raise InputError(f"{path} is half transparent in places; expected object ids, opaque or transparent")
+        colors[alpha == 0] = 0
+        if (colors[..., :1] == colors).all():
+            return colors[..., 0], True
+        return _by_color(colors, str(path)), False
+    raise InputError(f"{path} is a picture of mode {mode}; expected object ids in a palette or 8-bit grey PNG")
+
+
+def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: bool) -> tuple[np.ndarray, bool]:
+    """The ids of a palette image: its indices, unless its palette says otherwise."""
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    if len(palette) <= used[-1]:
+        return indices, True
+    colors = palette[used]
+    if (colors == used[:, None]).all():  # grey, index by index
+        return indices, True
+    if named or (colors == PALETTE[used]).all():
+        return indices, False
+    known = {tuple(color) for color in PALETTE.tolist()}
+    if all(tuple(color) in known for color in colors.tolist()) and (colors[:, :1] != colors).any():
+        return _by_color(palette[indices].astype(np.uint8), str(path)), False
+    if palette.shape == _WEB_PALETTE.shape and (palette == _WEB_PALETTE).all():
+        raise InputError(
+            f"{path} has the palette of web colors, into which a program has turned a picture in color, so that its "
+            "indices are no ids; expected object ids (--remap INDEX=ID takes them as they are)"
+        )
+    black = used[(colors == 0).all(1)]
+    if (colors[0] != 0).any() if used[0] == 0 else len(black):
+        where = f"black at index {black[0]}" if len(black) else f"{tuple(colors[0].tolist())} at index 0"
+        raise InputError(
+            f"{path} has a palette with {where}, so that it is not known which index is the background; expected it "
+            "at index 0 (--remap INDEX=ID, such as 0=0, takes the indices as they are)"
+        )
+    return indices, False
+
+
+def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
+    """The ids, uint8 [H, W], whose colors in the DAVIS palette these are, uint8 [H, W, 3]."""
+    wanted = PALETTE.astype(np.int64) @ _WEIGHTS
+    order = np.argsort(wanted)
+    packed = rgb.astype(np.int64) @ _WEIGHTS
+    place = np.searchsorted(wanted[order], packed).clip(max=len(wanted) - 1)
+    unknown = rgb[wanted[order][place] != packed]
+    if len(unknown):
+        colors = np.unique(unknown, axis=0)
+        raise InputError(
+            f"{name} is a picture of mode RGB with {len(colors)} colors that the DAVIS palette does not have, such as "
+            f"{tuple(colors[0].tolist())}; expected object ids in a palette or 8-bit grey PNG"
+        )
+    return order[place].astype(np.uint8)
+
+
+def _narrow(values: np.ndarray, path: Path, divisor: int) -> np.ndarray:
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
+    return (values // divisor).astype(np.uint8)
+
+
+def _some(ids: Iterable[int]) -> str:
+    """A few of them, in words."""
+    words = [str(i) for i in ids]
+    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

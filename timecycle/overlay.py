@@ -1,6 +1,7 @@
 """Masks painted over frames: pictures and a video to look at."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ from PIL import Image
 from timecycle.files import partial_path, write_bytes
 from timecycle.masks import PALETTE
 
-FRAMES_PER_SECOND = 24  # as DAVIS was filmed
+FRAMES_PER_SECOND = 24.0  # as DAVIS was filmed; of frames that nobody says more about
 
 
 def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
@@ -38,17 +39,18 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
 class OverlayVideo:
     """An H.264 video, written frame by frame beside its place and moved there by `close`.
 
+    size: width and height in pixels. fps: frames a second.
     Raises ImportError where PyAV is not installed.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], fps: float = FRAMES_PER_SECOND) -> None:
         import av
 
         self._path = path
         self._partial = partial_path(path)
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(self._partial), "w", format="mp4")
-        self._stream = self._container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         # Chroma is stored at half size, so sides must be even.
         self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
         self._stream.pix_fmt = "yuv420p"

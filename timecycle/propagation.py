@@ -4,7 +4,7 @@ Which earlier frames a frame looks at, which of their positions count, and what 
 (timecycle/protocols.py); the arithmetic is timecycle.ops.affinity_propagate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.feature_maps import as_tensor, described, video_maps
 from timecycle.labels import Size, first_labels, index_mask, min_max, nearest
+from timecycle.masks import ids_of
 from timecycle.ops import affinity_propagate
 from timecycle.ops.checks import check_finite, not_finite
 from timecycle.protocols import Protocol, protocol
 
 Frames = TypeVar("Frames", int, Tensor)
+
+FIRST_ROOMS = 32
+"""Frames that there is memory for at first, in a video of unknown length; it doubles until the context fits."""
 
 
 class LabelPropagator:
@@ -29,8 +34,9 @@ class LabelPropagator:
         overrides: fields of the protocol to change.
 
     `start(features, labels)` takes the first frame, then `step(features)` every further one, in order. Features are
-    [D, h, w], or [B, D, h, w] for B videos; labels [L, h, w] or [B, L, h, w]: masks, textures, parts, heat maps, any
-    soft maps. Both return the frame's soft labels, float32, of the labels' shape, as later frames will see them.
+    [D, h, w], or [B, D, h, w] for B videos, of any floating dtype; labels [L, h, w] or [B, L, h, w]: masks, textures,
+    parts, heat maps, any soft maps. Tensors or NumPy arrays; no gradient passes. Both return the frame's soft labels,
+    float32, of the labels' shape, as later frames will see them.
 
     On a GPU `step` does not wait for it, but for ties="all", where the CPU has to know how many keys tie. That a
     feature is not finite is then said by `check()`, which is to be called after the last frame, or wherever labels are
@@ -43,14 +49,17 @@ class LabelPropagator:
         self.protocol = protocol(preset, **overrides)
         self._frame = -1
 
-    def start(self, features: Tensor, labels: Tensor, frames: int | None = None) -> Tensor:
+    def start(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
         """Begin a video with the features and the soft labels of its annotated first frame.
 
         `frames`, how many the video has, spares a short one the memory of a context that it does not fill. Returns
         those labels; under "padded" the first frame is predicted too, from copies of itself, and that is returned and
-        what later frames see beside the annotation. Raises InputError if shapes do not fit together or a feature is not
-        finite.
+        what later frames see beside the annotation. Raises InputError if shapes do not fit together, or features are
+        not floating point or not finite.
         """
+        if not isinstance(labels, Tensor | np.ndarray):
+            raise InputError(f"labels is {described(labels)}; expected [L, h, w] or [B, L, h, w]")
+        features, labels = _features(features), torch.as_tensor(labels).detach()
         self._alone = features.ndim == 3
         if features.ndim not in (3, 4) or labels.ndim != features.ndim:
             raise InputError(
@@ -66,9 +75,8 @@ class LabelPropagator:
             )
         check_finite("features", features)
         videos, channels, *self._grid = features.shape
-        rooms, positions = self._rooms(), self._grid[0] * self._grid[1]
-        if frames is not None:
-            rooms = min(rooms, frames + (self.protocol.first == "padded"))
+        positions = self._grid[0] * self._grid[1]
+        rooms = min(self._rooms(), FIRST_ROOMS if frames is None else frames + (self.protocol.first == "padded"))
         self._shape, self._frames = features.shape, frames
         # Room 0 of each video is frame 0, the others are a ring of the frames after it.
         self._bank = features.new_zeros((videos, rooms, positions, channels))
@@ -81,7 +89,7 @@ class LabelPropagator:
             return self._advance(features)
         return labels[0].float() if self._alone else labels.float()
 
-    def step(self, features: Tensor) -> Tensor:
+    def step(self, features: Tensor | np.ndarray) -> Tensor:
         """Soft labels of the next frame, from its features.
 
         Raises InputError for features unlike the first frame's and, on a CPU, for one that is not finite.
@@ -90,6 +98,7 @@ class LabelPropagator:
             raise InputError("step() came before start(); expected the first frame and its labels")
         if self._frames is not None and self._frame + 1 >= self._frames:
             raise InputError(f"step() came once more than start() was told: expected {self._frames} frames in all")
+        features = _features(features)
         given = features[None] if self._alone else features
         if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
             raise InputError(
@@ -125,14 +134,15 @@ class LabelPropagator:
         height, width = self._grid
         query = self._rows(features)
         own, copies = self._context()
+        known = self._labels_of_context()
         # All videos' rooms are one bank, each video's frames its own part of it.
-        frames = own + rooms * torch.arange(videos, device=query.device)[:, None]
+        video = torch.arange(videos, device=query.device)[:, None]
         labels = affinity_propagate(
             query,
             self._bank.flatten(0, 1),
-            frames,
-            self._labels.flatten(0, 1),
-            frames,
+            own + rooms * video,
+            known.flatten(0, 1),
+            own + known.shape[1] * video,
             self.protocol.select(),
             region=self.protocol.region(height, width),
             copies=copies,
@@ -155,11 +165,20 @@ class LabelPropagator:
         if rules.first == "padded":
             # Entries before the video are copies of frame 0 with its annotation; frame 0 itself, once predicted, is
             # in the ring with its prediction.
-            earlier = torch.arange(t - rules.length + 1, t, device=device)
-            rooms = torch.nn.functional.pad(self._room(earlier).masked_fill(earlier < 0, 0), (1, 0))
-            return rooms, rooms.new_ones((len(rooms), 2))
+            earlier = torch.arange(max(0, t - rules.length + 1), t, device=device)
+            # Keys of the joint scope are kept up to k times, so that k slots of copies keep their order among equals,
+            # and the last of them stands for the others. With scope "frame" they are all alike: one slot serves.
+            copied = self._annotated()
+            slots = min(copied, rules.k) if rules.scope == "joint" else 1
+            rooms = torch.nn.functional.pad(self._room(earlier), (slots, 0))
+            copies = rooms.new_ones((len(rooms), 2))
+            if rules.scope == "joint":
+                copies[slots - 1].fill_(copied - slots + 1)
+            return rooms, copies
         # How often frame 0 is there beside itself: the context holds it, or begins before the video.
         repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
+        if (rules.normalise, rules.ties) == ("kept", "exact"):
+            repeated = min(repeated, rules.k)  # more are not kept
         others = torch.arange(max(1, t - rules.length), t, device=device)
         rooms = torch.nn.functional.pad(self._room(others), (1, 0))
         copies, restricted = rooms.new_ones((len(rooms), 2)), int(rules.radius is None)
@@ -167,6 +186,25 @@ class LabelPropagator:
         copies[0, 0].fill_(1 + repeated)
         copies[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
         return rooms, copies
+
+    def _annotated(self) -> int:
+        """How many entries of a padded context are frame 0 with its annotation."""
+        return max(1, self.protocol.length - self._frame)
+
+    def _labels_of_context(self) -> Tensor:
+        """Soft labels by room, [B, rooms, N, L]: as each counts if one slot stands for several.
+
+        The operator takes the mean over slots, of which n stand for the context's L entries; so what c of them are is
+        multiplied by c * n / L.
+        """
+        copied = self._annotated()
+        if self.protocol.first != "padded" or self.protocol.scope == "joint" or copied == 1:
+            return self._labels
+        slots = 1 + self._frame  # before the context is full the frames are in the rooms 1, 2, ...
+        share = slots / self.protocol.length
+        labels = self._labels[:, :slots] * share
+        labels[:, 0] = self._labels[:, 0] * (copied * share)
+        return labels
 
     def _room(self, frame: Frames) -> Frames:
         """Where a frame of the ring is, or several are."""
@@ -177,7 +215,13 @@ class LabelPropagator:
     def _remember(self, query: Tensor, soft: Tensor) -> None:
         if self.protocol.first == "padded" and self.protocol.length == 1:
             return  # frame 0's copy is all that is looked at
-        room = self._room(self._frame)
+        room, rooms = self._room(self._frame), self._bank.shape[1]
+        if room >= rooms:
+            more = min(rooms, self._rooms() - rooms)
+            self._bank, self._labels = (
+                torch.cat([held, held.new_zeros((len(held), more, *held.shape[2:]))], dim=1)
+                for held in (self._bank, self._labels)
+            )
         self._bank[:, room] = query
         self._labels[:, room] = soft.flatten(2).transpose(1, 2)
 
@@ -224,7 +268,7 @@ class Propagation:
 
 
 def propagate(
-    features: Tensor,
+    features: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
     mask: np.ndarray | Tensor,
     protocol: str | Protocol = "timecycle",
     *,
@@ -235,8 +279,11 @@ def propagate(
     """Carry a first frame's mask through a video whose features somebody already has.
 
     Args:
-        features: [F, D, h, w] of all frames, any floating dtype and device; normalised here if the protocol says so.
-        mask: [H, W] uint8 ids of frame 0; 255 is void and counts as background.
+        features: [F, D, h, w] of all frames, any floating dtype and device, as a tensor, a NumPy array or a list of
+            [D, h, w]; see `timecycle.feature_maps.video_maps` for what else is recognised. Normalised here if the
+            protocol says so; no gradient passes.
+        mask: [H, W] ids of frame 0, integers from 0 to 255 or bool; 255 is void and counts as background. One of 0 and
+            255 alone, or with soft edges, is refused, as the command line refuses such a file.
         protocol: a preset's name, or a protocol.
         working_size: (height, width) in pixels of the images that were encoded; without it the multiple of (h, w) that
             is nearest to the mask's size.
@@ -248,9 +295,9 @@ def propagate(
 
     Source: as LabelPropagator.
     """
-    if features.ndim != 4 or not features.is_floating_point() or not features.numel():
-        raise InputError(f"features is {features.dtype} {list(features.shape)}; expected floating point [F, D, h, w]")
-    steps = stream(features, mask, protocol, working_size=working_size, output_size=output_size, **overrides)
+    height, width = mask_of(mask).shape
+    maps = video_maps(features, (height, width), working_size)
+    steps = stream(maps, mask, protocol, working_size=working_size, output_size=output_size, **overrides)
     soft, masks, ids = zip(*steps, strict=True)
     return Propagation(torch.stack(soft), np.stack(masks), ids[0])
 
@@ -269,7 +316,7 @@ def stream(
     given = mask_of(mask)
     propagator = LabelPropagator(rules)
     labels, output = None, output_size or (given.shape[0], given.shape[1])
-    for feature in features:
+    for feature in map(_features, features):
         if labels is None:
             height, width = feature.shape[1:]
             working = working_size or _working_size(given.shape, (height, width))
@@ -286,12 +333,17 @@ def stream(
         yield soft, mask, labels.ids
 
 
+def _features(features: object) -> Tensor:
+    """Features as a tensor without gradient. Raises InputError if they are none."""
+    found = as_tensor(features)
+    if found is None or not found.numel():
+        raise InputError(f"features is {described(features)}; expected floating point [D, h, w] or [B, D, h, w]")
+    return found
+
+
 def mask_of(mask: np.ndarray | Tensor) -> np.ndarray:
-    """A mask as uint8 [H, W]. Raises InputError if it is none."""
-    array = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    if array.ndim != 2 or array.dtype != np.uint8 or not array.size:
-        raise InputError(f"mask is {array.dtype} {list(array.shape)}; expected uint8 [H, W] of object ids")
-    return array
+    """A mask as uint8 [H, W], see `timecycle.masks.ids_of`. Raises InputError if it is none."""
+    return ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
 
 
 def _working_size(mask: tuple[int, ...], grid: Size) -> Size:

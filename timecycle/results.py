@@ -6,6 +6,7 @@ overlays/<sequence>.mp4              every frame
 results.json                         options, versions, seconds, memory, scores; rewritten after each sequence
 """
 
+import hashlib
 import json
 import platform
 import resource
@@ -23,8 +24,10 @@ from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
 from timecycle.files import partial_path, write_bytes
 from timecycle.masks import write_mask
-from timecycle.overlay import OverlayVideo, paint, write_picture
+from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, write_picture
 
+RESULTS = "results.json"
+FEATURES = "features"
 PICTURES = 6  # overlay pictures of a sequence, evenly spaced from its first frame to its last
 
 
@@ -33,28 +36,45 @@ class ResultsFolder:
 
     Args:
         path: the folder; made if it is not there.
-        options: what the masks depend on, by name; JSON values.
+        options: what the masks depend on, by name; JSON values. Under FEATURES what the features are, or None if that
+            cannot be told; then earlier results are not gone on with.
         overwrite: remove earlier results first.
+        reuse: go on with earlier results whatever features they are of.
 
     Raises InputError if it holds masks made with other options, or masks that this program did not make.
     """
 
-    def __init__(self, path: Path, options: dict[str, Any], overwrite: bool = False) -> None:
+    def __init__(self, path: Path, options: dict[str, Any], overwrite: bool = False, reuse: bool = False) -> None:
         options = json.loads(json.dumps(options))  # as it will be read again
         self.path = path
-        self._file = path / "results.json"
+        self._file = path / RESULTS
         if overwrite:
             self._remove_earlier()
         self.content: dict[str, Any] = {"options": options, "versions": versions(), "sequences": {}}
         earlier = self._read()
+        if earlier.get("sequences") and options.get(FEATURES, "") is None and not reuse:
+            raise InputError(
+                f"{path} holds results, and whether they are of these features cannot be told from the features; "
+                "expected another --save_path, --overwrite to start over, or --reuse to go on with them"
+            )
         for name, value in options.items():
-            if earlier and earlier["options"].get(name) != value:
+            if earlier and earlier["options"].get(name) != value and not (reuse and name == FEATURES):
                 raise InputError(
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
                 )
         self.content["sequences"] = earlier.get("sequences", {})
         self.save()
+
+    @staticmethod
+    def of_others(path: Path, options: dict[str, Any]) -> bool:
+        """Whether a folder holds results of features that are other than these, or not known to be the same."""
+        try:
+            earlier = json.loads((path / RESULTS).read_text())
+            known = earlier["options"].get(FEATURES)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return known is None or known != options[FEATURES]
 
     def _read(self) -> dict[str, Any]:
         if not self._file.is_file():
@@ -76,17 +96,22 @@ class ResultsFolder:
             file.unlink(missing_ok=True)
 
     def finished(self, sequence: Sequence) -> bool:
-        """Whether the masks of all its frames are there. Raises InputError for masks that another program made."""
+        """Whether the masks of all its frames are there, made from the files as they are.
+
+        Raises InputError for masks that another program made.
+        """
         folder = self.path / sequence.name
         if not folder.exists():
             return False
         if sequence.name not in self.content["sequences"]:
             raise InputError(f"{folder} was not made by this program; expected another --save_path")
+        if self.content["sequences"][sequence.name].get("files") != files_mark(sequence):
+            return False
         return all((folder / f"{frame.stem}.png").is_file() for frame in sequence.frames)
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Note what is known of a finished sequence."""
-        self.content["sequences"][sequence.name] = entry
+        self.content["sequences"][sequence.name] = entry | {"files": files_mark(sequence)}
         self.save()
 
     def stage_seconds(self) -> dict[str, float]:
@@ -101,6 +126,15 @@ class ResultsFolder:
         """Write results.json, atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_bytes(self._file, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def files_mark(sequence: Sequence) -> str:
+    """What the files that a sequence's masks depend on are: SHA-256 of their names, sizes and times of change."""
+    found = hashlib.sha256()
+    for path in (*sequence.frames, sequence.annotations[0]):
+        status = path.stat()
+        found.update(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
+    return found.hexdigest()
 
 
 class SequenceWriter:
@@ -131,7 +165,11 @@ class SequenceWriter:
             write_picture(overlays / self._sequence.name / f"{stem}.jpg", painted)
         if self._video_wanted:
             if self._video is None:
-                self._video = OverlayVideo(overlays / f"{self._sequence.name}.mp4", (rgb.shape[1], rgb.shape[0]))
+                self._video = OverlayVideo(
+                    overlays / f"{self._sequence.name}.mp4",
+                    (rgb.shape[1], rgb.shape[0]),
+                    self._sequence.fps or FRAMES_PER_SECOND,
+                )
             self._video.add(painted)
 
     def finish(self) -> None:

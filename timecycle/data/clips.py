@@ -1,9 +1,9 @@
 """Clips to learn from: folders of frames, video files, made video. Opened when first read. Knows no torch."""
 
 import functools
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 
 from timecycle.data.synthetic import SEQUENCES, Stage
+from timecycle.data.videos import (
+    Clock,
+    decoded_times,
+    opened,
+    passed_over,
+    pixel_ratio,
+    square_size,
+    upright,
+    video_files,
+)
 from timecycle.errors import InputError
-from timecycle.files import read_rgb, video_files
+from timecycle.files import fields, read_lines, read_rgb
 
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files
 SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
-LEAP = 60.0  # seconds from one frame to the next that only damage explains
 MADE_SIZE = (256, 320)
 MADE_BYTES = 1 << 29  # of rendered frames kept by a process
 
@@ -68,26 +77,31 @@ class Cache:
 def listed_clips(filelist: Path) -> list[Clip]:
     """The clips of TimeCycle's list: one `folder frames` a line, the folder holding 000001.jpg and so on.
 
-    A relative folder is looked for from the working directory, then from the list's own. Blank lines are passed over.
+    A folder with blanks may be in quotes, or have a tab behind it, but need not. A relative one is looked for from the
+    working directory, then from the list's own. Blank lines are passed over.
     Raises InputError if the list cannot be read, is empty or has a line of another form.
     """
-    try:
-        lines = filelist.read_text(encoding="utf-8").split("\n")  # names may hold what else splitlines splits at
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{filelist} cannot be read ({error}); expected a list of `folder frames` lines") from None
     clips: list[Clip] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(filelist, "a list of `folder frames` lines"), 1):
         if not line.strip():
             continue
-        folder, frames = (["", *line.rsplit(maxsplit=1)])[-2:]
-        if not folder.strip() or not (frames.isascii() and frames.isdecimal()):
+        folder, frames = _folder_and_frames(line)
+        if not folder or not (frames.isascii() and frames.isdecimal()):
             raise InputError(
                 f"{filelist}, line {number}, is {line.strip()!r}; expected a folder and its number of frames"
             )
-        clips.append(ListedClip(_found(Path(folder.strip()), filelist.parent), int(frames)))
+        clips.append(ListedClip(_found(Path(folder), filelist.parent), int(frames)))
     if not clips:
         raise InputError(f"{filelist} lists no clips; expected one `folder frames` a line")
     return clips
+
+
+def _folder_and_frames(line: str) -> tuple[str, str]:
+    """The two fields of a line that is not blank; the first is empty where there is but one."""
+    parts = fields(line) if "\t" in line or line.lstrip()[0] in "\"'" else []
+    if len(parts) != 2:
+        parts = ["", *line.rsplit(maxsplit=1)][-2:]
+    return parts[0].strip(), parts[1]
 
 
 def _found(folder: Path, beside: Path) -> Path:
@@ -122,23 +136,24 @@ def _stacked(pictures: list[np.ndarray], source: Path) -> np.ndarray:
 
 
 def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
-    """Every video file in a folder and its subfolders, known by suffix, in the order of their paths.
+    """Every video file in a folder and its subfolders, in the order of their paths, see `video_files`.
 
     A process keeps whole decoded clips, at most `cache_bytes` of them together; of others it decodes what is asked for.
-    Raises InputError if the folder is missing or holds no video files.
+    Says in a line which other files there are. Raises InputError if the folder is missing or holds no video files.
     """
     cache = Cache(cache_bytes)
-    return [VideoClip(path, cache) for path in video_files(folder)]
+    videos, others = video_files(folder)
+    if others and os.environ.get("RANK", "0") == "0":  # of processes that train together the first speaks
+        print(f"{folder}: {passed_over(others)}")
+    return [VideoClip(path, cache) for path in videos]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a video without decoding it."""
+    """What is known of a video before its pictures are read."""
 
     times: np.ndarray
-    """int64 [n], ascending: when the clip's frames are shown."""
-    ticks: bool
-    """Whether that is in ticks of the stream, or just counted."""
+    """int64 [n], ascending: when the clip's frames are shown, in ticks of the stream."""
     seekable: bool
 
 
@@ -146,6 +161,7 @@ class VideoClip(Clip):
     """A video file, at most FRAMES_PER_SECOND frames a second of it, the short side scaled to at most SHORT_SIDE.
 
     The clip's frames are those nearest in time to a regular grid, each once; so a slower video has all of its own.
+    They are as a viewer shows them: turned, mirrored, and with square pixels.
     """
 
     def __init__(self, path: Path, cache: Cache) -> None:
@@ -154,45 +170,31 @@ class VideoClip(Clip):
 
     @property
     def length(self) -> int:
-        """Known from the container's packets."""
+        """Known from the container's packets; an AVI or a raw stream is decoded for it."""
         return len(self._scan.times)
 
     @functools.cached_property
     def _scan(self) -> Scan:
-        """Reads packets and decodes nothing."""
-        with self._opened() as (container, stream):
-            packets = [stamp for stamp in map(_stamp, container.demux(stream)) if stamp]
-            # AVI stores frames in the order of decoding and no times; raw streams have none either.
-            counted = container.format.name == "avi" or any(time is None for time, *_ in packets)
-            tick = 1 / float(stream.average_rate or 25) if counted else float(stream.time_base)
-            promised = _promised_seconds(container, stream)
+        with opened(self.path) as (container, stream):
+            clock, shown = Clock(container, stream), []
+            for packet in container.demux(stream):
+                if not packet.size or packet.is_discard:
+                    continue  # an editor's cut leaves packets to be discarded, of which other frames are decoded
+                clock.note(packet)
+                shown.append((packet.pts, packet.duration or 0, packet.is_corrupt))
+            timed = not clock.by_decoding and all(time is not None for time, *_ in shown)
+            raw = not clock.by_decoding and all(time is None for time, *_ in shown)
+            promised = 0.0 if raw else _promised_seconds(container, stream)  # of a raw stream FFmpeg guesses it
             # FFmpeg guesses the times of an MPEG program stream, after a seek otherwise than from its start.
-            seekable = not counted and container.format.name != "mpeg"
-        if counted:
-            packets = [(number, 1, corrupt) for number, (*_, corrupt) in enumerate(packets)]
-        times = np.unique([time for time, *_ in packets])
-        end = max((time + duration for time, duration, _ in packets), default=0)
-        damaged = not packets or any(corrupt for *_, corrupt in packets) or np.diff(times).max(initial=0) * tick > LEAP
-        if damaged or (end - times[0]) * tick < promised - SLACK:
+            seekable = timed and container.format.name != "mpeg"
+        times = np.unique([time for time, *_ in shown]) if timed else decoded_times(self.path)
+        if not len(times) or any(corrupt for *_, corrupt in shown):
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return Scan(times[nearest_to_grid((times - times[0]) * tick)], not counted, seekable)
-
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, Any]]:
-        """The file's container and best video stream; what FFmpeg cannot read becomes an InputError."""
-        import av
-
-        try:
-            with av.open(str(self.path.absolute())) as container:  # "a:b.mp4" alone would name a protocol
-                stream = container.streams.best("video")
-                cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
-                if stream is None or cover or stream.codec_context is None:
-                    raise InputError(f"{self.path} holds no video that can be decoded; expected a video file")
-                stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
-                yield container, stream
-        except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter of tags, which PyAV reads as UTF-8
-            reason = getattr(error, "strerror", error)
-            raise InputError(f"{self.path} is damaged or no video ({reason}); expected a video file") from None
+        end = max(time + duration for time, duration, _ in shown) if timed else times[-1] + shown[-1][1]
+        too_long = np.diff(times, append=end).max() * clock.tick > clock.longest_still
+        if too_long or (end - times[0]) * clock.tick < promised - SLACK:
+            raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
+        return Scan(times[nearest_to_grid((times - times[0]) * clock.tick)], seekable)
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         whole = self._cache.held.get(self.path)
@@ -206,8 +208,9 @@ class VideoClip(Clip):
     def _whole(self) -> np.ndarray | None:
         """The whole clip, which the cache then holds; None if it has no room, or if a frame is bad, perhaps another."""
         self._keep = False
-        with self._opened() as (_, stream):
-            height, width = scaled(stream.codec_context.height, stream.codec_context.width)
+        with opened(self.path) as (_, stream):
+            context = stream.codec_context
+            height, width = square_size(context.height, context.width, pixel_ratio(stream), SHORT_SIDE)
         if self.length * height * width * 3 > self._cache.left:
             return None
         try:
@@ -219,39 +222,33 @@ class VideoClip(Clip):
 
     def _decoded(self, wanted: Sequence[int]) -> np.ndarray:
         """Frames of ascending index, uint8 [n, H, W, 3]: one seek, then everything up to the last is decoded."""
-        scan = self._scan
-        times = scan.times[list(wanted)].tolist()
-        pictures = self._pictures(times, scan.ticks, seek=True) if scan.seekable else []
+        times = self._scan.times[list(wanted)].tolist()
+        pictures = self._pictures(times, seek=True) if self._scan.seekable else []
         if len(pictures) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
-            pictures = self._pictures(times, scan.ticks, seek=False)
+            pictures = self._pictures(times, seek=False)
         if len(pictures) < len(times):
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
         return _stacked(pictures, self.path)
 
-    def _pictures(self, times: list[int], ticks: bool, seek: bool) -> list[np.ndarray]:
+    def _pictures(self, times: list[int], seek: bool) -> list[np.ndarray]:
         """The pictures shown at ascending `times`, as many as there are; none if the seek landed behind the first."""
         pictures: list[np.ndarray] = []
-        with self._opened() as (container, stream):
+        with opened(self.path) as (container, stream):
+            clock, ratio = Clock(container, stream), pixel_ratio(stream)
             if seek:
                 container.seek(times[0], stream=stream)
             for number, frame in enumerate(container.decode(stream)):
-                time = frame.pts if ticks else number
-                if time is None or time < times[len(pictures)]:
+                time = clock.time(frame)
+                if time < times[len(pictures)]:
                     continue
                 if seek and not number and time > times[0]:
                     break
                 if frame.is_corrupt:
                     raise InputError(f"{self.path} is damaged at its frame {time}; expected a complete video file")
-                pictures.append(_picture(frame))
+                pictures.append(_picture(frame, ratio))
                 if len(pictures) == len(times):
                     break
         return pictures
-
-
-def _stamp(packet: Any) -> tuple[Any, int, bool] | None:
-    """When a packet's frame is shown, for how long, and whether it is damaged; None if it carries none to be shown."""
-    # An editor's cut leaves packets to be discarded, of which other frames are decoded.
-    return None if not packet.size or packet.is_discard else (packet.pts, packet.duration or 0, packet.is_corrupt)
 
 
 def _promised_seconds(container: Any, stream: Any) -> float:
@@ -275,17 +272,10 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
     return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
-def scaled(height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels once the short side is at most SHORT_SIDE."""
-    short = max(SHORT_SIDE, min(height, width))
-    return round(height * SHORT_SIDE / short), round(width * SHORT_SIDE / short)
-
-
-def _picture(frame: Any) -> np.ndarray:
-    """A decoded frame as it is to be seen, RGB uint8 [H, W, 3]: scaled, and turned as its metadata say."""
-    height, width = scaled(frame.height, frame.width)
-    rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+def _picture(frame: Any, ratio: float) -> np.ndarray:
+    """A decoded frame as it is to be seen, RGB uint8 [H, W, 3]; `ratio`: see `square_size`."""
+    height, width = square_size(frame.height, frame.width, ratio, SHORT_SIDE)
+    return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame)
 
 
 def made_clips(count: int, frames: int, seed: int) -> list[Clip]:

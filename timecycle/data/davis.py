@@ -1,13 +1,19 @@
 """Video sequences in DAVIS-2017 layout, or listed as the original takes them, checked before any work begins."""
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from timecycle.errors import InputError
-from timecycle.files import open_image
-from timecycle.masks import check_not_black_and_white, read_mask
+import numpy as np
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+from timecycle.errors import InputError
+from timecycle.files import PREPARED, fields, natural_key, open_image, read_lines, shown_size
+from timecycle.masks import AS_STORED, MaskReading, check_annotation, read_mask
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MASK_VALUES = 8  # that cover most of a mask's pixels, and of a grey picture's do not
+SINGLE_OBJECT_YEAR = "2016"  # whose annotations tell objects from the background, and no object from another
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,12 @@ class Sequence:
     name: str
     frames: tuple[Path, ...]
     annotations: tuple[Path, ...]
+    masks: MaskReading = AS_STORED
+    """How the annotations are read."""
+    notes: tuple[str, ...] = ()
+    """What its user should know of it, a sentence each."""
+    fps: float | None = None
+    """Frames a second, where the folder of frames says so."""
 
     @property
     def scored(self) -> bool:
@@ -25,36 +37,54 @@ class Sequence:
 
 
 def read_davis(
-    root: Path, image_set: str = "val", year: str = "2017", names: list[str] | None = None, remap_255: bool = False
+    root: Path,
+    image_set: str = "val",
+    year: str = "2017",
+    names: list[str] | None = None,
+    masks: MaskReading = AS_STORED,
 ) -> list[Sequence]:
     """The sequences of a folder in DAVIS layout, in the order of its list.
 
     root holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
-    names: only these. Raises InputError naming the file for anything missing or not fitting together.
+    year: of 2016, all objects are one. names: only these. masks: how annotations are read.
+    Raises InputError naming the file for anything missing or not fitting together.
     """
     listed = sequence_names(root, image_set, year)
     for name in names or []:
         if name not in listed:
             raise InputError(f"--sequences {name} is not in the set {image_set}; expected some of {', '.join(listed)}")
+    masks = of_year(masks, year)
     return [
-        _read_sequence(name, root / "JPEGImages" / "480p" / name, annotations_folder(root, name), remap_255)
+        _read_sequence(name, root / "JPEGImages" / "480p" / name, annotations_folder(root, name), masks)
         for name in listed
         if not names or name in names
     ]
 
 
+def of_year(masks: MaskReading, year: str) -> MaskReading:
+    """How masks of a year's set are read: of 2016 any object is object 1."""
+    return replace(masks, single=True) if year == SINGLE_OBJECT_YEAR else masks
+
+
 def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> list[str]:
-    """The names listed in root/ImageSets/<year>/<image_set>.txt. Raises InputError if there is no such list."""
+    """The names listed in root/ImageSets/<year>/<image_set>.txt; for 2016 also in root/ImageSets/480p.
+
+    A line is a name, or, as DAVIS-2016 has it, the paths of a frame and of its annotation.
+    Raises InputError if there is no such list.
+    """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; expected one in DAVIS layout")
     listing = root / "ImageSets" / year / f"{image_set}.txt"
+    older = root / "ImageSets" / "480p" / listing.name
+    if year == SINGLE_OBJECT_YEAR and not listing.is_file() and older.is_file():
+        listing = older
     if not listing.is_file():
         there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
         raise InputError(f"{listing} does not exist; expected one sequence name a line (sets that are there: {there})")
-    names = [line.strip() for line in listing.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-    if not names:
+    lines = [line.strip() for line in read_lines(listing, "one sequence name a line") if line.strip()]
+    if not lines:
         raise InputError(f"{listing} is empty; expected one sequence name a line")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(Path(fields(line)[0]).parent.name if "/" in line else line for line in lines))
 
 
 def annotations_folder(root: Path, name: str) -> Path:
@@ -67,55 +97,102 @@ def annotation_files(folder: Path) -> list[Path]:
     return files_in(folder, (".png",), "annotations")
 
 
-def read_filelist(path: Path, names: list[str] | None = None, remap_255: bool = False) -> list[Sequence]:
+def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading = AS_STORED) -> list[Sequence]:
     """The sequences of a list with lines `frames-folder annotations-folder`, as the original program takes it.
 
-    Relative folders are looked for from the working directory, then from the list's own folder. A sequence is named
-    after its frames' folder. Raises InputError naming the list and line, or the file, for anything that does not fit.
+    Folders with blanks in their paths stand in quotes, or a tab between the two. Relative folders are looked for from
+    the working directory, then from the list's own folder. A sequence is named after its frames' folder; those of one
+    name after as much of the path as tells them apart. Raises InputError naming the list and line, or the file, for
+    anything that does not fit.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a list with lines 'frames-folder annotations-folder'")
-    sequences: dict[str, tuple[Path, Path]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    folders: list[tuple[Path, Path]] = []
+    for number, line in enumerate(read_lines(path, "a list with lines 'frames-folder annotations-folder'"), start=1):
         if not line.strip():
             continue
-        folders = [Path(word) for word in line.split()]
-        if len(folders) != 2:
+        words = [Path(word) for word in fields(line)]
+        if len(words) != 2:
             raise InputError(
-                f"{path} line {number} has {len(folders)} words; expected a frames folder and an annotations folder"
+                f"{path} line {number} has {len(words)} words; expected a frames folder and an annotations folder, in "
+                "quotes if there are blanks in their paths"
             )
-        frames, annotations = (f if f.is_absolute() or f.is_dir() else path.parent / f for f in folders)
-        if frames.name in sequences:
-            raise InputError(f"{path} line {number} names a second sequence {frames.name}; expected each name once")
-        sequences[frames.name] = (frames, annotations)
-    if not sequences:
+        frames, annotations = (f if f.is_absolute() or f.is_dir() else path.parent / f for f in words)
+        if frames in [earlier for earlier, _ in folders]:
+            raise InputError(f"{path} line {number} names a second sequence {frames.name}; expected each folder once")
+        folders.append((frames, annotations))
+    if not folders:
         raise InputError(f"{path} is empty; expected lines 'frames-folder annotations-folder'")
+    sequences = dict(zip(_distinct_names([frames for frames, _ in folders]), folders, strict=True))
     for name in names or []:
         if name not in sequences:
             raise InputError(f"--sequences {name} is not in {path}; expected some of {', '.join(sequences)}")
     return [
-        _read_sequence(name, frames, annotations, remap_255)
+        _read_sequence(name, frames, annotations, masks)
         for name, (frames, annotations) in sequences.items()
         if not names or name in names
     ]
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
-    """Files of a kind, sorted; names with a leading dot are leftovers of file managers and killed runs.
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """The last part of each path, or as many of its last parts, joined by "-", as no other path shares."""
+    parts = [folder.absolute().parts[1:] for folder in folders]
+    names = [""] * len(folders)
+    for count in range(1, max(map(len, parts)) + 1):
+        tails = ["-".join(part[-count:]) for part in parts]
+        often = Counter([*tails, *(name for name in names if name)])
+        names = [name or (tail if often[tail] == 1 else "") for name, tail in zip(names, tails, strict=True)]
+    return [name or f"{i}-{folder.name}" for i, (name, folder) in enumerate(zip(names, folders, strict=True))]
 
-    Raises InputError if the folder is missing or holds none.
+
+def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """Files of a kind, in the natural order of their names: frame8, frame9, frame10.
+
+    Names with a leading dot are leftovers of file managers and killed runs, and left out. Raises InputError if the
+    folder is missing or holds none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a folder of {what}")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
     if not files:
         raise InputError(f"{folder} holds no {what}; expected files ending in {' or '.join(suffixes)}")
-    return files
+    return sorted(files, key=lambda path: (natural_key(path.stem), path.suffix))
 
 
-def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, remap_255: bool) -> Sequence:
+def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The frames of a video in natural order, and a sentence for each mask that lies beside them and is passed over.
+
+    Raises InputError if there are none, or two files have one name but for the suffix.
+    """
+    frames = files_in(folder, FRAME_SUFFIXES, "frames")
+    kinds = Counter(_kind(path) for path in frames)
+    odd = [path for path in frames if len(kinds) > 1 and _kind(path) == ".png" and _is_mask(path)]
+    frames = [path for path in frames if path not in odd]
+    stems: dict[str, Path] = {}
+    for path in frames:
+        if path.stem in stems:
+            raise InputError(f"{path} and {stems[path.stem].name} have one name; expected one frame of each name")
+        stems[path.stem] = path
+    return frames, [f"{path} is a mask beside frames, and is passed over" for path in odd]
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().replace("jpeg", "jpg")
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether a picture looks like a mask rather than a frame: most of it has a few values."""
+    with open_image(path) as image:
+        if image.mode in ("P", "1"):
+            return True
+    try:
+        counts = np.bincount(read_mask(path).ravel())
+    except InputError:
+        return False
+    return bool(np.sort(counts)[-MASK_VALUES:].sum() > 0.9 * counts.sum())
+
+
+def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: MaskReading) -> Sequence:
     """List and check one sequence: names and counts pair up, sizes agree, the first annotation can be used."""
-    frames = files_in(frames_folder, FRAME_SUFFIXES, "frames")
+    frames, notes = frame_files(frames_folder)
     annotations = annotation_files(masks_folder)
     if annotations[0].stem != frames[0].stem:
         raise InputError(
@@ -129,15 +206,29 @@ def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, remap_255
     for frame, annotation in zip(frames, annotations, strict=False):
         if frame.stem != annotation.stem:
             raise InputError(f"{frame} has no annotation {masks_folder / (frame.stem + '.png')}; expected equal names")
-    with open_image(frames[0]) as image:
-        size = image.size
-    for path in (*frames[1:], *annotations):
+    check_sizes([*frames, *annotations])
+    masks = masks.of_sequence(annotations[0])
+    notes += check_annotation(annotations[0], masks)
+    return Sequence(name, tuple(frames), tuple(annotations), masks, tuple(notes), _prepared_fps(frames_folder))
+
+
+def check_sizes(paths: list[Path]) -> None:
+    """Raise InputError for a picture that is not shown at the first one's size. Decodes none."""
+    size = None
+    for path in paths:
         with open_image(path) as image:
-            if image.size != size:
-                raise InputError(
-                    f"{path} is {image.size[0]} x {image.size[1]}; expected {size[0]} x {size[1]} like {frames[0]}"
-                )
-    first = read_mask(annotations[0], remap_255)
-    if not remap_255:
-        check_not_black_and_white(annotations[0], first)
-    return Sequence(name, tuple(frames), tuple(annotations))
+            shown = shown_size(image)
+            turned = " as its EXIF orientation turns it" if shown != image.size else ""
+        size = size or shown
+        if shown != size:
+            raise InputError(
+                f"{path} is {shown[0]} x {shown[1]}{turned}; expected {size[0]} x {size[1]} like {paths[0]}"
+            )
+
+
+def _prepared_fps(folder: Path) -> float | None:
+    """Frames a second of a folder that `timecycle.data.extract` made; None for another."""
+    try:
+        return float(json.loads((folder / PREPARED).read_bytes())["rules"]["fps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -5,8 +5,8 @@
 
 Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019): FFmpeg scales every video to a height of
 256 pixels, and its fps filter takes 12 frames a second, repeating those of slower videos. Here the short side becomes
-256, as training wants it, smaller videos keep their size, and nothing is encoded in between. As there, pixels are taken
-for square, and a video is turned as its metadata say.
+256, as training wants it, smaller videos keep their size, and nothing is encoded in between. As a viewer shows them,
+pixels are made square, and a video is turned and mirrored as its metadata say.
 """
 
 import json
@@ -21,10 +21,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from timecycle.data.videos import Clock, opened, pixel_ratio, square_size, upright
 from timecycle.errors import InputError
-
-MARKER = ".prepared.json"
-LONGEST_GAP = 60  # seconds without a frame; a damaged timestamp would otherwise fill the disk with one picture
+from timecycle.files import PREPARED
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
     Raises InputError if the folder was made by other rules, or not by `extract`.
     """
     try:
-        held = json.loads((folder / MARKER).read_bytes())
+        held = json.loads((folder / PREPARED).read_bytes())
         made_by, size, frames = held["rules"], int(held["bytes"]), int(held["frames"])
     except (OSError, ValueError, KeyError, TypeError):
         if not os.path.lexists(folder):
@@ -86,7 +85,7 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
         if not count:
             raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
         content = {"rules": asdict(rules), "bytes": video.stat().st_size, "frames": count}
-        (partial / MARKER).write_text(json.dumps(content))
+        (partial / PREPARED).write_text(json.dumps(content))
         if folder.is_dir():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -100,81 +99,74 @@ def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
 
     Raises InputError, possibly after some frames, if the file holds no video, is damaged or ends early.
     """
-    try:
-        # An absolute path, since FFmpeg takes what comes before a colon for a protocol; tags may be in any encoding.
-        with av.open(os.path.abspath(video), metadata_errors="replace") as container:
-            stream = container.streams.best("video")
-            if (
-                stream is None
-                or stream.codec_context is None
-                or stream.disposition & av.stream.Disposition.attached_pic
-            ):
-                raise InputError(f"{video} holds no video that can be decoded; expected a video file")
-            stream.codec_context.thread_count = 1  # the clips are done in parallel
-            yield from _filtered(_decoded(container, stream, video), fps, side)
-    except av.FFmpegError as error:
-        raise InputError(f"{video} is damaged or no video ({error.strerror}); expected a video file") from None
+    with opened(video) as (container, stream):
+        yield from _filtered(_decoded(container, stream, video), pixel_ratio(stream), fps, side)
 
 
 def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
-    """The decoded frames of a stream, in order. Raises InputError for damage that FFmpeg passes over."""
-    size, time, end = None, None, 0.0
+    """The decoded frames of a stream, in order, `pts` set. Raises InputError for damage that FFmpeg passes over."""
+    clock, size, frame, longest, end = Clock(container, stream), None, None, 0.0, 0.0
     for packet in container.demux():
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        stamp = packet.dts if clock.by_decoding else packet.pts
+        if stamp is not None:
+            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index != stream.index:
             continue
-        for frame in packet.decode():
-            if packet.is_corrupt or frame.is_corrupt:
-                raise InputError(f"{video} is damaged after {time or 0:.2f} s; expected a complete video file")
-            if frame.time is None or (time is not None and frame.time > time + LONGEST_GAP):
-                raise InputError(
-                    f"{video} has no usable time for the frame after {time or 0:.2f} s; expected one for each frame"
-                )
-            size = size or (frame.width, frame.height)
-            if size != (frame.width, frame.height):
-                raise InputError(f"{video} changes its size at {frame.time:.2f} s; expected one size")
-            time = frame.time
+        clock.note(packet)
+        for following in packet.decode():
+            following.pts = clock.time(following)
+            after = f"after {frame.time if frame else 0:.2f} s"
+            if packet.is_corrupt or following.is_corrupt:
+                raise InputError(f"{video} is damaged {after}; expected a complete video file")
+            longest = max(longest, following.time - frame.time if frame else 0.0)
+            if longest > clock.longest_still:
+                raise InputError(f"{video} has no usable time for the frame {after}; expected one for each frame")
+            size = size or (following.width, following.height)
+            if size != (following.width, following.height):
+                raise InputError(f"{video} changes its size at {following.time:.2f} s; expected one size")
+            frame = following
             yield frame
+    if frame and max(longest, (frame.duration or 0) * clock.tick) > clock.longest_still:
+        raise InputError(f"{video} shows a frame for longer than it says to last; expected a complete video file")
     length = (container.duration or 0) / av.time_base
     stated = length + (container.start_time or 0) / av.time_base
-    # Headers are a little off in many files that are whole; all streams count, as for the header.
-    if end < stated - max(0.5, 0.05 * length):
+    # Headers are a little off in many files that are whole; all streams count, as for the header. Of what has no times
+    # the length is a guess.
+    if 0 < end < stated - max(0.5, 0.05 * length):
         raise InputError(f"{video} ends at {end:.2f} s of {stated:.2f} s; expected a complete video file")
 
 
-def _filtered(frames: Iterator[Any], fps: float, side: int) -> Iterator[np.ndarray]:
+def _filtered(frames: Iterator[Any], ratio: float, fps: float, side: int) -> Iterator[np.ndarray]:
     """What FFmpeg's filters fps and scale make of decoded frames, turned upright: RGB uint8 [H, W, 3]."""
-    graph, turns = None, 0
+    graph = None
     for frame in frames:
         if graph is None:
-            graph, turns = _graph(frame, fps, side), round(frame.rotation / 90)
+            graph = _graph(frame, fps, *square_size(frame.height, frame.width, ratio, side))
         graph.vpush(frame)
-        yield from _pulled(graph, turns)
+        yield from _pulled(graph)
     if graph is not None:
         graph.vpush(None)
-        yield from _pulled(graph, turns)
+        yield from _pulled(graph)
 
 
-def _graph(first: Any, fps: float, side: int) -> Any:
+def _graph(first: Any, fps: float, height: int, width: int) -> Any:
     """The filters for frames like `first`."""
-    short = max(side, min(first.width, first.height))
     graph = av.filter.Graph()
     graph.threads = 1
     graph.link_nodes(
         graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base),
         graph.add("fps", fps=f"{fps:g}"),
-        graph.add("scale", w=str(round(first.width * side / short)), h=str(round(first.height * side / short))),
+        graph.add("scale", w=str(width), h=str(height)),
         graph.add("format", pix_fmts="rgb24"),
         graph.add("buffersink"),
     ).configure()
     return graph
 
 
-def _pulled(graph: Any, turns: int) -> Iterator[np.ndarray]:
+def _pulled(graph: Any) -> Iterator[np.ndarray]:
     while True:
         try:
             frame = graph.vpull()
         except (av.error.BlockingIOError, av.error.EOFError):  # it wants more, or has given all
             return
-        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
+        yield upright(frame.to_ndarray(), frame)

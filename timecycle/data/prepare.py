@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
+from timecycle.data.videos import on_one_line, passed_over, video_files
 from timecycle.errors import InputError, run_command_line
-from timecycle.files import video_files, write_bytes
+from timecycle.files import field, fields, write_bytes
+from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
@@ -41,7 +43,8 @@ def prepare_vlog(
     """Turn every video file under a folder into a folder of frames, and write TimeCycle's list of them.
 
     Args:
-        videos: searched with its subfolders, see `timecycle.files.video_files`.
+        videos: searched with its subfolders, see `timecycle.data.videos.video_files`;
+            a line says which other files there are.
         out: a/b.mp4 becomes the folder out/a/b.mp4 of 000001.jpg and so on; characters of names that a line of the
             list cannot hold, and blanks, become %20 and the like. What is finished there is kept, so a call that was
             stopped is finished by the next one.
@@ -61,12 +64,14 @@ def prepare_vlog(
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; expected at least one process")
-    found = video_files(videos)
+    found, others = video_files(videos)
     out = out.absolute()
     listing = listing or out / "list.txt"
     if not str(out).isprintable():
         raise InputError(f"{str(out)!r} has characters that a line of the list cannot hold; expected another folder")
     folders = {video: out / folder_name(video.relative_to(videos)) for video in found}
+    if others:
+        print(f"{videos}: {passed_over(others)}")
     failed: dict[Path, str] = {}
     try:
         with _alone(out):
@@ -186,7 +191,7 @@ def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
 
 def _report(out: Path, listing: Path, frames: dict[Path, int], failed: dict[Path, str]) -> None:
     """Write the list and the failures, and print what was done. Raises InputError if there is nothing to list."""
-    reasons = [_on_one_line(reason) for reason in failed.values()]
+    reasons = [on_one_line(reason) for reason in failed.values()]
     failures = out / "failed.txt"
     failures.unlink(missing_ok=True)
     if failed:
@@ -202,20 +207,19 @@ def _report(out: Path, listing: Path, frames: dict[Path, int], failed: dict[Path
     print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {listing}")
 
 
-def _on_one_line(text: str) -> str:
-    """A file's name may hold line breaks, and bytes that are no text."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def prepare_davis(root: Path, out: Path, image_set: str = "val", year: str = "2017", remap_255: bool = False) -> int:
+def prepare_davis(
+    root: Path, out: Path, image_set: str = "val", year: str = "2017", masks: MaskReading = AS_STORED
+) -> int:
     """Write the list that TimeCycle evaluates: absolute `frames-folder/ annotations-folder/` a line.
+
+    Folders with blanks in their paths are in quotes, which this project's programs take and the original does not.
 
     Args:
         root: folder in DAVIS layout, see `read_davis`; every sequence is checked first.
         out: where the list goes.
         image_set: name of a list in ImageSets/<year>.
         year: which year's list.
-        remap_255: annotations are stored as 0/255.
+        masks: how annotations are read.
 
     Returns:
         The number of sequences. The original leaves those of 20 frames or fewer out; DAVIS-2017 has none of them.
@@ -224,12 +228,13 @@ def prepare_davis(root: Path, out: Path, image_set: str = "val", year: str = "20
         InputError: something is missing, damaged or does not fit together, or the list cannot hold or take it.
     """
     lines = []
-    for sequence in read_davis(root.absolute(), image_set, year, remap_255=remap_255):
-        folders = [files[0].parent for files in (sequence.frames, sequence.annotations)]
-        for folder in folders:
-            if not str(folder).isprintable() or " " in str(folder):
-                raise InputError(f"{str(folder)!r} has blanks in its path, which the list cannot hold; expected none")
-        lines.append(f"{folders[0]}/ {folders[1]}/\n")
+    for sequence in read_davis(root.absolute(), image_set, year, masks=masks):
+        folders = [f"{files[0].parent}/" for files in (sequence.frames, sequence.annotations)]
+        ways = (" ".join(map(field, folders)), "\t".join(folders))
+        line = next((way for way in ways if fields(way) == folders and "".join(folders).isprintable()), None)
+        if line is None:
+            raise InputError(f"{folders[0]!r} has characters that the list cannot hold; expected another folder")
+        lines.append(f"{line}\n")
     try:
         write_bytes(out, "".join(lines).encode())
     except OSError as error:
@@ -273,7 +278,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     davis.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
     davis.add_argument("--year", default="2017", help="(default: %(default)s)")
-    davis.add_argument("--remap-255", action="store_true", help="annotations are stored as 0/255: 255 is object 1")
+    add_mask_options(davis)
     return parser.parse_args()
 
 
@@ -281,7 +286,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parse_arguments()
     if arguments.kind == "davis":
-        number = prepare_davis(arguments.davis, arguments.out, arguments.set, arguments.year, arguments.remap_255)
+        number = prepare_davis(arguments.davis, arguments.out, arguments.set, arguments.year, masks_of(arguments))
         print(f"{number} sequences; test_davis.py --filelist {arguments.out}")
         return
     rules = Extraction(arguments.fps, arguments.side, arguments.quality)

@@ -325,7 +325,7 @@ def make_davis(
         # Threads are enough: NumPy, OpenCV and Pillow release the interpreter while they compute.
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-            tqdm(total=sequences * frames, desc="making videos", unit="frame") as bar,
+            tqdm(total=sequences * frames, desc="making videos", unit="frame", disable=None) as bar,
         ):
             for index, name in enumerate(names):
                 objects, motion = SEQUENCES[name]

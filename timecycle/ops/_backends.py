@@ -4,12 +4,10 @@ Each operator has an ordered list of backends; the first that can run a call run
 reason is what a caller sees who asked for it by name.
 """
 
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,6 +17,7 @@ import torch  # before the compiled module, which links against its libraries
 
 from timecycle.errors import InputError
 from timecycle.kernels.launch import Launch
+from timecycle.native import say_missing, why_missing
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def _import_compiled(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(f"timecycle.{name}"), None
     except ImportError as error:
-        return None, f"the compiled module is not there ({error}); build it with: python setup.py build_ext"
+        return None, why_missing(error)
 
 
 NATIVE, NATIVE_MISSING = _import_compiled("_C")
@@ -138,7 +137,7 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
     for candidate in candidates:
         if wanted in (None, candidate.name):
             if wanted is None and candidate.missing and candidate.device == arguments[0].device.type:
-                _say_once(f"{operator} runs without its fastest backend: {candidate.missing}")
+                say_missing(candidate.missing)
             reason = candidate.missing or candidate.why_not(*arguments)
             if reason is None and wanted is None:
                 reason = candidate.unless_asked(*arguments)
@@ -148,11 +147,6 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
                 raise InputError(f"backend {wanted!r} cannot run {operator} here: {reason}")
     names = ", ".join(candidate.name for candidate in candidates)
     raise InputError(f"backend {wanted!r} is unknown to {operator}; expected one of {names}")
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
 
 
 def backends() -> None:

@@ -88,7 +88,7 @@ def _read_video(root: Path, path: Path) -> AnimalVideo:
                 np.array(e["joints"], float),
                 np.array(e["visibility"]),
             )
-            for e in json.loads(path.read_text("utf-8"))
+            for e in json.loads(path.read_bytes())
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

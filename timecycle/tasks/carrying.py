@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.features import GivenFeatures
+from timecycle.extractors import GivenFeatures
 from timecycle.files import read_rgb
 from timecycle.images import prepared
 from timecycle.labels import Size
@@ -43,17 +43,25 @@ FirstMaps = Callable[[Sizes], np.ndarray]
 """Soft labels of the first frame, float32 [L, h, w]."""
 
 
-def read_frames(paths: Sequence[Path]) -> Iterator[np.ndarray]:
-    """Frames in order, uint8 RGB [H, W, 3]. Raises InputError for one that is damaged or of another size."""
-    first = None
-    for path in paths:
-        rgb = read_rgb(path)
-        first = rgb.shape if first is None else first
-        if rgb.shape != first:
-            raise InputError(
-                f"{path} is {rgb.shape[1]} x {rgb.shape[0]}; expected {first[1]} x {first[0]} like {paths[0]}"
-            )
-        yield rgb
+@dataclass(frozen=True)
+class FrameFiles:
+    """Frames of files in order, uint8 RGB [H, W, 3]. Raises InputError for one that is damaged or of another size."""
+
+    paths: Sequence[Path]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        first = None
+        for path in self.paths:
+            rgb = read_rgb(path)
+            first = rgb.shape if first is None else first
+            if rgb.shape != first:
+                raise InputError(
+                    f"{path} is {rgb.shape[1]} x {rgb.shape[0]}; expected {first[1]} x {first[0]} like {self.paths[0]}"
+                )
+            yield rgb
+
+
+read_frames = FrameFiles
 
 
 def carry(
@@ -61,11 +69,13 @@ def carry(
 ) -> Iterator[tuple[Tensor, Sizes]]:
     """Soft labels [L, h, w] of each frame, and the video's sizes.
 
-    No more is held than the propagator's memory, however long the video is. Raises InputError for features that are not
-    finite; on a GPU after the last frame.
+    No more is held than the propagator's memory, however long the video is. Raises InputError for an extractor that
+    fails, naming the frame, and for features that are not finite; for the latter on a GPU after the last frame.
     """
     propagator = LabelPropagator(rules)
+    paths = frames.paths if isinstance(frames, FrameFiles) else None
     for index, rgb in enumerate(frames):
+        features.frame = paths[index] if paths is not None else f"frame {index}"
         image = prepared(rgb, rules)
         if index == 0:
             features.begin(image)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
 from timecycle.features import Extractor, evaluating
+from timecycle.files import fields, read_lines
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry, read_frames
@@ -76,7 +77,7 @@ def _split(folder: Path, split: int) -> list[str]:
     lists = sorted(folder.glob(f"*{ending}"))
     names = []
     for path in lists:
-        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(read_lines(path, "lines '<clip>.avi' and 1 or 2"), start=1):
             words = line.split()
             if not words:
                 continue
@@ -92,13 +93,11 @@ def _split(folder: Path, split: int) -> list[str]:
 
 
 def _listed(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a list with two paths a line")
     names = []
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "a list with two paths a line"), start=1):
         if not line.strip():
             continue
-        ends = [word.split("/")[-4:] for word in line.split()]
+        ends = [word.split("/")[-4:] for word in fields(line)]
         found = [
             end for end in ends if len(end) == 4 and (end[0], end[3]) == ("joint_positions", "joint_positions.mat")
         ]

@@ -3,7 +3,6 @@
 Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, and its code.
 """
 
-import pickle
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry
+from timecycle.tasks.pickled import load_arrays
 from timecycle.tasks.places import bilinear_maps, strongest_places
 from timecycle.tasks.scores import PointScores, mean_point_scores, point_scores
 
@@ -50,8 +50,9 @@ def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
 
     Args:
         path: a pickle as published, {video: {"video": uint8 [T, H, W, 3], "points": float [N, T, 2], "occluded": bool
-            [N, T]}}, or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. Of a pickle nothing
-            but plain values and NumPy arrays is read; it comes into memory whole, an .npz one video at a time.
+            [N, T]}}, or a list of such videos without names (RGB-Stacking), which are then called "0", "1" and so on;
+            or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. Of a pickle nothing but plain
+            values and NumPy arrays of numbers is read; it comes into memory whole, an .npz one video at a time.
 
     Raises:
         InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
@@ -63,16 +64,13 @@ def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
 
 
 def _pickled_videos(path: Path) -> Iterator[PointVideo]:
-    try:
-        with path.open("rb") as file:
-            videos = _Arrays(file).load()
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays") from None
-    except Exception as error:  # whatever a damaged pickle makes of itself
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); expected a pickle") from None
+    videos = load_arrays(path)
+    if isinstance(videos, list):  # as RGB-Stacking's, which have no names
+        videos = {str(number): parts for number, parts in enumerate(videos)}
     if not isinstance(videos, dict) or not videos:
+        what = "no videos" if isinstance(videos, dict) else f"a {type(videos).__name__}"
         raise InputError(
-            f"{path} holds a {type(videos).__name__}; expected {{video: {{'video', 'points', 'occluded'}}}}"
+            f"{path} holds {what}; expected {{video: {{'video', 'points', 'occluded'}}}}, or a list without names"
         )
     for name, parts in videos.items():
         if not isinstance(parts, dict):
@@ -95,36 +93,11 @@ def _npz_videos(path: Path) -> Iterator[PointVideo]:
         raise InputError(f"{path} is damaged ({error}); expected an .npz of plain arrays") from None
 
 
-class _Arrays(pickle.Unpickler):
-    """A pickle's plain values and NumPy arrays; whatever else it names is refused before anything is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What an array needs to be built, under NumPy 1's names and 2's."""
-        found = _BUILDERS.get((module.replace("numpy._core", "numpy.core"), name))
-        if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return found
-
-
-def _latin1(text: str, _encoding: str) -> bytes:
-    """How pickles of protocol 2 write bytes; the general function would run any codec."""
-    return text.encode("latin1")
-
-
-_BUILDERS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce_ex__(2)[0],
-    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("_codecs", "encode"): _latin1,
-}
-
-
 def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
     for part in PARTS:
         if not isinstance(parts.get(part), np.ndarray):
             raise InputError(f"{path}: {name} has no array {part!r}; expected {', '.join(PARTS)}")
-    frames, points, occluded = (parts[part] for part in PARTS)
+    frames, points, occluded = (np.asarray(parts[part]) for part in PARTS)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise InputError(f"{path}: video of {name} is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3]")
     length = len(frames)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
 from timecycle.features import Extractor, GivenFeatures, evaluating
+from timecycle.files import read_lines
 from timecycle.labels import FirstLabels, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
 from timecycle.protocols import Protocol
@@ -67,9 +68,7 @@ def read_vip(
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; expected one in VIP's layout")
     path = root / listing
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected one video a line")
-    lines = (line.strip().rstrip("/") for line in path.read_text("utf-8", errors="replace").splitlines())
+    lines = (line.strip().rstrip("/") for line in read_lines(path, "one video a line"))
     names = list(dict.fromkeys(line.rsplit("/", 1)[-1] for line in lines if line))
     if not names:
         raise InputError(f"{path} is empty; expected one video a line")

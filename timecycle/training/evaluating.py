@@ -6,6 +6,7 @@ from torch import nn
 
 from timecycle.data.davis import read_davis
 from timecycle.data.synthetic import make_davis
+from timecycle.errors import InputError
 from timecycle.evaluation import evaluate_davis
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings
@@ -13,15 +14,21 @@ from timecycle.training.settings import Settings
 HELD_OUT = Path("data/made-held-out")
 HELD_OUT_SEED = 1_000_007  # far from any clip's
 SIDE = 240
+LEAST_FRAMES = 3  # the first and the last are not scored
 
 
 def held_out(settings: Settings, world: World) -> Path:
     """The folder to evaluate on, in DAVIS layout; made video is made if it is not there.
 
-    Raises InputError if it is not in that layout.
+    Raises InputError if it is not in that layout, or has a sequence that cannot be scored.
     """
     if settings.evaluate_on:
-        read_davis(settings.evaluate_on, "val")  # what is wrong with it is said before anything is learned
+        for sequence in read_davis(settings.evaluate_on, "val"):  # what is wrong is said before anything is learned
+            if not sequence.scored or len(sequence.frames) < LEAST_FRAMES:
+                raise InputError(
+                    f"--evaluate-on {settings.evaluate_on}: {sequence.name} has {len(sequence.frames)} frames and "
+                    f"{len(sequence.annotations)} annotations; expected {LEAST_FRAMES} or more, as many of both"
+                )
         return settings.evaluate_on
     if world.first:
         make_davis(HELD_OUT, frames=20, height=240, width=426, seed=HELD_OUT_SEED)

@@ -2,7 +2,7 @@
 
 settings.json    settings, and of every process that worked on the run its command, commit and versions
 checkpoint_*.pt  see timecycle.training.checkpoints
-log.jsonl        a line of numbers a step
+log.jsonl        a line of numbers for each step, and one with the J&F for each evaluation
 tensorboard/     the same, and pictures
 pictures/        the pictures, as JPEG
 encoder.safetensors    at the end: what test_davis.py --resume takes

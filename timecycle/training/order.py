@@ -11,9 +11,7 @@ from timecycle.data.batches import GlobalBatches
 from timecycle.data.samples import Samples
 from timecycle.errors import InputError
 from timecycle.training.distributed import World
-from timecycle.training.settings import Settings
-
-GPU_WORKERS = 8
+from timecycle.training.settings import GPU_WORKERS, Settings
 
 
 def order(clips: int, settings: Settings, first: int, world: World) -> GlobalBatches:

@@ -1,4 +1,4 @@
-"""What a run says: console lines, a log with a line a step, TensorBoard, pictures."""
+"""What a run says: console lines, a log with a line for each step and each evaluation, TensorBoard, pictures."""
 
 import json
 import math
@@ -40,7 +40,7 @@ class Report:
         self.losses: list[float] = []
         if self._active:
             kept = self._kept_lines(step)
-            self.losses = [json.loads(line)["loss"] for line in kept]
+            self.losses = [numbers["loss"] for numbers in map(json.loads, kept) if "loss" in numbers]
             write_bytes(folder / "log.jsonl", "".join(kept).encode())
             self._log = (folder / "log.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -93,9 +93,10 @@ class Report:
         self._count, self._seconds = 0, 0.0
 
     def score(self, step: int, value: float) -> None:
-        """J&F of an evaluation, in [0, 1]."""
+        """J&F of an evaluation, in [0, 1]; a line of its own in the log."""
         self.say(f"step {step}: J&F {value:.4f}")
         if self._active:
+            self._log.write(json.dumps({"step": step, "J&F": value}) + "\n")
             self._board.add_scalar("J&F", value, step)
 
     def list_skipped(self, skipped: Counter[str]) -> None:

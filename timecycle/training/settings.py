@@ -9,7 +9,7 @@ values where no data are given, the objective's, the field's own. Option names o
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -32,6 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "walk over crops": WALK | {"side": 128, "frame_gap": 3, "batch": 12, "width": 32},
     "walk over grid": WALK | {"side": 256, "patch": 64, "batch": 20},
 }
+GPU_WORKERS = 8  # processes that prepare samples for a GPU
 # Of a run that is given no data: sizes at which a minute of CPU shows something.
 DEMO_OBJECTIVE = "walk"
 DEMO: dict[str, dict[str, Any]] = {
@@ -42,9 +43,12 @@ DEMO: dict[str, dict[str, Any]] = {
 DEMO_RUN = {"steps": 300, "minutes": 1.0, "made_clips": 16}
 
 
-def option(default: Any, about: str, *flags: str, result: bool = True) -> Any:
-    """A field. `flags` replace --its-name; `result`: whether another value gives other weights than the same run."""
-    return field(default=default, metadata={"help": about, "flags": flags, "result": result})
+def option(default: Any, about: str, *flags: str, result: bool = True, none: str = "none") -> Any:
+    """A field. `flags` replace --its-name; `result`: whether another value gives other weights than the same run.
+
+    `none`: what the default None means, in words.
+    """
+    return field(default=default, metadata={"help": about, "flags": flags, "result": result, "none": none})
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,10 @@ class Settings:
     # How.
     batch: int = option(36, "samples of a step, over all processes", "--batchSize", "--train-batch")
     epochs: int = option(30, "passes over the clips")
-    steps: int | None = option(None, "length of the run in steps, in place of epochs")
-    minutes: float | None = option(None, "stop after so many minutes of this run at the latest", result=False)
+    steps: int | None = option(None, "length of the run in steps, in place of epochs", none="--epochs decides")
+    minutes: float | None = option(
+        None, "stop after so many minutes of this run at the latest", result=False, none="no limit"
+    )
     optimiser: Literal["adam", "adamw", "sgd"] = option("adam", "the optimiser", "--optim", "--optimiser")
     lr: float = option(2e-4, "learning rate", "--lr", "--learning-rate")
     momentum: float = option(0.5, "Adam's first beta; SGD has 0.95", "--momentum")
@@ -83,7 +89,12 @@ class Settings:
     clip: float = option(10.0, "largest norm of the gradient")
     schedule: Literal["constant", "cosine"] = option("constant", "of the learning rate, over the length of the run")
     warmup: int = option(0, "steps over which the learning rate rises from 0")
-    pretrained: Path | None = option(None, "weights to start from: a checkpoint of this program or the release's")
+    pretrained: Path | None = option(
+        None, "weights to start from: a checkpoint of this program or the release's", none="random weights"
+    )
+    part: str | None = option(
+        None, "which network of a file of weights that holds several, such as teacher", none="the file has one"
+    )
     freeze_batchnorm: bool = option(False, "batch normalisation with its running statistics, which stay")
     sync_batchnorm: bool = option(False, "statistics over the batches of all processes (GPU)")
     accumulate: int = option(1, "pieces that each process's share of a batch is worked through in")
@@ -91,22 +102,28 @@ class Settings:
 
     # Speed; what changes numbers by rounding alone may change when a run is resumed.
     device: str = option("auto", "auto, cpu, cuda", result=False)
-    gpu_id: str | None = option(None, "visible GPUs; one process uses one", "--gpu-id", result=False)
-    workers: int | None = option(None, "processes that prepare samples", "-j", "--workers", result=False)
+    gpu_id: str | None = option(None, "visible GPUs; one process uses one", "--gpu-id", result=False, none="all")
+    workers: int | None = option(
+        None, "processes that prepare samples", "-j", "--workers", result=False, none=f"1, with a GPU {GPU_WORKERS}"
+    )
     autocast: bool = option(False, "trunk in bfloat16")
     channels_last: bool = option(True, "trunk with channels innermost in memory, faster on CPUs too", result=False)
     compile: bool = option(False, "trunk through torch.compile", result=False)
     checkpoint_activations: bool = option(False, "compute the trunk twice rather than keep it", result=False)
 
     # The run's folder.
-    checkpoint: Path | None = option(None, "the run's folder", "-c", "--checkpoint", result=False)
-    resume: str | None = option(None, "go on from a checkpoint; auto: from the folder's newest, if any", result=False)
+    checkpoint: Path | None = option(
+        None, "the run's folder", "-c", "--checkpoint", result=False, none="a new one, out/train-OBJECTIVE-DATA"
+    )
+    resume: str | None = option(
+        None, "go on from a checkpoint; auto: from the folder's newest, if any", result=False, none="a new run"
+    )
     save_every: int = option(200, "steps from one checkpoint to the next", result=False)
     keep: int = option(3, "checkpoints kept", result=False)
     log_every: int = option(10, "steps from one console line to the next", result=False)
     pictures_every: int = option(200, "steps from one picture to the next; 0: none", result=False)
     evaluate_every: int = option(0, "steps from one evaluation to the next; 0: none", result=False)
-    evaluate_on: Path | None = option(None, "folder in DAVIS layout (default: made video of its own)", result=False)
+    evaluate_on: Path | None = option(None, "folder in DAVIS layout", result=False, none="made video of its own")
 
     def __post_init__(self) -> None:
         """Raise InputError for values that mean nothing."""
@@ -167,17 +184,7 @@ def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Exits with status 2 on unknown options. Raises InputError for values of the published program that
     are not offered.
     """
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Learn correspondence from unlabelled video.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for name, each in FIELDS.items():
-        parser.add_argument(*(each.metadata["flags"] or (flag(name),)), dest=name, **_parsing(name))
-    for names in (*WITHOUT_EFFECT.split(), *FIXED):
-        parser.add_argument(*names.split("/"), nargs="?", const="", dest=f"other {names}", help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(words))
+    given = vars(_parser(words).parse_args(words))
     others = {name.removeprefix("other "): given.pop(name) for name in list(given) if name.startswith("other ")}
     for name, (value, why) in FIXED.items():
         if name in others and _number(others[name]) != value:
@@ -185,17 +192,48 @@ def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return given, [name.split("/")[-1] for name in others if name not in FIXED]
 
 
-def _parsing(name: str) -> dict[str, Any]:
-    """What argparse needs to know of a field."""
-    about, default = FIELDS[name].metadata["help"], FIELDS[name].default
-    kind = TYPES[name]
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line, whose help shows the defaults of the objective and data that the line names."""
+    chosen = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for name in ("objective", "walk_over", "filelist", "videos"):
+        chosen.add_argument(flag(name), dest=name, nargs="?")
+    given = vars(chosen.parse_known_args(words)[0])
+    for name in ("objective", "walk_over"):
+        if given.get(name) not in get_args(TYPES[name]):  # which the whole parser refuses, if it is not asked for help
+            given.pop(name, None)
+    values = defaults(given)
+    objective = f"--objective {values['objective']}"
+    if values["objective"] == "walk":
+        objective += f" --walk-over {given.get('walk_over', values['walk_over'])}"
+    data = "data given" if given.get("filelist") or given.get("videos") else "no data given (made video, as a demo)"
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=f"Learn correspondence from unlabelled video. The defaults shown are those of {objective} with "
+        f"{data}; give --objective, --walk-over, --filelist or --videos beside --help to see those of another "
+        "objective, or with data. A resumed run keeps its own settings.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    values["objective"] = usual_objective(given)
+    for name, each in FIELDS.items():
+        parser.add_argument(*(each.metadata["flags"] or (flag(name),)), dest=name, **_parsing(name, values[name]))
+    for names in (*WITHOUT_EFFECT.split(), *FIXED):
+        parser.add_argument(*names.split("/"), nargs="?", const="", dest=f"other {names}", help=argparse.SUPPRESS)
+    return parser
+
+
+def _parsing(name: str, default: Any) -> dict[str, Any]:
+    """What argparse needs to know of a field; `default` is shown."""
+    kind, metadata = TYPES[name], FIELDS[name].metadata
+    if kind is bool:
+        default = flag(name) if default else f"--no-{flag(name).removeprefix('--')}"
+    about = f"{metadata['help']} (default: {metadata['none'] if default is None else default})"
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "help": about}
-    shown = "" if default in (None, MISSING) else f" (default: {default})"
     if get_origin(kind) is Literal:
-        return {"choices": get_args(kind), "help": about + shown}
+        return {"choices": get_args(kind), "help": about}
     plain = next(part for part in (*get_args(kind), kind) if part is not type(None))
-    return {"type": plain, "help": about + shown, "metavar": plain.__name__.upper()}
+    return {"type": plain, "help": about, "metavar": plain.__name__.upper()}
 
 
 def _number(text: str) -> float:
@@ -214,11 +252,7 @@ def resolved(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Set
     result. The length of a run may change as long as the learning rate does not depend on it.
     """
     if stored is None:
-        demo = not given.get("filelist") and not given.get("videos")
-        objective = given.get("objective", usual_objective(given))
-        kind = f"walk over {given.get('walk_over', 'crops')}" if objective == "walk" else objective
-        values = DEFAULTS[kind] | (DEMO[kind] | DEMO_RUN if demo else {})
-        return Settings(**{"objective": objective} | values | given)
+        return Settings(**defaults(given) | given)
     stored = {name: _typed(name, value) for name, value in stored.items() if name in FIELDS}
     schedule = stored.get("schedule", "constant")
     for name, value in given.items():
@@ -230,6 +264,22 @@ def resolved(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Set
             )
     of_this_process = {"minutes": None, "resume": None}
     return Settings(**{**stored, **of_this_process, **given})
+
+
+def defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Every field's value in a new run, where its command line does not say it.
+
+    Of what is given the objective, walk's nodes and the data decide; epochs take the place of the demo's steps.
+    """
+    demo = not given.get("filelist") and not given.get("videos")
+    objective = given.get("objective", usual_objective(given))
+    kind = f"walk over {given.get('walk_over', 'crops')}" if objective == "walk" else objective
+    values = {name: each.default for name, each in FIELDS.items()} | {"objective": objective} | DEFAULTS[kind]
+    if demo:
+        values |= DEMO[kind] | DEMO_RUN
+    if "epochs" in given:
+        values["steps"] = None
+    return values
 
 
 def usual_objective(given: dict[str, Any]) -> str:

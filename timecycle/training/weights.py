@@ -5,36 +5,49 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from timecycle.checkpoint import load_features, read_state_dict, save_encoder
+from timecycle.checkpoint import load_features, save_encoder
 from timecycle.errors import InputError
 from timecycle.objective import TimeCycle
+from timecycle.state_dicts import State, choose, read_checkpoint, unwrapped
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 
 
-def load_pretrained(model: nn.Module, path: Path) -> str:
+def load_pretrained(model: nn.Module, path: Path, part: str | None = None) -> str:
     """Start from the weights of a file: a run's checkpoint or encoder, the release's, or a published encoder.
 
-    Returns what was taken, in words. Raises InputError if the file holds none of these, or of another size.
+    part: which, of a file that holds several, as `timecycle.load_features` takes it.
+    Returns what was taken, in words. Raises InputError if the file holds none of these, several, or of another size.
     """
-    state = read_state_dict(path)
+    states = read_checkpoint(path).states
     encoder = model.get_submodule("encoder")
-    for part, what in ((model, "all weights"), (encoder, "the encoder's weights")):
-        if set(state) == set(part.state_dict()):
+    for whole, what in ((model, "all weights"), (encoder, "the encoder's weights")):
+        plain = {place: {unwrapped(name): value for name, value in state.items()} for place, state in states.items()}
+        if fitting := {place: state for place, state in plain.items() if set(state) == set(whole.state_dict())}:
             try:
-                part.load_state_dict(state)
+                whole.load_state_dict(choose(fitting, part, path))
             except RuntimeError:
                 raise InputError(f"{path} holds a model of other sizes; expected one of these settings") from None
             return what
-    if any(name.endswith("afterconv3_trans.weight") for name in state) and isinstance(model, TimeCycle):
-        model.load_release(state)
+    releases = {place: release for place, state in states.items() if (release := _release(state))}
+    if releases and isinstance(model, TimeCycle):
+        model.load_release(choose(releases, part, path))
         return "all weights of the release"
-    found, expected = load_features(path).state_dict(), encoder.state_dict()
+    found, expected = load_features(path, part=part).state_dict(), encoder.state_dict()
     for name, value in expected.items():
         if name not in found or found[name].shape != value.shape:
             raise InputError(f"{path} does not fit the encoder: {name} is missing or of another shape")
     encoder.load_state_dict({name: found[name] for name in expected})
     return "the encoder's weights"
+
+
+def _release(state: State) -> State:
+    """The release's tensors under its own names, whatever stands before them; empty if there are none."""
+    ends = "afterconv3_trans.weight"
+    prefix = next((name.removesuffix(ends) for name in state if name.endswith(ends)), None)
+    if prefix is None:
+        return {}
+    return {unwrapped(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def plain_encoder(settings: Settings, model: nn.Module) -> nn.Module:

@@ -1,0 +1,132 @@
+"""`convert` of every layout: a file that is read to the same features, bit for bit, and a standard ResNet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tests.resnets import features, random_weights
+from tests.test_layouts import crw, crw_with_padding_modules, moco, prefixed, uvc, vfs
+from timecycle import load_features
+from timecycle.checkpoint import convert, load_encoder, main, save_encoder
+from timecycle.encoder import Trunk
+
+IMAGES = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def computed(path: Path, layout: str | None = None, part: str | None = None) -> Tensor:
+    return load_features(path, layout, part)(IMAGES)
+
+
+def header(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as opened:
+        return opened.metadata()
+
+
+def teacher_and_student(weights: dict[str, Tensor]) -> dict:
+    other = {name: -value for name, value in weights.items()}
+    return {"teacher": prefixed("backbone.", weights), "student": prefixed("module.backbone.", other)}
+
+
+PUBLISHED: dict[str, tuple[int, Callable, str | None, str | None, int, str]] = {
+    "torchvision": (18, lambda weights: weights, None, None, 3, "zeros"),
+    "crw": (18, crw, None, None, 3, "reflect"),
+    "crw, padding modules": (18, crw_with_padding_modules, None, None, 3, "reflect"),
+    "crw-zeropad": (18, crw, "crw-zeropad", None, 3, "zeros"),
+    "uvc": (18, uvc, None, None, 4, "zeros"),
+    "vfs": (18, vfs, None, None, 3, "zeros"),
+    "moco": (50, moco, None, None, 3, "zeros"),
+    "simsiam": (18, lambda weights: {"state_dict": prefixed("module.encoder.", weights)}, None, None, 3, "zeros"),
+    "teacher": (18, teacher_and_student, None, "teacher", 3, "zeros"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_both_files_give_the_checkpoints_features(name, tmp_path):
+    depth, layout, said, part, stages, padding = PUBLISHED[name]
+    weights = random_weights(depth)
+    source = tmp_path / "v1.5.pth.tar"
+    torch.save(layout(weights), source)
+    expected = computed(source, said, part)
+    ours, standard = convert(source, tmp_path / "out", said, part)
+    assert [ours.name, standard.name] == ["v1.5.safetensors", f"v1.5-resnet{depth}.safetensors"]
+    assert torch.equal(computed(ours), expected)
+    assert torch.equal(computed(standard), expected)
+    # The standard file against the forward pass written out, as its header says.
+    notes = header(standard)
+    assert (notes["padding"], notes["width"], notes["source"]) == (padding, "64", "v1.5.pth.tar")
+    assert notes["strides"] == ", ".join(f"layer{i} {s}" for i, s in enumerate((1, 2, 1, 1)[:stages], start=1))
+    stored = safetensors.torch.load_file(standard)
+    wanted = features(stored, IMAGES, (1, 2, 1, 1)[:stages], {"zeros": "constant"}.get(padding, padding))
+    torch.testing.assert_close(expected, wanted, atol=1e-4 * wanted.max().item(), rtol=0)
+    assert set(weights) - {"fc.weight", "fc.bias"} <= set(stored) <= set(weights)
+    assert all(torch.equal(stored[each], weights[each]) for each in stored)
+    # What was converted is converted to the same.
+    again, _ = convert(ours, tmp_path / "again")
+    assert torch.equal(computed(again), expected)
+    for path in (source, ours, standard, *again.parent.iterdir()):
+        path.unlink()
+
+
+@pytest.mark.parametrize(("width", "half"), [(64, False), (12, True)])
+def test_a_walks_encoder_is_converted(width, half, tmp_path):
+    torch.manual_seed(0)
+    trunk = Trunk(18, 3, "reflect", width)
+    trunk(torch.randn(2, 3, 32, 32))
+    source = tmp_path / "encoder.safetensors"
+    save_encoder(trunk, source, {"steps": "7"}, half)
+    ours, standard = convert(source, tmp_path / "out")
+    assert torch.equal(computed(ours), computed(source))
+    assert torch.equal(computed(standard), computed(source))
+    notes = header(standard)
+    assert (notes["padding"], notes["width"], notes["steps"]) == ("reflect", str(width), "7")
+    assert header(ours)["steps"] == "7"
+
+
+def test_our_encoder_is_converted(release_checkpoint: Path, tmp_path):
+    ours, _ = convert(release_checkpoint, tmp_path)
+    again, standard = convert(ours, tmp_path / "again")
+    expected = load_encoder(release_checkpoint)
+    with torch.inference_mode():
+        assert torch.equal(computed(again), expected(IMAGES))
+        assert torch.equal(computed(standard), expected.trunk(IMAGES))
+
+
+def test_stored_values_keep_their_precision_in_the_standard_file(tmp_path):
+    weights = {name: value.bfloat16() if value.is_floating_point() else value for name, value in
+               random_weights(18).items()}  # fmt: skip
+    source = tmp_path / "w.pth"
+    torch.save({name: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value for name, value in
+                weights.items()}, source)  # fmt: skip
+    ours, standard = convert(source, tmp_path)
+    stored = safetensors.torch.load_file(standard)
+    assert stored.keys() == weights.keys()
+    assert all(
+        value.dtype == weights[name].dtype and torch.equal(value, weights[name]) for name, value in stored.items()
+    )
+    assert torch.equal(computed(ours), computed(source))
+    for path in (source, ours, standard):
+        path.unlink()
+
+
+def test_a_checkpoint_is_not_overwritten(tmp_path, command_line):
+    torch.manual_seed(0)
+    source = tmp_path / "encoder.safetensors"
+    save_encoder(Trunk(18, 3, "reflect", 8), source, {"steps": "7"}, half=True)
+    before = source.read_bytes()
+    ours, standard = convert(source, tmp_path)
+    assert ours.samefile(source)
+    assert source.read_bytes() == before  # it is what it would be converted to
+    assert torch.equal(computed(standard), computed(source))
+    torch.save({"teacher": random_weights(18)}, source)
+    before = source.read_bytes()
+    ended = command_line(main, "convert", source, "--out", tmp_path)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "would be overwritten; expected another folder" in ended.err
+    assert source.read_bytes() == before
+    source.unlink()

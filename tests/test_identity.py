@@ -1,0 +1,136 @@
+"""What a feature extractor is: equal while its answers are, another as soon as they may differ."""
+
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from timecycle.examples import dino_vits8
+from timecycle.identity import identity
+
+ROOT = Path(__file__).parents[1]
+
+
+def network() -> nn.Sequential:
+    """The same weights whenever it is called."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Dropout())
+
+
+class Extractor:
+    """An object that holds a network and a number."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.scale = net, 2.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scaled features."""
+        return self.net(images) * self.scale
+
+    def features(self, images: Tensor) -> Tensor:
+        """The network's."""
+        return self.net(images)
+
+
+def closure(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    @torch.no_grad()
+    def extract(images: Tensor) -> Tensor:
+        return net(images).relu()
+
+    return extract
+
+
+def over_a_global(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    scope = {"net": net}
+    exec("def inner(x): return net(x)\nextract = lambda x: inner(x)", scope)
+    return scope["extract"]
+
+
+HOLDERS = {
+    "a module": lambda net: net,
+    "its method": lambda net: net.forward,
+    "an object": Extractor,
+    "an object's method": lambda net: Extractor(net).features,
+    "a closure under a decorator": closure,
+    "a function of a global": over_a_global,
+    "a partial": lambda net: functools.partial(torch.nn.Module.__call__, net),
+    "compiled": torch.compile,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS.keys())
+def test_it_follows_weights_and_buffers_and_nothing_else(holder):
+    known = identity(holder(network()))
+    assert known is not None
+    assert identity(holder(network())) == known
+    net = network()
+    held = holder(net)
+    net.eval()
+    assert identity(held) == known
+    with torch.no_grad():
+        net[0].weight[0, 0, 0, 0] += 1e-6
+    weights = identity(held)
+    assert weights not in (known, None)
+    net[1].running_mean[0] += 1e-6
+    assert identity(held) not in (known, weights, None)
+
+
+def test_it_follows_attributes_constants_and_arrays():
+    held = Extractor(network())
+    known = identity(held)
+    held.scale = 3.0
+    assert identity(held) not in (known, None)
+    table = np.arange(4.0)
+    functions = [lambda x: x * 2, lambda x: x * 3, lambda x: x + 2, lambda x, k=2: x * k, lambda x: x * table]
+    found = [identity(function) for function in functions]
+    assert len({*found, None}) == len(functions) + 1
+    table[2] += 1
+    assert identity(functions[-1]) not in found
+
+
+def test_it_follows_files_that_code_names(tmp_path):
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"one")
+    scope: dict = {}
+    exec(f"def extract(x): return load({str(weights)!r})(x)", scope)
+    known = identity(scope["extract"])
+    weights.write_bytes(b"three")
+    assert identity(scope["extract"]) not in (known, None)
+
+
+def test_what_cannot_be_looked_into_has_none():
+    held = Extractor(network())
+    held.lock = threading.Lock()
+    assert identity(held) is None
+    assert identity(functools.partial(lambda x, source: x, source=(i for i in range(3)))) is None
+
+
+def test_it_is_the_same_in_another_process(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\ntorch.manual_seed(0)\nnet = nn.Conv2d(3, 4, 8, 8)\n"
+        "names = {'a', 'b', 'c', 'd'}\ndef extract(x): return net(x) if names else x\n"
+    )
+    code = "from timecycle.identity import identity; import own; print(identity(own.extract))"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+    assert found != {"None\n"}
+
+
+def test_an_example_is_known_before_its_weights_are_loaded():
+    assert identity(dino_vits8) is not None

@@ -1,0 +1,208 @@
+"""Results are gone on with only where they are of the same features and files."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import test_davis
+import timecycle
+from tests.test_evaluate_davis import patches
+from timecycle.errors import InputError
+from timecycle.extractors import GivenFeatures
+from timecycle.masks import read_mask, write_mask
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"protocol": "dino", "side": 64, "progress": False}
+
+
+class Weighted(nn.Module):
+    """Patches' colors with a weight each."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(48, 1, 1))
+        with torch.no_grad():
+            self.weight[:24] = weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 48, H / 4, W / 4]."""
+        return patches(images) * self.weight
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """Frames that were encoded."""
+    seen: list[int] = []
+    plain = GivenFeatures.__call__
+    monkeypatch.setattr(GivenFeatures, "__call__", lambda self, images: (seen.append(1), plain(self, images))[1])
+    return seen
+
+
+def test_a_loop_scores_the_weights_of_each_epoch(small_davis: Path, tmp_path, calls):
+    net, out = Weighted(1.0), tmp_path / "out"
+    first = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
+    assert (len(calls), first.folder) == (8, out)
+    again = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
+    assert (len(calls), again.to_json()) == (8, first.to_json())
+    with torch.no_grad():
+        net.weight.zero_()  # and nothing tells red from grey
+    alone = timecycle.evaluate_davis(net, small_davis, **SMALL)
+    del calls[:]
+    second = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
+    assert (len(calls), second.folder) == (8, tmp_path / "out-2")
+    assert second.to_json() == alone.to_json()
+    assert second.jf < first.jf - 0.1
+    assert (out / "first" / "00003.png").is_file()  # what was there stays
+    third = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
+    assert (len(calls), third.folder) == (8, tmp_path / "out-2")
+
+
+def test_features_that_cannot_be_told_are_gone_on_with_only_if_asked_for(small_davis: Path, tmp_path, calls):
+    net, out = Weighted(1.0), tmp_path / "out"
+    net.lock = threading.Lock()
+    folders = [timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL).folder for _ in range(2)]
+    assert folders == [out, tmp_path / "out-2"]
+    del calls[:]
+    assert timecycle.evaluate_davis(net, small_davis, save_path=out, reuse=True, **SMALL).folder == out
+    assert not calls
+
+
+def test_frames_that_changed_are_evaluated_again(small_davis: Path, tmp_path, calls):
+    net = Weighted(1.0)
+    timecycle.evaluate_davis(net, small_davis, save_path=tmp_path / "out", **SMALL)
+    del calls[:]
+    path = small_davis / "Annotations" / "480p" / "second" / "00000.png"
+    write_mask(path, np.roll(read_mask(path), 5, axis=1))
+    timecycle.evaluate_davis(net, small_davis, save_path=tmp_path / "out", **SMALL)
+    assert len(calls) == 4  # of the second sequence
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "second" / "00000.png"), read_mask(path))
+
+
+@pytest.fixture
+def run(command_line, tmp_path, monkeypatch):
+    """Run test_davis.py in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return lambda *arguments: command_line(test_davis.main, *arguments)
+
+
+def write_module(folder: Path, name: str, body: str) -> str:
+    (folder / f"{name}.py").write_text(
+        f"import torch, threading\nfrom tests.test_evaluate_davis import patches\n{body}"
+    )
+    return f"{name}:extract"
+
+
+def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
+    arguments = ("--davis", small_davis, "--protocol", "dino", "--cropSize", 64, "--save_path", "out", "--features")
+    body = "weight = torch.ones(48, 1, 1)\ndef extract(x): return patches(x) * weight\n"
+    one = write_module(tmp_path, "module_one", body)
+    assert run(*arguments, one).code == 0
+    again = run(*arguments, one)
+    assert (again.code, "going on" in again.out) == (0, True)
+    sys.modules["module_one"].weight[3] = 2  # type: ignore[attr-defined]
+    changed = run(*arguments, one)
+    assert (changed.code, changed.err.count("\n")) == (2, 1)
+    assert "out holds results made with features" in changed.err
+    assert "--overwrite" in changed.err
+    assert run(*arguments, one, "--reuse").code == 0
+    unknown = write_module(
+        tmp_path, "module_two", "lock = threading.Lock()\ndef extract(x): return patches(x + bool(lock) - 1)\n"
+    )
+    other = (*arguments[:-2], "other", "--features", unknown)
+    assert run(*other).code == 0
+    refused = run(*other)
+    assert refused.code == 2
+    assert (
+        "cannot be told from the features; expected another --save_path, --overwrite to start over, or --reuse"
+        in refused.err
+    )
+    assert run(*other, "--overwrite").code == 0
+
+
+def test_ids_with_gaps_are_said_and_compacted(run, small_davis: Path, tmp_path):
+    for path in (small_davis / "Annotations" / "480p" / "first").glob("*.png"):
+        write_mask(path, read_mask(path) * 9)
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour")
+    ended = run(*arguments, "--save_path", "out")
+    assert ended.code == 0
+    assert "warning: " in ended.out
+    assert "holds the id 9 of 1 to 9" in ended.out
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]
+    assert list(scores["sequences"]["first"]) == ["9"]
+    assert run(*arguments, "--save_path", "compact", "--remap", "compact").code == 0
+    compact = json.loads((tmp_path / "compact" / "results.json").read_text())["scores"]
+    assert compact["global"] == compact["official"] == scores["global"]
+    assert scores["official"]["J-Mean"] == pytest.approx((8 + 2 * scores["global"]["J-Mean"]) / 10)
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "compact" / "first" / "00002.png") * 9, read_mask(tmp_path / "out" / "first" / "00002.png")
+    )
+
+
+def test_evaluate_davis_has_the_commands_abilities(small_davis: Path, tmp_path):
+    for path in (small_davis / "Annotations" / "480p" / "first").glob("*.png"):
+        write_mask(path, read_mask(path) * 255)
+    for path in sorted((small_davis / "Annotations" / "480p" / "second").glob("*.png"))[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="remap-255"):
+        timecycle.evaluate_davis(patches, small_davis, **SMALL)
+    with pytest.raises(InputError, match="second has an annotation of the first frame only"):
+        timecycle.evaluate_davis(patches, small_davis, remap_255=True, **SMALL)
+    with pytest.warns(
+        UserWarning, match="1 of 2 sequences have an annotation of the first frame only and are not scored"
+    ):
+        scores = timecycle.evaluate_davis(patches, small_davis, remap_255=True, save_path=tmp_path / "out", **SMALL)
+    assert list(scores.sequences) == ["first"]
+    assert scores.jf > 0.6
+    assert "the means are over the other 1: second" in scores.notes[0]
+    assert read_mask(tmp_path / "out" / "second" / "00003.png").any()
+    for year in ("2016",):
+        (small_davis / "ImageSets" / year).mkdir()
+        (small_davis / "ImageSets" / year / "val.txt").write_text("first\n")
+        assert timecycle.evaluate_davis(patches, small_davis, year=year, **SMALL).jf == scores.jf
+    coarse = timecycle.evaluate_davis(
+        patches, small_davis, sequences=["first"], remap_255=True, dtype=torch.bfloat16, **SMALL
+    )
+    assert coarse.jf > 0.6
+
+
+def test_a_rank_that_fails_names_its_reason_on_every_rank(small_davis: Path, tmp_path):
+    program = tmp_path / "rank.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import os, sys, torch, timecycle
+            from tests.test_evaluate_davis import patches
+
+            rank = int(sys.argv[1])
+            torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+            def extract(images):
+                if rank == 1:
+                    raise RuntimeError("no memory left")
+                return patches(images)
+            try:
+                timecycle.evaluate_davis(extract, {str(small_davis)!r}, "dino", progress=False, side=64)
+            except timecycle.errors.InputError as error:
+                open(f"{tmp_path}/{{rank}}.txt", "w").write(str(error))
+            torch.distributed.barrier()
+            os._exit(0)
+            """
+        )
+    )
+    ranks = [
+        subprocess.Popen([sys.executable, program, str(rank)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert all("no memory left" in text for text in said)
+    assert said[0].startswith("rank 1 of 2 failed: ")

@@ -1,0 +1,68 @@
+"""The compiled modules where they are not there: why, and how they are built, by the way the package was installed.
+
+pip shows nothing of what a build says unless it fails, so it is said where the package is used. Knows no torch.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+import warnings
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+PLACE = Path(__file__).resolve().parents[1]
+"""The folder that the package is in: of a checkout, or site-packages."""
+
+
+def in_checkout() -> bool:
+    """Whether the package is used where its sources are, as by pip install -e, too."""
+    return (PLACE / "setup.py").is_file() and (PLACE / "csrc").is_dir()
+
+
+def why_missing(error: ImportError) -> str:
+    """What a failed import of a compiled module means, and the commands that build it."""
+    reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, ModuleNotFoundError):
+        return f"timecycle's native kernels are not built ({reason}); {how_to_build()}"
+    return f"timecycle's native kernels cannot be loaded, as if built for another PyTorch ({reason}); {how_to_build()}"
+
+
+def how_to_build() -> str:
+    """The commands that build the compiled modules, in words."""
+    if in_checkout():
+        return f"to build them, with a C++ compiler: cd {shlex.quote(str(PLACE))} && python setup.py build_ext --force"
+    # Without the cache, in which pip may have kept the wheel without them.
+    return (
+        "to build them, with a C++ compiler: pip install 'setuptools>=77' ninja pybind11 && "
+        "TIMECYCLE_REQUIRE_NATIVE=1 pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir "
+        f"{installed_from()}"
+    )
+
+
+def installed_from() -> str:
+    """What pip was given to install the package, as a word of a command line; its name if that is not known."""
+    try:
+        record = importlib.metadata.distribution("timecycle").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        record = None
+    if record is None:
+        return "timecycle"
+    origin = json.loads(record)
+    url, source = origin["url"], origin.get("vcs_info")
+    if source:
+        return shlex.quote(f"{source['vcs']}+{url}@{source['commit_id']}")
+    return shlex.quote(unquote(urlsplit(url).path) if url.startswith("file:") else url)
+
+
+@functools.cache
+def say_missing(why: str) -> None:
+    """Warn, once for a reason, that a slower backend serves."""
+    warnings.warn(f"a slower backend serves: {why}", stacklevel=4)
+
+
+def say_if_installed_without() -> None:
+    """Warn where the package was installed without kernels; in a checkout the first call that misses them does."""
+    if not in_checkout() and importlib.util.find_spec("timecycle._C") is None:
+        say_missing(why_missing(ModuleNotFoundError("No module named 'timecycle._C'")))

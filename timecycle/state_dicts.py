@@ -1,0 +1,284 @@
+"""State dicts in checkpoint files: files opened without running pickled code, and what training programs wrap around.
+
+A file holds dicts in dicts ({"checkpoint": {"model": {...}}}); every one with tensors is a state dict, and is called by
+the keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from timecycle.errors import InputError
+
+Content = TypeVar("Content")
+State = dict[str, Tensor]
+
+TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
+
+LISTED = 5
+"""How many names a refusal lists."""
+
+_DEEPEST = 5  # dicts in dicts that are searched
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+
+
+class _Ignored:
+    """Stands for an object beside the weights: takes whatever it is built from, keeps nothing and runs nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _empty_dict(*arguments: Any) -> dict[Any, Any]:
+    """In place of defaultdict(factory), whose items follow."""
+    return {}
+
+
+def _empty_list(*arguments: Any) -> list[Any]:
+    """In place of deque(items, maxlen), whose items follow."""
+    return []
+
+
+def _harmless() -> dict[str, Any]:
+    """What stands in for types of the standard library and NumPy, by the full names under which they are pickled.
+
+    NumPy's own functions would trust what a file says of its arrays: dtypes whose flags are wrong, bytes as pointers.
+    """
+    modules = {
+        "argparse": "Namespace",
+        "types": "SimpleNamespace",
+        "collections": "ChainMap",
+        "builtins": "bool bytes dict float frozenset int list object range slice str tuple type Ellipsis",
+        "datetime": "datetime date time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "uuid": "UUID",
+        "torch.torch_version": "TorchVersion",
+        "numpy": " ".join({"ndarray dtype record recarray matrix memmap bool_"} | {t.__name__ for t in _SCALARS}),
+        "numpy.dtypes": " ".join(np.dtypes.__all__),
+        "numpy.rec": "recarray record",
+        "numpy.matrixlib.defmatrix": "matrix",
+        "numpy.ma": "MaskedArray",
+        "numpy.ma.core": "MaskedArray _mareconstruct",
+        "numpy.random._pickle": "__randomstate_ctor __bit_generator_ctor __generator_ctor",
+        "numpy.random._mt19937": "MT19937",
+        "numpy.random._pcg64": "PCG64",
+        "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
+    }
+    paths = "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"
+    modules |= {"pathlib": paths, "pathlib._local": paths}
+    for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and of NumPy 2
+        modules[f"{core}.multiarray"] = "scalar _reconstruct"
+        modules[f"{core}.numeric"] = "_frombuffer"
+        modules[f"{core}.records"] = "recarray record"
+        modules[f"{core}.memmap"] = "memmap"
+        modules[f"{core}._internal"] = "_convert_to_stringdtype_kwargs"
+    names = {f"{module}.{name}": _Ignored for module, listed in modules.items() for name in listed.split()}
+    return names | {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}
+
+
+_SCALARS = set(np.sctypeDict.values())
+_HARMLESS = _harmless()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: its state dicts, at least one, by place; and notes, such as a safetensors file's header."""
+
+    path: Path
+    states: dict[str, State]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
+
+    path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Beside the
+    weights there may be values of the standard library's and NumPy's types, which are passed over.
+    Raises InputError if it is missing, of another form, holds pickled code or objects of other types, or no tensors.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}; expected a checkpoint (.pth.tar of the release, or .safetensors)")
+    if is_safetensors(path):
+        return _read_safetensors(path)
+    content = _unpickled(path)
+    states = dict(_state_dicts(content))
+    if not states:
+        raise InputError(f"{path} holds no tensors; expected a state_dict, alone or in a dict such as {{'model': ...}}")
+    return Checkpoint(path, states, _notes(content))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the header's length, and the header. Raises InputError if unreadable."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a checkpoint") from None
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        state = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as opened:
+            notes = opened.metadata() or {}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error})") from None
+    if not state:
+        raise InputError(f"{path} holds no tensors; expected those of a network")
+    return Checkpoint(path, {".": state}, notes)
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Let torch.load read the harmless types as what stands in for them; what the caller has allowed stays allowed."""
+
+    def name(entry: Any) -> str:
+        return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([entry for entry in before if name(entry) not in _HARMLESS])
+    torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in _HARMLESS.items()])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        # Opened here, as torch.load goes by the suffix of a path; its warnings are about files that it then refuses.
+        with path.open("rb") as file, _stand_ins(), warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        other = "it is damaged, of a pickle protocol other than 2, or holds something else"
+        what = f"it names {named.group(1)}" if named else other
+        raise InputError(f"{path} is not a file of plain tensors ({what}); expected a saved state_dict") from None
+    except Exception as error:  # of damaged bytes nearly anything comes
+        first_sentence = re.split(r"\n|\. ", str(error))[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a PyTorch checkpoint ({first_sentence})") from None
+
+
+def _state_dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tuple[str, State]]:
+    if not isinstance(content, dict) or not depth:
+        return
+    if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
+        yield place, tensors
+    for key, value in content.items():
+        yield from _state_dicts(value, str(key) if place == "." else f"{place}.{key}", depth - 1)
+
+
+def _notes(content: Any) -> dict[str, str]:
+    """Of a run's own checkpoint: the layout of its encoder, which its names do not tell."""
+    settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
+    return {"layout": str(settings.get("objective"))} if isinstance(settings, dict) else {}
+
+
+def read_state_dict(path: Path, part: str | None = None) -> State:
+    """The tensors of a checkpoint by their full names, as `read_checkpoint` reads them: of the one that holds a ResNet.
+
+    part: which, if several do. Raises InputError as `read_checkpoint` and `choose` do.
+    """
+    states = read_checkpoint(path).states
+    holding = {place: state for place, state in states.items() if any(map(_FIRST_STAGE.match, state))}
+    return choose(holding or states, part, path)
+
+
+def choose(found: Mapping[str, Content], part: str | None, path: Path) -> Content:
+    """The only one of what was found in a file, by place, or the one that `part` names.
+
+    part: a whole place, "teacher.backbone", or some successive keys of one place alone, "teacher".
+    Raises InputError naming the choice if it names none or leaves several.
+    """
+    places = named(found, part, path)
+    if len(places) > 1:
+        raise InputError(
+            f"{path} holds {len(places)} networks: {listing(places)}; expected one of them chosen by its name, as in "
+            f"part={places[0]!r} (--part {places[0]})"
+        )
+    return found[places[0]]
+
+
+def named(found: Iterable[str], part: str | None, path: Path) -> list[str]:
+    """The places that `part` names, all for None. Raises InputError if there are none."""
+    places = list(found)
+    if part is None or part in places:
+        return places if part is None else [part]
+    if fitting := [place for place in places if f".{part}." in f".{place}."]:
+        return fitting
+    raise InputError(f"part is {part!r}, and {path} holds {listing(places) or 'no networks'}; expected one of these")
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names with commas between them, the first few and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+_FIRST_STAGE = re.compile(r"(|.*?\.)layer1\.")
+
+
+@dataclass(frozen=True)
+class StoredTrunk:
+    """Tensors that may be a ResNet's, and where in the file they were.
+
+    place: the state dict's and what stands before the tensors' names, "teacher.module.backbone"; "." for neither.
+    before: the parts of names that stand before the tensors', without what PyTorch's wrappers add: ("backbone",).
+    tensors: by what follows, without that either.
+    siblings: the state dict from where the last of `before` stands, in the same form.
+    """
+
+    place: str
+    before: tuple[str, ...]
+    tensors: State
+    siblings: State
+
+
+def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
+    """All places of a file where a ResNet may be: where names go on with layer1."""
+    trunks = []
+    for place, state in checkpoint.states.items():
+        prefixes = sorted({found[1] for name in state if (found := _FIRST_STAGE.match(name))}, key=len, reverse=True)
+        # A name belongs to the longest prefix that it begins with: that of one trunk may begin that of another.
+        owner = {name: next((prefix for prefix in prefixes if name.startswith(prefix)), None) for name in state}
+        for prefix in reversed(prefixes):
+            before = tuple(part for part in prefix.split(".")[:-1] if part not in TRANSPARENT)
+            outside = re.sub(rf"[^.]+\.((?:{'|'.join(TRANSPARENT)})\.)*$", "", prefix)
+            label = ".".join(each for each in (place.strip("."), prefix.rstrip(".")) if each)
+            tensors = _from(prefix, {name: value for name, value in state.items() if owner[name] == prefix})
+            trunks.append(StoredTrunk(label or ".", before, tensors, _from(outside, state)))
+    return trunks
+
+
+def _from(prefix: str, state: State) -> State:
+    """The tensors whose names begin with the prefix, by what follows it, without what PyTorch's wrappers add."""
+    # Of names that become equal the shortest is taken, which was wrapped least.
+    names = sorted((name for name in state if name.startswith(prefix)), key=len, reverse=True)
+    return {unwrapped(name.removeprefix(prefix)): state[name] for name in names}
+
+
+def unwrapped(name: str) -> str:
+    """A name without the parts that PyTorch's wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in TRANSPARENT)

@@ -1,0 +1,102 @@
+"""Pickles of plain values and NumPy arrays of numbers, read without running anything that they bring along.
+
+A pickle names functions and gives them arguments. Here each name stands for a function of this module that checks its
+arguments; NumPy's own would take a state that is no array's, such as a dtype with pointers in it.
+"""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timecycle.errors import InputError
+
+NUMBERS = {np.dtype(code).str[1:] for code in "?bhilqBHILQefd"}
+"""Truth values, integers and floats, as NumPy writes their types: b1, i1 to u8, f2 to f8."""
+
+
+def load_arrays(path: Path) -> Any:
+    """What a pickle of protocol 0 to 5 holds: plain values, and arrays of the types in `NUMBERS`.
+
+    Raises InputError if it is damaged, or asks for anything else, of which nothing is called.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays of numbers") from None
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); expected a pickle") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """What an array needs to be built, under NumPy 1's names and 2's."""
+        found = _BUILDERS.get((module.replace("numpy._core", "numpy.core"), name))
+        if found is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        # A new function each time: a pickle can set attributes of what it names.
+        return (lambda *arguments: found(*arguments)) if callable(found) else found
+
+
+class _Type:
+    """A dtype that is being read."""
+
+    def __init__(self, text: Any) -> None:
+        if text not in NUMBERS:
+            raise pickle.UnpicklingError(f"it holds an array of type {text!r}")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: Any) -> None:
+        """Of the state that NumPy writes, (version, byte order, ...), plain types have no more than the order."""
+        if state[1] not in ("|", "<", ">", "=") or state[2:] != (None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError(f"it holds an array of type {self.dtype} with fields, or otherwise changed")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray(np.ndarray):
+    """An array that is being read."""
+
+    def __setstate__(self, state: Any) -> None:
+        """The state that NumPy writes: (version, shape, dtype, whether the first axis is innermost, bytes)."""
+        _, shape, kind, fortran, data = state
+        dtype = _checked(data, kind, shape)
+        super().__setstate__((1, shape, dtype, bool(fortran), bytes(data)))  # type: ignore[arg-type]
+
+
+def _checked(data: Any, kind: Any, shape: Any) -> np.dtype:
+    """The dtype, if the bytes are as many as it takes to fill the shape. Raises UnpicklingError otherwise."""
+    plain = isinstance(data, bytes | bytearray) and isinstance(kind, _Type) and isinstance(shape, tuple)
+    if not plain or any(type(size) is not int or size < 0 for size in shape):
+        raise pickle.UnpicklingError("it holds an array that NumPy has not written")
+    if len(data) != math.prod(shape) * kind.dtype.itemsize:
+        raise pickle.UnpicklingError(f"it holds {len(data)} bytes for an array {list(shape)} of {kind.dtype}")
+    return kind.dtype
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """Of protocols 0 to 4, and of arrays with gaps: an array, which is given its state afterwards."""
+    return np.empty(0, np.uint8).view(PickledArray)
+
+
+def _filled(data: Any, kind: Any, shape: Any, order: str, axes: Any = None) -> np.ndarray:
+    """Of protocol 5; order "K": the shape is that of the array whose axes are then put into the order `axes`."""
+    array = np.frombuffer(data, _checked(data, kind, shape)) if data else np.empty(0, _checked(data, kind, shape))
+    return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)  # type: ignore[call-overload]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickles of protocols 0 to 2 write bytes; the general function would run any codec."""
+    return text.encode("latin1")
+
+
+_BUILDERS: dict[tuple[str, str], Callable[..., Any] | str] = {
+    ("numpy", "ndarray"): "ndarray",  # an argument, and never called
+    ("numpy", "dtype"): lambda text, align, copy: _Type(text),
+    ("numpy.core.multiarray", "_reconstruct"): _empty,
+    ("numpy.core.numeric", "_frombuffer"): _filled,
+    ("_codecs", "encode"): _latin1,
+}
