@@ -116,8 +116,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"J&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2016 (one object each, in "
-        f"DAVIS-2017 layout), CPU, float32, commits {commits}, from `{RESULTS.relative_to(ROOT)}`; the last row has means "
-        "over sequences with their standard errors.",
+        f"DAVIS-2017 layout), CPU, float32, commits {commits}, from `{RESULTS.relative_to(ROOT)}`; the last row has "
+        "means over sequences with their standard errors.",
     ]
     return "\n".join(lines)
 

@@ -71,6 +71,20 @@ def test_they_evaluate_davis(made, small_davis):
     assert scores.global_["J-Mean"] > 0.5
 
 
+def test_patches_of_14_pixels_at_a_side_that_they_divide(monkeypatch, small_davis):
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=lambda *_, **options: Small(14)))
+    images = []
+    extract = examples.PatchTokens("some_vit")
+
+    def noted(image: Tensor) -> Tensor:
+        images.append((tuple(image.shape[2:]), tuple(extract(image).shape[2:])))
+        return extract(image)
+
+    scores = timecycle.evaluate_davis(noted, small_davis, "dino", progress=False, side=154, multiple=14)
+    assert set(images) == {((154, 196), (11, 14))}
+    assert scores.global_["J-Mean"] > 0.5
+
+
 @pytest.mark.parametrize(("depth", "channels"), [(18, 256), (50, 1024)])
 def test_torchvision_s_weights_are_those_of_the_trunk(depth, channels, monkeypatch):
     weights, asked = random_weights(depth), []

@@ -85,4 +85,4 @@ dino_vits16 = PatchTokens("vit_small_patch16_224.dino")
 dino_vits8 = PatchTokens("vit_small_patch8_224.dino")
 dino_vitb8 = PatchTokens("vit_base_patch8_224.dino")
 dinov2_vits14 = PatchTokens("vit_small_patch14_dinov2.lvd142m")
-"""Patches of 14 pixels: give a size that they divide, such as `--cropSize 448 --override multiple=14`."""
+"""Patches of 14 pixels: give a size that they divide, such as `--cropSize 518 --override multiple=14`."""
