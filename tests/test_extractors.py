@@ -15,7 +15,7 @@ from timecycle import extractors
 from timecycle.errors import InputError
 from timecycle.extractors import GivenFeatures, evaluating, held_modules, import_extractor
 from timecycle.protocols import protocol
-from timecycle.tasks.carrying import carry, read_frames
+from timecycle.tasks.carrying import FrameFiles, carry
 
 CPU = torch.device("cpu")
 
@@ -76,6 +76,13 @@ def by_another(images: Tensor) -> Tensor:
     return by_global(images)
 
 
+here = sys.modules[__name__]
+
+
+def of_a_module(images: Tensor) -> Tensor:
+    return here.shared_net(images)
+
+
 def closed_over(net: Net):
     return lambda images: net(images)
 
@@ -99,6 +106,7 @@ HELD = {
     "a closure": closed_over,
     "a global": lambda net: by_global,
     "a global of a global": lambda net: by_another,
+    "a global of another module": lambda net: of_a_module,
     "a decorated function": lambda net: decorated,
 }
 
@@ -295,7 +303,7 @@ def test_a_failure_in_a_task_names_the_file(small_davis: Path):
 
     rules = protocol("crw")
     with pytest.raises(InputError) as refused, evaluating(extract, None) as features:
-        list(carry(read_frames(paths), features, rules, maps))
+        list(carry(FrameFiles(paths), features, rules, maps))
     assert str(refused.value).startswith(
         f"{paths[2]}: the feature extractor failed on an image of 64 x 48 pixels (Zero"
     )
@@ -304,7 +312,7 @@ def test_a_failure_in_a_task_names_the_file(small_davis: Path):
         pytest.raises(InputError, match=r"^frame 2: the feature extractor failed"),
         evaluating(extract, None) as features,
     ):
-        list(carry(list(read_frames(paths)), features, rules, maps))
+        list(carry(list(FrameFiles(paths)), features, rules, maps))
 
 
 @pytest.fixture

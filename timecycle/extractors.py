@@ -196,7 +196,8 @@ def _held(thing: object) -> Sequence[object]:
                 continue
         names = () if thing.__globals__.get("__name__", "").startswith("torch") else _globals_read(thing.__code__)
         named = [thing.__globals__[name] for name in names if name in thing.__globals__]
-        return *cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *named
+        of_modules = _of_modules(named, thing.__code__.co_names)
+        return *cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *named, *of_modules
     if isinstance(thing, Mapping | list | tuple | set):
         if len(thing) > MOST_HELD:
             return ()
@@ -208,6 +209,15 @@ def _held(thing: object) -> Sequence[object]:
     classes = [vars(kind).values() for kind in type(thing).__mro__ if kind.__module__ not in ("builtins", "typing")]
     slots = [getattr(thing, name, None) for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
     return *getattr(thing, "__dict__", {}).values(), *slots, *(value for values in classes for value in values)
+
+
+def _of_modules(named: Sequence[object], names: Sequence[str], depth: int = 3) -> Iterator[object]:
+    """What `package.module.name` stands for in code that reads these globals and these names."""
+    for module in named:
+        if isinstance(module, ModuleType) and depth and module.__name__.partition(".")[0] != "torch":
+            found = [vars(module)[name] for name in names if name in vars(module)]
+            yield from found
+            yield from _of_modules(found, names, depth - 1)
 
 
 def _globals_read(code: CodeType) -> Iterator[str]:
@@ -226,14 +236,18 @@ def evaluating(
     """The extractor with its modules in eval mode, where they are; afterwards each part is in the mode that it was in.
 
     Without a device images go to that of the modules' parameters, or to the CPU if several modules disagree.
-    The dtype is that of GivenFeatures. Raises InputError for one that is unknown, and as GivenFeatures.
+    The dtype is that of GivenFeatures. Raises InputError for one, or a device, that is unknown, and as GivenFeatures.
     """
     modules = held_modules(features)
     if device is None:
         parameters = [next(module.parameters(), None) for module in modules]
         devices = {parameter.device for parameter in parameters if parameter is not None}
         device = devices.pop() if len(devices) == 1 else "cpu"
-    given = GivenFeatures(features, torch.device(device), None if dtype is None else _dtype(dtype))
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r} ({_line(error)}); expected one such as cpu or cuda:0") from error
+    given = GivenFeatures(features, where, None if dtype is None else _dtype(dtype))
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         _evaluate(modules)

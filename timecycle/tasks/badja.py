@@ -21,7 +21,7 @@ from timecycle.files import decode, open_image
 from timecycle.labels import Size, nearest
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, read_frames
+from timecycle.tasks.carrying import FrameFiles, Sizes, carry
 from timecycle.tasks.places import bilinear_maps, strongest_places
 from timecycle.tasks.scores import area_pck, mean
 
@@ -197,7 +197,7 @@ def _video_pck(video: AnimalVideo, started: np.ndarray, features: GivenFeatures,
     places: list[np.ndarray] = []
     areas: list[int] = []
     place = joints[0]
-    for index, (soft, sizes) in enumerate(carry(read_frames(video.frames), features, rules, maps)):
+    for index, (soft, sizes) in enumerate(carry(FrameFiles(video.frames), features, rules, maps)):
         if index:  # the first frame's places are given
             seen = sizes.to_pixels(strongest_places(soft.cpu().numpy(), top))
             place = np.where(np.isnan(seen), place, seen)

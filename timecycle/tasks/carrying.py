@@ -61,9 +61,6 @@ class FrameFiles:
             yield rgb
 
 
-read_frames = FrameFiles
-
-
 def carry(
     frames: Iterable[np.ndarray], features: GivenFeatures, rules: Protocol, first_maps: FirstMaps
 ) -> Iterator[tuple[Tensor, Sizes]]:

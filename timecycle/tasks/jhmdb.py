@@ -19,7 +19,7 @@ from timecycle.features import Extractor, evaluating
 from timecycle.files import fields, read_lines
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, read_frames
+from timecycle.tasks.carrying import FrameFiles, Sizes, carry
 from timecycle.tasks.places import SIGMA, gaussian_maps, strongest_places
 from timecycle.tasks.scores import mean, pose_distances, pose_pck
 
@@ -198,7 +198,7 @@ def evaluate_jhmdb(
             def maps(sizes: Sizes, joints: np.ndarray = clip.joints[0]) -> np.ndarray:
                 return gaussian_maps(joints / sizes.pixels_per_position, sizes.grid, sigma)
 
-            for soft, sizes in carry(read_frames(clip.frames), extract, rules, maps):
+            for soft, sizes in carry(FrameFiles(clip.frames), extract, rules, maps):
                 places.append(strongest_places(soft.cpu().numpy(), strongest) * sizes.pixels_per_position)
             distances.append(pose_distances(np.stack(places)[1:], clip.joints[1:]))
     by_joint = {threshold: pose_pck(np.concatenate(distances), threshold) for threshold in THRESHOLDS}

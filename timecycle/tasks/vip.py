@@ -20,7 +20,7 @@ from timecycle.labels import FirstLabels, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
-from timecycle.tasks.carrying import Sizes, carry, read_frames
+from timecycle.tasks.carrying import FrameFiles, Sizes, carry
 from timecycle.tasks.scores import class_iou, confusion, mean
 
 CLASSES = (
@@ -154,7 +154,7 @@ def _video_confusion(video: PartVideo, features: GivenFeatures, rules: Protocol)
         return labels.soft
 
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
-    carried = carry(read_frames(video.frames), features, rules, maps)
+    carried = carry(FrameFiles(video.frames), features, rules, maps)
     for annotation, (soft, sizes) in zip(video.annotations, carried, strict=True):
         if annotation is None:
             continue
