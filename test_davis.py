@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from timecycle.checkpoint import LAYOUTS
-from timecycle.data.davis import Sequence, read_davis, read_filelist
+from timecycle.data.davis import Sequence, of_year, read_davis, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
@@ -205,7 +205,7 @@ def main() -> None:
         "layout": arguments.layout,
         "part": arguments.part,
         "data": str(Path(source).resolve()),
-        "masks": asdict(masks_of(arguments)),
+        "masks": asdict(of_year(masks_of(arguments), arguments.year)),
     }
     size = "native" if rules.resize == "native" else str(rules.side)
     words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
@@ -231,7 +231,8 @@ def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.
     scores = score_masks(masks_to_score(scored, folder.path))
     scores.write_csv(folder.path, arguments.set)
     folder.content.update(scores=scores.to_json())
-    print(scores.report())
+    said = {note for sequence in sequences for note in sequence.notes}
+    print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
 
 
 if __name__ == "__main__":

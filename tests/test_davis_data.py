@@ -145,6 +145,26 @@ def test_a_mask_beside_the_frames_is_no_frame(small_davis: Path, name):
     assert [note for note in sequence.notes if name in note and "passed over" in note]
 
 
+@pytest.mark.parametrize("dark", [True, False])
+def test_a_frame_of_another_kind_among_the_others_is_a_frame(small_davis: Path, dark):
+    path = frames(small_davis) / "00002.jpg"
+    with Image.open(path) as image:
+        (Image.new("RGB", image.size) if dark else image.quantize(256)).save(path.with_suffix(".png"))
+    path.unlink()
+    found = read_davis(small_davis)[0]
+    assert [path.name for path in found.frames] == ["00000.jpg", "00001.jpg", "00002.png", "00003.jpg"]
+    assert found.notes == ()
+
+
+def test_frames_of_few_bits_in_many_are_noted(small_davis: Path):
+    for path in frames(small_davis).iterdir():
+        with Image.open(path) as image:
+            Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 16).save(path.with_suffix(".png"))
+        path.unlink()
+    (note,) = read_davis(small_davis)[0].notes
+    assert "00000.png holds no values above" in note
+
+
 def test_two_frames_of_one_name_are_refused(small_davis: Path):
     with Image.open(frames(small_davis) / "00001.jpg") as image:
         image.save(frames(small_davis) / "00001.png")
@@ -177,7 +197,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 def test_frames_are_as_they_are_shown(tmp_path, orientation, suffix):
     shown = np.zeros((48, 64, 3), np.uint8)
     shown[:10, :20], shown[30:, :8] = (255, 0, 0), (0, 0, 255)
@@ -244,9 +264,18 @@ def test_lists_of_any_program_are_read_or_refused(small_davis: Path, encoded, sa
             read()
 
 
-@pytest.mark.parametrize("line", ['"{0}" "{1}"', "'{0}' '{1}'", "{0}\t{1}"])
-def test_folders_with_blanks_stand_in_quotes_or_apart_by_tabs(small_davis: Path, line):
-    root = small_davis.rename(small_davis.with_name("my davis"))
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('"{0}" "{1}"', "my davis"),
+        ("'{0}' '{1}'", "my davis"),
+        ("{0}\t{1}", "my davis"),
+        ("{0} {1}", "davis's"),
+        ('"{0}" "{1}"', "my davis's"),
+    ],
+)
+def test_folders_with_blanks_stand_in_quotes_or_apart_by_tabs(small_davis: Path, line, name):
+    root = small_davis.rename(small_davis.with_name(name))
     (root / "list.txt").write_text(line.format(frames(root), masks(root)) + "\n")
     assert [sequence.name for sequence in read_filelist(root / "list.txt")] == ["first"]
 
@@ -262,6 +291,11 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(small_davis: Path):
     ]  # fmt: skip
     assert [sequence.frames[0].is_relative_to(other) for sequence in found] == [False, True, True]
     assert len(read_filelist(small_davis / "list.txt", ["other-JPEGImages-480p-first"])) == 1
+
+
+def test_names_in_quotes_and_folders_are_names(small_davis: Path):
+    (small_davis / "ImageSets/2017/val.txt").write_text('"first"\nJPEGImages/480p/second/\n')
+    assert [sequence.name for sequence in read_davis(small_davis)] == ["first", "second"]
 
 
 def test_davis_2016_names_frames_and_has_one_object(small_davis: Path):

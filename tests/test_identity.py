@@ -1,6 +1,15 @@
 """What a feature extractor is: equal while its answers are, another as soon as they may differ."""
 
+import abc
+import collections
+import dataclasses
 import functools
+import importlib
+import io
+import logging
+import os
+import random
+import re
 import subprocess
 import sys
 import threading
@@ -105,11 +114,105 @@ def test_it_follows_files_that_code_names(tmp_path):
     assert identity(scope["extract"]) not in (known, None)
 
 
+@dataclasses.dataclass
+class Configured:
+    """An extractor of a common form."""
+
+    net: nn.Module
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [8, 16])
+    pattern: re.Pattern = re.compile("a+")
+    log: logging.Logger = logging.getLogger(__name__)  # noqa: RUF009
+    last: collections.deque = dataclasses.field(default_factory=lambda: collections.deque([1, 2], maxlen=2))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features."""
+        return self.net(images) * len(self.sizes)
+
+
+class Slotted:
+    """Holds its network in a slot."""
+
+    __slots__ = ("net",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features."""
+        return self.net(images)
+
+
+class Abstract(nn.Module, abc.ABC):
+    """A network of an abstract base class."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features."""
+        return self.net(images)
+
+
+@pytest.mark.parametrize("kind", [Configured, Slotted, Abstract])
+def test_objects_of_common_forms_are_known(kind):
+    known = identity(kind(network()))
+    assert known is not None
+    assert identity(kind(network())) == known
+    held = kind(network())
+    with torch.no_grad():
+        held.net[0].bias[0] += 1
+    assert identity(held) not in (known, None)
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.py").write_text(text)
+    importlib.invalidate_caches()
+
+
+def load(name: str):
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+USERS = {
+    "through another function": "import h\ndef second(x): return h.b(x)\ndef extract(x): return second(h.a(x))\n",
+    "imported when it is called": "def extract(x):\n    import h\n    return h.b(x)\n",
+    "taken when it is called": "def extract(x):\n    from h import b\n    return b(x)\n",
+    "in a class": "import h\nclass E:\n    def __init__(self): self.k = h.K\n"
+    "    def __call__(self, x): return h.b(x)\nextract = E()\n",
+}
+
+
+@pytest.mark.parametrize("user", USERS.values(), ids=USERS.keys())
+def test_it_follows_modules_of_ones_own(tmp_path, monkeypatch, user):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    write(tmp_path, "user", user)
+    found = []
+    for factor in (2, 3, 2):
+        write(tmp_path, "h", f"K = 1\ndef a(x): return x + K\ndef b(x): return x * {factor}\n")
+        load("h")
+        found.append(identity(load("user").extract))
+    assert None not in found
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_file_whose_name_is_put_together_leaves_it_unknown():
+    def extract(images: Tensor) -> Tensor:
+        return torch.load(ROOT / "weights" / "net.pt")(images)
+
+    assert identity(extract) is None
+    assert identity(lambda x: x * float(os.environ["SCALE"])) is None
+    assert identity(lambda x: eval("x")) is None
+
+
 def test_what_cannot_be_looked_into_has_none():
     held = Extractor(network())
     held.lock = threading.Lock()
     assert identity(held) is None
-    assert identity(functools.partial(lambda x, source: x, source=(i for i in range(3)))) is None
+    for hidden in ((i for i in range(3)), random.Random(0), io.BytesIO(b"weights")):
+        assert identity(functools.partial(lambda x, source: x, source=hidden)) is None
 
 
 def test_it_is_the_same_in_another_process(tmp_path):

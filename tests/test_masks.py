@@ -210,3 +210,18 @@ def test_a_truncated_mask_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"mask\.png is damaged or truncated"):
         read_mask(path)
+
+
+def test_thin_objects_are_ids_where_none_is_missing(tmp_path):
+    stripes = np.repeat(np.arange(24, dtype=np.uint8), 2)[None].repeat(48, axis=0)  # 2 pixels wide, side by side
+    mask = np.where(np.arange(48)[:, None] % 16 < 12, stripes, 0)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert check_annotation(tmp_path / "mask.png") == []
+    np.testing.assert_array_equal(ids_of(mask), mask)
+
+
+def test_a_threshold_of_sixteen_bits_takes_either_range(tmp_path):
+    for most in (255, 65535):
+        Image.fromarray(np.where(moving() == 1, most, 0).astype(np.uint16)).save(tmp_path / f"{most}.png")
+        found = read_mask(tmp_path / f"{most}.png", mask_reading(threshold=128))
+        np.testing.assert_array_equal(found, moving() == 1)

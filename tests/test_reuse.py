@@ -76,6 +76,45 @@ def test_features_that_cannot_be_told_are_gone_on_with_only_if_asked_for(small_d
     assert not calls
 
 
+def test_another_year_is_another_reading(small_davis: Path, tmp_path):
+    (small_davis / "ImageSets" / "2016").mkdir()
+    (small_davis / "ImageSets" / "2016" / "val.txt").write_text("first\n")
+    timecycle.evaluate_davis(patches, small_davis, year=2016, save_path=tmp_path / "out", **SMALL)
+    with pytest.raises(InputError, match=r"out holds results made with masks .*'single': True"):
+        timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "out", **SMALL)
+
+
+def test_reused_results_are_not_taken_for_the_later_features(small_davis: Path, tmp_path, calls):
+    one, two, out = Weighted(1.0), Weighted(0.0), tmp_path / "out"
+    first = timecycle.evaluate_davis(one, small_davis, save_path=out, **SMALL)
+    assert timecycle.evaluate_davis(two, small_davis, save_path=out, reuse=True, **SMALL).jf == first.jf
+    del calls[:]
+    again = timecycle.evaluate_davis(two, small_davis, save_path=out, **SMALL)
+    assert len(calls) == 8
+    assert again.jf == timecycle.evaluate_davis(two, small_davis, **SMALL).jf
+
+
+def test_a_folder_without_a_finished_sequence_is_nobodys(small_davis: Path, tmp_path):
+    with pytest.raises(InputError, match=r"first/00000\.jpg: the feature extractor failed"):
+        timecycle.evaluate_davis(lambda x: x / "2", small_davis, save_path=tmp_path / "out", **SMALL)
+    assert (
+        timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "out", **SMALL).folder == tmp_path / "out"
+    )
+
+
+def test_a_results_folder_that_is_none_is_named(small_davis: Path, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file cannot be written .*; expected a results folder"):
+        timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "file", **SMALL)
+    (tmp_path / "results.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match="was not written by this program"):
+        timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path, **SMALL)
+    with pytest.raises(InputError, match="device is 'cuda:99'"):
+        timecycle.evaluate_davis(patches, small_davis, device="cuda:99", **SMALL)
+    with pytest.raises(InputError, match="--threshold is '128'"):
+        timecycle.evaluate_davis(patches, small_davis, threshold="128", **SMALL)
+
+
 def test_frames_that_changed_are_evaluated_again(small_davis: Path, tmp_path, calls):
     net = Weighted(1.0)
     timecycle.evaluate_davis(net, small_davis, save_path=tmp_path / "out", **SMALL)
@@ -158,12 +197,12 @@ def test_evaluate_davis_has_the_commands_abilities(small_davis: Path, tmp_path):
     with pytest.raises(InputError, match="second has an annotation of the first frame only"):
         timecycle.evaluate_davis(patches, small_davis, remap_255=True, **SMALL)
     with pytest.warns(
-        UserWarning, match="1 of 2 sequences have an annotation of the first frame only and are not scored"
+        UserWarning, match="1 of 2 sequences have an annotation of the first frame only and are left out"
     ):
         scores = timecycle.evaluate_davis(patches, small_davis, remap_255=True, save_path=tmp_path / "out", **SMALL)
     assert list(scores.sequences) == ["first"]
     assert scores.jf > 0.6
-    assert "the means are over the other 1: second" in scores.notes[0]
+    assert "are left out of the means: second" in scores.notes[0]
     assert read_mask(tmp_path / "out" / "second" / "00003.png").any()
     for year in ("2016",):
         (small_davis / "ImageSets" / year).mkdir()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from timecycle.data.davis import Sequence, read_davis
+from timecycle.data.davis import Sequence, of_year, read_davis
 from timecycle.errors import InputError
 from timecycle.features import Extractor, Features, GivenFeatures, evaluating
 from timecycle.files import read_rgb
@@ -194,7 +194,7 @@ def evaluate_davis(
     protocol: str | Protocol = "dino",
     *,
     image_set: str = "val",
-    year: str = "2017",
+    year: str | int = "2017",
     sequences: list[str] | None = None,
     remap_255: bool = False,
     threshold: int | None = None,
@@ -239,7 +239,7 @@ def evaluate_davis(
             torch.distributed on every rank, with the reason of the first that failed.
     """
     rules = as_protocol(protocol, **overrides)
-    masks = mask_reading(remap_255, threshold, remap)
+    masks, year = mask_reading(remap_255, threshold, remap), str(year)
     every = read_davis(Path(davis), image_set, year, sequences, masks)
     scored = [sequence for sequence in every if sequence.scored]
     if len(scored) < len(every) and save_path is None:
@@ -253,7 +253,7 @@ def evaluate_davis(
         options = {
             **asdict(rules),
             "data": str(Path(davis).resolve()),
-            "masks": asdict(masks),
+            "masks": asdict(of_year(masks, year)),
             "dtype": str(dtype).removeprefix("torch."),
             FEATURES: identity(features),
         }
@@ -289,11 +289,10 @@ def left_out(sequences: list[Sequence]) -> list[str]:
     without = [sequence.name for sequence in sequences if not sequence.scored]
     if not without:
         return []
-    scored = len(sequences) - len(without)
-    means = f"the means are over the other {scored}" if scored else "there are no scores"
+    means = "are left out of the means" if len(without) < len(sequences) else "there are no scores"
     return [
-        f"{len(without)} of {len(sequences)} sequences have an annotation of the first frame only and are not scored, "
-        f"{means}: {', '.join(without[:SHOWN])}{' ...' if len(without) > SHOWN else ''}"
+        f"{len(without)} of {len(sequences)} sequences have an annotation of the first frame only and {means}: "
+        f"{', '.join(without[:SHOWN])}{' ...' if len(without) > SHOWN else ''}"
     ]
 
 

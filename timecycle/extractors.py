@@ -245,7 +245,8 @@ def evaluating(
         device = devices.pop() if len(devices) == 1 else "cpu"
     try:
         where = torch.device(device)
-    except RuntimeError as error:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device is {device!r} ({_line(error)}); expected one such as cpu or cuda:0") from error
     given = GivenFeatures(features, where, None if dtype is None else _dtype(dtype))
     modes = [(part, part.training) for module in modules for part in module.modules()]

@@ -29,8 +29,8 @@ def open_image(path: Path) -> Image.Image:
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened picture as it is shown: turned as its EXIF orientation says. Decodes no pixels."""
-    # Of a PNG, Pillow would decode the pixels to look for what comes behind them.
-    known = image.format != "PNG" or "exif" in image.info
+    # A TIFF's size is turned already; of a PNG, Pillow would decode the pixels to look for what comes behind them.
+    known = image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info)
     return image.size[::-1] if known and _orientation(image) > 4 else image.size
 
 
@@ -119,11 +119,12 @@ def read_lines(path: Path, expected: str) -> list[str]:
 def fields(line: str) -> list[str]:
     """The fields of a list's line: parted by tabs if there are any, else by blanks outside of quotes, " or '."""
     if "\t" in line.strip():
-        return [_unquoted(field.strip()) for field in line.strip().split("\t") if field.strip()]
-    return [_unquoted(field) for field in re.findall(r"""(?:"[^"]*"|'[^']*'|[^ ])+""", line.strip())]
+        return [unquoted(field.strip()) for field in line.strip().split("\t") if field.strip()]
+    return [unquoted(field) for field in re.findall(r"""\"[^"]*"(?![^ ])|'[^']*'(?![^ ])|[^ ]+""", line.strip())]
 
 
-def _unquoted(field: str) -> str:
+def unquoted(field: str) -> str:
+    """A field without the quotes around it, if there are any."""
     return field[1:-1] if len(field) > 1 and field[0] == field[-1] and field[0] in "\"'" else field
 
 

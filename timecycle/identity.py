@@ -1,12 +1,19 @@
 """What a feature extractor is, so that results of one are never taken for those of another."""
 
+import collections
+import datetime
+import dis
 import enum
 import functools
 import hashlib
+import importlib.util
+import logging
 import os
+import re
 import sys
 import sysconfig
 import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +23,25 @@ import torch
 from torch import Tensor, nn
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_PLAIN = (bool, int, float, complex, bytes, type(None), type(...), torch.dtype, torch.device, np.dtype, range, slice)
+_SHOWN_WHOLE = (  # by their repr
+    bool, int, float, complex, str, bytes, type(None), type(...), range, slice, Path, enum.Enum, np.generic, np.dtype,
+    torch.dtype, torch.device, re.Pattern, datetime.date, datetime.time, datetime.timedelta, types.GenericAlias,
+    types.UnionType, typing.TypeVar, logging.Logger,
+)  # fmt: skip
+_DESCRIPTORS = (
+    types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType, types.MethodWrapperType,
+    types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType, np.ufunc,
+)  # fmt: skip
 _NOT_OF_THE_ANSWER = {"training"}  # attributes of a module that evaluating sets
+_NOT_OF_A_CLASS = re.compile(
+    r"__(dict|weakref|doc|module|annotations|annotate|annotate_func|annotations_cache|firstlineno|dataclass_\w+|"
+    r"static_attributes|abstractmethods|parameters|orig_bases|slots|match_args|type_params|protocol_attrs|"
+    r"non_callable_proto_members|dataclass_fields)__|_abc_impl|_is_protocol|_is_runtime_protocol"
+)
+_DONE_BEFORE = re.compile(r"__init__|__new__|__setstate__|_?(load|from|build|make|create)_?\w*")
+"""Methods that made an object what it is: what they read is in it by now."""
+_READS = {"open", "load", "load_file", "read_bytes", "read_text", "fromfile", "memmap", "environ", "getenv", "imread"}
+_OPAQUE = {"globals", "locals", "eval", "exec", "__import__", "import_module"}
 _LONGEST_PATH = 4096
 
 
@@ -29,7 +53,8 @@ def identity(extract: Callable[..., Any]) -> str | None:
     """SHA-256 of what a callable's answers depend on: weights, attributes, code, and what they refer to in turn.
 
     Of libraries, names and versions are taken; of files named in code or attributes, size and time of change.
-    None where something is held that cannot be looked into, such as a generator or a lock; then nothing can be said.
+    None where something is held or done that cannot be looked into, such as a generator, a lock, or a file that is read
+    when the callable is called and whose name is put together; then nothing can be said.
     """
     digest = _Digest()
     try:
@@ -42,18 +67,21 @@ def identity(extract: Callable[..., Any]) -> str | None:
 class _Digest:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        self._seen: dict[int, int] = {}
+        self._seen: dict[object, int] = {}
         self._kept: list[Any] = []  # so that no number of an object is given to another meanwhile
 
     def add(self, value: Any, names: frozenset[str] = frozenset()) -> None:
         """Take a value in. `names`: those that the code which refers to a module uses, of any of its objects."""
-        if isinstance(value, (*_PLAIN, str, enum.Enum, Path, np.generic)):
+        if isinstance(value, _SHOWN_WHOLE):
             self._text(f"{type(value).__qualname__} {value!r} {_file_mark(value)}")
+            if isinstance(value, enum.Enum):
+                self.add(type(value))
             return
-        if id(value) in self._seen:
-            self._text(f"seen {self._seen[id(value)]}")
+        key = (id(value), names) if isinstance(value, types.ModuleType) else id(value)
+        if key in self._seen:
+            self._text(f"seen {self._seen[key]}")
             return
-        self._seen[id(value)] = len(self._seen)
+        self._seen[key] = len(self._seen)
         self._kept.append(value)
         if isinstance(value, types.ModuleType):
             self._module(value, names)
@@ -62,12 +90,8 @@ class _Digest:
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             self._text(f"array {value.dtype} {value.shape}")
             self.hash.update(np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, (list, tuple)):
-            self._parts(type(value).__qualname__, value)
-        elif isinstance(value, dict):
-            self._parts("dict", [part for item in value.items() for part in item])
-        elif isinstance(value, (set, frozenset)):
-            self._parts("set", sorted(value, key=repr))
+        elif isinstance(value, (list, tuple, dict, set, frozenset, collections.deque)):
+            self._container(value)
         elif isinstance(value, types.CodeType):
             self._text(f"code {value.co_names} {value.co_varnames}")
             self.hash.update(value.co_code)
@@ -88,6 +112,12 @@ class _Digest:
         for part in parts:
             self.add(part)
 
+    def _container(self, value: Any) -> None:
+        parts = [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
+        self._parts(type(value).__qualname__, sorted(parts, key=repr) if isinstance(value, (set, frozenset)) else parts)
+        if type(value).__module__ not in ("builtins", "collections"):
+            self._parts("of", [type(value), getattr(value, "__dict__", {})])
+
     def _tensor(self, value: Tensor) -> None:
         if value.layout != torch.strided or value.is_meta or value.is_quantized:
             raise _Unknown
@@ -101,18 +131,41 @@ class _Digest:
                 self._text(name)
                 self.add(vars(module)[name], names)
 
-    def _function(self, function: types.FunctionType) -> None:
-        self._text(f"function {function.__module__}.{function.__qualname__}")
+    def _function(self, function: types.FunctionType, done: bool = False) -> None:
+        """`done`: it has run already, and is not run for an answer."""
+        home = function.__globals__.get("__name__")  # a wrapper's __module__ may be that of what it wraps
+        self._text(f"function {home}.{function.__qualname__}")
+        if original := getattr(function, "_torchdynamo_orig_callable", None):
+            self._parts("compiled", [original])
+            return
         self._parts("closure", [_content(cell) for cell in function.__closure__ or ()])
         self._parts("defaults", [function.__defaults__, function.__kwdefaults__])
-        if _of_a_library(function.__module__):
-            self._text(_version(function.__module__))
+        if _of_a_library(home):
+            self._text(_version(home))
             return
         self.add(function.__code__)
         names = _names_in(function.__code__)
+        # A file's size and time of change are taken where its name stands in the code.
+        if names & _OPAQUE or (names & _READS and not done and not _names_a_file(function.__code__)):
+            raise _Unknown
         for name in sorted(names & function.__globals__.keys()):
             self._text(name)
             self.add(function.__globals__[name], names)
+        for name in sorted(_imports(function.__code__, function.__globals__.get("__package__"))):
+            self._imported(name, names)
+
+    def _imported(self, name: str, names: frozenset[str]) -> None:
+        """A module that a function imports when it is called."""
+        if name in sys.modules:
+            self.add(sys.modules[name], names)
+            return
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            found = None
+        if found is None or found.origin is None or not found.origin.startswith(_LIBRARIES):
+            raise _Unknown
+        self._text(f"module {name}")
 
     def _class(self, cls: type) -> None:
         self._text(f"class {cls.__module__}.{cls.__qualname__} {_version(cls.__module__)}")
@@ -120,8 +173,12 @@ class _Digest:
             return
         self._parts("bases", cls.__bases__)
         for name, value in sorted(vars(cls).items()):
-            if name not in ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__"):
-                self._text(name)
+            if _NOT_OF_A_CLASS.fullmatch(name):
+                continue
+            self._text(name)
+            if isinstance(value, types.FunctionType) and _DONE_BEFORE.fullmatch(name):
+                self._function(value, done=True)
+            else:
                 self.add(value)
 
     def _object(self, value: Any) -> None:
@@ -137,23 +194,37 @@ class _Digest:
             self._parts("method", [value.__func__])
         elif isinstance(value, (property, functools.cached_property)):
             self._parts("property", [getattr(value, name, None) for name in ("fget", "func")])
-        elif isinstance(value, types.BuiltinFunctionType) or type(value).__name__ in _NAMED_ALONE:
-            owner = getattr(value, "__self__", None)
-            self._parts("builtin", [getattr(value, "__qualname__", repr(value)), owner])
-        elif hasattr(value, "__dict__"):
-            self.add(type(value))
-            state = vars(value)
-            if isinstance(value, nn.Module):
-                state = {name: part for name, part in state.items() if name not in _NOT_OF_THE_ANSWER}
-            slots = [
-                slot for cls in type(value).__mro__ for slot in getattr(cls, "__slots__", ()) if slot in dir(value)
-            ]
-            self._parts("object", [dict(sorted(state.items())), {slot: getattr(value, slot, None) for slot in slots}])
+        elif isinstance(value, _DESCRIPTORS):
+            self._parts("builtin", [getattr(value, "__qualname__", repr(value)), getattr(value, "__self__", None)])
+        elif type(value).__module__ == "typing":
+            self._text(repr(value))
         else:
+            self._state(value)
+
+    def _state(self, value: Any) -> None:
+        """An object of a class: the class, and its attributes. One of a class written in C may hide what it holds."""
+        kinds = [kind for kind in type(value).__mro__ if kind is not object]
+        slots = [name for kind in kinds for name in _slots(kind)]
+        if any(_written_in_c(kind) for kind in kinds) or not (slots or hasattr(value, "__dict__")):
             raise _Unknown
+        self.add(type(value))
+        state = getattr(value, "__dict__", {}) | {name: getattr(value, name, None) for name in slots}
+        if isinstance(value, nn.Module):
+            state = {name: part for name, part in state.items() if name not in _NOT_OF_THE_ANSWER}
+        self._parts("object", [dict(sorted(state.items()))])
 
 
-_NAMED_ALONE = {"wrapper_descriptor", "method_descriptor", "getset_descriptor", "member_descriptor", "method-wrapper"}
+def _written_in_c(kind: type) -> bool:
+    module = sys.modules.get(kind.__module__)
+    if module is None or kind.__module__ == "__main__":
+        return False
+    return not (getattr(module, "__file__", None) or "").endswith((".py", ".pyc"))
+
+
+def _slots(kind: type) -> list[str]:
+    """The names in a class's __slots__ that hold values."""
+    names = vars(kind).get("__slots__", ())
+    return [name for name in ([names] if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
 
 
 def _content(cell: types.CellType) -> Any:
@@ -163,14 +234,38 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """A function's code, and that of the functions inside of it."""
+    inner = [part for constant in code.co_consts if isinstance(constant, types.CodeType) for part in _codes(constant)]
+    return [code, *inner]
+
+
 def _names_in(code: types.CodeType) -> frozenset[str]:
-    """The global names and attributes in a function's code, and in the functions inside of it."""
-    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return frozenset(code.co_names).union(*inner)
+    """The global names and attributes in a function's code."""
+    return frozenset(name for part in _codes(code) for name in part.co_names)
+
+
+def _names_a_file(code: types.CodeType) -> bool:
+    return any(_file_mark(constant) for part in _codes(code) for constant in part.co_consts)
+
+
+def _imports(code: types.CodeType, package: str | None) -> set[str]:
+    """The modules that a function's code imports."""
+    found = set()
+    for part in _codes(code):
+        level = 0
+        for instruction in dis.get_instructions(part):
+            if instruction.opname == "IMPORT_NAME":
+                found.add(importlib.util.resolve_name("." * level + str(instruction.argval), package))
+            elif isinstance(instruction.argval, int):  # the constant before an import says how relative it is
+                level = instruction.argval
+    return found
 
 
 def _of_a_library(module: str | None) -> bool:
-    """Whether a module is installed, or Python's own, rather than somebody's file."""
+    """Whether a module is installed, Python's own, or of this package, rather than somebody's file."""
+    if (module or "").partition(".")[0] == "timecycle":
+        return True
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if found is None or module == "__main__":

@@ -15,6 +15,7 @@ from timecycle.files import decode, open_image, write_bytes
 
 VOID = 255
 LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least
+MOST_THIN = 100  # objects
 SOFT_VALUES = 3  # of edges alone, from which on they are no objects
 LEAST_GREY = 50  # of an id that may be a grey value
 SHOWN = 5  # ids that a sentence names
@@ -91,8 +92,8 @@ def mask_reading(
         if not (equals and value.isdecimal() and id_.isdecimal() and int(id_) <= VOID):
             raise InputError(f"--remap {word} is no pair; expected VALUE=ID, such as 3=1, or compact")
         pairs[int(value)] = int(id_)
-    if threshold is not None and not 1 <= threshold <= VOID:
-        raise InputError(f"--threshold is {threshold}; expected a grey value from 1 to {VOID}")
+    if threshold is not None and not (isinstance(threshold, int) and 1 <= threshold <= VOID):
+        raise InputError(f"--threshold is {threshold!r}; expected a grey value from 1 to {VOID}")
     if threshold is not None and (pairs or "compact" in words):
         raise InputError("--threshold and --remap are both given; expected one of them")
     return MaskReading(threshold, tuple(sorted(pairs.items())), "compact" in words)
@@ -167,7 +168,9 @@ def ids_of(array: np.ndarray) -> np.ndarray:
     if array.ndim == 3:
         if array.dtype != np.uint8 or array.shape[2] != 3:
             raise InputError(f"{what}; expected object ids [H, W], or uint8 [H, W, 3] in the DAVIS palette's colors")
-        return _by_color(array, "mask")
+        if (array[..., :1] != array).any():
+            return _by_color(array, "mask")
+        array = array[..., 0]
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
     if not np.issubdtype(array.dtype, np.integer):
@@ -194,8 +197,10 @@ def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
     """Raise InputError for grey values, uint8 [H, W], as smooth resizing leaves them along edges.
 
     Such a value has no 3x3 pixels of its own anywhere, and most of its pixels lie between a darker and a lighter one.
+    Values that are all of 1, 2, ... to some number of objects are ids, however thin.
     """
-    if values.max() < LEAST_SOFT:
+    ids = object_ids(values)
+    if values.max() < LEAST_SOFT or ids == list(range(1, min(len(ids), MOST_THIN) + 1)):
         return
     least, most = cv2.erode(values, np.ones((3, 3))), cv2.dilate(values, np.ones((3, 3)))
     area = np.bincount(values.ravel(), minlength=256)
@@ -247,9 +252,7 @@ def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | No
     """Ids, and the grey values, uint8, that they were read from, if they were."""
     with open_image(path) as image:
         if reading.threshold is not None:
-            grey = (
-                decode(image, path, "L") if not image.mode.startswith("I") else _narrow(decode(image, path), path, 257)
-            )
+            grey = _narrow(decode(image, path), path) if image.mode.startswith("I") else decode(image, path, "L")
             return (grey >= reading.threshold).astype(np.uint8), grey
         stored, grey_scale = _stored(image, path, reading.named)
     ids = stored.copy() if reading.remap else stored
@@ -329,10 +332,11 @@ def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
     return order[place].astype(np.uint8)
 
 
-def _narrow(values: np.ndarray, path: Path, divisor: int) -> np.ndarray:
+def _narrow(values: np.ndarray, path: Path) -> np.ndarray:
+    """Grey of 16 bits as uint8; values that are all below 256 are taken for 8 bits."""
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
-    return (values // divisor).astype(np.uint8)
+    return (values // (257 if values.max() > VOID else 1)).astype(np.uint8)
 
 
 def _some(ids: Iterable[int]) -> str:

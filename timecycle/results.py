@@ -46,7 +46,7 @@ class ResultsFolder:
 
     def __init__(self, path: Path, options: dict[str, Any], overwrite: bool = False, reuse: bool = False) -> None:
         options = json.loads(json.dumps(options))  # as it will be read again
-        self.path = path
+        self.path, self._reuse = path, reuse
         self._file = path / RESULTS
         if overwrite:
             self._remove_earlier()
@@ -57,8 +57,8 @@ class ResultsFolder:
                 f"{path} holds results, and whether they are of these features cannot be told from the features; "
                 "expected another --save_path, --overwrite to start over, or --reuse to go on with them"
             )
-        for name, value in options.items():
-            if earlier and earlier["options"].get(name) != value and not (reuse and name == FEATURES):
+        for name, value in options.items() if earlier.get("sequences") else ():
+            if earlier["options"].get(name) != value and not (reuse and name == FEATURES):
                 raise InputError(
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
@@ -72,6 +72,8 @@ class ResultsFolder:
         try:
             earlier = json.loads((path / RESULTS).read_text())
             known = earlier["options"].get(FEATURES)
+            if not earlier["sequences"]:
+                return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         return known is None or known != options[FEATURES]
@@ -83,7 +85,7 @@ class ResultsFolder:
             content = json.loads(self._file.read_text())
             if not isinstance(content["options"], dict) or not isinstance(content["sequences"], dict):
                 raise KeyError("options")
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"{self._file} was not written by this program; expected another --save_path") from None
         return content
 
@@ -105,13 +107,16 @@ class ResultsFolder:
             return False
         if sequence.name not in self.content["sequences"]:
             raise InputError(f"{folder} was not made by this program; expected another --save_path")
-        if self.content["sequences"][sequence.name].get("files") != files_mark(sequence):
+        entry = self.content["sequences"][sequence.name]
+        other = entry.get(FEATURES) != self.content["options"].get(FEATURES)
+        if entry.get("files") != files_mark(sequence) or (other and not self._reuse):
             return False
         return all((folder / f"{frame.stem}.png").is_file() for frame in sequence.frames)
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Note what is known of a finished sequence."""
-        self.content["sequences"][sequence.name] = entry | {"files": files_mark(sequence)}
+        features = self.content["options"].get(FEATURES)  # which --reuse may change from one sequence to the next
+        self.content["sequences"][sequence.name] = entry | {"files": files_mark(sequence), FEATURES: features}
         self.save()
 
     def stage_seconds(self) -> dict[str, float]:
@@ -123,9 +128,12 @@ class ResultsFolder:
         return totals
 
     def save(self) -> None:
-        """Write results.json, atomically."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._file, (json.dumps(self.content, indent=1) + "\n").encode())
+        """Write results.json, atomically. Raises InputError if it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_bytes(self._file, (json.dumps(self.content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); expected a results folder") from None
 
 
 def files_mark(sequence: Sequence) -> str:

@@ -38,6 +38,7 @@ from timecycle.frame_scores import (
 )
 from timecycle.masks import (
     AS_STORED,
+    SHOWN,
     MaskReading,
     add_mask_options,
     check_annotation,
@@ -233,7 +234,7 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
         raise InputError("no sequences to score; expected at least one")
     if workers is not None and workers < 0:
         raise InputError(f"workers is {workers}; expected 0 or more")
-    notes: list[str] = []
+    notes = _short(sequences)
     there = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
     objects = {name: max(ids, default=0) for name, ids in there.items()}
     if len(objects) < len(sequences):
@@ -338,6 +339,18 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
+def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
+    """A sentence on the sequences without a frame to score, if there are any."""
+    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
+    if not short:
+        return []
+    means = "are left out of the means" if len(short) < len(sequences) else "there are no scores"
+    return [
+        f"{len(short)} of {len(sequences)} sequences have annotations of one or two frames only and {means}, since the "
+        f"first and the last frame are never scored: {', '.join(short[:SHOWN])}{' ...' if len(short) > SHOWN else ''}"
+    ]
+
+
 def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
     """Refuse what can be seen before scoring, note what is to be known, and return the first annotation's ids."""
     if not len(sequence.annotations) == len(sequence.results) > 0:
@@ -352,9 +365,6 @@ def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
             f"{missing[0]} does not exist; expected a result for each scored frame of sequence {sequence.name}, but "
             f"{len(missing)} of {len(scored)} are missing"
         )
-    if not scored:
-        frames = {1: "an annotation of one frame", 2: "two frames"}[len(sequence.annotations)]
-        notes.append(f"{sequence.name} has {frames} and is not scored: the first and the last frame never are")
     notes += check_annotation(sequence.annotations[0], sequence.masks)
     ids = set(object_ids(read_mask(sequence.annotations[0], sequence.masks)))
     if scored and not ids:

@@ -1,6 +1,7 @@
 """Video sequences in DAVIS-2017 layout, or listed as the original takes them, checked before any work begins."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from timecycle.errors import InputError
-from timecycle.files import PREPARED, fields, natural_key, open_image, read_lines, shown_size
+from timecycle.files import PREPARED, decode, fields, natural_key, open_image, read_lines, shown_size, unquoted
 from timecycle.masks import AS_STORED, MaskReading, check_annotation, read_mask
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_VALUES = 8  # that cover most of a mask's pixels, and of a grey picture's do not
+DARK = 1 << 13  # of 16 bits
 SINGLE_OBJECT_YEAR = "2016"  # whose annotations tell objects from the background, and no object from another
 
 
@@ -81,10 +83,16 @@ def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> li
     if not listing.is_file():
         there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
         raise InputError(f"{listing} does not exist; expected one sequence name a line (sets that are there: {there})")
-    lines = [line.strip() for line in read_lines(listing, "one sequence name a line") if line.strip()]
+    lines = [unquoted(line.strip()) for line in read_lines(listing, "one sequence name a line") if line.strip()]
     if not lines:
         raise InputError(f"{listing} is empty; expected one sequence name a line")
-    return list(dict.fromkeys(Path(fields(line)[0]).parent.name if "/" in line else line for line in lines))
+    return list(dict.fromkeys(_name(line) if "/" in line else line for line in lines))
+
+
+def _name(line: str) -> str:
+    """The sequence's name in a line that holds the path of its folder, or of a frame in it."""
+    path = Path(fields(line)[0])
+    return path.parent.name if path.suffix else path.name
 
 
 def annotations_folder(root: Path, name: str) -> Path:
@@ -163,8 +171,11 @@ def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
     Raises InputError if there are none, or two files have one name but for the suffix.
     """
     frames = files_in(folder, FRAME_SUFFIXES, "frames")
-    kinds = Counter(_kind(path) for path in frames)
-    odd = [path for path in frames if len(kinds) > 1 and _kind(path) == ".png" and _is_mask(path)]
+    others = [path for path in frames if path.suffix.lower() != ".png"]
+    names, forms = {path.stem for path in others}, {_form(path) for path in others}
+    # A number of its own among the others' is a frame, whatever it shows.
+    beside = [path for path in frames if others and path not in others]
+    odd = [path for path in beside if (path.stem in names or _form(path) not in forms) and _is_mask(path)]
     frames = [path for path in frames if path not in odd]
     stems: dict[str, Path] = {}
     for path in frames:
@@ -174,19 +185,19 @@ def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
     return frames, [f"{path} is a mask beside frames, and is passed over" for path in odd]
 
 
-def _kind(path: Path) -> str:
-    return path.suffix.lower().replace("jpeg", "jpg")
+def _form(path: Path) -> str:
+    """A file's name but for the numbers in it."""
+    return re.sub(r"\d+", "0", path.stem)
 
 
 def _is_mask(path: Path) -> bool:
     """Whether a picture looks like a mask rather than a frame: most of it has a few values."""
-    with open_image(path) as image:
-        if image.mode in ("P", "1"):
-            return True
     try:
-        counts = np.bincount(read_mask(path).ravel())
+        with open_image(path) as image:
+            stored = decode(image, path) if image.mode == "P" else read_mask(path)
     except InputError:
         return False
+    counts = np.bincount(stored.ravel())
     return bool(np.sort(counts)[-MASK_VALUES:].sum() > 0.9 * counts.sum())
 
 
@@ -207,9 +218,19 @@ def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: Ma
         if frame.stem != annotation.stem:
             raise InputError(f"{frame} has no annotation {masks_folder / (frame.stem + '.png')}; expected equal names")
     check_sizes([*frames, *annotations])
+    notes += _dark(frames[0])
     masks = masks.of_sequence(annotations[0])
     notes += check_annotation(annotations[0], masks)
     return Sequence(name, tuple(frames), tuple(annotations), masks, tuple(notes), _prepared_fps(frames_folder))
+
+
+def _dark(frame: Path) -> list[str]:
+    """A sentence on a frame of 16 bits of which hardly any are used, as cameras of 10 and 12 bits write them."""
+    with open_image(frame) as image:
+        most = int(decode(image, frame).max()) if image.mode.startswith("I") else DARK
+    if most >= DARK:
+        return []
+    return [f"{frame} holds no values above {most} of 65535, so that its frames are dark; scale them if that is not so"]
 
 
 def check_sizes(paths: list[Path]) -> None:
