@@ -1,12 +1,23 @@
-"""The one exception for bad input: a single sentence that names the file or argument and what was expected."""
+"""Bad input: one exception, whose message is a single sentence that names what came and what was expected."""
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
     """Bad input from the user. The message is one sentence, fit to be printed without a traceback."""
+
+
+LISTED = 5
+"""How many names a sentence lists."""
+
+
+def listing(names: Iterable[object]) -> str:
+    """Names with commas between them, the first few and how many more there are."""
+    words = [str(name) for name in names]
+    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+    return ", ".join(words[:LISTED]) + more
 
 
 def run_command_line(main: Callable[[], None]) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from timecycle.data.davis import Sequence, of_year, read_davis
-from timecycle.errors import InputError
+from timecycle.errors import InputError, listing
 from timecycle.features import Extractor, Features, GivenFeatures, evaluating
 from timecycle.files import read_rgb
 from timecycle.identity import identity
 from timecycle.images import prepared
 from timecycle.labels import Size, first_labels, index_mask
-from timecycle.masks import SHOWN, mask_reading, object_ids, read_mask
+from timecycle.masks import mask_reading, object_ids, read_mask
 from timecycle.propagation import LabelPropagator
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
@@ -292,7 +292,7 @@ def left_out(sequences: list[Sequence]) -> list[str]:
     means = "are left out of the means" if len(without) < len(sequences) else "there are no scores"
     return [
         f"{len(without)} of {len(sequences)} sequences have an annotation of the first frame only and {means}: "
-        f"{', '.join(without[:SHOWN])}{' ...' if len(without) > SHOWN else ''}"
+        f"{listing(without)}"
     ]
 
 

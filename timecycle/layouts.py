@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from timecycle.encoder import Encoder, Padding, Trunk
-from timecycle.errors import InputError
-from timecycle.state_dicts import Checkpoint, State, StoredTrunk, choose, listing, named, stored_trunks
+from timecycle.errors import InputError, listing
+from timecycle.state_dicts import Checkpoint, State, StoredTrunk, choose, named, stored_trunks
 
 _RELEASE_HEAD = "afterconv1.weight"
 _RELEASE_TRUNK = "encoderVideo."

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from timecycle.errors import InputError
+from timecycle.errors import InputError, listing
 from timecycle.files import decode, open_image, write_bytes
 
 VOID = 255
@@ -18,7 +18,6 @@ LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least
 MOST_THIN = 100  # objects
 SOFT_VALUES = 3  # of edges alone, from which on they are no objects
 LEAST_GREY = 50  # of an id that may be a grey value
-SHOWN = 5  # ids that a sentence names
 _WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # of red, green and blue in one number
 _WEB_PALETTE = np.array(Image.new("RGB", (1, 1)).convert("P").getpalette()).reshape(-1, 3)
 """That of Image.convert("P")."""
@@ -79,11 +78,14 @@ def mask_reading(
 ) -> MaskReading:
     """How masks are read, of the options of a command line.
 
-    remap: stored values and the ids they become, as a mapping or as words `3=1`; the word `compact` makes the ids of
+    remap: stored values and the ids they become, as a mapping, words `3=1`, or one word; `compact` makes the ids of
     each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
     Raises InputError for values out of range, and for words of another form.
     """
-    words = [f"{value}={id_}" for value, id_ in remap.items()] if isinstance(remap, Mapping) else list(remap)
+    if isinstance(remap, Mapping):
+        words = [f"{value}={id_}" for value, id_ in remap.items()]
+    else:
+        words = [remap] if isinstance(remap, str) else list(remap)
     pairs = {VOID: 1} if remap_255 else {}
     for word in words:
         value, equals, id_ = word.partition("=")
@@ -209,7 +211,7 @@ def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
     soft = np.flatnonzero((area > 0) & (inside == 0) & (2 * between >= area))
     if len(soft) >= SOFT_VALUES:
         raise InputError(
-            f"{name} has soft edges: {len(soft)} values, such as {_some(soft)}, lie along edges alone; expected "
+            f"{name} has soft edges: {len(soft)} values, such as {listing(soft)}, lie along edges alone; expected "
             f"object ids ({remedy})"
         )
 
@@ -219,7 +221,7 @@ def refuse_grey_values(mask: np.ndarray, name: str, remedy: str) -> None:
     ids = object_ids(mask)
     if ids and ids[-1] >= LEAST_GREY and ids[-1] > 4 * len(ids) and not _palette_in_grey(ids):
         raise InputError(
-            f"{name} holds the grey {'value' if len(ids) == 1 else 'values'} {_some(ids)}; expected object ids 1, 2, "
+            f"{name} holds the grey {'value' if len(ids) == 1 else 'values'} {listing(ids)}; expected object ids 1, 2, "
             f"... ({remedy})"
         )
 
@@ -236,9 +238,9 @@ def _notes(mask: np.ndarray, path: Path) -> list[str]:
         return []
     grey = ", the DAVIS palette's colors turned grey," if _palette_in_grey(ids) else ""
     return [
-        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {_some(ids)}{grey} of 1 to {ids[-1]}; the others, which "
-        "nobody has, count for nothing, where the official code counts each as an object found perfectly (--remap "
-        "compact makes them 1, 2, ...)"
+        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {listing(ids)}{grey} of 1 to {ids[-1]}; the others, "
+        "which nobody has, count for nothing, where the official code counts each as an object found perfectly "
+        "(--remap compact makes them 1, 2, ...)"
     ]
 
 
@@ -337,9 +339,3 @@ def _narrow(values: np.ndarray, path: Path) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
     return (values // (257 if values.max() > VOID else 1)).astype(np.uint8)
-
-
-def _some(ids: Iterable[int]) -> str:
-    """A few of them, in words."""
-    words = [str(i) for i in ids]
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

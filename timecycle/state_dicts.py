@@ -20,16 +20,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from timecycle.errors import InputError
+from timecycle.errors import InputError, listing
 
 Content = TypeVar("Content")
 State = dict[str, Tensor]
 
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
-
-LISTED = 5
-"""How many names a refusal lists."""
 
 _DEEPEST = 5  # dicts in dicts that are searched
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
@@ -228,13 +225,6 @@ def named(found: Iterable[str], part: str | None, path: Path) -> list[str]:
     if fitting := [place for place in places if f".{part}." in f".{place}."]:
         return fitting
     raise InputError(f"part is {part!r}, and {path} holds {listing(places) or 'no networks'}; expected one of these")
-
-
-def listing(names: Iterable[str]) -> str:
-    """Names with commas between them, the first few and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 _FIRST_STAGE = re.compile(r"(|.*?\.)layer1\.")
