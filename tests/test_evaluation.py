@@ -102,7 +102,7 @@ def test_a_first_annotation_alone_gives_masks_and_no_scores(run, small_davis: Pa
             path.unlink()
     ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
     assert ended.code == 0, ended.err
-    assert "2 sequences have an annotation of the first frame only and are not scored" in ended.out
+    assert "warning: 2 of 2 sequences have an annotation of the first frame only and there are no scores" in ended.out
     assert len(masks_of(tmp_path / "out", "second")) == 4
     assert "scores" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
