@@ -273,3 +273,17 @@ def small_made_set(root: Path) -> Path:
     from timecycle.data.synthetic import make_davis
 
     return make_davis(root, sequences=1, frames=3, height=120, width=214)
+
+
+def test_overlay_videos_have_the_rate_of_their_frames(run, small_davis: Path, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    folder = small_davis / "JPEGImages" / "480p" / "first"
+    (folder / ".prepared.json").write_text('{"rules": {"fps": 12.5}, "bytes": 1, "frames": 4}')
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour", "--save_path")
+    for out, more, rates in (("out", (), (12.5, 24)), ("set", ("--fps", 30), (30, 30))):
+        assert run(*arguments, out, *more).code == 0
+        for name, rate in zip(("first", "second"), rates, strict=True):
+            with av.open(str(tmp_path / out / "overlays" / f"{name}.mp4")) as video:
+                assert (video.streams.video[0].average_rate, video.streams.video[0].frames) == (rate, 4)
+    refused = run(*arguments, "never", "--fps", 0)
+    assert (refused.code, "--fps is 0; expected frames a second" in refused.err) == (2, True)
