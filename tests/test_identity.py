@@ -121,7 +121,7 @@ class Configured:
     net: nn.Module
     sizes: list[int] = dataclasses.field(default_factory=lambda: [8, 16])
     pattern: re.Pattern = re.compile("a+")
-    log: logging.Logger = logging.getLogger(__name__)  # noqa: RUF009
+    log: logging.Logger = logging.getLogger(__name__)  # noqa: RUF009  one for all is meant
     last: collections.deque = dataclasses.field(default_factory=lambda: collections.deque([1, 2], maxlen=2))
 
     def __call__(self, images: Tensor) -> Tensor:

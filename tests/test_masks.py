@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from timecycle.errors import InputError
-from timecycle.masks import PALETTE, check_annotation, ids_of, mask_reading, read_mask, write_mask
+from timecycle.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
 
 
 def test_palette_is_that_of_davis(shared: Path):
@@ -225,3 +225,12 @@ def test_a_threshold_of_sixteen_bits_takes_either_range(tmp_path):
         Image.fromarray(np.where(moving() == 1, most, 0).astype(np.uint16)).save(tmp_path / f"{most}.png")
         found = read_mask(tmp_path / f"{most}.png", mask_reading(threshold=128))
         np.testing.assert_array_equal(found, moving() == 1)
+
+
+def test_of_2016_soft_edges_are_no_object_either(tmp_path):
+    soft().save(tmp_path / "soft.png")
+    with pytest.raises(InputError, match="soft edges"):
+        check_annotation(tmp_path / "soft.png", MaskReading(single=True))
+    grey(0, 255, 7).save(tmp_path / "two.png")
+    assert check_annotation(tmp_path / "two.png", MaskReading(single=True)) == []
+    np.testing.assert_array_equal(read_mask(tmp_path / "two.png", MaskReading(single=True)), moving() > 0)

@@ -150,8 +150,8 @@ def test_fewer_than_three_frames_have_nan_scores_and_leave_the_means_alone(tmp_p
     assert scores.global_["J&F-Mean"] == 1
     assert [row.split()[1:] for row in scores.table().splitlines() if row.startswith("short")] == [["-"] * 7]
     assert scores.notes == (
-        "1 of 2 sequences have annotations of one or two frames only and are left out of the means, since the first "
-        "and the last frame are never scored: short",
+        "1 of 2 sequences have annotations of one or two frames only, of which the first and the last are never "
+        "scored, and are left out of the means: short",
     )
 
 

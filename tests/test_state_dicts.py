@@ -202,7 +202,7 @@ BESIDE = {
     "records": np.zeros(2, dtype=[("a", "f4"), ("b", "O")]),
     "more of numpy": [np.ma.array([1, 2], mask=[0, 1]), np.array(["a"], dtype=np.dtypes.StringDType()), np.float32],
     "dtypes": [np.dtype("f4"), np.dtype("M8[s]"), type(np.dtype("f4"))],
-    "random": [np.random.RandomState(0), np.random.default_rng(0), np.random.get_state()],  # noqa: NPY002
+    "random": [np.random.RandomState(0), np.random.default_rng(0), np.random.get_state()],  # noqa: NPY002  as old programs store them
     "paths": [Path("a/b"), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a"), Windows()],
     "namespaces": [argparse.Namespace(a=1, kind=int, path=Path("a")), types.SimpleNamespace(a={"b": np.int64(1)})],
     "collections": [collections.defaultdict(list, a=[1]), collections.deque([1], 3), collections.Counter("aab"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from timecycle.data.davis import Sequence, of_year, read_davis
-from timecycle.errors import InputError, listing
+from timecycle.errors import InputError
 from timecycle.features import Extractor, Features, GivenFeatures, evaluating
 from timecycle.files import read_rgb
 from timecycle.identity import identity
@@ -31,7 +31,7 @@ from timecycle.propagation import LabelPropagator
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.results import FEATURES, ResultsFolder, SequenceWriter
-from timecycle.scores import Scores, SequenceMasks, score_masks
+from timecycle.scores import Scores, SequenceMasks, not_in_the_means, score_masks
 
 T = TypeVar("T")
 
@@ -255,7 +255,7 @@ def evaluate_davis(
             "data": str(Path(davis).resolve()),
             "masks": asdict(of_year(masks, year)),
             "dtype": str(dtype).removeprefix("torch."),
-            FEATURES: identity(features),
+            FEATURES: None if save_path is None else identity(features),  # all weights are read for it
         }
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
 
@@ -287,13 +287,7 @@ def evaluate_davis(
 def left_out(sequences: list[Sequence]) -> list[str]:
     """A sentence on the sequences that cannot be scored, if there are any."""
     without = [sequence.name for sequence in sequences if not sequence.scored]
-    if not without:
-        return []
-    means = "are left out of the means" if len(without) < len(sequences) else "there are no scores"
-    return [
-        f"{len(without)} of {len(sequences)} sequences have an annotation of the first frame only and {means}: "
-        f"{listing(without)}"
-    ]
+    return not_in_the_means(without, len(sequences), "an annotation of the first frame only")
 
 
 def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:

@@ -36,7 +36,7 @@ _NOT_OF_THE_ANSWER = {"training"}  # attributes of a module that evaluating sets
 _NOT_OF_A_CLASS = re.compile(
     r"__(dict|weakref|doc|module|annotations|annotate|annotate_func|annotations_cache|firstlineno|dataclass_\w+|"
     r"static_attributes|abstractmethods|parameters|orig_bases|slots|match_args|type_params|protocol_attrs|"
-    r"non_callable_proto_members|dataclass_fields)__|_abc_impl|_is_protocol|_is_runtime_protocol"
+    r"non_callable_proto_members)__|_abc_impl|_is_protocol|_is_runtime_protocol"
 )
 _DONE_BEFORE = re.compile(r"__init__|__new__|__setstate__|_?(load|from|build|make|create)_?\w*")
 """Methods that made an object what it is: what they read is in it by now."""

@@ -146,6 +146,14 @@ def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
 def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
     """Look at a sequence's first annotation: what its user should know of its ids, a sentence each.
 
+    Raises InputError as `read_annotation`.
+    """
+    return read_annotation(path, reading)[1]
+
+
+def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.ndarray, list[str]]:
+    """Read a sequence's first annotation, as `read_mask`, and say what its user should know of its ids.
+
     Raises InputError, naming the file and an option, for a picture that is no mask of ids: black and white, soft edges,
     grey values that nobody takes for ids.
     """
@@ -155,7 +163,7 @@ def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
     refuse_black_and_white(mask, str(path), "--remap-255 reads 255 as object 1")
     if values is not None and not reading.named:
         refuse_grey_values(mask, str(path), "--threshold 128, or --remap 128=1 200=2")
-    return _notes(mask, path)
+    return mask, _notes(mask, path)
 
 
 def ids_of(array: np.ndarray) -> np.ndarray:
@@ -188,8 +196,7 @@ def ids_of(array: np.ndarray) -> np.ndarray:
 
 def refuse_black_and_white(mask: np.ndarray, name: str, remedy: str) -> None:
     """Raise InputError for a mask whose only values are 0 and 255, which DAVIS reads as background and void."""
-    values = np.unique(mask)
-    if VOID in values and not set(values.tolist()) - {0, VOID}:
+    if not object_ids(mask) and (mask == VOID).any():
         raise InputError(
             f"{name} holds no ids but 0 and 255, and 255 means void in DAVIS; expected object ids 1, 2, ... ({remedy})"
         )
@@ -228,7 +235,7 @@ def refuse_grey_values(mask: np.ndarray, name: str, remedy: str) -> None:
 
 def object_ids(mask: np.ndarray) -> list[int]:
     """The ids of objects in a mask, uint8 [H, W], rising."""
-    return [i for i in np.unique(mask).tolist() if i not in (0, VOID)]
+    return [i for i in np.flatnonzero(np.bincount(mask.ravel())).tolist() if i not in (0, VOID)]
 
 
 def _notes(mask: np.ndarray, path: Path) -> list[str]:
@@ -263,7 +270,7 @@ def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | No
     if ids.max(initial=0) > VOID:
         raise InputError(f"{path} holds the value {ids.max()}; expected object ids from 0 to {VOID} (--remap VALUE=ID)")
     if reading.single:
-        ids[ids > 0] = 1
+        ids = ids > 0
     return ids.astype(np.uint8), np.minimum(stored, VOID).astype(np.uint8) if grey_scale else None
 
 

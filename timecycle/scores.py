@@ -37,9 +37,9 @@ from timecycle.masks import (
     AS_STORED,
     MaskReading,
     add_mask_options,
-    check_annotation,
     masks_of,
     object_ids,
+    read_annotation,
     read_mask,
 )
 from timecycle.score_set import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
@@ -198,16 +198,18 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
-    """A sentence on the sequences without a frame to score, if there are any."""
-    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
-    if not short:
+def not_in_the_means(names: Sequence[str], total: int, have: str) -> list[str]:
+    """A sentence on the sequences, of so many, that are not scored since they `have` something; none for none."""
+    if not names:
         return []
-    means = "are left out of the means" if len(short) < len(sequences) else "there are no scores"
-    return [
-        f"{len(short)} of {len(sequences)} sequences have annotations of one or two frames only and {means}, since the "
-        f"first and the last frame are never scored: {listing(short)}"
-    ]
+    means = "are left out of the means" if len(names) < total else "there are no scores"
+    return [f"{len(names)} of {total} sequences have {have} and {means}: {listing(names)}"]
+
+
+def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
+    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
+    have = "annotations of one or two frames only, of which the first and the last are never scored,"
+    return not_in_the_means(short, len(sequences), have)
 
 
 def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
@@ -224,8 +226,9 @@ def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
             f"{missing[0]} does not exist; expected a result for each scored frame of sequence {sequence.name}, but "
             f"{len(missing)} of {len(scored)} are missing"
         )
-    notes += check_annotation(sequence.annotations[0], sequence.masks)
-    ids = set(object_ids(read_mask(sequence.annotations[0], sequence.masks)))
+    annotation, found = read_annotation(sequence.annotations[0], sequence.masks)
+    notes += found
+    ids = set(object_ids(annotation))
     if scored and not ids:
         notes.append(f"{sequence.name} is not scored: {sequence.annotations[0]} holds no object")
     return ids
