@@ -1,9 +1,14 @@
 """Files in and out: pictures decoded with damage refused, results written whole or not at all. Knows no torch."""
 
 import codecs
+import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -139,14 +144,128 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, 0, part) if i % 2 == 0 else (1, int(part), part) for i, part in enumerate(parts)]
 
 
+RESERVED = ("overlays", "results.json", "written")
+"""What this program itself calls files and folders among those named after sequences."""
+
+LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255, and what is written beside it under a longer name needs some of them."""
+
+
+def component(name: str, source: object) -> str:
+    """A name that is to be one part of a path, returned as it is.
+
+    Raises InputError, naming the `source`, for one that would lead elsewhere ("..", "a/b"), is hidden, empty, too long,
+    taken by this program, or holds characters that are not printable.
+    """
+    wrong = (
+        "is empty" if not name.strip() else
+        "is hidden or leads to another folder" if name.startswith(".") else
+        "holds a slash" if "/" in name or "\\" in name else
+        "holds characters that are not printable" if not name.isprintable() else
+        f"has {len(os.fsencode(name))} bytes" if len(os.fsencode(name)) > LONGEST_NAME else
+        "is a name that this program uses itself" if name.casefold() in RESERVED else None
+    )  # fmt: skip
+    if wrong:
+        shown = name if len(name) <= 50 else f"{name[:50]}..."
+        raise InputError(
+            f"{source}: the name {shown!r} {wrong}; expected the name of one folder, of at most {LONGEST_NAME} bytes"
+        )
+    return name
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """A path below a folder. Raises InputError if a symbolic link on the way leads elsewhere; the folder may be one."""
+    path = folder
+    for name in names:
+        path = path / name
+        if path.is_symlink():
+            raise InputError(f"{path} is a symbolic link, through which nothing is written; expected none in {folder}")
+    return path
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file. expected: what it should hold, for the error's sentence.
+
+    Raises InputError if it is missing, cannot be read, or is not JSON: empty, cut off, of another encoding, nested too
+    deep, numbers too long.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected {expected}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} is damaged or not JSON ({reason}); expected {expected}") from None
+
+
 def partial_path(path: Path) -> Path:
     """Where a result grows before it is moved to `path`: beside it, hidden from listings, apart from other runs'."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there completely or not at all, also when the program is killed meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def growing(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be at `path`: it gets there, on disk, when the block ends, or not at all.
+
+    Also when the program is killed, or the machine loses power. Folders above it are made. Raises InputError if it
+    cannot be written, by the block or here; then nothing stays.
+    """
     partial = partial_path(path)
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # of an earlier process of this number; never written through a link
+            yield partial
+            synced(partial)
+            partial.replace(path)
+            synced(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: OSError) -> InputError:
+    """The sentence on a file or folder that could not be written."""
+    return InputError(f"{path} cannot be written ({error.strerror or error}); expected a place that can, with room")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file as `growing` does: completely or not at all. Raises InputError if that fails."""
+    with growing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file as `write_bytes` does."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def synced(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+PARTIAL = re.compile(r"\..+\.\d+\.partial", re.DOTALL)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder and those below it, `partial_path`s; of a folder of one's own.
+
+    Nobody else may be writing there: see `timecycle.locks`. Links are not followed.
+    """
+    for root, folders, files in os.walk(folder):
+        for name in (name for name in folders if PARTIAL.fullmatch(name)):
+            shutil.rmtree(Path(root, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
+        for name in (name for name in files if PARTIAL.fullmatch(name)):
+            with suppress(OSError):
+                Path(root, name).unlink()

@@ -1,0 +1,155 @@
+"""The fuzz run: cases shared out to processes, what they found gathered, a table, a file of results."""
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz import targets, worker
+from timecycle.errors import InputError, run_command_line
+from timecycle.files import write_json
+from timecycle.results import versions
+from timecycle.training.folder import commit
+
+PLAN = {
+    "operators": 100_000,
+    "pictures": 50_000,
+    "masks": 30_000,
+    "lists": 35_000,
+    "json_files": 30_000,
+    "checkpoints": 30_000,
+    "tasks": 20_000,
+    "videos": 4_000,
+    "command_lines": 6_000,
+}
+"""Cases of each target; its functions share them evenly."""
+
+BATCH = 1000
+"""Cases of a process."""
+
+LIMIT = 10.0
+"""Seconds of a case."""
+
+STARTING = 60.0
+"""Seconds until the first case, in which libraries are imported."""
+
+
+def batch(target: str, function: str, seed: int, start: int, stop: int) -> dict[str, Any]:
+    """The counts and faults of some cases; a process that ended or stopped is followed by another one."""
+    found: dict[str, Any] = {"passed": 0, "refused": 0, "faults": []}
+    while start < stop:
+        with tempfile.TemporaryDirectory() as folder:
+            ended, at = _process(target, function, seed, start, stop, Path(folder))
+            report = Path(folder, "report")
+            counts = json.loads(report.read_text()) if report.is_file() else {"passed": 0, "refused": 0, "faults": []}
+        for name in ("passed", "refused", "faults"):
+            found[name] += counts[name]
+        if ended is None:
+            break
+        found["faults"].append([at, ended])
+        # Cases between the last report and the fault were done, and are counted by elimination.
+        found["passed"] += max(0, at - counts.get("next", start))
+        start = at + 1
+    return found
+
+
+def _process(target: str, function: str, seed: int, start: int, stop: int, folder: Path) -> tuple[str | None, int]:
+    """Run one process. None and the last case; or how it ended, and the case that it was at."""
+    command = [sys.executable, "-m", "tests.fuzz.worker", target, function, *map(str, (seed, start, stop, folder))]
+    place, last, since = folder / "place", b"", time.monotonic()
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with (folder / "err").open("w+") as err, subprocess.Popen(command, stderr=err, env=environment) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            now = place.read_bytes() if place.is_file() else b""
+            if now != last:
+                last, since = now, time.monotonic()
+            if time.monotonic() - since > (LIMIT if last else STARTING):
+                process.kill()
+                return f"took more than {LIMIT:g} s", int(last or start)
+        err.seek(0)
+        said = err.read()[-2000:]
+    at = int(place.read_bytes() or start) if place.is_file() else start
+    if process.returncode == 0:
+        return None, at
+    if not last and process.returncode == 1:
+        raise InputError(f"target {target} cannot run: {said}")
+    return f"exit status {process.returncode}: {' '.join(said.split())[-200:]}", at
+
+
+def functions(target: str) -> list[str]:
+    """The cases of a target."""
+    return [name for name in vars(importlib.import_module(f"tests.fuzz.targets.{target}")) if name.startswith("case_")]
+
+
+def fuzz(target: str, cases: int, seed: int, jobs: int) -> dict[str, Any]:
+    """The counts of each function of a target."""
+    found: dict[str, Any] = {}
+    names = functions(target)
+    for name in names:
+        each, begin = -(-cases // len(names)), time.monotonic()
+        total: dict[str, Any] = {"cases": each, "passed": 0, "refused": 0, "faults": []}
+        with ThreadPoolExecutor(jobs) as pool:
+            starts = range(0, each, BATCH)
+            for part in pool.map(lambda s: batch(target, name, seed, s, min(s + BATCH, each)), starts):  # noqa: B023  used within the loop's turn
+                for key in ("passed", "refused", "faults"):
+                    total[key] += part[key]
+        total["seconds"] = round(time.monotonic() - begin, 1)
+        found[name] = total
+        show(target, name, total)
+    return found
+
+
+def show(target: str, name: str, total: dict[str, Any]) -> None:
+    """A line for a function, and its faults by kind."""
+    print(
+        f"{target}.{name}: {total['cases']} cases, {total['passed']} passed, {total['refused']} refused, "
+        f"{len(total['faults'])} faults, {total['seconds']:.0f} s",
+        flush=True,
+    )
+    kinds = Counter(text for _, text in total["faults"])
+    first = {text: index for index, text in reversed(total["faults"])}
+    for text, count in kinds.most_common(12):
+        print(f"    {count} times, first {name}:{first[text]}: {text}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz what reads files and arguments.")
+    parser.add_argument("targets", nargs="*", help=f"some of {', '.join(PLAN)} (default: all)")
+    parser.add_argument("--cases", type=int, help="of each target (default: as planned)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--only", metavar="FUNCTION:INDEX", help="this one case, in this process")
+    parser.add_argument("--results", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    known = {module.name for module in pkgutil.iter_modules(targets.__path__)}
+    if unknown := [name for name in arguments.targets if name not in known]:
+        raise InputError(f"{unknown[0]} is no target; expected some of {', '.join(sorted(known))}")
+    if arguments.only:
+        function, _, index = arguments.only.partition(":")
+        with tempfile.TemporaryDirectory() as folder:
+            print(worker.run_case(arguments.targets[0], function, arguments.seed, int(index), Path(folder) / "case"))
+        return
+    chosen = arguments.targets or [name for name in PLAN if name in known]
+    found = {name: fuzz(name, arguments.cases or PLAN[name], arguments.seed, arguments.jobs) for name in chosen}
+    every = [total for functions in found.values() for total in functions.values()]
+    cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
+    print(f"{cases} cases, {faults} faults")
+    if arguments.results:
+        content = {"seed": arguments.seed, "cases": cases, "faults": faults, "commit": commit(), "versions": versions()}
+        write_json(arguments.results, content | {"targets": found})
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    run_command_line(main)
