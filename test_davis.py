@@ -27,9 +27,12 @@ from timecycle.evaluation import evaluate, fingerprint, left_out, masks_to_score
 from timecycle.extractors import GivenFeatures, given_features, import_extractor
 from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features
 from timecycle.identity import identity
+from timecycle.locks import owned
+from timecycle.manifest import NOTES
 from timecycle.masks import add_mask_options, masks_of
 from timecycle.protocols import PRESETS, Protocol, protocol
 from timecycle.results import FEATURES, ResultsFolder, peak_memory_mb
+from timecycle.score_set import csv_names
 from timecycle.scores import score_masks
 
 MADE_SET = Path("data/made-davis")
@@ -210,12 +213,14 @@ def main() -> None:
     size = "native" if rules.resize == "native" else str(rules.side)
     words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
     save_path = arguments.save_path or Path("out") / "-".join(words)
-    folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
-    evaluate(sequences, features, rules, folder)
-    score(sequences, folder, arguments)
-    folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
-    folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
-    folder.save()
+    with owned(save_path, NOTES):
+        folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
+        folder.check_tables(csv_names(arguments.set))
+        evaluate(sequences, features, rules, folder)
+        score(sequences, folder, arguments)
+        folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
+        folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
+        folder.save()
     print(
         f"masks: {save_path}/<sequence>   pictures and videos: {save_path}/overlays   figures: {save_path}/results.json"
     )
@@ -229,8 +234,8 @@ def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.
     if not scored:
         return
     scores = score_masks(masks_to_score(scored, folder.path))
-    scores.write_csv(folder.path, arguments.set)
     folder.content.update(scores=scores.to_json())
+    folder.write_tables(scores.csv_files(arguments.set))
     said = {note for sequence in sequences for note in sequence.notes}
     print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
 

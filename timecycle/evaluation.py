@@ -26,6 +26,8 @@ from timecycle.files import read_rgb
 from timecycle.identity import identity
 from timecycle.images import prepared
 from timecycle.labels import Size, first_labels, index_mask
+from timecycle.locks import owned
+from timecycle.manifest import NOTES
 from timecycle.masks import mask_reading, object_ids, read_mask
 from timecycle.propagation import LabelPropagator
 from timecycle.protocols import Protocol
@@ -77,6 +79,8 @@ def evaluate(
     for note in (note for sequence in sequences for note in sequence.notes):
         say(f"warning: {note}")
     waiting = [sequence for sequence in sequences if not folder.finished(sequence)]
+    for sequence in waiting:
+        folder.check_free(sequence, overlays)
     if len(waiting) < len(sequences):
         say(f"{len(sequences) - len(waiting)} of {len(sequences)} sequences are finished in {folder.path}; going on")
     video = importlib.util.find_spec("av") is not None
@@ -87,17 +91,15 @@ def evaluate(
             bar.set_description(sequence.name)
             start = time.perf_counter()
             watch = Stopwatch()
-            writer = SequenceWriter(folder.path, sequence, video and overlays, pictures=overlays)
+            writer = SequenceWriter(folder, sequence, video and overlays, pictures=overlays)
             try:
                 _evaluate_sequence(sequence, features, protocol, writer, watch, bar, say)
+                watch.seconds["total"] = time.perf_counter() - start
+                seconds = {stage: round(value, 3) for stage, value in watch.seconds.items()}
+                writer.finish({"frames": len(sequence.frames), "seconds": seconds})
             except BaseException:
                 writer.discard()
                 raise
-            watch.seconds["total"] = time.perf_counter() - start
-            seconds = {stage: round(value, 3) for stage, value in watch.seconds.items()}
-            # Noted before it becomes visible: a run killed in between repeats the sequence, and never disowns it.
-            folder.record(sequence, {"frames": len(sequence.frames), "seconds": seconds})
-            writer.finish()
             say(f"{sequence.name}: {len(sequence.frames)} frames in {seconds['total']:.1f} s")
 
 
@@ -262,10 +264,12 @@ def evaluate_davis(
         def work(rank: int, ranks: int) -> tuple[Scores | None, list[str]]:
             said: list[str] = []
             own = every[rank::ranks]
-            folder = ResultsFolder(_of_rank(path, rank, ranks), options, reuse=reuse)
-            evaluate(own, given, rules, folder, say=said.append, overlays=False, progress=progress)
-            to_score = [sequence for sequence in own if sequence.scored]
-            found = score_masks(masks_to_score(to_score, folder.path)) if to_score else None
+            place = _of_rank(path, rank, ranks)
+            with owned(place, NOTES):
+                folder = ResultsFolder(place, options, reuse=reuse)
+                evaluate(own, given, rules, folder, say=said.append, overlays=False, progress=progress)
+                to_score = [sequence for sequence in own if sequence.scored]
+                found = score_masks(masks_to_score(to_score, folder.path)) if to_score else None
             return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
         shares = on_every_rank(work)

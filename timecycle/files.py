@@ -144,7 +144,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, 0, part) if i % 2 == 0 else (1, int(part), part) for i, part in enumerate(parts)]
 
 
-RESERVED = ("overlays", "results.json", "written")
+RESERVED = ("overlays", "results.json")
 """What this program itself calls files and folders among those named after sequences."""
 
 LONGEST_NAME = 200
@@ -174,9 +174,15 @@ def component(name: str, source: object) -> str:
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """A path below a folder. Raises InputError if a symbolic link on the way leads elsewhere; the folder may be one."""
+    """A path below a folder, which is to be written.
+
+    Raises InputError if a symbolic link on the way leads elsewhere (the folder itself may be one), or if a file is
+    where a folder has to be.
+    """
     path = folder
     for name in names:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is not a folder; expected one, or nothing there")
         path = path / name
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link, through which nothing is written; expected none in {folder}")
@@ -229,9 +235,10 @@ def growing(path: Path) -> Iterator[Path]:
         raise not_written(path, error) from None
 
 
-def not_written(path: Path, error: OSError) -> InputError:
-    """The sentence on a file or folder that could not be written."""
-    return InputError(f"{path} cannot be written ({error.strerror or error}); expected a place that can, with room")
+def not_written(path: Path, error: Exception) -> InputError:
+    """The sentence on a file or folder that could not be written, for an OSError or what a library makes of one."""
+    reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+    return InputError(f"{path} cannot be written ({reason}); expected a place that can, with room")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -254,18 +261,31 @@ def synced(path: Path) -> None:
         os.close(descriptor)
 
 
-PARTIAL = re.compile(r"\..+\.\d+\.partial", re.DOTALL)
+_PARTIAL = re.compile(r"\..+\.(\d{1,9})\.partial", re.DOTALL)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder and those below it, `partial_path`s; of a folder of one's own.
+    """Remove what killed processes left half-written in a folder, files and folders of the form of `partial_path`.
 
-    Nobody else may be writing there: see `timecycle.locks`. Links are not followed.
+    What a living process of this machine writes stays. The folder is one that no other machine writes to.
     """
-    for root, folders, files in os.walk(folder):
-        for name in (name for name in folders if PARTIAL.fullmatch(name)):
-            shutil.rmtree(Path(root, name), ignore_errors=True)
-        folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
-        for name in (name for name in files if PARTIAL.fullmatch(name)):
+    for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
+        match = _PARTIAL.fullmatch(path.name)
+        if not match or (int(match[1]) != os.getpid() and is_alive(int(match[1]))):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             with suppress(OSError):
-                Path(root, name).unlink()
+                path.unlink()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid > 0

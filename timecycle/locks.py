@@ -18,7 +18,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from timecycle.errors import InputError
-from timecycle.files import inside, not_written, read_json, remove_leftovers, write_json
+from timecycle.files import inside, is_alive, not_written, read_json, remove_leftovers, write_json
 
 LOCK = ".lock"
 HOLDER = ".holder"
@@ -27,12 +27,13 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file sys
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, *below: str) -> Iterator[None]:
     """Make a folder, and keep other processes that call this out of it until the block ends.
 
-    What killed processes left half-written there is removed. The system gives the folder back when its holder ends,
-    however that happens. Where the file system has no locks, the lock is a file, which a killed process leaves behind:
-    one of this machine's is known by its number, of another machine's the sentence says which file to remove.
+    What killed processes left half-written there, and in the folders `below` it, is removed. The system gives the
+    folder back when its holder ends, however that happens. Where the file system has no locks, the lock is a file,
+    which a killed process leaves behind: one of this machine is known by its number, and of another machine's process
+    the sentence says which file to remove.
 
     Raises InputError naming the holder (host, process, since when), or if the folder cannot be written.
     """
@@ -42,7 +43,8 @@ def owned(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise not_written(folder, error) from None
     try:
-        remove_leftovers(folder)
+        for path in (folder, *(folder / name for name in below)):
+            remove_leftovers(path)
         _write_holder(folder)
         yield
     finally:
@@ -99,15 +101,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     pid = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    return holder.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0 and not is_alive(pid)
 
 
 def _named(holder: dict[str, Any]) -> str:

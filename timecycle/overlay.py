@@ -1,6 +1,8 @@
 """Masks painted over frames: pictures and a video to look at."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from timecycle.files import partial_path, write_bytes
+from timecycle.errors import InputError
+from timecycle.files import not_written, synced, write_bytes
 from timecycle.masks import PALETTE
 
 FRAMES_PER_SECOND = 24.0  # as DAVIS was filmed; of frames that nobody says more about
@@ -37,39 +40,52 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
 
 
 class OverlayVideo:
-    """An H.264 video, written frame by frame beside its place and moved there by `close`.
+    """An H.264 video, written frame by frame: the same frames give the same bytes on every machine.
 
-    size: width and height in pixels. fps: frames a second.
-    Raises ImportError where PyAV is not installed.
+    path: of a file that is not there yet; half a video until `close`. size: width and height in pixels. fps: frames a
+    second. Raises ImportError where PyAV is not installed, and InputError, as its methods do, if it cannot be written.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float = FRAMES_PER_SECOND) -> None:
         import av
 
         self._path = path
-        self._partial = partial_path(path)
-        self._partial.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._partial), "w", format="mp4")
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(path), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         # Chroma is stored at half size, so sides must be even.
         self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "20", "preset": "veryfast"}
+        # x264 rounds by the processor's instructions unless told; in its look-ahead that changes from run to run.
+        self._stream.options = {"crf": "20", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        import av
+
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            raise not_written(self._path, error) from None
 
     def add(self, rgb: np.ndarray) -> None:
         """Append a frame, uint8 [H, W, 3]."""
         import av
 
         even = np.ascontiguousarray(rgb[: self._stream.height, : self._stream.width])
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        with self._writing():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 
     def close(self) -> None:
-        """Finish the video and put it in its place."""
-        self._container.mux(self._stream.encode())
-        self._container.close()
-        self._partial.replace(self._path)
+        """Finish the video, on disk."""
+        with self._writing():
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            synced(self._path)
 
     def discard(self) -> None:
         """Stop and leave nothing behind."""
-        self._container.close()
-        self._partial.unlink(missing_ok=True)
+        with suppress(InputError), self._writing():
+            self._container.close()
+        self._path.unlink(missing_ok=True)

@@ -1,17 +1,24 @@
 """The results folder: masks in submission layout, overlays, results.json; whole at any moment, continued by later runs.
 
-<sequence>/00000.png ...             palette masks; a folder that is there is finished
+<sequence>/00000.png ...             palette masks
 overlays/<sequence>/00000.jpg ...    six pictures
 overlays/<sequence>.mp4              every frame
 results.json                         options, versions, seconds, memory, scores; rewritten after each sequence
+*_results-<set>.csv                  the official tables
+.written/                            hashes of all of these, see `timecycle.manifest`
+
+Whoever writes here holds `timecycle.locks.owned`.
 """
 
 import hashlib
 import json
+import math
 import platform
 import resource
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +29,8 @@ import torch
 import timecycle
 from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
-from timecycle.files import partial_path, write_bytes
+from timecycle.files import component, inside, not_written, partial_path, read_json, synced, write_bytes, write_json
+from timecycle.manifest import OVERLAYS, Manifest, as_hashes, check_free, hash_of, manifests
 from timecycle.masks import write_mask
 from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, write_picture
 
@@ -50,7 +58,7 @@ class ResultsFolder:
         self._file = path / RESULTS
         if overwrite:
             self._remove_earlier()
-        self.content: dict[str, Any] = {"options": options, "versions": versions(), "sequences": {}}
+        self.content: dict[str, Any] = {"options": options, "versions": versions(), "sequences": {}, "files": {}}
         earlier = self._read()
         if earlier.get("sequences") and options.get(FEATURES, "") is None and not reuse:
             raise InputError(
@@ -63,55 +71,93 @@ class ResultsFolder:
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
                 )
-        self.content["sequences"] = earlier.get("sequences", {})
+        for field in ("sequences", "files"):
+            self.content[field] = earlier.get(field, {})
         self.save()
 
     @staticmethod
     def of_others(path: Path, options: dict[str, Any]) -> bool:
         """Whether a folder holds results of features that are other than these, or not known to be the same."""
         try:
-            earlier = json.loads((path / RESULTS).read_text())
-            known = earlier["options"].get(FEATURES)
-            if not earlier["sequences"]:
-                return False
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            earlier = read_json(path / RESULTS, "results")
+        except InputError:
             return False
+        if not _is_ours(earlier) or not earlier["sequences"]:
+            return False
+        known = earlier["options"].get(FEATURES)
         return known is None or known != options[FEATURES]
 
     def _read(self) -> dict[str, Any]:
-        if not self._file.is_file():
+        if not self._file.exists():
             return {}
-        try:
-            content = json.loads(self._file.read_text())
-            if not isinstance(content["options"], dict) or not isinstance(content["sequences"], dict):
-                raise KeyError("options")
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self._file} was not written by this program; expected another --save_path") from None
+        expected = "what an earlier run of this program wrote, or another --save_path"
+        content = read_json(inside(self.path, RESULTS), expected)
+        if not _is_ours(content):
+            raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
+        files = as_hashes(content.setdefault("files", {}), self._file)
+        for name in (*content["sequences"], *files):
+            component(name, self._file)
         return content
 
     def _remove_earlier(self) -> None:
-        """Remove what earlier runs recorded, and nothing else that may lie in the folder."""
-        for name in self._read().get("sequences", {}):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        shutil.rmtree(self.path / "overlays", ignore_errors=True)
-        for file in (self._file, *self.path.glob("*_results-*.csv")):
-            file.unlink(missing_ok=True)
+        """Remove what earlier runs wrote, and nothing else that may lie in the folder.
+
+        Raises InputError before anything is removed if one of their files was changed since, or is not known to be
+        theirs.
+        """
+        earlier, notes = self._read(), manifests(self.path)
+        tables = earlier.get("files", {})
+        check_free(self.path, tables, tables)
+        for manifest in notes:
+            manifest.check_masks()
+            manifest.check_free(manifest.hashes)
+        for name in earlier.get("sequences", {}):
+            Manifest(self.path, name).check_masks()  # of an earlier version, which noted nothing
+        for manifest in notes:
+            manifest.remove_files()
+            manifest.forget()
+        for table in tables:
+            (self.path / table).unlink(missing_ok=True)
+        self._file.unlink(missing_ok=True)
 
     def finished(self, sequence: Sequence) -> bool:
-        """Whether the masks of all its frames are there, made from the files as they are.
+        """Whether the masks of all its frames are there as they were written, made from the files as they are.
 
         Raises InputError for masks that another program made.
         """
-        folder = self.path / sequence.name
-        if not folder.exists():
-            return False
         if sequence.name not in self.content["sequences"]:
-            raise InputError(f"{folder} was not made by this program; expected another --save_path")
+            return False
         entry = self.content["sequences"][sequence.name]
         other = entry.get(FEATURES) != self.content["options"].get(FEATURES)
         if entry.get("files") != files_mark(sequence) or (other and not self._reuse):
             return False
-        return all((folder / f"{frame.stem}.png").is_file() for frame in sequence.frames)
+        manifest = Manifest(self.path, sequence.name)
+        masks = {f"{sequence.name}/{frame.stem}.png" for frame in sequence.frames}
+        return masks <= manifest.hashes.keys() and manifest.whole()
+
+    def check_free(self, sequence: Sequence, overlays: bool) -> None:
+        """Raise InputError if writing a sequence's files would replace any that this program did not write."""
+        manifest = Manifest(self.path, sequence.name)
+        manifest.check_masks()
+        if overlays:
+            pictures = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
+            manifest.check_free([manifest.video, *pictures])
+
+    def check_tables(self, names: Iterable[str]) -> None:
+        """Raise InputError if `write_tables` would replace files that this program did not write."""
+        check_free(self.path, [component(name, "--set") for name in names], self.content["files"])
+
+    def write_tables(self, tables: dict[str, bytes]) -> None:
+        """Write files of the folder itself by name, noted in results.json before they get there."""
+        files = self.content["files"]
+        for name, data in tables.items():
+            files[name] = [*files.get(name, []), hashlib.sha256(data).hexdigest()]
+        self.check_tables(tables)
+        self.save()
+        for name, data in tables.items():
+            write_bytes(self.path / name, data)
+            files[name] = files[name][-1:]
+        self.save()
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Note what is known of a finished sequence."""
@@ -129,11 +175,22 @@ class ResultsFolder:
 
     def save(self) -> None:
         """Write results.json, atomically. Raises InputError if it cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_bytes(self._file, (json.dumps(self.content, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}); expected a results folder") from None
+        write_json(inside(self.path, RESULTS), self.content)
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether JSON has the form of results.json."""
+    match content:
+        case {"options": dict(), "versions": dict(), "sequences": dict() as sequences}:
+            return all(map(_is_entry, sequences.values()))
+    return False
+
+
+def _is_entry(entry: Any) -> bool:
+    match entry:
+        case {"seconds": dict() as seconds}:
+            return all(isinstance(value, int | float) and math.isfinite(value) for value in seconds.values())
+    return False
 
 
 def files_mark(sequence: Sequence) -> str:
@@ -146,52 +203,81 @@ def files_mark(sequence: Sequence) -> str:
 
 
 class SequenceWriter:
-    """Masks and overlays of one sequence, invisible until `finish`."""
+    """Masks and overlays of one sequence, in a hidden folder until `finish`.
 
-    def __init__(self, out: Path, sequence: Sequence, video: bool, pictures: bool = True) -> None:
-        self._out, self._sequence = out, sequence
-        self._masks = partial_path(out / sequence.name)
-        for leftover in out.glob(f".{sequence.name}.*.partial"):  # of runs that were killed
-            shutil.rmtree(leftover)
-        for leftover in (out / "overlays").glob(f".{sequence.name}.mp4.*.partial"):
-            leftover.unlink()
-        self._masks.mkdir(parents=True)
+    Raises InputError, as its methods do, if the disk is full or cannot be written.
+    """
+
+    def __init__(self, folder: ResultsFolder, sequence: Sequence, video: bool, pictures: bool = True) -> None:
+        self._folder, self._sequence = folder, sequence
+        self._work = partial_path(folder.path / sequence.name)
+        with self._writing():
+            self._work.mkdir()
         last = len(sequence.frames) - 1
         self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)} if pictures else set()
         self._video_wanted = video
         self._video: OverlayVideo | None = None
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise not_written(self._folder.path, error) from None
+
     def add(self, index: int, rgb: np.ndarray, mask: np.ndarray) -> None:
         """Write the next frame's mask, uint8 [H, W], and paint it over the frame, uint8 [H, W, 3]."""
         stem = self._sequence.frames[index].stem
-        write_mask(self._masks / f"{stem}.png", mask)
+        write_mask(self._work / "masks" / f"{stem}.png", mask)
         if index not in self._pictured and not self._video_wanted:
             return
         painted = paint(rgb, mask)
-        overlays = self._out / "overlays"
         if index in self._pictured:
-            write_picture(overlays / self._sequence.name / f"{stem}.jpg", painted)
+            write_picture(self._work / "pictures" / f"{stem}.jpg", painted)
         if self._video_wanted:
-            if self._video is None:
-                self._video = OverlayVideo(
-                    overlays / f"{self._sequence.name}.mp4",
-                    (rgb.shape[1], rgb.shape[0]),
-                    self._sequence.fps or FRAMES_PER_SECOND,
-                )
-            self._video.add(painted)
+            with self._writing():
+                if self._video is None:
+                    fps = self._sequence.fps or FRAMES_PER_SECOND
+                    self._video = OverlayVideo(self._work / "video.mp4", (rgb.shape[1], rgb.shape[0]), fps)
+                self._video.add(painted)
 
-    def finish(self) -> None:
-        """Make the sequence visible; masks of an unfinished earlier folder are replaced."""
-        if self._video is not None:
-            self._video.close()
-        shutil.rmtree(self._out / self._sequence.name, ignore_errors=True)
-        self._masks.replace(self._out / self._sequence.name)
+    def finish(self, entry: dict[str, Any]) -> None:
+        """Put everything into its place and note what is known of the sequence; earlier files of it are replaced.
+
+        A run that is killed meanwhile is followed by one that makes the sequence anew, from whatever state.
+        """
+        with self._writing():
+            if self._video is not None:
+                self._video.close()
+            moves = self._moves()
+            written = {place: [hash_of(file)] for place, file in moves.items()}
+            manifest = Manifest(self._folder.path, self._sequence.name)
+            manifest.check_masks()
+            manifest.check_free(moves)
+            manifest.expect(written)
+            manifest.remove_files()
+            self._folder.record(self._sequence, entry)
+            for place, file in moves.items():
+                target = inside(self._folder.path, *place.split("/"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+            for parent in {(self._folder.path / place).parent for place in moves}:
+                synced(parent)
+            manifest.settle(written)
+        self.discard()
+
+    def _moves(self) -> dict[str, Path]:
+        """Where the files go, below the results folder, and where they are."""
+        name = self._sequence.name
+        kinds = {"masks": name, "pictures": f"{OVERLAYS}/{name}"}
+        moves = {f"{kinds[file.parent.name]}/{file.name}": file for file in sorted(self._work.glob("*/*"))}
+        return moves | ({f"{OVERLAYS}/{name}.mp4": self._work / "video.mp4"} if self._video is not None else {})
 
     def discard(self) -> None:
         """Leave nothing half-made behind."""
         if self._video is not None:
             self._video.discard()
-        shutil.rmtree(self._masks, ignore_errors=True)
+        shutil.rmtree(self._work, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:

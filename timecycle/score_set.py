@@ -123,18 +123,23 @@ class Scores:
         lines.insert(-1, "-" * len(lines[0]))
         return "\n".join(lines)
 
-    def write_csv(self, folder: Path, set_name: str = "val") -> None:
-        """Write `global_results-<set>.csv` and `per-sequence_results-<set>.csv` as the official evaluation does.
-
-        Ids that nobody has are left out.
-        """
+    def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
+        """The official evaluation's tables by file name: see `csv_names`. Ids that nobody has are left out."""
         rows = [
             [f"{name}_{id_}", scores.jaccard_statistics.mean, scores.boundary_statistics.mean]
             for name, id_, scores in self._objects()
             if not scores.absent
         ]
-        _write_table(folder / f"global_results-{set_name}.csv", GLOBAL_COLUMNS, [list(self.global_.values())])
-        _write_table(folder / f"per-sequence_results-{set_name}.csv", ("Sequence", "J-Mean", "F-Mean"), rows)
+        means, objects = csv_names(set_name)
+        return {
+            means: _table(GLOBAL_COLUMNS, [list(self.global_.values())]),
+            objects: _table(("Sequence", "J-Mean", "F-Mean"), rows),
+        }
+
+    def write_csv(self, folder: Path, set_name: str = "val") -> None:
+        """Write `csv_files` to a folder. Raises InputError if it cannot be written."""
+        for name, data in self.csv_files(set_name).items():
+            write_bytes(folder / name, data)
 
     def report(self) -> str:
         """The table, the means on a line, the worst frame, and the notes."""
@@ -171,11 +176,16 @@ def _shown(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: list[list]) -> None:
-    """Write a CSV like pandas' `to_csv(index=False, float_format="%.3f")`, where NaN is an empty field."""
+def csv_names(set_name: str) -> tuple[str, str]:
+    """The names of the official tables of a set: of its means, and of its objects."""
+    return f"global_results-{set_name}.csv", f"per-sequence_results-{set_name}.csv"
+
+
+def _table(columns: Sequence[str], rows: list[list]) -> bytes:
+    """CSV like pandas' `to_csv(index=False, float_format="%.3f")`, where NaN is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         writer.writerow(x if isinstance(x, str) else "" if math.isnan(x) else f"{x:.3f}" for x in row)
-    write_bytes(path, text.getvalue().encode())
+    return text.getvalue().encode()

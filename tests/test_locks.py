@@ -1,0 +1,138 @@
+"""One process at a time in a folder, whatever became of the one before."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from timecycle.errors import InputError
+from timecycle.locks import HOLDER, LOCK, owned
+
+ROOT = Path(__file__).parents[1]
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from timecycle.locks import owned
+with owned(Path(sys.argv[1])):
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        time.sleep(float(sys.argv[3]))
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@contextmanager
+def held(folder: Path, *arguments: object):
+    """Another process that holds the folder; it is killed at the end, if it still lives."""
+    command = [sys.executable, "-c", HOLD, str(folder), *map(str, arguments or ("", ""))]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+    with held(tmp_path / "run") as process:
+        with pytest.raises(InputError, match=rf"run is in use by process {process.pid} on \S+ since 20\d\d-") as refused:
+            with owned(tmp_path / "run"):
+                pass
+        assert "expected one process at a time" in str(refused.value)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with owned(tmp_path / "run"):
+            assert json.loads((tmp_path / "run" / HOLDER).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "run" / HOLDER).exists()
+
+
+def test_a_holder_that_has_not_named_itself_is_another_process(tmp_path):
+    with held(tmp_path):
+        (tmp_path / HOLDER).write_bytes(b"\0\0")
+        with pytest.raises(InputError, match="in use by another process"), owned(tmp_path):
+            pass
+
+
+def test_children_of_a_killed_process_do_not_keep_the_folder(tmp_path):
+    with held(tmp_path, "fork", 3) as process:
+        process.kill()
+        process.wait()
+        start = time.monotonic()
+        with owned(tmp_path):
+            assert time.monotonic() - start < 9
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def test_without_locks_of_the_system_a_file_serves(no_locks, tmp_path):
+    with owned(tmp_path):
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()} .*remove .*{LOCK}.file"), owned(tmp_path):
+            pass
+    with owned(tmp_path):
+        pass
+
+
+def test_a_lock_file_of_a_dead_process_is_removed_and_of_another_machine_not(no_locks, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with owned(tmp_path):
+        mine = json.loads((tmp_path / HOLDER).read_text())
+        lock = (tmp_path / f"{LOCK}.file").read_bytes()
+    for host, free in ((mine["host"], True), ("elsewhere", False)):
+        (tmp_path / HOLDER).write_text(json.dumps(mine | {"pid": dead.pid, "host": host}))
+        # As a killed process of filelock's leaves it, and as an empty file.
+        (tmp_path / f"{LOCK}.file").write_bytes(lock.replace(str(os.getpid()).encode(), str(dead.pid).encode()) if free else b"x")
+        if free:
+            with owned(tmp_path):
+                pass
+        else:
+            with pytest.raises(InputError, match=f"process {dead.pid} on elsewhere since .*if that process has ended"):
+                with owned(tmp_path):
+                    pass
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".a.json.{dead.pid}.partial", f".b.{dead.pid}.partial/masks/x.png", f".c.{os.getppid()}.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f".d.{dead.pid}.partial").write_text("x")
+    (tmp_path / "mine.partial").write_text("x")
+    (tmp_path / f".link.{dead.pid}.partial").symlink_to(tmp_path / "mine.partial")
+    with owned(tmp_path, "below"):
+        left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {LOCK, HOLDER, "below", "mine.partial", f".c.{os.getppid()}.partial"}
+
+
+@pytest.mark.parametrize("what", ["file", "below a file", "link in the lock's place"])
+def test_what_cannot_be_a_folder_is_refused(tmp_path, what):
+    folder = tmp_path / "x"
+    if what == "link in the lock's place":
+        folder.mkdir()
+        (tmp_path / "other").write_text("mine")
+        (folder / LOCK).symlink_to(tmp_path / "other")
+    else:
+        folder.write_text("mine")
+        folder = folder / "y" if what == "below a file" else folder
+    with pytest.raises(InputError, match=f"{tmp_path}/x"), owned(folder):
+        pass
+    assert (tmp_path / "other" if "link" in what else tmp_path / "x").read_text() == "mine"
