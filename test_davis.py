@@ -26,6 +26,7 @@ from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation import evaluate, fingerprint, left_out, masks_to_score
 from timecycle.extractors import GivenFeatures, given_features, import_extractor
 from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features
+from timecycle.files import component
 from timecycle.identity import identity
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
@@ -189,6 +190,7 @@ def main() -> None:
             f"--resume is given and --features is {arguments.features}, without a network; expected one of them, or "
             "network among the features"
         )
+    component(arguments.set, "--set")
     device = choose_device(arguments.device)
     rules = choose_protocol(arguments)  # before data are made or read
     source, sequences = choose_data(arguments)
@@ -215,7 +217,7 @@ def main() -> None:
     save_path = arguments.save_path or Path("out") / "-".join(words)
     with owned(save_path, NOTES):
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
-        folder.check_tables(csv_names(arguments.set))
+        folder.tables.check_free(csv_names(arguments.set))
         evaluate(sequences, features, rules, folder)
         score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
@@ -235,7 +237,7 @@ def score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.
         return
     scores = score_masks(masks_to_score(scored, folder.path))
     folder.content.update(scores=scores.to_json())
-    folder.write_tables(scores.csv_files(arguments.set))
+    folder.tables.write(scores.csv_files(arguments.set))
     said = {note for sequence in sequences for note in sequence.notes}
     print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
 

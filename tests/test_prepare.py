@@ -20,6 +20,7 @@ from timecycle.data.extract import Extraction, extract
 from timecycle.data.prepare import folder_name, prepare_davis, prepare_vlog
 from timecycle.data.videos import video_files
 from timecycle.errors import InputError
+from timecycle.locks import owned
 
 ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"
@@ -93,8 +94,9 @@ def test_a_second_run_finishes_what_is_missing_and_touches_nothing_else(vlog: Pa
     assert list(prepare_vlog(vlog, out, jobs=1)) == [vlog / "day\n2" / "bad.mp4"]
     rows = listed(out / "list.txt")
     # As a killed run leaves it: this clip is half done; and meanwhile the bad one was mended.
-    (out / "猫.avi").rename(out / ".猫.avi.partial")
-    (out / ".猫.avi.partial" / "000099.jpg").touch()
+    left = out / f".猫.avi.{2**22 + 1}.partial"  # Linux numbers no process so
+    (out / "猫.avi").rename(left)
+    (left / "000099.jpg").touch()
     write_video(vlog / "day\n2" / "bad.mp4", 12, 3)
     before = state(out / "day%201")
     assert prepare_vlog(vlog, out, jobs=1) == {}
@@ -176,7 +178,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(tmp_path: Pa
         shutil.copy(long, videos / f"{name}.mp4")
     command = [sys.executable, "-m", "timecycle.data.prepare", "vlog", "--videos", videos, "--out", out, "--jobs", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as run:
-        assert waited_for(lambda: (out / "a.mp4").is_dir() and (out / ".c.mp4.partial").is_dir())
+        assert waited_for(lambda: (out / "a.mp4").is_dir() and list(out.glob(".c.mp4.*.partial")))
         run.send_signal(kind)
         code, said = run.wait(60), run.stderr.read().decode()
         if kind == signal.SIGKILL:
@@ -198,11 +200,59 @@ def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(tmp_path: Pa
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
     write_video(tmp_path / "videos" / "clip.mp4")
-    with (
-        prepare._alone(tmp_path / "out"),
-        pytest.raises(InputError, match=r"another run is writing to .*out; expected one at a time"),
-    ):
+    with owned(tmp_path / "out"), pytest.raises(InputError, match=r"out is in use by process \d+ on .* since"):
         prepare_vlog(tmp_path / "videos", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "failed.txt"])
+def test_lists_of_another_origin_are_left_alone(tmp_path: Path, name):
+    write_video(tmp_path / "videos" / "clip.mp4", frames=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name} was not made by this program"):
+        prepare_vlog(tmp_path / "videos", tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+    assert not (tmp_path / "out" / "clip.mp4").exists()
+
+
+@pytest.mark.parametrize("change", ["a frame", "another file"])
+def test_frames_that_were_changed_are_not_replaced_by_a_changed_video(tmp_path: Path, change):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    write_video(videos / "clip.mp4", frames=5)
+    write_video(videos / "other.mp4", frames=2)
+    prepare_vlog(videos, out, jobs=1)
+    mine = out / "clip.mp4" / ("000001.jpg" if change == "a frame" else "notes.txt")
+    mine.write_text("mine")
+    write_video(videos / "clip.mp4", frames=3)
+    failed = prepare_vlog(videos, out, jobs=1)
+    assert "holds files that are not as they were prepared" in failed[videos / "clip.mp4"]
+    assert mine.read_text() == "mine"
+    assert listed(out / "list.txt") == {f"{out}/other.mp4/": 2}
+
+
+@pytest.mark.parametrize("killed_at", ["first rename", "second rename", "removal"])
+def test_a_kill_while_a_folder_is_replaced_is_mended_by_the_next_run(tmp_path: Path, monkeypatch, killed_at):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    write_video(videos / "clip.mp4", frames=5)
+    prepare_vlog(videos, out, jobs=1)
+    video = write_video(videos / "clip.mp4", frames=3)
+    child = os.fork()
+    if not child:
+        count = iter(["first rename", "second rename"])
+
+        def rename(path: Path, target: Path) -> None:
+            if next(count) == killed_at:
+                os._exit(9)
+            os.rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", rename)
+        monkeypatch.setattr("timecycle.data.extract.synced", lambda path: path == out and os._exit(9))
+        extract(video, out / "clip.mp4", Extraction())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert list(out.glob(".*.partial"))
+    assert prepare_vlog(videos, out, jobs=1) == {}
+    assert len(pictures(out / "clip.mp4")) == 3
+    assert not list(out.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from timecycle.errors import InputError
 
@@ -19,17 +20,72 @@ PREPARED = ".prepared.json"
 """In a folder of frames that were taken from a video: what they were made with."""
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Formats of pictures that are read, as Pillow calls them; of others some are read by programs that Pillow starts."""
+
+MOST_PIXELS = "TIMECYCLE_MAX_PIXELS"
+"""An environment variable: how many pixels a picture may have. Without it as many as Pillow takes without a warning."""
+
+
 def open_image(path: Path) -> Image.Image:
     """Open a picture without decoding its pixels (its size and mode are known from the header).
 
-    Raises InputError if the file is missing or is not a picture.
+    Raises InputError if the file is missing, is no picture of `FORMATS`, holds several pictures (but for a phone's
+    JPEG, whose first is the photo), or has more pixels than MOST_PIXELS.
     """
+    if not os.path.isfile(path):  # which takes names that are too long, where that of Path raises OSError
+        what = "is no file" if os.path.exists(path) else "does not exist"
+        raise InputError(f"{path} {what}; expected a picture there")
     try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected a picture there") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); expected a JPEG or PNG file") from None
+        image = _opened(path)
+        if image is None:
+            raise ValueError("it is of no format that is read")
+        pages = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow raises whatever the damage leads to
+        raise InputError(
+            f"{path} cannot be read as a picture ({_reason(error)}); expected one of {', '.join(FORMATS)}"
+        ) from None
+    width, height = image.size
+    wrong, most = None, _most_pixels()
+    if pages > 1:
+        wrong = f"holds {pages} pictures; expected one"
+    elif width < 1 or height < 1:
+        wrong = f"has {width} x {height} pixels; expected some"
+    elif most is not None and width * height > most:
+        wrong = f"has {width} x {height} pixels; expected at most {most} ({MOST_PIXELS} raises it)"
+    if wrong:
+        image.close()
+        raise InputError(f"{path} {wrong}")
+    return image
+
+
+def _opened(path: Path) -> Image.Image | None:
+    """A picture as Image.open opens it; None if it begins as none of `FORMATS` does.
+
+    Image.open would warn of large pictures, and refuse larger ones, before their size is known here.
+    """
+    Image.init()
+    with path.open("rb") as file:
+        start = file.read(16)
+    for name in FORMATS:
+        make, accepts = Image.OPEN[name]
+        if accepts is None or accepts(start) is True:
+            return make(str(path), str(path))  # type: ignore[arg-type]  # opens a path itself, and closes it on failure
+    return None
+
+
+def _most_pixels() -> int | None:
+    text = os.environ.get(MOST_PIXELS, "")
+    if not text:
+        return Image.MAX_IMAGE_PIXELS
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text)):
+        raise InputError(f"{MOST_PIXELS} is {text[:50]!r}; expected a number of pixels")
+    return int(text)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
@@ -56,11 +112,22 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
     """
     try:
         image.load()
-        if _orientation(image) > 1:
-            image = ImageOps.exif_transpose(image)
+        turned = _TURNS.get(_orientation(image))
+        if turned is not None:
+            image = image.transpose(turned)
         return np.array(image.convert(mode) if mode else image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is damaged or truncated ({error}); expected a complete JPEG or PNG file") from None
+    except Exception as error:  # Pillow raises whatever the damage leads to
+        raise InputError(
+            f"{path} is damaged or truncated ({_reason(error)}); expected a complete picture of {', '.join(FORMATS)}"
+        ) from None
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What turns a picture of an EXIF orientation upright."""
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -193,10 +260,10 @@ def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file. expected: what it should hold, for the error's sentence.
 
     Raises InputError if it is missing, cannot be read, or is not JSON: empty, cut off, of another encoding, nested too
-    deep, numbers too long.
+    deep, numbers too long or not finite.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected {expected}") from None
     except OSError as error:
@@ -204,6 +271,13 @@ def read_json(path: Path, expected: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path} is damaged or not JSON ({reason}); expected {expected}") from None
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file, which Python's reader also takes for NaN, Infinity and 1e999."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"a number is {text[:20]}")
+    return number
 
 
 def partial_path(path: Path) -> Path:
@@ -222,7 +296,7 @@ def growing(path: Path) -> Iterator[Path]:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # of an earlier process of this number; never written through a link
+            remove_leftovers(path.parent, path.name)
             yield partial
             synced(partial)
             partial.replace(path)
@@ -261,16 +335,14 @@ def synced(path: Path) -> None:
         os.close(descriptor)
 
 
-_PARTIAL = re.compile(r"\..+\.(\d{1,9})\.partial", re.DOTALL)
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in a folder: every `partial_path` there, or those of one name.
 
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder, files and folders of the form of `partial_path`.
-
-    What a living process of this machine writes stays. The folder is one that no other machine writes to.
+    What a living process of this machine writes stays; no other machine may be writing to the same.
     """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\d{{1,9}})\.partial", re.DOTALL)
     for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
-        match = _PARTIAL.fullmatch(path.name)
+        match = pattern.fullmatch(path.name)
         if not match or (int(match[1]) != os.getpid() and is_alive(int(match[1]))):
             continue
         if path.is_dir() and not path.is_symlink():

@@ -1,17 +1,20 @@
-"""Which files of a results folder this program wrote, so that it never removes or replaces another.
+"""Which files of a folder this program wrote, so that it never removes or replaces another.
 
 <folder>/.written/<sequence>.json    {"<sequence>/00000.png": ["<SHA-256>", ...], "overlays/<sequence>.mp4": [...], ...}
+<folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: of the folder itself
 
 A file is this program's if its bytes have one of the hashes noted for its name. What is about to be written is noted
 before it gets there, beside what is still there, so that a killed run's files are known too.
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from timecycle.errors import InputError
-from timecycle.files import component, inside, read_json, write_json
+from timecycle.files import component, inside, read_json, write_bytes, write_json
 
 NOTES = ".written"
 OVERLAYS = "overlays"
@@ -20,69 +23,51 @@ Hashes = dict[str, list[str]]
 """SHA-256 by the path below the results folder, several while files are being replaced."""
 
 
-class Manifest:
-    """What was written for one sequence in a results folder: masks, pictures, a video.
+class Notes:
+    """What was written of one kind in a folder. Raises InputError if the notes are damaged.
 
-    Raises InputError if the notes are damaged, or of files that are not the sequence's.
+    name: of the notes; allowed: whether a path below the folder is of this kind.
     """
 
-    def __init__(self, folder: Path, sequence: str) -> None:
-        self.folder, self.sequence = folder, component(sequence, folder)
-        self._file = inside(folder, NOTES, f"{sequence}.json")
-        self.hashes: Hashes = self._read() if self._file.is_file() else {}
-
-    def _read(self) -> Hashes:
-        hashes = as_hashes(read_json(self._file, "hashes of files"), self._file)
-        for path in hashes:
-            *folders, name = path.split("/")
-            if folders not in ([self.sequence], [OVERLAYS, self.sequence]) and path != self.video:
-                raise InputError(f"{self._file} names {path!r}; expected files of {self.sequence}")
-            component(name, self._file)
-        return hashes
-
-    @property
-    def video(self) -> str:
-        """The path of the sequence's overlay video below the results folder."""
-        return f"{OVERLAYS}/{self.sequence}.mp4"
-
-    def check_masks(self) -> None:
-        """Raise InputError if the sequence's folder holds masks that were not noted."""
-        folder = inside(self.folder, self.sequence, "00000.png").parent
-        masks = sorted(folder.glob("*.png")) if folder.is_dir() else []
-        self.check_free(f"{self.sequence}/{file.name}" for file in masks if not file.name.startswith("."))
+    def __init__(self, folder: Path, name: str, allowed: Callable[[list[str]], bool]) -> None:
+        self.folder = folder
+        self._file = inside(folder, NOTES, f"{name}.json")
+        self.hashes: Hashes = _read(self._file, allowed) if self._file.is_file() else {}
 
     def check_free(self, paths: Iterable[str]) -> None:
-        """Raise InputError for a path below the results folder that is taken by something else than what was noted."""
-        check_free(self.folder, paths, self.hashes)
+        """Raise InputError for a path below the folder where something else lies than what was noted."""
+        for path in paths:
+            file = inside(self.folder, *path.split("/"))
+            if file.exists() and not _is_ours(file, self.hashes.get(path, [])):
+                raise InputError(
+                    f"{file} was not made by this program, or was changed since, and is not replaced; expected it "
+                    "moved away, or another folder to write to"
+                )
 
     def whole(self) -> bool:
         """Whether every file that was noted is there, as it was written."""
         return bool(self.hashes) and all(
-            is_ours(inside(self.folder, *path.split("/")), hashes) for path, hashes in self.hashes.items()
+            _is_ours(inside(self.folder, *path.split("/")), hashes) for path, hashes in self.hashes.items()
         )
 
     def expect(self, coming: Hashes) -> None:
         """Note files that are about to be written, beside those that are there."""
-        self._write({path: [*self.hashes.get(path, []), *coming.get(path, [])] for path in {**self.hashes, **coming}})
+        self.settle({path: [*self.hashes.get(path, []), *coming.get(path, [])] for path in {**self.hashes, **coming}})
 
     def settle(self, written: Hashes) -> None:
         """Note that these files, and no others, are there."""
-        self._write(written)
-
-    def _write(self, hashes: Hashes) -> None:
-        self.hashes = {path: list(dict.fromkeys(found)) for path, found in hashes.items()}
+        self.hashes = {path: list(dict.fromkeys(found)) for path, found in written.items()}
         write_json(self._file, self.hashes)
 
     def remove_files(self) -> None:
         """Remove the files that are as they were written, and the folders that this leaves empty; no others."""
         for path, hashes in self.hashes.items():
             file = inside(self.folder, *path.split("/"))
-            if is_ours(file, hashes):
+            if _is_ours(file, hashes):
                 file.unlink()
-        for names in ([self.sequence], [OVERLAYS, self.sequence], [OVERLAYS]):
-            folder = inside(self.folder, *names)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            for parent in [parent for parent in file.parents if self.folder in parent.parents]:
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
 
     def forget(self) -> None:
         """Remove the notes."""
@@ -91,11 +76,49 @@ class Manifest:
             self._file.parent.rmdir()
 
 
+class Manifest(Notes):
+    """What was written for one sequence in a results folder: masks, pictures, a video."""
+
+    def __init__(self, folder: Path, sequence: str) -> None:
+        self.sequence = component(sequence, folder)
+        self.video = f"{OVERLAYS}/{sequence}.mp4"
+        places = ([sequence], [OVERLAYS, sequence])
+        super().__init__(folder, sequence, lambda parts: parts[:-1] in places or "/".join(parts) == self.video)
+
+    def check_masks(self) -> None:
+        """Raise InputError if the sequence's folder holds masks that were not noted."""
+        folder = inside(self.folder, self.sequence, "00000.png").parent
+        masks = sorted(folder.glob("*.png")) if folder.is_dir() else []
+        self.check_free(f"{self.sequence}/{file.name}" for file in masks if not file.name.startswith("."))
+
+
+class Tables(Notes):
+    """What was written in a folder itself: lists and tables, whose names match a pattern."""
+
+    def __init__(self, folder: Path, names: str) -> None:
+        super().__init__(folder, ".tables", lambda parts: re.fullmatch(names, "/".join(parts)) is not None)
+
+    def write(self, files: Mapping[str, bytes | None]) -> None:
+        """Write files, or remove those that are None.
+
+        Raises InputError, and does neither, if one is there that has another origin.
+        """
+        self.check_free([component(name, self.folder) for name in files])
+        self.expect({name: [sha256(data).hexdigest()] for name, data in files.items() if data is not None})
+        for name, data in files.items():
+            if data is None:
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                write_bytes(self.folder / name, data)
+        kept = {name: hashes[-1:] for name, hashes in self.hashes.items() if files.get(name, b"") is not None}
+        self.settle(kept)
+
+
 def manifests(folder: Path) -> list[Manifest]:
     """Those of all sequences of a results folder. Raises InputError if one is damaged."""
     notes = inside(folder, NOTES)
-    names = sorted(file.stem for file in notes.iterdir() if file.suffix == ".json") if notes.is_dir() else []
-    return [Manifest(folder, name) for name in names]
+    files = sorted(notes.glob("*.json")) if notes.is_dir() else []
+    return [Manifest(folder, file.stem) for file in files if not file.name.startswith(".")]
 
 
 def hash_of(path: Path) -> str:
@@ -104,26 +127,19 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_ours(path: Path, hashes: list[str]) -> bool:
+def _is_ours(path: Path, hashes: list[str]) -> bool:
     """Whether a file is there with one of these hashes; a link is not."""
     return path.is_file() and not path.is_symlink() and hash_of(path) in hashes
 
 
-def check_free(folder: Path, paths: Iterable[str], hashes: Hashes) -> None:
-    """Raise InputError for a path below a folder where something lies that has none of the hashes of its name."""
-    for path in paths:
-        file = inside(folder, *path.split("/"))
-        if file.exists() and not is_ours(file, hashes.get(path, [])):
-            raise InputError(
-                f"{file} was not made by this program, or was changed since, and is not replaced; expected it moved "
-                "away, or another --save_path"
-            )
-
-
-def as_hashes(content: object, source: Path) -> Hashes:
-    """JSON as hashes by path. Raises InputError for anything else."""
-    if isinstance(content, dict) and all(
+def _read(file: Path, allowed: Callable[[list[str]], bool]) -> Hashes:
+    content = read_json(file, "hashes of files")
+    if not isinstance(content, dict) or not all(
         isinstance(hashes, list) and all(isinstance(found, str) for found in hashes) for hashes in content.values()
     ):
-        return content
-    raise InputError(f"{source} is damaged; expected hashes of files")
+        raise InputError(f"{file} is damaged; expected hashes of files")
+    for path in content:
+        parts = path.split("/")
+        if parts[-1] in ("", ".", "..") or not allowed(parts):
+            raise InputError(f"{file} names {path[:100]!r}, which it is not there for; expected it as it was written")
+    return content

@@ -17,7 +17,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ import torch
 import timecycle
 from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
-from timecycle.files import component, inside, not_written, partial_path, read_json, synced, write_bytes, write_json
-from timecycle.manifest import OVERLAYS, Manifest, as_hashes, check_free, hash_of, manifests
+from timecycle.files import component, inside, not_written, partial_path, read_json, synced, write_json
+from timecycle.manifest import OVERLAYS, Manifest, Tables, hash_of, manifests
 from timecycle.masks import write_mask
 from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, write_picture
+from timecycle.score_set import CSV_NAMES
 
 RESULTS = "results.json"
 FEATURES = "features"
@@ -58,7 +59,7 @@ class ResultsFolder:
         self._file = path / RESULTS
         if overwrite:
             self._remove_earlier()
-        self.content: dict[str, Any] = {"options": options, "versions": versions(), "sequences": {}, "files": {}}
+        self.content: dict[str, Any] = {"options": options, "versions": versions(), "sequences": {}}
         earlier = self._read()
         if earlier.get("sequences") and options.get(FEATURES, "") is None and not reuse:
             raise InputError(
@@ -71,8 +72,9 @@ class ResultsFolder:
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
                 )
-        for field in ("sequences", "files"):
-            self.content[field] = earlier.get(field, {})
+        self.content["sequences"] = earlier.get("sequences", {})
+        self.tables = Tables(path, CSV_NAMES)
+        """The official tables."""
         self.save()
 
     @staticmethod
@@ -94,8 +96,7 @@ class ResultsFolder:
         content = read_json(inside(self.path, RESULTS), expected)
         if not _is_ours(content):
             raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
-        files = as_hashes(content.setdefault("files", {}), self._file)
-        for name in (*content["sequences"], *files):
+        for name in content["sequences"]:
             component(name, self._file)
         return content
 
@@ -105,19 +106,15 @@ class ResultsFolder:
         Raises InputError before anything is removed if one of their files was changed since, or is not known to be
         theirs.
         """
-        earlier, notes = self._read(), manifests(self.path)
-        tables = earlier.get("files", {})
-        check_free(self.path, tables, tables)
-        for manifest in notes:
+        earlier, noted, tables = self._read(), manifests(self.path), Tables(self.path, CSV_NAMES)
+        # Those of an earlier version noted nothing.
+        for manifest in (*noted, *(Manifest(self.path, name) for name in earlier.get("sequences", {}))):
             manifest.check_masks()
             manifest.check_free(manifest.hashes)
-        for name in earlier.get("sequences", {}):
-            Manifest(self.path, name).check_masks()  # of an earlier version, which noted nothing
-        for manifest in notes:
-            manifest.remove_files()
-            manifest.forget()
-        for table in tables:
-            (self.path / table).unlink(missing_ok=True)
+        tables.check_free(tables.hashes)
+        for notes in (*noted, tables):
+            notes.remove_files()
+            notes.forget()
         self._file.unlink(missing_ok=True)
 
     def finished(self, sequence: Sequence) -> bool:
@@ -142,22 +139,6 @@ class ResultsFolder:
         if overlays:
             pictures = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
             manifest.check_free([manifest.video, *pictures])
-
-    def check_tables(self, names: Iterable[str]) -> None:
-        """Raise InputError if `write_tables` would replace files that this program did not write."""
-        check_free(self.path, [component(name, "--set") for name in names], self.content["files"])
-
-    def write_tables(self, tables: dict[str, bytes]) -> None:
-        """Write files of the folder itself by name, noted in results.json before they get there."""
-        files = self.content["files"]
-        for name, data in tables.items():
-            files[name] = [*files.get(name, []), hashlib.sha256(data).hexdigest()]
-        self.check_tables(tables)
-        self.save()
-        for name, data in tables.items():
-            write_bytes(self.path / name, data)
-            files[name] = files[name][-1:]
-        self.save()
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Note what is known of a finished sequence."""

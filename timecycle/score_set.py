@@ -15,6 +15,9 @@ from timecycle.frame_scores import Statistics, mean
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 
+CSV_NAMES = r"(global|per-sequence)_results-[^/]+\.csv"
+"""A pattern of the names of the official tables."""
+
 
 @dataclass(frozen=True, eq=False)
 class ObjectScores:

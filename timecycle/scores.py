@@ -5,14 +5,13 @@ what is done with the numbers in timecycle/score_set.py.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from timecycle.data.davis import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.errors import InputError, listing, run_command_line
-from timecycle.files import write_bytes
+from timecycle.files import write_json
 from timecycle.frame_scores import (
     Statistics,
     count_objects,
@@ -43,6 +42,7 @@ from timecycle.masks import (
     read_mask,
 )
 from timecycle.score_set import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
+from timecycle.workers import begin_worker
 
 __all__ = [  # of the measures and of the set too
     "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
@@ -176,9 +176,17 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
     # Forking is unsafe once torch or OpenCV have started threads, and the caller may well have done so.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        with _main_module_hidden():
-            scores = pool.map(_score_chunk, chunks, objects)
-        yield from scores
+        try:
+            with _main_module_hidden():
+                scores = pool.map(_score_chunk, chunks, objects)
+            yield from scores
+        except BrokenProcessPool:
+            raise InputError(
+                f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
+                "them, or fewer workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is running ends, and no more is begun
 
 
 @contextmanager
@@ -193,8 +201,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    # The parent handles Ctrl-C for all; a worker would only add its own traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin_worker()
     cv2.setNumThreads(1)
 
 
@@ -258,10 +265,7 @@ def main() -> None:
     scores = evaluate(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
     print(scores.report())
     if args.json is not None:
-        try:
-            write_bytes(args.json, json.dumps(scores.to_json(), indent=1, allow_nan=False).encode())
-        except OSError as error:
-            raise InputError(f"--json {args.json} cannot be written ({error}); expected a writable file") from None
+        write_json(args.json, scores.to_json())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def run_case(target: str, function: str, seed: int, index: int, folder: Path) ->
         case(random.Random(f"{target}.{function}/{seed}/{index}"), folder)
     except InputError as error:
         text = str(error)
-        assert text and "\n" not in text and len(text) < 2000, f"no sentence: {text!r}"
+        assert 0 < len(text) < 2000, f"no sentence: {text!r}"
+        assert "\n" not in text, f"no sentence: {text!r}"
         return "refused"
     return "passed"
 

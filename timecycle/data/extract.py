@@ -9,7 +9,8 @@ Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019): FF
 pixels are made square, and a video is turned and mirrored as its metadata say.
 """
 
-import json
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from PIL import Image
 
 from timecycle.data.videos import Clock, opened, pixel_ratio, square_size, upright
 from timecycle.errors import InputError
-from timecycle.files import PREPARED
+from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
 
 
 @dataclass(frozen=True)
@@ -51,47 +52,87 @@ def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
 
     Raises InputError if the folder was made by other rules, or not by `extract`.
     """
-    try:
-        held = json.loads((folder / PREPARED).read_bytes())
-        made_by, size, frames = held["rules"], int(held["bytes"]), int(held["frames"])
-    except (OSError, ValueError, KeyError, TypeError):
-        if not os.path.lexists(folder):
-            return None
-        raise InputError(f"{folder} is there but holds no prepared frames; expected another folder") from None
-    if made_by != asdict(rules):
-        raise InputError(f"{folder} holds frames made with {made_by}; expected {asdict(rules)}, or another folder")
-    return frames if video.is_file() and video.stat().st_size == size else None
+    if not os.path.lexists(folder):
+        return None
+    held = _prepared(folder)
+    if held["rules"] != asdict(rules):
+        raise InputError(
+            f"{folder} holds frames made with {held['rules']}; expected {asdict(rules)}, or another folder"
+        )
+    return held["frames"] if video.is_file() and video.stat().st_size == held["bytes"] else None
+
+
+def _prepared(folder: Path) -> dict[str, Any]:
+    """What a folder's frames were made with. Raises InputError if it is damaged, or `extract` did not make them."""
+    if not (folder / PREPARED).is_file():
+        raise InputError(f"{folder} is there but holds no prepared frames; expected another folder")
+    content = read_json(folder / PREPARED, "a folder of frames that was prepared from a video, or another folder")
+    match content:
+        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if frames > 0:
+            return content
+    raise InputError(f"{folder / PREPARED} is damaged; expected what prepared frames were made with, or another folder")
 
 
 def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], bool] = lambda: False) -> int:
     """Write a video's frames to `folder`, which appears only once it is complete; returns their number.
 
-    A finished folder is replaced. What a killed call left behind (.<name>.partial) is removed by the next one.
+    A finished folder is replaced, if everything in it is as an earlier call wrote it. What a killed call leaves behind,
+    `timecycle.files.remove_leftovers` removes from the folder above.
 
     Raises:
-        InputError: the video cannot be read, is damaged, or holds no frames.
+        InputError: the video cannot be read, is damaged, or holds no frames; or `folder` holds anything else.
         Stopped: `stopped()`, asked before every frame, became true.
         OSError: `folder` cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    if os.path.lexists(folder):
+        _check_replaceable(folder)
+    partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    count = 0
+    count, found = 0, hashlib.sha256()
     try:
         for count, picture in enumerate(read_frames(video, rules.fps, rules.side), 1):
             if stopped():
                 raise Stopped
-            Image.fromarray(picture).save(partial / f"{count:06d}.jpg", quality=rules.quality, subsampling="4:2:0")
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", quality=rules.quality, subsampling="4:2:0")
+            found.update(buffer.getvalue())
+            (partial / f"{count:06d}.jpg").write_bytes(buffer.getvalue())
         if not count:
             raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
-        content = {"rules": asdict(rules), "bytes": video.stat().st_size, "frames": count}
-        (partial / PREPARED).write_text(json.dumps(content))
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        for number in range(1, count + 1):  # most are on disk by now
+            synced(partial / f"{number:06d}.jpg")
+        content = {"rules": asdict(rules), "bytes": video.stat().st_size, "frames": count, "sha256": found.hexdigest()}
+        write_json(partial / PREPARED, content)
+        _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return count
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise InputError unless a folder holds the frames that `extract` wrote, all as they were, and nothing else."""
+    held = _prepared(folder)
+    names = [f"{number:06d}.jpg" for number in range(1, held["frames"] + 1)] if held["frames"] < 10**6 else []
+    found = hashlib.sha256()
+    same = not folder.is_symlink() and {PREPARED, *names} == {path.name for path in folder.iterdir()}
+    for name in names if same else ():
+        found.update((folder / name).read_bytes())
+    if not same or found.hexdigest() != held.get("sha256"):
+        raise InputError(
+            f"{folder} holds files that are not as they were prepared, and is not replaced by the changed video's; "
+            "expected it moved away"
+        )
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put a folder in the place of one that may be there. A kill meanwhile leaves one of them, or neither."""
+    old = partial_path(folder.with_name(f"{folder.name}.old"))
+    if folder.is_dir():
+        folder.rename(old)
+    new.rename(folder)
+    synced(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:

@@ -7,12 +7,11 @@ Source: the dataset preparation of TimeCycle's release (Wang, Jabri, Efros, CVPR
 """
 
 import argparse
-import fcntl
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
-import threading
 import urllib.parse
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -28,11 +27,16 @@ from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
 from timecycle.data.videos import on_one_line, passed_over, video_files
 from timecycle.errors import InputError, run_command_line
-from timecycle.files import field, fields, write_bytes
+from timecycle.files import field, fields, inside, not_written, remove_leftovers, write_bytes
+from timecycle.locks import owned
+from timecycle.manifest import NOTES, Tables
 from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
+from timecycle.workers import begin_worker
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
+LIST = "list.txt"
+FAILED = "failed.txt"
 
 Task = tuple[Path, Path]  # a video and the folder for its frames
 
@@ -66,15 +70,18 @@ def prepare_vlog(
         raise InputError(f"jobs is {jobs}; expected at least one process")
     found, others = video_files(videos)
     out = out.absolute()
-    listing = listing or out / "list.txt"
     if not str(out).isprintable():
         raise InputError(f"{str(out)!r} has characters that a line of the list cannot hold; expected another folder")
-    folders = {video: out / folder_name(video.relative_to(videos)) for video in found}
+    folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
     if others:
         print(f"{videos}: {passed_over(others)}")
     failed: dict[Path, str] = {}
     try:
-        with _alone(out):
+        with owned(out, NOTES):
+            for parent in {folder.parent for folder in folders.values()}:
+                remove_leftovers(parent)
+            lists = Tables(out, f"{re.escape(LIST)}|{re.escape(FAILED)}")
+            lists.check_free([FAILED, *([LIST] if listing is None else [])])
             frames = {video: finished(video, folder, rules) for video, folder in folders.items()}
             waiting = [(video, folders[video]) for video in found if frames[video] is None]
             with (
@@ -88,9 +95,9 @@ def prepare_vlog(
                         failed[video] = result
                     bar.update()
             failed = {video: failed[video] for video in found if video in failed}
-            _report(out, listing, {folders[video]: n for video, n in frames.items() if n is not None}, failed)
+            _report(lists, listing, {folders[video]: n for video, n in frames.items() if n is not None}, failed)
     except OSError as error:
-        raise InputError(f"{out} cannot be written ({error}); expected a folder with room for the frames") from None
+        raise not_written(out, error) from None
     return failed
 
 
@@ -108,18 +115,6 @@ def folder_name(video: Path) -> Path:
             name = f"{name.encode()[: LONGEST_NAME - 20].decode(errors='ignore')}...{digest}"
         parts.append(name)
     return Path(*parts)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Make a folder and keep other calls from writing there meanwhile. Raises InputError if one does already."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:  # ends with the open file, so also when killed
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to {out}; expected one at a time") from None
-        yield
 
 
 def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tuple[Path, int | str]]:
@@ -168,17 +163,7 @@ _STOP: Any = None  # of a worker: the event that asks it to give up
 def _start_worker(stop: Any) -> None:
     global _STOP
     _STOP = stop
-    # The parent handles Ctrl-C and SIGTERM for all; if it is killed itself, its workers go with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    begin_worker()
 
 
 def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
@@ -189,22 +174,25 @@ def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
         return str(error)
 
 
-def _report(out: Path, listing: Path, frames: dict[Path, int], failed: dict[Path, str]) -> None:
+def _report(lists: Tables, listing: Path | None, frames: dict[Path, int], failed: dict[Path, str]) -> None:
     """Write the list and the failures, and print what was done. Raises InputError if there is nothing to list."""
     reasons = [on_one_line(reason) for reason in failed.values()]
-    failures = out / "failed.txt"
-    failures.unlink(missing_ok=True)
+    lists.write({FAILED: "".join(f"{reason}\n" for reason in reasons).encode() if failed else None})
     if failed:
-        write_bytes(failures, "".join(f"{reason}\n" for reason in reasons).encode())
-        print(f"{len(failed)} of {len(failed) + len(frames)} videos failed, see {failures}:")
+        print(f"{len(failed)} of {len(failed) + len(frames)} videos failed, see {lists.folder / FAILED}:")
         for reason in reasons[:SHOWN_FAILURES]:
             print(f"  {reason}")
         if len(failed) > SHOWN_FAILURES:
             print(f"  and {len(failed) - SHOWN_FAILURES} more")
     if not frames:
         raise InputError(f"none of the {len(failed)} videos could be read ({reasons[0]}); expected video files")
-    write_bytes(listing, "".join(f"{folder}/ {number}\n" for folder, number in frames.items()).encode())
-    print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {listing}")
+    lines = "".join(f"{folder}/ {number}\n" for folder, number in frames.items()).encode()
+    if listing is None:
+        lists.write({LIST: lines})
+    else:
+        write_bytes(listing, lines)
+    made = listing or lists.folder / LIST
+    print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
 
 
 def prepare_davis(
@@ -235,10 +223,7 @@ def prepare_davis(
         if line is None:
             raise InputError(f"{folders[0]!r} has characters that the list cannot hold; expected another folder")
         lines.append(f"{line}\n")
-    try:
-        write_bytes(out, "".join(lines).encode())
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error}); expected a file's name") from None
+    write_bytes(out, "".join(lines).encode())
     return len(lines)
 
 

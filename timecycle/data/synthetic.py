@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from timecycle.errors import InputError
-from timecycle.files import write_bytes
+from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes
 from timecycle.masks import write_mask
 
 # Raised whenever the same arguments would give other pixels, so that a set made by older code is not taken for new.
@@ -285,8 +285,8 @@ def _holds(root: Path, wanted: dict[str, object]) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        held = json.loads((root / MARKER).read_bytes())
-    except (OSError, ValueError):
+        held = read_json(root / MARKER, "made videos")
+    except InputError:
         raise InputError(f"{root} holds something else; expected a new or empty folder for the made videos") from None
     if held != wanted:
         raise InputError(f"{root} holds made videos of other settings ({held}); expected {wanted}, or a new folder")
@@ -318,8 +318,8 @@ def make_davis(
     marker: dict[str, object] = {"kind": "synthetic videos, not DAVIS", "version": VERSION, **size}
     if _holds(root, marker):
         return root
-    folder = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = partial_path(root.absolute())
+    remove_leftovers(folder.parent, root.absolute().name)
     names = list(SEQUENCES)[:sequences]
     try:
         # Threads are enough: NumPy, OpenCV and Pillow release the interpreter while they compute.
@@ -338,10 +338,10 @@ def make_davis(
             if root.exists():
                 root.rmdir()
             folder.rename(root)
-        except OSError:
+        except OSError as error:
             # Another process may have made the same set meanwhile; anything else in the way is refused by name.
             if not _holds(root, marker):
-                raise
+                raise not_written(root, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return root

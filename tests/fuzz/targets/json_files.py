@@ -1,12 +1,21 @@
 """JSON that the programs left in their own folders, and read again: damaged, of other types, by other hands."""
 
+import atexit
+import functools
+import hashlib
 import json
 import random
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from timecycle.data.davis import Sequence
 from timecycle.data.extract import Extraction, finished
 from timecycle.files import PREPARED, read_json
+from timecycle.results import ResultsFolder, SequenceWriter
 
 
 def json_bytes(rng: random.Random, content: Any) -> bytes:
@@ -86,3 +95,50 @@ def case_prepared(rng: random.Random, folder: Path) -> None:
     (frames / PREPARED).write_bytes(json_bytes(rng, {"rules": rules, "bytes": 4, "frames": 3}))
     found = finished(video, frames, Extraction())
     assert found in (None, 3) or isinstance(found, int)
+
+
+@functools.cache
+def _results() -> tuple[Sequence, dict[str, bytes]]:
+    """A finished results folder of one sequence, as bytes by path; the sequence's frames are there for good."""
+    data = Path(tempfile.mkdtemp(prefix="timecycle-fuzz-"))
+    atexit.register(shutil.rmtree, data, ignore_errors=True)
+    frames = tuple(data / f"{i:05d}.jpg" for i in range(3))
+    for frame in frames:
+        frame.write_bytes(b"frame")
+    sequence = Sequence("dog", frames, frames[:1])
+    folder = ResultsFolder(data / "results", {"a": 1})
+    writer = SequenceWriter(folder, sequence, video=False)
+    for index in range(3):
+        writer.add(index, np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8))
+    writer.finish({"frames": 3, "seconds": {"read": 1.0}})
+    folder.tables.write({"global_results-val.csv": b"x"})
+    results = data / "results"
+    return sequence, {str(f.relative_to(results)): f.read_bytes() for f in results.rglob("*") if f.is_file()}
+
+
+def case_results(rng: random.Random, folder: Path) -> None:
+    """One of the JSON files is damaged, or names files of others, which then have to be there still."""
+    sequence, files = _results()
+    results, victims = folder / "results", [folder / "evil", folder / "results" / "mine.txt"]
+    damaged = rng.choice([name for name in files if name.endswith(".json")])
+    for name, data in files.items():
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_bytes(data)
+    for victim in victims:
+        victim.write_bytes(b"mine")
+    content = json.loads(files[damaged])
+    if rng.random() < 0.3:
+        hostile = rng.choice(
+            ["../evil", "/evil", "dog/../../evil", "mine.txt", "..", "", "overlays", "dog/00000.png/x"]
+        )
+        into = content["sequences"] if damaged == "results.json" else content
+        into[hostile] = {"seconds": {}} if into is not content else [hashlib.sha256(b"mine").hexdigest()]
+    (results / damaged).write_bytes(json_bytes(rng, content))
+    try:
+        found = ResultsFolder(results, {"a": 1}, overwrite=rng.random() < 0.5)
+        whole = found.finished(sequence)
+        found.check_free(sequence, overlays=True)
+        assert not whole or (results / "dog" / "00002.png").read_bytes() == files["dog/00002.png"]
+    finally:
+        for victim in victims:
+            assert victim.read_bytes() == b"mine"
