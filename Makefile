@@ -6,7 +6,7 @@ SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants clean
+.PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -37,9 +37,19 @@ test: $(VENV)/.built ## run the test suite
 	$(SAY) "running the tests (some minutes)"
 	@$(RUN) -m pytest -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-nightly: $(VENV)/.built ## run the tests that take minutes: that training learns
+nightly: $(VENV)/.built ## run what takes long: that training learns, then fuzz and crash
 	$(SAY) "running the nightly tests (some ten minutes)"
 	@$(RUN) -m pytest -m nightly -s
+	@$(MAKE) fuzz crash
+
+SEED ?= 1
+fuzz: $(VENV)/.built ## files and arguments drawn at random, some 300,000: right or refused by a sentence
+	$(SAY) "fuzzing (about an hour)"
+	@$(RUN) -m tests.fuzz --seed $(SEED) --results tests/fuzz/results.json
+
+crash: $(VENV)/.built ## kill every program at its file-system changes, fill its disk, hand it hostile names
+	$(SAY) "killing and obstructing the programs (about an hour)"
+	@$(RUN) -m tests.crash --seed $(SEED) --results tests/crash/results.json
 
 lint: $(VENV)/.installed ## check style and types
 	@$(RUN) -m ruff check .
@@ -74,7 +84,8 @@ sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer an
 	@CFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DTIMECYCLE_ONE_VARIANT" \
 		LDFLAGS="$(SANITIZE)" $(RUN) setup.py --quiet build_ext --force
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(RUN) -m pytest $(KERNEL_TESTS) tests/test_published_protocols.py -k "cpu and not finite_differences"
+		sh -ec '$(RUN) -m pytest $(KERNEL_TESTS) tests/test_published_protocols.py -k "cpu and not finite_differences"; \
+		$(RUN) -m tests.fuzz operators --cases 7000 --seed $(SEED)'
 	@$(RUN) setup.py --quiet build_ext --force
 
 variants: $(VENV)/.installed ## run the kernels' tests as an older x86-64 machine would (rebuilds the kernels three times)

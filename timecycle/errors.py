@@ -1,5 +1,6 @@
 """Bad input: one exception, whose message is a single sentence that names what came and what was expected."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -23,17 +24,42 @@ def listing(names: Iterable[object]) -> str:
 def run_command_line(main: Callable[[], None]) -> None:
     """Run `main` and exit: 0 when it returns, 2 with one sentence on stderr for bad input, 130 for Ctrl-C.
 
-    With --debug on the command line the error's traceback and those of its causes come first.
+    Also 2 where a file cannot be read or written, standard output among them, or memory is used up; 141, silently,
+    where whoever read the output has ended. With --debug on the command line the error's traceback and those of its
+    causes come first.
     """
     debug = "--debug" in sys.argv
     try:
         main()
-    except InputError as error:
         sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(141)
+    except (InputError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        _discard_output()
+        print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         sys.exit(130)
+
+
+def sentence(error: InputError | OSError | MemoryError) -> str:
+    """What happened, in one sentence."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        name = "the output" if error.filename is None else error.filename
+        return f"{name} cannot be read or written ({error.strerror or text}); expected it to be there, with room"
+    if isinstance(error, MemoryError):
+        return f"memory is used up{f' ({text})' if text else ''}; expected more, or less to be done at a time"
+    return text
+
+
+def _discard_output() -> None:
+    """Flush what was printed, or drop it where it cannot be written, so that nothing is left to fail at the exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,6 +27,7 @@ from timecycle.files import fields, read_lines, read_rgb
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files
 SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
+MOST_DIGITS = 9  # of a number of frames
 MADE_SIZE = (256, 320)
 MADE_BYTES = 1 << 29  # of rendered frames kept by a process
 
@@ -86,10 +87,9 @@ def listed_clips(filelist: Path) -> list[Clip]:
         if not line.strip():
             continue
         folder, frames = _folder_and_frames(line)
-        if not folder or not (frames.isascii() and frames.isdecimal()):
-            raise InputError(
-                f"{filelist}, line {number}, is {line.strip()!r}; expected a folder and its number of frames"
-            )
+        if not folder or not (frames.isascii() and frames.isdecimal() and len(frames) <= MOST_DIGITS):
+            shown = line.strip() if len(line) <= 200 else f"{line.strip()[:200]}..."
+            raise InputError(f"{filelist}, line {number}, is {shown!r}; expected a folder and its number of frames")
         clips.append(ListedClip(_found(Path(folder), filelist.parent), int(frames)))
     if not clips:
         raise InputError(f"{filelist} lists no clips; expected one `folder frames` a line")
@@ -105,7 +105,8 @@ def _folder_and_frames(line: str) -> tuple[str, str]:
 
 
 def _found(folder: Path, beside: Path) -> Path:
-    return folder if folder.is_absolute() or folder.is_dir() else beside / folder
+    # That of Path raises OSError for names that are too long.
+    return folder if folder.is_absolute() or os.path.isdir(folder) else beside / folder
 
 
 class ListedClip(Clip):
@@ -123,7 +124,7 @@ class ListedClip(Clip):
         return self.folder / f"{index + 1:06d}.jpg"
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
-        if not (last := self._file(self.frames - 1)).is_file():
+        if not os.path.isfile(last := self._file(self.frames - 1)):
             raise InputError(f"{last} does not exist; expected {self.frames} frames in {self.folder}, as listed")
         pictures = {index: read_rgb(self._file(index)) for index in indices}
         return _stacked([pictures[index] for index in indices], self.folder)

@@ -1,6 +1,8 @@
 """Video sequences in DAVIS-2017 layout, or listed as the original takes them, checked before any work begins."""
 
 import json
+import math
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -9,12 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from timecycle.errors import InputError
-from timecycle.files import PREPARED, decode, fields, natural_key, open_image, read_lines, shown_size, unquoted
+from timecycle.files import (
+    PREPARED,
+    component,
+    decode,
+    fields,
+    natural_key,
+    open_image,
+    read_lines,
+    shown_size,
+    unquoted,
+)
 from timecycle.masks import AS_STORED, MaskReading, check_annotation, read_mask
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FASTEST = 1000.0  # frames a second that a folder may say its frames have
 MASK_VALUES = 8  # that cover most of a mask's pixels, and of a grey picture's do not
 DARK = 1 << 13  # of 16 bits
+LONGEST_LINE = 1500  # characters, of two paths
 SINGLE_OBJECT_YEAR = "2016"  # whose annotations tell objects from the background, and no object from another
 
 
@@ -49,7 +63,7 @@ def read_davis(
 
     root holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
     year: of 2016, all objects are one. names: only these. masks: how annotations are read.
-    Raises InputError naming the file for anything missing or not fitting together.
+    Raises InputError naming the file for anything missing, damaged or not fitting together.
     """
     listed = sequence_names(root, image_set, year)
     for name in names or []:
@@ -72,25 +86,29 @@ def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> li
     """The names listed in root/ImageSets/<year>/<image_set>.txt; for 2016 also in root/ImageSets/480p.
 
     A line is a name, or, as DAVIS-2016 has it, the paths of a frame and of its annotation.
-    Raises InputError if there is no such list.
+    Raises InputError if there is no such list, or a name in it, the set's or the year's is none of a single folder.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder; expected one in DAVIS layout")
+    component(image_set, "--set")
+    component(year, "--year")
     listing = root / "ImageSets" / year / f"{image_set}.txt"
     older = root / "ImageSets" / "480p" / listing.name
-    if year == SINGLE_OBJECT_YEAR and not listing.is_file() and older.is_file():
+    if year == SINGLE_OBJECT_YEAR and not os.path.isfile(listing) and os.path.isfile(older):
         listing = older
-    if not listing.is_file():
+    if not os.path.isfile(listing):
         there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
         raise InputError(f"{listing} does not exist; expected one sequence name a line (sets that are there: {there})")
     lines = [unquoted(line.strip()) for line in read_lines(listing, "one sequence name a line") if line.strip()]
     if not lines:
         raise InputError(f"{listing} is empty; expected one sequence name a line")
-    return list(dict.fromkeys(_name(line) if "/" in line else line for line in lines))
+    return list(dict.fromkeys(component(_name(line), listing) for line in lines))
 
 
 def _name(line: str) -> str:
-    """The sequence's name in a line that holds the path of its folder, or of a frame in it."""
+    """The sequence's name in a line that is it, or holds the path of its folder, or of a frame in it."""
+    if "/" not in line:
+        return line
     path = Path(fields(line)[0])
     return path.parent.name if path.suffix else path.name
 
@@ -117,19 +135,22 @@ def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading
     for number, line in enumerate(read_lines(path, "a list with lines 'frames-folder annotations-folder'"), start=1):
         if not line.strip():
             continue
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{path} line {number} has {len(line)} characters; expected {LONGEST_LINE} at most")
         words = [Path(word) for word in fields(line)]
         if len(words) != 2:
             raise InputError(
                 f"{path} line {number} has {len(words)} words; expected a frames folder and an annotations folder, in "
                 "quotes if there are blanks in their paths"
             )
-        frames, annotations = (f if f.is_absolute() or f.is_dir() else path.parent / f for f in words)
+        frames, annotations = (f if f.is_absolute() or os.path.isdir(f) else path.parent / f for f in words)
         if frames in [earlier for earlier, _ in folders]:
             raise InputError(f"{path} line {number} names a second sequence {frames.name}; expected each folder once")
         folders.append((frames, annotations))
     if not folders:
         raise InputError(f"{path} is empty; expected lines 'frames-folder annotations-folder'")
-    sequences = dict(zip(_distinct_names([frames for frames, _ in folders]), folders, strict=True))
+    found = _distinct_names([frames for frames, _ in folders])
+    sequences = {component(name, path): pair for name, pair in zip(found, folders, strict=True)}
     for name in names or []:
         if name not in sequences:
             raise InputError(f"--sequences {name} is not in {path}; expected some of {', '.join(sequences)}")
@@ -155,11 +176,14 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
     """Files of a kind, in the natural order of their names: frame8, frame9, frame10.
 
     Names with a leading dot are leftovers of file managers and killed runs, and left out. Raises InputError if the
-    folder is missing or holds none.
+    folder is missing, cannot be read or holds none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # which takes names that are too long, where that of Path raises OSError
         raise InputError(f"{folder} does not exist; expected a folder of {what}")
-    files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    try:
+        files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder of {what}") from None
     if not files:
         raise InputError(f"{folder} holds no {what}; expected files ending in {' or '.join(suffixes)}")
     return sorted(files, key=lambda path: (natural_key(path.stem), path.suffix))
@@ -250,6 +274,8 @@ def check_sizes(paths: list[Path]) -> None:
 def _prepared_fps(folder: Path) -> float | None:
     """Frames a second of a folder that `timecycle.data.extract` made; None for another."""
     try:
-        return float(json.loads((folder / PREPARED).read_bytes())["rules"]["fps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        fps = json.loads((folder / PREPARED).read_bytes())["rules"]["fps"]
+        known = isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= FASTEST
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
+    return float(fps) if known else None

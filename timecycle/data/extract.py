@@ -86,6 +86,10 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
     """
     if os.path.lexists(folder):
         _check_replaceable(folder)
+    try:
+        size = video.stat().st_size
+    except OSError as error:
+        raise InputError(f"{video} cannot be read ({error.strerror}); expected a video file") from None
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -102,7 +106,7 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
             raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
         for number in range(1, count + 1):  # most are on disk by now
             synced(partial / f"{number:06d}.jpg")
-        content = {"rules": asdict(rules), "bytes": video.stat().st_size, "frames": count, "sha256": found.hexdigest()}
+        content = {"rules": asdict(rules), "bytes": size, "frames": count, "sha256": found.hexdigest()}
         write_json(partial / PREPARED, content)
         _replace(folder, partial)
     finally:

@@ -133,8 +133,11 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
                         del running[future]
                         yield video, result
         except BrokenProcessPool:
-            if not running:  # no process could be started
-                raise
+            if not running:
+                raise InputError(
+                    "a process that was to read videos was killed before it began, perhaps for want of memory; "
+                    f"expected room for {jobs} (--jobs)"
+                ) from None
             suspects, running = list(running.values()), {}
             if len(suspects) == 1:
                 yield suspects[0][0], f"{suspects[0][0]} ended the process that read it; expected a sound video file"
