@@ -213,6 +213,21 @@ def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_overlay_videos_of_the_same_frames_have_the_same_bytes(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    from timecycle.overlay import OverlayVideo
+
+    noise = np.random.default_rng(0).integers(0, 255, (100, 120, 3)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    found = set()
+    for number in range(10):
+        video = OverlayVideo(tmp_path / f"{number}.mp4", (200, 160))
+        for shift in range(8):
+            video.add(noise[3 * shift : 3 * shift + 160, 4 * shift : 4 * shift + 200])
+        video.close()
+        found.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(found) == 1
+
+
 def finished(video, rgb: np.ndarray) -> None:
     for _ in range(60):
         video.add(rgb)

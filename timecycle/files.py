@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats of pictures that are read, as Pillow calls them; of others some are read by programs that Pillow starts."""
 
 MOST_PIXELS = "TIMECYCLE_MAX_PIXELS"
-"""An environment variable: how many pixels a picture may have. Without it as many as Pillow takes without a warning."""
+"""An environment variable: how many pixels a picture, or a frame of a video, may have. Without it as many as Pillow takes without a warning."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -45,17 +46,13 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(
             f"{path} cannot be read as a picture ({_reason(error)}); expected one of {', '.join(FORMATS)}"
         ) from None
-    width, height = image.size
-    wrong, most = None, _most_pixels()
-    if pages > 1:
-        wrong = f"holds {pages} pictures; expected one"
-    elif width < 1 or height < 1:
-        wrong = f"has {width} x {height} pixels; expected some"
-    elif most is not None and width * height > most:
-        wrong = f"has {width} x {height} pixels; expected at most {most} ({MOST_PIXELS} raises it)"
-    if wrong:
+    try:
+        if pages > 1:
+            raise InputError(f"{path} holds {pages} pictures; expected one")
+        check_pixels(path, *image.size)
+    except InputError:
         image.close()
-        raise InputError(f"{path} {wrong}")
+        raise
     return image
 
 
@@ -74,10 +71,21 @@ def _opened(path: Path) -> Image.Image | None:
     return None
 
 
-def _most_pixels() -> int | None:
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise InputError for a picture or a video of no pixels, or of more than `most_pixels`."""
+    if width < 1 or height < 1:
+        raise InputError(f"{path} has {width} x {height} pixels; expected some")
+    if width * height > most_pixels():
+        raise InputError(
+            f"{path} has {width} x {height} pixels; expected at most {most_pixels()} ({MOST_PIXELS} raises it)"
+        )
+
+
+def most_pixels() -> int:
+    """How many pixels a picture may have. Raises InputError if MOST_PIXELS is set to anything but a number of them."""
     text = os.environ.get(MOST_PIXELS, "")
     if not text:
-        return Image.MAX_IMAGE_PIXELS
+        return Image.MAX_IMAGE_PIXELS or sys.maxsize
     if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text)):
         raise InputError(f"{MOST_PIXELS} is {text[:50]!r}; expected a number of pixels")
     return int(text)

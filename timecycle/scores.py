@@ -42,7 +42,7 @@ from timecycle.masks import (
     read_mask,
 )
 from timecycle.score_set import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
-from timecycle.workers import begin_worker
+from timecycle.workers import begin_worker, kill_workers
 
 __all__ = [  # of the measures and of the set too
     "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
@@ -180,7 +180,8 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
             with _main_module_hidden():
                 scores = pool.map(_score_chunk, chunks, objects)
             yield from scores
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError):  # the latter of one that was killed while it began
+            kill_workers(pool)
             raise InputError(
                 f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
                 "them, or fewer workers"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 
 
 def begin_worker() -> None:
@@ -22,3 +23,13 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool of which one was killed; leaving the pool waits for the others.
+
+    Python ends them by SIGTERM, which a process that just began may lose, and which `begin_worker` ignores.
+    """
+    processes = pool._processes or {}  # Python 3.14 has a method for this
+    for process in list(processes.values()):
+        process.kill()
