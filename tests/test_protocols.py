@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -384,3 +385,26 @@ def test_masks_on_another_machine_s_terms():
     mask = index_mask(soft, (0, 7), protocol("crw"), (8, 16), (8, 16))
     assert set(np.unique(mask)) == {0, 7}
     assert mask[0, 0] == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("temperature", math.inf, "a finite number"),
+        ("radius", math.inf, "a finite number, or None"),
+        ("radius", "x", "a finite number, or None"),
+        ("length", True, "a whole number"),
+        ("length", 10**30, "at least one context frame"),
+        ("side", 1e3, "a whole number"),
+        ("side", 10**9, "at most 32768"),
+        ("multiple", 0, "at least one pixel"),
+        ("k", None, "a whole number"),
+        ("mean", (1, 2), "three numbers, one for each of red, green and blue"),
+        ("std", (0, 1, 1), "positive numbers"),
+        ("l2", 1, "True or False"),
+        ("shape", ["circle<"], "one of 'circle<'"),
+    ],
+)
+def test_fields_of_another_type_or_out_of_range_are_refused(field, value, expected):
+    with pytest.raises(InputError, match=rf"^{field} is .*; expected .*{re.escape(expected)}"):
+        protocol("dino", **{field: value})

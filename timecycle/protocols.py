@@ -6,14 +6,38 @@ SFC, DUL, CropMAE, RSP, each as its published code runs on DAVIS-2017.
 """
 
 import difflib
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin
 
 from timecycle.errors import InputError
 from timecycle.ops.selection import Region, Select
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LARGEST_SIDE = 1 << 15
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _unlike(value: Any, kind: Any) -> str | None:
+    """What is expected of a value that is not of a field's type; None if it is."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return None if value in choices else f"one of {', '.join(map(repr, choices))}"
+    if kind == tuple[float, ...]:
+        three = isinstance(value, tuple) and len(value) == 3 and not any(_unlike(number, float) for number in value)
+        return None if three else "three numbers, one for each of red, green and blue"
+    if type(None) in choices:
+        return None if value is None or not (expected := _unlike(value, choices[0])) else f"{expected}, or None"
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: number and isinstance(value, Integral),
+        float: number and math.isfinite(value),
+        str: isinstance(value, str),
+    }
+    words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+    return None if fits[kind] else words[kind]
 
 
 @dataclass(frozen=True)
@@ -77,11 +101,22 @@ class Protocol:
     """Frame 0 of the output: the given mask, or what becomes of its soft labels."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if expected := _unlike(value, field.type):
+                raise InputError(f"{field.name} is {value!r:.80}; expected {expected}")
         self.select()
         if self.radius is not None:
             self.region(1, 1)
-        if self.length < 1:
-            raise InputError(f"length is {self.length}; expected at least one context frame")
+        if min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; expected positive numbers")
+        for name, least, most, what in (
+            ("length", 1, 2**31, "at least one context frame"),
+            ("side", 0, LARGEST_SIDE, f"pixels, at most {LARGEST_SIDE}, or 0 for the frame's size"),
+            ("multiple", 1, LARGEST_SIDE, f"at least one pixel and at most {LARGEST_SIDE}"),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {what}")
 
     def select(self) -> Select:
         """What is kept of a query's keys."""
@@ -143,12 +178,9 @@ def protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
             raise InputError(f"protocol is {name!r}; expected {_nearest(str(name), list(PRESETS))}")
         name = PRESETS[name]
     known = [field.name for field in fields(Protocol)]
-    for field, value in overrides.items():
+    for field in overrides:
         if field not in known:
             raise InputError(f"{field!r} is no field of a protocol; expected {_nearest(field, known)}")
-        choices = getattr(Protocol.__annotations__[field], "__args__", ())
-        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
-            raise InputError(f"{field} is {value!r}; expected one of {', '.join(map(repr, choices))}")
     return replace(name, **overrides)
 
 
