@@ -116,8 +116,8 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
             raise InputError(f"--override {word} has no value; expected FIELD=VALUE, such as k=7")
         try:
             changes[field] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            changes[field] = text  # a word
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            changes[field] = text  # a word, or brackets beyond reason
     crop, length, k = arguments.cropSize, arguments.videoLen, arguments.topk_vis
     if crop is not None:
         unit = 1 if own else STRIDE
