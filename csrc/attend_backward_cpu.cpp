@@ -5,6 +5,7 @@
 
 #include "attend_wave.h"
 #include "column_epilogue.h"
+#include "sizes.h"
 
 namespace timecycle {
 namespace {
@@ -46,11 +47,11 @@ class Backward {
   void load() {
     const int64_t width = wave_.width(), size = call_.rows() * call_.columns;
     strips_.load(wave_);
-    gradients_.resize(wave_.samples() * call_.keys * width);
+    gradients_.resize(checked_product({wave_.samples(), call_.keys, width}));
     means_.resize(wave_.samples() * chunks_ * width);
     shifts_.resize(wave_.samples() * width);
     add_.resize(wave_.samples() * width);
-    turned_.resize(wave_.samples() * size);
+    turned_.resize(checked_product({wave_.samples(), size}));
     for_each(wave_.samples(), [&](int64_t i) {
       const int64_t b = wave_.first + i;
       transpose(in_.d_out + b * size, call_.rows(), call_.columns, call_.rows(), &turned_[i * size]);

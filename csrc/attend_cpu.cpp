@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "attend_wave.h"
+#include "sizes.h"
 
 namespace timecycle {
 namespace {
@@ -34,7 +35,7 @@ class Forward {
   void start_sums() {
     const int64_t size = std::max<int64_t>(1, wave_.samples() * call_.rows() * call_.columns);
     groups_ = std::clamp<int64_t>(kPartial / size, 1, std::min(kTasks, chunks_));
-    sums_.assign(groups_ * size, 0.0f);
+    sums_.assign(checked_product({groups_, size}), 0.0f);
   }
 
   float* sum(int64_t group, int64_t b) {

@@ -11,6 +11,7 @@
 #include "attend.h"
 #include "attend_tile.h"
 #include "row_arithmetic.h"
+#include "sizes.h"
 
 namespace timecycle {
 
@@ -44,7 +45,8 @@ struct Wave {
 
 // All waves, sample by sample. The division depends on shapes alone, and so do the bits of the sums.
 inline std::vector<Wave> waves_of(const Attend& call) {
-  const int64_t together = std::max<int64_t>(1, kHeld / std::max<int64_t>(1, call.keys * call.queries));
+  const int64_t together =
+      std::max<int64_t>(1, kHeld / std::max<int64_t>(1, checked_product({call.keys, call.queries})));
   const int64_t most = std::max(kFewest, kHeld / call.keys);
   const int64_t parts = (call.queries + most - 1) / most;
   std::vector<Wave> waves;
@@ -74,7 +76,7 @@ class Strips {
   void load(const Wave& wave) {
     wave_ = wave;
     const int64_t width = wave.width(), size = width * call_.channels;
-    held_.resize(wave.samples() * call_.keys * width);
+    held_.resize(checked_product({wave.samples(), call_.keys, width}));
     queries_.resize(wave.samples() * size);
     hashes_.resize(call_.threshold ? wave.samples() * width : 0);
     for_each(wave.samples(), [&](int64_t i) {

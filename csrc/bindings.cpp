@@ -14,6 +14,7 @@
 #include "product_rates.h"
 #include "propagate_sequence.h"
 #include "row_sink.h"
+#include "sizes.h"
 #include "tile_product.h"
 #include "topk_affinity.h"
 #include "topk_affinity_backward.h"
@@ -27,6 +28,10 @@ thread_local timecycle::TopkAffinityReport last_report;
 timecycle::TopkAffinity shape_of(const Tensor& query, const Tensor& bank, const Tensor& frames, int64_t k,
                                  double temperature, bool joint, bool all, bool ties, int64_t width,
                                  std::vector<int64_t> reach) {
+  TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
+  TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
+                    "the slots have more positions than 32 bits number");
+  TORCH_CHECK_VALUE(k > 0 && k < timecycle::kIndices, "k is ", k, "; expected 1 to ", timecycle::kIndices - 1);
   return {.targets = query.size(0),
           .queries = query.size(1),
           .channels = query.size(2),
@@ -183,7 +188,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor& d_out, 
   const AttendInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
   const Tensor d_rows = d_out.to(at::kFloat);
   Tensor d_query = at::empty(query.sizes(), scale.options()), d_key = at::empty(key.sizes(), scale.options());
-  Tensor d_value = at::empty(value.sizes(), scale.options()), d_scale = at::empty(scale.sizes(), scale.options());
+  // Values for all samples have a gradient, 0, even if there is no sample.
+  Tensor d_value =
+      in.call.samples > 0 ? at::empty(value.sizes(), scale.options()) : at::zeros(value.sizes(), scale.options());
+  Tensor d_scale = at::empty(scale.sizes(), scale.options());
   timecycle::attend_backward_cpu(in.call, {.d_out = d_rows.const_data_ptr<float>(),
                                            .d_lse = d_lse.const_data_ptr<float>(),
                                            .lse = lse.const_data_ptr<float>(),

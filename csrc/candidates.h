@@ -27,7 +27,8 @@ class Candidates {
   // direct products would; above a thousand a query it takes too much memory.
   Candidates(int64_t k, int64_t positions)
       : k_(k),
-        most_(kLanes * std::max(8 * k + 128, std::min<int64_t>(positions / 24, 1024))),
+        most_(
+            checked_product({kLanes, std::max(checked_product({8, k + 16}), std::min<int64_t>(positions / 24, 1024))})),
         lower_(k, /*indexed=*/false) {
     reset();
   }

@@ -10,6 +10,7 @@
 
 #include "column_epilogue.h"
 #include "hits.h"
+#include "sizes.h"
 
 namespace timecycle {
 
@@ -25,9 +26,10 @@ class ListStorage {
  public:
   explicit ListStorage(int64_t k, bool indexed = true) {
     constexpr int64_t kStep = SortedLists::kStep;
-    lists_ = {.k = k, .length = (k + kStep - 1) / kStep * kStep};
-    values_.resize(kLanes * lists_.stride());
-    indices_.resize(indexed ? kLanes * lists_.stride() : 0);
+    lists_ = {.k = k, .length = checked_product({k / kStep + (k % kStep != 0), kStep})};
+    const int64_t size = checked_product({kLanes, lists_.stride()});
+    values_.resize(size);
+    indices_.resize(indexed ? size : 0);
     worst_.resize(kLanes);
     lists_.values = values_.data(), lists_.indices = indexed ? indices_.data() : nullptr, lists_.worst = worst_.data();
     reset();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "neighbours.h"
+#include "sizes.h"
 #include "topk_affinity.h"
 
 namespace timecycle {
@@ -25,7 +26,7 @@ class RowSink {
 class TopkWriter : public RowSink {
  public:
   TopkWriter(const TopkAffinity& shape, const std::function<TopkAffinityOut(int64_t)>& allocate)
-      : s_(shape), allocate_(allocate), rows_(s_.ties ? s_.targets * s_.queries * s_.groups() : 0) {
+      : s_(shape), allocate_(allocate), rows_(s_.ties ? checked_product({s_.targets, s_.queries, s_.groups()}) : 0) {
     if (!s_.ties)
       out_ = allocate(kept_ = s_.k);
     else

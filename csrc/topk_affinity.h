@@ -9,13 +9,15 @@ namespace timecycle {
 
 class RowSink;
 
+constexpr int64_t kIndices = int64_t{1} << 31;  // an index, slot * M + position, and k must be below
+
 struct TopkAffinity {
   int64_t targets;    // B
   int64_t queries;    // N
   int64_t channels;   // D
   int64_t frames;     // F
   int64_t positions;  // M
-  int64_t slots;      // T
+  int64_t slots;      // T; T * M < kIndices
   int64_t k;          // of Select: per slot ("frame") or in all ("joint")
   float scale;        // logit = dot * scale
   bool joint;         // scope == "joint"

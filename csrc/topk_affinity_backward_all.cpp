@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "product_rates.h"
+#include "sizes.h"
 #include "topk_affinity_backward_strip.h"
 
 namespace timecycle {
@@ -24,7 +25,7 @@ class QuerySums {
  public:
   QuerySums(const TopkAffinity& s, Feature* out)
       : channels_(s.channels),
-        count_(s.targets * s.queries * s.channels),
+        count_(checked_product({s.targets, s.queries, s.channels})),
         out_(out),
         lower_(std::is_same_v<Feature, float> ? 0 : count_, 0) {
     std::fill_n(out, count_, Feature(0.0f));
@@ -67,8 +68,8 @@ class Gradient {
         most_(blocks_in_a_chunk()),
         chunk_(s, blocks_, most_),
         workers_(parts_, Strip<Feature, Panel>(s, in, kept, place_)),
-        d_keys_(parts_ * most_ * kLanes * s.channels),
-        d_strips_(stays_in_place<Feature>(s) ? 0 : parts_ * kStrip * s.channels),
+        d_keys_(checked_product({parts_, most_, kLanes, s.channels})),
+        d_strips_(stays_in_place<Feature>(s) ? 0 : checked_product({parts_, kStrip, s.channels})),
         copies_(in.copies) {
     for (size_t block = 0; block < blocks_.size(); ++block)
       for (int64_t k = 0; k < blocks_[block].count(); ++k)

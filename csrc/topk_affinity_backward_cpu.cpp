@@ -5,12 +5,16 @@
 
 #include <algorithm>
 
+#include "sizes.h"
 #include "topk_affinity_backward.h"
 
 namespace timecycle {
 
 KeptKeys::KeptKeys(const TopkAffinity& shape, const TopkAffinityGradient& in)
-    : s_(shape), in_(in), means_(shape.targets * shape.queries * shape.groups()), filled_(shape.targets, 1.0f) {
+    : s_(shape),
+      in_(in),
+      means_(checked_product({shape.targets, shape.queries, shape.groups()})),
+      filled_(shape.targets, 1.0f) {
   for (int64_t b = 0; b < s_.targets && !s_.joint; ++b) {
     const int64_t* context = in.frames + b * s_.slots;
     filled_[b] =

@@ -12,6 +12,7 @@
 
 #include "grid_patches.h"
 #include "row_arithmetic.h"
+#include "sizes.h"
 #include "tile_product.h"
 #include "topk_affinity_backward.h"
 
@@ -65,7 +66,7 @@ class Chunk {
       : s_(s),
         blocks_(blocks),
         panels_(most, Panel(s.channels)),
-        copy_(stays_in_place<Feature>(s) ? 0 : most * kLanes * s.channels) {}
+        copy_(stays_in_place<Feature>(s) ? 0 : checked_product({most, kLanes, s.channels})) {}
 
   // Blocks first .. last - 1 of the keys [M][D] of a frame.
   void load(const Feature* keys, int64_t first, int64_t last) {

@@ -55,7 +55,7 @@ def topk_affinity(
     call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
     groups = call.slots if not joint else 1
     if query.shape[0] * query.shape[1] == 0:
-        empty = query.new_empty((*query.shape[:2], groups * k), dtype=torch.float32)
+        empty = query.new_empty((*query.shape[:2], groups * (1 if ties else k)), dtype=torch.float32)
         return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
     best = candidates_of(call, k, joint, every)
     weights, indices, denominators, kth = finish_candidates(call, *best, k, joint, every, ties)

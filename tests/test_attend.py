@@ -224,8 +224,8 @@ ROWS = torch.zeros(2, 5, 3), torch.zeros(2, 6, 3), torch.zeros(1, 6, 4)
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"query": torch.zeros(5, 3)}, "query is torch.float32 [5, 3]; expected floating point [B, N, D]"),
-        ({"query": torch.zeros(2, 5, 3, dtype=torch.int64)}, "query is torch.int64 [2, 5, 3]; expected floating point"),
+        ({"query": torch.zeros(5, 3)}, "query is torch.float32 [5, 3]; expected float32, bfloat16, float16 or float64 [B, N, D]"),
+        ({"query": torch.zeros(2, 5, 3, dtype=torch.int64)}, "query is torch.int64 [2, 5, 3]; expected float32"),
         ({"key": torch.zeros(2, 6, 4)}, "key has shape [2, 6, 4]; expected [2, M, 3], M >= 1, like query's"),
         ({"key": torch.zeros(2, 0, 3)}, "key has shape [2, 0, 3]; expected [2, M, 3], M >= 1"),
         ({"key": ROWS[1].double()}, "key is torch.float64 on cpu; expected torch.float32 on cpu"),
@@ -236,7 +236,7 @@ ROWS = torch.zeros(2, 5, 3), torch.zeros(2, 6, 3), torch.zeros(1, 6, 4)
         ({"scale": torch.ones(2, 6).half()}, "scale is torch.float16 on cpu; expected torch.float32"),
         ({"shifts": (5,)}, "shifts is [5]; expected one or more from 0 to 4"),
         ({"shifts": ()}, "shifts is []; expected one or more"),
-        ({"temperature": 0.0}, "temperature is 0.0; expected more than 0"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a positive number"),
         ({"backend": "abacus"}, "backend 'abacus' is unknown to attend; expected one of triton, cpu, reference"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.conftest import ALL_BACKENDS, BACKENDS, on_threads
 from timecycle.errors import InputError
 from timecycle.ops import Region, Select, _backends, backends, topk_affinity
-from timecycle.ops.topk_affinity import exact_topk
+from timecycle.ops.selection import exact_topk
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

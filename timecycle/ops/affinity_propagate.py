@@ -24,7 +24,7 @@ from timecycle.ops._backends import (
     register,
     run_kernels,
 )
-from timecycle.ops.checks import bounds_checked, check_shapes, expand_copies, refuse, value_doubts
+from timecycle.ops.checks import bounds_checked, check_shapes, expand_copies, list_length, refuse, value_doubts
 from timecycle.ops.propagate_labels import check_labels, label_frame_doubt, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
 from timecycle.ops.selection import Region, Select
@@ -61,6 +61,8 @@ def affinity_propagate(
     Differentiable in query, bank and labels.
     """
     check_shapes(query, bank, frames, region, copies)
+    if labels.is_complex():
+        raise InputError(f"labels is {labels.dtype}; expected real numbers")
     labels = labels.to(wide_dtype(query))
     check_labels(labels, label_frames, len(query), wide_dtype(query), "label_frames")
     if labels.shape[1] != bank.shape[1] or label_frames.shape != frames.shape:
@@ -114,6 +116,7 @@ def _operator(
     if bounds_checked(check, query):
         doubts.append(label_frame_doubt(labels, label_frames, "label_frames"))
     refuse(doubts)
+    k = list_length(k, bank, frames, copies, joint, ties)
     arguments = (query, bank, frames, labels, label_frames, copies, k, temperature, joint, every, ties, width, reach)
     return choose("affinity_propagate", backend or None, *arguments).run(*arguments)
 
@@ -129,28 +132,42 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    # Weights and indices are made again: storing them is what this operator spares.
-    query, bank, frames, labels, label_frames, copies = ctx.saved_tensors
-    _, temperature, joint, every, _, width, reach, backend, _ = ctx.rest
-    weights, indices, denominators = topk_operator(query, bank, frames, copies, *ctx.rest[:-1], False)
+    d_query, d_bank, d_labels = _gradients(gradient, *ctx.saved_tensors, *ctx.rest[:-1])
+    return d_query, d_bank, None, d_labels, *(None,) * 11
+
+
+@torch.library.custom_op("timecycle::affinity_propagate_backward", mutates_args=())
+def _gradients(
+    gradient: Tensor,
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    labels: Tensor,
+    label_frames: Tensor,
+    copies: Tensor,
+    k: int,
+    temperature: float,
+    joint: bool,
+    every: bool,
+    ties: bool,
+    width: int,
+    reach: list[int],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, bank and labels. Weights and indices are made again: the forward spares storing them."""
+    features, rest = (query, bank, frames, copies), (temperature, joint, every)
+    k = list_length(k, bank, frames, copies, joint, ties)
+    weights, indices, denominators = topk_operator(*features, k, *rest, ties, width, reach, backend, False)
     d_weights, d_labels = propagate_labels_backward(gradient, weights, indices, labels, label_frames)
     d_query, d_bank = topk_affinity_backward(
-        d_weights,
-        weights,
-        indices,
-        denominators,
-        query,
-        bank,
-        frames,
-        copies,
-        temperature,
-        joint,
-        every,
-        width,
-        reach,
-        backend,
+        d_weights, weights, indices, denominators, *features, *rest, width, reach, backend
     )
-    return d_query, d_bank, None, d_labels, *(None,) * 11
+    return d_query, d_bank, d_labels
+
+
+@_gradients.register_fake
+def _(gradient, query, bank, frames, labels, *rest):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, bank, labels))
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

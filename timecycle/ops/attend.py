@@ -32,6 +32,8 @@ from timecycle.ops._backends import (
     run_kernels,
     why_not_triton,
 )
+from timecycle.ops.checks import DTYPE_NAMES, DTYPES
+from timecycle.ops.selection import check_temperature
 from timecycle.ops.topk_affinity import wide_dtype
 
 _WORD = 2**32 - 1
@@ -77,7 +79,7 @@ def attend(
         query: [B, N, D]; float32, bfloat16, float16 or float64.
         key: [B, M, D], same dtype and device.
         value: [S, M, C] for all samples or [B, S, M, C], a slice for each shift; same dtype and device.
-        temperature: what the logits are divided by.
+        temperature: what the logits are divided by, as `Select.temperature`.
         scale: [B, M] factors of each key's logits, float32 (float64 for float64): with 1 / |key| keys need no
             normalised copy. 1 if not given.
         shifts: S whole numbers, 0 <= shift < N.
@@ -105,8 +107,8 @@ def attend(
 
 def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
     """Refuse queries, keys and factors of the keys that have no logits: InputError."""
-    if query.ndim != 3 or not query.shape[2] or not query.dtype.is_floating_point:
-        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected floating point [B, N, D], D >= 1")
+    if query.ndim != 3 or not query.shape[2] or query.dtype not in DTYPES:
+        raise InputError(f"query is {query.dtype} {list(query.shape)}; expected {DTYPE_NAMES} [B, N, D], D >= 1")
     samples, _, channels = query.shape
     if key.ndim != 3 or key.shape[0] != samples or key.shape[2] != channels or not key.shape[1]:
         raise InputError(f"key has shape {list(key.shape)}; expected [{samples}, M, {channels}], M >= 1, like query's")
@@ -114,8 +116,7 @@ def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) ->
     if scale.shape != key.shape[:2]:
         raise InputError(f"scale has shape {list(scale.shape)}; expected {list(key.shape[:2])}, a factor a key")
     check_like(query, "scale", scale, wide_dtype(query))
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature}; expected more than 0")
+    check_temperature("temperature", temperature)
 
 
 def check_like(query: Tensor, name: str, tensor: Tensor, dtype: torch.dtype) -> None:

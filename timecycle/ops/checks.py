@@ -4,6 +4,7 @@ Shapes and dtypes are known to the CPU. Values on a GPU are not: to read one, th
 its work. So what may be wrong with the values of a call is worked out where they are, and read together.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -11,13 +12,23 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops.selection import Region
+from timecycle.kernels.tiles import LARGEST_K
+from timecycle.ops.selection import MOST_KEPT, Region
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What features, and weights with their labels, may be."""
+DTYPE_NAMES = "float32, bfloat16, float16 or float64"
+MOST_COPIES = 2**24
+"""The largest count of a key: kernels sum them in float32, which holds no more whole numbers."""
+
+_BYTES_OF_PLACE = 4 * 64 * 8
+"""What a place of a list takes at the least: a thread of the CPU kernel works on four tiles of 64 queries."""
 
 
 def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | None, copies: Tensor | None) -> None:
     """Refuse, before any work, what cannot fit together: InputError."""
-    if query.ndim != 3:
-        raise InputError(f"query has shape {list(query.shape)}; expected [B, N, D]")
+    if query.ndim != 3 or not query.shape[2]:
+        raise InputError(f"query has shape {list(query.shape)}; expected [B, N, D], D >= 1")
     if bank.ndim != 3 or bank.shape[2] != query.shape[2]:
         raise InputError(f"bank has shape {list(bank.shape)}; expected [F, M, {query.shape[2]}] like query's channels")
     rows, slots = frames.shape if frames.ndim == 2 else (-1, 0)
@@ -25,8 +36,8 @@ def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | N
         raise InputError(
             f"frames is {frames.dtype} {list(frames.shape)}; expected int64 [{query.shape[0]}, T], T >= 1 a target"
         )
-    if bank.dtype != query.dtype or not query.dtype.is_floating_point:
-        raise InputError(f"query is {query.dtype} and bank {bank.dtype}; expected one floating-point dtype for both")
+    if bank.dtype != query.dtype or query.dtype not in DTYPES:
+        raise InputError(f"query is {query.dtype} and bank {bank.dtype}; expected {DTYPE_NAMES}, one for both")
     if not query.device == bank.device == frames.device:
         raise InputError(
             f"query is on {query.device}, bank on {bank.device} and frames on {frames.device}; expected one device"
@@ -102,9 +113,46 @@ def value_doubts(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, ch
                 outside(frames, -1, len(bank)),
                 lambda: f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {len(bank) - 1}",
             ),
-            Doubt((copies < 0).any(), lambda: f"copies holds {int(copies.min())}; expected counts of zero or more"),
+            Doubt(outside(copies, 0, MOST_COPIES + 1), lambda: _wrong_count(copies)),
         ]
     return [*doubts, _finite_doubt("query", query), _finite_doubt("bank", bank)] if check else doubts
+
+
+def _wrong_count(copies: Tensor) -> str:
+    least, largest = int(copies.min()), int(copies.max())
+    if least < 0:
+        return f"copies holds {least}; expected counts of zero or more"
+    return f"copies holds {largest}; expected counts of at most {MOST_COPIES}"
+
+
+def list_length(k: int, bank: Tensor, frames: Tensor, copies: Tensor, joint: bool, ties: bool) -> int:
+    """How long the lists of a call must be: k, or the places that all keys of a list can take if those are fewer.
+
+    Refuses a list that does not fit the memory, and with `ties` more places than 32 bits count: InputError. Of short
+    lists without ties, which are all that the kernels of a GPU have, no value is read.
+    """
+    if k <= LARGEST_K and not ties:
+        return k
+    most = copies.clamp(0, MOST_COPIES).amax(dim=2)
+    of_list = most.sum(dim=1) if joint else most.amax(dim=1)
+    places = bank.shape[1] * int(of_list.max()) if len(of_list) else 0
+    if ties and places > MOST_KEPT:
+        raise InputError(f'the keys of a list count {places} times; expected at most {MOST_KEPT} with ties="all"')
+    length = max(1, min(k, places))
+    refuse_beyond_memory(length * _BYTES_OF_PLACE, bank.device, f"lists of {length} neighbours")
+    return length
+
+
+def refuse_beyond_memory(size: int, device: torch.device, what: str) -> None:
+    """Refuse what takes so many bytes, more than the device has: InputError."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InputError(
+            f"{what} take {size / 1e9:,.0f} GB; expected no more than the memory of {memory / 1e9:,.0f} GB"
+        )
 
 
 def check_finite(name: str, features: Tensor) -> None:

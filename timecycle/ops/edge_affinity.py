@@ -33,7 +33,7 @@ def edge_affinity(
         key: [B, M, D], same dtype and device.
         lse: [B, N] logarithms of the denominators, float32 (float64 for float64); -inf has no edge, and gives 0.
         indices: [B, N, E] int64, keys of each query; -1 gives 0.
-        temperature: what the logits are divided by.
+        temperature: what the logits are divided by, as `Select.temperature`.
         scale: [B, M] factors of each key's logits, dtype of lse; 1 if not given.
         backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse indices that are not of a key, which on a CPU are always refused. On a GPU the CPU waits for it

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
-from timecycle.ops.checks import Doubt, bounds_checked, filled, outside, refuse
+from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, filled, outside, refuse
 
 
 def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *, check: bool = True) -> Tensor:
@@ -43,6 +43,8 @@ def check_affinity(weights: Tensor, indices: Tensor) -> None:
         raise InputError(
             f"weights has shape {list(weights.shape)} and indices {list(indices.shape)}; expected [B, N, K] for both"
         )
+    if weights.dtype not in DTYPES:
+        raise InputError(f"weights is {weights.dtype}; expected {DTYPE_NAMES}")
     if indices.dtype != torch.int64:
         raise InputError(f"indices is {indices.dtype}; expected int64")
 
@@ -92,22 +94,24 @@ def _(weights, indices, labels, frames, check=True):  # type: ignore[no-untyped-
 
 def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
     """The sum by PyTorch's weighted embedding bag, one bag a query, over all rows of labels."""
-    if not indices.shape[2] or not labels.shape[2]:  # embedding_bag takes neither empty bags nor empty rows
+    if not (indices.numel() and labels.numel() and frames.numel()):  # embedding_bag takes no empty bags or rows
         return weights.new_zeros((*weights.shape[:2], labels.shape[2]))
-    rows, exists = label_rows(indices, frames, labels)
+    table, rows = label_rows(indices, frames, labels)
+    weights = weights.where(rows < len(table) - 1, 0.0)
     out = torch.nn.functional.embedding_bag(
-        rows.flatten(0, 1), labels.flatten(0, 1), per_sample_weights=(weights * exists).flatten(0, 1), mode="sum"
+        rows.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum"
     )
     return out.view(*weights.shape[:2], labels.shape[2])
 
 
 def label_rows(indices: Tensor, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the flattened bank [G * M, L] that indices [B, N, K] mean, and which of them exist; 0 for the others."""
-    maps, positions = labels.shape[:2]
+    """The bank as rows [G * M + 1, L], and which of them indices [B, N, K] mean: the last, of zeros, is none."""
+    maps, positions, length = labels.shape
     within = (indices >= 0) & (indices < frames.shape[1] * positions)
     label_map = frames.gather(1, (indices.where(within, 0) // positions).flatten(1)).view_as(indices)
     exists = within & filled(label_map, maps)
-    return torch.where(exists, label_map * positions + indices % positions, 0), exists
+    table = torch.cat([labels.flatten(0, 1), labels.new_zeros(1, length)])
+    return table, torch.where(exists, label_map * positions + indices % positions, maps * positions)
 
 
 @torch.library.custom_op("timecycle::propagate_labels_backward", mutates_args=())
@@ -122,14 +126,15 @@ def reference_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The same, one neighbour at a time: [B, N, K, L] would dwarf everything else."""
-    rows, exists = label_rows(indices, frames, labels)
-    flat = labels.flatten(0, 1)
-    d_weights, d_labels = torch.empty_like(weights), labels.new_zeros(labels.shape)
+    if not (indices.numel() and labels.numel() and frames.numel()):
+        return torch.zeros_like(weights), torch.zeros_like(labels)
+    table, rows = label_rows(indices, frames, labels)
+    d_weights, d_table = torch.empty_like(weights), torch.zeros_like(table)
     for k in range(indices.shape[2]):
-        d_weights[:, :, k] = (flat[rows[:, :, k]] * gradient).sum(dim=2) * exists[:, :, k]
-        share = gradient * (weights[:, :, k] * exists[:, :, k])[:, :, None]
-        d_labels.view_as(flat).index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
-    return d_weights, d_labels
+        d_weights[:, :, k] = (table[rows[:, :, k]] * gradient).sum(dim=2)
+        share = gradient * weights[:, :, k, None]
+        d_table.index_add_(0, rows[:, :, k].flatten(), share.flatten(0, 1))
+    return d_weights, d_table[:-1].reshape(labels.shape)
 
 
 @propagate_labels_backward.register_fake

@@ -77,6 +77,8 @@ def propagate_sequence(
 
 def rescaled(labels: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Labels shifted and scaled to [0, 1] over the positions `dim`; what is constant there becomes 0, never NaN."""
+    if not labels.numel():  # amin has nothing to reduce
+        return labels
     shifted = labels - labels.amin(dim=dim, keepdim=True)
     largest = shifted.amax(dim=dim, keepdim=True)
     return torch.where(largest > 0, shifted / largest, 0.0)

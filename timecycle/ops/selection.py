@@ -1,7 +1,8 @@
-"""What a caller asks of topk_affinity: how many neighbours, from where, and how they are weighed."""
+"""What a caller asks of topk_affinity: how many neighbours, from where, how they are weighed; and what that means."""
 
 import functools
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -9,25 +10,40 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 
+MOST_KEPT = 2**31 - 1
+"""The largest k: lists and their indices are counted in 32 bits."""
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 2.0**-126, 2.0**126
+"""Between them a temperature and its reciprocal are normal numbers in float32, which kernels multiply by."""
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Refuse what logits cannot be divided by in float32, as the argument of that name: InputError."""
+    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
+        raise InputError(
+            f"{name} is {temperature}; expected a positive number, {LEAST_TEMPERATURE:.2g} to "
+            f"{LARGEST_TEMPERATURE:.2g}, whose reciprocal float32 holds"
+        )
+
 
 @dataclass(frozen=True)
 class Select:
     """Which keys are kept for a query and what they weigh. Raises InputError for values that mean nothing."""
 
     k: int
-    """Neighbours kept, in each slot (scope "frame") or over all slots (scope "joint")."""
+    """Neighbours kept, in each slot (scope "frame") or over all slots (scope "joint"): 1 to MOST_KEPT."""
     temperature: float
-    """The logit is the dot product divided by it."""
+    """The logit is the dot product divided by it: LEAST_TEMPERATURE to LARGEST_TEMPERATURE."""
     scope: Literal["frame", "joint"] = "joint"
     normalise: Literal["all", "kept"] = "kept"
     ties: Literal["exact", "all"] = "exact"
     """"exact": k neighbours, ties to the lower index. "all": also everything that equals the k-th value."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        if not isinstance(self.k, Integral) or self.k < 1:
             raise InputError(f"Select.k is {self.k}; expected at least one neighbour")
-        if not self.temperature > 0:
-            raise InputError(f"Select.temperature is {self.temperature}; expected a positive number")
+        if self.k > MOST_KEPT:
+            raise InputError(f"Select.k is {self.k}; expected at most {MOST_KEPT} neighbours")
+        check_temperature("Select.temperature", self.temperature)
         for name, choices in (
             ("scope", ("frame", "joint")),
             ("normalise", ("all", "kept")),
@@ -70,8 +86,8 @@ class Region:
     def _inside(self, dy: int, dx: int) -> bool:
         if self.shape == "square<=":
             return max(dy, dx) <= self.radius
-        squared = dy * dy + dx * dx
-        return squared < self.radius**2 if self.shape == "circle<" else squared <= self.radius**2
+        squared, limit = dy * dy + dx * dx, self.radius * self.radius
+        return squared < limit if self.shape == "circle<" else squared <= limit
 
 
 @functools.lru_cache(maxsize=64)  # a stream asks for every frame
@@ -94,3 +110,23 @@ def inside(width: int, reach: list[int], queries: int, device: torch.device) -> 
     allowed = torch.full((queries // width,), -1, dtype=torch.int64, device=device)
     allowed[: len(reach)] = torch.tensor(reach, device=device)
     return dx <= allowed[dy]
+
+
+def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` of the rows of values [N, P] with a fixed order: larger value first, then lower index.
+
+    torch.topk leaves open which of several equal values it returns. Rows where that matters, because the k-th and the
+    next value are equal, are few; only they are sorted in full.
+    """
+    more = min(k + 1, values.shape[1])
+    top, indices = values.topk(more, dim=1)
+    if more > k:
+        tied = (top[:, k - 1] == top[:, k]).nonzero().squeeze(1)
+        top, indices = top[:, :k].contiguous(), indices[:, :k].contiguous()
+        if len(tied):
+            order = values[tied].sort(dim=1, descending=True, stable=True)
+            top = top.index_copy(0, tied, order.values[:, :k])
+            indices[tied] = order.indices[:, :k]
+    by_index = indices.sort(dim=1)
+    by_value = top.gather(1, by_index.indices).sort(dim=1, descending=True, stable=True)
+    return by_value.values, by_index.values.gather(1, by_value.indices)

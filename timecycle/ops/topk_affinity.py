@@ -39,8 +39,15 @@ from timecycle.ops._backends import (
     why_not_cuda,
     why_not_triton,
 )
-from timecycle.ops.checks import check_shapes, check_values, expand_copies, filled
-from timecycle.ops.selection import Region, Select, inside
+from timecycle.ops.checks import (
+    check_shapes,
+    check_values,
+    expand_copies,
+    filled,
+    list_length,
+    refuse_beyond_memory,
+)
+from timecycle.ops.selection import Region, Select, exact_topk, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
@@ -63,8 +70,8 @@ def topk_affinity(
         frames: [B, T] int64: slot t of target b holds frame frames[b, t] of the bank; -1 is an empty slot.
         select: what is kept and how it is weighted.
         region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
-        copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region; without it
-            1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
+        copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region, 0 to 2^24;
+            without it 1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
         backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse features that are not finite, which costs one reading of them. On a GPU this is also what refuses
             `frames` outside the bank and negative `copies`, and the CPU waits for the GPU once. Without it the kernels
@@ -80,7 +87,8 @@ def topk_affinity(
 
     Raises:
         InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, `copies` is
-            negative, a feature is not finite, or the backend that was asked for cannot run the call.
+            negative or more than 2^24, a feature is not finite, the K neighbours of all queries do not fit the memory,
+            or the backend that was asked for cannot run the call.
     """
     check_shapes(query, bank, frames, region, copies)
     joint, every, ties = select.scope == "joint", select.normalise == "all", select.ties == "all"
@@ -135,8 +143,21 @@ def operator(
     normalise="kept" it is empty.
     """
     check_values(query, bank, frames, copies, check)
-    arguments = (query, bank, frames, copies, k, temperature, joint, every, ties, width, reach)
-    return choose("topk_affinity", backend or None, *arguments).run(*arguments)
+    length, groups = list_length(k, bank, frames, copies, joint, ties), 1 if joint else frames.shape[1]
+    if k > LARGEST_K and not ties:
+        places = query.shape[0] * query.shape[1] * groups * k
+        refuse_beyond_memory(places * 12, query.device, f"weights and indices of {groups * k} neighbours a query")
+    arguments = (query, bank, frames, copies, length, temperature, joint, every, ties, width, reach)
+    weights, indices, denominators = choose("topk_affinity", backend or None, *arguments).run(*arguments)
+    if length < k and not ties:
+        weights, indices = _lengthened(weights, groups, k, 0.0), _lengthened(indices, groups, k, -1)
+    return weights, indices, denominators
+
+
+def _lengthened(kept: Tensor, groups: int, k: int, fill: float) -> Tensor:
+    """The lists [B, N, groups * length] with room for k, which holds `fill`."""
+    lists = kept.unflatten(2, (groups, -1))
+    return torch.nn.functional.pad(lists, (0, k - lists.shape[3]), value=fill).flatten(2)
 
 
 @operator.register_fake
@@ -192,7 +213,7 @@ def reference(
     width: int,
     reach: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition, in plain PyTorch: "frame" works on one slot's logits at a time, "joint" on all."""
+    """The definition, in plain PyTorch: "frame" works on one slot's products at a time, "joint" on all."""
     near = inside(width, reach, query.shape[1], query.device) if width else None
     slots, positions = frames.shape[1], bank.shape[1]
     contexts = frames.where(filled(frames, len(bank)), -1).tolist()
@@ -202,22 +223,30 @@ def reference(
         number = 1 if joint else max(1, sum(frame >= 0 for frame in context))
         parts = []
         for group in groups:
-            logits = torch.cat([_logits(query[b], bank, context[t], temperature) for t in group], dim=1)
-            counts = torch.cat([_counts(near, copies[b, t], logits, positions) for t in group], dim=1)
-            values, indices, denominator = _keep(logits, counts, k, ties)
+            products = torch.cat([_products(query[b], bank, context[t]) for t in group], dim=1)
+            counts = torch.cat([_counts(near, copies[b, t], products, positions) for t in group], dim=1)
+            values, indices = _keep(products, counts, k, ties)
             exists = indices >= 0
-            shift = denominator if every else values.logsumexp(dim=1, keepdim=True)
-            # A row without any position is -inf - -inf: not a number, and masked.
-            weights = torch.where(exists, (values - shift).exp() / number, 0.0)
-            parts.append((weights, torch.where(exists, indices + group[0] * positions, -1), denominator))
+            # What counts nowhere has no largest; it is -inf throughout, and its powers are 0 whatever the shift.
+            largest = values[:, :1].clamp(min=torch.finfo(values.dtype).min)
+            powers = ((values - largest) / temperature).exp()
+            total = powers.sum(dim=1, keepdim=True)
+            if every:
+                masses = torch.where(counts > 0, counts * ((products - largest) / temperature).exp(), 0.0)
+                total = masses.sum(dim=1, keepdim=True)
+            weights = torch.where(exists, powers / total / number, 0.0)
+            indices = torch.where(exists, indices + group[0] * positions, -1)
+            parts.append((weights, indices, largest / temperature + total.log()))
         rows.append(parts)
-    return _pad(rows, every, query.new_empty((0, query.shape[1], k * len(groups)), dtype=wide_dtype(query)))
-
-
-def _pad(rows: list, every: bool, empty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Join the parts of all targets to [B, N, K]; with ties="all" they are of different lengths."""
     if not rows:
-        return empty, empty.to(torch.int64), empty[..., :0]
+        empty = query.new_empty((0, query.shape[1], (1 if ties else k) * len(groups)), dtype=wide_dtype(query))
+        denominators = empty.new_empty((*empty.shape[:2], len(groups) if every else 0))
+        return empty, torch.empty_like(empty, dtype=torch.int64), denominators
+    return _pad(rows, every)
+
+
+def _pad(rows: list, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Join the parts of all targets to [B, N, K]; with ties="all" they are of different lengths."""
     kept = max(weights.shape[1] for parts in rows for weights, _, _ in parts)
 
     def join(which: int, fill: int) -> Tensor:
@@ -230,65 +259,47 @@ def _pad(rows: list, every: bool, empty: Tensor) -> tuple[Tensor, Tensor, Tensor
     return weights, join(1, -1), denominators if every else weights.new_empty((*weights.shape[:2], 0))
 
 
-def _logits(query: Tensor, bank: Tensor, frame: int, temperature: float) -> Tensor:
-    """Logits of one slot, [N, M]; an empty slot is -inf throughout."""
+def _products(query: Tensor, bank: Tensor, frame: int) -> Tensor:
+    """Dot products with the keys of one slot, [N, M]; an empty slot's are -inf throughout."""
     wide = wide_dtype(query)
     if frame < 0:
         return query.new_full((query.shape[0], bank.shape[1]), -torch.inf, dtype=wide)
-    return query.to(wide) @ bank[frame].to(wide).T / temperature
+    return query.to(wide) @ bank[frame].to(wide).T
 
 
-def _counts(near: Tensor | None, copies: Tensor, logits: Tensor, positions: int) -> Tensor:
+def _counts(near: Tensor | None, copies: Tensor, products: Tensor, positions: int) -> Tensor:
     """How often each position of a slot counts, int64 [N, M]."""
     if near is None:
-        return copies[0].expand(logits.shape[0], positions)
+        return copies[0].expand(products.shape[0], positions)
     return torch.where(near, copies[0], copies[1])
 
 
-def _keep(logits: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept logits [N, K] and indices [N, K] of each row of logits [N, P], and the log of the denominator [N, 1].
+def _keep(products: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor, Tensor]:
+    """Kept products [N, K] and indices [N, K] of each row of products [N, P], the largest first.
 
     K is k, and with `ties` the most that a row keeps. What does not exist is -inf with index -1.
     """
-    logits = torch.where(counts > 0, logits, -torch.inf)
-    denominator = (logits + counts.clamp(min=1).to(logits.dtype).log()).logsumexp(dim=1, keepdim=True)
-    values, indices = exact_topk(logits, min(k, logits.shape[1]))
+    if not products.numel():  # topk has no place to name where there are no keys
+        nothing = products.new_full((len(products), 1 if ties else k), -torch.inf)
+        return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
+    products = torch.where(counts > 0, products, -torch.inf)
+    values, indices = exact_topk(products, min(k, products.shape[1]))
     times = torch.where(values > -torch.inf, counts.gather(1, indices), 0)
     if ties:
         # The k-th place, or the last that exists.
         last = (times.cumsum(dim=1) < k).sum(dim=1, keepdim=True).clamp(max=values.shape[1] - 1)
-        reaches = (logits >= values.gather(1, last)) & (logits > -torch.inf)
-        values, indices = exact_topk(logits, max(1, int(reaches.sum(dim=1).max())))
+        reaches = (products >= values.gather(1, last)) & (products > -torch.inf)
+        values, indices = exact_topk(products, max(1, int(reaches.sum(dim=1).max())))
         times = torch.where(reaches.gather(1, indices), counts.gather(1, indices), 0)
         k = max(1, int(times.sum(dim=1).max()))
     # Place j is taken by the first key whose copies, together with all before it, are more than j.
     until = times.cumsum(dim=1)
-    places = torch.arange(k, device=logits.device).expand(len(logits), -1).contiguous()
+    places = torch.arange(k, device=products.device).expand(len(products), -1).contiguous()
     key = torch.searchsorted(until, places, right=True)
     exists = places < until[:, -1:]
     key = key.clamp(max=values.shape[1] - 1)
     values = torch.where(exists, values.gather(1, key), -torch.inf)
-    return values, torch.where(exists, indices.gather(1, key), -1), denominator
-
-
-def exact_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` of the rows of values [N, P] with a fixed order: larger value first, then lower index.
-
-    torch.topk leaves open which of several equal values it returns. Rows where that matters, because the k-th and the
-    next value are equal, are few; only they are sorted in full.
-    """
-    more = min(k + 1, values.shape[1])
-    top, indices = values.topk(more, dim=1)
-    if more > k:
-        tied = (top[:, k - 1] == top[:, k]).nonzero().squeeze(1)
-        top, indices = top[:, :k].contiguous(), indices[:, :k].contiguous()
-        if len(tied):
-            order = values[tied].sort(dim=1, descending=True, stable=True)
-            top = top.index_copy(0, tied, order.values[:, :k])
-            indices[tied] = order.indices[:, :k]
-    by_index = indices.sort(dim=1)
-    by_value = top.gather(1, by_index.indices).sort(dim=1, descending=True, stable=True)
-    return by_value.values, by_index.values.gather(1, by_value.indices)
+    return values, torch.where(exists, indices.gather(1, key), -1)
 
 
 def why_not_cpu(query: Tensor, bank: Tensor, frames: Tensor, *_: object) -> str | None:

@@ -82,7 +82,7 @@ def reference(
     reach: list[int],
 ) -> tuple[Tensor, Tensor]:
     """The definition, in plain PyTorch: the gradient of the logits of some queries with one slot at a time."""
-    wide, positions, slots = weights.dtype, bank.shape[1], frames.shape[1]
+    wide, positions, slots = weights.dtype, max(1, bank.shape[1]), frames.shape[1]
     d_query, d_bank = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, bank))
     near = inside(width, reach, query.shape[1], query.device) if width else None
     groups = 1 if joint else slots
@@ -97,7 +97,7 @@ def reference(
             for start in range(0, query.shape[1] if frame >= 0 else 0, STRIP):
                 strip = slice(start, start + STRIP)
                 queries, keys = query[b, strip].to(wide), bank[frame].to(wide)
-                d_logits = queries.new_zeros(len(queries), positions)
+                d_logits = queries.new_zeros(len(queries), len(keys))
                 if every:
                     group = 0 if joint else t
                     p = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
@@ -115,12 +115,17 @@ def reference(
 
 
 def _why_not_cpu(*arguments: object) -> str | None:
-    query = arguments[4]
+    query, bank, frames = arguments[4:7]
     assert isinstance(query, Tensor)
+    assert isinstance(bank, Tensor)
+    assert isinstance(frames, Tensor)
     if query.device.type != "cpu":
         return f"the features are on {query.device}"
     if query.dtype == torch.float64:
         return "it has no float64 kernel"
+    # On a grid of one column the squares of 8 x 8 positions that it works on are filled to an eighth.
+    if frames.shape[1] * bank.shape[1] >= 2**31 or bank.shape[1] >= 2**28:
+        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than 32 bits number"
     return None
 
 
