@@ -132,7 +132,7 @@ def rewrite(change):
         ),
         (
             lambda root: (root / "joint_annotations/bear.json").write_text("{"),
-            "bear.json cannot be read (JSONDecodeError",
+            "bear.json is damaged or not JSON (Expecting property name",
         ),
         (
             lambda root: (root / "joint_annotations/bear.json").write_text("[]"),
@@ -169,3 +169,61 @@ def test_bad_data_are_one_sentence(badja: Path, spoil, sentence):
 def test_unknown_videos_are_one_sentence(badja: Path):
     with pytest.raises(InputError, match=r"video cat is not in .*joint_annotations; expected some of bear, dog, tiger"):
         timecycle.evaluate_badja(CellFeatures(), badja, videos=["cat"])
+
+
+@pytest.mark.parametrize(
+    "stored", ["../a.jpg", "/etc/passwd", "DAVIS/../../a.jpg", "", "x" * 300, "a\x00b", "a\nb", "a\\b", ".a"]
+)
+@pytest.mark.parametrize("key", ["image_path", "segmentation_path"])
+def test_paths_in_annotations_lead_below_the_folder(badja: Path, key, stored):
+    rewrite(lambda entries: entries[0].update({key: stored}))(badja)
+    with pytest.raises(InputError, match=r"bear\.json: the name") as refused:
+        timecycle.evaluate_badja(CellFeatures(), badja, "dino", **NATIVE)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 10**5,
+        b"9" * 5000,
+        b"\xff\xfe[",
+        b"NaN",
+        b"null",
+        b"3",
+        b'"a"',
+        b"{}",
+        b"[3]",
+        b"[null]",
+        b'[{"joints": []}]',
+    ],
+)
+def test_other_json_is_one_sentence(badja: Path, content):
+    (badja / "joint_annotations/bear.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"bear\.json (is damaged or not JSON|holds a|cannot be read)") as refused:
+        timecycle.evaluate_badja(CellFeatures(), badja, "dino", **NATIVE)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"joints": [[10**400, 0]] * 37}, "cannot be read (OverflowError"),
+        ({"joints": [["a", 0]] * 37}, "cannot be read (ValueError"),
+        ({"joints": {}}, "cannot be read (TypeError"),
+        ({"visibility": ["a" * 10**6] * 37}, "visibility of 00002.jpg is float64 [37]; expected bool"),
+        ({"visibility": [[True]] * 37}, "visibility of 00002.jpg is float64 [37]; expected bool"),
+        ({"visibility": None}, "cannot be read (TypeError"),
+    ],
+)
+def test_other_values_are_one_sentence(badja: Path, change, said):
+    rewrite(lambda entries: entries[0].update(change))(badja)
+    with pytest.raises(InputError) as refused:
+        timecycle.evaluate_badja(CellFeatures(), badja, "dino", **NATIVE)
+    assert said in str(refused.value)
+
+
+def test_a_frame_is_annotated_once(badja: Path):
+    rewrite(lambda entries: entries.append(entries[0]))(badja)
+    with pytest.raises(InputError, match=r"annotates .* twice"):
+        timecycle.evaluate_badja(CellFeatures(), badja, "dino", **NATIVE)

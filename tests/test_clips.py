@@ -388,3 +388,11 @@ def test_real_videos(shared):
         assert pictures.shape[0] == 2
         assert min(pictures.shape[1:3]) <= 256
         assert pictures.std() > 5
+
+
+@pytest.mark.parametrize("line", ["a " + "9" * 5000, "a 9999999999", "a \u0663", "x" * 5000, '"' + "a" * 3000])
+def test_numbers_of_frames_have_a_few_digits(tmp_path, line):
+    (tmp_path / "list.txt").write_text(line)
+    with pytest.raises(InputError, match=r"line 1, is .*; expected a folder and its number of frames") as refused:
+        listed_clips(tmp_path / "list.txt")
+    assert len(str(refused.value)) < 500

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timecycle.data.davis import read_davis, read_filelist
+from timecycle.data.clips import listed_clips
+from timecycle.data.davis import read_davis, read_filelist, sequence_names
 from timecycle.errors import InputError
 from timecycle.files import open_image, read_rgb, shown_size
 from timecycle.masks import mask_reading, read_mask, write_mask
@@ -314,3 +315,77 @@ def test_a_prepared_folder_says_its_rate(small_davis: Path):
     assert read_davis(small_davis)[0].fps is None
     (frames(small_davis) / ".prepared.json").write_text('{"rules": {"fps": 12.5}, "bytes": 1, "frames": 4}')
     assert read_davis(small_davis)[0].fps == 12.5
+
+
+def listed(root: Path, *lines: str) -> Path:
+    (root / "ImageSets/2017").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/2017/val.txt").write_text("\n".join(lines))
+    return root
+
+
+NO_NAMES = [
+    "..",
+    "../evil",
+    ".",
+    ".hidden",
+    "a\\b",
+    "x" * 300,
+    "a\x01b",
+    "overlays",
+    "results.json",
+    "/",
+    "a/..",
+    "/a/..",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_names_in_a_list_are_those_of_single_folders(tmp_path: Path, name):
+    with pytest.raises(InputError, match=r"val\.txt") as refused:
+        sequence_names(listed(tmp_path, "bear", name))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["a b", "**", "[a]", "caf\u00e9"])
+def test_other_names_are_taken_as_they_are(tmp_path: Path, name):
+    assert sequence_names(listed(tmp_path, name)) == [name]
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "/etc/passwd", "x" * 300, ""])
+@pytest.mark.parametrize("option", ["set", "year"])
+def test_sets_and_years_are_names(tmp_path: Path, option, name):
+    with pytest.raises(InputError, match=f"^--{option}: the name"):
+        sequence_names(listed(tmp_path, "bear"), *({"set": (name,), "year": ("val", name)}[option]))
+
+
+@pytest.mark.parametrize("line", ["{0}/.. {0}", "{0}/overlays {0}", "{0}/.a {0}"])
+def test_a_filelists_sequences_have_names_of_single_folders(tmp_path: Path, line):
+    (tmp_path / "list.txt").write_text(line.format(tmp_path))
+    with pytest.raises(InputError, match=r"list\.txt: the name") as refused:
+        read_filelist(tmp_path / "list.txt")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", ["x" * 300 + " b", "x" * 5000 + " b", "a/" * 600 + " b"])
+def test_folders_with_long_names_are_one_sentence(tmp_path: Path, line):
+    (tmp_path / "list.txt").write_text(line)
+    with pytest.raises(
+        InputError, match=r"does not exist; expected a folder|expected the name of one|characters; expected"
+    ):
+        read_filelist(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("fps", ["NaN", "Infinity", "0", "-1", "1e9", "1" + "0" * 400, "9" * 5000, '"12"', "[" * 10**5])
+def test_frames_a_second_that_cannot_be_are_not_known(small_davis: Path, fps):
+    for text, wanted in ((fps, None), ("12.5", 12.5)):
+        (frames(small_davis) / ".prepared.json").write_text('{"rules": {"fps": ' + text + "}}")
+        (sequence,) = read_davis(small_davis, names=["first"])
+        assert sequence.fps == wanted
+
+
+def test_clips_of_folders_with_long_names_are_missing(tmp_path: Path):
+    (tmp_path / "list.txt").write_text("x" * 300 + " 9")
+    (clip,) = listed_clips(tmp_path / "list.txt")
+    with pytest.raises(InputError, match="does not exist; expected 9 frames"):
+        clip.read([0])

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,62 @@ def test_bad_lists_are_one_sentence(jhmdb: Path, text, sentence):
     with pytest.raises(InputError) as refused:
         timecycle.evaluate_jhmdb(CellFeatures(), jhmdb, listing=jhmdb / "list.txt", **SMALL)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "x" * 300, "a\\b", "a/b"])
+def test_names_of_clips_are_those_of_single_folders(jhmdb: Path, name):
+    (jhmdb / "splits/walk_test_split1.txt").write_text(f"{name}.avi 2\n")
+    with pytest.raises(InputError, match=r"walk_test_split1\.txt line 1: the name"):
+        read_jhmdb(jhmdb)
+    (jhmdb / "list.txt").write_text(f"joint_positions/../{name}/joint_positions.mat x\n")
+    with pytest.raises(InputError, match=r"list\.txt line 1"):
+        read_jhmdb(jhmdb, jhmdb / "list.txt")
+
+
+@pytest.mark.parametrize("split", [0, 4, "../1", "*"])
+def test_there_are_three_splits(jhmdb: Path, split):
+    with pytest.raises(InputError, match=r"split is .*; expected 1, 2 or 3"):
+        read_jhmdb(jhmdb, split=split)
+
+
+def cells() -> np.ndarray:
+    found = np.empty((1, 1), object)
+    found[0, 0] = np.ones((2, 15, 3))
+    return found
+
+
+@pytest.mark.parametrize("array", [cells(), "text", np.ones((2, 15)) * 1j, {"a": 1}, np.ones((2, 15)) > 0])
+def test_joints_are_real_numbers(jhmdb: Path, array):
+    write_mat(jhmdb / "joint_positions/pour/tea/joint_positions.mat", pos_img=array)
+    with pytest.raises(
+        InputError, match=r"joint_positions\.mat is no MATLAB file with a numeric array pos_img \(pos_img"
+    ):
+        read_jhmdb(jhmdb)
+
+
+def test_cells_in_cells_without_end_are_not_read(jhmdb: Path):
+    """Each is read by a call within that of the one around it."""
+    path = jhmdb / "joint_positions/pour/tea/joint_positions.mat"
+    whole = path.read_bytes()
+
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    def cell(name: bytes, inner: bytes) -> bytes:
+        return element(
+            14, element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, name) + inner
+        )
+
+    data = b""
+    for _ in range(2000):
+        data = cell(b"", data)
+    path.write_bytes(whole[:128] + cell(b"pos_img", data))
+    with pytest.raises(InputError, match=r"\(pos_img is cell \[1, 1\]\)"):
+        read_jhmdb(jhmdb)
+
+
+def test_an_annotation_is_small(jhmdb: Path):
+    with (jhmdb / "joint_positions/pour/tea/joint_positions.mat").open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match="has 1073741824 bytes; expected an annotation of at most"):
+        read_jhmdb(jhmdb)

@@ -234,3 +234,20 @@ def test_of_2016_soft_edges_are_no_object_either(tmp_path):
     grey(0, 255, 7).save(tmp_path / "two.png")
     assert check_annotation(tmp_path / "two.png", MaskReading(single=True)) == []
     np.testing.assert_array_equal(read_mask(tmp_path / "two.png", MaskReading(single=True)), moving() > 0)
+
+
+@pytest.mark.parametrize("word", ["9" * 5000 + "=1", "1=" + "9" * 5000, "\u0663=1", "1=\u00b2", "-1=1", "1=1=1"])
+def test_values_to_remap_are_numbers(word):
+    with pytest.raises(InputError, match="is no pair; expected VALUE=ID") as refused:
+        mask_reading(remap=[word])
+    assert len(str(refused.value)) < 200
+
+
+def test_a_changed_bit_of_a_mask_is_noticed(tmp_path):
+    path = tmp_path / "mask.png"
+    write_mask(path, np.arange(64, dtype=np.uint8).reshape(8, 8) % 3)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 12] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"mask\.png is damaged or truncated"):
+        read_mask(path)

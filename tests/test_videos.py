@@ -234,6 +234,13 @@ def test_a_folder_without_videos_says_what_it_holds(tmp_path: Path):
     [
         "ffconcat version 1.0\nfile 'real.mp4'\n",
         "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nreal.mp4\n#EXT-X-ENDLIST\n",
+        '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+        'mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4">'
+        '<Representation id="1" bandwidth="1"><BaseURL>real.mp4</BaseURL>'
+        "</Representation></AdaptationSet></Period></MPD>",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        "# VobSub index file, v7\nid: en, index: 0\ntimestamp: 00:00:00:000, filepos: 000000000\n",
+        "real.mp4\n",
     ],
 )
 def test_a_playlist_does_not_open_other_files(tmp_path: Path, name, text):
@@ -241,6 +248,50 @@ def test_a_playlist_does_not_open_other_files(tmp_path: Path, name, text):
     (tmp_path / name).write_text(text)
     refused_by_both(tmp_path / name, "is damaged or no video")
     assert (tmp_path / name in video_files(tmp_path)[1]) == (name == "list")
+
+
+@pytest.mark.parametrize("name", ["%d.mp4", "concat:real.mp4", "file:real.mp4", "subfile,,start,0,end,0,,:real.mp4"])
+def test_a_name_is_no_address_or_pattern(tmp_path: Path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 1):
+        Image.new("RGB", (64, 48)).save(f"{number}.mp4", "JPEG")
+    write_video(Path("real.mp4"))
+    refused_by_both(Path(name), "is damaged or no video")
+
+
+def test_a_track_of_another_file_is_not_read(tmp_path: Path):
+    """An MP4's data references may name files; here the boxes are as QuickTime writes them for the one beside it."""
+    path = write_video(tmp_path / "a.mov")
+    (tmp_path / "real.mov").write_bytes(path.read_bytes())
+    data = path.read_bytes()
+    own = struct.pack(">I4sI", 12, b"url ", 1)
+    at = data.index(own)
+    name = b"real.mov"
+    alias = bytearray(150)
+    struct.pack_into(">4sHH", alias, 0, bytes(4), 150 + 4 + len(name) + 2, 2)
+    other = bytes(alias) + struct.pack(">HH", 2, len(name)) + name + struct.pack(">hH", -1, 0)
+    box = struct.pack(">I4sI", 12 + len(other), b"alis", 0) + other
+    changed = bytearray(data[:at] + box + data[at + 12 :])
+    for outer in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        place = changed.rindex(outer, 0, at) - 4
+        (size,) = struct.unpack_from(">I", changed, place)
+        struct.pack_into(">I", changed, place, size + len(box) - 12)
+    begin = changed.index(b"mdat") - 4
+    (size,) = struct.unpack_from(">I", changed, begin)
+    changed[begin + 8 : begin + size] = bytes(size - 8)  # no pictures of its own
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=r"a\.mov is damaged"):
+        clip_shows(path)
+    assert frames_show(path) == []  # which `extract` refuses
+
+
+@pytest.mark.parametrize("pixels", ["3071", "1"])
+def test_frames_of_too_many_pixels_are_refused(tmp_path: Path, monkeypatch, pixels):
+    path = write_video(tmp_path / "a.mp4", size=(64, 48))
+    monkeypatch.setenv("TIMECYCLE_MAX_PIXELS", "3072")
+    assert len(clip_shows(path)) == 12
+    monkeypatch.setenv("TIMECYCLE_MAX_PIXELS", pixels)
+    refused_by_both(path, rf"has 64 x 48 pixels; expected at most {pixels} \(TIMECYCLE_MAX_PIXELS raises it\)")
 
 
 def test_a_picture_that_is_called_a_video(tmp_path: Path):

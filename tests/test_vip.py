@@ -139,3 +139,12 @@ def test_bad_data_are_one_sentence(vip: Path, spoil, sentence):
         timecycle.evaluate_vip(CellFeatures(stride=4), vip, "dino", **EXACT)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", ".", ".hidden", "x" * 300, "a\\b", "a\x01"])
+def test_names_in_the_list_are_those_of_single_folders(tmp_path: Path, name):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/val_videos.txt").write_text(name)
+    with pytest.raises(InputError, match=r"val_videos\.txt: the name") as refused:
+        read_vip(tmp_path)
+    assert "\n" not in str(refused.value)

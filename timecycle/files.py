@@ -5,8 +5,9 @@ import json
 import math
 import os
 import re
-import sys
 import shutil
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats of pictures that are read, as Pillow calls them; of others some are read by programs that Pillow starts."""
 
 MOST_PIXELS = "TIMECYCLE_MAX_PIXELS"
-"""An environment variable: how many pixels a picture, or a frame of a video, may have. Without it as many as Pillow takes without a warning."""
+"""An environment variable: how many pixels a picture, or a frame of a video, may have.
+
+Without it as many as Pillow takes without a warning.
+"""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -119,6 +123,8 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
     their pixels are the same. Raises InputError if the data end early or are damaged.
     """
     try:
+        if image.format == "PNG":
+            _check_png(path)
         image.load()
         turned = _TURNS.get(_orientation(image))
         if turned is not None:
@@ -128,6 +134,22 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
         raise InputError(
             f"{path} is damaged or truncated ({_reason(error)}); expected a complete picture of {', '.join(FORMATS)}"
         ) from None
+
+
+def _check_png(path: Path) -> None:
+    """Raise ValueError for a PNG whose checksums are wrong, or that ends early; of its pixels Pillow takes any."""
+    data = path.read_bytes()
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        stored = int.from_bytes(data[end : end + 4], "big")
+        if kind[:1].isupper() and (end + 4 > len(data) or zlib.crc32(memoryview(data)[at + 4 : end]) != stored):
+            raise ValueError(f"the checksum of its {kind.decode('latin1')} at byte {at} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("it ends early")
 
 
 _TURNS = {

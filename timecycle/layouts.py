@@ -173,10 +173,10 @@ class Network:
             counts = name.endswith("num_batches_tracked")
             if name not in found:
                 problems += [] if counts else [(name, "missing")]
-            elif found[name].shape != value.shape:
-                problems.append((name, f"{list(found[name].shape)} instead of {list(value.shape)}"))
             elif wrong := unfit(found[name], counts):
                 problems.append((name, wrong))
+            elif found[name].shape != value.shape:
+                problems.append((name, f"{list(found[name].shape)} instead of {list(value.shape)}"))
         unexpected = re.compile(r"(trunk\.)?(conv|bn|layer[123]\.)")
         return problems + [(name, "unexpected") for name in found if name not in expected and unexpected.match(name)]
 

@@ -91,8 +91,9 @@ def mask_reading(
         value, equals, id_ = word.partition("=")
         if word == "compact":
             continue
-        if not (equals and value.isdecimal() and id_.isdecimal() and int(id_) <= VOID):
-            raise InputError(f"--remap {word} is no pair; expected VALUE=ID, such as 3=1, or compact")
+        numbers = equals and all(n.isdecimal() and n.isascii() and len(n) <= 5 for n in (value, id_))
+        if not numbers or int(id_) > VOID:
+            raise InputError(f"--remap {word[:50]} is no pair; expected VALUE=ID, such as 3=1, or compact")
         pairs[int(value)] = int(id_)
     if threshold is not None and not (isinstance(threshold, int) and 1 <= threshold <= VOID):
         raise InputError(f"--threshold is {threshold!r}; expected a grey value from 1 to {VOID}")

@@ -4,23 +4,23 @@ A file holds dicts in dicts ({"checkpoint": {"model": {...}}}); every one with t
 the keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
 """
 
+import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from timecycle import torch_files
 from timecycle.errors import InputError, listing
+from timecycle.pickles import said
+from timecycle.torch_files import Ignored
 
 Content = TypeVar("Content")
 State = dict[str, Tensor]
@@ -29,17 +29,9 @@ TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapp
 """Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
 
 _DEEPEST = 5  # dicts in dicts that are searched
+_MOST_DICTS = 10_000  # that are searched; one may stand in many places
+_MOST_NETWORKS = 1000  # of one state dict
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
-
-
-class _Ignored:
-    """Stands for an object beside the weights: takes whatever it is built from, keeps nothing and runs nothing."""
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def _empty_dict(*arguments: Any) -> dict[Any, Any]:
@@ -61,7 +53,8 @@ def _harmless() -> dict[str, Any]:
         "argparse": "Namespace",
         "types": "SimpleNamespace",
         "collections": "ChainMap",
-        "builtins": "bool bytes dict float frozenset int list object range slice str tuple type Ellipsis",
+        "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type "
+        "Ellipsis",
         "datetime": "datetime date time timedelta timezone",
         "decimal": "Decimal",
         "fractions": "Fraction",
@@ -86,7 +79,7 @@ def _harmless() -> dict[str, Any]:
         modules[f"{core}.records"] = "recarray record"
         modules[f"{core}.memmap"] = "memmap"
         modules[f"{core}._internal"] = "_convert_to_stringdtype_kwargs"
-    names = {f"{module}.{name}": _Ignored for module, listed in modules.items() for name in listed.split()}
+    names = {f"{module}.{name}": Ignored for module, listed in modules.items() for name in listed.split()}
     return names | {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}
 
 
@@ -107,19 +100,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
 
     path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Beside the
-    weights there may be values of the standard library's and NumPy's types, which are passed over.
-    Raises InputError if it is missing, of another form, holds pickled code or objects of other types, or no tensors.
+    weights there may be values of the standard library's and NumPy's types, which are passed over. Of these forms the
+    zip form alone holds checksums, which are verified.
+    Raises InputError if it is missing, damaged, of another form, holds pickled code or objects of other types, or no
+    tensors.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}; expected a checkpoint (.pth.tar of the release, or .safetensors)")
+    check_is_file(path, "a checkpoint (.pth.tar of the release, or .safetensors)")
     if is_safetensors(path):
         return _read_safetensors(path)
-    content = _unpickled(path)
-    states = dict(_state_dicts(content))
+    content = torch_files.load(path, _HARMLESS, _allowed())
+    states: dict[str, State] = {}
+    for count, (place, tensors) in enumerate(_dicts(content)):
+        if count >= _MOST_DICTS:
+            raise InputError(f"{path} holds more than {_MOST_DICTS} dicts; expected the state_dict of a network")
+        if tensors:
+            states[place] = tensors
     if not states:
         raise InputError(f"{path} holds no tensors; expected a state_dict, alone or in a dict such as {{'model': ...}}")
     return Checkpoint(path, states, _notes(content))
+
+
+def check_is_file(path: Path, expected: str) -> None:
+    """Raise InputError if a file is missing, is a folder, or is none that can be read again, such as a pipe."""
+    if not os.path.isfile(path):  # which takes names that are too long, where that of Path raises OSError
+        what = "is a folder" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "does not exist"
+        raise InputError(f"{path} {what}; expected {expected}")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -137,59 +142,46 @@ def _read_safetensors(path: Path) -> Checkpoint:
         state = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, "pt") as opened:
             notes = opened.metadata() or {}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error})") from None
+    except Exception as error:  # of damaged headers: its own error, those of torch for types and shapes, and others
+        raise InputError(
+            f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
+        ) from None
     if not state:
         raise InputError(f"{path} holds no tensors; expected those of a network")
     return Checkpoint(path, {".": state}, notes)
 
 
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Let torch.load read the harmless types as what stands in for them; what the caller has allowed stays allowed."""
-
-    def name(entry: Any) -> str:
-        return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
-
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([entry for entry in before if name(entry) not in _HARMLESS])
-    torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in _HARMLESS.items()])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+def _allowed() -> dict[str, Any]:
+    """What the caller has allowed torch.load to read, but for what `_HARMLESS` stands in for, by full name."""
+    entries = torch.serialization.get_safe_globals()
+    named = {
+        entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}": entry for entry in entries
+    }
+    return {
+        name: entry[0] if isinstance(entry, tuple) else entry for name, entry in named.items() if name not in _HARMLESS
+    }
 
 
-def _unpickled(path: Path) -> Any:
-    try:
-        # Opened here, as torch.load goes by the suffix of a path; its warnings are about files that it then refuses.
-        with path.open("rb") as file, _stand_ins(), warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        other = "it is damaged, of a pickle protocol other than 2, or holds something else"
-        what = f"it names {named.group(1)}" if named else other
-        raise InputError(f"{path} is not a file of plain tensors ({what}); expected a saved state_dict") from None
-    except Exception as error:  # of damaged bytes nearly anything comes
-        first_sentence = re.split(r"\n|\. ", str(error))[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as a PyTorch checkpoint ({first_sentence})") from None
-
-
-def _state_dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tuple[str, State]]:
+def _dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tuple[str, State]]:
+    """The dicts in a file's content by their places, with the tensors that each holds itself."""
     if not isinstance(content, dict) or not depth:
         return
-    if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
-        yield place, tensors
+    names = {key: _key_name(key) for key in content}
+    yield place, {names[key]: value for key, value in content.items() if isinstance(value, Tensor)}
     for key, value in content.items():
-        yield from _state_dicts(value, str(key) if place == "." else f"{place}.{key}", depth - 1)
+        yield from _dicts(value, names[key] if place == "." else f"{place}.{names[key]}", depth - 1)
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key as a part of names; one that is no text is shortened."""
+    return key if isinstance(key, str) else said(key) if isinstance(key, int | float | bytes) else type(key).__name__
 
 
 def _notes(content: Any) -> dict[str, str]:
     """Of a run's own checkpoint: the layout of its encoder, which its names do not tell."""
     settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
-    return {"layout": str(settings.get("objective"))} if isinstance(settings, dict) else {}
+    layout = settings.get("objective") if isinstance(settings, dict) else None
+    return {"layout": layout} if isinstance(layout, str) else {}
 
 
 def read_state_dict(path: Path, part: str | None = None) -> State:
@@ -251,6 +243,8 @@ def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
     trunks = []
     for place, state in checkpoint.states.items():
         prefixes = sorted({found[1] for name in state if (found := _FIRST_STAGE.match(name))}, key=len, reverse=True)
+        if len(prefixes) > _MOST_NETWORKS:
+            raise InputError(f"{checkpoint.path} holds {len(prefixes)} networks; expected {_MOST_NETWORKS} at most")
         # A name belongs to the longest prefix that it begins with: that of one trunk may begin that of another.
         owner = {name: next((prefix for prefix in prefixes if name.startswith(prefix)), None) for name in state}
         for prefix in reversed(prefixes):

@@ -110,6 +110,8 @@ def _name(line: str) -> str:
     if "/" not in line:
         return line
     path = Path(fields(line)[0])
+    if ".." in path.parts:
+        return str(path)  # which is no name
     return path.parent.name if path.suffix else path.name
 
 

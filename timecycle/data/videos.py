@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError
+from timecycle.files import check_pixels, most_pixels
 
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv",
@@ -26,14 +27,16 @@ NEARLY_SQUARE = 0.01  # as programs state it that scaled a picture to whole pixe
 SHOWN_NAMES = 3
 PROBED_BYTES = 1 << 17  # of a file, to know its format by
 
-# FFmpeg's formats, but for names that end in _pipe (pictures), that are no video: text, and lists of other files.
+# FFmpeg's formats, but for names that end in _pipe (pictures), that are no video: text, devices, lists of other files.
 _TEXT = "adf bin idf tty txd xbin"
+_DEVICES = "alsa fbdev kmsgrab lavfi oss video4linux2 v4l2 x11grab"
 _LISTS = "concat dash hls imf rtsp sap sdp vobsub webm_dash_manifest"
 _PICTURES = "alias_pix brender_pix fits ico image2"
 _SUBTITLES = (
     "aqtitle ass jacosub lrc mcc microdvd mpl2 mpsub pjs realtext sami scc srt stl subviewer subviewer1 sup "
     "tedcaptions ttml vplayer webvtt"
 )
+_MOST_PIXELS_OF_FFMPEG = (1 << 31) - 1
 _TIMES_NOT_STATED = {"mpeg", "mpegts", "ogg"}  # FFmpeg has their length from the last timestamp
 _STATED_FOR_DECODING = {"avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2"}  # their length is counted in times of decoding
 
@@ -94,8 +97,8 @@ def _is_video(path: Path) -> bool:
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file's container and best video stream, known by content alone and decoded in one thread.
 
-    Playlists are not opened, and nothing but the file itself is. Raises InputError if the file cannot be read or holds
-    no video, and for what FFmpeg refuses within the block.
+    Playlists are not opened, and nothing but the file itself is. Raises InputError if the file cannot be read, holds
+    no video, or one of more pixels than `most_pixels`, and for what FFmpeg refuses within the block.
     """
     import av
 
@@ -114,7 +117,10 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
                 if stream is None or cover or stream.codec_context is None:
                     raise InputError(f"{path} holds no video that can be decoded; expected a video file")
-                stream.codec_context.thread_count = 1  # callers read several videos at a time
+                context: Any = stream.codec_context
+                context.thread_count = 1  # callers read several videos at a time
+                check_pixels(path, context.width or 1, context.height or 1)  # 0 if it is not known yet
+                context.options |= {"max_pixels": str(min(most_pixels(), _MOST_PIXELS_OF_FFMPEG))}  # of later frames
                 yield container, stream
     except (av.FFmpegError, OSError) as error:
         other_kind = container is None and isinstance(error, av.ArgumentError)
@@ -127,7 +133,7 @@ def _formats() -> str:
     """Names of the formats that may be videos, as FFmpeg takes them."""
     import av
 
-    others = set(f"{_TEXT} {_LISTS} {_PICTURES} {_SUBTITLES}".split())
+    others = set(f"{_TEXT} {_DEVICES} {_LISTS} {_PICTURES} {_SUBTITLES}".split())
     return ",".join(sorted(name for name in av.formats_available - others if not name.endswith("_pipe")))
 
 

@@ -5,9 +5,8 @@ test_on_badja.py and badjadataset.py of PIPs (Harley et al., ECCV 2022), which c
 annotated ones.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from tqdm import tqdm
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
 from timecycle.features import Extractor, GivenFeatures, evaluating
-from timecycle.files import decode, open_image
+from timecycle.files import component, decode, open_image, read_json
 from timecycle.labels import Size, nearest
+from timecycle.pickles import said
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import FrameFiles, Sizes, carry
@@ -80,39 +80,22 @@ def read_badja(root: Path | str, videos: list[str] | None = None) -> list[Animal
 
 
 def _read_video(root: Path, path: Path) -> AnimalVideo:
-    try:
-        stored = [
-            (
-                root / e["image_path"],
-                root / e["segmentation_path"],
-                np.array(e["joints"], float),
-                np.array(e["visibility"]),
-            )
-            for e in json.loads(path.read_bytes())
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); expected a list of objects with image_path, "
-            "segmentation_path, joints and visibility"
-        ) from None
-    if not stored:
+    what = "a list of objects with image_path, segmentation_path, joints and visibility"
+    listed = read_json(path, what)
+    if not isinstance(listed, list):
+        raise InputError(f"{path} holds a {type(listed).__name__}; expected {what}")
+    if not listed:
         raise InputError(f"{path} is empty; expected an object for every annotated frame")
-    stored.sort(key=lambda entry: entry[0])
-    for image, _, places, seen in stored:
-        if places.shape != (STORED_JOINTS, 2) or not np.isfinite(places).all():
-            raise InputError(
-                f"{path}: joints of {image.name} are {list(places.shape)}; expected finite [{STORED_JOINTS}, 2]"
-            )
-        if seen.shape != (STORED_JOINTS,) or seen.dtype != np.bool_:
-            raise InputError(
-                f"{path}: visibility of {image.name} is {seen.dtype} {list(seen.shape)}; expected bool "
-                f"[{STORED_JOINTS}]"
-            )
+    stored = [_read_frame(root, path, entry, what) for entry in listed]
     images = [entry[0] for entry in stored]
     every = files_in(images[0].parent, (images[0].suffix.lower(),), "frames")
     for image in images:
         if image not in every:
             raise InputError(f"{image} does not exist; expected the frame that {path} annotates")
+        if images.count(image) > 1:
+            raise InputError(f"{path} annotates {image} twice; expected one object for every annotated frame")
+    stored.sort(key=lambda entry: every.index(entry[0]))
+    images.sort(key=every.index)
     start, end = every.index(images[0]), every.index(images[-1])
     chosen = list(JOINTS)
     return AnimalVideo(
@@ -123,6 +106,34 @@ def _read_video(root: Path, path: Path) -> AnimalVideo:
         np.stack([entry[2] for entry in stored])[:, chosen, ::-1],  # stored as row, column
         np.stack([entry[3] for entry in stored])[:, chosen],
     )
+
+
+def _read_frame(root: Path, path: Path, entry: Any, what: str) -> tuple[Path, Path, np.ndarray, np.ndarray]:
+    """One object of an annotation: paths of the frame and its segmentation, joints [37, 2], visibility [37]."""
+    try:
+        image, segmentation = (_below(root, path, entry[key]) for key in ("image_path", "segmentation_path"))
+        places = np.array(entry["joints"], float)
+        # Of texts NumPy would make an array in which each takes as much as the longest.
+        seen = np.array([value if isinstance(value, bool | int) else np.nan for value in entry["visibility"]])
+    except InputError:
+        raise
+    except Exception as error:  # NumPy takes lists in lists of any values, and raises accordingly
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {said(error)}); expected {what}") from None
+    if places.shape != (STORED_JOINTS, 2) or not np.isfinite(places).all():
+        raise InputError(
+            f"{path}: joints of {image.name} are {said(list(places.shape))}; expected finite [{STORED_JOINTS}, 2]"
+        )
+    if seen.shape != (STORED_JOINTS,) or seen.dtype != np.bool_:
+        raise InputError(
+            f"{path}: visibility of {image.name} is {said(seen.dtype)} {said(list(seen.shape))}; expected bool "
+            f"[{STORED_JOINTS}]"
+        )
+    return image, segmentation, places, seen
+
+
+def _below(root: Path, path: Path, stored: str) -> Path:
+    """A path that an annotation gives, below the data's folder."""
+    return root.joinpath(*(component(part, path) for part in PurePosixPath(stored).parts or ("",)))
 
 
 def animal_area(path: Path, frame: Size) -> int:

@@ -5,6 +5,8 @@ CVPR 2019, section 4.3; the pose programs of UVC (test_jhmdb.py, eval_pck.py; Li
 (data/jhmdb.py, test.py, eval/eval_pck.py; Jabri et al., NeurIPS 2020), whose rules these are.
 """
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from tqdm import tqdm
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
 from timecycle.features import Extractor, evaluating
-from timecycle.files import fields, read_lines
+from timecycle.files import component, fields, read_lines
+from timecycle.pickles import said
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import FrameFiles, Sizes, carry
@@ -26,6 +29,9 @@ from timecycle.tasks.scores import mean, pose_distances, pose_pck
 JOINTS = 15
 SIDE = 320  # pixels; UVC's program takes 240
 THRESHOLDS = (0.1, 0.2)
+LARGEST = 1 << 20  # bytes of a clip's annotation, of which those of the data set have a few thousand
+NUMERIC = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+"""MATLAB's classes of real numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +72,9 @@ def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int =
         InputError: something is missing, damaged or does not fit together.
     """
     root = Path(root)
-    if not root.is_dir():
+    if split not in (1, 2, 3):
+        raise InputError(f"split is {split!r}; expected 1, 2 or 3")
+    if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder; expected one in JHMDB's layout")
     names = _listed(Path(listing)) if listing is not None else _split(root / "splits", split)
     return [_read_clip(root, name) for name in names]
@@ -82,9 +90,11 @@ def _split(folder: Path, split: int) -> list[str]:
             if not words:
                 continue
             if len(words) != 2 or words[1] not in ("1", "2"):
-                raise InputError(f"{path} line {number} is {line.strip()!r}; expected '<clip>.avi' and 1 or 2")
+                found = said(repr(line.strip()))
+                raise InputError(f"{path} line {number} is {found}; expected '<clip>.avi' and 1 or 2")
             if words[1] == "2":  # for testing; 1 for training
-                names.append(f"{path.name.removesuffix(ending)}/{words[0].removesuffix('.avi')}")
+                clip = component(words[0].removesuffix(".avi"), f"{path} line {number}")
+                names.append(f"{path.name.removesuffix(ending)}/{clip}")
     if not names:
         raise InputError(
             f"{folder} names no clip for testing; expected lists <class>{ending} with lines '<clip>.avi 2'"
@@ -106,7 +116,7 @@ def _listed(path: Path) -> list[str]:
                 f"{path} line {number} names {len(found)} annotations; expected one path that ends in "
                 "joint_positions/<class>/<clip>/joint_positions.mat"
             )
-        names.append(f"{found[0][1]}/{found[0][2]}")
+        names.append("/".join(component(name, f"{path} line {number}") for name in found[0][1:3]))
     if not names:
         raise InputError(f"{path} is empty; expected two paths a line")
     return names
@@ -115,15 +125,25 @@ def _listed(path: Path) -> list[str]:
 def _joints(path: Path) -> np.ndarray:
     """The array pos_img of a MATLAB file, float64."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
     except ImportError:
         raise InputError(f"scipy is not installed; {path} cannot be read without it (pip install scipy)") from None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; expected a MATLAB file with pos_img")
+    if path.stat().st_size > LARGEST:
+        raise InputError(f"{path} has {path.stat().st_size} bytes; expected an annotation of at most {LARGEST}")
     try:
-        return np.asarray(loadmat(path, variable_names=["pos_img"])["pos_img"], np.float64)
+        # Cells are not read: those in cells without end would overflow the stack.
+        kinds = [(kind, shape) for name, shape, kind in whosmat(path) if name == "pos_img"]
+        for kind, shape in kinds:
+            if kind not in NUMERIC or math.prod(shape) > LARGEST:
+                raise ValueError(f"pos_img is {said(kind)} {said(list(shape))}")
+        stored = loadmat(path, variable_names=["pos_img"])["pos_img"]
+        if stored.dtype.kind not in "fiu":
+            raise ValueError(f"pos_img is {stored.dtype}")
+        return np.asarray(stored, np.float64)
     except Exception as error:  # scipy's own errors are of many types
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(said(error).split()) or type(error).__name__
         raise InputError(f"{path} is no MATLAB file with a numeric array pos_img ({reason})") from None
 
 

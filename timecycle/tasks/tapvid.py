@@ -3,8 +3,10 @@
 Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, and its code.
 """
 
+import io
+import math
+import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,19 @@ from tqdm import tqdm
 
 from timecycle.errors import InputError
 from timecycle.features import Extractor, GivenFeatures, evaluating
+from timecycle.files import component
+from timecycle.pickles import Refused, said
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry
-from timecycle.tasks.pickled import load_arrays
+from timecycle.tasks.pickled import NUMBERS, check_size, load_arrays
 from timecycle.tasks.places import bilinear_maps, strongest_places
 from timecycle.tasks.scores import PointScores, mean_point_scores, point_scores
 
 SIDE = 256  # pixels, of the images that are encoded and of the distances that are scored
 PARTS = ("video", "points", "occluded")
+MOST_DEFLATED = 200  # times as large as its record of an .npz is an array, if it is larger than LEAST_BOUNDED
+LEAST_BOUNDED = 1 << 24  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +64,14 @@ def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
         InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; expected a .pkl or .npz in TAP-Vid's layout")
-    return _npz_videos(path) if zipfile.is_zipfile(path) else _pickled_videos(path)
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a .pkl or .npz") from None
+    return _npz_videos(path) if zipped else _pickled_videos(path)
 
 
 def _pickled_videos(path: Path) -> Iterator[PointVideo]:
@@ -73,24 +84,50 @@ def _pickled_videos(path: Path) -> Iterator[PointVideo]:
             f"{path} holds {what}; expected {{video: {{'video', 'points', 'occluded'}}}}, or a list without names"
         )
     for name, parts in videos.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path} names a video by a {type(name).__name__}; expected text")
+        component(name, path)
         if not isinstance(parts, dict):
             raise InputError(f"{path}: {name} is a {type(parts).__name__}; expected {', '.join(PARTS)}")
-        yield _checked(path, str(name), parts)
+        yield _checked(path, name, parts)
 
 
 def _npz_videos(path: Path) -> Iterator[PointVideo]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files)
+        with zipfile.ZipFile(path) as archive:
+            keys = {name.removesuffix(".npy") for name in archive.namelist()}
+            names = dict.fromkeys(name.rpartition("/")[0] for name in archive.namelist())
             if not names:
                 raise InputError(f"{path} is empty; expected arrays named <video>/video and so on")
             for name in names:
-                parts = {part: arrays[f"{name}/{part}"] for part in PARTS if f"{name}/{part}" in arrays}
-                yield _checked(path, name, parts)
+                component(name, path)
+                found = [part for part in PARTS if f"{name}/{part}" in keys]
+                yield _checked(path, name, {part: _npz_array(archive, f"{name}/{part}.npy") for part in found})
     except InputError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({error}); expected an .npz of plain arrays") from None
+    except Refused as error:
+        raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays of numbers") from None
+    except Exception as error:  # zipfile, its decompressors and NumPy's headers raise what the damage leads to
+        raise InputError(f"{path} is damaged ({said(error) or type(error).__name__}); expected an .npz") from None
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz, whose size is checked before there is memory for it. Raises `Refused`, or what not."""
+    record = archive.getinfo(name)
+    if record.file_size > max(LEAST_BOUNDED, MOST_DEFLATED * record.compress_size):
+        raise Refused(f"it holds {record.compress_size} bytes that are said to become {record.file_size}")
+    data = archive.read(name)  # which verifies the record's checksum
+    header = io.BytesIO(data)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(header)]
+    shape, fortran, dtype = read(header)
+    if dtype.str[1:] not in NUMBERS:
+        raise Refused(f"it holds an array of type {said(repr(dtype.str[1:]))}")
+    check_size(len(data) - header.tell(), dtype, shape)
+    values = np.frombuffer(data, dtype, math.prod(shape), header.tell()) if math.prod(shape) else np.empty(0, dtype)
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
 def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:

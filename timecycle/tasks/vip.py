@@ -4,6 +4,7 @@ Sources: Zhou et al., Adaptive Temporal Encoding Network for Video Instance-leve
 the programs of UVC (test_mask_vip.py, eval_vip.py; Li et al., NeurIPS 2019), whose rules these are.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from timecycle.data.davis import files_in
 from timecycle.errors import InputError
 from timecycle.features import Extractor, GivenFeatures, evaluating
-from timecycle.files import read_lines
+from timecycle.files import component, read_lines
 from timecycle.labels import FirstLabels, first_labels, index_mask
 from timecycle.masks import VOID, read_mask
 from timecycle.protocols import Protocol
@@ -65,11 +66,11 @@ def read_vip(
         InputError: something is missing, damaged or does not fit together.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder; expected one in VIP's layout")
     path = root / listing
     lines = (line.strip().rstrip("/") for line in read_lines(path, "one video a line"))
-    names = list(dict.fromkeys(line.rsplit("/", 1)[-1] for line in lines if line))
+    names = list(dict.fromkeys(component(line.rsplit("/", 1)[-1], path) for line in lines if line))
     if not names:
         raise InputError(f"{path} is empty; expected one video a line")
     return [_read_video(name, root / "Images" / name, root / annotations / name) for name in names]

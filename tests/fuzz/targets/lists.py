@@ -1,0 +1,131 @@
+"""Lists of sequences and clips, with names, numbers and bytes that people and programs should not have written."""
+
+import functools
+import os
+import random
+import shutil
+from pathlib import Path
+
+from timecycle.data.clips import listed_clips
+from timecycle.data.davis import files_in, read_davis, read_filelist, sequence_names
+from timecycle.data.synthetic import make_davis
+from timecycle.errors import InputError
+from timecycle.files import fields, natural_key, read_lines
+from timecycle.tasks.jhmdb import read_jhmdb
+from timecycle.tasks.vip import read_vip
+
+ODD = [
+    "..", ".", "/", "a/..", "../evil", "/etc", "~", "a\\b", "**", "*", "?", "[a]", "", " ", "\t", "a b", '"a b"', "'a",
+    '"', "x" * 200, "x" * 256, "x" * 5000, "é" * 130, "\u202e", "\x01", "\x7f", "\0", "\r", "\x85", "\u2028", "-", "--",
+    "overlays", "results.json", "Overlays", ".hidden", "con", "9" * 5000, "-1", "1e9", "1.5", "²", "٣", "\ud800",
+    "a/b/c", "./a", "a/", "//", "/JPEGImages/480p/a/00000.jpg /Annotations/480p/a/00000.png", "\ufeff", "#", "=", "nan",
+]  # fmt: skip
+
+
+@functools.cache
+def made() -> Path:
+    """A small set in DAVIS's layout, made once for each process."""
+    root = Path(os.environ.get("TMPDIR", "/tmp")) / f"timecycle-fuzz-{os.getpid()}"
+    shutil.rmtree(root, ignore_errors=True)
+    make_davis(root, 1, 2, 32, 48)
+    return root
+
+
+def text(rng: random.Random, words: list[str]) -> bytes:
+    """Lines of such words in some encoding, one in four with a few bytes changed."""
+    parts = rng.choice([" ", " ", "\t", "  ", ""])
+    lines = [parts.join(_word(rng, words) for _ in range(rng.choice([1, 2, 2, 2, 3]))) for _ in range(4)]
+    encoding = rng.choice(["utf-8", "utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "utf-32", "latin-1"])
+    end = rng.choice(["\n", "\n", "\r\n", "\r"])
+    data = bytearray(end.join(lines[: rng.choice([0, 1, 1, 1, 2, 4])]).encode(encoding, "replace"))
+    if data and rng.random() < 0.15:
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data)
+
+
+def _word(rng: random.Random, words: list[str]) -> str:
+    return rng.choice(ODD if rng.random() < 0.15 else words)
+
+
+def case_imagesets(rng: random.Random, folder: Path) -> None:
+    """ImageSets: the names are of single folders, or the list is refused."""
+    lists = folder / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_bytes(text(rng, ["a", "b", "bear"]))
+    image_set, year = _word(rng, ["val"]), _word(rng, ["2017"])
+    for name in sequence_names(folder, image_set, year):
+        path = Path(os.path.normpath(folder / name))
+        assert path.parent == folder, f"{name!r} leads to {path}"
+
+
+def case_davis(rng: random.Random, folder: Path) -> None:
+    """A set in DAVIS's layout behind an odd list."""
+    root, names = made(), [path.name for path in (made() / "JPEGImages/480p").iterdir()]
+    for part in ("JPEGImages", "Annotations"):
+        (folder / part).symlink_to(root / part)
+    (folder / "ImageSets/2017").mkdir(parents=True)
+    (folder / "ImageSets/2017/val.txt").write_bytes(text(rng, names))
+    for sequence in read_davis(folder, names=[rng.choice(ODD)] if rng.random() < 0.1 else None):
+        assert sequence.name in names
+
+
+def case_filelist(rng: random.Random, folder: Path) -> None:
+    """A list of folders as the original program takes it."""
+    root = made()
+    names = [path.name for path in (root / "JPEGImages/480p").iterdir()]
+    words = [f"{root}/{part}/480p/{name}" for name in names for part in ("JPEGImages", "Annotations")]
+    path = folder / "list.txt"
+    path.write_bytes(text(rng, words))
+    for sequence in read_filelist(path):
+        assert Path(os.path.normpath(folder / sequence.name)).parent == folder
+
+
+def case_train_list(rng: random.Random, folder: Path) -> None:
+    """A list of clips, which are asked for their length and a frame."""
+    path = folder / "list.txt"
+    path.write_bytes(text(rng, [str(made() / "JPEGImages/480p"), "3", "0", "99"]))
+    for clip in listed_clips(path):
+        assert clip.length >= 0
+        try:
+            clip.read([0])
+        except InputError:
+            continue
+
+
+def case_vip(rng: random.Random, folder: Path) -> None:
+    """VIP's list of videos."""
+    (folder / "lists").mkdir()
+    (folder / "lists/val_videos.txt").write_bytes(text(rng, ["a", "b/c"]))
+    read_vip(folder)
+
+
+def case_jhmdb(rng: random.Random, folder: Path) -> None:
+    """JHMDB's splits, or another list."""
+    (folder / "splits").mkdir()
+    (folder / "splits/pour_test_split1.txt").write_bytes(text(rng, ["a.avi", "1", "2"]))
+    other = folder / "list.txt"
+    other.write_bytes(text(rng, ["x/joint_positions/a/b/joint_positions.mat", "a/b"]))
+    read_jhmdb(folder, other if rng.random() < 0.5 else None, rng.choice([1, 1, 1, 0, 4]))
+
+
+def case_words(rng: random.Random, folder: Path) -> None:
+    """Lines, their fields, and the order of names."""
+    path = folder / "list.txt"
+    path.write_bytes(text(rng, ["a", "b 1", "frame10", "frame9"]))
+    lines = read_lines(path, "lines")
+    for line in lines:
+        assert all(isinstance(field, str) for field in fields(line))
+    sorted((line[:255] for line in lines), key=natural_key)
+
+
+def case_folders(rng: random.Random, folder: Path) -> None:
+    """Folders of files with odd names, and names of folders that cannot be."""
+    for _ in range(3):
+        name = rng.choice(ODD).replace("/", "").replace("\0", "")
+        try:
+            (folder / f"{name}{rng.randrange(99)}.png").touch()
+        except (OSError, UnicodeError):  # which no file can have
+            continue
+    found = files_in(folder / _word(rng, [""])[:300].lstrip("/"), (".png",), "frames")
+    assert found == sorted(found, key=lambda path: (natural_key(path.stem), path.suffix))

@@ -1,0 +1,190 @@
+"""The folder of a run, damaged behind checksums: settings.json, log.jsonl, and what its checkpoints hold.
+
+A run is found, its settings resolved and its state restored from what is there, as train.py does, or refused. What is
+not refused is the run as it was, but for numbers that nothing can tell from others.
+"""
+
+import functools
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.fuzz.targets.json_files import changed, json_bytes, odd_value
+from timecycle.training import folder as folders
+from timecycle.training.checkpoints import Keeper, Progress, read, seed_everything
+from timecycle.training.distributed import World
+from timecycle.training.folder import Run, begin, find_run
+from timecycle.training.optimisers import make_optimiser, make_schedule
+from timecycle.training.report import kept_lines
+from timecycle.training.settings import Settings, resolved
+
+ALONE = World(0, 1, torch.device("cpu"))
+CLIPS = "0" * 64
+STEPS = (2, 3)
+OPTIMISERS = ("adam", "adamw", "sgd")
+LOG = b"".join(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}).encode() + b"\n" for step in range(1, 6))
+
+
+def keeper(folder: Path, settings: Settings) -> Keeper:
+    """A run of a model with few parameters, before its first step."""
+    seed_everything(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimiser = make_optimiser(settings, model)
+    return Keeper(folder, settings, CLIPS, ALONE, model, optimiser, make_schedule(settings, optimiser, 9))
+
+
+def contents(optimiser: str) -> list[dict[str, Any]]:
+    """What checkpoints hold after the two STEPS."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = keeper(Path(folder), resolved({"optimiser": optimiser, "made_clips": 2}))
+        for _ in range(STEPS[-1]):
+            run.optimiser.zero_grad()
+            run.model(torch.randn(4, 2)).square().sum().backward()
+            run.optimiser.step()
+            run.schedule.step()
+            run.progress.step += 1
+            run.progress.best_step, run.progress.best_score = 1, 0.5
+            run.skipped["a: b"] += 1
+            if run.progress.step in STEPS:
+                found.append(read(run.save()))
+    return found
+
+
+def odd(rng: random.Random, value: Any) -> Any:
+    """Something else in a value's place; of a tensor mostly a tensor."""
+    if isinstance(value, torch.Tensor) and rng.random() < 0.8:
+        ways = [
+            lambda: value.double(),
+            lambda: value.long(),
+            lambda: value.reshape(-1)[:-1].clone(),
+            lambda: value[None],
+            lambda: torch.full_like(value, float("nan")) if value.is_floating_point() else value - 2**40,
+            lambda: torch.full_like(value, float("inf")) if value.is_floating_point() else value * 0,
+            lambda: value.to_sparse(),
+            lambda: value.to("meta"),
+            lambda: value.to(torch.complex64),
+            lambda: torch.empty(0),
+        ]
+        return rng.choice(ways)()
+    if rng.random() < 0.3:
+        return rng.choice(
+            [[], {}, (), b"x", {1: 2}, [None], torch.zeros(3), torch.zeros(()), 10**400, torch.float32, {3}]
+        )
+    return odd_value(rng)
+
+
+def edited(rng: random.Random, value: Any, depth: int = 0) -> Any:
+    """A structure with one of its parts removed, replaced, repeated or of another type."""
+    if depth and rng.random() < 0.15:
+        return odd(rng, value)
+    if isinstance(value, dict) and value:
+        key = rng.choice(list(value))
+        way = rng.random()
+        if way < 0.1:
+            return {name: each for name, each in value.items() if name != key}
+        if way < 0.2:
+            return {(rng.choice([0, "x", None, -1]) if name == key else name): each for name, each in value.items()}
+        if way < 0.25:
+            return value | {rng.choice(["x", 7, None]): odd_value(rng)}
+        return value | {key: edited(rng, value[key], depth + 1)}
+    if isinstance(value, list | tuple) and value:
+        at = rng.randrange(len(value))
+        items = list(value)
+        if rng.random() < 0.2:
+            del items[at]
+        elif rng.random() < 0.2:
+            items.insert(at, items[at])
+        else:
+            items[at] = edited(rng, items[at], depth + 1)
+        return type(value)(items)
+    return odd(rng, value)
+
+
+CONTENTS = {name: contents(name) for name in OPTIMISERS}
+
+
+def case_checkpoint(rng: random.Random, folder: Path) -> None:
+    earlier, saved = CONTENTS[rng.choice(OPTIMISERS)]
+    damaged = edited(rng, saved)
+    if rng.random() < 0.2 and isinstance(damaged, dict):
+        damaged = edited(rng, damaged)
+    torch.save(damaged, folder / "checkpoint_0000003.pt")
+    if rng.random() < 0.5:
+        torch.save(earlier, folder / "checkpoint_0000002.pt")
+    given = {"resume": rng.choice(["auto", str(folder / "checkpoint_0000003.pt")]), "checkpoint": folder}
+
+    def set_up(run: Run) -> tuple[Run, Keeper]:
+        assert run.checkpoint is not None
+        assert run.path is not None
+        restored = keeper(folder, resolved(given, run.stored))
+        restored.restore(run.checkpoint, run.path)
+        return run, restored
+
+    run, found = find_run(given, set_up)
+    expected = saved if run.passed_over is None else earlier
+    assert found.progress.step == expected["progress"]["step"]
+    for name, value in found.model.state_dict().items():
+        assert not value.is_floating_point() or torch.equal(value, expected["model"][name]), name
+    for index, values in found.optimiser.state_dict()["state"].items():
+        for name, value in values.items():
+            assert torch.equal(value, expected["optimiser"]["state"][index][name]), (index, name)
+    # It can be gone on from.
+    found.model(torch.randn(4, 2)).square().sum().backward()
+    found.optimiser.step()
+    found.schedule.step()
+    begin(run, found.settings, ALONE, found.progress)
+    json.loads((folder / "settings.json").read_text())
+    found.save()
+
+
+@functools.cache
+def settings() -> Settings:
+    """Of a run."""
+    return resolved({"checkpoint": Path("x")})
+
+
+def case_settings(rng: random.Random, folder: Path) -> None:
+    earlier = {"from_step": 0, "command": ["train.py", "-c", "x"], "commit": None, "versions": {"torch": "2"}}
+    kept = {"settings": settings().to_json(), "runs": [earlier] * rng.randrange(3)}
+    if rng.random() < 0.95:
+        (folder / "settings.json").write_bytes(json_bytes(rng, kept))
+    (folder / "checkpoint_0000003.pt").touch()
+    begin(Run(folder, folder / "checkpoint_0000003.pt", {}), settings(), ALONE, Progress(3))
+    found = json.loads((folder / "settings.json").read_text())
+    assert found["settings"] == settings().to_json()
+    assert found["runs"][-1]["from_step"] == 3
+
+
+def case_stored_settings(rng: random.Random, folder: Path) -> None:
+    stored = changed(rng, settings().to_json()) if rng.random() < 0.8 else edited(rng, settings().to_json())
+    found = resolved({"resume": "auto"}, stored)
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.table()
+
+
+def case_log(rng: random.Random, folder: Path) -> None:
+    lines = LOG.splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    way = rng.randrange(3)
+    if way == 0:
+        lines[at] = json_bytes(rng, json.loads(lines[at])) + b"\n"
+    elif way == 1:
+        lines.insert(at, rng.choice([b"\0" * 50, b"\n", b"{}\n", b"[" * 5000 + b"\n", rng.randbytes(20)]))
+    data = bytearray(b"".join(lines))
+    if way == 2:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    (folder / "log.jsonl").write_bytes(data)
+    found, damaged = kept_lines(folder / "log.jsonl", 4)
+    assert damaged <= 3
+    assert all(isinstance(line["step"], int) and 1 <= line["step"] <= 4 for line in found)
+    assert len(found) >= 2
+    assert all(abs(float(line.get("loss", 0))) < 1e300 for line in found)
+
+
+folders.commit = lambda: None  # it asks git, which takes longer than a case
