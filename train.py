@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from timecycle.errors import InputError, run_command_line
 from timecycle.training.checkpoints import Keeper, Undo, keep_best, seed_everything
 from timecycle.training.distributed import World, joined
 from timecycle.training.evaluating import evaluate, held_out
-from timecycle.training.folder import Run, begin, find_run
+from timecycle.training.failures import in_sentences
+from timecycle.training.folder import ENCODER, Run, begin, find_run, own_folder
 from timecycle.training.objectives import OBJECTIVES, choose_clips, fingerprint
 from timecycle.training.optimisers import make_optimiser, make_schedule
-from timecycle.training.order import loader, order
+from timecycle.training.order import loaded, order
 from timecycle.training.report import Report
-from timecycle.training.settings import Settings, read_command_line, resolved
+from timecycle.training.settings import read_command_line, resolved
 from timecycle.training.speed import prepare
 from timecycle.training.stopping import StopRequest
 from timecycle.training.weights import load_pretrained, plain_encoder, write_encoder
@@ -43,19 +45,29 @@ def main() -> None:
     given, unused = read_command_line(sys.argv[1:])
     if "gpu_id" in given:
         os.environ["CUDA_VISIBLE_DEVICES"] = given["gpu_id"]
-    with joined(given.get("device", "auto")) as world:
-        run = find_run(given)
-        settings = resolved(given, run.checkpoint["settings"] if run.checkpoint else None)
+    with joined(given.get("device", "auto")) as world, in_sentences(), own_folder(given, world) as folder:
+        training = find_run(given | {"checkpoint": folder}, lambda run: set_up(given, run, world))
         if unused and world.first:
             print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
-        train(settings, run, world)
+        train(training)
 
 
-def train(settings: Settings, run: Run, world: World) -> None:
-    """Settings -> clips -> model -> steps -> encoder on disk."""
+@dataclass(frozen=True)
+class Training:
+    """A run that can begin or go on."""
+
+    run: Run
+    clips: list[Clip]
+    length: int
+    """Steps of the whole run."""
+    keeper: Keeper
+    """Its model, optimiser, schedule and progress, as they are before the first step to be taken."""
+
+
+def set_up(given: dict[str, Any], run: Run, world: World) -> Training:
+    """Settings -> clips -> model, restored. Raises InputError for a checkpoint that cannot be gone on from."""
+    settings = resolved(given, run.stored, str(run.path))
     clips = choose_clips(settings)
-    samples = OBJECTIVES[settings.objective].samples(settings, clips)
-
     seed_everything(settings.seed)
     model = prepare(OBJECTIVES[settings.objective].model(settings), settings, world)
     if settings.pretrained and not run.checkpoint:
@@ -65,22 +77,27 @@ def train(settings: Settings, run: Run, world: World) -> None:
     schedule = make_schedule(settings, optimiser, length)
     keeper = Keeper(run.folder, settings, fingerprint(clips), world, model, optimiser, schedule)
     seed_everything(settings.seed + world.rank)
-    if run.checkpoint:
-        keeper.restore(run.checkpoint)
-    first = keeper.progress.step
-    stream = iter(loader(samples, order(len(clips), settings, first, world), settings, world))
-    evaluation = held_out(settings, world) if settings.evaluate_every else None
+    if run.path and run.checkpoint:
+        keeper.restore(run.checkpoint, run.path)
+    return Training(run, clips, length, keeper)
 
-    world.gather(None)  # every process has found the run; now it may change
-    if world.first:
-        begin(run, settings, world, first)
-    with Report(run.folder, settings, first, length, world) as report:
-        introduce(report, settings, run, clips, first, length)
-        with StopRequest() as stop:
-            steps(keeper, world.parallel(model), stream, length, report, stop, evaluation)
-        if stop.name:
-            report.say(f"stopped by {stop.name} after step {keeper.progress.step}; --resume auto goes on")
-        report.say(report.summary())
+
+def train(training: Training) -> None:
+    """Samples -> steps -> encoder on disk."""
+    run, keeper, length = training.run, training.keeper, training.length
+    settings, world, first = keeper.settings, keeper.world, keeper.progress.step
+    samples = OBJECTIVES[settings.objective].samples(settings, training.clips)
+    evaluation = held_out(settings, world) if settings.evaluate_every else None
+    with loaded(samples, order(len(training.clips), settings, first, world), settings, world) as stream:
+        world.gather(None)  # every process has found the run; now it may change
+        lost = begin(run, settings, world, keeper.progress) if world.first else None
+        with Report(run.folder, settings, first, length, world) as report:
+            introduce(report, training, lost)
+            with StopRequest() as stop:
+                steps(keeper, world.parallel(keeper.model), stream, length, report, stop, evaluation)
+            if stop.name:
+                report.say(f"stopped by {stop.name} after step {keeper.progress.step}; --resume auto goes on")
+            report.say(report.summary())
     if world.first:
         finish(keeper, run.folder)
 
@@ -94,7 +111,12 @@ def steps(
     stop: StopRequest,
     evaluation: Path | None,
 ) -> None:
-    """The loop: loss, step, log, checkpoint. Raises InputError for numbers that are not finite, the state kept."""
+    """The loop: loss, step, log, checkpoint. Raises InputError for numbers that are not finite, the state kept.
+
+    Evaluated are the steps that --evaluate-every names and the last of the run's `length`, not where a run is stopped:
+    so the best checkpoint of a run that was stopped and gone on with is that of the run in one go. A run that is made
+    longer later (--steps) keeps what its earlier end counted.
+    """
     settings, world, progress, model = keeper.settings, keeper.world, keeper.progress, keeper.model
     clock = time.monotonic()
     ended = progress.step >= length
@@ -109,6 +131,7 @@ def steps(
         scalars |= {"gradient": norm, "lr": keeper.schedule.get_last_lr()[0]}
         if not math.isfinite(scalars["loss"] + norm):
             undo()
+            report.keep()
             refuse(keeper, scalars, pieces)
         keeper.optimiser.step()
         keeper.schedule.step()
@@ -122,13 +145,14 @@ def steps(
             encoder = plain_encoder(settings, model).cpu()
             report.picture(progress.step, OBJECTIVES[settings.objective].picture(encoder, pieces[-1], losses))
         best = False
-        if evaluation and (due(progress.step, settings.evaluate_every) or ended):
+        if evaluation and (due(progress.step, settings.evaluate_every) or progress.step == length):
             score = evaluate(plain_encoder(settings, model), evaluation)
             report.score(progress.step, score)
             best = score > progress.best_score
             if best:
                 progress.best_score, progress.best_step = score, progress.step
         if best or ended or due(progress.step, settings.save_every):
+            report.keep()
             path = keeper.save()
             report.list_skipped(keeper.skipped)
             if best and world.first:
@@ -173,19 +197,25 @@ def refuse(keeper: Keeper, scalars: dict[str, float], pieces: list[Batch]) -> No
     )
 
 
-def introduce(report: Report, settings: Settings, run: Run, clips: list[Clip], first: int, length: int) -> None:
-    """Say once what is run."""
+def introduce(report: Report, training: Training, lost: str | None) -> None:
+    """Say once what is run; `lost`: what of the run's folder could not be read, in words."""
+    run, settings = training.run, training.keeper.settings
     if not settings.filelist and not settings.videos:
         report.say("no data given: learning from made video, at sizes for a demonstration (--filelist, --videos)")
+    if run.passed_over:
+        report.say(f"passed over: {run.passed_over}")
     if run.path:
-        report.say(f"going on from {run.path}, step {first}")
+        report.say(f"going on from {run.path}, step {training.keeper.progress.step}")
+    if lost:
+        report.say(lost)
     report.say(f"settings (kept in {run.folder}/settings.json):\n{settings.table()}")
-    report.say(f"{len(clips)} clips from {settings.source}; {length} steps of {settings.batch} samples")
+    clips = len(training.clips)
+    report.say(f"{clips} clips from {settings.source}; {training.length} steps of {settings.batch} samples")
 
 
 def finish(keeper: Keeper, folder: Path) -> None:
     """Write the encoder; say where things are."""
-    path = folder / "encoder.safetensors"
+    path = folder / ENCODER
     write_encoder(path, keeper.settings, keeper.model, keeper.progress.step)
     if keeper.skipped:
         clips = {line.partition(": ")[0] for line in keeper.skipped}

@@ -1,11 +1,19 @@
 """train.py with models of a few thousand parameters, and faults at chosen steps: python -m tests.tiny_training ...
 
-Faults are named by the variable TINY_FAULT: "signal:NAME:STEP", "kill:RANK:STEP" (once, marked by a file `killed`) or
-"nan:STEP"; a step is that of the process, counted from 1.
+Faults are named by the variable TINY_FAULT; a step is that of the process, counted from 1:
+
+"signal:NAME:STEP", "signals:NAME:STEP" (two of them), "kill:RANK:STEP" (once, marked by a file `killed`), "nan:STEP",
+"worker:NAME:STEP" (a signal to a process that prepares samples), "raise:NAME:STEP" (a built-in exception),
+"remove:PATH:STEP" (a folder). With "RANK/" before it, it is that process's alone. When it comes about, stdout says
+"fault at SECONDS", of time.time().
 """
 
+import builtins
+import multiprocessing
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +70,8 @@ class Fault:
     """A forward hook that brings about what TINY_FAULT says."""
 
     def __init__(self, text: str) -> None:
-        self.kind, *self.words = text.split(":")
+        rank, _, fault = text.rpartition("/")
+        self.kind, *self.words = fault.split(":") if rank in ("", os.environ.get("RANK")) else [""]
         self.calls = 0
 
     def __call__(self, module: nn.Module, inputs: Any, losses: Any) -> Any:
@@ -70,12 +79,23 @@ class Fault:
         self.calls += 1
         if not self.kind or self.calls != int(self.words[-1]):
             return losses
+        if self.kind != "kill":
+            print(f"fault at {time.time()}", flush=True)
         if self.kind == "nan":
             with torch.no_grad():  # as a batch of such numbers would leave them
                 module.get_submodule("encoder.bn1").running_mean.data.fill_(float("nan"))
             return replace(losses, total=losses.total * float("nan"))
-        if self.kind == "signal":
-            os.kill(os.getpid(), signal.Signals[self.words[0]])
+        if self.kind == "raise":
+            raise getattr(builtins, self.words[0])("this is how it ends")
+        if self.kind == "remove":
+            shutil.rmtree(self.words[0])
+        if self.kind in ("signal", "signals"):
+            for _ in range(1 + (self.kind == "signals")):
+                os.kill(os.getpid(), signal.Signals[self.words[0]])
+                time.sleep(0)  # the interpreter takes note of one before the next is sent
+        if self.kind == "worker":
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.Signals[self.words[0]])
+            time.sleep(0.5)
         marker = Path("killed")
         if self.kind == "kill" and os.environ.get("RANK") == self.words[0] and not marker.exists():
             marker.touch()

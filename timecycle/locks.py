@@ -26,6 +26,10 @@ PATIENCE = 10.0  # seconds until the processes that a killed one had started let
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system, such as some NFS
 
 
+class InUse(InputError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def owned(folder: Path, *below: str) -> Iterator[None]:
     """Make a folder, and keep other processes that call this out of it until the block ends.
@@ -35,7 +39,7 @@ def owned(folder: Path, *below: str) -> Iterator[None]:
     which a killed process leaves behind: one of this machine is known by its number, and of another machine's process
     the sentence says which file to remove.
 
-    Raises InputError naming the holder (host, process, since when), or if the folder cannot be written.
+    Raises InUse naming the holder (host, process, since when), or InputError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def _waited_for(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFil
             lock.acquire(timeout=PATIENCE)
             return lock
     advice = f"; if that process has ended, remove {lock.lock_file}" if file else ""
-    raise InputError(f"{folder} is in use by {_named(holder)}; expected one process at a time in a folder{advice}")
+    raise InUse(f"{folder} is in use by {_named(holder)}; expected one process at a time in a folder{advice}")
 
 
 def _write_holder(folder: Path) -> None:

@@ -65,6 +65,7 @@ def main() -> None:
         if index % 100 == 0 or counts["faults"]:
             report.write_text(json.dumps(counts | {"next": index + 1}))
     report.write_text(json.dumps(counts | {"next": int(stop)}))
+    os.pwrite(place, f"{stop:>12}".encode(), 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt 
 """
 
 import os
-import pickle
 import random
 import re
 import shutil
@@ -18,13 +17,16 @@ import torch
 from torch import nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
+from timecycle import torch_files
 from timecycle.errors import InputError
-from timecycle.files import partial_path
+from timecycle.files import growing, not_written
+from timecycle.training import contents
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint_(\d+)\.pt")
+LATEST, BEST = "latest.pt", "best.pt"
 
 
 @dataclass
@@ -63,22 +65,35 @@ class Keeper:
     newly_skipped: Counter[str] = field(default_factory=Counter)
     """The same since then, by this process."""
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take the state of a checkpoint. Raises InputError if it is of another model or of other clips."""
+    def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Take the state of a checkpoint, of the file at `path`; all of it is checked before any is taken.
+
+        Raises InputError if it is damaged, or of another model or of other clips.
+        """
+        try:
+            contents.expect(isinstance(checkpoint.get("clips"), str), "clips has no fingerprint")
+            contents.check_progress(checkpoint.get("progress"), vars(Progress()))
+            step = checkpoint["progress"]["step"]
+            contents.check_model(checkpoint.get("model"), self.model)
+            expected = contents.check_schedule(checkpoint.get("schedule"), self.schedule, step)
+            contents.check_optimiser(checkpoint.get("optimiser"), self.optimiser, step, expected)
+            contents.check_skipped(checkpoint.get("skipped"))
+            contents.check_random(checkpoint.get("random"))
+        except contents.Damage as damage:
+            raise InputError(f"{path} does not fit this run ({damage}); expected a checkpoint of it, whole") from None
         if checkpoint["clips"] != self.clips:
             raise InputError(
-                f"{self.settings.source} does not hold the clips that the run began with; expected the same, as they "
-                "change the result"
+                f"{self.settings.source} does not hold the clips that the run of {path} began with; expected the same, "
+                "as they change the result"
             )
-        try:
-            self.model.load_state_dict(checkpoint["model"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise InputError(f"the checkpoint does not fit the model ({reason}); expected one of this code") from None
-        self.optimiser.load_state_dict(checkpoint["optimiser"])
-        self.schedule.load_state_dict(checkpoint["schedule"])
+        self.model.load_state_dict(checkpoint["model"])
+        found, own = checkpoint["optimiser"], self.optimiser.state_dict()
+        groups = [mine | theirs for mine, theirs in zip(own["param_groups"], found["param_groups"], strict=True)]
+        self.optimiser.load_state_dict({"state": found["state"], "param_groups": groups})
+        rates, own = checkpoint["schedule"], self.schedule.state_dict()
+        self.schedule.load_state_dict({name: rates.get(name, value) for name, value in own.items()})
         vars(self.progress).update(checkpoint["progress"])
-        self.skipped.update(checkpoint["skipped"])
+        self.skipped = Counter(checkpoint["skipped"])
         states = checkpoint["random"]
         if self.world.rank < len(states):  # else of a process that was not there before: as it began
             restore_random_states(states[self.world.rank])
@@ -107,7 +122,7 @@ class Keeper:
             }
             _write(path, content)
             for _, old in numbered(self.folder)[: -self.settings.keep]:
-                old.unlink()
+                remove(old)
         self.world.gather(None)  # it is there when any process goes on
         return path
 
@@ -134,11 +149,8 @@ def random_states() -> dict[str, Any]:
 
 def restore_random_states(states: dict[str, Any]) -> None:
     """Put back what `random_states` returned."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    inner = states["numpy"]["state"]
-    keys = inner["key"].numpy().astype(np.uint32)
-    np.random.set_state(states["numpy"] | {"state": inner | {"key": keys}})  # noqa: NPY002  the global state is what libraries draw from
+    random.setstate(contents.python_state(states))
+    np.random.set_state(contents.numpy_state(states))  # noqa: NPY002  the global state is what libraries draw from
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -161,30 +173,41 @@ class Undo:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    for leftover in path.parent.glob(".*.partial"):  # of a process that was killed
-        leftover.unlink()
-    partial = partial_path(path)
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    link = path.with_name("latest.pt")
-    partial = partial_path(link)
-    partial.symlink_to(path.name)
-    partial.replace(link)
+    """Write a checkpoint, and point latest.pt at it. Raises InputError if it cannot be written; no part of it stays."""
+    with growing(path) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # what PyTorch makes of some failures to write
+            raise not_written(path, OSError(str(error).splitlines()[0])) from None
+    latest = path.with_name(LATEST)
+    with growing(latest) as partial:
+        try:
+            partial.symlink_to(path.name)
+        except OSError:  # a file system without links
+            _copy(path, partial)
+
+
+def _copy(path: Path, other: Path) -> None:
+    """Let another name be the same file, or one with the same content."""
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, other)
 
 
 def keep_best(path: Path) -> None:
-    """Let best.pt be this checkpoint also after its own name is gone."""
-    best = path.with_name("best.pt")
-    partial = partial_path(best)
-    partial.unlink(missing_ok=True)
+    """Let best.pt be this checkpoint also after its own name is gone. Raises InputError if that cannot be written."""
+    with growing(path.with_name(BEST)) as partial:
+        _copy(path, partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint. Raises InputError if that fails."""
     try:
-        os.link(path, partial)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, partial)
-    partial.replace(best)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be removed ({error.strerror}); expected a file of this run's") from None
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -193,18 +216,25 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Open a checkpoint of `save`, onto the CPU. Raises InputError if it is missing, damaged or of another program."""
+def existing(path: Path) -> Path:
+    """The path of a checkpoint. Raises InputError if there is no file."""
     if not path.is_file():
         raise InputError(f"--resume {path} does not exist; expected a checkpoint of this program, or auto")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Open a checkpoint of `save`, onto the CPU. Raises InputError if it is missing, damaged or of another program."""
+    existing(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"--resume {path} is damaged or holds code; expected a checkpoint of this program") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--resume {path} cannot be read ({reason}); expected a checkpoint of this program") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = torch_files.load(path)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path} ").partition(";")[0]
+        raise InputError(
+            f"--resume {path} is damaged or holds code, as it {reason}; expected a checkpoint of this program"
+        ) from None
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is not int or version != FORMAT:
         raise InputError(
             f"--resume {path} does not hold a run to go on from; expected a checkpoint of this program "
             "(--pretrained takes weights alone)"

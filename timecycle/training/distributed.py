@@ -2,10 +2,12 @@
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timecycle.errors import InputError
+
+PATIENCE = timedelta(seconds=2)  # until the first process has said what it ends with, if it is what the others do
+_LOST = re.compile(r"peer|connection|broken pipe|gloo|nccl|timed out", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class World:
 def joined(device: str) -> Iterator[World]:
     """Join the processes of a run, on a device (auto, cpu, cuda); each takes the GPU of its local rank.
 
-    Raises InputError for a device that is not there.
+    If one fails, the others end too, as their next exchange fails; what is wrong in all of them the first says.
+    Raises InputError for a device that is not there, and where another process ended without a word.
     """
     if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
         raise InputError(f"--device is {device}; expected auto, cpu or cuda")
@@ -78,11 +84,44 @@ def joined(device: str) -> Iterator[World]:
     try:
         yield World(rank, size, torch.device(kind))
         distributed.barrier()  # whoever ends first takes the others' connections along
-    except InputError:
-        if rank == 0:
+    except InputError as error:
+        if _is_said(store, rank, str(error)):
+            sys.exit(2)
+        raise
+    except RuntimeError as error:  # of an exchange, when another process has ended
+        reason = " ".join(str(error).split())[:200]
+        if _others_said(store, rank, size):
+            sys.exit(2)
+        if not _LOST.search(reason):
             raise
-        sys.exit(2)  # the first process says it
+        if _is_said(store, rank, reason):
+            sys.exit(2)
+        raise InputError(
+            f"another process of the run has ended ({reason}); expected all of them to stay (--resume auto goes on)"
+        ) from None
     finally:
         # A group that is still held, here by DistributedDataParallel's cycles, ends the process by SIGABRT.
         gc.collect()
         distributed.destroy_process_group()
+
+
+def _failure(rank: int) -> str:
+    """The store's key under which a process notes what it ends with."""
+    return f"failure/{rank}"
+
+
+def _others_said(store: distributed.Store, rank: int, size: int) -> bool:
+    """Whether another process has noted why it ends."""
+    with suppress(RuntimeError):  # the store ended with its process
+        return any(store.check([_failure(other)]) for other in range(size) if other != rank)
+    return False
+
+
+def _is_said(store: distributed.Store, rank: int, said: str) -> bool:
+    """Note a process's reason to end; whether the first process says it, as it fails too, so this one need not."""
+    with suppress(RuntimeError):  # the store ended with its process, or nobody wrote to it in time
+        store.set(_failure(rank), said)
+        if rank:
+            store.wait([_failure(0)], PATIENCE)
+            return True
+    return False

@@ -2,19 +2,26 @@
 
 import json
 import math
+import os
+import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from timecycle.files import write_bytes
+from timecycle.errors import InputError
+from timecycle.files import inside, not_written, write_bytes
 from timecycle.overlay import write_picture
 from timecycle.results import peak_memory_mb
 from timecycle.training.distributed import World
+from timecycle.training.folder import PICTURES
 from timecycle.training.settings import Settings
 
 
@@ -39,17 +46,22 @@ class Report:
         self._listed: set[str] = set()
         self.losses: list[float] = []
         if self._active:
-            kept = self._kept_lines(step)
-            self.losses = [numbers["loss"] for numbers in map(json.loads, kept) if "loss" in numbers]
-            write_bytes(folder / "log.jsonl", "".join(kept).encode())
-            self._log = (folder / "log.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._open(step)
 
-    def _kept_lines(self, step: int) -> list[str]:
-        path = self._folder / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if step and path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off
-        return [line for line in whole if json.loads(line)["step"] <= step]
+    def _open(self, step: int) -> None:
+        path = self._path = self._folder / "log.jsonl"
+        lines, damaged = kept_lines(path, step)
+        self.losses = [float(numbers["loss"]) for numbers in lines if "loss" in numbers]
+        write_bytes(path, "".join(json.dumps(numbers) + "\n" for numbers in lines).encode())
+        if damaged:
+            self.say(f"{path}: {damaged} damaged lines are left out")
+        board = inside(self._folder, "tensorboard")
+        with _writing(board):
+            self._board = SummaryWriter(str(board), purge_step=step + 1)
+        with _writing(path):
+            self._log = path.open("a", buffering=1)
+        # A thread of TensorBoard's writes, and `add_scalar` raises what went wrong there: no need to print it as well.
+        self._earlier_hook, threading.excepthook = threading.excepthook, _without_files(threading.excepthook)
 
     def say(self, text: str) -> None:
         """A line on the console."""
@@ -67,11 +79,9 @@ class Report:
         if not self._active:
             return now
         self.losses.append(scalars["loss"])
-        self._log.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._note(step, scalars, {"samples_per_second": self._batch / max(now - clock, 1e-9)})
         for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
             self._sums[name] += value
-        self._board.add_scalar("samples_per_second", self._batch / (now - clock), step)
         self._count += 1
         self._seconds += now - clock
         if step % self._every == 0 or step == self._length:
@@ -96,8 +106,21 @@ class Report:
         """J&F of an evaluation, in [0, 1]; a line of its own in the log."""
         self.say(f"step {step}: J&F {value:.4f}")
         if self._active:
-            self._log.write(json.dumps({"step": step, "J&F": value}) + "\n")
-            self._board.add_scalar("J&F", value, step)
+            self._note(step, {"J&F": value}, {})
+
+    def _note(self, step: int, logged: dict[str, float], others: dict[str, float]) -> None:
+        """A line of the log; its numbers and others in TensorBoard. Raises InputError if they cannot be written."""
+        with _writing(self._path):
+            self._log.write(json.dumps({"step": step, **logged}) + "\n")
+        with _writing(self._folder / "tensorboard"):
+            for name, value in (logged | others).items():
+                self._board.add_scalar(name, value, step)
+
+    def keep(self) -> None:
+        """Wait until the log is on disk, before a checkpoint says that its steps are done."""
+        if self._active:
+            with _writing(self._path):
+                os.fsync(self._log.fileno())
 
     def list_skipped(self, skipped: Counter[str]) -> None:
         """Name clips that were skipped, each once with a reason; `skipped`: how often, by 'name: reason'."""
@@ -109,8 +132,9 @@ class Report:
 
     def picture(self, step: int, rgb: np.ndarray) -> None:
         """Uint8 [H, W, 3], for TensorBoard and as a file."""
-        self._board.add_image("sample", rgb, step, dataformats="HWC")
-        write_picture(self._folder / "pictures" / f"{step:07d}.jpg", rgb)
+        with _writing(self._folder / "tensorboard"):
+            self._board.add_image("sample", rgb, step, dataformats="HWC")
+        write_picture(inside(self._folder, PICTURES, f"{step:07d}.jpg"), rgb)
 
     def summary(self) -> str:
         """How the loss went from the first steps to the last."""
@@ -126,6 +150,55 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._active:
-            self._log.close()
+        if not self._active:
+            return
+        with ExitStack() as stack:
+            if error:  # which is the reason that counts
+                stack.enter_context(suppress(InputError))
+            stack.callback(setattr, threading, "excepthook", self._earlier_hook)
+            stack.enter_context(_writing(self._folder))
+            stack.callback(self._log.close)
             self._board.close()
+
+
+def kept_lines(path: Path, step: int) -> tuple[list[dict[str, float]], int]:
+    """The lines of a log up to a step, each numbers by name, "step" among them; and how many are damaged.
+
+    A last line without an end is none of them: its process was killed. Raises InputError if the log cannot be read.
+    """
+    if not step or not path.is_file():
+        return [], 0
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected the log of the run") from None
+    found = [_numbers(line) for line in lines]
+    return [numbers for numbers in found if numbers and numbers["step"] <= step], found.count(None)
+
+
+def _numbers(line: bytes) -> dict[str, float] | None:
+    """The numbers of a line of the log; None for one that this program did not write."""
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 1:
+        return None
+    for name, value in found.items():
+        if type(value) not in (int, float) or (name == "loss" and not abs(value) < 1e300):
+            return None
+    return found
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise InputError, with the path's name, for what the system does not write."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
+def _without_files(hook: Any) -> Any:
+    """A hook for what threads raise, but for OSError."""
+    return lambda raised: None if issubclass(raised.exc_type, OSError) else hook(raised)

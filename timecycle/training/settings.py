@@ -127,6 +127,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise InputError for values that mean nothing."""
+        for name, value in vars(self).items():
+            most = 2**63 if name == "seed" else 2**31
+            if isinstance(value, int) and value >= most:
+                raise InputError(f"{flag(name)} is {value}; expected less than {most}")
         least = {"save_every": 1, "keep": 1, "log_every": 1, "batch": 1, "epochs": 1, "accumulate": 1, "made_clips": 1}
         least |= {"video_length": 1, "frame_gap": 1, "pred_distance": 1, "steps": 1, "cache_mb": 0, "seed": 0}
         least |= {"workers": 0, "warmup": 0, "pictures_every": 0, "evaluate_every": 0}
@@ -138,6 +142,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} is {value}; expected a positive number")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{flag(name)} is {value}; expected a finite number")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise InputError(
                 f"--momentum is {self.momentum} and --weight-decay {self.weight_decay}; expected one in [0, 1) and one "
@@ -245,15 +252,20 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def resolved(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Settings:
-    """The settings of a run: what is given, over those of the checkpoint, over defaults.
+def resolved(given: dict[str, Any], stored: Any = None, source: str = "the checkpoint") -> Settings:
+    """The settings of a run: what is given, over those of the checkpoint (by name), over defaults.
+
+    source: what the stored ones are from, for the error's sentence.
 
     Raises InputError naming the first setting that is given otherwise than the checkpoint's and would change the
-    result. The length of a run may change as long as the learning rate does not depend on it.
+    result, or that the checkpoint has as another type. The length of a run may change as long as the learning rate does
+    not depend on it.
     """
     if stored is None:
         return Settings(**defaults(given) | given)
-    stored = {name: _typed(name, value) for name, value in stored.items() if name in FIELDS}
+    if not isinstance(stored, dict):
+        raise InputError(f"the settings in {source} are a {type(stored).__name__}; expected values by name")
+    stored = {name: _typed(name, stored[name], source) for name in FIELDS if name in stored}
     schedule = stored.get("schedule", "constant")
     for name, value in given.items():
         free = not FIELDS[name].metadata["result"] or (schedule == "constant" and name in ("steps", "epochs"))
@@ -287,5 +299,21 @@ def usual_objective(given: dict[str, Any]) -> str:
     return str(FIELDS["objective"].default if given.get("filelist") or given.get("videos") else DEMO_OBJECTIVE)
 
 
-def _typed(name: str, value: Any) -> Any:
-    return Path(value) if value is not None and Path in (TYPES[name], *get_args(TYPES[name])) else value
+def _typed(name: str, value: Any, source: str) -> Any:
+    """A checkpoint's value of a field, as the field has it. Raises InputError if it is of another type."""
+    kind = TYPES[name]
+    if get_origin(kind) is Literal:
+        fits = isinstance(value, str) and value in get_args(kind)
+        expected = " or ".join(get_args(kind))
+    else:
+        kinds = get_args(kind) or (kind,)
+        stored = {Path: (str,), float: (float, int)}  # how to_json and JSON have them
+        fits = any(type(value) in stored.get(each, (each,)) for each in kinds)
+        fits = fits and not (isinstance(value, str) and "\0" in value)
+        expected = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
+        if fits and isinstance(value, str) and Path in kinds:
+            return Path(value)
+    if not fits:
+        shown = " ".join(repr(value).split())[:50] if not isinstance(value, int) or value < 2**64 else "a huge number"
+        raise InputError(f"the setting {name} in {source} is {shown}; expected {expected}")
+    return value

@@ -1,0 +1,204 @@
+"""train.py ends, whatever happens to it: soon, with one sentence, and with none of its processes left."""
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_train_processes import torchrun
+from tests.tiny_training import CLIPS, WALK, write_list
+from tests.training_runs import assert_same_run, latest
+
+ROOT = Path(__file__).parents[1]
+SOON = 10.0
+"""Seconds from a fault to the end."""
+
+
+class Ended:
+    """A process of the tiny train.py that has ended: its status, what it wrote, and when it did."""
+
+    def __init__(self, process: subprocess.Popen[str], out: str, err: str) -> None:
+        self.code, self.out, self.err, self.at = process.returncode, out, err, time.time()
+        self.group = process.pid
+
+    @property
+    def seconds(self) -> float:
+        """How long after the fault that was asked for it ended."""
+        found = re.search(r"fault at (\S+)", self.out)
+        assert found, (self.out, self.err)
+        return self.at - float(found[1])
+
+    def is_refused(self, sentence: str, code: int = 2) -> None:
+        """Assert that it ended with one sentence, a part of which is given, and that none of its processes is left."""
+        assert (self.code, self.err.count("\n")) == (code, 1), self.err
+        assert sentence in self.err
+        self.is_gone()
+
+    def is_gone(self) -> None:
+        """Assert that soon no process of its group is left."""
+        limit = time.monotonic() + SOON
+        while time.monotonic() < limit:
+            try:
+                os.killpg(self.group, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)
+        pytest.fail("a process that prepares samples is left")
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., Ended]:
+    """Run train.py in a process group of its own, with workers, in a folder with list.txt; waits for its end."""
+    write_list(tmp_path)
+
+    def run(*arguments: object, fault: str = "", workers: int = 2) -> Ended:
+        words = [str(word) for word in (*WALK, "-c", "run", *arguments)]
+        words[words.index("--workers") + 1] = str(workers)
+        environment = os.environ | {"TINY_FAULT": fault, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            raise
+        return Ended(process, out, err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("raise:MemoryError:2", "error: memory is used up (this is how it ends); expected enough, or a smaller"),
+        ("raise:OSError:2", "error: a file cannot be read or written (this is how it ends); expected it to be there"),
+        ("worker:SIGKILL:2", "error: a process that prepares samples ended (is killed by signal: Killed); expected it"),
+        ("nan:2", "error: the loss of step 2 is nan with the samples "),
+    ],
+)
+def test_what_goes_wrong_ends_it(started, fault, sentence):
+    ended = started("--steps", 1000, fault=fault)
+    ended.is_refused(sentence)
+    assert ended.seconds < SOON
+
+
+def test_an_error_of_the_program_ends_it_too(started):
+    ended = started("--steps", 1000, fault="raise:AssertionError:2")
+    assert ended.code == 1
+    assert "AssertionError: this is how it ends" in ended.err
+    assert ended.seconds < SOON
+    ended.is_gone()
+
+
+def test_two_interrupts_end_it_at_once(started):
+    ended = started("--steps", 1000, fault="signals:SIGINT:2")
+    ended.is_refused("interrupted; what was finished is kept", code=130)
+    assert ended.seconds < SOON
+
+
+def test_its_own_death_ends_its_workers(started):
+    ended = started("--steps", 1000, fault="signal:SIGKILL:2")
+    assert ended.code == -9
+    ended.is_gone()
+
+
+def test_a_worker_that_is_told_to_end_stays(started):
+    ended = started(fault="worker:SIGTERM:2")
+    assert ended.code == 0, ended.err
+
+
+def test_data_of_no_use_end_it(started, tmp_path):
+    for number in range(CLIPS):
+        for path in (tmp_path / f"clip{number}").iterdir():
+            path.write_bytes(b"junk")
+    ended = started()
+    ended.is_refused(f"error: none of the {CLIPS} clips is of use; ")
+    assert not (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+def test_data_that_go_away_end_it(started, tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(CLIPS):
+        (tmp_path / f"clip{number}").rename(tmp_path / "data" / f"clip{number}")
+    lines = (tmp_path / "list.txt").read_text().replace(str(tmp_path), str(tmp_path / "data"))
+    (tmp_path / "list.txt").write_text(lines)
+    ended = started("--steps", 1000, fault="remove:data:2")
+    ended.is_refused(f"error: none of the {CLIPS} clips is of use; ")
+    assert ended.seconds < SOON
+
+
+def test_a_file_in_the_folders_place_ends_it(started, tmp_path):
+    (tmp_path / "file").touch()
+    begun = time.monotonic()
+    started("-c", "file").is_refused("error: file cannot be written (File exists); expected a place that can")
+    started("-c", "file/run").is_refused("error: file/run cannot be written (Not a directory); expected a place that")
+    assert time.monotonic() - begun < 60
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte; skips where none can be mounted, which takes root."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 900_000])
+def test_a_full_disk_ends_it(started, small_disk, size):
+    """From the beginning, and when a checkpoint is written."""
+    (small_disk / "other").write_bytes(bytes(size))
+    ended = started("-c", small_disk / "run", "--save-every", 1)
+    ended.is_refused("cannot be written (No space left on device); expected a place that can, with room")
+    assert ("checkpoint_0000001.pt" in ended.err) == (size == 900_000)
+    assert not list(small_disk.rglob("*.partial"))
+
+
+def test_the_failure_of_one_process_ends_all(tmp_path):
+    """Which says why, also where the first process has no reason of its own. Of one that was killed torchrun tells."""
+    write_list(tmp_path)
+    options = [str(word) for word in (*WALK, "--steps", "1000", "-c", "run", "--resume", "auto")]
+    options[options.index("--workers") + 1] = "1"
+    for fault, sentence in (
+        ("1/raise:MemoryError:2", "error: memory is used up (this is how it ends); expected enough"),
+        ("raise:MemoryError:2", "error: memory is used up (this is how it ends); expected enough"),
+        ("1/signal:SIGKILL:2", "Signal 9 (SIGKILL)"),
+    ):
+        done = torchrun(tmp_path, *options, fault=fault)
+        ended = time.time()
+        assert done.returncode
+        assert sentence in done.stderr, fault
+        assert done.stderr.count("error: ") <= 1, fault
+        assert "RuntimeError" not in done.stderr, fault
+        begun = max(float(found) for found in re.findall(r"fault at (\S+)", done.stdout))
+        assert ended - begun < 2 * SOON, fault  # torchrun itself takes some
+    assert not (tmp_path / "run" / "latest.pt").exists()
+
+
+def test_a_run_that_ended_so_goes_on(tiny):
+    options = list(map(str, WALK))
+    options[options.index("--workers") + 1] = "2"
+    assert tiny(*options, "-c", "whole").code == 0
+    failed = tiny(*options, "--save-every", 1, "-c", "run", fault="worker:SIGKILL:3")
+    assert (failed.code, failed.err.count("\n")) == (2, 1)
+    assert "error: a process that prepares samples ended (is killed by signal: Killed)" in failed.err
+    assert not multiprocessing.active_children()
+    assert latest("run")["progress"]["step"] in (2, 3)
+    assert tiny(*options, "-c", "run", "--resume", "auto").code == 0
+    assert_same_run("run", "whole")

@@ -1,0 +1,314 @@
+"""The folder of a run: damage in it, other processes on it, links in it; and which checkpoint is the best."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from tests.test_train_processes import ROOT
+from tests.tiny_training import CYCLE, WALK
+from tests.training_runs import assert_same, assert_same_run, latest, log
+from timecycle.errors import InputError
+from timecycle.files import not_written
+from timecycle.locks import owned
+from timecycle.training import checkpoints
+from timecycle.training.checkpoints import Progress
+from timecycle.training.distributed import World
+from timecycle.training.folder import Run, begin, find_run
+from timecycle.training.report import kept_lines
+from timecycle.training.settings import resolved
+
+ALONE = World(0, 1, torch.device("cpu"))
+OPTIONS = (*WALK, "--schedule", "constant", "--keep", 9)
+
+
+@pytest.fixture
+def whole(tiny) -> Iterator[Any]:
+    """A run of 6 steps in the folder whole, and one of 4 in parts, with the checkpoints of 2 and 4; gives `tiny`."""
+    assert tiny(*OPTIONS, "-c", "whole").code == 0
+    assert tiny(*OPTIONS, "--save-every", 2, "--steps", 4, "-c", "parts").code == 0
+    return tiny
+
+
+def test_a_damaged_settings_file_is_made_anew(whole):
+    file, path = Path("parts/settings.json"), Path("parts/checkpoint_0000004.pt")
+    settings = resolved({}, torch.load(path, weights_only=True)["settings"])
+    for content in (b"", b"\0" * 100, b"{}", b'{"runs": [1]}', b'{"runs": [{"x": NaN}]}', b"[" * 100_000, b"\xff"):
+        file.write_bytes(content)
+        lost = begin(Run(path.parent, path, {}), settings, ALONE, Progress(4))
+        assert lost.startswith("the list of processes that worked on the run begins anew: parts/settings.json "), (
+            content
+        )
+        assert [run["from_step"] for run in json.loads(file.read_text())["runs"]] == [4]
+    file.unlink()
+    done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
+    assert done.code == 0, done.err
+    assert "begins anew: parts/settings.json does not exist" in done.out
+    assert_same_run("parts", "whole")
+
+
+def test_damaged_lines_of_the_log_are_left_out(whole):
+    damaged = [
+        b"\0" * 9, b"", b"3", b'{"loss": 1.0}', b'{"step": "1"}', b'{"step": true}', b'{"step": 2, "loss": null}',
+        b'{"step": 2, "loss": NaN}', b'{"step": -1}', b"[" * 10_000, b"\xff\xfe", b'{"step": 1' + b"0" * 5000 + b"}",
+    ]  # fmt: skip
+    file = Path("parts/log.jsonl")
+    file.write_bytes(b"\n".join([*damaged, file.read_bytes()]) + b'{"step": 5, "loss": 1.0}\n{"step": 1, "lo')
+    done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
+    assert done.code == 0, done.err
+    assert f"parts/log.jsonl: {len(damaged)} damaged lines are left out" in done.out
+    assert_same_run("parts", "whole")
+
+
+def test_numbers_that_are_not_finite_may_be_logged(tmp_path):
+    """But for the loss, of which no step is taken."""
+    (tmp_path / "log").write_text('{"step": 1, "loss": 1.0, "inliers": NaN}\n')
+    assert len(kept_lines(tmp_path / "log", 1)[0]) == 1
+
+
+DAMAGE = {
+    "model": lambda content: content["model"].popitem(),
+    "shape": lambda content: content["model"].update({"encoder.bn1.weight": torch.ones(5)}),
+    "type": lambda content: content["model"].update({"encoder.bn1.weight": torch.ones(4).half()}),
+    "numbers": lambda content: content["model"]["encoder.bn1.weight"].fill_(torch.inf),
+    "optimiser": lambda content: content["optimiser"]["state"].pop(3),
+    "moment": lambda content: content["optimiser"]["state"][3].update(exp_avg=torch.zeros(1)),
+    "group": lambda content: content["optimiser"]["param_groups"][0].update(eps=1.0),
+    "rate": lambda content: content["optimiser"]["param_groups"][0].update(lr=1.0),
+    "schedule": lambda content: content["schedule"].update(last_epoch=1),
+    "method": lambda content: content["schedule"].update(_last_lr=[None]),
+    "progress": lambda content: content["progress"].update(step="4"),
+    "score": lambda content: content["progress"].update(best_score=7.0),
+    "random": lambda content: content["random"][0].update(python=(3, (1,) * 625, "x")),
+    "numpy": lambda content: content["random"][0]["numpy"]["state"].update(pos=10**6),
+    "torch": lambda content: content["random"][0].update(torch=torch.zeros(9, dtype=torch.uint8)),
+    "skipped": lambda content: content.update(skipped=[1]),
+    "settings": lambda content: content["settings"].update(batch="4"),
+    "range": lambda content: content["settings"].update(batch=-4),
+    "no settings": lambda content: content.update(settings=None),
+    "clips": lambda content: content.pop("clips"),
+}
+
+
+def begun(given: dict[str, Any]) -> train.Training:
+    """The training of a command line, before its first step."""
+    return find_run(given, lambda run: train.set_up(given, run, ALONE))
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(whole):
+    """Though its file is whole: damage may hide behind its checksums."""
+    path = Path("parts/checkpoint_0000004.pt")
+    good = path.read_bytes()
+    for part, damage in DAMAGE.items():
+        path.write_bytes(good)
+        content = torch.load(path, weights_only=True)
+        damage(content)
+        torch.save(content, path)
+        with pytest.raises(InputError) as refused:
+            begun({"resume": str(path), "checkpoint": path.parent})
+        assert "\n" not in str(refused.value), part
+        found = begun({"resume": "auto", "checkpoint": path.parent})
+        assert (found.keeper.progress.step, found.run.passed_over) == (2, str(refused.value)), part
+    done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
+    assert done.code == 0, done.err
+    assert re.search(r"passed over: parts/checkpoint_0000004.pt does not fit this run \(clips has no .*\); ", done.out)
+    assert "going on from parts/checkpoint_0000002.pt, step 2" in done.out
+    assert_same_run("parts", "whole")
+
+
+def test_a_checkpoint_under_another_name_is_gone_on_from(whole):
+    Path("alone").mkdir()
+    Path("parts/checkpoint_0000004.pt").rename("alone/mine.pt")
+    assert whole(*OPTIONS, "--resume", "alone/mine.pt").code == 0
+    assert_same(latest("alone")["model"], latest("whole")["model"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch", 1.5),
+        ("batch", True),
+        ("lr", "1"),
+        ("lr", 10**400),
+        ("videos", 3),
+        ("objective", "x"),
+        ("width", 2**70),
+    ],
+)
+def test_settings_of_other_types_are_refused(name, value):
+    stored = resolved({"objective": "walk"}).to_json()
+    assert resolved({}, stored) == resolved({"objective": "walk"}, stored)
+    with pytest.raises(InputError, match=name):
+        resolved({}, stored | {name: value})
+
+
+def test_a_folder_in_use_is_refused(tiny):
+    with owned(Path("run")):
+        refused = tiny(*WALK, "-c", "run")
+        assert refused.code == 2
+        assert re.match(r"error: run is in use by process \d+ on \S+ since \S+ \(.*\); expected one ", refused.err)
+        assert refused.err.count("\n") == 1
+    assert tiny(*WALK, "-c", "run", "--resume", "auto").code == 0
+    with owned(Path("run")):
+        assert "run is in use by" in tiny("-c", "run", "--resume", "auto").err
+        assert "run is in use by" in tiny("--resume", "run/latest.pt").err
+        assert tiny("--resume", "run/latest.pt", "-c", "branch").code == 0
+
+
+def test_a_new_run_takes_a_folder_that_no_other_is_about_to_use(tiny):
+    first = Path("out/train-timecycle-list")
+    with owned(first):
+        assert tiny(*CYCLE, "--steps", 1).code == 0
+    assert Path("out/train-timecycle-list-2/latest.pt").exists()
+    assert not (first / "settings.json").exists()
+    assert tiny(*CYCLE, "--steps", 1).code == 0
+    assert (first / "latest.pt").exists()
+
+
+def test_a_folder_is_held_to_the_end(tiny, monkeypatch):
+    """While it trains, by the process itself; then it is free."""
+    finish, said = train.finish, []
+
+    def checked(keeper: Any, folder: Path) -> None:
+        finish(keeper, folder)
+        with pytest.raises(InputError, match="is in use by"), owned(folder):
+            pass
+        said.append(folder)
+
+    monkeypatch.setattr(train, "finish", checked)
+    assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
+    assert said == [Path("run")]
+    with owned(Path("run")):
+        assert sorted(path.name for path in Path("run").glob(".*")) == [".holder", ".lock"]
+
+
+def test_two_processes_do_not_meet_in_a_folder(tiny):
+    """Started at the same time without a name: each has its own."""
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *CYCLE, "--steps", "2"]
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    for name in ("train-timecycle-list", "train-timecycle-list-2"):
+        assert [line["step"] for line in log(f"out/{name}")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "options", [("--side", 1), ("--batchSize", 5, "--accumulate", 2), ("--resume", "auto", "--lr", -1)]
+)
+def test_a_run_that_does_not_begin_leaves_nothing(tiny, options):
+    Path("empty").mkdir()
+    before = sorted(Path().rglob("*"))
+    for folder in ("new/deep/run", "empty"):
+        assert tiny(*WALK, "-c", folder, *options).code == 2
+    assert tiny(*WALK, *options).code == 2
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_a_killed_process_left_half_written_goes(tiny):
+    Path("run/pictures").mkdir(parents=True)
+    left = [Path("run/.checkpoint_0000003.pt.99999999.partial"), Path("run/pictures/.0000003.jpg.99999999.partial")]
+    for path in left:
+        path.write_bytes(b"x")
+    assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "pictures"])
+def test_nothing_is_written_through_links(tiny, name):
+    Path("elsewhere").mkdir()
+    Path("run").mkdir()
+    Path("run", name).symlink_to(Path("elsewhere").absolute())
+    refused = tiny(*WALK, "--pictures-every", 1, "-c", "run")
+    assert refused.code == 2
+    assert f"error: run/{name} is a symbolic link, through which nothing is written; expected" in refused.err
+    assert not list(Path("elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["settings.json", "log.jsonl", "tensorboard", "pictures", "encoder.safetensors"])
+def test_something_in_the_way_is_named(tiny, name):
+    path = Path("run", name)
+    if name in ("tensorboard", "pictures"):
+        path.parent.mkdir()
+        path.touch()
+    else:
+        (path / "x").mkdir(parents=True)
+    refused = tiny(*WALK, "--pictures-every", 1, "-c", "run")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert re.match(rf"error: run(/{name} (cannot be written|is not a folder)| holds a run)", refused.err), refused.err
+
+
+def test_what_pytorch_makes_of_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    """Which raises RuntimeError where it writes a file by its name, and may again."""
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"x")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    path = tmp_path / "checkpoint_0000001.pt"
+    with pytest.raises(InputError) as refused:
+        checkpoints._write(path, {})
+    reason = OSError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    assert str(refused.value) == str(not_written(path, reason))
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_are_not_needed(tmp_path, monkeypatch):
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    path = tmp_path / "checkpoint_0000001.pt"
+    checkpoints._write(path, {"x": 1})
+    checkpoints.keep_best(path)
+    for name in ("latest.pt", "best.pt"):
+        assert torch.load(tmp_path / name, weights_only=True) == {"x": 1}
+        assert not (tmp_path / name).is_symlink()
+
+
+def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
+    """Stopped after every step, also after one that has the best score of all."""
+    scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], train.due
+    monkeypatch.setattr("train.evaluate", lambda encoder, folder: scores[steps[-1] - 1])
+    monkeypatch.setattr("train.due", lambda step, every: steps.append(step) or due(step, every))
+    options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 4)
+    assert tiny(*options, "-c", "whole").code == 0
+    for number in range(5):
+        stopped = tiny(*options, "-c", "parts", "--resume", "auto", fault="signal:SIGTERM:1")
+        assert stopped.code == 0, stopped.err
+        assert f"stopped by SIGTERM after step {number + 1}" in stopped.out
+    assert tiny(*options, "-c", "parts", "--resume", "auto").code == 0
+    assert_same_run("parts", "whole")
+    assert latest("whole")["progress"] == {"step": 6, "best_step": 4, "best_score": 0.8}
+    for folder in ("parts", "whole"):
+        assert torch.load(f"{folder}/best.pt", weights_only=True)["progress"]["step"] == 4
+
+
+def test_the_best_is_kept_also_if_it_was_killed_just_before(tiny, small_davis):
+    options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 2)
+    assert tiny(*options, "--steps", 2, "-c", "run").code == 0
+    Path("run/best.pt").unlink()
+    assert tiny(*options, "--steps", 3, "-c", "run", "--resume", "auto", "--evaluate-every", 0).code == 0
+    assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt"])
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"{name} is there, and is of no run; expected another --checkpoint"):
+        find_run({"checkpoint": tmp_path, "resume": resume}, lambda run: run)
+    (tmp_path / "settings.json").write_text("{}")  # of a run that was killed before its first checkpoint
+    if resume:
+        assert find_run({"checkpoint": tmp_path, "resume": "auto"}, lambda run: run).folder == tmp_path
