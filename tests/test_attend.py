@@ -224,7 +224,10 @@ ROWS = torch.zeros(2, 5, 3), torch.zeros(2, 6, 3), torch.zeros(1, 6, 4)
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"query": torch.zeros(5, 3)}, "query is torch.float32 [5, 3]; expected float32, bfloat16, float16 or float64 [B, N, D]"),
+        (
+            {"query": torch.zeros(5, 3)},
+            "query is torch.float32 [5, 3]; expected float32, bfloat16, float16 or float64 [B, N, D]",
+        ),
         ({"query": torch.zeros(2, 5, 3, dtype=torch.int64)}, "query is torch.int64 [2, 5, 3]; expected float32"),
         ({"key": torch.zeros(2, 6, 4)}, "key has shape [2, 6, 4]; expected [2, M, 3], M >= 1, like query's"),
         ({"key": torch.zeros(2, 0, 3)}, "key has shape [2, 0, 3]; expected [2, M, 3], M >= 1"),
