@@ -4,6 +4,7 @@ The programs are called in this process, in the case's folder, on a data set of 
 argparse refuses, counts as refused; any other end but a return is a fault.
 """
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -117,6 +118,7 @@ def reached(*arguments: Any, **named: Any) -> NoReturn:
 def data() -> Path:
     """What every case finds in its folder."""
     folder = Path(tempfile.mkdtemp(prefix="command-lines-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make_davis(folder / "davis", 1, 3, 48, 64)
     shutil.copytree(folder / "davis/Annotations/480p/made-crossing", folder / "masks/made-crossing")
     (folder / "list.txt").write_text("davis/JPEGImages/480p/made-crossing davis/Annotations/480p/made-crossing\n")

@@ -1,0 +1,106 @@
+"""The programs that are killed, with made data small enough that a run takes a second or less."""
+
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests import test_badja, test_jhmdb, test_tapvid, test_vip
+from tests.video_cases import write_video
+from timecycle.data.synthetic import make_davis
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command line, run in a folder of its own beside the data."""
+
+    name: str
+    program: str
+    """"script:NAME", "module:NAME", or "call:NAME" of `tests.crash.calls`."""
+    words: tuple[str, ...]
+    """Of the command line. {data} is the folder of made data; what is written is named relative to the own folder."""
+    share: int
+    """Of a hundred kills."""
+    out: str
+    """What is written, below the own folder."""
+    begin: tuple[str, ...] | None = None
+    """Words of an earlier run whose results are there when it starts."""
+
+    def command(self, data: Path, words: tuple[str, ...] | None = None) -> list[str]:
+        """The words with the folder of data."""
+        return [word.replace("{data}", str(data)) for word in words or self.words]
+
+
+EVALUATE = ("--davis", "{data}/davis", "--features", "colour", "--save_path", "out", "--cropSize")
+TRAIN = (
+    *("--objective", "walk", "--side", "48", "--batchSize", "2", "--width", "4", "--steps", "4", "--made-clips", "4"),
+    *("--videoLen", "3", "-j", "0", "--minutes", "9", "--pictures-every", "2", "--save-every", "1", "--keep", "2"),
+    *("-c", "out", "--resume", "auto"),
+)
+PREPARE = ("vlog", "--videos", "{data}/videos", "--out", "out", "--fps", "4", "--side", "32", "--jobs")
+SCORE = ("--davis", "{data}/davis", "--results", "{data}/masks", "--json", "out/scores.json", "--workers")
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program("evaluate", "script:test_davis.py", (*EVALUATE, "64"), 22, "out"),
+        Program("evaluate anew", "script:test_davis.py", (*EVALUATE, "64", "--overwrite"), 12, "out",
+                (*EVALUATE, "32")),
+        Program("evaluate more", "script:test_davis.py", (*EVALUATE, "64"), 5, "out",
+                (*EVALUATE, "64", "--sequences", "made-deform")),
+        Program("evaluate_davis", "call:davis", ("{data}/davis", "out"), 5, "out"),
+        Program("train", "script:train.py", TRAIN, 20, "out"),
+        Program("train, scored", "script:train.py",
+                (*TRAIN, "--evaluate-every", "2", "--evaluate-on", "{data}/short"), 4, "out"),
+        Program("prepare", "module:timecycle.data.prepare", (*PREPARE, "2"), 12, "out"),
+        Program("prepare anew", "module:timecycle.data.prepare", (*PREPARE, "1"), 4, "out"),
+        Program("prepare davis", "module:timecycle.data.prepare",
+                ("davis", "--davis", "{data}/davis", "--out", "out/list.txt"), 2, "out"),
+        Program("score", "module:timecycle.scores", (*SCORE, "1"), 3, "out"),
+        Program("score, workers", "module:timecycle.scores", (*SCORE, "2"), 1, "out"),
+        Program("convert", "module:timecycle.checkpoint",
+                ("convert", str(ROOT / "timecycle/weights/walk.safetensors"), "--out", "out"), 2, "out"),
+        Program("made set", "call:made_set", ("out", "1", "3"), 4, "out"),
+        *(Program(task, "call:track", (task, f"{{data}}/{file}", "out/scores.json"), 1, "out")
+          for task, file in (("jhmdb", "jhmdb"), ("vip", "vip"), ("badja", "badja"), ("tapvid", "tapvid.pkl"))),
+    )
+}  # fmt: skip
+
+
+def make_data(data: Path) -> None:
+    """Everything that the programs read."""
+    make_davis(data / "davis", 2, 4, 96, 128)
+    make_davis(data / "short", 1, 3, 96, 128)
+    for folder in (data / "davis/Annotations/480p").iterdir():
+        shutil.copytree(folder, data / "masks" / folder.name)
+    # Of prepared folders whose video has changed since.
+    for name, frames in (("a.mp4", 6), ("b/c d.mkv", 4)):
+        write_video(data / "videos" / name, 4, frames, (48, 32))
+    (data / "videos/notes.txt").write_text("no video")
+    for task in (jhmdb, vip, badja):
+        task(data / task.__name__)
+    (data / "tapvid.pkl").write_bytes(pickle.dumps({"bear": test_tapvid.parts()}))
+
+
+def jhmdb(root: Path) -> None:
+    """A clip in JHMDB's layout."""
+    test_jhmdb.add_clip(root, "pour/tea", test_jhmdb.joints())
+    (root / "splits").mkdir()
+    (root / "splits/pour_test_split1.txt").write_text("tea.avi 2\n")
+
+
+def vip(root: Path) -> None:
+    """A video in VIP's layout."""
+    cells = np.array([[5, 9, 9, 9]] * 4)
+    test_vip.add_video(root, "videos7", [cells, cells], [test_vip.half(8, test_vip.ARM)] * 2)
+    (root / "lists").mkdir()
+    (root / "lists/val_videos.txt").write_text("videos7\n")
+
+
+def badja(root: Path) -> None:
+    """A video in BADJA's layout."""
+    start = {8: test_badja.middle(0, 1)}
+    test_badja.add_video(root, "bear", [test_badja.entry("bear", 0, start), test_badja.entry("bear", 2, start)])

@@ -1,0 +1,141 @@
+"""What is in a folder, to be compared: bytes, but for times, hosts and processes where files hold them by nature."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Tree = dict[str, Any]
+PARTIAL = re.compile(r"\.partial($|/)")
+BY_NATURE = {"seconds", "versions", "peak_memory_mb", "command", "since"}
+"""Fields of JSON that hold times and machines."""
+LEFT_OUT = re.compile(r"(^|/)(tensorboard/.*|\.lock|\.lock\.file)$")
+
+
+def results(folder: Path) -> Tree:
+    """What a program left, by path: bytes, JSON without fields of times and hosts, a link's target, None of a folder.
+
+    The path of the folder itself, where files hold it, is replaced.
+    """
+    found: Tree = {}
+    for path in _below(folder):
+        name = str(path.relative_to(folder))
+        if LEFT_OUT.search(name):
+            continue
+        if path.is_symlink():
+            found[name] = f"-> {os.readlink(path)}"
+        elif path.is_dir():
+            found[name] = None
+        elif path.suffix == ".json" and path.name != ".prepared.json":
+            content = json.loads(path.read_bytes())
+            found[name] = _noted(content, folder / "out") if ".written/" in name else _plain(content, path)
+        elif path.suffix == ".pt":
+            found[name] = _unpickled(torch.load(path, weights_only=True))
+        elif path.suffix == ".safetensors":
+            found[name] = _by_name(path.read_bytes())
+        else:
+            found[name] = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
+    return found
+
+
+def _noted(content: dict[str, list[str]], out: Path) -> dict[str, Any]:
+    """Hashes by file, of those that are the file's only that they are; files hold paths."""
+    return {
+        name: (out / name).is_file() and hashes == [hashlib.sha256((out / name).read_bytes()).hexdigest()]
+        for name, hashes in content.items()
+    }
+
+
+def _plain(content: Any, path: Path) -> Any:
+    if path.name == "settings.json":
+        return content["settings"]
+    if isinstance(content, dict):
+        return {name: _plain(value, path) for name, value in content.items() if name not in BY_NATURE}
+    return content
+
+
+def _unpickled(content: Any) -> Any:
+    """A checkpoint's content; its bytes also tell equal texts that are one object from those that are two."""
+    if isinstance(content, torch.Tensor):
+        return (
+            str(content.dtype),
+            tuple(content.shape),
+            content.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+        )
+    if isinstance(content, dict):
+        return {name: _unpickled(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_unpickled(value) for value in content]
+    return content
+
+
+def _by_name(data: bytes) -> tuple[Any, bytes]:
+    """A file of safetensors with its header parsed: in what order that lists its notes changes from run to run."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def partial(folder: Path) -> list[str]:
+    """Names of what was to be moved to its place and was not."""
+    return [name for path in _below(folder) if PARTIAL.search(name := str(path.relative_to(folder)))]
+
+
+def difference(found: Tree, expected: Tree) -> str | None:
+    """The first few differences in a line; None if there are none."""
+    said = [f"{name} is missing" for name in expected if name not in found]
+    said += [f"{name} is there too" for name in found if name not in expected]
+    for name in expected:
+        if name in found and found[name] != expected[name]:
+            said.append(f"{name} differs ({_shown(_apart(found[name], expected[name]))})")
+    return "; ".join(said[:4]) or None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes {hashlib.sha256(value).hexdigest()[:6]}"
+    return repr(value)[:80]
+
+
+def _apart(found: Any, expected: Any) -> Any:
+    """Of two of JSON's objects what differs."""
+    if not isinstance(found, dict) or not isinstance(expected, dict):
+        return found
+    return {name: value for name, value in found.items() if name not in expected or expected[name] != value}
+
+
+def snapshot(folder: Path, without: Path | None = None) -> Tree:
+    """Everything of every file: kind, size, time of change and content; but for one folder within."""
+    found: Tree = {}
+    for path in _below(folder):
+        if without is not None and (path == without or without in path.parents):
+            continue
+        status = path.lstat()
+        content: Any = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        # A folder's time of change says whether names came or went; that of one with the folder left out changes.
+        time = 0 if without is not None and path == without.parent else status.st_mtime_ns
+        found[str(path.relative_to(folder))] = (status.st_mode, time, content)
+    return found
+
+
+def changes(found: Tree, expected: Tree) -> str | None:
+    """The first few changes since an earlier snapshot in a line; None if there are none."""
+    said = [f"{name} was removed" for name in expected if name not in found]
+    said += [f"{name} was made" for name in found if name not in expected]
+    said += [f"{name} was changed" for name in expected if name in found and found[name] != expected[name]]
+    return "; ".join(said[:4]) or None
+
+
+def _below(folder: Path) -> list[Path]:
+    """Everything below a folder, in order; links are not followed."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        found += [Path(root, name) for name in (*folders, *files)]
+    return sorted(found)
