@@ -14,6 +14,7 @@ from tests.test_layouts import crw, crw_with_padding_modules, moco, prefixed, uv
 from timecycle import load_features
 from timecycle.checkpoint import convert, load_encoder, main, save_encoder
 from timecycle.encoder import Trunk
+from timecycle.errors import InputError
 
 IMAGES = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
 
@@ -130,3 +131,13 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, command_line):
     assert "would be overwritten; expected another folder" in ended.err
     assert source.read_bytes() == before
     source.unlink()
+
+
+def test_the_same_weights_give_the_same_bytes_and_replace_no_file_of_another_origin(release_checkpoint: Path, tmp_path):
+    files = [convert(release_checkpoint, tmp_path / name) for name in ("a", "b", "b")]
+    for first, second in zip(files[0], files[1], strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    files[0][1].write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{files[0][1]} is there, and was not made from .*checkpoint_14"):
+        convert(release_checkpoint, tmp_path / "a")
+    assert files[0][1].read_bytes() == b"mine"

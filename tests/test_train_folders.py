@@ -244,7 +244,8 @@ def test_something_in_the_way_is_named(tiny, name):
     refused = tiny(*WALK, "--pictures-every", 1, "-c", "run")
     assert refused.code == 2
     assert refused.err.count("\n") == 1
-    assert re.match(rf"error: run(/{name} (cannot be written|is not a folder|is there)| holds a run)", refused.err), refused.err
+    said = rf"error: run(/{name} (cannot be written|is not a folder|is there)| holds a run)"
+    assert re.match(said, refused.err), refused.err
 
 
 def test_what_pytorch_makes_of_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
@@ -271,6 +272,7 @@ def test_links_are_not_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", refused)
     path = tmp_path / "checkpoint_0000001.pt"
     checkpoints._write(path, {"x": 1})
+    checkpoints.settle(tmp_path, keep=1)
     checkpoints.keep_best(path)
     for name in ("latest.pt", "best.pt"):
         assert torch.load(tmp_path / name, weights_only=True) == {"x": 1}
@@ -312,3 +314,14 @@ def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
     (tmp_path / "settings.json").write_text("{}")  # of a run that was killed before its first checkpoint
     if resume:
         assert find_run({"checkpoint": tmp_path, "resume": "auto"}, lambda run: run).folder == tmp_path
+
+
+def test_what_a_kill_between_a_checkpoint_and_its_link_left_is_put_right(tiny):
+    assert tiny(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "run").code == 0
+    newest, older = Path("run/latest.pt").resolve(), Path("run/checkpoint_0000001.pt")
+    older.write_bytes(newest.read_bytes())  # not yet removed
+    Path("run/latest.pt").unlink()
+    Path("run/latest.pt").symlink_to("checkpoint_0000005.pt")
+    assert tiny("-c", "run", "--resume", "auto").code == 0
+    assert Path("run/latest.pt").resolve() == newest
+    assert not older.exists()

@@ -6,6 +6,7 @@ Command: python -m timecycle.checkpoint convert checkpoint_14.pth.tar --out weig
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -79,7 +80,12 @@ def _write(path: Path, state: State, notes: dict[str, str], half: bool = False) 
         .clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-    write_bytes(path, safetensors.torch.save(stored, metadata={**notes, "format": "pt"}))
+    data = safetensors.torch.save(stored, metadata={**notes, "format": "pt"})
+    # The library writes the header's fields in another order each time.
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, len(header).to_bytes(8, "little") + header + data[8 + length :])
 
 
 def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
@@ -89,8 +95,8 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     values and dtypes, with later stages and the classifier where they are stored; its header says with which strides
     and padding it gives the same features, up to a head. A checkpoint that is the first file already stays as it is.
 
-    layout, part: as `load_features` takes them, and it raises InputError as that does, or if the checkpoint would be
-    overwritten.
+    layout, part: as `load_features` takes them, and it raises InputError as that does, or if the checkpoint, or a file
+    that was not made from one of its name, would be overwritten.
     """
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
@@ -98,6 +104,9 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     ours = folder / f"{stem}.safetensors"
     standard = folder / f"{stem}-resnet{network.depth}.safetensors"
     notes = opened.notes | {"source": checkpoint.name, "layout": network.layout}
+    for path in (ours, standard):
+        if path.exists() and not path.samefile(checkpoint) and not _made_from(path, checkpoint):
+            raise InputError(f"{path} is there, and was not made from {checkpoint}; expected another folder (--out)")
     if not ours.exists() or not ours.samefile(checkpoint):
         prefix = _own_prefix(network.layout)
         _write(ours, {prefix + name: value for name, value in network.load().state_dict().items()}, notes)
@@ -112,6 +121,15 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     }
     _write(standard, _standard_resnet(network), notes)
     return ours, standard
+
+
+def _made_from(path: Path, checkpoint: Path) -> bool:
+    """Whether `convert` wrote a file from a checkpoint of this name."""
+    try:
+        notes = read_checkpoint(path).notes
+    except InputError:
+        return False
+    return notes.get("source") == checkpoint.name and "layout" in notes
 
 
 def _own_prefix(layout: str) -> str:

@@ -168,7 +168,7 @@ PRESETS = {
 """By name. Any field can be overridden: `protocol("dino", k=7)`."""
 
 
-def protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
+def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
     """A preset, or a protocol of one's own, with some fields changed.
 
     Raises InputError for a name or a field that is unknown, naming the nearest ones, or for a value that means nothing.

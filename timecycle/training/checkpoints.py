@@ -121,8 +121,7 @@ class Keeper:
                 "clips": self.clips,
             }
             _write(path, content)
-            for _, old in numbered(self.folder)[: -self.settings.keep]:
-                remove(old)
+            settle(self.folder, self.settings.keep)
         self.world.gather(None)  # it is there when any process goes on
         return path
 
@@ -173,15 +172,26 @@ class Undo:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, and point latest.pt at it. Raises InputError if it cannot be written; no part of it stays."""
+    """Write a checkpoint. Raises InputError if it cannot be written; no part of it stays."""
     with growing(path) as partial:
         try:
             with partial.open("wb") as file:
                 torch.save(content, file)
         except RuntimeError as error:  # what PyTorch makes of some failures to write
             raise not_written(path, OSError(str(error).splitlines()[0])) from None
-    latest = path.with_name(LATEST)
-    with growing(latest) as partial:
+
+
+def settle(folder: Path, keep: int) -> None:
+    """Point latest.pt at the newest checkpoint of a folder and remove all but the newest `keep`, if there are any."""
+    found = [path for _, path in numbered(folder)]
+    for path in found[-1:]:
+        _point_latest(path)
+    for path in found[:-keep]:
+        remove(path)
+
+
+def _point_latest(path: Path) -> None:
+    with growing(path.with_name(LATEST)) as partial:
         try:
             partial.symlink_to(path.name)
         except OSError:  # a file system without links
@@ -218,7 +228,7 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
 
 def existing(path: Path) -> Path:
     """The path of a checkpoint. Raises InputError if there is no file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"--resume {path} does not exist; expected a checkpoint of this program, or auto")
     return path
 

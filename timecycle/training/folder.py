@@ -206,6 +206,7 @@ def begin(run: Run, settings: Settings, world: World, progress: checkpoints.Prog
             runs = _earlier_runs(file)
         except InputError as error:
             lost = f"the list of processes that worked on the run begins anew: {error}"
+        checkpoints.settle(run.folder, settings.keep)  # as a process that was killed in `save` had not yet
         if progress.best_step == progress.step > 0:  # it may have been killed before it did this
             checkpoints.keep_best(run.path)
     now = {
