@@ -29,7 +29,7 @@ def test_a_full_output_is_a_sentence(lines):
     with open("/dev/full", "w") as full:
         ended = ended_program(lines, stdout=full)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: the output cannot be read or written (No space left on device)")
+    assert ended.stderr.startswith("error: the output, or a file, cannot be read or written (No space left on device)")
     assert ended.stderr.count("\n") == 1
 
 

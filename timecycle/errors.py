@@ -50,7 +50,7 @@ def sentence(error: InputError | OSError | MemoryError) -> str:
     """What happened, in one sentence."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        name = "the output" if error.filename is None else error.filename
+        name = "the output, or a file," if error.filename is None else error.filename
         return f"{name} cannot be read or written ({error.strerror or text}); expected it to be there, with room"
     if isinstance(error, MemoryError):
         return f"memory is used up{f' ({text})' if text else ''}; expected more, or less to be done at a time"

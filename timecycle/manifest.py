@@ -44,11 +44,9 @@ class Notes:
                     "moved away, or another folder to write to"
                 )
 
-    def whole(self) -> bool:
-        """Whether every file that was noted is there, as it was written."""
-        return bool(self.hashes) and all(
-            _is_ours(inside(self.folder, *path.split("/")), hashes) for path, hashes in self.hashes.items()
-        )
+    def whole(self, paths: Iterable[str]) -> bool:
+        """Whether files that were noted are there, as they were written."""
+        return all(_is_ours(inside(self.folder, *path.split("/")), self.hashes[path]) for path in paths)
 
     def expect(self, coming: Hashes) -> None:
         """Note files that are about to be written, beside those that are there."""

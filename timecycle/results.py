@@ -130,7 +130,7 @@ class ResultsFolder:
             return False
         manifest = Manifest(self.path, sequence.name)
         masks = {f"{sequence.name}/{frame.stem}.png" for frame in sequence.frames}
-        return masks <= manifest.hashes.keys() and manifest.whole()
+        return masks <= manifest.hashes.keys() and manifest.whole(masks)
 
     def check_free(self, sequence: Sequence, overlays: bool) -> None:
         """Raise InputError if writing a sequence's files would replace any that this program did not write."""
@@ -178,7 +178,10 @@ def files_mark(sequence: Sequence) -> str:
     """What the files that a sequence's masks depend on are: SHA-256 of their names, sizes and times of change."""
     found = hashlib.sha256()
     for path in (*sequence.frames, sequence.annotations[0]):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); expected it to stay where it was") from None
         found.update(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
     return found.hexdigest()
 
@@ -248,11 +251,12 @@ class SequenceWriter:
         self.discard()
 
     def _moves(self) -> dict[str, Path]:
-        """Where the files go, below the results folder, and where they are."""
+        """Where the files go, below the results folder, and where they are; the masks last, which make it finished."""
         name = self._sequence.name
-        kinds = {"masks": name, "pictures": f"{OVERLAYS}/{name}"}
-        moves = {f"{kinds[file.parent.name]}/{file.name}": file for file in sorted(self._work.glob("*/*"))}
-        return moves | ({f"{OVERLAYS}/{name}.mp4": self._work / "video.mp4"} if self._video is not None else {})
+        moves = {f"{OVERLAYS}/{name}.mp4": self._work / "video.mp4"} if self._video is not None else {}
+        for kind, place in (("pictures", f"{OVERLAYS}/{name}"), ("masks", name)):
+            moves |= {f"{place}/{file.name}": file for file in sorted((self._work / kind).glob("*"))}
+        return moves
 
     def discard(self) -> None:
         """Leave nothing half-made behind."""

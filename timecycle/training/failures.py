@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import cv2
 
+from timecycle import errors
 from timecycle.errors import InputError
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.+)", re.DOTALL)
@@ -17,11 +18,8 @@ _MEMORY = re.compile(
 def sentence(error: BaseException) -> str | None:
     """What happened, in one sentence; None for what is an error of the program."""
     text = " ".join(str(error).split())
-    if isinstance(error, InputError):
-        return text
-    if isinstance(error, OSError):
-        name = error.filename if error.filename is not None else "a file"
-        return f"{name} cannot be read or written ({error.strerror or text}); expected it to be there, with room"
+    if isinstance(error, InputError | OSError):
+        return errors.sentence(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | cv2.error) and _MEMORY.search(text)):
         reason = text.rpartition("Error: ")[2].partition(". ")[0][:200] or "MemoryError"
         return f"memory is used up ({reason}); expected enough, or a smaller --batchSize or fewer --workers"
