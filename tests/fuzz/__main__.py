@@ -30,6 +30,7 @@ PLAN = {
     "tasks": 20_000,
     "videos": 4_000,
     "command_lines": 6_000,
+    "run_folders": 5_000,
 }
 """Cases of each target; its functions share them evenly."""
 
@@ -141,13 +142,15 @@ def main() -> None:
             print(worker.run_case(arguments.targets[0], function, arguments.seed, int(index), Path(folder) / "case"))
         return
     chosen = arguments.targets or [name for name in PLAN if name in known]
-    found = {name: fuzz(name, arguments.cases or PLAN[name], arguments.seed, arguments.jobs) for name in chosen}
-    every = [total for functions in found.values() for total in functions.values()]
-    cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
+    found: dict[str, Any] = {}
+    for name in chosen:
+        found[name] = fuzz(name, arguments.cases or PLAN[name], arguments.seed, arguments.jobs)
+        every = [total for functions in found.values() for total in functions.values()]
+        cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
+        if arguments.results:  # after each target, as it takes long
+            content = {"seed": arguments.seed, "commit": commit(), "versions": versions()}
+            write_json(arguments.results, content | {"cases": cases, "faults": faults, "targets": found})
     print(f"{cases} cases, {faults} faults")
-    if arguments.results:
-        content = {"seed": arguments.seed, "cases": cases, "faults": faults, "commit": commit(), "versions": versions()}
-        write_json(arguments.results, content | {"targets": found})
     sys.exit(1 if faults else 0)
 
 
