@@ -104,10 +104,10 @@ def test_a_folder_without_a_finished_sequence_is_nobodys(small_davis: Path, tmp_
 
 def test_a_results_folder_that_is_none_is_named(small_davis: Path, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file cannot be written .*; expected a results folder"):
+    with pytest.raises(InputError, match=r"file cannot be written \(File exists\); expected a place"):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "file", **SMALL)
     (tmp_path / "results.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(InputError, match="was not written by this program"):
+    with pytest.raises(InputError, match=r"results.json is damaged or not JSON .*; expected what an earlier run"):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path, **SMALL)
     with pytest.raises(InputError, match="device is 'cuda:99'"):
         timecycle.evaluate_davis(patches, small_davis, device="cuda:99", **SMALL)

@@ -84,7 +84,10 @@ def started(tmp_path: Path) -> Callable[..., Ended]:
     ("fault", "sentence"),
     [
         ("raise:MemoryError:2", "error: memory is used up (this is how it ends); expected enough, or a smaller"),
-        ("raise:OSError:2", "error: the output, or a file, cannot be read or written (this is how it ends); expected it to be there"),
+        (
+            "raise:OSError:2",
+            "error: the output, or a file, cannot be read or written (this is how it ends); exp",
+        ),
         ("worker:SIGKILL:2", "error: a process that prepares samples ended (is killed by signal: Killed); expected it"),
         ("nan:2", "error: the loss of step 2 is nan with the samples "),
     ],

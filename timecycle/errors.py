@@ -14,11 +14,24 @@ LISTED = 5
 """How many names a sentence lists."""
 
 
+_MOST_SAID = 100  # characters of a file's own text in a sentence
+
+
 def listing(names: Iterable[object]) -> str:
     """Names with commas between them, the first few and how many more there are."""
     words = [str(name) for name in names]
     more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
     return ", ".join(words[:LISTED]) + more
+
+
+def said(value: object) -> str:
+    """A value from a file or a command line as a sentence may hold it: short, on one line, printable."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        text = type(value).__name__
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MOST_SAID])
+    return shown if len(text) <= _MOST_SAID else f"{shown}..."
 
 
 def run_command_line(main: Callable[[], None]) -> None:

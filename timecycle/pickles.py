@@ -11,23 +11,14 @@ from collections.abc import Callable, Iterable
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
+from timecycle.errors import said
+
 _MOST_IN_KEY = 1000  # parts of a dict's key
 _PYTHON_2 = {"long": "int", "xrange": "range", "unicode": "str"}  # its built-in names, which protocols 0 to 2 write
-_MOST_SAID = 100  # characters of a file's own text in a sentence
 
 
 class Refused(UnpicklingError):
     """A pickle that is whole, and asks for what is not given."""
-
-
-def said(value: object) -> str:
-    """A value of a file as a sentence may hold it: short, on one line, printable."""
-    try:
-        text = str(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
-        text = type(value).__name__
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MOST_SAID])
-    return shown if len(text) <= _MOST_SAID else f"{shown}..."
 
 
 class _Bounded:

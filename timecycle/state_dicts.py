@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from timecycle import torch_files
-from timecycle.errors import InputError, listing
-from timecycle.pickles import said
+from timecycle.errors import InputError, listing, said
 from timecycle.torch_files import Ignored
 
 Content = TypeVar("Content")

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from timecycle.errors import InputError
-from timecycle.pickles import PlainUnpickler, Refused, checked_key, said
+from timecycle.errors import InputError, said
+from timecycle.pickles import PlainUnpickler, Refused, checked_key
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

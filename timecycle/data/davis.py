@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timecycle.errors import InputError
+from timecycle.errors import InputError, said
 from timecycle.files import (
     PREPARED,
     component,
@@ -68,7 +68,9 @@ def read_davis(
     listed = sequence_names(root, image_set, year)
     for name in names or []:
         if name not in listed:
-            raise InputError(f"--sequences {name} is not in the set {image_set}; expected some of {', '.join(listed)}")
+            raise InputError(
+                f"--sequences {said(name)} is not in the set {image_set}; expected some of {', '.join(listed)}"
+            )
     masks = of_year(masks, year)
     return [
         _read_sequence(name, root / "JPEGImages" / "480p" / name, annotations_folder(root, name), masks)
@@ -155,7 +157,7 @@ def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading
     sequences = {component(name, path): pair for name, pair in zip(found, folders, strict=True)}
     for name in names or []:
         if name not in sequences:
-            raise InputError(f"--sequences {name} is not in {path}; expected some of {', '.join(sequences)}")
+            raise InputError(f"--sequences {said(name)} is not in {path}; expected some of {', '.join(sequences)}")
     return [
         _read_sequence(name, frames, annotations, masks)
         for name, (frames, annotations) in sequences.items()

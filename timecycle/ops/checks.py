@@ -128,10 +128,10 @@ def _wrong_count(copies: Tensor) -> str:
 def list_length(k: int, bank: Tensor, frames: Tensor, copies: Tensor, joint: bool, ties: bool) -> int:
     """How long the lists of a call must be: k, or the places that all keys of a list can take if those are fewer.
 
-    Refuses a list that does not fit the memory, and with `ties` more places than 32 bits count: InputError. Of short
-    lists without ties, which are all that the kernels of a GPU have, no value is read.
+    Refuses a list that does not fit the memory, and with `ties` more places than 32 bits count: InputError. On a GPU no
+    value is read for the short lists that its kernels have, as the CPU would wait for it.
     """
-    if k <= LARGEST_K and not ties:
+    if k <= LARGEST_K and (not ties or bank.device.type == "cuda"):
         return k
     most = copies.clamp(0, MOST_COPIES).amax(dim=2)
     of_list = most.sum(dim=1) if joint else most.amax(dim=1)

@@ -14,11 +14,10 @@ import torch
 from tqdm import tqdm
 
 from timecycle.data.davis import files_in
-from timecycle.errors import InputError
+from timecycle.errors import InputError, said
 from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.files import component, decode, open_image, read_json
 from timecycle.labels import Size, nearest
-from timecycle.pickles import said
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import FrameFiles, Sizes, carry

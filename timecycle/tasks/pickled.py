@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from timecycle.errors import InputError
-from timecycle.pickles import PlainUnpickler, Refused, said
+from timecycle.errors import InputError, said
+from timecycle.pickles import PlainUnpickler, Refused
 
 NUMBERS = {np.dtype(code).str[1:] for code in "?bhilqBHILQefd"}
 """Truth values, integers and floats, as NumPy writes their types: b1, i1 to u8, f2 to f8."""

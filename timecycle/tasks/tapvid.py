@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from timecycle.errors import InputError
+from timecycle.errors import InputError, said
 from timecycle.features import Extractor, GivenFeatures, evaluating
 from timecycle.files import component
-from timecycle.pickles import Refused, said
+from timecycle.pickles import Refused
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import Sizes, carry
