@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of environment and hostile, cases with this in their names")
     parser.add_argument("--results", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    parts = arguments.parts or PARTS
+    parts = list(dict.fromkeys(arguments.parts or PARTS))
     if unknown := [name for name in parts if name not in PARTS]:
         raise InputError(f"{unknown[0]} is no part; expected some of {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as temporary, zygotes(arguments.jobs) as running:
@@ -38,22 +38,21 @@ def main() -> None:
         data = work / "data"
         make_data(data)
         found: dict[str, Any] = {}
-        if "kills" in parts:
-            found["kills"] = kills.kill_all(
-                running, data, work / "kills", arguments.kills, arguments.seed, arguments.jobs
-            )
-        if "environment" in parts:
-            found["environment"] = environment.break_all(
-                running, data, work / "environment", arguments.jobs, arguments.only
-            )
-        if "hostile" in parts:
-            found["hostile"] = hostile.try_all(
-                running, work / "hostile", arguments.names, arguments.seed, arguments.jobs, arguments.only
-            )
-    faults = sum(len(each["faults"]) for part in found.values() for each in part.values())
-    if arguments.results:
-        content = {"seed": arguments.seed, "faults": faults, "commit": commit(), "versions": versions()}
-        write_json(arguments.results, content | found)
+        for part in parts:
+            if part == "kills":
+                found[part] = kills.kill_all(
+                    running, data, work / part, arguments.kills, arguments.seed, arguments.jobs
+                )
+            elif part == "environment":
+                found[part] = environment.break_all(running, data, work / part, arguments.jobs, arguments.only)
+            else:
+                found[part] = hostile.try_all(
+                    running, work / part, arguments.names, arguments.seed, arguments.jobs, arguments.only
+                )
+            faults = sum(len(each["faults"]) for part in found.values() for each in part.values())
+            if arguments.results:  # after each part, as it takes long
+                content = {"seed": arguments.seed, "faults": faults, "commit": commit(), "versions": versions()}
+                write_json(arguments.results, content | found)
     print(f"{faults} faults")
     sys.exit(1 if faults else 0)
 
