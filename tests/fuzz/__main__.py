@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.fuzz import targets, worker
 from timecycle.errors import InputError, run_command_line
-from timecycle.files import write_json
+from timecycle.files import read_json, write_json
 from timecycle.results import versions
 from timecycle.training.folder import commit
 
@@ -123,6 +123,15 @@ def show(target: str, name: str, total: dict[str, Any]) -> None:
         print(f"    {count} times, first {name}:{first[text]}: {text}", flush=True)
 
 
+def keep(path: Path, target: str, found: dict[str, Any]) -> None:
+    """Write a target's results to a file, in which those of other targets stay: all of them take hours."""
+    targets = read_json(path, "results of a fuzz run")["targets"] if path.exists() else {}
+    targets = dict(sorted((targets | {target: found}).items()))
+    every = [total for each in targets.values() for total in each["functions"].values()]
+    cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
+    write_json(path, {"cases": cases, "faults": faults, "versions": versions(), "targets": targets})
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz what reads files and arguments.")
@@ -142,14 +151,13 @@ def main() -> None:
             print(worker.run_case(arguments.targets[0], function, arguments.seed, int(index), Path(folder) / "case"))
         return
     chosen = arguments.targets or [name for name in PLAN if name in known]
-    found: dict[str, Any] = {}
+    cases = faults = 0
     for name in chosen:
-        found[name] = fuzz(name, arguments.cases or PLAN[name], arguments.seed, arguments.jobs)
-        every = [total for functions in found.values() for total in functions.values()]
-        cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
-        if arguments.results:  # after each target, as it takes long
-            content = {"seed": arguments.seed, "commit": commit(), "versions": versions()}
-            write_json(arguments.results, content | {"cases": cases, "faults": faults, "targets": found})
+        found = fuzz(name, arguments.cases or PLAN[name], arguments.seed, arguments.jobs)
+        cases += sum(total["cases"] for total in found.values())
+        faults += sum(len(total["faults"]) for total in found.values())
+        if arguments.results:
+            keep(arguments.results, name, {"seed": arguments.seed, "commit": commit(), "functions": found})
     print(f"{cases} cases, {faults} faults")
     sys.exit(1 if faults else 0)
 
