@@ -41,7 +41,7 @@ LIMIT = 10.0
 """Seconds of a case."""
 
 STARTING = 60.0
-"""Seconds until the first case, in which libraries are imported, and from the last one until the process ends."""
+"""Seconds of the first case, for which libraries are imported, and from the last one until the process ends."""
 
 
 def batch(target: str, function: str, seed: int, start: int, stop: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _process(target: str, function: str, seed: int, start: int, stop: int, folde
             now = place.read_bytes() if place.is_file() else b""
             if now != last:
                 last, since = now, time.monotonic()
-            if time.monotonic() - since > (LIMIT if last and int(last) < stop else STARTING):
+            if time.monotonic() - since > (LIMIT if last and start < int(last) < stop else STARTING):
                 process.kill()
                 return f"took more than {LIMIT:g} s", int(last or start)
         err.seek(0)
