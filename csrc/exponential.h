@@ -14,7 +14,7 @@ inline __attribute__((always_inline)) float exp_of_negative(float x) {
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
   const float shifted = scaled + 12582912.0f;
   const float fraction = scaled - (shifted - 12582912.0f);
-  int32_t exponent;
+  uint32_t exponent;  // unsigned, so that what is no negative x, such as not-a-number, has a sum as well
   std::memcpy(&exponent, &shifted, sizeof(exponent));
   float power = 1.5403530e-4f;
   power = power * fraction + 1.3333558e-3f;
@@ -23,9 +23,9 @@ inline __attribute__((always_inline)) float exp_of_negative(float x) {
   power = power * fraction + 2.4022651e-1f;
   power = power * fraction + 6.9314718e-1f;
   power = power * fraction + 1.0f;
-  int32_t bits;
+  uint32_t bits;
   std::memcpy(&bits, &power, sizeof(bits));
-  bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
+  bits += exponent << 23;
   float result;
   std::memcpy(&result, &bits, sizeof(result));
   return result;

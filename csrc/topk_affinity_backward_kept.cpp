@@ -29,7 +29,9 @@ void queries_gather(const TopkAffinity& s, const TopkAffinityGradient& in, const
       std::fill(sum.begin(), sum.end(), 0.0f);
       const int64_t b = row / s.queries;
       for (int64_t slot = 0; slot < s.slots; ++slot) {
-        const Feature* keys = bank + in.frames[b * s.slots + slot] * s.positions * s.channels;
+        const int64_t frame = in.frames[b * s.slots + slot];
+        if (frame < 0) continue;
+        const Feature* keys = bank + frame * s.positions * s.channels;
         kept.of_slot(b, row % s.queries, slot, [&](int64_t position, float factor) {
           add_scaled(factor, keys + position * s.channels, s.channels, sum.data());
         });
