@@ -279,6 +279,14 @@ def test_links_are_not_needed(tmp_path, monkeypatch):
         assert not (tmp_path / name).is_symlink()
 
 
+def test_a_best_checkpoint_that_is_kept_already_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "checkpoint_0000001.pt"
+    path.write_bytes(b"x")
+    for _ in range(2):  # as a run that was killed in between does
+        checkpoints.keep_best(path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "best.pt"}
+
+
 def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
     """Stopped after every step, also after one that has the best score of all."""
     scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], train.due

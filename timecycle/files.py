@@ -330,6 +330,7 @@ def growing(path: Path) -> Iterator[Path]:
             yield partial
             synced(partial)
             partial.replace(path)
+            partial.unlink(missing_ok=True)  # it stays where both are links to one file already
             synced(path.parent)
         except BaseException:
             with suppress(OSError):
