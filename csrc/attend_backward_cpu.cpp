@@ -54,24 +54,28 @@ class Backward {
     turned_.resize(checked_product({wave_.samples(), size}));
     for_each(wave_.samples(), [&](int64_t i) {
       const int64_t b = wave_.first + i;
-      transpose(in_.d_out + b * size, call_.rows(), call_.columns, call_.rows(), &turned_[i * size]);
+      transpose(in_.d_out + b * size, call_.rows(), call_.columns, call_.rows(), turned_.data() + i * size);
       for (int64_t n = 0; n < width; ++n)
         shifts_[i * width + n] = softmax_shift(in_.lse[b * call_.queries + wave_.begin + n]);
     });
   }
 
-  float* gradient(int64_t b, int64_t m) { return &gradients_[((b - wave_.first) * call_.keys + m) * wave_.width()]; }
+  float* gradient(int64_t b, int64_t m) {
+    return gradients_.data() + ((b - wave_.first) * call_.keys + m) * wave_.width();
+  }
 
-  float* mean(int64_t b, int64_t chunk) { return &means_[((b - wave_.first) * chunks_ + chunk) * wave_.width()]; }
+  float* mean(int64_t b, int64_t chunk) {
+    return means_.data() + ((b - wave_.first) * chunks_ + chunk) * wave_.width();
+  }
   int64_t count(int64_t chunk) const { return std::min(kChunk, call_.keys - chunk * kChunk); }
 
   // The affinities of a chunk, their gradients, and the sums over its keys of the products of both.
   void take_affinities(int64_t b, int64_t chunk) {
     const int64_t width = wave_.width(), m = chunk * kChunk, keys = count(chunk);
     float *affinity = strips_.compute(b, m, keys), *d_affinity = gradient(b, m);
-    exponentiate(affinity, keys, width, &shifts_[(b - wave_.first) * width]);
+    exponentiate(affinity, keys, width, shifts_.data() + (b - wave_.first) * width);
     std::fill_n(d_affinity, keys * width, 0.0f);
-    const float* d_out = &turned_[(b - wave_.first) * call_.rows() * call_.columns];
+    const float* d_out = turned_.data() + (b - wave_.first) * call_.rows() * call_.columns;
     for (int64_t s = 0; s < call_.slices(); ++s) {
       const Overlap part = overlap(call_, wave_, s);
       multiply(keys, part.count, call_.columns, call_.value + call_.value_row(b, s, m) * call_.columns, call_.columns,
@@ -106,7 +110,7 @@ class Backward {
       multiply(keys, columns, part.count, tile + part.query, width, in_.d_out + (b * call_.rows() + part.row) * columns,
                columns, d_value, columns, !first);
     }
-    softmax_gradient(tile, gradient(b, m), keys, width, &add_[(b - wave_.first) * width], call_.sharpness);
+    softmax_gradient(tile, gradient(b, m), keys, width, add_.data() + (b - wave_.first) * width, call_.sharpness);
     multiply(keys, channels, width, tile, width, strips_.query(b), channels, in_.d_key + row * channels, channels,
              wave_.begin > 0);
     scale_rows(tile, keys, width, call_.scale + row);

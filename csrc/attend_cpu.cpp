@@ -39,12 +39,12 @@ class Forward {
   }
 
   float* sum(int64_t group, int64_t b) {
-    return &sums_[(group * wave_.samples() + b - wave_.first) * call_.rows() * call_.columns];
+    return sums_.data() + (group * wave_.samples() + b - wave_.first) * call_.rows() * call_.columns;
   }
 
   // Of a sample and chunk: the largest logit of each query of the wave, then the sums of exponentials.
   float* statistics(int64_t b, int64_t chunk) {
-    return &statistics_[((b - wave_.first) * chunks_ + chunk) * 2 * wave_.width()];
+    return statistics_.data() + ((b - wave_.first) * chunks_ + chunk) * 2 * wave_.width();
   }
 
   int64_t count(int64_t chunk) const { return std::min(kChunk, call_.keys - chunk * kChunk); }
@@ -76,7 +76,7 @@ class Forward {
       for (int64_t b = first; b < last; ++b) {
         const int64_t keys = count(chunk), m = chunk * kChunk;
         float* tile = strips_.at(b, m);
-        exponentiate(tile, keys, width, &shifts_[(b - wave_.first) * width]);
+        exponentiate(tile, keys, width, shifts_.data() + (b - wave_.first) * width);
         transpose(tile, keys, width, kChunk, turned.data());
         for (int64_t s = 0; s < call_.slices(); ++s) {
           const Overlap part = overlap(call_, wave_, s);

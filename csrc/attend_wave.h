@@ -80,7 +80,7 @@ class Strips {
     queries_.resize(wave.samples() * size);
     hashes_.resize(call_.threshold ? wave.samples() * width : 0);
     for_each(wave.samples(), [&](int64_t i) {
-      transpose(query(wave.first + i), width, call_.channels, width, &queries_[i * size]);
+      transpose(query(wave.first + i), width, call_.channels, width, queries_.data() + i * size);
       if (!call_.threshold) return;
       const uint32_t row = static_cast<uint32_t>((wave.first + i) * call_.queries + wave.begin);
       for (int64_t n = 0; n < width; ++n)
@@ -93,15 +93,15 @@ class Strips {
     const int64_t width = wave_.width(), i = b - wave_.first;
     float* tile = at(b, m);
     multiply(count, width, call_.channels, call_.key + (b * call_.keys + m) * call_.channels, call_.channels,
-             &queries_[i * width * call_.channels], width, tile, width, false);
+             queries_.data() + i * width * call_.channels, width, tile, width, false);
     finish_logits(tile, count, width, call_.scale + b * call_.keys + m, call_.sharpness);
     if (call_.threshold)
-      drop_logits(tile, count, width, {&hashes_[i * width], static_cast<uint32_t>(m), call_.threshold});
+      drop_logits(tile, count, width, {hashes_.data() + i * width, static_cast<uint32_t>(m), call_.threshold});
     return tile;
   }
 
   // The strip of a sample from key m on.
-  float* at(int64_t b, int64_t m) { return &held_[((b - wave_.first) * call_.keys + m) * wave_.width()]; }
+  float* at(int64_t b, int64_t m) { return held_.data() + ((b - wave_.first) * call_.keys + m) * wave_.width(); }
 
   const float* query(int64_t b) const { return call_.query + (b * call_.queries + wave_.begin) * call_.channels; }
 
