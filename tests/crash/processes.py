@@ -3,6 +3,8 @@
 import json
 import os
 import queue
+import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,12 @@ class Ended:
         """What stderr ends with, if it is a sentence on what is wrong."""
         lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
         return lines[-1] if lines and ("error: " in lines[-1]) else ""
+
+
+def plain(text: str) -> str:
+    """What a program said, without the names of this machine and its folders, as results are kept."""
+    text = text.replace(sys.prefix, "VENV").replace(str(ROOT), ".")
+    return re.sub(rf"\b{re.escape(socket.gethostname())}\b", "HOST", text)
 
 
 def _last(text: str) -> str:
@@ -125,7 +133,7 @@ class Zygotes:
             events = Path(own["CRASH_EVENTS"])
             lines = events.read_bytes() if events.exists() else b""
         records = [lines[i : i + RECORD].decode(errors="replace").strip() for i in range(0, len(lines), RECORD)]
-        return Ended(answer["status"], answer["seconds"], out, err, tuple(records), answer["alone"])
+        return Ended(answer["status"], answer["seconds"], out, plain(err), tuple(records), answer["alone"])
 
 
 @contextmanager

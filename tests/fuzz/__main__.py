@@ -1,6 +1,7 @@
 """The fuzz run: cases shared out to processes, what they found gathered, a table, a file of results."""
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -101,7 +102,8 @@ def fuzz(target: str, cases: int, seed: int, jobs: int) -> dict[str, Any]:
         total: dict[str, Any] = {"cases": each, "passed": 0, "refused": 0, "faults": []}
         with ThreadPoolExecutor(jobs) as pool:
             starts = range(0, each, BATCH)
-            for part in pool.map(lambda s: batch(target, name, seed, s, min(s + BATCH, each)), starts):  # noqa: B023  used within the loop's turn
+            stops = [min(start + BATCH, each) for start in starts]
+            for part in pool.map(functools.partial(batch, target, name, seed), starts, stops):
                 for key in ("passed", "refused", "faults"):
                     total[key] += part[key]
         total["seconds"] = round(time.monotonic() - begin, 1)

@@ -56,12 +56,17 @@ class Report:
         if damaged:
             self.say(f"{path}: {damaged} damaged lines are left out")
         board = inside(self._folder, "tensorboard")
-        with _writing(board):
-            self._board = SummaryWriter(str(board), purge_step=step + 1)
-        with _writing(path):
-            self._log = path.open("a", buffering=1)
-        # A thread of TensorBoard's writes, and `add_scalar` raises what went wrong there: no need to print it as well.
+        # A thread of TensorBoard's writes, from now on, and `add_scalar` raises what went wrong there: no need to print
+        # it as well.
         self._earlier_hook, threading.excepthook = threading.excepthook, _without_files(threading.excepthook)
+        try:
+            with _writing(board):
+                self._board = SummaryWriter(str(board), purge_step=step + 1)
+            with _writing(path):
+                self._log = path.open("a", buffering=1)
+        except BaseException:
+            threading.excepthook = self._earlier_hook
+            raise
 
     def say(self, text: str) -> None:
         """A line on the console."""
