@@ -242,7 +242,7 @@ def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how
     # A shell starts what it runs in the background with SIGINT ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
-        while not list((tmp_path / "out").glob(".long.*.partial/masks/0020*.png")):
+        while not list((tmp_path / "out").glob(".long.*.partial/long/0020*.png")):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(how)

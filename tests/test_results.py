@@ -201,7 +201,7 @@ def test_a_kill_while_a_sequence_is_put_in_place_is_mended_by_the_next_run(tmp_p
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, dog, monkeypatch):
     folder = ResultsFolder(tmp_path / "out", {"a": 1})
     writer = SequenceWriter(folder, dog, video=False)
-    monkeypatch.setattr("timecycle.files.synced", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"\.png cannot be written \(No space left on device\); expected"):
         writer.add(0, np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8))
     writer.discard()

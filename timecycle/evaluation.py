@@ -1,6 +1,5 @@
 """The evaluation run: sequences through features and propagation into a results folder."""
 
-import hashlib
 import importlib.util
 import itertools
 import tempfile
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from timecycle.data.davis import Sequence, of_year, read_davis
 from timecycle.errors import InputError
 from timecycle.features import Extractor, Features, GivenFeatures, evaluating
-from timecycle.files import read_rgb
+from timecycle.files import hash_of, read_rgb
 from timecycle.identity import identity
 from timecycle.images import prepared
 from timecycle.labels import Size, first_labels, index_mask
@@ -58,8 +57,7 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of a file. Raises InputError if it is not there."""
     if not path.is_file():
         raise InputError(f"--resume {path} does not exist; expected a .pth.tar of the release, or .safetensors")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_of(path)
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """Files in and out: pictures decoded with damage refused, results written whole or not at all. Knows no torch."""
 
 import codecs
+import hashlib
 import json
 import math
 import os
@@ -310,6 +311,12 @@ def _finite(text: str) -> float:
     return number
 
 
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def partial_path(path: Path) -> Path:
     """Where a result grows before it is moved to `path`: beside it, hidden from listings, apart from other runs'."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -372,7 +379,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     What a living process of this machine writes stays; no other machine may be writing to the same.
     """
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\d{{1,9}})\.partial", re.DOTALL)
-    for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
+    for path in folder.glob(".*") if folder.is_dir() and not folder.is_symlink() else ():
         match = pattern.fullmatch(path.name)
         if not match or (int(match[1]) != os.getpid() and is_alive(int(match[1]))):
             continue

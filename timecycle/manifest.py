@@ -7,14 +7,13 @@ A file is this program's if its bytes have one of the hashes noted for its name.
 before it gets there, beside what is still there, so that a killed run's files are known too.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from timecycle.errors import InputError
-from timecycle.files import component, inside, read_json, write_bytes, write_json
+from timecycle.files import component, hash_of, inside, read_json, write_bytes, write_json
 
 NOTES = ".written"
 OVERLAYS = "overlays"
@@ -112,17 +111,11 @@ class Tables(Notes):
         self.settle(kept)
 
 
-def manifests(folder: Path) -> list[Manifest]:
-    """Those of all sequences of a results folder. Raises InputError if one is damaged."""
+def noted_sequences(folder: Path) -> list[str]:
+    """The names of all sequences of which a results folder has a manifest."""
     notes = inside(folder, NOTES)
     files = sorted(notes.glob("*.json")) if notes.is_dir() else []
-    return [Manifest(folder, file.stem) for file in files if not file.name.startswith(".")]
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return [file.stem for file in files if not file.name.startswith(".")]
 
 
 def _is_ours(path: Path, hashes: list[str]) -> bool:

@@ -126,12 +126,17 @@ def masks_of(arguments: argparse.Namespace) -> MaskReading:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write ids, uint8 [H, W], as a palette PNG with the DAVIS palette, atomically."""
+    """Write ids, uint8 [H, W], as `mask_png`, atomically."""
+    write_bytes(path, mask_png(mask))
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Ids, uint8 [H, W], as a palette PNG with the DAVIS palette."""
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
     image.putpalette(PALETTE.ravel().tolist())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:

@@ -33,10 +33,15 @@ def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray
 
 
 def write_picture(path: Path, rgb: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] as a JPEG, atomically."""
+    """Write uint8 [H, W, 3] as `picture_jpeg`, atomically."""
+    write_bytes(path, picture_jpeg(rgb))
+
+
+def picture_jpeg(rgb: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 class OverlayVideo:

@@ -29,10 +29,10 @@ import torch
 import timecycle
 from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
-from timecycle.files import component, inside, not_written, partial_path, read_json, synced, write_json
-from timecycle.manifest import OVERLAYS, Manifest, Tables, hash_of, manifests
-from timecycle.masks import write_mask
-from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, write_picture
+from timecycle.files import component, hash_of, inside, not_written, partial_path, read_json, synced, write_json
+from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
+from timecycle.masks import mask_png
+from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, picture_jpeg
 from timecycle.score_set import CSV_NAMES
 
 RESULTS = "results.json"
@@ -106,9 +106,10 @@ class ResultsFolder:
         Raises InputError before anything is removed if one of their files was changed since, or is not known to be
         theirs.
         """
-        earlier, noted, tables = self._read(), manifests(self.path), Tables(self.path, CSV_NAMES)
+        earlier, tables = self._read(), Tables(self.path, CSV_NAMES)
         # Those of an earlier version noted nothing.
-        for manifest in (*noted, *(Manifest(self.path, name) for name in earlier.get("sequences", {}))):
+        noted = [Manifest(self.path, name) for name in {*noted_sequences(self.path), *earlier.get("sequences", {})}]
+        for manifest in noted:
             manifest.check_masks()
             manifest.check_free(manifest.hashes)
         tables.check_free(tables.hashes)
@@ -195,68 +196,71 @@ class SequenceWriter:
     def __init__(self, folder: ResultsFolder, sequence: Sequence, video: bool, pictures: bool = True) -> None:
         self._folder, self._sequence = folder, sequence
         self._work = partial_path(folder.path / sequence.name)
-        with self._writing():
-            self._work.mkdir()
+        self._hashes: Hashes = {}
+        """Of what is written, by where it goes: below the results folder as now below the hidden one."""
+        with self._writing(folder.path):
+            (self._work / sequence.name).mkdir(parents=True)
+            (self._work / OVERLAYS / sequence.name).mkdir(parents=True)
         last = len(sequence.frames) - 1
         self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)} if pictures else set()
         self._video_wanted = video
         self._video: OverlayVideo | None = None
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, path: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise not_written(self._folder.path, error) from None
+            raise not_written(path, error) from None
 
     def add(self, index: int, rgb: np.ndarray, mask: np.ndarray) -> None:
         """Write the next frame's mask, uint8 [H, W], and paint it over the frame, uint8 [H, W, 3]."""
         stem = self._sequence.frames[index].stem
-        write_mask(self._work / "masks" / f"{stem}.png", mask)
+        self._write(f"{self._sequence.name}/{stem}.png", mask_png(mask))
         if index not in self._pictured and not self._video_wanted:
             return
         painted = paint(rgb, mask)
         if index in self._pictured:
-            write_picture(self._work / "pictures" / f"{stem}.jpg", painted)
+            self._write(f"{OVERLAYS}/{self._sequence.name}/{stem}.jpg", picture_jpeg(painted))
         if self._video_wanted:
-            with self._writing():
-                if self._video is None:
-                    fps = self._sequence.fps or FRAMES_PER_SECOND
-                    self._video = OverlayVideo(self._work / "video.mp4", (rgb.shape[1], rgb.shape[0]), fps)
-                self._video.add(painted)
+            if self._video is None:
+                fps = self._sequence.fps or FRAMES_PER_SECOND
+                path = self._work / OVERLAYS / f"{self._sequence.name}.mp4"
+                self._video = OverlayVideo(path, (rgb.shape[1], rgb.shape[0]), fps)
+            self._video.add(painted)
+
+    def _write(self, place: str, data: bytes) -> None:
+        """A file in the hidden folder, which `finish` waits for to be on disk."""
+        with self._writing(self._work / place):
+            (self._work / place).write_bytes(data)
+        self._hashes[place] = [hashlib.sha256(data).hexdigest()]
 
     def finish(self, entry: dict[str, Any]) -> None:
         """Put everything into its place and note what is known of the sequence; earlier files of it are replaced.
 
         A run that is killed meanwhile is followed by one that makes the sequence anew, from whatever state.
         """
-        with self._writing():
+        with self._writing(self._folder.path):
+            manifest = Manifest(self._folder.path, self._sequence.name)
             if self._video is not None:
                 self._video.close()
-            moves = self._moves()
-            written = {place: [hash_of(file)] for place, file in moves.items()}
-            manifest = Manifest(self._folder.path, self._sequence.name)
+                self._hashes[manifest.video] = [hash_of(self._work / manifest.video)]
+            for place in self._hashes:
+                synced(self._work / place)
             manifest.check_masks()
-            manifest.check_free(moves)
-            manifest.expect(written)
+            manifest.check_free(self._hashes)
+            manifest.expect(self._hashes)
             manifest.remove_files()
             self._folder.record(self._sequence, entry)
-            for place, file in moves.items():
+            # The masks last, which make the sequence finished.
+            for place in sorted(self._hashes, key=lambda place: (not place.startswith(f"{OVERLAYS}/"), place)):
                 target = inside(self._folder.path, *place.split("/"))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-            for parent in {(self._folder.path / place).parent for place in moves}:
+                (self._work / place).replace(target)
+            for parent in {(self._folder.path / place).parent for place in self._hashes}:
                 synced(parent)
-            manifest.settle(written)
+            manifest.settle(self._hashes)
         self.discard()
-
-    def _moves(self) -> dict[str, Path]:
-        """Where the files go, below the results folder, and where they are; the masks last, which make it finished."""
-        name = self._sequence.name
-        moves = {f"{OVERLAYS}/{name}.mp4": self._work / "video.mp4"} if self._video is not None else {}
-        for kind, place in (("pictures", f"{OVERLAYS}/{name}"), ("masks", name)):
-            moves |= {f"{place}/{file.name}": file for file in sorted((self._work / kind).glob("*"))}
-        return moves
 
     def discard(self) -> None:
         """Leave nothing half-made behind."""
