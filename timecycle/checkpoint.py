@@ -17,7 +17,7 @@ from timecycle.encoder import Encoder, Trunk
 from timecycle.errors import InputError, run_command_line
 from timecycle.files import write_bytes
 from timecycle.layouts import LAYOUTS, Layout, Network, encoder_state, find_network, standard_names, unfit
-from timecycle.state_dicts import State, is_safetensors, read_checkpoint, read_state_dict
+from timecycle.state_dicts import State, is_safetensors, read_checkpoint, read_notes, read_state_dict
 
 __all__ = [
     "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "read_state_dict", "save_encoder",
@@ -126,7 +126,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
 def _made_from(path: Path, checkpoint: Path) -> bool:
     """Whether `convert` wrote a file from a checkpoint of this name."""
     try:
-        notes = read_checkpoint(path).notes
+        notes = read_notes(path)
     except InputError:
         return False
     return notes.get("source") == checkpoint.name and "layout" in notes

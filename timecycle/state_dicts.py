@@ -7,6 +7,7 @@ the keys that lead to it, "checkpoint.model", or "." if it is the file's whole c
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,17 +138,27 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    try:
+    with _safetensors_of(path):
         state = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, "pt") as opened:
-            notes = opened.metadata() or {}
+    if not state:
+        raise InputError(f"{path} holds no tensors; expected those of a network")
+    return Checkpoint(path, {".": state}, read_notes(path))
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes in the header of a safetensors file, of which no more is read. Raises InputError if it is none."""
+    with _safetensors_of(path), safetensors.safe_open(path, "pt") as opened:
+        return opened.metadata() or {}
+
+
+@contextmanager
+def _safetensors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # of damaged headers: its own error, those of torch for types and shapes, and others
         raise InputError(
             f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
         ) from None
-    if not state:
-        raise InputError(f"{path} holds no tensors; expected those of a network")
-    return Checkpoint(path, {".": state}, notes)
 
 
 def _allowed() -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Video sequences in DAVIS-2017 layout, or listed as the original takes them, checked before any work begins."""
 
-import json
-import math
 import os
 import re
 from collections import Counter
@@ -18,6 +16,7 @@ from timecycle.files import (
     fields,
     natural_key,
     open_image,
+    read_json,
     read_lines,
     shown_size,
     unquoted,
@@ -278,8 +277,10 @@ def check_sizes(paths: list[Path]) -> None:
 def _prepared_fps(folder: Path) -> float | None:
     """Frames a second of a folder that `timecycle.data.extract` made; None for another."""
     try:
-        fps = json.loads((folder / PREPARED).read_bytes())["rules"]["fps"]
-        known = isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= FASTEST
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        content = read_json(folder / PREPARED, "what frames were prepared with")
+    except InputError:
         return None
-    return float(fps) if known else None
+    match content:
+        case {"rules": {"fps": int(fps) | float(fps)}} if 0 < fps <= FASTEST:
+            return float(fps)
+    return None

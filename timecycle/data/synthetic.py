@@ -6,7 +6,6 @@ a score on them says nothing about the score on DAVIS or on any other real video
 
 import functools
 import io
-import json
 import math
 import os
 import shutil
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from timecycle.errors import InputError
-from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes
+from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
 from timecycle.masks import write_mask
 
 # Raised whenever the same arguments would give other pixels, so that a set made by older code is not taken for new.
@@ -333,7 +332,7 @@ def make_davis(
                 for _ in pool.map(functools.partial(_write_frame, folder, name, stage), range(frames)):
                     bar.update()
         write_bytes(folder / "ImageSets" / "2017" / "val.txt", "".join(f"{name}\n" for name in names).encode())
-        write_bytes(folder / MARKER, json.dumps(marker, indent=2).encode())
+        write_json(folder / MARKER, marker)
         try:
             if root.exists():
                 root.rmdir()
