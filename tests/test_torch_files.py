@@ -98,6 +98,17 @@ def test_files_that_end_early_are_noticed(zipped, tmp_path):
         refused(path)
 
 
+def test_an_old_file_that_ends_in_an_empty_storage_is_read_whole(tmp_path):
+    """Its last 8 bytes are the number 0, of which any part is 0 too."""
+    content = {"format": FORMAT, "empty": torch.empty(0)}
+    path = saved(tmp_path / "a.pt", content, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert same(read(path), content)
+    for length in range(len(data) - 8, len(data)):
+        path.write_bytes(data[:length])
+        refused(path, "ends early")
+
+
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any], compression: int = zipfile.ZIP_STORED) -> Path:
     """The archive with other records, whose checksums are right."""
     with zipfile.ZipFile(saved(path)) as archive:

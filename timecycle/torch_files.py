@@ -186,7 +186,10 @@ class _Old(_Reader):
             raise Refused("it does not begin as torch.save's files do") from None
 
     def _fill(self, storage: _Storage) -> None:
-        count = int.from_bytes(self._file.read(8), "little")
+        number = self._file.read(8)
+        count = int.from_bytes(number, "little")
+        if len(number) < 8:
+            raise EOFError("it ends early")
         if count * storage.dtype.itemsize != len(storage.data):
             raise ValueError(f"a storage has {count} elements, and was said to be of {len(storage.data)} bytes")
         if len(storage.data) and self._file.readinto(storage.data.numpy()) < len(storage.data):  # type: ignore[attr-defined]  # of a file that is opened for bytes
