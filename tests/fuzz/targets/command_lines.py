@@ -211,8 +211,7 @@ def case_train(rng: random.Random, folder: Path) -> None:
 
         def main() -> settings.Settings:
             given, _ = settings.read_command_line(words)
-            run = find_run(given)
-            return settings.resolved(given, run.checkpoint["settings"] if run.checkpoint else None)
+            return find_run(given, lambda run: settings.resolved(given, run.stored, str(run.path)))
 
         found = called(main, words)
     if found is not None:
