@@ -28,7 +28,7 @@ ORPHANS = 10.0
 MODULES = (
     "torch", "torch._dynamo", "train", "test_davis", "timecycle.checkpoint", "timecycle.data.prepare",
     "timecycle.scores", "timecycle.tasks.jhmdb", "timecycle.tasks.vip", "timecycle.tasks.badja",
-    "timecycle.tasks.tapvid", "tests.crash.calls", "av", "scipy.io", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
+    "timecycle.tasks.tapvid", "tests.crash.calls", "av", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
     "multiprocessing.synchronize", "concurrent.futures.process",
 )  # fmt: skip
 

@@ -5,7 +5,6 @@ CVPR 2019, section 4.3; the pose programs of UVC (test_jhmdb.py, eval_pck.py; Li
 (data/jhmdb.py, test.py, eval/eval_pck.py; Jabri et al., NeurIPS 2020), whose rules these are.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,13 @@ from timecycle.files import component, fields, read_lines
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
 from timecycle.tasks.carrying import FrameFiles, Sizes, carry
+from timecycle.tasks.matlab import read_array
 from timecycle.tasks.places import SIGMA, gaussian_maps, strongest_places
 from timecycle.tasks.scores import mean, pose_distances, pose_pck
 
 JOINTS = 15
 SIDE = 320  # pixels; UVC's program takes 240
 THRESHOLDS = (0.1, 0.2)
-LARGEST = 1 << 20  # bytes of a clip's annotation, of which those of the data set have a few thousand
-NUMERIC = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
-"""MATLAB's classes of real numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,34 +118,9 @@ def _listed(path: Path) -> list[str]:
     return names
 
 
-def _joints(path: Path) -> np.ndarray:
-    """The array pos_img of a MATLAB file, float64."""
-    try:
-        from scipy.io import loadmat, whosmat
-    except ImportError:
-        raise InputError(f"scipy is not installed; {path} cannot be read without it (pip install scipy)") from None
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; expected a MATLAB file with pos_img")
-    if path.stat().st_size > LARGEST:
-        raise InputError(f"{path} has {path.stat().st_size} bytes; expected an annotation of at most {LARGEST}")
-    try:
-        # Cells are not read: those in cells without end would overflow the stack.
-        kinds = [(kind, shape) for name, shape, kind in whosmat(path) if name == "pos_img"]
-        for kind, shape in kinds:
-            if kind not in NUMERIC or math.prod(shape) > LARGEST:
-                raise ValueError(f"pos_img is {said(kind)} {said(list(shape))}")
-        stored = loadmat(path, variable_names=["pos_img"])["pos_img"]
-        if stored.dtype.kind not in "fiu":
-            raise ValueError(f"pos_img is {stored.dtype}")
-        return np.asarray(stored, np.float64)
-    except Exception as error:  # scipy's own errors are of many types
-        reason = " ".join(said(error).split()) or type(error).__name__
-        raise InputError(f"{path} is no MATLAB file with a numeric array pos_img ({reason})") from None
-
-
 def _read_clip(root: Path, name: str) -> Clip:
     path = root / "joint_positions" / name / "joint_positions.mat"
-    stored = _joints(path)
+    stored = read_array(path, "pos_img")
     if stored.ndim == 2:  # MATLAB drops the last dimension of a single frame
         stored = stored[:, :, None]
     if stored.shape[:2] != (2, JOINTS) or not stored.size:
