@@ -23,19 +23,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
-from timecycle.training.checkpoints import Keeper, Undo, keep_best, seed_everything
+from timecycle.training.checkpoints import Keeper, Undo, seed_everything
 from timecycle.training.distributed import World, joined
 from timecycle.training.evaluating import evaluate, held_out
 from timecycle.training.failures import in_sentences
-from timecycle.training.folder import ENCODER, Run, begin, find_run, own_folder
+from timecycle.training.folder import Run, begin, find_run, own_folder
 from timecycle.training.objectives import OBJECTIVES, choose_clips, fingerprint
 from timecycle.training.optimisers import make_optimiser, make_schedule
 from timecycle.training.order import loaded, order
 from timecycle.training.report import Report
+from timecycle.training.run_files import ENCODER, RunFiles
 from timecycle.training.settings import read_command_line, resolved
 from timecycle.training.speed import prepare
 from timecycle.training.stopping import StopRequest
-from timecycle.training.weights import load_pretrained, plain_encoder, write_encoder
+from timecycle.training.weights import encoder_file, load_pretrained, plain_encoder
 
 Batch = dict[str, Any]
 
@@ -156,7 +157,7 @@ def steps(
             path = keeper.save()
             report.list_skipped(keeper.skipped)
             if best and world.first:
-                keep_best(path)
+                RunFiles(keeper.folder).keep_best(path)
             clock = time.monotonic()
 
 
@@ -216,7 +217,8 @@ def introduce(report: Report, training: Training, lost: str | None) -> None:
 def finish(keeper: Keeper, folder: Path) -> None:
     """Write the encoder; say where things are."""
     path = folder / ENCODER
-    write_encoder(path, keeper.settings, keeper.model, keeper.progress.step)
+    with RunFiles(folder).writing(ENCODER) as partial:
+        partial.write_bytes(encoder_file(keeper.settings, keeper.model, keeper.progress.step))
     if keeper.skipped:
         clips = {line.partition(": ")[0] for line in keeper.skipped}
         print(f"skipped and replaced by others: {keeper.skipped.total()} times, {len(clips)} clips")

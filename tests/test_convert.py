@@ -141,3 +141,32 @@ def test_the_same_weights_give_the_same_bytes_and_replace_no_file_of_another_ori
     with pytest.raises(InputError, match=f"{files[0][1]} is there, and was not made from .*checkpoint_14"):
         convert(release_checkpoint, tmp_path / "a")
     assert files[0][1].read_bytes() == b"mine"
+
+
+def test_edited_weights_are_not_replaced(tmp_path):
+    torch.save(random_weights(18), tmp_path / "c.pth")
+    for path in convert(tmp_path / "c.pth", tmp_path / "out"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(InputError, match=r"is there, and was not made from .*c.pth, or was changed since"):
+            convert(tmp_path / "c.pth", tmp_path / "out")
+        path.write_bytes(whole)
+    convert(tmp_path / "c.pth", tmp_path / "out")
+    (tmp_path / "out" / "c.safetensors").unlink()
+    (tmp_path / "out" / "c.safetensors").symlink_to("nothing")
+    with pytest.raises(InputError, match=r"c.safetensors is there, and was not made from"):
+        convert(tmp_path / "c.pth", tmp_path / "out")
+
+
+def test_a_flipped_bit_in_weights_that_were_written_here_is_noticed(tmp_path):
+    torch.save(random_weights(18), tmp_path / "c.pth")
+    path, _ = convert(tmp_path / "c.pth", tmp_path)
+    whole = path.read_bytes()
+    for at in (len(whole) // 2, len(whole) - 1, whole.index(b'"layout":"') + 11):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=r"is damaged or was changed, as it does not fit the timecycle_sha256"):
+            load_features(path)
+    # Weights that others write from these, without the entry, are read.
+    state = safetensors.torch.load(whole)
+    safetensors.torch.save_file(state, path, {"layout": "torchvision"})
+    load_features(path)

@@ -75,3 +75,10 @@ def test_an_error_of_the_program_keeps_its_traceback():
 
 def test_long_lists_are_cut():
     assert listing("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+def test_names_that_are_no_text_are_printed_all_the_same():
+    code = "from timecycle.errors import run_command_line; run_command_line(lambda: print('out/\\udcff'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert ended.stdout == b"out/\\udcff\n"

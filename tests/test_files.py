@@ -8,7 +8,7 @@ import pytest
 
 from timecycle import files
 from timecycle.errors import InputError
-from timecycle.files import component, growing, inside, partial_path, read_json, write_bytes, write_json
+from timecycle.files import component, growing, inside, partial_path, read_json, set_aside, write_bytes, write_json
 
 DEAD = 2**22 + 1  # Linux numbers no process so
 
@@ -64,7 +64,12 @@ def test_damaged_json_is_a_sentence(tmp_path, data, said):
     with pytest.raises(InputError, match=rf"x.json is .*{said}.*; expected settings") as refused:
         read_json(path, "settings")
     assert "\n" not in str(refused.value)
-    for odd, what in ((tmp_path / "none.json", "does not exist"), (tmp_path, "cannot be read")):
+    os.mkfifo(tmp_path / "pipe")  # which would be waited for
+    for odd, what in (
+        (tmp_path / "none.json", "does not exist"),
+        (tmp_path, "is no file"),
+        (tmp_path / "pipe", "is no file"),
+    ):
         with pytest.raises(InputError, match=what):
             read_json(odd, "settings")
 
@@ -151,3 +156,12 @@ def test_a_pid_that_cannot_be_is_not_alive():
 
 def test_partial_paths_are_hidden_and_apart(tmp_path: Path):
     assert partial_path(tmp_path / "x.png") == tmp_path / f".x.png.{os.getpid()}.partial"
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path):
+    names = []
+    for content in ("first", "second", "third"):
+        (tmp_path / "x.pt").write_text(content)
+        names.append(set_aside(tmp_path / "x.pt").name)
+    assert names == ["x.pt.set-aside", "x.pt.set-aside-2", "x.pt.set-aside-3"]
+    assert [(tmp_path / name).read_text() for name in names] == ["first", "second", "third"]

@@ -151,3 +151,25 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, what):
     with pytest.raises(InputError, match=f"{tmp_path}/x"), owned(folder):
         pass
     assert (tmp_path / "other" if "link" in what else tmp_path / "x").read_text() == "mine"
+
+
+def test_other_files_of_the_same_names_stay(tmp_path):
+    (tmp_path / HOLDER).write_text("mine")
+    (tmp_path / LOCK).write_text("mine too")
+    for _ in range(2):
+        with owned(tmp_path):
+            assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
+    assert (tmp_path / f"{HOLDER}.set-aside").read_text() == "mine"
+    assert (tmp_path / LOCK).read_text() == "mine too"
+    assert not (tmp_path / f"{HOLDER}.set-aside-2").exists()
+
+
+def test_what_a_holder_says_of_itself_is_shown_as_text(tmp_path):
+    with held(tmp_path):
+        (tmp_path / HOLDER).write_text(
+            json.dumps({"host": "a\x1b[31m\nb", "pid": 1, "since": "now", "command": "c" * 999})
+        )
+        said = refusal(tmp_path)
+    assert r"process 1 on a\x1b[31m\nb since now (ccc" in said
+    assert said.isprintable()
+    assert len(said) < 600

@@ -51,6 +51,12 @@ def test_several_pictures_in_a_file_are_refused(form, tmp_path):
     refused(path, "holds 3 pictures; expected one")
 
 
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4"])
+def test_compressions_whose_damage_cannot_be_noticed_are_refused(compression, tmp_path):
+    Image.fromarray(NOISE[..., 0] > 127).save(tmp_path / "a.tif", compression=compression)
+    refused(tmp_path / "a.tif", f"it is compressed as {compression}, whose damage is not noticed")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_postscript_starts_no_program(suffix, tmp_path, monkeypatch):
     ran = tmp_path / "ran"

@@ -318,7 +318,7 @@ def test_a_davis_folder_given_as_a_relative_path(small_davis: Path, tmp_path: Pa
     [
         (("--set", "test"), r"test.txt does not exist.*val"),
         (("--davis", "lost"), "lost is not a folder"),
-        (("--out", "/dev/null/list"), "/dev/null/list cannot be written"),
+        (("--out", "/dev/null/list"), "/dev/null is not a folder"),
     ],
 )
 def test_a_davis_list_that_cannot_be_made(small_davis: Path, tmp_path: Path, command_line, options, said):
@@ -328,6 +328,27 @@ def test_a_davis_list_that_cannot_be_made(small_davis: Path, tmp_path: Path, com
     assert re.search(said, done.err)
     assert done.err.count("\n") == 1
     assert not (tmp_path / "list").exists()
+
+
+def test_lists_replace_nothing_but_lists(small_davis: Path, tmp_path: Path, command_line):
+    write_video(tmp_path / "videos" / "a.mp4")
+    video, val = tmp_path / "videos" / "a.mp4", small_davis / "ImageSets" / "2017" / "val.txt"
+    own = tmp_path / "lists" / "own.txt"
+    programs = {
+        "davis": ("davis", "--davis", small_davis, "--out"),
+        "vlog": ("vlog", "--videos", video.parent, "--out", tmp_path / "frames", "--jobs", 1, "--list"),
+    }
+    for name, words in programs.items():
+        listing = own.with_stem(name)
+        for _ in range(2):
+            assert command_line(prepare.main, *words, listing).code == 0
+        listing.write_text(listing.read_text() + "# mine")
+        for other in (video, val, listing):
+            before = other.read_bytes()
+            refused = command_line(prepare.main, *words, other)
+            assert (refused.code, refused.err.count("\n")) == (2, 1)
+            assert f"{other} was not made by this program, or was changed since" in refused.err
+            assert other.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["my davis", "it's", "it's mine", 'my "own" davis', "déjà vu"])

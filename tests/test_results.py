@@ -261,3 +261,45 @@ def test_a_damaged_record_is_a_sentence_and_stays(tmp_path, content):
             ResultsFolder(tmp_path, {"a": 1}, overwrite)
     assert (tmp_path / "results.json").read_bytes() == content
     assert not ResultsFolder.of_others(tmp_path, {"a": 1, results.FEATURES: None})
+
+
+def test_seconds_that_cannot_be_are_damage(tmp_path):
+    record = {"options": {}, "versions": {}, "sequences": {"dog": {"seconds": {"total": 0}}}}
+    for seconds in ("1" + "0" * 400, "1.7e308", "-1"):
+        (tmp_path / "results.json").write_text(json.dumps(record).replace('"total": 0', f'"total": {seconds}'))
+        with pytest.raises(InputError, match=r"results.json was not written by this program, or is damaged"):
+            ResultsFolder(tmp_path, {})
+
+
+def test_what_was_added_to_the_record_stays(tmp_path, dog):
+    out = tmp_path / "out"
+    written(out, dog)
+    record = json.loads((out / "results.json").read_text()) | {"notes": "precious"}
+    (out / "results.json").write_text(json.dumps(record))
+    assert ResultsFolder(out, {"a": 1}).finished(dog)
+    assert json.loads((out / "results.json").read_text())["notes"] == "precious"
+    before = state(out)
+    with pytest.raises(InputError, match=r"results.json holds notes, of another origin; expected it moved away"):
+        ResultsFolder(out, {"a": 2}, overwrite=True)
+    assert state(out) == before
+
+
+def test_what_is_evaluated_is_not_written_among(tmp_path, dog):
+    with pytest.raises(InputError, match=r"dog holds what is evaluated; expected another --save_path"):
+        ResultsFolder(tmp_path / "data", {}).check_free(dog, overlays=False)
+
+
+def test_names_of_frames_need_not_be_text(tmp_path, dog):
+    odd = Path(os.fsdecode(b"\xff.jpg"))
+    (dog.frames[0].parent / odd).write_bytes(b"frame")
+    assert results.files_mark(dog) != results.files_mark(
+        Sequence("dog", (dog.frames[0].parent / odd, *dog.frames[1:]), dog.annotations)
+    )
+
+
+@pytest.mark.parametrize("name", ["run:1", "file:evil", "http:", "pipe:1"])
+def test_a_folder_s_name_is_no_protocol(tmp_path, monkeypatch, name):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    monkeypatch.chdir(tmp_path)
+    finished(results.OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
+    assert Path(name, "a.mp4").read_bytes()[4:8] == b"ftyp"

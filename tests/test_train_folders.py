@@ -16,13 +16,14 @@ from tests.test_train_processes import ROOT
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import assert_same, assert_same_run, latest, log
 from timecycle.errors import InputError
-from timecycle.files import not_written
+from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
 from timecycle.training import checkpoints
 from timecycle.training.checkpoints import Progress
 from timecycle.training.distributed import World
 from timecycle.training.folder import Run, begin, find_run
 from timecycle.training.report import kept_lines
+from timecycle.training.run_files import RunFiles
 from timecycle.training.settings import resolved
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -63,7 +64,11 @@ def test_damaged_lines_of_the_log_are_left_out(whole):
     file.write_bytes(b"\n".join([*damaged, file.read_bytes()]) + b'{"step": 5, "loss": 1.0}\n{"step": 1, "lo')
     done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
     assert done.code == 0, done.err
-    assert f"parts/log.jsonl: {len(damaged)} damaged lines are left out" in done.out
+    assert (
+        f"parts/log.jsonl: {len(damaged)} damaged lines are left out; the log with them is log.jsonl.set-aside"
+        in done.out
+    )
+    assert Path("parts/log.jsonl.set-aside").read_bytes().startswith(b"\n".join(damaged))
     assert_same_run("parts", "whole")
 
 
@@ -186,7 +191,7 @@ def test_a_folder_is_held_to_the_end(tiny, monkeypatch):
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
     assert said == [Path("run")]
     with owned(Path("run")):
-        assert sorted(path.name for path in Path("run").glob(".*")) == [".holder", ".lock"]
+        assert sorted(path.name for path in Path("run").glob(".*")) == [".holder", ".lock", ".written"]
 
 
 def test_two_processes_do_not_meet_in_a_folder(tiny):
@@ -258,10 +263,18 @@ def test_what_pytorch_makes_of_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     path = tmp_path / "checkpoint_0000001.pt"
     with pytest.raises(InputError) as refused:
-        checkpoints._write(path, {})
+        saved(path)
     reason = OSError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     assert str(refused.value) == str(not_written(path, reason))
     assert not list(tmp_path.iterdir())
+
+
+def saved(path: Path) -> RunFiles:
+    """The files of a folder with one checkpoint, written as a run does."""
+    files = RunFiles(path.parent)
+    with files.writing(path.name) as partial:
+        checkpoints._write(partial, {"x": 1})
+    return files
 
 
 def test_links_are_not_needed(tmp_path, monkeypatch):
@@ -271,20 +284,21 @@ def test_links_are_not_needed(tmp_path, monkeypatch):
     monkeypatch.setattr("os.link", refused)
     monkeypatch.setattr(Path, "symlink_to", refused)
     path = tmp_path / "checkpoint_0000001.pt"
-    checkpoints._write(path, {"x": 1})
-    checkpoints.settle(tmp_path, keep=1)
-    checkpoints.keep_best(path)
+    for _ in range(2):  # the second time in place of the first one's
+        files = saved(path)
+        files.keep_newest(1)
+        files.keep_best(path)
     for name in ("latest.pt", "best.pt"):
         assert torch.load(tmp_path / name, weights_only=True) == {"x": 1}
         assert not (tmp_path / name).is_symlink()
+    assert not list(tmp_path.glob("*.set-aside"))
 
 
 def test_a_best_checkpoint_that_is_kept_already_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "checkpoint_0000001.pt"
-    path.write_bytes(b"x")
     for _ in range(2):  # as a run that was killed in between does
-        checkpoints.keep_best(path)
-    assert {file.name for file in tmp_path.iterdir()} == {path.name, "best.pt"}
+        saved(path).keep_best(path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "best.pt", ".written"}
 
 
 def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
@@ -313,9 +327,10 @@ def test_the_best_is_kept_also_if_it_was_killed_just_before(tiny, small_davis):
     assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt"])
+@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt", "pictures/0000002.jpg"])
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=rf"{name} is there, and is of no run; expected another --checkpoint"):
         find_run({"checkpoint": tmp_path, "resume": resume}, lambda run: run)
@@ -328,8 +343,50 @@ def test_what_a_kill_between_a_checkpoint_and_its_link_left_is_put_right(tiny):
     assert tiny(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "run").code == 0
     newest, older = Path("run/latest.pt").resolve(), Path("run/checkpoint_0000001.pt")
     older.write_bytes(newest.read_bytes())  # not yet removed
+    files = RunFiles(older.parent)
+    files.expect({older.name: [hash_of(older)]})
     Path("run/latest.pt").unlink()
     Path("run/latest.pt").symlink_to("checkpoint_0000005.pt")
     assert tiny("-c", "run", "--resume", "auto").code == 0
     assert Path("run/latest.pt").resolve() == newest
     assert not older.exists()
+
+
+def test_a_run_that_goes_on_removes_and_replaces_nothing_of_another_origin(whole):
+    """Checkpoints of later steps, and earlier ones, weights that were edited, and what has the names of links."""
+    assert whole(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "short").code == 0
+    mine = ("checkpoint_9000.pt", "checkpoint_0000001.pt", "latest.pt", "best.pt", "encoder.safetensors")
+    for name in mine:
+        Path("short", name).unlink(missing_ok=True)
+        Path("short", name).write_text(f"my {name}")
+    Path("short/checkpoint_0000006.pt").write_text("damaged")
+    done = whole("-c", "short", "--resume", "auto")
+    assert done.code == 0, done.err
+    for name in (*mine, "checkpoint_0000006.pt"):
+        content = "damaged" if name == "checkpoint_0000006.pt" else f"my {name}"
+        aside = Path("short", f"{name}.set-aside")
+        stays = name in ("checkpoint_0000001.pt", "best.pt")  # beyond what is kept; of a run without evaluations
+        assert (Path("short", name) if stays else aside).read_text() == content
+        assert stays or f"short/{name} is not as a run wrote it; it is now {aside.name}" in done.out
+    assert sorted(Path("short").glob("checkpoint_*.pt")) == [
+        Path(f"short/checkpoint_000000{step}.pt") for step in (1, 5, 6)
+    ]
+    assert_same(latest("short")["model"], latest("whole")["model"])
+
+
+def test_damaged_notes_of_a_run_are_made_anew_and_nothing_is_removed(whole):
+    Path("parts/.written/.run.json").write_text("{")
+    done = whole(*OPTIONS, "-c", "parts", "--resume", "auto", "--keep", 1)
+    assert done.code == 0, done.err
+    assert "parts/.written/.run.json is damaged or not JSON" in done.out
+    assert {path.name for path in Path("parts").glob("checkpoint_*.pt")} == {
+        "checkpoint_0000002.pt", "checkpoint_0000004.pt", "checkpoint_0000006.pt"
+    }  # fmt: skip
+
+
+def test_a_run_that_does_not_begin_leaves_another_s_lock_file(tiny):
+    Path("run").mkdir()
+    Path("run/.lock").write_text("mine")
+    Path("run/log.jsonl").write_text("mine")
+    assert tiny(*WALK, "--steps", 1, "-c", "run").code == 2
+    assert Path("run/.lock").read_text() == "mine"

@@ -6,7 +6,9 @@ Command: python -m timecycle.checkpoint convert checkpoint_14.pth.tar --out weig
 """
 
 import argparse
+import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from timecycle.encoder import Encoder, Trunk
 from timecycle.errors import InputError, run_command_line
 from timecycle.files import write_bytes
 from timecycle.layouts import LAYOUTS, Layout, Network, encoder_state, find_network, standard_names, unfit
-from timecycle.state_dicts import State, is_safetensors, read_checkpoint, read_notes, read_state_dict
+from timecycle.state_dicts import DIGEST, State, is_safetensors, read_checkpoint, read_state_dict, safetensors_notes
 
 __all__ = [
     "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "read_state_dict", "save_encoder",
@@ -57,7 +59,12 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
 
 
 def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:
-    """Write an encoder as safetensors for `load_features`, atomically: TimeCycle's, or a walk's trunk.
+    """Write `encoder_bytes` to a file, atomically, in place of what is there."""
+    write_bytes(path, encoder_bytes(encoder, notes, half))
+
+
+def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = False) -> bytes:
+    """An encoder as safetensors for `load_features`: TimeCycle's, or a walk's trunk.
 
     notes: kept in the file's header. half: floating-point weights as float16, which reading widens again.
     Raises InputError for a trunk that the layout of walks does not describe: three stages, padded by reflection.
@@ -68,10 +75,11 @@ def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], ha
         prefix = layout.prefixes[0]
         if hasattr(encoder, "layer4") or encoder.conv1.padding_mode != layout.padding:
             raise InputError(f"a trunk is to be saved that is no walk's; expected 3 stages, padding {layout.padding!r}")
-    _write(path, {prefix + name: value for name, value in encoder.state_dict().items()}, notes, half)
+    return _safetensors({prefix + name: value for name, value in encoder.state_dict().items()}, notes, half)
 
 
-def _write(path: Path, state: State, notes: dict[str, str], half: bool = False) -> None:
+def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> bytes:
+    """A file of tensors, the same bytes each time."""
     # Copies, since a file of safetensors holds no views.
     stored = {
         name: (value.half() if half and value.is_floating_point() else value)
@@ -80,12 +88,14 @@ def _write(path: Path, state: State, notes: dict[str, str], half: bool = False) 
         .clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-    data = safetensors.torch.save(stored, metadata={**notes, "format": "pt"})
+    data = safetensors.torch.save(stored, metadata={**notes, DIGEST: "", "format": "pt"})
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header["__metadata__"][DIGEST] = safetensors_notes(io.BytesIO(data))[1]
     # The library writes the header's fields in another order each time.
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    write_bytes(path, len(header).to_bytes(8, "little") + header + data[8 + length :])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[length:]
 
 
 def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
@@ -96,7 +106,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     and padding it gives the same features, up to a head. A checkpoint that is the first file already stays as it is.
 
     layout, part: as `load_features` takes them, and it raises InputError as that does, or if the checkpoint, or a file
-    that was not made from one of its name, would be overwritten.
+    that is not as an earlier call wrote it, would be overwritten.
     """
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
@@ -105,11 +115,16 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     standard = folder / f"{stem}-resnet{network.depth}.safetensors"
     notes = opened.notes | {"source": checkpoint.name, "layout": network.layout}
     for path in (ours, standard):
-        if path.exists() and not path.samefile(checkpoint) and not _made_from(path, checkpoint):
-            raise InputError(f"{path} is there, and was not made from {checkpoint}; expected another folder (--out)")
+        same = path.exists() and path.samefile(checkpoint)
+        if os.path.lexists(path) and not same and not _made_from(path, checkpoint):
+            raise InputError(
+                f"{path} is there, and was not made from {checkpoint}, or was changed since; expected another folder "
+                "(--out)"
+            )
     if not ours.exists() or not ours.samefile(checkpoint):
         prefix = _own_prefix(network.layout)
-        _write(ours, {prefix + name: value for name, value in network.load().state_dict().items()}, notes)
+        state = {prefix + name: value for name, value in network.load().state_dict().items()}
+        write_bytes(ours, _safetensors(state, notes))
     elif layout is not None or part is not None or not is_safetensors(checkpoint):
         raise InputError(f"{checkpoint} would be overwritten; expected another folder than {folder} (--out)")
     # Strides and padding are no weights, and the later stages' strides are not the standard ones.
@@ -119,17 +134,20 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
         "padding": facts.padding,
         "width": str(len(network.tensors["conv1.weight"])),
     }
-    _write(standard, _standard_resnet(network), notes)
+    write_bytes(standard, _safetensors(_standard_resnet(network), notes))
     return ours, standard
 
 
 def _made_from(path: Path, checkpoint: Path) -> bool:
-    """Whether `convert` wrote a file from a checkpoint of this name."""
-    try:
-        notes = read_notes(path)
-    except InputError:
+    """Whether a file is as `convert` wrote it from a checkpoint of this name; a link is not."""
+    if path.is_symlink() or not os.path.isfile(path):
         return False
-    return notes.get("source") == checkpoint.name and "layout" in notes
+    try:
+        with path.open("rb") as file:
+            notes, digest = safetensors_notes(file)
+        return digest is not None and notes[DIGEST] == digest and notes["source"] == checkpoint.name
+    except Exception:  # of a file that is none of safetensors anything may come
+        return False
 
 
 def _own_prefix(layout: str) -> str:

@@ -1,5 +1,6 @@
 """Bad input: one exception, whose message is a single sentence that names what came and what was expected."""
 
+import io
 import os
 import sys
 import traceback
@@ -42,6 +43,8 @@ def run_command_line(main: Callable[[], None]) -> None:
     causes come first.
     """
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()

@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
     try:
         if image.format == "PNG":
             _check_png(path)
+        if image.format == "TIFF" and image.info.get("compression") in _UNCHECKED:
+            raise ValueError(f"it is compressed as {image.info['compression']}, whose damage is not noticed")
         image.load()
         turned = _TURNS.get(_orientation(image))
         if turned is not None:
@@ -135,6 +138,10 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
         raise InputError(
             f"{path} is damaged or truncated ({_reason(error)}); expected a complete picture of {', '.join(FORMATS)}"
         ) from None
+
+
+_UNCHECKED = ("tiff_ccitt", "group3", "group4", "tiff_thunderscan", "tiff_sgilog", "tiff_sgilog24")
+"""Compressions of TIFF, those of fax machines among them, whose decoders make some picture of anything."""
 
 
 def _check_png(path: Path) -> None:
@@ -293,6 +300,8 @@ def read_json(path: Path, expected: str) -> Any:
     Raises InputError if it is missing, cannot be read, or is not JSON: empty, cut off, of another encoding, nested too
     deep, numbers too long or not finite.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise InputError(f"{path} is no file; expected {expected}")
     try:
         return json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
@@ -361,7 +370,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as `write_bytes` does."""
-    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def synced(path: Path) -> None:
@@ -388,6 +402,22 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         else:
             with suppress(OSError):
                 path.unlink()
+
+
+def free_name(path: Path) -> Path:
+    """A name beside a file that is in the way, by which it is not lost."""
+    names = (f"{path.name}.set-aside{f'-{number}' if number > 1 else ''}" for number in count(1))
+    return next(found for name in names if not os.path.lexists(found := path.with_name(name)))
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file its `free_name`, which is returned. Raises InputError if that fails."""
+    other = free_name(path)
+    try:
+        path.rename(other)
+    except OSError as error:
+        raise not_written(other, error) from None
+    return other
 
 
 def is_alive(pid: int) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from timecycle.errors import InputError
-from timecycle.files import inside, is_alive, not_written, read_json, remove_leftovers, write_json
+from timecycle.errors import InputError, said
+from timecycle.files import inside, is_alive, not_written, read_json, remove_leftovers, set_aside, write_json
 
 LOCK = ".lock"
 HOLDER = ".holder"
@@ -88,18 +88,28 @@ def _waited_for(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFil
 
 
 def _write_holder(folder: Path) -> None:
+    file = inside(folder, HOLDER)
+    if file.exists() and not {"host", "pid", "since"} <= _read_holder(file).keys():
+        set_aside(file)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     command = " ".join(sys.argv)[:200]
-    write_json(folder / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command})
+    write_json(file, {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command})
 
 
 def _holder(folder: Path) -> dict[str, Any]:
     """What the holder wrote of itself; empty if it has not yet, or if that cannot be read."""
     for _ in range(5):  # it is written just after the lock was taken
-        with suppress(InputError):
-            found = read_json(folder / HOLDER, "a lock's holder")
-            return found if isinstance(found, dict) else {}
+        if (folder / HOLDER).exists():
+            return _read_holder(folder / HOLDER)
         time.sleep(0.05)
+    return {}
+
+
+def _read_holder(file: Path) -> dict[str, Any]:
+    """Its content; empty if it is nothing that a holder wrote."""
+    with suppress(InputError):
+        found = read_json(file, "a lock's holder")
+        return found if isinstance(found, dict) else {}
     return {}
 
 
@@ -111,4 +121,5 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 def _named(holder: dict[str, Any]) -> str:
     if not {"host", "pid", "since"} <= holder.keys():
         return "another process"
-    return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder.get('command', '?')})"
+    pid, host, since, command = (said(holder.get(name, "?")) for name in ("pid", "host", "since", "command"))
+    return f"process {pid} on {host} since {since} ({command})"

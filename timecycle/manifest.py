@@ -2,6 +2,7 @@
 
 <folder>/.written/<sequence>.json    {"<sequence>/00000.png": ["<SHA-256>", ...], "overlays/<sequence>.mp4": [...], ...}
 <folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: of the folder itself
+<folder>/.written/.<name>.file.json  {"<name>": ["<SHA-256>"]}: of a file that the user named
 
 A file is this program's if its bytes have one of the hashes noted for its name. What is about to be written is noted
 before it gets there, beside what is still there, so that a killed run's files are known too.
@@ -56,6 +57,20 @@ class Notes:
         self.hashes = {path: list(dict.fromkeys(found)) for path, found in written.items()}
         write_json(self._file, self.hashes)
 
+    def write(self, files: Mapping[str, bytes | None]) -> None:
+        """Write files below the folder, or remove those that are None.
+
+        Raises InputError, and does neither, if one is there that has another origin.
+        """
+        self.check_free(files)
+        self.expect({name: [sha256(data).hexdigest()] for name, data in files.items() if data is not None})
+        for name, data in files.items():
+            if data is None:
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                write_bytes(self.folder / name, data)
+        self.settle({name: hashes[-1:] for name, hashes in self.hashes.items() if files.get(name, b"") is not None})
+
     def remove_files(self) -> None:
         """Remove the files that are as they were written, and the folders that this leaves empty; no others."""
         for path, hashes in self.hashes.items():
@@ -96,19 +111,24 @@ class Tables(Notes):
         super().__init__(folder, ".tables", lambda parts: re.fullmatch(names, "/".join(parts)) is not None)
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
-        """Write files, or remove those that are None.
+        """As of all notes, with names that are single parts of a path."""
+        super().write({component(name, self.folder): data for name, data in files.items()})
 
-        Raises InputError, and does neither, if one is there that has another origin.
-        """
-        self.check_free([component(name, self.folder) for name in files])
-        self.expect({name: [sha256(data).hexdigest()] for name, data in files.items() if data is not None})
-        for name, data in files.items():
-            if data is None:
-                (self.folder / name).unlink(missing_ok=True)
-            else:
-                write_bytes(self.folder / name, data)
-        kept = {name: hashes[-1:] for name, hashes in self.hashes.items() if files.get(name, b"") is not None}
-        self.settle(kept)
+
+class OwnFile(Notes):
+    """One file that the user named, noted beside it: created, or replaced if it is as this program wrote it."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        super().__init__(path.parent, f".{path.name}.file", lambda parts: parts == [path.name])
+
+    def check(self) -> None:
+        """Raise InputError if something else is there."""
+        self.check_free([self._name])
+
+    def replace(self, data: bytes) -> None:
+        """Write the file. Raises InputError if something else is there, or it cannot be written."""
+        self.write({self._name: data})
 
 
 def noted_sequences(folder: Path) -> list[str]:

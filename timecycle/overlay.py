@@ -57,7 +57,7 @@ class OverlayVideo:
         self._path = path
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(path), "w", format="mp4")
+            self._container = av.open(f"file:{path}", "w", format="mp4")  # no name is another protocol's
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         # Chroma is stored at half size, so sides must be even.
         self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2

@@ -12,7 +12,7 @@ Whoever writes here holds `timecycle.locks.owned`.
 
 import hashlib
 import json
-import math
+import os
 import platform
 import resource
 import shutil
@@ -28,8 +28,18 @@ import torch
 
 import timecycle
 from timecycle.data.davis import Sequence
-from timecycle.errors import InputError
-from timecycle.files import component, hash_of, inside, not_written, partial_path, read_json, synced, write_json
+from timecycle.errors import InputError, listing
+from timecycle.files import (
+    component,
+    hash_of,
+    inside,
+    json_bytes,
+    not_written,
+    partial_path,
+    read_json,
+    synced,
+    write_json,
+)
 from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
 from timecycle.masks import mask_png
 from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, picture_jpeg
@@ -37,6 +47,7 @@ from timecycle.score_set import CSV_NAMES
 
 RESULTS = "results.json"
 FEATURES = "features"
+LONGEST = 1e12  # seconds that a stage may have taken
 PICTURES = 6  # overlay pictures of a sequence, evenly spaced from its first frame to its last
 
 
@@ -72,7 +83,7 @@ class ResultsFolder:
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
                 )
-        self.content["sequences"] = earlier.get("sequences", {})
+        self.content = {**earlier, **self.content, "sequences": earlier.get("sequences", {})}
         self.tables = Tables(path, CSV_NAMES)
         """The official tables."""
         self.save()
@@ -94,7 +105,7 @@ class ResultsFolder:
             return {}
         expected = "what an earlier run of this program wrote, or another --save_path"
         content = read_json(inside(self.path, RESULTS), expected)
-        if not _is_ours(content):
+        if not (_is_ours(content) and _can_be_written(content)):
             raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
         for name in content["sequences"]:
             component(name, self._file)
@@ -107,6 +118,8 @@ class ResultsFolder:
         theirs.
         """
         earlier, tables = self._read(), Tables(self.path, CSV_NAMES)
+        if others := earlier.keys() - {"options", "versions", "sequences"}:
+            raise InputError(f"{self._file} holds {listing(sorted(others))}, of another origin; expected it moved away")
         # Those of an earlier version noted nothing.
         noted = [Manifest(self.path, name) for name in {*noted_sequences(self.path), *earlier.get("sequences", {})}]
         for manifest in noted:
@@ -135,6 +148,11 @@ class ResultsFolder:
 
     def check_free(self, sequence: Sequence, overlays: bool) -> None:
         """Raise InputError if writing a sequence's files would replace any that this program did not write."""
+        for file in (sequence.frames[0], sequence.annotations[0]):
+            if file.parent.resolve() == (self.path / sequence.name).resolve():
+                raise InputError(
+                    f"{file.parent} holds what is evaluated; expected another --save_path than {self.path}"
+                )
         manifest = Manifest(self.path, sequence.name)
         manifest.check_masks()
         if overlays:
@@ -168,10 +186,19 @@ def _is_ours(content: Any) -> bool:
     return False
 
 
+def _can_be_written(content: Any) -> bool:
+    """Whether JSON that was read can be written again, as what is nested deep cannot."""
+    try:
+        json_bytes(content)
+    except RecursionError:
+        return False
+    return True
+
+
 def _is_entry(entry: Any) -> bool:
     match entry:
         case {"seconds": dict() as seconds}:
-            return all(isinstance(value, int | float) and math.isfinite(value) for value in seconds.values())
+            return all(isinstance(value, int | float) and 0 <= value < LONGEST for value in seconds.values())
     return False
 
 
@@ -183,7 +210,7 @@ def files_mark(sequence: Sequence) -> str:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); expected it to stay where it was") from None
-        found.update(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
+        found.update(os.fsencode(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/"))
     return found.hexdigest()
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timecycle.files import write_bytes
+from timecycle.errors import said
 from timecycle.frame_scores import Statistics, mean
+from timecycle.manifest import Tables
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 
@@ -140,9 +141,8 @@ class Scores:
         }
 
     def write_csv(self, folder: Path, set_name: str = "val") -> None:
-        """Write `csv_files` to a folder. Raises InputError if it cannot be written."""
-        for name, data in self.csv_files(set_name).items():
-            write_bytes(folder / name, data)
+        """Write `csv_files` to a folder. Raises InputError if it cannot be written, or holds others' tables."""
+        Tables(folder, CSV_NAMES).write(self.csv_files(set_name))
 
     def report(self) -> str:
         """The table, the means on a line, the worst frame, and the notes."""
@@ -152,8 +152,8 @@ class Scores:
             lines.append(f"with ids that nobody has, as the official code counts: {official}")
         for frame in self.worst(1):
             lines.append(
-                f"worst frame: {frame.sequence}/{frame.file}, object {frame.object_id}: J {frame.jaccard:.3f}, F "
-                f"{frame.boundary:.3f}"
+                f"worst frame: {said(f'{frame.sequence}/{frame.file}')}, object {frame.object_id}: "
+                f"J {frame.jaccard:.3f}, F {frame.boundary:.3f}"
             )
         return "\n".join([*lines, *(f"warning: {note}" for note in self.notes)])
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from timecycle.data.davis import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.errors import InputError, listing, run_command_line
-from timecycle.files import write_json
+from timecycle.files import json_bytes
 from timecycle.frame_scores import (
     Statistics,
     count_objects,
@@ -32,6 +32,7 @@ from timecycle.frame_scores import (
     score_frame,
     statistics,
 )
+from timecycle.manifest import OwnFile
 from timecycle.masks import (
     AS_STORED,
     MaskReading,
@@ -263,10 +264,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.json is not None and args.json.is_dir():
         raise InputError(f"--json {args.json} is a folder; expected the name of a file")
+    written = None if args.json is None else OwnFile(args.json)
+    if written:
+        written.check()
     scores = evaluate(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
     print(scores.report())
-    if args.json is not None:
-        write_json(args.json, scores.to_json())
+    if written:
+        written.replace(json_bytes(scores.to_json()))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ A file holds dicts in dicts ({"checkpoint": {"model": {...}}}); every one with t
 the keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import safetensors
@@ -24,6 +25,9 @@ from timecycle.torch_files import Ignored
 
 Content = TypeVar("Content")
 State = dict[str, Tensor]
+
+DIGEST = "timecycle_sha256"
+"""In the header of a safetensors file that this program wrote: the hash of everything else in it."""
 
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
@@ -100,8 +104,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
 
     path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Beside the
-    weights there may be values of the standard library's and NumPy's types, which are passed over. Of these forms the
-    zip form alone holds checksums, which are verified.
+    weights there may be values of the standard library's and NumPy's types, which are passed over. The checksums of
+    the zip form are verified, and the hash that this program writes into safetensors; other files hold none.
     Raises InputError if it is missing, damaged, of another form, holds pickled code or objects of other types, or no
     tensors.
     """
@@ -138,27 +142,38 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    with _safetensors_of(path):
-        state = safetensors.torch.load_file(path)
-    if not state:
-        raise InputError(f"{path} holds no tensors; expected those of a network")
-    return Checkpoint(path, {".": state}, read_notes(path))
-
-
-def read_notes(path: Path) -> dict[str, str]:
-    """The notes in the header of a safetensors file, of which no more is read. Raises InputError if it is none."""
-    with _safetensors_of(path), safetensors.safe_open(path, "pt") as opened:
-        return opened.metadata() or {}
-
-
-@contextmanager
-def _safetensors_of(path: Path) -> Iterator[None]:
     try:
-        yield
+        state = safetensors.torch.load_file(path)
+        with path.open("rb") as file:
+            notes, digest = safetensors_notes(file)
     except Exception as error:  # of damaged headers: its own error, those of torch for types and shapes, and others
         raise InputError(
             f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
         ) from None
+    if not state:
+        raise InputError(f"{path} holds no tensors; expected those of a network")
+    if notes.pop(DIGEST, digest) != digest:
+        raise InputError(
+            f"{path} is damaged or was changed, as it does not fit the {DIGEST} in its header; expected the file as "
+            "timecycle wrote it, or one without that entry"
+        )
+    return Checkpoint(path, {".": state}, notes)
+
+
+def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
+    """The notes in the header of a safetensors file, and the hash of all but the note DIGEST; None if it has none.
+
+    The format itself has no checksums. Raises whatever damage leads to.
+    """
+    header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
+    notes = header.pop("__metadata__", {})
+    if DIGEST not in notes:
+        return notes, None
+    noted = {name: value for name, value in notes.items() if name != DIGEST}
+    found = hashlib.sha256(json.dumps([header, noted], sort_keys=True).encode())
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return notes, found.hexdigest()
 
 
 def _allowed() -> dict[str, Any]:

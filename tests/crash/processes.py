@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from tests.crash.kill_points import RECORD
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
 """Seconds of a run, after which it hangs."""
+
+_ORPHANED = re.compile(
+    r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n(?:  .*\n)+'
+    r"EOFError: Ran out of input\n"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class Ended:
 
     def wrong(self, *statuses: int) -> str | None:
         """What is wrong with a run that should have ended with one of these; None if nothing is."""
-        if "Traceback (most recent call last)" in self.err:
+        # A process that was just being started finds that the one which started it is gone, and says so.
+        err = _ORPHANED.sub("", self.err) if self.status == -signal.SIGKILL else self.err
+        if "Traceback (most recent call last)" in err:
             return f"traceback: {_last(self.err)}"
         if self.status is None:
             return "did not end"

@@ -68,7 +68,7 @@ def _prepared(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is there but holds no prepared frames; expected another folder")
     content = read_json(folder / PREPARED, "a folder of frames that was prepared from a video, or another folder")
     match content:
-        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if frames > 0:
+        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if 0 < frames < 10**9:
             return content
     raise InputError(f"{folder / PREPARED} is damaged; expected what prepared frames were made with, or another folder")
 
@@ -117,9 +117,9 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
 def _check_replaceable(folder: Path) -> None:
     """Raise InputError unless a folder holds the frames that `extract` wrote, all as they were, and nothing else."""
     held = _prepared(folder)
-    names = [f"{number:06d}.jpg" for number in range(1, held["frames"] + 1)] if held["frames"] < 10**6 else []
-    found = hashlib.sha256()
-    same = not folder.is_symlink() and {PREPARED, *names} == {path.name for path in folder.iterdir()}
+    found, there = hashlib.sha256(), {path.name for path in folder.iterdir()}
+    names = [f"{number:06d}.jpg" for number in range(1, len(there))]
+    same = not folder.is_symlink() and len(names) == held["frames"] and {PREPARED, *names} == there
     for name in names if same else ():
         found.update((folder / name).read_bytes())
     if not same or found.hexdigest() != held.get("sha256"):

@@ -27,9 +27,9 @@ from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
 from timecycle.data.videos import on_one_line, passed_over, video_files
 from timecycle.errors import InputError, run_command_line
-from timecycle.files import field, fields, inside, not_written, remove_leftovers, write_bytes
+from timecycle.files import field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
-from timecycle.manifest import NOTES, Tables
+from timecycle.manifest import NOTES, OwnFile, Tables
 from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
 from timecycle.workers import begin_worker, kill_workers
 
@@ -70,6 +70,8 @@ def prepare_vlog(
         raise InputError(f"jobs is {jobs}; expected at least one process")
     found, others = video_files(videos)
     out = out.absolute()
+    if listing is not None and listing.absolute() == out / LIST:
+        listing = None
     if not str(out).isprintable():
         raise InputError(f"{str(out)!r} has characters that a line of the list cannot hold; expected another folder")
     folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
@@ -82,6 +84,8 @@ def prepare_vlog(
                 remove_leftovers(parent)
             lists = Tables(out, f"{re.escape(LIST)}|{re.escape(FAILED)}")
             lists.check_free([FAILED, *([LIST] if listing is None else [])])
+            if listing is not None:
+                OwnFile(listing).check()
             frames = {video: finished(video, folder, rules) for video, folder in folders.items()}
             waiting = [(video, folders[video]) for video in found if frames[video] is None]
             with (
@@ -196,7 +200,7 @@ def _report(lists: Tables, listing: Path | None, frames: dict[Path, int], failed
     if listing is None:
         lists.write({LIST: lines})
     else:
-        write_bytes(listing, lines)
+        OwnFile(listing).replace(lines)
     made = listing or lists.folder / LIST
     print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
 
@@ -221,6 +225,8 @@ def prepare_davis(
     Raises:
         InputError: something is missing, damaged or does not fit together, or the list cannot hold or take it.
     """
+    listing = OwnFile(out)
+    listing.check()
     lines = []
     for sequence in read_davis(root.absolute(), image_set, year, masks=masks):
         folders = [f"{files[0].parent}/" for files in (sequence.frames, sequence.annotations)]
@@ -229,7 +235,7 @@ def prepare_davis(
         if line is None:
             raise InputError(f"{folders[0]!r} has characters that the list cannot hold; expected another folder")
         lines.append(f"{line}\n")
-    write_bytes(out, "".join(lines).encode())
+    listing.replace("".join(lines).encode())
     return len(lines)
 
 

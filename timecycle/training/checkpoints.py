@@ -1,12 +1,10 @@
-"""Checkpoints of a run: whole or not there, opened without running pickled code, and enough to go on bit by bit.
+"""Checkpoints of a run: opened without running pickled code, and enough to go on bit by bit.
 
-checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt is the one of the best evaluation
+What lies where in a run's folder, and which of it is removed: `timecycle.training.run_files`.
 """
 
 import os
 import random
-import re
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from timecycle import torch_files
 from timecycle.errors import InputError
-from timecycle.files import growing, not_written
 from timecycle.training import contents
 from timecycle.training.distributed import World
+from timecycle.training.run_files import RunFiles
 from timecycle.training.settings import Settings
 
 FORMAT = 1
-NAME = re.compile(r"checkpoint_(\d+)\.pt")
-LATEST, BEST = "latest.pt", "best.pt"
 
 
 @dataclass
@@ -120,8 +116,10 @@ class Keeper:
                 "settings": self.settings.to_json(),
                 "clips": self.clips,
             }
-            _write(path, content)
-            settle(self.folder, self.settings.keep)
+            files = RunFiles(self.folder)
+            with files.writing(path.name) as partial:
+                _write(partial, content)
+            files.keep_newest(self.settings.keep)
         self.world.gather(None)  # it is there when any process goes on
         return path
 
@@ -172,58 +170,12 @@ class Undo:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint. Raises InputError if it cannot be written; no part of it stays."""
-    with growing(path) as partial:
-        try:
-            with partial.open("wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # what PyTorch makes of some failures to write
-            raise not_written(path, OSError(str(error).splitlines()[0])) from None
-
-
-def settle(folder: Path, keep: int) -> None:
-    """Point latest.pt at the newest checkpoint of a folder and remove all but the newest `keep`, if there are any."""
-    found = [path for _, path in numbered(folder)]
-    for path in found[-1:]:
-        _point_latest(path)
-    for path in found[:-keep]:
-        remove(path)
-
-
-def _point_latest(path: Path) -> None:
-    with growing(path.with_name(LATEST)) as partial:
-        try:
-            partial.symlink_to(path.name)
-        except OSError:  # a file system without links
-            _copy(path, partial)
-
-
-def _copy(path: Path, other: Path) -> None:
-    """Let another name be the same file, or one with the same content."""
+    """Write a file of torch.save. Raises OSError if it cannot be written."""
     try:
-        os.link(path, other)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, other)
-
-
-def keep_best(path: Path) -> None:
-    """Let best.pt be this checkpoint also after its own name is gone. Raises InputError if that cannot be written."""
-    with growing(path.with_name(BEST)) as partial:
-        _copy(path, partial)
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint. Raises InputError if that fails."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be removed ({error.strerror}); expected a file of this run's") from None
-
-
-def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a folder with their steps, the newest last."""
-    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*.pt"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # what PyTorch makes of some failures to write
+        raise OSError(str(error).splitlines()[0]) from None
 
 
 def existing(path: Path) -> Path:

@@ -1,11 +1,10 @@
 """The folder of a run: which it is, what it is gone on from, and the settings kept in it.
 
 settings.json    settings, and of every process that worked on the run its command, commit and versions
-checkpoint_*.pt  see timecycle.training.checkpoints
+checkpoint_*.pt, latest.pt, best.pt, encoder.safetensors    see timecycle.training.run_files
 log.jsonl        a line of numbers for each step, and one with the J&F for each evaluation
 tensorboard/     the same, and pictures
 pictures/        the pictures, as JPEG
-encoder.safetensors    at the end: what test_davis.py --resume takes
 .lock, .holder   see timecycle.locks: one training at a time
 """
 
@@ -28,13 +27,13 @@ from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.results import versions
 from timecycle.training import checkpoints
 from timecycle.training.distributed import World
+from timecycle.training.run_files import BEST, ENCODER, LATEST, RunFiles, numbered
 from timecycle.training.settings import Settings, usual_objective
 
 HOME = Path("out")
 SETTINGS = "settings.json"
 LOG = "log.jsonl"
 PICTURES = "pictures"
-ENCODER = "encoder.safetensors"
 
 T = TypeVar("T")
 
@@ -108,7 +107,8 @@ def _kept(folder: Path) -> Iterator[None]:
                     # The lock last: whoever opens it later finds that it is no longer there, and makes another.
                     with suppress(OSError):
                         (folder / HOLDER).unlink(missing_ok=True)
-                        (folder / LOCK).unlink(missing_ok=True)
+                        if not (folder / LOCK).stat().st_size:  # a user's own would hold something
+                            (folder / LOCK).unlink()
     finally:
         for each in made:
             with suppress(OSError):  # it is not empty, or was never made
@@ -130,7 +130,7 @@ def find_run(given: dict[str, Any], set_up: Callable[[Run], T]) -> T:
         checkpoint = checkpoints.read(path)
         if folder and folder.resolve() != path.resolve().parent:
             return set_up(Run(_empty(folder), path, checkpoint))
-        for _, newest in checkpoints.numbered(path.parent)[-1:]:
+        for _, newest in numbered(path.parent)[-1:]:
             if newest.resolve() != path.resolve() and _steps(checkpoints.read(newest)) != _steps(checkpoint):
                 raise InputError(
                     f"{newest} is newer than {path}; expected the newest, or another --checkpoint to branch into"
@@ -138,7 +138,7 @@ def find_run(given: dict[str, Any], set_up: Callable[[Run], T]) -> T:
         return set_up(Run(path.parent, path, checkpoint))
     folder = folder or _newest_usual(given)
     damage: InputError | None = None
-    for _, path in reversed(checkpoints.numbered(folder)):
+    for _, path in reversed(numbered(folder)):
         try:
             return set_up(Run(folder, path, checkpoints.read(path), str(damage) if damage else None))
         except InputError as error:  # the one before it serves
@@ -159,14 +159,15 @@ def _empty(folder: Path) -> Path:
     """A folder for a new run. Raises InputError if it holds another, or files that a run would replace."""
     if _holds_run(folder):
         raise InputError(f"{folder} holds a run; expected --resume auto to go on with it, or another --checkpoint")
-    for name in (LOG, ENCODER, checkpoints.LATEST, checkpoints.BEST):
+    pictures = sorted(path.name for path in (folder / PICTURES).glob("*"))
+    for name in (LOG, ENCODER, LATEST, BEST, *(f"{PICTURES}/{name}" for name in pictures)):
         if os.path.lexists(folder / name):
             raise InputError(f"{folder / name} is there, and is of no run; expected another --checkpoint, or it moved")
     return folder
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / SETTINGS).exists() or bool(checkpoints.numbered(folder))
+    return (folder / SETTINGS).exists() or bool(numbered(folder))
 
 
 def _usual_name(given: dict[str, Any]) -> str:
@@ -196,9 +197,8 @@ def begin(run: Run, settings: Settings, world: World, progress: checkpoints.Prog
     Returns what was lost, in words: settings.json is made anew from the checkpoint where it is damaged.
     Raises InputError if the folder cannot be written.
     """
-    for number, path in checkpoints.numbered(run.folder):
-        if number > progress.step:
-            checkpoints.remove(path)
+    files = RunFiles(run.folder)
+    files.clear_after(progress.step)
     file = run.folder / SETTINGS
     runs, lost = [], None
     if run.path and run.path.resolve().parent == run.folder.resolve():
@@ -206,9 +206,9 @@ def begin(run: Run, settings: Settings, world: World, progress: checkpoints.Prog
             runs = _earlier_runs(file)
         except InputError as error:
             lost = f"the list of processes that worked on the run begins anew: {error}"
-        checkpoints.settle(run.folder, settings.keep)  # as a process that was killed in `save` had not yet
+        files.keep_newest(settings.keep)  # as a process that was killed in `save` had not yet
         if progress.best_step == progress.step > 0:  # it may have been killed before it did this
-            checkpoints.keep_best(run.path)
+            files.keep_best(run.path)
     now = {
         "from_step": progress.step,
         "command": sys.argv,

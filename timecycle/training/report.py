@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from timecycle.errors import InputError
-from timecycle.files import inside, not_written, write_bytes
+from timecycle.files import free_name, inside, not_written, write_bytes
 from timecycle.overlay import write_picture
 from timecycle.results import peak_memory_mb
 from timecycle.training.distributed import World
@@ -52,9 +52,11 @@ class Report:
         path = self._path = self._folder / "log.jsonl"
         lines, damaged = kept_lines(path, step)
         self.losses = [float(numbers["loss"]) for numbers in lines if "loss" in numbers]
-        write_bytes(path, "".join(json.dumps(numbers) + "\n" for numbers in lines).encode())
         if damaged:
-            self.say(f"{path}: {damaged} damaged lines are left out")
+            other = free_name(path)
+            write_bytes(other, path.read_bytes())
+            self.say(f"{path}: {damaged} damaged lines are left out; the log with them is {other.name}")
+        write_bytes(path, "".join(json.dumps(numbers) + "\n" for numbers in lines).encode())
         board = inside(self._folder, "tensorboard")
         # A thread of TensorBoard's writes, from now on, and `add_scalar` raises what went wrong there: no need to print
         # it as well.

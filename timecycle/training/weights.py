@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from timecycle.checkpoint import load_features, save_encoder
+from timecycle.checkpoint import encoder_bytes, load_features
 from timecycle.errors import InputError
 from timecycle.objective import TimeCycle
 from timecycle.state_dicts import State, choose, read_checkpoint, unwrapped
@@ -59,7 +59,7 @@ def plain_encoder(settings: Settings, model: nn.Module) -> nn.Module:
     return encoder.to(next(learned.parameters()).device).eval()
 
 
-def write_encoder(path: Path, settings: Settings, model: nn.Module, steps: int) -> None:
-    """Write the encoder as safetensors, for `test_davis.py --resume`, atomically."""
+def encoder_file(settings: Settings, model: nn.Module, steps: int) -> bytes:
+    """The encoder as safetensors, for `test_davis.py --resume`."""
     notes = {"objective": settings.objective, "steps": str(steps)}
-    save_encoder(plain_encoder(settings, model), path, notes)  # type: ignore[arg-type]  # one of both, by the objective
+    return encoder_bytes(plain_encoder(settings, model), notes)  # type: ignore[arg-type]  # one of both, by the objective
