@@ -74,17 +74,24 @@ def _davis(box: Box, name: str) -> None:
     root = box.data / "davis"
     shutil.copytree(SHARED["davis"], root)
     for kind in ("JPEGImages", "Annotations"):
-        _put(root / kind / "480p/made-crossing", root / kind / "480p", name)
+        _put(box, root / kind / "480p/made-crossing", root / kind / "480p", name)
     _write(root / "ImageSets/2017/val.txt", f"{name}\n")
 
 
-def _put(source: Path, folder: Path, name: str) -> None:
+def _put(box: Box, source: Path, folder: Path, name: str) -> None:
     """A folder's files where a name below another leads, if that can be."""
     with suppress(OSError, ValueError):
-        target = folder / name
+        target = _within(box, folder / name)
         target.mkdir(parents=True, exist_ok=True)
         for file in source.iterdir():
             shutil.copy(file, target)
+
+
+def _within(box: Box, path: Path) -> Path:
+    """A path that is to be written. Raises ValueError for one outside the case's folder, as of the name "/"."""
+    if not Path(os.path.normpath(path)).is_relative_to(box.root):
+        raise ValueError(path)
+    return path
 
 
 def _write(path: Path, text: str) -> None:
@@ -114,7 +121,7 @@ def scored(box: Box, name: str) -> Command:
     """The same for scoring, with results where the name leads."""
     _davis(box, name)
     masks = box.data / "davis/Annotations/480p/made-crossing"
-    _put(masks, box.data / "masks/sub", name)
+    _put(box, masks, box.data / "masks/sub", name)
     words = ["--davis", f"{box.data}/davis", "--results", f"{box.data}/masks/sub", "--json", "out/scores.json"]
     return "module:timecycle.scores", [*words, "--workers", "0"]
 
@@ -131,7 +138,7 @@ def set_name(box: Box, name: str) -> Command:
     """A set of a hostile name: its list is looked for by it, tables are named after it."""
     _davis(box, "made-crossing")
     with suppress(OSError, ValueError):
-        _write(box.data / "davis/ImageSets/2017" / f"{name}.txt", "made-crossing\n")
+        _write(_within(box, box.data / "davis/ImageSets/2017" / f"{name}.txt"), "made-crossing\n")
     return "script:test_davis.py", ["--davis", f"{box.data}/davis", *EVALUATE, f"--set={_word(name)}"]
 
 
@@ -140,7 +147,7 @@ def year(box: Box, name: str) -> Command:
     """A year of a hostile name."""
     _davis(box, "made-crossing")
     with suppress(OSError, ValueError):
-        _write(box.data / "davis/ImageSets" / name / "val.txt", "made-crossing\n")
+        _write(_within(box, box.data / "davis/ImageSets" / name / "val.txt"), "made-crossing\n")
     return "script:test_davis.py", ["--davis", f"{box.data}/davis", *EVALUATE, f"--year={_word(name)}"]
 
 
@@ -160,7 +167,7 @@ def _word(name: str) -> str:
 def filelist(box: Box, name: str) -> Command:
     """A folder of frames of a hostile name in a list."""
     shutil.copytree(SHARED["davis"], box.data / "davis")
-    _put(SHARED["davis"] / "JPEGImages/480p/made-crossing", box.data / "frames/sub", name)
+    _put(box, SHARED["davis"] / "JPEGImages/480p/made-crossing", box.data / "frames/sub", name)
     path = name if name.startswith(str(box.root)) else f"frames/sub/{name}"
     _write(box.data / "list.txt", f"{path}\tdavis/Annotations/480p/made-crossing\n")
     return "script:test_davis.py", ["--filelist", f"{box.data}/list.txt", *EVALUATE]
@@ -173,7 +180,7 @@ def clips(box: Box, name: str) -> Command:
     frames.mkdir(parents=True)
     for number in range(1, 13):
         shutil.copy(SHARED["davis"] / "JPEGImages/480p/made-crossing/00000.jpg", frames / f"{number:06d}.jpg")
-    _put(frames, box.data / "frames/sub", name)
+    _put(box, frames, box.data / "frames/sub", name)
     _write(box.data / "list.txt", f'"frames/sub/{name}" 12\n')
     return "script:train.py", ["--filelist", f"{box.data}/list.txt", *TRAIN]
 
@@ -212,9 +219,9 @@ def noted(box: Box, name: str) -> Command:
 def video_name(box: Box, name: str) -> Command:
     """A video file of a hostile name, and a folder of that name with one."""
     with suppress(OSError, ValueError):
-        shutil.copy(SHARED["video.mp4"], _created(box.data / "videos" / f"{name}.mp4"))
+        shutil.copy(SHARED["video.mp4"], _created(_within(box, box.data / "videos" / f"{name}.mp4")))
     with suppress(OSError, ValueError):
-        shutil.copy(SHARED["video.mp4"], _created(box.data / "videos" / name / "v.mp4"))
+        shutil.copy(SHARED["video.mp4"], _created(_within(box, box.data / "videos" / name / "v.mp4")))
     (box.data / "videos").mkdir(parents=True, exist_ok=True)
     shutil.copy(SHARED["video.mp4"], box.data / "videos")
     words = ["vlog", "--videos", f"{box.data}/videos", "--out", "out", "--fps", "2", "--side", "32", "--jobs", "1"]
@@ -260,6 +267,7 @@ def part_video(box: Box, name: str) -> Command:
     """A video in VIP's list."""
     root, cells = box.data / "vip", np.array([[5, 9, 9, 9]] * 4)
     with suppress(OSError, ValueError):
+        _within(box, root / name)
         test_vip.add_video(root, name, [cells, cells], [test_vip.half(8, test_vip.ARM)] * 2)
     _write(root / "lists/val_videos.txt", f"{name}\n")
     return "call:track", ["vip", str(root), "out/scores.json"]
@@ -271,7 +279,7 @@ def animal_picture(box: Box, name: str) -> Command:
     root, start = box.data / "badja", {8: test_badja.middle(0, 1)}
     entries = [test_badja.entry("bear", index, start) for index in (0, 2)]
     test_badja.add_video(root, "bear", entries)
-    _put(root / "DAVIS/JPEGImages/Full-Resolution/bear", root, name)
+    _put(box, root / "DAVIS/JPEGImages/Full-Resolution/bear", root, name)
     for entry in entries:
         entry["image_path"] = f"{name}/{Path(str(entry['image_path'])).name}"
     (root / "joint_annotations/bear.json").write_text(json.dumps(entries))
@@ -283,7 +291,7 @@ def weights_name(box: Box, name: str) -> Command:
     """A checkpoint of a hostile name, after which the converted files are named."""
     path = box.data / f"{name}.safetensors"
     with suppress(OSError, ValueError):
-        shutil.copy(Path(__file__).parents[2] / "timecycle/weights/walk.safetensors", _created(path))
+        shutil.copy(Path(__file__).parents[2] / "timecycle/weights/walk.safetensors", _created(_within(box, path)))
     return "module:timecycle.checkpoint", ["convert", "--out", "out", _word(str(path))]
 
 
