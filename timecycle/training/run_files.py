@@ -8,13 +8,13 @@ encoder.safetensors     at the end
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from timecycle.errors import InputError
 from timecycle.files import growing, hash_of, inside, set_aside
-from timecycle.manifest import NOTES, Notes
+from timecycle.manifest import NOTES, Hashes, Notes
 
 NAME = re.compile(r"checkpoint_(\d+)\.pt")
 LATEST, BEST, ENCODER = "latest.pt", "best.pt", "encoder.safetensors"
@@ -41,7 +41,7 @@ class RunFiles(Notes):
             if noted := not partial.is_symlink():
                 self.expect({name: [hash_of(partial)]})
         if noted:
-            self.settle({**self.hashes, name: self.hashes[name][-1:]})
+            self._note_those_there({**self.hashes, name: self.hashes[name][-1:]})
 
     def make_room(self, name: str) -> None:
         """Set aside what is there under a name, unless it is a run's."""
@@ -72,7 +72,7 @@ class RunFiles(Notes):
             self.make_room(path.name)
         self._remove(later)
 
-    def _remove(self, paths: Iterator[Path] | list[Path]) -> None:
+    def _remove(self, paths: Iterable[Path]) -> None:
         """Remove those that are as they were written. Raises InputError if that fails."""
         gone = list(paths)
         for path in gone:
@@ -84,7 +84,13 @@ class RunFiles(Notes):
                     f"{path} cannot be removed ({error.strerror}); expected a file of this run's"
                 ) from None
         if gone:
-            self.settle({name: hashes for name, hashes in self.hashes.items() if self.folder / name not in gone})
+            self._note_those_there(
+                {name: hashes for name, hashes in self.hashes.items() if self.folder / name not in gone}
+            )
+
+    def _note_those_there(self, hashes: Hashes) -> None:
+        """Note these, but for files that a process which was killed had not put in place, or had removed."""
+        self.settle({name: found for name, found in hashes.items() if (self.folder / name).exists()})
 
     def _owns(self, path: Path) -> bool:
         if path.name == LATEST and path.is_symlink():
