@@ -340,6 +340,8 @@ def test_lists_replace_nothing_but_lists(small_davis: Path, tmp_path: Path, comm
     }
     for name, words in programs.items():
         listing = own.with_stem(name)
+        listing.parent.mkdir(exist_ok=True)
+        listing.touch()
         for _ in range(2):
             assert command_line(prepare.main, *words, listing).code == 0
         listing.write_text(listing.read_text() + "# mine")

@@ -116,7 +116,7 @@ class Tables(Notes):
 
 
 class OwnFile(Notes):
-    """One file that the user named, noted beside it: created, or replaced if it is as this program wrote it."""
+    """One file that the user named, noted beside it: made, or replaced if it is empty or as this program wrote it."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -125,6 +125,10 @@ class OwnFile(Notes):
     def check(self) -> None:
         """Raise InputError if something else is there."""
         self.check_free([self._name])
+
+    def check_free(self, paths: Iterable[str]) -> None:
+        """As of all notes, but for a file that holds nothing, as tempfile makes them."""
+        super().check_free(path for path in paths if not _is_empty(self.folder / path))
 
     def replace(self, data: bytes) -> None:
         """Write the file. Raises InputError if something else is there, or it cannot be written."""
@@ -141,6 +145,10 @@ def noted_sequences(folder: Path) -> list[str]:
 def _is_ours(path: Path, hashes: list[str]) -> bool:
     """Whether a file is there with one of these hashes; a link is not."""
     return path.is_file() and not path.is_symlink() and hash_of(path) in hashes
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and not path.stat().st_size
 
 
 def _read(file: Path, allowed: Callable[[list[str]], bool]) -> Hashes:
