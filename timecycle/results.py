@@ -46,6 +46,8 @@ from timecycle.overlay import FRAMES_PER_SECOND, OverlayVideo, paint, picture_jp
 from timecycle.score_set import CSV_NAMES
 
 RESULTS = "results.json"
+FIELDS = {"options", "versions", "sequences", "seconds", "command", "device", "peak_memory_mb", "scores"}
+"""Of results.json; others are the user's."""
 FEATURES = "features"
 LONGEST = 1e12  # seconds that a stage may have taken
 PICTURES = 6  # overlay pictures of a sequence, evenly spaced from its first frame to its last
@@ -83,7 +85,8 @@ class ResultsFolder:
                     f"{path} holds results made with {name} {earlier['options'].get(name)!r}, not {value!r}; "
                     "expected another --save_path, or --overwrite to start over"
                 )
-        self.content = {**earlier, **self.content, "sequences": earlier.get("sequences", {})}
+        self.content["sequences"] = earlier.get("sequences", {})
+        self.content |= {name: value for name, value in earlier.items() if name not in FIELDS}
         self.tables = Tables(path, CSV_NAMES)
         """The official tables."""
         self.save()
@@ -118,7 +121,7 @@ class ResultsFolder:
         theirs.
         """
         earlier, tables = self._read(), Tables(self.path, CSV_NAMES)
-        if others := earlier.keys() - {"options", "versions", "sequences"}:
+        if others := earlier.keys() - FIELDS:
             raise InputError(f"{self._file} holds {listing(sorted(others))}, of another origin; expected it moved away")
         # Those of an earlier version noted nothing.
         noted = [Manifest(self.path, name) for name in {*noted_sequences(self.path), *earlier.get("sequences", {})}]
