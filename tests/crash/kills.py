@@ -2,20 +2,18 @@
 
 import random
 import shutil
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.crash.processes import Ended, Zygotes
+from tests.crash.processes import KILLED, Ended, Zygotes
 from tests.crash.programs import PROGRAMS, Program
 from tests.crash.trees import Tree, difference, partial, results
 
 AGAIN = 0.2
 """Share of the kills after which the second run is killed too."""
-KILLED = (-signal.SIGKILL, -signal.SIGALRM)
 
 
 @dataclass

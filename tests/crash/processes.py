@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
 """Seconds of a run, after which it hangs."""
 
+KILLED = (-signal.SIGKILL, -signal.SIGALRM)
+"""Statuses of a program that was killed: at a change, or by a timer after it."""
+
 _ORPHANED = re.compile(
     r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n(?:  .*\n)+'
     r"EOFError: Ran out of input\n"
@@ -44,7 +47,7 @@ class Ended:
     def wrong(self, *statuses: int) -> str | None:
         """What is wrong with a run that should have ended with one of these; None if nothing is."""
         # A process that was just being started finds that the one which started it is gone, and says so.
-        err = _ORPHANED.sub("", self.err) if self.status == -signal.SIGKILL else self.err
+        err = _ORPHANED.sub("", self.err) if self.status in KILLED else self.err
         if "Traceback (most recent call last)" in err:
             return f"traceback: {_last(self.err)}"
         if self.status is None:
