@@ -162,6 +162,9 @@ def test_other_files_of_the_same_names_stay(tmp_path):
     assert (tmp_path / f"{HOLDER}.set-aside").read_text() == "mine"
     assert (tmp_path / LOCK).read_text() == "mine too"
     assert not (tmp_path / f"{HOLDER}.set-aside-2").exists()
+    (tmp_path / "other" / HOLDER).mkdir(parents=True)
+    assert "cannot be written" in refusal(tmp_path / "other")
+    assert (tmp_path / "other" / HOLDER).is_dir()
 
 
 def test_what_a_holder_says_of_itself_is_shown_as_text(tmp_path):

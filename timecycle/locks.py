@@ -89,7 +89,7 @@ def _waited_for(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFil
 
 def _write_holder(folder: Path) -> None:
     file = inside(folder, HOLDER)
-    if file.exists() and not {"host", "pid", "since"} <= _read_holder(file).keys():
+    if file.is_file() and not {"host", "pid", "since"} <= _read_holder(file).keys():
         set_aside(file)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     command = " ".join(sys.argv)[:200]
