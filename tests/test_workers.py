@@ -2,18 +2,22 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.test_scores import ROOT, make_set, moving_squares
+from timecycle import workers
 from timecycle.errors import InputError
+from timecycle.files import is_alive
 from timecycle.scores import evaluate
 
 
@@ -44,6 +48,23 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     assert waited_for(lambda: not processes_of(parent.pid))
+
+
+def _die_soon() -> None:
+    """In a process of a pool: it is killed while it waits for work, with the lock for which the others wait."""
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def test_a_pool_ends_though_a_killed_process_holds_the_lock_of_the_others(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 4.0)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, workers.begin_worker) as pool, workers.ending(pool):
+        pool.submit(time.sleep, 2)
+        pool.submit(_die_soon).result()
+        processes = list(pool._processes)
+        start = time.monotonic()
+    assert 3 < time.monotonic() - start < 10
+    assert waited_for(lambda: not any(is_alive(pid) for pid in processes))
 
 
 def processes_of(session: int) -> list[int]:

@@ -43,7 +43,7 @@ from timecycle.masks import (
     read_mask,
 )
 from timecycle.score_set import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
-from timecycle.workers import begin_worker, kill_workers
+from timecycle.workers import begin_worker, ending, kill_workers
 
 __all__ = [  # of the measures and of the set too
     "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
@@ -176,7 +176,7 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
         return
     # Forking is unsafe once torch or OpenCV have started threads, and the caller may well have done so.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool, ending(pool):
         try:
             with _main_module_hidden():
                 scores = pool.map(_score_chunk, chunks, objects)
@@ -187,8 +187,6 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
                 f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
                 "them, or fewer workers"
             ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # what is running ends, and no more is begun
 
 
 @contextmanager

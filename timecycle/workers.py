@@ -4,7 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import connection
+
+PATIENCE = 6.0  # seconds in which processes end that are told to
 
 
 def begin_worker() -> None:
@@ -33,3 +39,23 @@ def kill_workers(pool: ProcessPoolExecutor) -> None:
     processes = pool._processes or {}  # Python 3.14 has a method for this
     for process in list(processes.values()):
         process.kill()
+
+
+@contextmanager
+def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """End a pool when the block is left: what is running ends, no more is begun, and no process stays.
+
+    One that was killed may have held the lock of the queue through which the others are told to end. Those would wait
+    forever, and leaving the pool for them; so after PATIENCE they are killed.
+    """
+    try:
+        yield
+    finally:
+        running = {process.sentinel: process for process in list((pool._processes or {}).values())}
+        pool.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + PATIENCE
+        while running and (left := deadline - time.monotonic()) > 0:
+            for sentinel in connection.wait(list(running), left):
+                del running[sentinel]  # type: ignore[arg-type]  # a number
+        for process in running.values():
+            process.kill()

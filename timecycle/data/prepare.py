@@ -31,7 +31,7 @@ from timecycle.files import field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
 from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
-from timecycle.workers import begin_worker, kill_workers
+from timecycle.workers import begin_worker, ending, kill_workers
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
@@ -156,7 +156,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # Forking is unsafe once a library has started threads, and the caller may well have used one that does.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(jobs, context, _start_worker, (stop,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start_worker, (stop,)) as pool, ending(pool):
         try:
             pool.submit(int).result()  # so that what keeps processes from starting is not laid to a video
             yield pool
