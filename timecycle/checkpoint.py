@@ -115,13 +115,12 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     standard = folder / f"{stem}-resnet{network.depth}.safetensors"
     notes = opened.notes | {"source": checkpoint.name, "layout": network.layout}
     for path in (ours, standard):
-        same = path.exists() and path.samefile(checkpoint)
-        if os.path.lexists(path) and not same and not _made_from(path, checkpoint):
+        if os.path.lexists(path) and not _same(path, checkpoint) and not _made_from(path, checkpoint):
             raise InputError(
                 f"{path} is there, and was not made from {checkpoint}, or was changed since; expected another folder "
                 "(--out)"
             )
-    if not ours.exists() or not ours.samefile(checkpoint):
+    if not _same(ours, checkpoint):
         prefix = _own_prefix(network.layout)
         state = {prefix + name: value for name, value in network.load().state_dict().items()}
         write_bytes(ours, _safetensors(state, notes))
@@ -136,6 +135,10 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     }
     write_bytes(standard, _safetensors(_standard_resnet(network), notes))
     return ours, standard
+
+
+def _same(path: Path, checkpoint: Path) -> bool:
+    return path.exists() and path.samefile(checkpoint)
 
 
 def _made_from(path: Path, checkpoint: Path) -> bool:

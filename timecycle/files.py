@@ -294,6 +294,13 @@ def inside(folder: Path, *names: str) -> Path:
     return path
 
 
+def check_is_file(path: Path, expected: str) -> None:
+    """Raise InputError if a file is missing, is a folder, or is none that can be read again, such as a pipe."""
+    if not os.path.isfile(path):  # which takes names that are too long, where that of Path raises OSError
+        what = "is a folder" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "does not exist"
+        raise InputError(f"{path} {what}; expected {expected}")
+
+
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file. expected: what it should hold, for the error's sentence.
 
@@ -376,6 +383,14 @@ def write_json(path: Path, content: Any) -> None:
 def json_bytes(content: Any) -> bytes:
     """What `write_json` writes."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def is_plain(value: Any, depth: int) -> bool:
+    """Whether a value of JSON that was read can be written again: so many levels deep, its numbers finite."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(is_plain(each, depth - 1) for each in inner)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def synced(path: Path) -> None:

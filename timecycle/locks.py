@@ -89,7 +89,7 @@ def _waited_for(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFil
 
 def _write_holder(folder: Path) -> None:
     file = inside(folder, HOLDER)
-    if file.is_file() and not {"host", "pid", "since"} <= _read_holder(file).keys():
+    if file.is_file() and not _read_holder(file):
         set_aside(file)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     command = " ".join(sys.argv)[:200]
@@ -109,7 +109,8 @@ def _read_holder(file: Path) -> dict[str, Any]:
     """Its content; empty if it is nothing that a holder wrote."""
     with suppress(InputError):
         found = read_json(file, "a lock's holder")
-        return found if isinstance(found, dict) else {}
+        if isinstance(found, dict) and {"host", "pid", "since"} <= found.keys():
+            return found
     return {}
 
 
@@ -119,7 +120,7 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _named(holder: dict[str, Any]) -> str:
-    if not {"host", "pid", "since"} <= holder.keys():
+    if not holder:
         return "another process"
     pid, host, since, command = (said(holder.get(name, "?")) for name in ("pid", "host", "since", "command"))
     return f"process {pid} on {host} since {since} ({command})"

@@ -119,12 +119,12 @@ class OwnFile(Notes):
     """One file that the user named, noted beside it: made, or replaced if it is empty or as this program wrote it."""
 
     def __init__(self, path: Path) -> None:
-        self._name = path.name
+        self.path = path
         super().__init__(path.parent, f".{path.name}.file", lambda parts: parts == [path.name])
 
     def check(self) -> None:
         """Raise InputError if something else is there."""
-        self.check_free([self._name])
+        self.check_free([self.path.name])
 
     def check_free(self, paths: Iterable[str]) -> None:
         """As of all notes, but for a file that holds nothing, as tempfile makes them."""
@@ -132,7 +132,7 @@ class OwnFile(Notes):
 
     def replace(self, data: bytes) -> None:
         """Write the file. Raises InputError if something else is there, or it cannot be written."""
-        self.write({self._name: data})
+        self.write({self.path.name: data})
 
 
 def noted_sequences(folder: Path) -> list[str]:
@@ -144,7 +144,7 @@ def noted_sequences(folder: Path) -> list[str]:
 
 def _is_ours(path: Path, hashes: list[str]) -> bool:
     """Whether a file is there with one of these hashes; a link is not."""
-    return path.is_file() and not path.is_symlink() and hash_of(path) in hashes
+    return bool(hashes) and path.is_file() and not path.is_symlink() and hash_of(path) in hashes
 
 
 def _is_empty(path: Path) -> bool:

@@ -33,7 +33,7 @@ from timecycle.files import (
     component,
     hash_of,
     inside,
-    json_bytes,
+    is_plain,
     not_written,
     partial_path,
     read_json,
@@ -49,6 +49,7 @@ RESULTS = "results.json"
 FIELDS = {"options", "versions", "sequences", "seconds", "command", "device", "peak_memory_mb", "scores"}
 """Of results.json; others are the user's."""
 FEATURES = "features"
+DEEPEST = 100  # levels of results.json, with what a user added
 LONGEST = 1e12  # seconds that a stage may have taken
 PICTURES = 6  # overlay pictures of a sequence, evenly spaced from its first frame to its last
 
@@ -108,7 +109,7 @@ class ResultsFolder:
             return {}
         expected = "what an earlier run of this program wrote, or another --save_path"
         content = read_json(inside(self.path, RESULTS), expected)
-        if not (_is_ours(content) and _can_be_written(content)):
+        if not (_is_ours(content) and is_plain(content, DEEPEST)):
             raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
         for name in content["sequences"]:
             component(name, self._file)
@@ -187,15 +188,6 @@ def _is_ours(content: Any) -> bool:
         case {"options": dict(), "versions": dict(), "sequences": dict() as sequences}:
             return all(map(_is_entry, sequences.values()))
     return False
-
-
-def _can_be_written(content: Any) -> bool:
-    """Whether JSON that was read can be written again, as what is nested deep cannot."""
-    try:
-        json_bytes(content)
-    except RecursionError:
-        return False
-    return True
 
 
 def _is_entry(entry: Any) -> bool:

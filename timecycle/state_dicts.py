@@ -6,7 +6,6 @@ the keys that lead to it, "checkpoint.model", or "." if it is the file's whole c
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from timecycle import torch_files
 from timecycle.errors import InputError, listing, said
+from timecycle.files import check_is_file
 from timecycle.torch_files import Ignored
 
 Content = TypeVar("Content")
@@ -122,13 +122,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not states:
         raise InputError(f"{path} holds no tensors; expected a state_dict, alone or in a dict such as {{'model': ...}}")
     return Checkpoint(path, states, _notes(content))
-
-
-def check_is_file(path: Path, expected: str) -> None:
-    """Raise InputError if a file is missing, is a folder, or is none that can be read again, such as a pipe."""
-    if not os.path.isfile(path):  # which takes names that are too long, where that of Path raises OSError
-        what = "is a folder" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "does not exist"
-        raise InputError(f"{path} {what}; expected {expected}")
 
 
 def is_safetensors(path: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 
 PATIENCE = 6.0  # seconds in which processes end that are told to
 
@@ -36,9 +37,12 @@ def kill_workers(pool: ProcessPoolExecutor) -> None:
 
     Python ends them by SIGTERM, which a process that just began may lose, and which `begin_worker` ignores.
     """
-    processes = pool._processes or {}  # Python 3.14 has a method for this
-    for process in list(processes.values()):
+    for process in _processes(pool):
         process.kill()
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())  # Python 3.14 has methods to end them
 
 
 @contextmanager
@@ -51,11 +55,11 @@ def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     finally:
-        running = {process.sentinel: process for process in list((pool._processes or {}).values())}
+        running = _processes(pool)
         pool.shutdown(wait=False, cancel_futures=True)
         deadline = time.monotonic() + PATIENCE
         while running and (left := deadline - time.monotonic()) > 0:
-            for sentinel in connection.wait(list(running), left):
-                del running[sentinel]  # type: ignore[arg-type]  # a number
-        for process in running.values():
+            ended = connection.wait([process.sentinel for process in running], left)
+            running = [process for process in running if process.sentinel not in ended]
+        for process in running:
             process.kill()

@@ -81,7 +81,7 @@ def run(job: dict[str, Any]) -> None:
         descriptor = os.open(name, flags, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream, as it is here
+    sys.stdout.reconfigure(line_buffering=True)
     faulthandler.dump_traceback_later(0.95 * job["limit"])  # of a run that hangs
     os.environ.update(job["variables"])
     if "files" in job:  # most bytes of a file
@@ -126,7 +126,7 @@ def _exit(call: Callable[[dict[str, Any]], None], job: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # private; waits for threads, as the interpreter does
+    threading._shutdown()  # private; waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -68,7 +68,7 @@ def _prepared(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is there but holds no prepared frames; expected another folder")
     content = read_json(folder / PREPARED, "a folder of frames that was prepared from a video, or another folder")
     match content:
-        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if 0 < frames < 10**9:
+        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if 0 < frames < 10**9:  # which can be printed
             return content
     raise InputError(f"{folder / PREPARED} is damaged; expected what prepared frames were made with, or another folder")
 

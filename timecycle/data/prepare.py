@@ -84,8 +84,9 @@ def prepare_vlog(
                 remove_leftovers(parent)
             lists = Tables(out, f"{re.escape(LIST)}|{re.escape(FAILED)}")
             lists.check_free([FAILED, *([LIST] if listing is None else [])])
-            if listing is not None:
-                OwnFile(listing).check()
+            own = None if listing is None else OwnFile(listing)
+            if own:
+                own.check()
             frames = {video: finished(video, folder, rules) for video, folder in folders.items()}
             waiting = [(video, folders[video]) for video in found if frames[video] is None]
             with (
@@ -99,7 +100,7 @@ def prepare_vlog(
                         failed[video] = result
                     bar.update()
             failed = {video: failed[video] for video in found if video in failed}
-            _report(lists, listing, {folders[video]: n for video, n in frames.items() if n is not None}, failed)
+            _report(lists, own, {folders[video]: n for video, n in frames.items() if n is not None}, failed)
     except OSError as error:
         raise not_written(out, error) from None
     return failed
@@ -184,7 +185,7 @@ def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
         return str(error)
 
 
-def _report(lists: Tables, listing: Path | None, frames: dict[Path, int], failed: dict[Path, str]) -> None:
+def _report(lists: Tables, own: OwnFile | None, frames: dict[Path, int], failed: dict[Path, str]) -> None:
     """Write the list and the failures, and print what was done. Raises InputError if there is nothing to list."""
     reasons = [on_one_line(reason) for reason in failed.values()]
     lists.write({FAILED: "".join(f"{reason}\n" for reason in reasons).encode() if failed else None})
@@ -197,11 +198,11 @@ def _report(lists: Tables, listing: Path | None, frames: dict[Path, int], failed
     if not frames:
         raise InputError(f"none of the {len(failed)} videos could be read ({reasons[0]}); expected video files")
     lines = "".join(f"{folder}/ {number}\n" for folder, number in frames.items()).encode()
-    if listing is None:
+    if own is None:
         lists.write({LIST: lines})
     else:
-        OwnFile(listing).replace(lines)
-    made = listing or lists.folder / LIST
+        own.replace(lines)
+    made = own.path if own else lists.folder / LIST
     print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
 
 

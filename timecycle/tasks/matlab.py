@@ -5,7 +5,6 @@ it read memory that is not its own. Source: MathWorks, MAT-File Format, chapter 
 """
 
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from timecycle.errors import InputError, said
+from timecycle.files import check_is_file
 
 LARGEST = 1 << 20  # bytes of a file, and 16 times as many of a variable in it that is compressed
 
@@ -36,8 +36,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, larger than `LARGEST`, damaged, or has no array of real numbers by that name.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; expected a MATLAB file with {name}")
+    check_is_file(path, f"a MATLAB file with {name}")
     if (size := path.stat().st_size) > LARGEST:
         raise InputError(f"{path} has {size} bytes; expected an annotation of at most {LARGEST}")
     data = path.read_bytes()

@@ -8,7 +8,6 @@ pictures/        the pictures, as JPEG
 .lock, .holder   see timecycle.locks: one training at a time
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from timecycle.errors import InputError
-from timecycle.files import read_json, write_json
+from timecycle.files import is_plain, read_json, write_json
 from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.results import versions
 from timecycle.training import checkpoints
@@ -227,17 +226,9 @@ def _earlier_runs(file: Path) -> list[Any]:
     expected = "a run's settings.json"
     found = read_json(file, expected)
     runs = found.get("runs") if isinstance(found, dict) else None
-    if not isinstance(runs, list) or not all(isinstance(run, dict) and _is_plain(run) for run in runs):
+    if not isinstance(runs, list) or not all(isinstance(run, dict) and is_plain(run, 5) for run in runs):
         raise InputError(f"{file} is damaged (it has no list of runs); expected {expected}")
     return runs
-
-
-def _is_plain(value: Any, depth: int = 5) -> bool:
-    """Whether a value of JSON can be written again: nested a few levels deep, its numbers finite."""
-    if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
-        return depth > 0 and all(_is_plain(each, depth - 1) for each in inner)
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def commit() -> str | None:

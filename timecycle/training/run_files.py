@@ -8,7 +8,7 @@ encoder.safetensors     at the end
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class RunFiles(Notes):
         """Set aside what is there under a name, unless it is a run's."""
         path = self.folder / name
         if os.path.lexists(path) and not self._owns(path):
-            print(f"{path} is not as a run wrote it; it is now {set_aside(path).name}", flush=True)
+            _set_aside(path)
 
     def keep_newest(self, keep: int) -> None:
         """Point latest.pt at the newest checkpoint, and remove all but the newest `keep`, if there are any."""
@@ -67,18 +67,17 @@ class RunFiles(Notes):
 
     def clear_after(self, step: int) -> None:
         """Remove the checkpoints of later steps; what is not as a run wrote it is set aside."""
-        later = [path for number, path in numbered(self.folder) if number > step]
-        for path in later:
-            self.make_room(path.name)
-        self._remove(later)
+        self._remove((path for number, path in numbered(self.folder) if number > step), _set_aside)
 
-    def _remove(self, paths: Iterable[Path]) -> None:
+    def _remove(self, paths: Iterable[Path], otherwise: Callable[[Path], None] | None = None) -> None:
         """Remove those that are as they were written. Raises InputError if that fails."""
         gone = list(paths)
         for path in gone:
             try:
                 if self._owns(path):
                     path.unlink()
+                elif otherwise:
+                    otherwise(path)
             except OSError as error:
                 raise InputError(
                     f"{path} cannot be removed ({error.strerror}); expected a file of this run's"
@@ -95,7 +94,11 @@ class RunFiles(Notes):
     def _owns(self, path: Path) -> bool:
         if path.name == LATEST and path.is_symlink():
             return NAME.fullmatch(os.readlink(path)) is not None
-        return self.whole([path.name]) if path.name in self.hashes else False
+        return path.name in self.hashes and self.whole([path.name])
+
+
+def _set_aside(path: Path) -> None:
+    print(f"{path} is not as a run wrote it; it is now {set_aside(path).name}", flush=True)
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
