@@ -1,5 +1,6 @@
 """Processes that score masks: one that is killed, and a parent that is."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,48 @@ def _die_soon() -> None:
 
 def test_a_pool_ends_though_a_killed_process_holds_the_lock_of_the_others(monkeypatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 4.0)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, workers.begin_worker) as pool, workers.ending(pool):
+    with workers.pool(2, workers.begin_worker) as pool:
         pool.submit(time.sleep, 2)
         pool.submit(_die_soon).result()
         processes = list(pool._processes)
         start = time.monotonic()
     assert 3 < time.monotonic() - start < 10
     assert waited_for(lambda: not any(is_alive(pid) for pid in processes))
+
+
+def test_a_process_that_is_killed_as_another_begins_breaks_the_pool(monkeypatch) -> None:
+    """Python before 3.12 then closes a pipe that the other is to be given, so that a new file can get its number."""
+    make_pipe = os.pipe
+
+    def kill_first() -> tuple[int, int]:
+        monkeypatch.setattr(os, "pipe", make_pipe)
+        number = pool._call_queue._reader.fileno()
+        first.kill()
+        reader, writer = make_pipe()
+        if waited_for(lambda: pool._call_queue._reader.closed, 2):
+            os.dup2(reader, number)
+            os.close(reader)
+            reader = number
+        return reader, writer
+
+    with workers.pool(2, workers.begin_worker) as pool:
+        pool.submit(time.sleep, 60)
+        (first,) = pool._processes.values()
+        # Of the two pipes that a process is begun with, it reads from the second.
+        monkeypatch.setattr(os, "pipe", lambda: monkeypatch.setattr(os, "pipe", kill_first) or make_pipe())
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(time.sleep, 1).result()
+    assert not first.is_alive()
+
+
+def test_a_process_that_cannot_begin_breaks_the_pool(monkeypatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with workers.pool(1, workers.begin_worker) as pool:
+        monkeypatch.setattr(os, "pipe", fail)
+        with pytest.raises(BrokenProcessPool, match="Too many open files"):
+            pool.submit(int)
 
 
 def processes_of(session: int) -> list[int]:
@@ -80,8 +115,8 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
-def waited_for(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 30
+def waited_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
     return condition()

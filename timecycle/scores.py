@@ -6,11 +6,9 @@ what is done with the numbers in timecycle/score_set.py.
 
 import argparse
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,7 +41,7 @@ from timecycle.masks import (
     read_mask,
 )
 from timecycle.score_set import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
-from timecycle.workers import begin_worker, ending, kill_workers
+from timecycle.workers import begin_worker, pool
 
 __all__ = [  # of the measures and of the set too
     "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
@@ -174,19 +172,16 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
     if workers <= 1:
         yield from map(_score_chunk, chunks, objects)
         return
-    # Forking is unsafe once torch or OpenCV have started threads, and the caller may well have done so.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool, ending(pool):
-        try:
+    try:
+        with pool(workers, _start_worker) as processes:
             with _main_module_hidden():
-                scores = pool.map(_score_chunk, chunks, objects)
+                scores = processes.map(_score_chunk, chunks, objects)
             yield from scores
-        except (BrokenProcessPool, OSError):  # the latter of one that was killed while it began
-            kill_workers(pool)
-            raise InputError(
-                f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
-                "them, or fewer workers"
-            ) from None
+    except BrokenProcessPool:
+        raise InputError(
+            f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
+            "them, or fewer workers"
+        ) from None
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Source: the dataset preparation of TimeCycle's release (Wang, Jabri, Efros, CVPR
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import re
 import signal
@@ -31,7 +30,7 @@ from timecycle.files import field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
 from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
-from timecycle.workers import begin_worker, ending, kill_workers
+from timecycle.workers import SPAWN, begin_worker, pool
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
@@ -127,11 +126,11 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
     waiting, running = deque(tasks), dict[Future, Task]()
     while waiting:
         try:
-            with _pool(min(jobs, len(waiting))) as pool:
+            with _processes(min(jobs, len(waiting))) as processes:
                 while waiting or running:
                     # No more than are worked at, so that it is known what a process that died was working at.
                     while waiting and len(running) < jobs:
-                        future = pool.submit(_extract, *waiting[0], rules)
+                        future = processes.submit(_extract, *waiting[0], rules)
                         running[future] = waiting.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         video, result = running[future][0], future.result()
@@ -152,23 +151,18 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
 
 
 @contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that give up what they are at when the block is left."""
-    # Forking is unsafe once a library has started threads, and the caller may well have used one that does.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(jobs, context, _start_worker, (stop,)) as pool, ending(pool):
+    stop = SPAWN.RawValue("b")  # an Event has a lock, which a process that is killed may hold
+    with pool(jobs, _start_worker, stop) as processes:
         try:
-            pool.submit(int).result()  # so that what keeps processes from starting is not laid to a video
-            yield pool
-        except BrokenProcessPool:
-            kill_workers(pool)
-            raise
+            processes.submit(int).result()  # so that what keeps processes from starting is not laid to a video
+            yield processes
         finally:
-            stop.set()
+            stop.value = True
 
 
-_STOP: Any = None  # of a worker: the event that asks it to give up
+_STOP: Any = None  # of a worker: a shared value, true once it is asked to give up
 
 
 def _start_worker(stop: Any) -> None:
@@ -180,7 +174,7 @@ def _start_worker(stop: Any) -> None:
 def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
     """Number of frames, or why there are none."""
     try:
-        return extract(video, folder, rules, _STOP.is_set)
+        return extract(video, folder, rules, lambda: bool(_STOP.value))
     except InputError as error:
         return str(error)
 
