@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+from tests.crash.programs import jhmdb, vip
 from timecycle.data.clips import listed_clips
 from timecycle.data.davis import files_in, read_davis, read_filelist, sequence_names
 from timecycle.data.synthetic import make_davis
@@ -24,11 +25,19 @@ ODD = [
 
 @functools.cache
 def made() -> Path:
-    """A small set in DAVIS's layout, made once for each process."""
+    """Small sets in the layouts of DAVIS, VIP and JHMDB, made once for each process."""
     root = Path(os.environ.get("TMPDIR", "/tmp")) / f"timecycle-fuzz-{os.getpid()}"
     shutil.rmtree(root, ignore_errors=True)
-    make_davis(root, 1, 2, 32, 48)
+    make_davis(root / "davis", 1, 2, 32, 48)
+    vip(root / "vip")
+    jhmdb(root / "jhmdb")
     return root
+
+
+def link(made_set: Path, parts: tuple[str, ...], folder: Path) -> None:
+    """Put folders of a made set into another, whose lists are its own."""
+    for part in parts:
+        (folder / part).symlink_to(made_set / part)
 
 
 def text(rng: random.Random, words: list[str]) -> bytes:
@@ -61,9 +70,8 @@ def case_imagesets(rng: random.Random, folder: Path) -> None:
 
 def case_davis(rng: random.Random, folder: Path) -> None:
     """A set in DAVIS's layout behind an odd list."""
-    root, names = made(), [path.name for path in (made() / "JPEGImages/480p").iterdir()]
-    for part in ("JPEGImages", "Annotations"):
-        (folder / part).symlink_to(root / part)
+    names = [path.name for path in (made() / "davis/JPEGImages/480p").iterdir()]
+    link(made() / "davis", ("JPEGImages", "Annotations"), folder)
     (folder / "ImageSets/2017").mkdir(parents=True)
     (folder / "ImageSets/2017/val.txt").write_bytes(text(rng, names))
     for sequence in read_davis(folder, names=[rng.choice(ODD)] if rng.random() < 0.1 else None):
@@ -72,7 +80,7 @@ def case_davis(rng: random.Random, folder: Path) -> None:
 
 def case_filelist(rng: random.Random, folder: Path) -> None:
     """A list of folders as the original program takes it."""
-    root = made()
+    root = made() / "davis"
     names = [path.name for path in (root / "JPEGImages/480p").iterdir()]
     words = [f"{root}/{part}/480p/{name}" for name in names for part in ("JPEGImages", "Annotations")]
     path = folder / "list.txt"
@@ -84,7 +92,7 @@ def case_filelist(rng: random.Random, folder: Path) -> None:
 def case_train_list(rng: random.Random, folder: Path) -> None:
     """A list of clips, which are asked for their length and a frame."""
     path = folder / "list.txt"
-    path.write_bytes(text(rng, [str(made() / "JPEGImages/480p"), "3", "0", "99"]))
+    path.write_bytes(text(rng, [str(made() / "davis/JPEGImages/480p"), "3", "0", "99"]))
     for clip in listed_clips(path):
         assert clip.length >= 0
         try:
@@ -95,18 +103,22 @@ def case_train_list(rng: random.Random, folder: Path) -> None:
 
 def case_vip(rng: random.Random, folder: Path) -> None:
     """VIP's list of videos."""
+    link(made() / "vip", ("Images", "Annotations"), folder)
     (folder / "lists").mkdir()
-    (folder / "lists/val_videos.txt").write_bytes(text(rng, ["a", "b/c"]))
-    read_vip(folder)
+    (folder / "lists/val_videos.txt").write_bytes(text(rng, ["videos7", "a/videos7", "b/c/videos7/"]))
+    for video in read_vip(folder):
+        assert video.name == "videos7"
 
 
 def case_jhmdb(rng: random.Random, folder: Path) -> None:
     """JHMDB's splits, or another list."""
+    link(made() / "jhmdb", ("joint_positions", "Rename_Images"), folder)
     (folder / "splits").mkdir()
-    (folder / "splits/pour_test_split1.txt").write_bytes(text(rng, ["a.avi", "1", "2"]))
+    (folder / "splits/pour_test_split1.txt").write_bytes(text(rng, ["tea.avi", "tea.avi", "tea", "2", "2", "1"]))
     other = folder / "list.txt"
-    other.write_bytes(text(rng, ["x/joint_positions/a/b/joint_positions.mat", "a/b"]))
-    read_jhmdb(folder, other if rng.random() < 0.5 else None, rng.choice([1, 1, 1, 0, 4]))
+    other.write_bytes(text(rng, ["x/joint_positions/pour/tea/joint_positions.mat", "Rename_Images/pour/tea"]))
+    for clip in read_jhmdb(folder, other if rng.random() < 0.5 else None, rng.choice([1] * 8 + [0, 4])):
+        assert clip.name == "pour/tea"
 
 
 def case_words(rng: random.Random, folder: Path) -> None:
