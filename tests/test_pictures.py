@@ -138,7 +138,7 @@ def test_what_a_decoder_raises_is_a_sentence(tmp_path):
             raise struct.error("unpack requires\na buffer")
 
     with pytest.raises(InputError, match=r"a\.png is damaged or truncated \(unpack requires a buffer\)"):
-        decode(Odd(), tmp_path / "a.png")  # type: ignore[arg-type]  # stands for a picture
+        decode(Odd(), tmp_path / "a.png")  # stands for a picture
 
 
 @pytest.mark.parametrize("form", FORMATS)

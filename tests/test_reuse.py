@@ -148,7 +148,7 @@ def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
     assert run(*arguments, one).code == 0
     again = run(*arguments, one)
     assert (again.code, "going on" in again.out) == (0, True)
-    sys.modules["module_one"].weight[3] = 2  # type: ignore[attr-defined]  # a module that the test has written
+    sys.modules["module_one"].weight[3] = 2  # a module that the test has written
     changed = run(*arguments, one)
     assert (changed.code, changed.err.count("\n")) == (2, 1)
     assert "out holds results made with features" in changed.err
