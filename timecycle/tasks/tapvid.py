@@ -5,7 +5,6 @@ Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, 
 
 import io
 import math
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from timecycle.errors import InputError, said
 from timecycle.features import Extractor, GivenFeatures, evaluating
-from timecycle.files import component
+from timecycle.files import check_is_file, component
 from timecycle.pickles import Refused
 from timecycle.protocols import Protocol
 from timecycle.protocols import protocol as as_protocol
@@ -64,8 +63,7 @@ def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
         InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
     """
     path = Path(path)
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; expected a .pkl or .npz in TAP-Vid's layout")
+    check_is_file(path, "a .pkl or .npz in TAP-Vid's layout")
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
