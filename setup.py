@@ -124,15 +124,8 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
 
 
 setup(
-    packages=[
-        "timecycle",
-        "timecycle.data",
-        "timecycle.ops",
-        "timecycle.tasks",
-        "timecycle.training",
-        "timecycle.kernels",
-    ],
-    package_data={"timecycle": ["weights/*"], "timecycle.ops": ["speeds.json"]},
+    packages=[*setuptools.find_packages(include=["timecycle", "timecycle.*"])],
+    package_data={"timecycle.models": ["weights/*"], "timecycle.ops": ["speeds.json"]},
     package_dir={"timecycle": "timecycle", "timecycle.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},

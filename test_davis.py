@@ -18,23 +18,23 @@ from typing import Any
 
 import torch
 
-from timecycle.checkpoint import LAYOUTS
-from timecycle.data.davis import Sequence, of_year, read_davis, read_filelist
+from timecycle.checkpoints.networks import LAYOUTS
+from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.synthetic import make_davis
-from timecycle.encoder import STRIDE
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation import evaluate, fingerprint, left_out, masks_to_score
-from timecycle.extractors import GivenFeatures, given_features, import_extractor
-from timecycle.features import DEFAULT, DTYPES, PARTS, SHIPPED, Features
+from timecycle.evaluation.davis.evaluate import evaluate, fingerprint, left_out, masks_to_score
+from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, peak_memory_mb
+from timecycle.evaluation.davis.scores import score_masks
+from timecycle.evaluation.davis.sequences import Sequence, of_year, read_davis, read_filelist
+from timecycle.evaluation.davis.tables import csv_names
+from timecycle.features.extractors import GivenFeatures, given_features, import_extractor
+from timecycle.features.identity import identity
+from timecycle.features.named import DEFAULT, DTYPES, PARTS, SHIPPED, Features
 from timecycle.files import component
-from timecycle.identity import identity
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
-from timecycle.masks import add_mask_options, masks_of
-from timecycle.protocols import PRESETS, Protocol, protocol
-from timecycle.results import FEATURES, ResultsFolder, peak_memory_mb
-from timecycle.score_set import csv_names
-from timecycle.scores import score_masks
+from timecycle.models.encoder import STRIDE
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 
 MADE_SET = Path("data/made-davis")
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
-from timecycle.training.checkpoints import Keeper, Undo, seed_everything
+from timecycle.training.checkpointer import Keeper, Undo, seed_everything
 from timecycle.training.distributed import World, joined
 from timecycle.training.evaluating import evaluate, held_out
 from timecycle.training.failures import in_sentences

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.compare import compare
-from timecycle.labels import first_labels, index_mask
 from timecycle.ops.selection import inside
-from timecycle.propagation import propagate
-from timecycle.protocols import PRESETS
+from timecycle.propagation.labels import first_labels, index_mask
+from timecycle.propagation.propagator import propagate
+from timecycle.propagation.protocols import PRESETS
 
 SIZE = (480, 854)
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from benchmarks import plain_training
 from benchmarks.compare import compare, peak_mb
-from timecycle.objective import TimeCycle
+from timecycle.models.timecycle import TimeCycle
 
 SAMPLES, LENGTH, PATCH = 2, 4, 80
 RIVAL = "the published order, plain forms"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.compare import summary
-from timecycle.results import versions
+from timecycle.evaluation.davis.results import versions
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from benchmarks.cuda_stages import COUNTS
 from tests import emulator
-from timecycle.data.davis import read_davis
-from timecycle.features import Features
+from timecycle.evaluation.davis.sequences import read_davis
+from timecycle.features.named import Features
 from timecycle.files import read_rgb
-from timecycle.images import prepared
 from timecycle.ops import Select, topk_affinity
-from timecycle.protocols import protocol
+from timecycle.propagation.images import prepared
+from timecycle.propagation.protocols import protocol
 
 QUERIES = 1024
 """Query positions of a target, rows of the grid from the top: enough, and soon done."""

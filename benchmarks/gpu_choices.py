@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.gpu_setting import TINY, attempt, device, not_interpreted
 from benchmarks.gpu_timing import measure, multiplied_as, peak_mb
 from timecycle.errors import run_command_line
-from timecycle.objective import TimeCycle
+from timecycle.models.timecycle import TimeCycle
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings
 from timecycle.training.speed import prepare

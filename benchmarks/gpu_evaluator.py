@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_setting import TINY, attempt, device
-from timecycle.data.davis import Sequence, read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
-from timecycle.evaluation import evaluate, masks_to_score
-from timecycle.features import DEFAULT, DTYPES, Features
-from timecycle.protocols import Protocol, protocol
-from timecycle.results import ResultsFolder
-from timecycle.scores import score_masks
+from timecycle.evaluation.davis.evaluate import evaluate, masks_to_score
+from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.evaluation.davis.scores import score_masks
+from timecycle.evaluation.davis.sequences import Sequence, read_davis
+from timecycle.features.named import DEFAULT, DTYPES, Features
+from timecycle.propagation.protocols import Protocol, protocol
 
 
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:

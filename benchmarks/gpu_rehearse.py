@@ -289,7 +289,12 @@ def main() -> None:
         from tests import emulator
 
         emulator.build()
-        for name in ("triton", "tests.kernel_cases", "timecycle.kernels.topk_affinity_cuda", "timecycle.objective"):
+        for name in (
+            "triton",
+            "tests.kernel_cases",
+            "timecycle.kernels.topk_affinity_cuda",
+            "timecycle.models.timecycle",
+        ):
             importlib.import_module(name)
         wrong = rehearse(folder)
     if wrong:

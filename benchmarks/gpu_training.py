@@ -18,11 +18,11 @@ from benchmarks import plain_training
 from benchmarks.gpu_setting import device as device_of
 from benchmarks.gpu_setting import not_interpreted, say
 from benchmarks.gpu_timing import DTYPES, TINY, measure, multiplied_as, one_line, peak_mb, rotation
-from timecycle.encoder import STRIDE
 from timecycle.errors import run_command_line
-from timecycle.objective import TimeCycle
+from timecycle.models.encoder import STRIDE
+from timecycle.models.timecycle import TimeCycle
+from timecycle.models.tracking import KERNEL, TEMPERATURE, WIDTH
 from timecycle.ops import attend
-from timecycle.tracking import KERNEL, TEMPERATURE, WIDTH
 
 CHANNELS = 512  # of the features
 SECONDS = 0.3  # of a timing

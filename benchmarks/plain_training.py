@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timecycle.objective import CYCLE_WEIGHT, TimeCycle, grid_loss
-from timecycle.tracking import INLIER_EPS, INLIER_FACTOR, Localiser, patch_affinity, warp
+from timecycle.models.timecycle import CYCLE_WEIGHT, TimeCycle, grid_loss
+from timecycle.models.tracking import INLIER_EPS, INLIER_FACTOR, Localiser, patch_affinity, warp
 
 
 class _Search:

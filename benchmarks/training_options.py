@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from timecycle.results import peak_memory_mb
+from timecycle.evaluation.davis.results import peak_memory_mb
 from timecycle.training.distributed import World
 from timecycle.training.objectives import OBJECTIVES, choose_clips
 from timecycle.training.optimisers import make_optimiser

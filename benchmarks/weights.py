@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from timecycle import evaluate_davis
-from timecycle.checkpoint import save_encoder
-from timecycle.data.davis import read_davis
-from timecycle.encoder import Trunk
-from timecycle.evaluation import fingerprint
-from timecycle.features import SHIPPED, Features
-from timecycle.protocols import Protocol, protocol
-from timecycle.walk import CropWalk
+from timecycle.checkpoints.networks import save_encoder
+from timecycle.evaluation.davis.evaluate import fingerprint
+from timecycle.evaluation.davis.sequences import read_davis
+from timecycle.features.named import SHIPPED, Features
+from timecycle.models.encoder import Trunk
+from timecycle.models.walk import CropWalk
+from timecycle.propagation.protocols import Protocol, protocol
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"

@@ -21,9 +21,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 
 import torch
 
-from timecycle.encoder import Encoder
+from timecycle.data.masks import write_mask
 from timecycle.errors import run_command_line
-from timecycle.masks import write_mask
+from timecycle.models.encoder import Encoder
 from timecycle.ops import _backends
 from timecycle.ops._backends import NATIVE_MISSING
 

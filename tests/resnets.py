@@ -1,4 +1,4 @@
-"""ResNets written out for the tests: torchvision's names, shapes and forward pass, without `timecycle.encoder`."""
+"""ResNets written out for the tests: torchvision's names, shapes and forward pass, without our encoder."""
 
 from collections.abc import Iterator
 

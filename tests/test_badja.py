@@ -9,9 +9,9 @@ from PIL import Image
 
 import timecycle
 from tests.task_cases import CellFeatures, cell_frame, numbered
+from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
-from timecycle.masks import write_mask
-from timecycle.tasks.badja import animal_area, read_badja
+from timecycle.evaluation.badja import animal_area, read_badja
 
 NATIVE = {"k": 1, "resize": "native", "top": 1, "progress": False}
 ROWS = COLUMNS = 5  # of cells of 8 x 8 pixels; each frame moves them by one column

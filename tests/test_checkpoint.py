@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from tests.resnets import features
-from timecycle.checkpoint import encoder_state, load_encoder, main, read_state_dict
+from timecycle.checkpoints.networks import encoder_state, load_encoder, main, read_state_dict
 from timecycle.errors import InputError
 
 

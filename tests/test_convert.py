@@ -12,9 +12,9 @@ from torch import Tensor
 from tests.resnets import features, random_weights
 from tests.test_layouts import crw, crw_with_padding_modules, moco, prefixed, uvc, vfs
 from timecycle import load_features
-from timecycle.checkpoint import convert, load_encoder, main, save_encoder
-from timecycle.encoder import Trunk
+from timecycle.checkpoints.networks import convert, load_encoder, main, save_encoder
 from timecycle.errors import InputError
+from timecycle.models.encoder import Trunk
 
 IMAGES = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.training_runs import assert_same
-from timecycle.checkpoint import load_features, save_encoder
-from timecycle.descriptors import ColourDescriptor, GradientDescriptor
-from timecycle.encoder import Encoder, Trunk
+from timecycle.checkpoints.networks import load_features, save_encoder
 from timecycle.errors import InputError
-from timecycle.features import Features
-from timecycle.images import prepared
-from timecycle.protocols import protocol
+from timecycle.features.named import Features
+from timecycle.models.descriptors import ColourDescriptor, GradientDescriptor
+from timecycle.models.encoder import Encoder, Trunk
+from timecycle.propagation.images import prepared
+from timecycle.propagation.protocols import protocol
 
 
 def frame(seed: int = 0) -> torch.Tensor:

@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.resnets import features as written_out
 from tests.resnets import random_weights
-from timecycle.checkpoint import load_encoder
-from timecycle.encoder import Encoder, Trunk, fold_batch_norm
+from timecycle.checkpoints.networks import load_encoder
 from timecycle.errors import InputError
 from timecycle.files import read_rgb
-from timecycle.images import prepared
-from timecycle.protocols import protocol
+from timecycle.models.encoder import Encoder, Trunk, fold_batch_norm
+from timecycle.propagation.images import prepared
+from timecycle.propagation.protocols import protocol
 
 
 @pytest.mark.parametrize(("sequence", "crop", "index"), [("dog", 320, 10), ("blackswan", 320, 0), ("dog", 480, 11)])

@@ -15,8 +15,8 @@ from PIL import Image
 
 import test_davis
 from tests.conftest import write_sequence
-from timecycle.masks import read_mask, write_mask
-from timecycle.results import ResultsFolder
+from timecycle.data.masks import read_mask, write_mask
+from timecycle.evaluation.davis.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
 

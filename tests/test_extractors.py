@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
-from timecycle import extractors
 from timecycle.errors import InputError
-from timecycle.extractors import GivenFeatures, evaluating, held_modules, import_extractor
-from timecycle.protocols import protocol
-from timecycle.tasks.carrying import FrameFiles, carry
+from timecycle.features import extractors
+from timecycle.features.extractors import GivenFeatures, evaluating, held_modules, import_extractor
+from timecycle.propagation.protocols import protocol
+from timecycle.propagation.video import FrameFiles, carry
 
 CPU = torch.device("cpu")
 

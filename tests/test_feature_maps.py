@@ -9,8 +9,8 @@ import torch
 
 from tests.test_extractors import CPU, images
 from timecycle.errors import InputError
-from timecycle.extractors import GivenFeatures, evaluating
-from timecycle.feature_maps import Form, as_maps, fits, token_grids
+from timecycle.features.extractors import GivenFeatures, evaluating
+from timecycle.features.maps import Form, as_maps, fits, token_grids
 
 MAPS = torch.rand(1, 12, 8, 12, generator=torch.Generator().manual_seed(2))
 TOKENS = MAPS.flatten(2).transpose(1, 2)

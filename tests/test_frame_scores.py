@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from timecycle.errors import InputError
-from timecycle.frame_scores import _boundary, frame_boundary_f, frame_jaccard, score_frame, statistics
+from timecycle.evaluation.davis.metrics import _boundary, frame_boundary_f, frame_jaccard, score_frame, statistics
 
 EXACT = 1e-9
 

@@ -25,8 +25,8 @@ from timecycle.ops import (
     topk_affinity,
 )
 from timecycle.ops._backends import CUDA_MISSING
-from timecycle.propagation import LabelPropagator
-from timecycle.protocols import PRESETS
+from timecycle.propagation.propagator import LabelPropagator
+from timecycle.propagation.protocols import PRESETS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from timecycle.examples import dino_vits8
-from timecycle.identity import identity
+from timecycle.features.identity import identity
 
 ROOT = Path(__file__).parents[1]
 
@@ -220,7 +220,7 @@ def test_it_is_the_same_in_another_process(tmp_path):
         "import torch\nfrom torch import nn\ntorch.manual_seed(0)\nnet = nn.Conv2d(3, 4, 8, 8)\n"
         "names = {'a', 'b', 'c', 'd'}\ndef extract(x): return net(x) if names else x\n"
     )
-    code = "from timecycle.identity import identity; import own; print(identity(own.extract))"
+    code = "from timecycle.features.identity import identity; import own; print(identity(own.extract))"
     found = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -12,7 +12,7 @@ from PIL import Image
 import timecycle
 from tests.task_cases import CellFeatures, cell_frame, numbered, write_mat
 from timecycle.errors import InputError
-from timecycle.tasks.jhmdb import read_jhmdb
+from timecycle.evaluation.jhmdb import read_jhmdb
 
 WIDTH, HEIGHT = 16, 8  # of a cell; five by five cells make a frame of 80 x 40
 SMALL = {"side": 40, "progress": False}  # where a cell is 8 x 8 pixels

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource
 import numpy as np, torch
-from timecycle.propagation import stream
+from timecycle.propagation.propagator import stream
 
 def features():
     generator = torch.Generator().manual_seed(0)

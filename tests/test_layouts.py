@@ -14,9 +14,9 @@ from tests.resnets import features, random_weights
 from tests.test_checkpoint import Bomb
 from tests.training_runs import assert_same
 from timecycle import evaluate_davis, load_features
-from timecycle.checkpoint import LAYOUTS, convert, load_encoder
-from timecycle.encoder import Encoder, Trunk
+from timecycle.checkpoints.networks import LAYOUTS, convert, load_encoder
 from timecycle.errors import InputError
+from timecycle.models.encoder import Encoder, Trunk
 
 State = dict[str, Tensor]
 IMAGES = torch.randn(2, 3, 45, 58, generator=torch.Generator().manual_seed(1))

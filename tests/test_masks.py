@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from timecycle.data.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
 
 
 def test_palette_is_that_of_davis(shared: Path):

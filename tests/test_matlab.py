@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from timecycle.errors import InputError
-from timecycle.tasks.matlab import LARGEST, read_array
+from timecycle.evaluation.matlab import LARGEST, read_array
 
 scipy_io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
 

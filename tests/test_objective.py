@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from timecycle.errors import InputError
-from timecycle.objective import TimeCycle, grid_loss
-from timecycle.tracking import Localiser, inlier_scores, patch_affinity, places, warp
+from timecycle.models.timecycle import TimeCycle, grid_loss
+from timecycle.models.tracking import Localiser, inlier_scores, patch_affinity, places, warp
 
 TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9, 1e-8)}
 

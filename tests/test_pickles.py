@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from timecycle.errors import InputError
-from timecycle.tasks.pickled import load_arrays
+from timecycle.evaluation.pickled import load_arrays
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -5,11 +5,11 @@ import torch
 
 from tests.test_state_dicts import trunk, under
 from timecycle import load_features
-from timecycle.encoder import Encoder
 from timecycle.errors import InputError
-from timecycle.objective import TimeCycle
+from timecycle.models.encoder import Encoder
+from timecycle.models.timecycle import TimeCycle
+from timecycle.models.walk import CropWalk
 from timecycle.training.weights import load_pretrained
-from timecycle.walk import CropWalk
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.test_protocols import direct, features_and_mask
-from timecycle import propagation
 from timecycle.ops import affinity_propagate
-from timecycle.propagation import LabelPropagator, propagate
-from timecycle.protocols import PRESETS, protocol
+from timecycle.propagation import propagator as propagation
+from timecycle.propagation.propagator import LabelPropagator, propagate
+from timecycle.propagation.protocols import PRESETS, protocol
 
 FORMS = {
     "requires grad": lambda x: x.clone().requires_grad_(),

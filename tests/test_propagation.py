@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from timecycle.checkpoint import load_encoder
-from timecycle.encoder import fold_batch_norm
+from timecycle.checkpoints.networks import load_encoder
+from timecycle.data.masks import read_mask
 from timecycle.files import read_rgb
-from timecycle.images import prepared
-from timecycle.labels import FirstLabels, first_labels, index_mask, min_max
-from timecycle.masks import read_mask
+from timecycle.models.encoder import fold_batch_norm
 from timecycle.ops import Select, topk_affinity
-from timecycle.propagation import LabelPropagator
-from timecycle.protocols import protocol
+from timecycle.propagation.images import prepared
+from timecycle.propagation.labels import FirstLabels, first_labels, index_mask, min_max
+from timecycle.propagation.propagator import LabelPropagator
+from timecycle.propagation.protocols import protocol
 
 TIMECYCLE = protocol("timecycle")
 SELECT = TIMECYCLE.select()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.images import image_size, prepared
-from timecycle.labels import first_labels, index_mask, upsampled
 from timecycle.ops import topk_affinity
-from timecycle.propagation import LabelPropagator, propagate
-from timecycle.protocols import PRESETS, Protocol, protocol
+from timecycle.propagation.images import image_size, prepared
+from timecycle.propagation.labels import first_labels, index_mask, upsampled
+from timecycle.propagation.propagator import LabelPropagator, propagate
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 
 RECORDED = [
     f"{protocol}_{data}"

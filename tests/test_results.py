@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timecycle import manifest, results
-from timecycle.data.davis import Sequence
+from timecycle import manifest
 from timecycle.errors import InputError
-from timecycle.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis import results
+from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis.sequences import Sequence
 
 ENTRY = {"frames": 3, "seconds": {"read": 1.0}}
 
@@ -214,7 +215,7 @@ def full(*_: object) -> None:
 
 def test_overlay_videos_of_the_same_frames_have_the_same_bytes(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
-    from timecycle.overlay import OverlayVideo
+    from timecycle.viewing.overlays import OverlayVideo
 
     noise = np.random.default_rng(0).integers(0, 255, (100, 120, 3)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
     found = set()
@@ -235,7 +236,7 @@ def finished(video, rgb: np.ndarray) -> None:
 
 def test_overlay_videos_that_cannot_be_written_are_a_sentence(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
-    from timecycle.overlay import OverlayVideo
+    from timecycle.viewing.overlays import OverlayVideo
 
     (tmp_path / "in the way").write_text("mine")
     with pytest.raises(InputError, match=r"x.mp4 cannot be written \("):

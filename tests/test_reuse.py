@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import test_davis
 import timecycle
 from tests.test_evaluate_davis import patches
+from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.extractors import GivenFeatures
-from timecycle.masks import read_mask, write_mask
+from timecycle.features.extractors import GivenFeatures
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"protocol": "dino", "side": 64, "progress": False}

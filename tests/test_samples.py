@@ -23,7 +23,7 @@ from timecycle.data.samples import (
     short_side,
 )
 from timecycle.errors import InputError
-from timecycle.protocols import IMAGENET
+from timecycle.propagation.protocols import IMAGENET
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from timecycle.data.masks import mask_reading, write_mask
 from timecycle.errors import InputError
-from timecycle.masks import mask_reading, write_mask
-from timecycle.scores import (
+from timecycle.evaluation.davis.scores import (
     CHUNK_FRAMES,
     GLOBAL_COLUMNS,
     Scores,
@@ -237,7 +237,7 @@ def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:
     davis, results = make_set(tmp_path, {"squares": (masks, masks)})
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom timecycle.scores import evaluate\nprint('started')\n"
+        "from pathlib import Path\nfrom timecycle.evaluation.davis.scores import evaluate\nprint('started')\n"
         f"print(evaluate(Path({str(davis)!r}), Path({str(results)!r}), workers=2).global_['J-Mean'])\n"
     )
     done = run(script)
@@ -254,7 +254,7 @@ def test_an_error_in_a_worker_arrives_as_input_error(tmp_path: Path) -> None:
 
 
 def test_the_scorer_does_not_import_torch() -> None:
-    done = run("-c", "import sys, timecycle.scores; print('torch' in sys.modules)")
+    done = run("-c", "import sys, timecycle.evaluation.davis.scores; print('torch' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 
 

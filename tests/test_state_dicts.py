@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from timecycle import load_features
-from timecycle.checkpoint import load_encoder, main, read_state_dict
-from timecycle.encoder import Trunk
+from timecycle.checkpoints.networks import load_encoder, main, read_state_dict
 from timecycle.errors import InputError
-from timecycle.walk import CropWalk
+from timecycle.models.encoder import Trunk
+from timecycle.models.walk import CropWalk
 
 State = dict[str, Tensor]
 IMAGES = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.kernel_cases import normal, video
 from tests.stand_in import OnGpu, StandIn, stand_in
-from timecycle import evaluation
 from timecycle.errors import InputError
+from timecycle.evaluation.davis import evaluate as evaluation
 from timecycle.ops import (
     EdgeDropout,
     Region,
@@ -29,8 +29,8 @@ from timecycle.ops import (
     topk_affinity,
 )
 from timecycle.ops._backends import INTERPRETED
-from timecycle.propagation import LabelPropagator
-from timecycle.protocols import PRESETS
+from timecycle.propagation.propagator import LabelPropagator
+from timecycle.propagation.protocols import PRESETS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from timecycle.kernels import work

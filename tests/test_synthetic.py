@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from timecycle.data import synthetic
+from timecycle.data.masks import PALETTE, read_mask
 from timecycle.data.synthetic import MARKER, SEQUENCES, Body, Motion, Stage, make_davis, render_clip, stage_bodies
 from timecycle.errors import InputError
-from timecycle.masks import PALETTE, read_mask
 
 STILL = Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
 SMALL = {"sequences": 2, "frames": 3, "height": 60, "width": 107}

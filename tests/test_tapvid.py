@@ -13,8 +13,8 @@ import pytest
 import timecycle
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
-from timecycle.tasks import pickled
-from timecycle.tasks.tapvid import read_tapvid
+from timecycle.evaluation import pickled
+from timecycle.evaluation.tapvid import read_tapvid
 
 # Four by eight cells of 64 x 32 pixels, which move by one column in each of four frames: an eighth of the width.
 EXACT = {"k": 1, "progress": False}

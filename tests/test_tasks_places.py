@@ -11,10 +11,10 @@ import torch
 
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
-from timecycle.features import evaluating
-from timecycle.protocols import protocol
-from timecycle.tasks.carrying import Sizes, carry
-from timecycle.tasks.places import bilinear_maps, gaussian_maps, strongest_places
+from timecycle.evaluation.maps import bilinear_maps, gaussian_maps, strongest_places
+from timecycle.features.named import evaluating
+from timecycle.propagation.protocols import protocol
+from timecycle.propagation.video import Sizes, carry
 
 NEAR = math.exp(-2)  # of sigma 0.5, one position away
 FAR = math.exp(-8)  # two

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from timecycle.tasks.scores import (
+from timecycle.evaluation.metrics import (
     area_pck,
     class_iou,
     confusion,

@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from timecycle.checkpoint import load_features, read_state_dict
+from timecycle.checkpoints.networks import load_features, read_state_dict
 from timecycle.errors import InputError
-from timecycle.training.checkpoints import FORMAT, read
+from timecycle.training.checkpointer import FORMAT, read
 
 CONTENT = {
     "format": FORMAT,

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from benchmarks import plain_training
 from tests.test_objective import random_theta
-from timecycle.objective import TimeCycle
-from timecycle.tracking import Frame, Localiser, inlier_scores, inlier_scores_of, patch_affinity, warp, warp_rows
+from timecycle.models.timecycle import TimeCycle
+from timecycle.models.tracking import Frame, Localiser, inlier_scores, inlier_scores_of, patch_affinity, warp, warp_rows
 
 # Of the largest value or gradient of each tensor; in float32 some three times what is seen.
 LARGEST = {torch.float64: 1e-12, torch.float32: 2e-5}

@@ -18,8 +18,8 @@ from tests.training_runs import assert_same, assert_same_run, latest, log
 from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
-from timecycle.training import checkpoints
-from timecycle.training.checkpoints import Progress
+from timecycle.training import checkpointer as checkpoints
+from timecycle.training.checkpointer import Progress
 from timecycle.training.distributed import World
 from timecycle.training.folder import Run, begin, find_run
 from timecycle.training.report import kept_lines

@@ -10,7 +10,7 @@ import torch
 from tests.tiny_training import TinyEncoder
 from tests.training_runs import log
 from timecycle.data.synthetic import make_davis
-from timecycle.encoder import Trunk
+from timecycle.models.encoder import Trunk
 from timecycle.training import evaluating
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from timecycle.errors import InputError
-from timecycle.training.checkpoints import random_states, restore_random_states, seed_everything
+from timecycle.training.checkpointer import random_states, restore_random_states, seed_everything
 from timecycle.training.optimisers import make_optimiser, make_schedule
 from timecycle.training.settings import FIELDS, Settings, flag, read_command_line, resolved
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
-from timecycle.encoder import Trunk
+from timecycle.models.encoder import Trunk
 from timecycle.training import speed
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings

@@ -10,9 +10,9 @@ from PIL import Image
 
 import timecycle
 from tests.task_cases import CellFeatures, cell_frame
+from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
-from timecycle.masks import write_mask
-from timecycle.tasks.vip import read_vip
+from timecycle.evaluation.vip import read_vip
 
 # Positions of four pixels, found again without fail, and masks of whole positions.
 EXACT = {"k": 1, "side": 32, "upsample": "nearest", "progress": False}

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timecycle.encoder import Trunk
 from timecycle.errors import InputError
+from timecycle.models.encoder import Trunk
+from timecycle.models.walk import NOWHERE, CropWalk, GridWalk, Step, coming_home, palindromes
 from timecycle.ops.attend import EdgeDropout, _logits
-from timecycle.walk import NOWHERE, CropWalk, GridWalk, Step, coming_home, palindromes
 
 TEMPERATURE = 0.07
 

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from timecycle import evaluate_davis, load_features
 from timecycle.data.crops import Window
-from timecycle.data.davis import read_davis
 from timecycle.data.synthetic import make_davis
-from timecycle.encoder import Trunk
-from timecycle.features import SHIPPED, Extractor
+from timecycle.evaluation.davis.sequences import read_davis
+from timecycle.features.named import SHIPPED, Extractor
 from timecycle.files import read_rgb
-from timecycle.images import prepared
-from timecycle.protocols import protocol
+from timecycle.models.encoder import Trunk
+from timecycle.propagation.images import prepared
+from timecycle.propagation.protocols import protocol
 
 CARD = SHIPPED.parent / "README.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "weights.json"
@@ -43,7 +43,7 @@ def test_it_is_small_and_says_where_it_is_from() -> None:
 
 def test_the_scores_of_its_card_are_its_own() -> None:
     from benchmarks.weights import BEGIN, END, table
-    from timecycle.evaluation import fingerprint
+    from timecycle.evaluation.davis.evaluate import fingerprint
 
     results = json.loads(RESULTS.read_text())
     of_weights = [r["weights"] for r in results if "network" in r["features"]]

@@ -18,8 +18,8 @@ import pytest
 from tests.test_scores import ROOT, make_set, moving_squares
 from timecycle import workers
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.scores import evaluate
 from timecycle.files import is_alive
-from timecycle.scores import evaluate
 
 
 def test_a_worker_that_is_killed_ends_the_scoring_with_a_sentence(tmp_path: Path) -> None:

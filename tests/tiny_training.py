@@ -25,11 +25,11 @@ from torch.nn import functional
 
 import train
 from timecycle.data.synthetic import render_clip
-from timecycle.encoder import Trunk
 from timecycle.errors import run_command_line
-from timecycle.overlay import write_picture
+from timecycle.models.encoder import Trunk
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
+from timecycle.viewing.overlays import write_picture
 
 CLIPS = 6
 # Of a list in the working folder, which `write_list` makes.

@@ -6,20 +6,20 @@ from timecycle.native import say_if_installed_without
 
 __version__ = "0.1.0"
 _PLACES = {
-    "LabelPropagator": "timecycle.propagation",
-    "Propagation": "timecycle.propagation",
-    "propagate": "timecycle.propagation",
-    "evaluate_davis": "timecycle.evaluation",
-    "load_features": "timecycle.checkpoint",
-    "TimeCycle": "timecycle.objective",
-    "CropWalk": "timecycle.walk",
-    "GridWalk": "timecycle.walk",
-    "evaluate_jhmdb": "timecycle.tasks.jhmdb",
-    "evaluate_vip": "timecycle.tasks.vip",
-    "evaluate_badja": "timecycle.tasks.badja",
-    "evaluate_tapvid": "timecycle.tasks.tapvid",
-    "Protocol": "timecycle.protocols",
-    "protocol": "timecycle.protocols",
+    "LabelPropagator": "timecycle.propagation.propagator",
+    "Propagation": "timecycle.propagation.propagator",
+    "propagate": "timecycle.propagation.propagator",
+    "evaluate_davis": "timecycle.evaluation.davis.evaluate",
+    "load_features": "timecycle.checkpoints.networks",
+    "TimeCycle": "timecycle.models.timecycle",
+    "CropWalk": "timecycle.models.walk",
+    "GridWalk": "timecycle.models.walk",
+    "evaluate_jhmdb": "timecycle.evaluation.jhmdb",
+    "evaluate_vip": "timecycle.evaluation.vip",
+    "evaluate_badja": "timecycle.evaluation.badja",
+    "evaluate_tapvid": "timecycle.evaluation.tapvid",
+    "Protocol": "timecycle.propagation.protocols",
+    "protocol": "timecycle.propagation.protocols",
 }
 
 say_if_installed_without()

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from timecycle.encoder import Trunk
 from timecycle.errors import InputError
+from timecycle.models.encoder import Trunk
 
 
 class PatchTokens:

@@ -11,8 +11,8 @@ from tests.crash import environment, hostile, kills
 from tests.crash.processes import zygotes
 from tests.crash.programs import make_data
 from timecycle.errors import InputError, run_command_line
+from timecycle.evaluation.davis.results import versions
 from timecycle.files import write_json
-from timecycle.results import versions
 from timecycle.training.folder import commit
 
 PARTS = ("kills", "environment", "hostile")

@@ -291,7 +291,9 @@ def weights_name(box: Box, name: str) -> Command:
     """A checkpoint of a hostile name, after which the converted files are named."""
     path = box.data / f"{name}.safetensors"
     with suppress(OSError, ValueError):
-        shutil.copy(Path(__file__).parents[2] / "timecycle/weights/walk.safetensors", _created(_within(box, path)))
+        shutil.copy(
+            Path(__file__).parents[2] / "timecycle/models/weights/walk.safetensors", _created(_within(box, path))
+        )
     return "module:timecycle.checkpoint", ["convert", "--out", "out", _word(str(path))]
 
 

@@ -62,7 +62,7 @@ PROGRAMS = {
         Program("score", "module:timecycle.scores", (*SCORE, "1"), 3, "out"),
         Program("score, workers", "module:timecycle.scores", (*SCORE, "2"), 1, "out"),
         Program("convert", "module:timecycle.checkpoint",
-                ("convert", str(ROOT / "timecycle/weights/walk.safetensors"), "--out", "out"), 2, "out"),
+                ("convert", str(ROOT / "timecycle/models/weights/walk.safetensors"), "--out", "out"), 2, "out"),
         Program("made set", "call:made_set", ("out", "1", "3"), 4, "out"),
         *(Program(task, "call:track", (task, f"{{data}}/{file}", "out/scores.json"), 1, "out")
           for task, file in (("jhmdb", "jhmdb"), ("vip", "vip"), ("badja", "badja"), ("tapvid", "tapvid.pkl"))),

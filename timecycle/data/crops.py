@@ -1,7 +1,7 @@
 """Samples for contrastive random walks: two windows on a video, or a grid of patches of it.
 
 Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two windows are this project's
-(`timecycle.walk`).
+(`timecycle.models.walk`).
 """
 
 import math
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from timecycle.data.clips import Clip
 from timecycle.data.samples import Generators, Samples, normalised
-from timecycle.encoder import STRIDE
 from timecycle.errors import InputError
-from timecycle.walk import NOWHERE
+from timecycle.models.encoder import STRIDE
+from timecycle.models.walk import NOWHERE
 
 SHORT_SIDE = 256  # pixels that a frame's short side counts as
 SCALES = (0.8, 1.25)  # of a window's side
@@ -105,7 +105,7 @@ class _WalkSamples(Samples):
 
 
 class CropSamples(_WalkSamples):
-    """For `timecycle.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
+    """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
 
     Args:
         clips: to draw from, as `Samples`.
@@ -137,7 +137,7 @@ class CropSamples(_WalkSamples):
 
 
 class GridSamples(_WalkSamples):
-    """For `timecycle.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
+    """For `timecycle.models.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
 
     Each patch shows a random part, 0.7 to 0.9 of the area, of its cell; drawn anew for each frame.
 

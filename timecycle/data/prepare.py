@@ -22,14 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
+from timecycle.data.masks import AS_STORED, MaskReading, add_mask_options, masks_of
 from timecycle.data.videos import on_one_line, passed_over, video_files
 from timecycle.errors import InputError, run_command_line
+from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.files import field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
-from timecycle.masks import AS_STORED, MaskReading, add_mask_options, masks_of
 from timecycle.workers import SPAWN, begin_worker, pool
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError
-from timecycle.protocols import IMAGENET
+from timecycle.propagation.protocols import IMAGENET
 
 GRID = 9  # cells along a side, in which motion is summed
 WINDOWS = GRID - 2  # places along a side of a window of three cells, a patch's size

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
 from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
-from timecycle.masks import write_mask
 
 # Raised whenever the same arguments would give other pixels, so that a set made by older code is not taken for new.
 VERSION = 1

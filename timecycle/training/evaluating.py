@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from timecycle.data.davis import read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
-from timecycle.evaluation import evaluate_davis
+from timecycle.evaluation.davis.evaluate import evaluate_davis
+from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings
 

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import torch
 
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.results import versions
 from timecycle.files import is_plain, read_json, write_json
 from timecycle.locks import HOLDER, LOCK, InUse, owned
-from timecycle.results import versions
-from timecycle.training import checkpoints
+from timecycle.training import checkpointer as checkpoints
 from timecycle.training.distributed import World
 from timecycle.training.run_files import BEST, ENCODER, LATEST, RunFiles, numbered
 from timecycle.training.settings import Settings, usual_objective

@@ -11,11 +11,11 @@ from torch import nn
 from timecycle.data.clips import Clip, listed_clips, made_clips, video_clips
 from timecycle.data.crops import CropSamples, GridSamples
 from timecycle.data.samples import CycleSamples, Samples
-from timecycle.encoder import Encoder, Trunk
-from timecycle.objective import TimeCycle
+from timecycle.models.encoder import Encoder, Trunk
+from timecycle.models.timecycle import TimeCycle
+from timecycle.models.walk import CropWalk, GridWalk
 from timecycle.training.pictures import picture_cycles, picture_walk
 from timecycle.training.settings import Settings
-from timecycle.walk import CropWalk, GridWalk
 
 MADE_FRAMES = 32  # of a made clip
 

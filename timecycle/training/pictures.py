@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from timecycle.images import uncrop_rgb
-from timecycle.objective import Losses
-from timecycle.protocols import IMAGENET
-from timecycle.tracking import patch_affinity
-from timecycle.walk import WalkLosses
+from timecycle.models.timecycle import Losses
+from timecycle.models.tracking import patch_affinity
+from timecycle.models.walk import WalkLosses
+from timecycle.propagation.images import uncrop_rgb
+from timecycle.propagation.protocols import IMAGENET
 
 # RGB of the cycles by length, the first being the shortest.
 COLOURS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))

@@ -17,12 +17,12 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.results import peak_memory_mb
 from timecycle.files import free_name, inside, not_written, write_bytes
-from timecycle.overlay import write_picture
-from timecycle.results import peak_memory_mb
 from timecycle.training.distributed import World
 from timecycle.training.folder import PICTURES
 from timecycle.training.settings import Settings
+from timecycle.viewing.overlays import write_picture
 
 
 class Report:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from timecycle.encoder import Trunk
 from timecycle.errors import InputError
+from timecycle.models.encoder import Trunk
 from timecycle.training.distributed import World
 from timecycle.training.settings import Settings
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from timecycle.checkpoint import encoder_bytes, load_features
+from timecycle.checkpoints.networks import encoder_bytes, load_features
+from timecycle.checkpoints.state_dicts import State, choose, read_checkpoint, unwrapped
 from timecycle.errors import InputError
-from timecycle.objective import TimeCycle
-from timecycle.state_dicts import State, choose, read_checkpoint, unwrapped
+from timecycle.models.timecycle import TimeCycle
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
 

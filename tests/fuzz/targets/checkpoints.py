@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.damage import NUMBERS, damaged
-from timecycle.checkpoint import load_features, read_state_dict
-from timecycle.encoder import Trunk
+from timecycle.checkpoints.networks import load_features, read_state_dict
 from timecycle.errors import InputError
-from timecycle.training.checkpoints import FORMAT, read
+from timecycle.models.encoder import Trunk
+from timecycle.training.checkpointer import FORMAT, read
 
 
 @functools.cache

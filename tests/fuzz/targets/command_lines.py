@@ -28,13 +28,14 @@ from torch.nn import functional
 
 import timecycle
 from tests.task_cases import write_mat
-from timecycle import checkpoint, scores
+from timecycle.checkpoints import networks as checkpoint
+from timecycle.checkpoints.layouts import LAYOUTS
 from timecycle.data import prepare
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
-from timecycle.features import PARTS, SHIPPED
-from timecycle.layouts import LAYOUTS
-from timecycle.protocols import PRESETS, Protocol, protocol
+from timecycle.evaluation.davis import scores
+from timecycle.features.named import PARTS, SHIPPED
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.training import settings
 from timecycle.training.folder import find_run
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from timecycle.data.davis import Sequence
 from timecycle.data.extract import Extraction, finished
+from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis.sequences import Sequence
 from timecycle.files import PREPARED, read_json
-from timecycle.results import ResultsFolder, SequenceWriter
 
 
 def json_bytes(rng: random.Random, content: Any) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.fuzz.damage import damaged
-from timecycle.masks import AS_STORED, MaskReading, ids_of, mask_reading, read_annotation, read_mask, write_mask
+from timecycle.data.masks import AS_STORED, MaskReading, ids_of, mask_reading, read_annotation, read_mask, write_mask
 
 
 def drawn(rng: random.Random) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.fuzz.targets.json_files import changed, json_bytes, odd_value
 from timecycle.training import folder as folders
-from timecycle.training.checkpoints import Keeper, Progress, read, seed_everything
+from timecycle.training.checkpointer import Keeper, Progress, read, seed_everything
 from timecycle.training.distributed import World
 from timecycle.training.folder import Run, begin, find_run
 from timecycle.training.optimisers import make_optimiser, make_schedule

@@ -16,10 +16,10 @@ from PIL import Image
 from tests.fuzz.damage import NUMBERS, damaged
 from tests.fuzz.targets.checkpoints import CODES, archive, records
 from tests.fuzz.targets.json_files import changed, json_bytes
-from timecycle.tasks.badja import read_badja
-from timecycle.tasks.jhmdb import read_jhmdb
-from timecycle.tasks.tapvid import read_tapvid
-from timecycle.tasks.vip import read_vip
+from timecycle.evaluation.badja import read_badja
+from timecycle.evaluation.jhmdb import read_jhmdb
+from timecycle.evaluation.tapvid import read_tapvid
+from timecycle.evaluation.vip import read_vip
 
 scipy_io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
 

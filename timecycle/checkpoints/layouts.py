@@ -1,0 +1,303 @@
+"""Layouts of published checkpoints: which networks a file may hold, and which one of them is meant.
+
+The layouts that are read, told apart by what stands before torchvision's names of a ResNet:
+
+    timecycle      encoderVideo.<names>, afterconv1.weight, 3-D convolutions [out, in, 1, kh, kw]: the release;
+                   trunk.<names>, head.weight: ours
+    crw            encoder.model.<names>, under 'model'; in some files conv1.1.weight, after a module that pads
+    crw-zeropad    the same of a network that pads with zeros (model_type scratch_zeropad, imagenet18, ...), which no
+                   name tells: it must be asked for
+    uvc            gray_encoder.<names>
+    vfs            backbone.<names>, where a convolution and its normalisation are conv1.conv.weight and conv1.bn.weight
+    moco           encoder_q.<names> (v1, v2), base_encoder.<names> (v3); the key encoder (encoder_k, momentum_encoder)
+                   only if it is asked for, or stands alone
+    walk           walk.<names>: ours, of any width (`save_encoder`)
+    torchvision    <names> alone; also VFS's converted files, and our own `convert`'s resnet18 and resnet50
+
+Before them may stand, in any order and number, what training programs wrap around a network: model., net., encoder.,
+backbone., student., teacher. and the like (SimSiam's files are torchvision's under encoder.), and anywhere what PyTorch
+adds, such as module. and _orig_mod. (`timecycle.checkpoints.state_dicts`).
+
+Sources: the published code of each, as in `timecycle.models.encoder`; facebookresearch/moco and moco-v3 (builder.py).
+No published file of crw, uvc, vfs or moco was at hand: the names are what that code writes and reads.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from timecycle.checkpoints.state_dicts import Checkpoint, State, StoredTrunk, choose, named, stored_trunks
+from timecycle.errors import InputError, listing
+from timecycle.models.encoder import Encoder, Padding, Trunk
+
+_RELEASE_HEAD = "afterconv1.weight"
+_RELEASE_TRUNK = "encoderVideo."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a method's checkpoint keeps its trunk, and what its weights do not say of the network."""
+
+    prefixes: tuple[str, ...]
+    stages: Literal[3, 4] = 3
+    padding: Padding = "zeros"
+
+
+LAYOUTS = {
+    "timecycle": Layout((_RELEASE_TRUNK, "trunk.")),
+    "crw": Layout(("encoder.model.",), padding="reflect"),
+    "crw-zeropad": Layout(("encoder.model.",)),
+    "uvc": Layout(("gray_encoder.",), stages=4),
+    "vfs": Layout(("backbone.",)),
+    "moco": Layout(("encoder_q.", "base_encoder.", "encoder_k.", "momentum_encoder.")),
+    "walk": Layout(("walk.",), padding="reflect"),
+    "torchvision": Layout(("",)),
+}
+"""By name. The first that fits a file's names is taken, so the one without a prefix comes last."""
+
+_WRAPPERS = {
+    "model", "net", "network", "encoder", "backbone", "student", "teacher", "state_dict", "model_ema", "ema", "params",
+    "ema_model", "base", "base_model", "resnet", "feature_extractor",
+}  # fmt: skip
+_KEY_ENCODERS = {"encoder_k": "encoder_q", "momentum_encoder": "base_encoder"}
+
+# Names inside a convolution's own module (mmcv's ConvModule, crw's padding and convolution) under torchvision's.
+_INNER_NAMES = (
+    (re.compile(r"conv(\d)\.(?:conv|1)\."), r"conv\1."),
+    (re.compile(r"conv(\d)\.bn\."), r"bn\1."),
+    (re.compile(r"downsample\.conv\."), "downsample.0."),
+    (re.compile(r"downsample\.bn\."), "downsample.1."),
+)
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors in our layout, from either layout; tensors of other parts and layer4 are left out.
+
+    Temporal axes of extent 1 are squeezed: [out, in, 1, kh, kw] -> [out, in, kh, kw].
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if name.startswith(_RELEASE_TRUNK):
+            name = "trunk." + name.removeprefix(_RELEASE_TRUNK)
+        elif name == _RELEASE_HEAD:
+            name = "head.weight"
+        elif not name.startswith(("trunk.", "head.")):
+            continue
+        if name.startswith("trunk.layer4."):
+            continue
+        renamed[name] = _flat(value)
+    return renamed
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """A 3-D convolution of temporal extent 1 as the 2-D convolution that it is; anything else as it came."""
+    return weight.squeeze(2).contiguous() if weight.ndim == 5 and weight.shape[2] == 1 else weight
+
+
+def standard_names(state: State, layout: Layout) -> State:
+    """The trunk of a checkpoint, with all that it holds, under torchvision's names and in torchvision's shapes.
+
+    Prefixes dropped, temporal axes of extent 1 squeezed. For our layouts that is a standard ResNet-50 without its
+    classifier, layer4 (stored by the release, never trained) included where it is stored. The published notebook puts
+    these weights into a network whose third stage has stride 2, which is not the network that was trained and tested:
+    for the same features the reader must set the stride of layer3.0.conv2 and layer3.0.downsample.0 to 1.
+    """
+    standard = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
+        if prefix is not None:
+            standard[_standard_name(name.removeprefix(prefix))] = _flat(value)
+    return standard
+
+
+def _standard_name(name: str) -> str:
+    for pattern, replacement in _INNER_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a file may hold, as `find_network` returns it.
+
+    place: as in `StoredTrunk`.
+    layout: a name of `LAYOUTS`, which says what is built of it.
+    known: whether the names, or the caller, say the layout; without, it is only what it could be.
+    tensors: under torchvision's names and in torchvision's shapes, all that is stored.
+    head: TimeCycle's, of its layout.
+    doubled: names that several tensors have.
+    """
+
+    place: str
+    layout: str
+    known: bool
+    tensors: State
+    head: Tensor | None
+    doubled: list[str]
+
+    @property
+    def depth(self) -> Literal[18, 50]:
+        """Of the ResNet."""
+        return 50 if any(".conv3." in name for name in self.tensors) else 18
+
+    def blank(self) -> Encoder | Trunk:
+        """The module that the tensors are of."""
+        if self.layout == "timecycle":
+            return Encoder()
+        # Ours alone come in other widths; of a published one another width is an error.
+        stem = self.tensors.get("conv1.weight")
+        width = len(stem) if self.layout == "walk" and stem is not None and stem.ndim == 4 and len(stem) else 64
+        return Trunk(self.depth, LAYOUTS[self.layout].stages, LAYOUTS[self.layout].padding, width)
+
+    def state(self) -> State:
+        """The tensors under the names of `blank`, and others, in the order of the file."""
+        if self.layout != "timecycle":
+            return self.tensors
+        head = {} if self.head is None else {"head.weight": self.head}
+        return {f"trunk.{name}": value for name, value in self.tensors.items()} | head
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What keeps the tensors from being those of `blank`: names, and what is wrong with each."""
+        with torch.device("meta"):
+            expected = self.blank().state_dict()
+        found, problems = self.state(), [(name, "stored twice") for name in self.doubled]
+        for name, value in expected.items():
+            # Counts of batches are missing from files of PyTorch 0.4.0 and older; evaluation does not read them.
+            counts = name.endswith("num_batches_tracked")
+            if name not in found:
+                problems += [] if counts else [(name, "missing")]
+            elif wrong := unfit(found[name], counts):
+                problems.append((name, wrong))
+            elif found[name].shape != value.shape:
+                problems.append((name, f"{list(found[name].shape)} instead of {list(value.shape)}"))
+        unexpected = re.compile(r"(trunk\.)?(conv|bn|layer[123]\.)")
+        return problems + [(name, "unexpected") for name in found if name not in expected and unexpected.match(name)]
+
+    def load(self) -> Encoder | Trunk:
+        """`blank` with the tensors as its weights, float32, in evaluation mode. Only where there are no `problems`."""
+        network, found = self.blank(), self.state()
+        expected = network.state_dict()
+        network.load_state_dict({name: found.get(name, expected[name]) for name in expected})
+        return network.eval()
+
+    def computes_as(self, other: "Network") -> bool:
+        """Whether two networks without problems give the same features: one is often stored under two names."""
+        facts, others = LAYOUTS[self.layout], LAYOUTS[other.layout]
+        ours, theirs = self._learned(), other._learned()
+        return (
+            (facts.stages, facts.padding) == (others.stages, others.padding)
+            and ours.keys() == theirs.keys()
+            and all(torch.equal(value.float(), theirs[name].float()) for name, value in ours.items())
+        )
+
+    def _learned(self) -> State:
+        with torch.device("meta"):
+            expected = self.blank().state_dict()
+        return {name: self.state()[name] for name in expected if not name.endswith("num_batches_tracked")}
+
+    def refusal(self, path: Path) -> InputError:
+        """The error about `problems`."""
+        problems = self.problems()
+        if self.layout == "timecycle":
+            what = "TimeCycle's encoder"
+            said = listing([f"{name} {wrong}" for name, wrong in problems])
+        else:
+            what = f"a ResNet-{self.depth} in the layout of {self.layout}"
+            said = listing([f"{name} is {wrong}" for name, wrong in problems])
+        return InputError(f"{path} does not hold {what}: {said}")
+
+
+def unfit(value: Tensor, counts: bool) -> str | None:
+    """What keeps a tensor from being weights of a network, or counts of batches, whatever its shape."""
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        return "stored in another form than dense values"
+    if not counts and not value.is_floating_point():
+        return f"{str(value.dtype).removeprefix('torch.')} instead of floating point"
+    if not counts and not value.float().isfinite().all():
+        return "not finite"
+    return None
+
+
+def find_network(checkpoint: Checkpoint, layout: str | None = None, part: str | None = None) -> Network:
+    """The network that a file holds, all its tensors there.
+
+    layout: a name of `LAYOUTS`, or None for what the names say. part: which of several, as `choose` takes it.
+    Raises InputError if the file holds none, or several and it is not said which; networks that would give the same
+    features count as one.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise InputError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    trunks = {trunk.place: trunk for trunk in stored_trunks(checkpoint)}
+    found = [_network(trunks[place], layout, checkpoint.notes) for place in named(trunks, part, checkpoint.path)]
+    found = [network for network in found if network.known or layout is None]
+    places = {network.place for network in found}
+    found = [network for network in found if not places & _query_encoders(network.place)]
+    usable: dict[str, Network] = {}
+    for network in sorted(found, key=lambda network: not network.known):
+        if not network.problems() and not any(network.computes_as(other) for other in usable.values()):
+            usable[network.place] = network
+    chosen = choose(usable, None, checkpoint.path) if usable else None
+    if chosen is not None and chosen.known:
+        return chosen
+    if known := [network for network in found if network.known]:
+        raise min(known, key=lambda network: len(network.problems())).refusal(checkpoint.path)
+    if layout is not None:
+        raise Network(".", layout, True, {}, None, []).refusal(checkpoint.path)
+    first = f"{chosen.place}.conv1.weight" if chosen else next(iter(next(iter(checkpoint.states.values()))))
+    raise InputError(
+        f"{checkpoint.path} holds no ResNet under names that are known (its first is {first}); expected a layout of "
+        f"{', '.join(LAYOUTS)}, or to be told which of them to take it for (--layout)"
+    )
+
+
+def _query_encoders(place: str) -> set[str]:
+    """Of a key encoder the place of the query encoder beside it, which is the one that the method tests."""
+    parts = place.split(".")
+    return {
+        ".".join([*parts[:i], _KEY_ENCODERS[part], *parts[i + 1 :]])
+        for i, part in enumerate(parts)
+        if part in _KEY_ENCODERS
+    }
+
+
+def _network(trunk: StoredTrunk, layout: str | None, notes: dict[str, str]) -> Network:
+    """A stored trunk as a network of the layout; of the one that its names, or the file's notes, say if None."""
+    guessed, known = _guessed_layout(trunk.before)
+    if layout is not None:
+        guessed, known = layout, any(_ends_with(trunk.before, prefix) for prefix in LAYOUTS[layout].prefixes)
+    elif guessed == "torchvision" and notes.get("layout") in LAYOUTS and notes["layout"] != "timecycle":
+        guessed = notes["layout"]  # standard names say nothing of padding and stages
+    counts = Counter(map(_standard_name, trunk.tensors))
+    return Network(
+        trunk.place,
+        guessed,
+        known,
+        standard_names(trunk.tensors, LAYOUTS["torchvision"]),
+        encoder_state(trunk.siblings).get("head.weight") if guessed == "timecycle" else None,
+        [name for name, count in counts.items() if count > 1],
+    )
+
+
+def _guessed_layout(before: tuple[str, ...]) -> tuple[str, bool]:
+    """The layout whose prefix ends what stands before a trunk's names; whether all before it is known to mean nothing.
+
+    Where crw's prefix is followed by others, it may be crw's, which pads in its own way, or wrapped twice.
+    """
+    for layout, known in LAYOUTS.items():
+        for prefix in known.prefixes:
+            if _ends_with(before, prefix):
+                outer = before[: len(before) - prefix.count(".")]
+                ambiguous = layout != "crw" and ".encoder.model." in f".{'.'.join(outer)}."
+                return layout, set(outer) <= _WRAPPERS and not ambiguous
+    raise AssertionError("the layout without a prefix fits everything")
+
+
+def _ends_with(before: tuple[str, ...], prefix: str) -> bool:
+    return "".join(f".{part}" for part in before).endswith(f".{prefix}".rstrip("."))

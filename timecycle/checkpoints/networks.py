@@ -1,0 +1,197 @@
+"""Weights in and out: the networks of checkpoints and safetensors read, written, and converted into each other.
+
+Which files and names are read: layouts.py, state_dicts.py. Nothing stored in a file is executed.
+
+Command: python -m timecycle.checkpoint convert checkpoint_14.pth.tar --out weights/
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from timecycle.checkpoints.layouts import LAYOUTS, Layout, Network, encoder_state, find_network, standard_names, unfit
+from timecycle.checkpoints.state_dicts import (
+    DIGEST,
+    State,
+    is_safetensors,
+    read_checkpoint,
+    read_state_dict,
+    safetensors_notes,
+)
+from timecycle.errors import InputError
+from timecycle.files import write_bytes
+from timecycle.models.encoder import Encoder, Trunk
+
+__all__ = [
+    "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "read_state_dict", "save_encoder",
+    "standard_names",
+]  # fmt: skip
+
+
+def load_encoder(path: Path, part: str | None = None) -> Encoder:
+    """The encoder with the weights of a checkpoint of TimeCycle's, float32, in evaluation mode.
+
+    part: as `load_features` takes it. Raises InputError as that does, naming the first few tensors that do not fit.
+    """
+    encoder = load_features(path, "timecycle", part)
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def load_features(path: Path | str, layout: str | None = None, part: str | None = None) -> Encoder | Trunk:
+    """The network of a published checkpoint, images [B, 3, H, W] -> features [B, D, H / 8, W / 8], float32, evaluating.
+
+    The module is one that `evaluate_davis` takes.
+
+    layout: a name of `LAYOUTS`; by default the file's names decide. The depth, 18 or 50, follows from the names.
+    part: which network of a file that holds several (a teacher and a student, weights and their moving average): the
+    keys that lead to it and what stands before its names, such as "teacher.backbone", or some of these in a row,
+    "teacher". Not needed where the file holds only one that is whole.
+
+    TimeCycle's features come L2-normalised (D = 512); the others are as their `Trunk` leaves them, for a protocol to
+    normalise, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
+    key encoders, queues, stages that are cut off) are left out.
+
+    Raises InputError for a layout or a part that is unknown, a file that holds several networks where none is chosen,
+    or one that holds no such network, naming the first few tensors that are missing, of another shape, not finite
+    floating point, or not of a ResNet-18 or ResNet-50.
+    """
+    return find_network(read_checkpoint(Path(path)), layout, part).load()
+
+
+def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:
+    """Write `encoder_bytes` to a file, atomically, in place of what is there."""
+    write_bytes(path, encoder_bytes(encoder, notes, half))
+
+
+def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = False) -> bytes:
+    """An encoder as safetensors for `load_features`: TimeCycle's, or a walk's trunk.
+
+    notes: kept in the file's header. half: floating-point weights as float16, which reading widens again.
+    Raises InputError for a trunk that the layout of walks does not describe: three stages, padded by reflection.
+    """
+    layout = LAYOUTS["walk"]
+    prefix = ""
+    if isinstance(encoder, Trunk):
+        prefix = layout.prefixes[0]
+        if hasattr(encoder, "layer4") or encoder.conv1.padding_mode != layout.padding:
+            raise InputError(f"a trunk is to be saved that is no walk's; expected 3 stages, padding {layout.padding!r}")
+    return _safetensors({prefix + name: value for name, value in encoder.state_dict().items()}, notes, half)
+
+
+def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> bytes:
+    """A file of tensors, the same bytes each time."""
+    # Copies, since a file of safetensors holds no views.
+    stored = {
+        name: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+    data = safetensors.torch.save(stored, metadata={**notes, DIGEST: "", "format": "pt"})
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header["__metadata__"][DIGEST] = safetensors_notes(io.BytesIO(data))[1]
+    # The library writes the header's fields in another order each time.
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[length:]
+
+
+def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
+    """Write `<stem>.safetensors` and `<stem>-resnet<depth>.safetensors` into a folder, atomically; returns both paths.
+
+    The first is what `load_features` reads to the same features. The second has torchvision's names and the stored
+    values and dtypes, with later stages and the classifier where they are stored; its header says with which strides
+    and padding it gives the same features, up to a head. A checkpoint that is the first file already stays as it is.
+
+    layout, part: as `load_features` takes them, and it raises InputError as that does, or if the checkpoint, or a file
+    that is not as an earlier call wrote it, would be overwritten.
+    """
+    opened = read_checkpoint(checkpoint)
+    network = find_network(opened, layout, part)
+    stem = re.sub(r"(\.(pth|pt|tar|ckpt|pkl|bin|safetensors))+$", "", checkpoint.name, flags=re.IGNORECASE)
+    ours = folder / f"{stem}.safetensors"
+    standard = folder / f"{stem}-resnet{network.depth}.safetensors"
+    notes = opened.notes | {"source": checkpoint.name, "layout": network.layout}
+    for path in (ours, standard):
+        if os.path.lexists(path) and not _same(path, checkpoint) and not _made_from(path, checkpoint):
+            raise InputError(
+                f"{path} is there, and was not made from {checkpoint}, or was changed since; expected another folder "
+                "(--out)"
+            )
+    if not _same(ours, checkpoint):
+        prefix = _own_prefix(network.layout)
+        state = {prefix + name: value for name, value in network.load().state_dict().items()}
+        write_bytes(ours, _safetensors(state, notes))
+    elif layout is not None or part is not None or not is_safetensors(checkpoint):
+        raise InputError(f"{checkpoint} would be overwritten; expected another folder than {folder} (--out)")
+    # Strides and padding are no weights, and the later stages' strides are not the standard ones.
+    facts = LAYOUTS[network.layout]
+    notes |= {
+        "strides": "layer1 1, layer2 2, layer3 1" + (", layer4 1" if facts.stages == 4 else ""),
+        "padding": facts.padding,
+        "width": str(len(network.tensors["conv1.weight"])),
+    }
+    write_bytes(standard, _safetensors(_standard_resnet(network), notes))
+    return ours, standard
+
+
+def _same(path: Path, checkpoint: Path) -> bool:
+    return path.exists() and path.samefile(checkpoint)
+
+
+def _made_from(path: Path, checkpoint: Path) -> bool:
+    """Whether a file is as `convert` wrote it from a checkpoint of this name; a link is not."""
+    if path.is_symlink() or not os.path.isfile(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            notes, digest = safetensors_notes(file)
+        return digest is not None and notes[DIGEST] == digest and notes["source"] == checkpoint.name
+    except Exception:  # of a file that is none of safetensors anything may come
+        return False
+
+
+def _own_prefix(layout: str) -> str:
+    """What stands before a network's names in our files, so that they tell what is built of them."""
+    if layout == "timecycle":
+        return ""
+    facts = LAYOUTS[layout]
+    ours = (LAYOUTS[name] for name in ("walk", "uvc", "torchvision"))
+    return next(own.prefixes[0] for own in ours if (own.stages, own.padding) == (facts.stages, facts.padding))
+
+
+def _standard_resnet(network: Network) -> State:
+    """What is stored of a standard ResNet, classifier included: other tensors (projections, ...) are left out."""
+    with torch.device("meta"):
+        whole = Trunk(network.depth, 4, width=len(network.tensors["conv1.weight"])).state_dict()
+    classifier = ("fc.weight", "fc.bias")
+    return {
+        name: value
+        for name, value in network.tensors.items()
+        if (name in classifier or (name in whole and value.shape == whole[name].shape))
+        and unfit(value, counts=name.endswith("num_batches_tracked")) is None
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m timecycle.checkpoint", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    converter = commands.add_parser("convert", help="write safetensors and a standard ResNet from a checkpoint")
+    converter.add_argument("checkpoint", type=Path, help="any that test_davis.py --resume takes")
+    converter.add_argument("--out", type=Path, default=Path("."), help="folder for the two files (default: here)")
+    converter.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    converter.add_argument("--part", help="which network, of a file that holds several: teacher, state_dict_ema, ...")
+    arguments = parser.parse_args()
+    ours, standard = convert(arguments.checkpoint, arguments.out, arguments.layout, arguments.part)
+    print(f"{ours}: the network, for test_davis.py --resume")
+    print(f"{standard}: a standard ResNet; for the same features its header says strides (layer3 stride 1) and padding")

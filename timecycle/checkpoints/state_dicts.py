@@ -1,0 +1,286 @@
+"""State dicts in checkpoint files: files opened without running pickled code, and what training programs wrap around.
+
+A file holds dicts in dicts ({"checkpoint": {"model": {...}}}); every one with tensors is a state dict, and is called by
+the keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from timecycle.checkpoints import torch_files
+from timecycle.checkpoints.torch_files import Ignored
+from timecycle.errors import InputError, listing, said
+from timecycle.files import check_is_file
+
+Content = TypeVar("Content")
+State = dict[str, Tensor]
+
+DIGEST = "timecycle_sha256"
+"""In the header of a safetensors file that this program wrote: the hash of everything else in it."""
+
+TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
+
+_DEEPEST = 5  # dicts in dicts that are searched
+_MOST_DICTS = 10_000  # that are searched; one may stand in many places
+_MOST_NETWORKS = 1000  # of one state dict
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+
+
+def _empty_dict(*arguments: Any) -> dict[Any, Any]:
+    """In place of defaultdict(factory), whose items follow."""
+    return {}
+
+
+def _empty_list(*arguments: Any) -> list[Any]:
+    """In place of deque(items, maxlen), whose items follow."""
+    return []
+
+
+def _harmless() -> dict[str, Any]:
+    """What stands in for types of the standard library and NumPy, by the full names under which they are pickled.
+
+    NumPy's own functions would trust what a file says of its arrays: dtypes whose flags are wrong, bytes as pointers.
+    """
+    modules = {
+        "argparse": "Namespace",
+        "types": "SimpleNamespace",
+        "collections": "ChainMap",
+        "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type "
+        "Ellipsis",
+        "datetime": "datetime date time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "uuid": "UUID",
+        "torch.torch_version": "TorchVersion",
+        "numpy": " ".join({"ndarray dtype record recarray matrix memmap bool_"} | {t.__name__ for t in _SCALARS}),
+        "numpy.dtypes": " ".join(np.dtypes.__all__),
+        "numpy.rec": "recarray record",
+        "numpy.matrixlib.defmatrix": "matrix",
+        "numpy.ma": "MaskedArray",
+        "numpy.ma.core": "MaskedArray _mareconstruct",
+        "numpy.random._pickle": "__randomstate_ctor __bit_generator_ctor __generator_ctor",
+        "numpy.random._mt19937": "MT19937",
+        "numpy.random._pcg64": "PCG64",
+        "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
+    }
+    paths = "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"
+    modules |= {"pathlib": paths, "pathlib._local": paths}
+    for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and of NumPy 2
+        modules[f"{core}.multiarray"] = "scalar _reconstruct"
+        modules[f"{core}.numeric"] = "_frombuffer"
+        modules[f"{core}.records"] = "recarray record"
+        modules[f"{core}.memmap"] = "memmap"
+        modules[f"{core}._internal"] = "_convert_to_stringdtype_kwargs"
+    names = {f"{module}.{name}": Ignored for module, listed in modules.items() for name in listed.split()}
+    return names | {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}
+
+
+_SCALARS = set(np.sctypeDict.values())
+_HARMLESS = _harmless()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: its state dicts, at least one, by place; and notes, such as a safetensors file's header."""
+
+    path: Path
+    states: dict[str, State]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
+
+    path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Beside the
+    weights there may be values of the standard library's and NumPy's types, which are passed over. The checksums of
+    the zip form are verified, and the hash that this program writes into safetensors; other files hold none.
+    Raises InputError if it is missing, damaged, of another form, holds pickled code or objects of other types, or no
+    tensors.
+    """
+    check_is_file(path, "a checkpoint (.pth.tar of the release, or .safetensors)")
+    if is_safetensors(path):
+        return _read_safetensors(path)
+    content = torch_files.load(path, _HARMLESS, _allowed())
+    states: dict[str, State] = {}
+    for count, (place, tensors) in enumerate(_dicts(content)):
+        if count >= _MOST_DICTS:
+            raise InputError(f"{path} holds more than {_MOST_DICTS} dicts; expected the state_dict of a network")
+        if tensors:
+            states[place] = tensors
+    if not states:
+        raise InputError(f"{path} holds no tensors; expected a state_dict, alone or in a dict such as {{'model': ...}}")
+    return Checkpoint(path, states, _notes(content))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the header's length, and the header. Raises InputError if unreadable."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a checkpoint") from None
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        state = safetensors.torch.load_file(path)
+        with path.open("rb") as file:
+            notes, digest = safetensors_notes(file)
+    except Exception as error:  # of damaged headers: its own error, those of torch for types and shapes, and others
+        raise InputError(
+            f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
+        ) from None
+    if not state:
+        raise InputError(f"{path} holds no tensors; expected those of a network")
+    if notes.pop(DIGEST, digest) != digest:
+        raise InputError(
+            f"{path} is damaged or was changed, as it does not fit the {DIGEST} in its header; expected the file as "
+            "timecycle wrote it, or one without that entry"
+        )
+    return Checkpoint(path, {".": state}, notes)
+
+
+def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
+    """The notes in the header of a safetensors file, and the hash of all but the note DIGEST; None if it has none.
+
+    The format itself has no checksums. Raises whatever damage leads to.
+    """
+    header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
+    notes = header.pop("__metadata__", {})
+    if DIGEST not in notes:
+        return notes, None
+    noted = {name: value for name, value in notes.items() if name != DIGEST}
+    found = hashlib.sha256(json.dumps([header, noted], sort_keys=True).encode())
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return notes, found.hexdigest()
+
+
+def _allowed() -> dict[str, Any]:
+    """What the caller has allowed torch.load to read, but for what `_HARMLESS` stands in for, by full name."""
+    entries = torch.serialization.get_safe_globals()
+    named = {
+        entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}": entry for entry in entries
+    }
+    return {
+        name: entry[0] if isinstance(entry, tuple) else entry for name, entry in named.items() if name not in _HARMLESS
+    }
+
+
+def _dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tuple[str, State]]:
+    """The dicts in a file's content by their places, with the tensors that each holds itself."""
+    if not isinstance(content, dict) or not depth:
+        return
+    names = {key: _key_name(key) for key in content}
+    yield place, {names[key]: value for key, value in content.items() if isinstance(value, Tensor)}
+    for key, value in content.items():
+        yield from _dicts(value, names[key] if place == "." else f"{place}.{names[key]}", depth - 1)
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key as a part of names; one that is no text is shortened."""
+    return key if isinstance(key, str) else said(key) if isinstance(key, int | float | bytes) else type(key).__name__
+
+
+def _notes(content: Any) -> dict[str, str]:
+    """Of a run's own checkpoint: the layout of its encoder, which its names do not tell."""
+    settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
+    layout = settings.get("objective") if isinstance(settings, dict) else None
+    return {"layout": layout} if isinstance(layout, str) else {}
+
+
+def read_state_dict(path: Path, part: str | None = None) -> State:
+    """The tensors of a checkpoint by their full names, as `read_checkpoint` reads them: of the one that holds a ResNet.
+
+    part: which, if several do. Raises InputError as `read_checkpoint` and `choose` do.
+    """
+    states = read_checkpoint(path).states
+    holding = {place: state for place, state in states.items() if any(map(_FIRST_STAGE.match, state))}
+    return choose(holding or states, part, path)
+
+
+def choose(found: Mapping[str, Content], part: str | None, path: Path) -> Content:
+    """The only one of what was found in a file, by place, or the one that `part` names.
+
+    part: a whole place, "teacher.backbone", or some successive keys of one place alone, "teacher".
+    Raises InputError naming the choice if it names none or leaves several.
+    """
+    places = named(found, part, path)
+    if len(places) > 1:
+        raise InputError(
+            f"{path} holds {len(places)} networks: {listing(places)}; expected one of them chosen by its name, as in "
+            f"part={places[0]!r} (--part {places[0]})"
+        )
+    return found[places[0]]
+
+
+def named(found: Iterable[str], part: str | None, path: Path) -> list[str]:
+    """The places that `part` names, all for None. Raises InputError if there are none."""
+    places = list(found)
+    if part is None or part in places:
+        return places if part is None else [part]
+    if fitting := [place for place in places if f".{part}." in f".{place}."]:
+        return fitting
+    raise InputError(f"part is {part!r}, and {path} holds {listing(places) or 'no networks'}; expected one of these")
+
+
+_FIRST_STAGE = re.compile(r"(|.*?\.)layer1\.")
+
+
+@dataclass(frozen=True)
+class StoredTrunk:
+    """Tensors that may be a ResNet's, and where in the file they were.
+
+    place: the state dict's and what stands before the tensors' names, "teacher.module.backbone"; "." for neither.
+    before: the parts of names that stand before the tensors', without what PyTorch's wrappers add: ("backbone",).
+    tensors: by what follows, without that either.
+    siblings: the state dict from where the last of `before` stands, in the same form.
+    """
+
+    place: str
+    before: tuple[str, ...]
+    tensors: State
+    siblings: State
+
+
+def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
+    """All places of a file where a ResNet may be: where names go on with layer1."""
+    trunks = []
+    for place, state in checkpoint.states.items():
+        prefixes = sorted({found[1] for name in state if (found := _FIRST_STAGE.match(name))}, key=len, reverse=True)
+        if len(prefixes) > _MOST_NETWORKS:
+            raise InputError(f"{checkpoint.path} holds {len(prefixes)} networks; expected {_MOST_NETWORKS} at most")
+        # A name belongs to the longest prefix that it begins with: that of one trunk may begin that of another.
+        owner = {name: next((prefix for prefix in prefixes if name.startswith(prefix)), None) for name in state}
+        for prefix in reversed(prefixes):
+            before = tuple(part for part in prefix.split(".")[:-1] if part not in TRANSPARENT)
+            outside = re.sub(rf"[^.]+\.((?:{'|'.join(TRANSPARENT)})\.)*$", "", prefix)
+            label = ".".join(each for each in (place.strip("."), prefix.rstrip(".")) if each)
+            tensors = _from(prefix, {name: value for name, value in state.items() if owner[name] == prefix})
+            trunks.append(StoredTrunk(label or ".", before, tensors, _from(outside, state)))
+    return trunks
+
+
+def _from(prefix: str, state: State) -> State:
+    """The tensors whose names begin with the prefix, by what follows it, without what PyTorch's wrappers add."""
+    # Of names that become equal the shortest is taken, which was wrapped least.
+    names = sorted((name for name in state if name.startswith(prefix)), key=len, reverse=True)
+    return {unwrapped(name.removeprefix(prefix)): state[name] for name in names}
+
+
+def unwrapped(name: str) -> str:
+    """A name without the parts that PyTorch's wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in TRANSPARENT)

@@ -1,0 +1,1 @@
+"""Evaluations, each with its reader, its metric and its `evaluate_*`: DAVIS, JHMDB, VIP, BADJA, TAP-Vid."""

@@ -1,0 +1,217 @@
+"""BADJA: an animal's joints, given in a video's first annotated frame, through the video; PCK by the animal's area.
+
+Sources: Biggs et al., Creatures Great and SMAL, ACCV 2018, and its repository (the data and the measure);
+test_on_badja.py and badjadataset.py of PIPs (Harley et al., ECCV 2022), which carry joints through all frames between
+annotated ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from timecycle.errors import InputError, said
+from timecycle.evaluation.davis.sequences import files_in
+from timecycle.evaluation.maps import bilinear_maps, strongest_places
+from timecycle.evaluation.metrics import area_pck, mean
+from timecycle.features.named import Extractor, GivenFeatures, evaluating
+from timecycle.files import component, decode, open_image, read_json
+from timecycle.propagation.labels import Size, nearest
+from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.protocols import protocol as as_protocol
+from timecycle.propagation.video import FrameFiles, Sizes, carry
+
+STORED_JOINTS = 37
+JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)
+"""Of the 37 stored joints of the SMAL model those that are scored: legs, neck, tail, jaw, nose, ears."""
+WITHHELD = ("cat_jump", "tiger")
+"""Videos whose frames are not given out with the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnimalVideo:
+    """One video from its first annotated frame to its last, and what is known of the annotated ones."""
+
+    name: str
+    frames: tuple[Path, ...]
+    annotated: tuple[int, ...]
+    """Indices of the annotated frames, rising from 0."""
+    segmentations: tuple[Path, ...]
+    """Of the annotated frames."""
+    joints: np.ndarray
+    """float64 [A, 20, 2], x and y in pixels, of the annotated frames."""
+    visible: np.ndarray
+    """bool [A, 20]."""
+
+
+@dataclass(frozen=True)
+class JointScores:
+    """Shares in [0, 1] of the joints that are found."""
+
+    pck: float
+    """Mean over the videos."""
+    videos: dict[str, float]
+    """By video; NaN for one with nothing to score."""
+
+
+def read_badja(root: Path | str, videos: list[str] | None = None) -> list[AnimalVideo]:
+    """The annotated videos.
+
+    Args:
+        root: folder with joint_annotations/<video>.json, lists of objects with `image_path` and `segmentation_path`
+            (relative to root), `joints` [37, 2] (row, column) and `visibility` [37]; and with the pictures, such as
+            DAVIS/JPEGImages/Full-Resolution/<video>/*.jpg. Frames between the annotated ones lie beside them.
+        videos: only these, in this order; without it all but cat_jump and tiger, whose frames are not given out.
+
+    Raises:
+        InputError: something is missing, damaged or does not fit together.
+    """
+    folder = Path(root) / "joint_annotations"
+    there = [path.stem for path in files_in(folder, (".json",), "joint annotations")]
+    for name in videos or []:
+        if name not in there:
+            raise InputError(f"video {name} is not in {folder}; expected some of {', '.join(there)}")
+    names = videos or [name for name in there if name not in WITHHELD]
+    return [_read_video(Path(root), folder / f"{name}.json") for name in names]
+
+
+def _read_video(root: Path, path: Path) -> AnimalVideo:
+    what = "a list of objects with image_path, segmentation_path, joints and visibility"
+    listed = read_json(path, what)
+    if not isinstance(listed, list):
+        raise InputError(f"{path} holds a {type(listed).__name__}; expected {what}")
+    if not listed:
+        raise InputError(f"{path} is empty; expected an object for every annotated frame")
+    stored = [_read_frame(root, path, entry, what) for entry in listed]
+    images = [entry[0] for entry in stored]
+    every = files_in(images[0].parent, (images[0].suffix.lower(),), "frames")
+    for image in images:
+        if image not in every:
+            raise InputError(f"{image} does not exist; expected the frame that {path} annotates")
+        if images.count(image) > 1:
+            raise InputError(f"{path} annotates {image} twice; expected one object for every annotated frame")
+    stored.sort(key=lambda entry: every.index(entry[0]))
+    images.sort(key=every.index)
+    start, end = every.index(images[0]), every.index(images[-1])
+    chosen = list(JOINTS)
+    return AnimalVideo(
+        path.stem,
+        tuple(every[start : end + 1]),
+        tuple(every.index(image) - start for image in images),
+        tuple(entry[1] for entry in stored),
+        np.stack([entry[2] for entry in stored])[:, chosen, ::-1],  # stored as row, column
+        np.stack([entry[3] for entry in stored])[:, chosen],
+    )
+
+
+def _read_frame(root: Path, path: Path, entry: Any, what: str) -> tuple[Path, Path, np.ndarray, np.ndarray]:
+    """One object of an annotation: paths of the frame and its segmentation, joints [37, 2], visibility [37]."""
+    try:
+        image, segmentation = (_below(root, path, entry[key]) for key in ("image_path", "segmentation_path"))
+        places = np.array(entry["joints"], float)
+        # Of texts NumPy would make an array in which each takes as much as the longest.
+        seen = np.array([value if isinstance(value, bool | int) else np.nan for value in entry["visibility"]])
+    except InputError:
+        raise
+    except Exception as error:  # NumPy takes lists in lists of any values, and raises accordingly
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {said(error)}); expected {what}") from None
+    if places.shape != (STORED_JOINTS, 2) or not np.isfinite(places).all():
+        raise InputError(
+            f"{path}: joints of {image.name} are {said(list(places.shape))}; expected finite [{STORED_JOINTS}, 2]"
+        )
+    if seen.shape != (STORED_JOINTS,) or seen.dtype != np.bool_:
+        raise InputError(
+            f"{path}: visibility of {image.name} is {said(seen.dtype)} {said(list(seen.shape))}; expected bool "
+            f"[{STORED_JOINTS}]"
+        )
+    return image, segmentation, places, seen
+
+
+def _below(root: Path, path: Path, stored: str) -> Path:
+    """A path that an annotation gives, below the data's folder."""
+    return root.joinpath(*(component(part, path) for part in PurePosixPath(stored).parts or ("",)))
+
+
+def animal_area(path: Path, frame: Size) -> int:
+    """Pixels of the animal in a segmentation, counted at the size of its frame (height, width).
+
+    A pixel is the animal's if it has any red, as in PIPs' program: object 1 of DAVIS's palette is red, and a rider,
+    object 2, is green. Raises InputError if the picture is missing or damaged.
+    """
+    with open_image(path) as picture:
+        red = np.ascontiguousarray(decode(picture, path, "RGB")[:, :, 0])
+    return int(np.count_nonzero(nearest(red, frame)))
+
+
+@torch.inference_mode()
+def evaluate_badja(
+    features: Extractor,
+    root: Path | str,
+    protocol: str | Protocol = "dino",
+    *,
+    videos: list[str] | None = None,
+    top: int = 5,
+    hidden_starts: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> JointScores:
+    """PCK of features on BADJA: each joint of the first annotated frame is carried, and compared where it is annotated.
+
+    The measure: a joint is found if it is closer to its annotation than 0.2 times the root of the animal's area in that
+    frame, in pixels of the frames; PCK is the share of found joints over all joints that are annotated as visible in
+    the frames after the first, and the mean over videos is reported. The way there is this library's: a joint becomes
+    the weights of the four positions around it, and its later place is the mean of the map's `top` strongest positions,
+    weighted by their values; a joint whose map is 0 everywhere stays where it was. PIPs' DINO baseline marks one
+    position and takes the mean of the whole map, upsampled, of frames resized to 512 x 320, and scores DAVIS's videos.
+
+    Args:
+        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        root: folder in BADJA's layout, see read_badja.
+        protocol: a preset's name, or a protocol, for the image's size and how maps are carried.
+        videos: only these; the seven of DAVIS for figures to set beside PIPs'.
+        top: positions that make a place.
+        hidden_starts: whether joints that are hidden in the first frame are carried from the place stated there, which
+            may be the corner of the frame, and scored, as PIPs' program does; else they are left out.
+        device: where images go; without it where a module's parameters are, else the CPU.
+        progress: whether a bar is shown.
+        overrides: fields of the protocol to change, such as k=7.
+
+    Raises:
+        InputError: data are missing or damaged, a video shows no joint to start from, the protocol is unknown, or
+            `features` returns something else.
+
+    Source: as this module's. Not checked against published scores, for want of the data.
+    """
+    rules = as_protocol(protocol, **overrides)
+    found = {}
+    every = read_badja(root, videos)
+    with evaluating(features, device) as extract:
+        for video in tqdm(every, unit="video", disable=None if progress else True):
+            started = video.visible[0] | hidden_starts
+            if not started.any():
+                raise InputError(f"video {video.name} shows no joint in {video.frames[0]}; expected one to start from")
+            found[video.name] = _video_pck(video, started, extract, rules, top)
+    return JointScores(mean(list(found.values())), found)
+
+
+def _video_pck(video: AnimalVideo, started: np.ndarray, features: GivenFeatures, rules: Protocol, top: int) -> float:
+    joints, visible = video.joints[:, started], video.visible[:, started]
+
+    def maps(sizes: Sizes) -> np.ndarray:
+        return bilinear_maps(sizes.to_grid(joints[0]), sizes.grid)
+
+    places: list[np.ndarray] = []
+    areas: list[int] = []
+    place = joints[0]
+    for index, (soft, sizes) in enumerate(carry(FrameFiles(video.frames), features, rules, maps)):
+        if index:  # the first frame's places are given
+            seen = sizes.to_pixels(strongest_places(soft.cpu().numpy(), top))
+            place = np.where(np.isnan(seen), place, seen)
+        if index in video.annotated:
+            places.append(place)
+            areas.append(animal_area(video.segmentations[len(areas)], sizes.frame))
+    return area_pck(np.stack(places)[1:], joints[1:], visible[1:], np.array(areas[1:]))

@@ -1,0 +1,1 @@
+"""DAVIS-2017: video object segmentation, scored by J and F."""

@@ -1,0 +1,266 @@
+"""DAVIS-2017 semi-supervised scores of index masks, of a set of sequences: files in, numbers out. Knows no torch.
+
+What one frame's masks are worth, and what the official evaluation has to do with it, is in metrics.py; what is done
+with the numbers in tables.py.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from timecycle.data.masks import (
+    AS_STORED,
+    MaskReading,
+    add_mask_options,
+    masks_of,
+    object_ids,
+    read_annotation,
+    read_mask,
+)
+from timecycle.errors import InputError, listing
+from timecycle.evaluation.davis.metrics import (
+    Statistics,
+    count_objects,
+    frame_boundary_f,
+    frame_jaccard,
+    score_frame,
+    statistics,
+)
+from timecycle.evaluation.davis.sequences import annotation_files, annotations_folder, of_year, sequence_names
+from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
+from timecycle.files import json_bytes
+from timecycle.manifest import OwnFile
+from timecycle.workers import begin_worker, pool
+
+__all__ = [  # of the measures and of the set too
+    "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
+    "frame_boundary_f",
+    "frame_jaccard", "score_frame", "score_masks", "score_sequence", "statistics",
+]  # fmt: skip
+
+# Small enough to keep all workers busy to the end; a sequence this short is scored sooner than a worker has started.
+CHUNK_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class SequenceMasks:
+    """The files of one sequence, in order: one annotation and one result per frame.
+
+    Of the first frame only the annotation is read, of the last frame nothing.
+    """
+
+    name: str
+    annotations: Sequence[Path]
+    results: Sequence[Path]
+    masks: MaskReading = AS_STORED
+    """How the annotations are read."""
+    result_masks: MaskReading = AS_STORED
+
+
+def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> tuple[ObjectScores, ...]:
+    """Score a sequence in memory: ids, uint8 [H, W], of every frame (or one array [frames, H, W] each).
+
+    Raises InputError if the numbers of frames or the sizes differ or a result holds more objects than annotated.
+    """
+    if not len(annotations) == len(results) > 0:
+        raise InputError(f"{len(results)} results for {len(annotations)} annotations; expected one each, at least one")
+    objects = count_objects(annotations[0])
+    pairs = list(zip(annotations, results, strict=True))[1:-1]
+    there = set(object_ids(annotations[0])).union(*(_ids_in(pair, objects) for pair in pairs))
+    return _per_object([score_frame(annotation, result, objects) for annotation, result in pairs], objects, there)
+
+
+def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) -> Scores:
+    """Score sequences from their files over worker processes, always anew.
+
+    `workers`: 0 or 1 stays in this process; None takes as many as there are CPU cores, fewer for little work.
+
+    Raises InputError for missing or unreadable files and all that `score_frame` refuses.
+    """
+    if not sequences:
+        raise InputError("no sequences to score; expected at least one")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers is {workers}; expected 0 or more")
+    notes = _short(sequences)
+    there = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
+    objects = {name: max(ids, default=0) for name, ids in there.items()}
+    if len(objects) < len(sequences):
+        raise InputError("two sequences to score have the same name; expected distinct ones")
+    chunks = [chunk for sequence in sequences for chunk in _chunks(sequence)]
+    workers = min(os.cpu_count() or 1 if workers is None else workers, len(chunks))
+    results = _score_chunks(chunks, [objects[chunk.name] for chunk in chunks], workers)
+    frames: dict[str, list[np.ndarray]] = {name: [] for name in objects}
+    total = sum(len(chunk.results) for chunk in chunks)
+    with tqdm(total=total, desc="scoring", unit="frame", delay=2, disable=None) as progress:
+        for chunk, (scores, ids) in zip(chunks, results, strict=True):
+            frames[chunk.name] += scores
+            there[chunk.name] |= ids
+            progress.update(len(scores))
+    return Scores(
+        {name: _per_object(frames[name], objects[name], there[name]) for name in objects},
+        {sequence.name: tuple(path.name for path in sequence.annotations[1:-1]) for sequence in sequences},
+        tuple(notes),
+    )
+
+
+def evaluate(
+    davis: Path,
+    results: Path,
+    set_name: str = "val",
+    year: str = "2017",
+    workers: int | None = None,
+    masks: MaskReading = AS_STORED,
+) -> Scores:
+    """Score the results `<results>/<sequence>/*.png` of a set of a DAVIS folder; `workers` as in `score_masks`.
+
+    masks: how annotations and results are read. year: of 2016, any object is object 1 in both.
+    Raises InputError for missing folders, an unknown or empty set, a sequence without annotations; as `score_masks`.
+    """
+    if not results.is_dir():
+        raise InputError(f"{results} is not a folder; expected one of results, <sequence>/<frame>.png")
+    sequences, masks = [], of_year(masks, year)
+    for name in sequence_names(davis, set_name, year):
+        annotations = annotation_files(annotations_folder(davis, name))
+        own = masks.of_sequence(annotations[0])
+        paths = [results / name / path.name for path in annotations]
+        sequences.append(SequenceMasks(name, annotations, paths, own, own))
+    return score_masks(sequences, workers)
+
+
+def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
+    """Split a sequence's scored frames evenly, so that long sequences do not keep one worker busy alone."""
+    scored = max(len(sequence.annotations) - 2, 0)
+    parts = math.ceil(scored / CHUNK_FRAMES)
+    for i in range(parts):
+        frames = slice(1 + i * scored // parts, 1 + (i + 1) * scored // parts)
+        yield replace(sequence, annotations=sequence.annotations[frames], results=sequence.results[frames])
+
+
+Chunk = tuple[list[np.ndarray], set[int]]
+"""Of some frames each object's J and F, as `score_frame` returns them, and the ids that are in one of them."""
+
+
+def _score_chunk(chunk: SequenceMasks, objects: int) -> Chunk:
+    scores, there = [], set[int]()
+    for annotation, result in zip(chunk.annotations, chunk.results, strict=True):
+        masks = read_mask(annotation, chunk.masks), read_mask(result, chunk.result_masks)
+        try:
+            scores.append(score_frame(*masks, objects))
+        except InputError as error:
+            raise InputError(f"{result} does not fit {annotation}: {error}") from None
+        there |= _ids_in(masks, objects)
+    return scores, there
+
+
+def _ids_in(masks: Iterable[np.ndarray], objects: int) -> set[int]:
+    """The ids up to `objects` that one of some masks, uint8 [H, W], has."""
+    return {id_ for mask in masks for id_ in object_ids(mask) if id_ <= objects}
+
+
+def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int) -> Iterator[Chunk]:
+    if workers <= 1:
+        yield from map(_score_chunk, chunks, objects)
+        return
+    try:
+        with pool(workers, _start_worker) as processes:
+            with _main_module_hidden():
+                scores = processes.map(_score_chunk, chunks, objects)
+            yield from scores
+    except BrokenProcessPool:
+        raise InputError(
+            f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
+            "them, or fewer workers"
+        ) from None
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep spawned processes from importing the caller's script, which would cost each the seconds that torch takes."""
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+
+
+def _start_worker() -> None:
+    begin_worker()
+    cv2.setNumThreads(1)
+
+
+def not_in_the_means(names: Sequence[str], total: int, have: str) -> list[str]:
+    """A sentence on the sequences, of so many, that are not scored since they `have` something; none for none."""
+    if not names:
+        return []
+    means = "are left out of the means" if len(names) < total else "there are no scores"
+    return [f"{len(names)} of {total} sequences have {have} and {means}: {listing(names)}"]
+
+
+def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
+    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
+    have = "annotations of one or two frames only, of which the first and the last are never scored,"
+    return not_in_the_means(short, len(sequences), have)
+
+
+def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
+    """Refuse what can be seen before scoring, note what is to be known, and return the first annotation's ids."""
+    if not len(sequence.annotations) == len(sequence.results) > 0:
+        raise InputError(
+            f"sequence {sequence.name} has {len(sequence.results)} results for {len(sequence.annotations)} "
+            "annotations; expected one each, at least one"
+        )
+    scored = sequence.results[1:-1]
+    missing = [path for path in scored if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]} does not exist; expected a result for each scored frame of sequence {sequence.name}, but "
+            f"{len(missing)} of {len(scored)} are missing"
+        )
+    annotation, found = read_annotation(sequence.annotations[0], sequence.masks)
+    notes += found
+    ids = set(object_ids(annotation))
+    if scored and not ids:
+        notes.append(f"{sequence.name} is not scored: {sequence.annotations[0]} holds no object")
+    return ids
+
+
+def _per_object(frames: list[np.ndarray], objects: int, there: set[int]) -> tuple[ObjectScores, ...]:
+    columns = np.array(frames).reshape(len(frames), objects, 2).transpose(1, 2, 0)
+    return tuple(
+        ObjectScores(j, f, statistics(j), statistics(f), id_ not in there)
+        for id_, (j, f) in enumerate(columns, start=1)
+    )
+
+
+def main() -> None:
+    """Run the command line; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m timecycle.scores", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder (Annotations/480p, ImageSets)")
+    parser.add_argument("--results", type=Path, required=True, help="folder of results: <sequence>/<frame>.png")
+    parser.add_argument("--set", default="val", help="name of the list in ImageSets (default: %(default)s)")
+    parser.add_argument("--year", default="2017", help="folder in ImageSets (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write all scores to this file")
+    parser.add_argument("--workers", type=int, help="processes; 0 or 1: only this one (default: one per CPU core)")
+    add_mask_options(parser)
+    args = parser.parse_args()
+    if args.json is not None and args.json.is_dir():
+        raise InputError(f"--json {args.json} is a folder; expected the name of a file")
+    written = None if args.json is None else OwnFile(args.json)
+    if written:
+        written.check()
+    scores = evaluate(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
+    print(scores.report())
+    if written:
+        written.replace(json_bytes(scores.to_json()))

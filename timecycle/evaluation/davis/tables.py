@@ -1,0 +1,194 @@
+"""The scores of a set of sequences: means, tables, JSON, the official CSV files. Knows no torch."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from timecycle.errors import said
+from timecycle.evaluation.davis.metrics import Statistics, mean
+from timecycle.manifest import Tables
+
+GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+
+CSV_NAMES = r"(global|per-sequence)_results-[^/]+\.csv"
+"""A pattern of the names of the official tables."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectScores:
+    """One object's J and F, float64 [scored frames] (the sequence's first and last frame left out)."""
+
+    jaccard: np.ndarray
+    boundary: np.ndarray
+    jaccard_statistics: Statistics
+    boundary_statistics: Statistics
+    absent: bool = False
+    """Whether no annotation and no result has its id, so that it counts for nothing; the official code has all 1."""
+
+
+class Frame(NamedTuple):
+    """One object in one frame."""
+
+    sequence: str
+    object_id: int
+    file: str
+    """Name of the annotation's file."""
+    jaccard: float
+    boundary: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """The scores of a set: for each sequence its objects, ids 1, 2, ... in order. Prints as its table."""
+
+    sequences: dict[str, tuple[ObjectScores, ...]]
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of each sequence's scored annotations, as the objects' values are in order."""
+    notes: tuple[str, ...] = ()
+    """What is left out of the means, and what their reader should know, a sentence each."""
+    folder: Path | None = None
+    """Where the masks are, if they were kept."""
+
+    @property
+    def global_(self) -> dict[str, float]:
+        """The official columns: means over all objects (not sequences), those with nothing to score left out.
+
+        An id that nobody has is no object here, and one found perfectly in `official`. NaN if nothing is scored.
+        """
+        found = (scores for _, _, scores in self._objects() if not scores.absent)
+        return dict(zip(GLOBAL_COLUMNS, _summary(found), strict=True))
+
+    @property
+    def official(self) -> dict[str, float]:
+        """The same as the official code counts: an id below the largest that nobody has is a perfect object."""
+        return dict(zip(GLOBAL_COLUMNS, _summary(scores for _, _, scores in self._objects()), strict=True))
+
+    @property
+    def jf(self) -> float:
+        """J&F, the mean over all objects, in [0, 1]; NaN if nothing is scored."""
+        return self.global_["J&F-Mean"]
+
+    def worst(self, count: int = 5) -> list[Frame]:
+        """The frames with the lowest mean of J and F, of all objects, the lowest first."""
+        found = [
+            Frame(name, id_, file, float(j), float(f))
+            for name, id_, scores in self._objects()
+            if not scores.absent
+            for file, j, f in zip(self.files.get(name, ()), scores.jaccard, scores.boundary, strict=False)
+        ]
+        return sorted(found, key=lambda frame: frame.jaccard + frame.boundary)[:count]
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values, NaN as None.
+
+        `{"global": {column: value}, "official": the same, "sequences": {name: {id: {"J": [...], "F": [...], "J_mean":
+        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that nobody has are left out of
+        "sequences", and of all but "official".
+        """
+        sequences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sequences}
+        for name, id_, scores in self._objects():
+            if scores.absent:
+                continue
+            fields = sequences[name][str(id_)] = {"J": _json(scores.jaccard), "F": _json(scores.boundary)}
+            for letter, summary in (("J", scores.jaccard_statistics), ("F", scores.boundary_statistics)):
+                fields |= {f"{letter}_{key}": _json(value) for key, value in summary._asdict().items()}
+        return {
+            "global": {column: _json(value) for column, value in self.global_.items()},
+            "official": {column: _json(value) for column, value in self.official.items()},
+            "sequences": sequences,
+            "files": {name: list(files) for name, files in self.files.items()},
+            "worst": [frame._asdict() for frame in self.worst()],
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> str:
+        """Lay out a table for the screen: one row per sequence, averaged over its objects, and one over all objects.
+
+        A dash stands where nothing is scored.
+        """
+        rows = [(name, _summary(o for o in objects if not o.absent)) for name, objects in self.sequences.items()]
+        rows.append(("all objects", list(self.global_.values())))
+        width = max(len("sequence"), *(len(name) for name, _ in rows))
+        headings = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F")
+        lines = [f"{'sequence':<{width}}" + "".join(f"{heading:>10}" for heading in headings)]
+        lines += [
+            f"{name:<{width}}" + "".join(f"{_shown(value):>10}" for value in [*rest, j_f])
+            for name, (j_f, *rest) in rows
+        ]
+        lines.insert(-1, "-" * len(lines[0]))
+        return "\n".join(lines)
+
+    def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
+        """The official evaluation's tables by file name: see `csv_names`. Ids that nobody has are left out."""
+        rows = [
+            [f"{name}_{id_}", scores.jaccard_statistics.mean, scores.boundary_statistics.mean]
+            for name, id_, scores in self._objects()
+            if not scores.absent
+        ]
+        means, objects = csv_names(set_name)
+        return {
+            means: _table(GLOBAL_COLUMNS, [list(self.global_.values())]),
+            objects: _table(("Sequence", "J-Mean", "F-Mean"), rows),
+        }
+
+    def write_csv(self, folder: Path, set_name: str = "val") -> None:
+        """Write `csv_files` to a folder. Raises InputError if it cannot be written, or holds others' tables."""
+        Tables(folder, CSV_NAMES).write(self.csv_files(set_name))
+
+    def report(self) -> str:
+        """The table, the means on a line, the worst frame, and the notes."""
+        lines = [self.table(), "", "  ".join(f"{column} {_shown(value)}" for column, value in self.global_.items())]
+        if any(scores.absent for _, _, scores in self._objects()):
+            official = "  ".join(f"{column} {_shown(value)}" for column, value in self.official.items())
+            lines.append(f"with ids that nobody has, as the official code counts: {official}")
+        for frame in self.worst(1):
+            lines.append(
+                f"worst frame: {said(f'{frame.sequence}/{frame.file}')}, object {frame.object_id}: "
+                f"J {frame.jaccard:.3f}, F {frame.boundary:.3f}"
+            )
+        return "\n".join([*lines, *(f"warning: {note}" for note in self.notes)])
+
+    def _objects(self) -> Iterator[tuple[str, int, ObjectScores]]:
+        for name, objects in self.sequences.items():
+            yield from ((name, id_, scores) for id_, scores in enumerate(objects, start=1))
+
+
+def _summary(objects: Iterable[ObjectScores]) -> list[float]:
+    """Average over objects; in the order of GLOBAL_COLUMNS."""
+    rows = [[*scores.jaccard_statistics, *scores.boundary_statistics] for scores in objects]
+    columns = [mean(column) for column in np.array(rows).reshape(-1, 6).T]
+    return [(columns[0] + columns[3]) / 2, *columns]
+
+
+def _json(values: np.ndarray | float) -> list[float | None] | float | None:
+    plain = np.asarray(values).astype(object)
+    plain[np.isnan(values)] = None
+    return plain.tolist()
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def csv_names(set_name: str) -> tuple[str, str]:
+    """The names of the official tables of a set: of its means, and of its objects."""
+    return f"global_results-{set_name}.csv", f"per-sequence_results-{set_name}.csv"
+
+
+def _table(columns: Sequence[str], rows: list[list]) -> bytes:
+    """CSV like pandas' `to_csv(index=False, float_format="%.3f")`, where NaN is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(x if isinstance(x, str) else "" if math.isnan(x) else f"{x:.3f}" for x in row)
+    return text.getvalue().encode()

@@ -1,0 +1,243 @@
+"""TAP-Vid: points, each given in the first frame that shows it, through the rest of the video; average Jaccard.
+
+Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, and its code.
+"""
+
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from timecycle.checkpoints.pickles import Refused
+from timecycle.errors import InputError, said
+from timecycle.evaluation.maps import bilinear_maps, strongest_places
+from timecycle.evaluation.metrics import PointScores, mean_point_scores, point_scores
+from timecycle.evaluation.pickled import NUMBERS, check_size, load_arrays
+from timecycle.features.named import Extractor, GivenFeatures, evaluating
+from timecycle.files import check_is_file, component
+from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.protocols import protocol as as_protocol
+from timecycle.propagation.video import Sizes, carry
+
+SIDE = 256  # pixels, of the images that are encoded and of the distances that are scored
+PARTS = ("video", "points", "occluded")
+MOST_DEFLATED = 200  # times as large as its record of an .npz is an array, if it is larger than LEAST_BOUNDED
+LEAST_BOUNDED = 1 << 24  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class PointVideo:
+    """One video and the tracks in it."""
+
+    name: str
+    frames: np.ndarray
+    """uint8 RGB [T, H, W, 3]."""
+    points: np.ndarray
+    """float64 [N, T, 2], x and y from 0 to 1, the edges of the frame."""
+    occluded: np.ndarray
+    """bool [N, T]; every point is seen at least once."""
+
+    @property
+    def query_frames(self) -> np.ndarray:
+        """int64 [N]: the first frame that shows each point, which is where it is given."""
+        return np.argmin(self.occluded, axis=1)
+
+
+def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
+    """The videos of a file, one after the other; points that are never seen are left out.
+
+    Args:
+        path: a pickle as published, {video: {"video": uint8 [T, H, W, 3], "points": float [N, T, 2], "occluded": bool
+            [N, T]}}, or a list of such videos without names (RGB-Stacking), which are then called "0", "1" and so on;
+            or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. Of a pickle nothing but plain
+            values and NumPy arrays of numbers is read; it comes into memory whole, an .npz one video at a time.
+
+    Raises:
+        InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
+    """
+    path = Path(path)
+    check_is_file(path, "a .pkl or .npz in TAP-Vid's layout")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a .pkl or .npz") from None
+    return _npz_videos(path) if zipped else _pickled_videos(path)
+
+
+def _pickled_videos(path: Path) -> Iterator[PointVideo]:
+    videos = load_arrays(path)
+    if isinstance(videos, list):  # as RGB-Stacking's, which have no names
+        videos = {str(number): parts for number, parts in enumerate(videos)}
+    if not isinstance(videos, dict) or not videos:
+        what = "no videos" if isinstance(videos, dict) else f"a {type(videos).__name__}"
+        raise InputError(
+            f"{path} holds {what}; expected {{video: {{'video', 'points', 'occluded'}}}}, or a list without names"
+        )
+    for name, parts in videos.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path} names a video by a {type(name).__name__}; expected text")
+        component(name, path)
+        if not isinstance(parts, dict):
+            raise InputError(f"{path}: {name} is a {type(parts).__name__}; expected {', '.join(PARTS)}")
+        yield _checked(path, name, parts)
+
+
+def _npz_videos(path: Path) -> Iterator[PointVideo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = {name.removesuffix(".npy") for name in archive.namelist()}
+            names = dict.fromkeys(name.rpartition("/")[0] for name in archive.namelist())
+            if not names:
+                raise InputError(f"{path} is empty; expected arrays named <video>/video and so on")
+            for name in names:
+                component(name, path)
+                found = [part for part in PARTS if f"{name}/{part}" in keys]
+                yield _checked(path, name, {part: _npz_array(archive, f"{name}/{part}.npy") for part in found})
+    except InputError:
+        raise
+    except Refused as error:
+        raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays of numbers") from None
+    except Exception as error:  # zipfile, its decompressors and NumPy's headers raise what the damage leads to
+        raise InputError(f"{path} is damaged ({said(error) or type(error).__name__}); expected an .npz") from None
+
+
+def _npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz, whose size is checked before there is memory for it. Raises `Refused`, or what not."""
+    record = archive.getinfo(name)
+    if record.file_size > max(LEAST_BOUNDED, MOST_DEFLATED * record.compress_size):
+        raise Refused(f"it holds {record.compress_size} bytes that are said to become {record.file_size}")
+    data = archive.read(name)  # which verifies the record's checksum
+    header = io.BytesIO(data)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(header)]
+    shape, fortran, dtype = read(header)
+    if dtype.str[1:] not in NUMBERS:
+        raise Refused(f"it holds an array of type {said(repr(dtype.str[1:]))}")
+    check_size(len(data) - header.tell(), dtype, shape)
+    values = np.frombuffer(data, dtype, math.prod(shape), header.tell()) if math.prod(shape) else np.empty(0, dtype)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
+    for part in PARTS:
+        if not isinstance(parts.get(part), np.ndarray):
+            raise InputError(f"{path}: {name} has no array {part!r}; expected {', '.join(PARTS)}")
+    frames, points, occluded = (np.asarray(parts[part]) for part in PARTS)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise InputError(f"{path}: video of {name} is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3]")
+    length = len(frames)
+    if points.dtype.kind != "f" or points.ndim != 3 or points.shape[1:] != (length, 2):
+        raise InputError(
+            f"{path}: points of {name} is {points.dtype} {list(points.shape)}; expected float [N, {length}, 2]"
+        )
+    count = len(points)
+    if occluded.dtype != np.bool_ or occluded.shape != (count, length):
+        raise InputError(
+            f"{path}: occluded of {name} is {occluded.dtype} {list(occluded.shape)}; expected bool [{count}, {length}]"
+        )
+    if not np.isfinite(points[~occluded]).all():
+        raise InputError(f"{path}: points of {name} holds a visible point that is not finite; expected 0 to 1")
+    seen = ~occluded.all(axis=1)
+    return PointVideo(name, frames, points[seen].astype(np.float64), occluded[seen])
+
+
+@dataclass(frozen=True)
+class TapVidScores:
+    """Shares in [0, 1]."""
+
+    mean: PointScores
+    """Means over the videos."""
+    videos: dict[str, PointScores]
+
+
+@torch.inference_mode()
+def evaluate_tapvid(
+    features: Extractor,
+    path: Path | str,
+    protocol: str | Protocol = "dino",
+    *,
+    top: int = 5,
+    occluded_below: float = 0.1,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> TapVidScores:
+    """TAP-Vid's scores of features in query mode "first", at 256 x 256.
+
+    The measure is TAP-Vid's: distances are pixels of the video as a square of 256, whatever is encoded, and a point
+    counts in the frames after the first that shows it. The way there is this library's: frames become squares of 256
+    pixels (bilinear by OpenCV; TAP-Vid's own reader resizes in another way); a point becomes the weights of the four
+    feature positions around it; its later place is the mean of the map's `top` strongest positions, weighted by their
+    values; a point whose map is 0 everywhere stays where it was.
+
+    Label propagation does not say what is occluded. Here a point is, where its map's peak has fallen below
+    `occluded_below` times the peak that it began with. That is a rule of thumb, chosen by nobody's data, and it says
+    nothing where a protocol feeds back maps scaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
+
+    Points that begin in the same frame are carried together; for each such frame the video is encoded again from there
+    on, so that memory grows neither with its length nor with the number of beginnings.
+
+    Args:
+        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        path: a file in TAP-Vid's layout, see read_tapvid.
+        protocol: a preset's name, or a protocol, for how maps are carried; only the square is set here.
+        top: positions that make a place.
+        occluded_below: share of the first peak; 0 takes every point for visible unless its map is 0.
+        device: where images go; without it where a module's parameters are, else the CPU.
+        progress: whether a bar is shown.
+        overrides: fields of the protocol to change, such as side=480, which encodes larger images.
+
+    Raises:
+        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+
+    Source: as this module's. Not checked against published scores, for want of the data.
+    """
+    rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
+    found = {}
+    with evaluating(features, device) as extract:
+        for video in tqdm(read_tapvid(path), unit="video", disable=None if progress else True):
+            points, occluded = _tracks(video, extract, rules, top, occluded_below)
+            found[video.name] = point_scores(
+                video.query_frames, video.points * SIDE, video.occluded, points * SIDE, occluded
+            )
+    return TapVidScores(mean_point_scores(list(found.values())), found)
+
+
+def _tracks(
+    video: PointVideo, features: GivenFeatures, rules: Protocol, top: int, occluded_below: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places, float64 [N, T, 2] from 0 to 1, and whether points are taken for occluded, bool [N, T].
+
+    Frames before a point's query, which nobody scores, hold the query's place.
+    """
+    queries = video.query_frames
+    places = video.points[np.arange(len(queries)), queries][:, None].repeat(len(video.frames), axis=1)
+    occluded = np.zeros(video.occluded.shape, bool)
+    for start in np.unique(queries).tolist():
+        group = queries == start
+        place = places[group, start]
+
+        def maps(sizes: Sizes, begin: np.ndarray = place) -> np.ndarray:
+            return bilinear_maps(begin * sizes.grid[::-1] - 0.5, sizes.grid)
+
+        for index, (soft, sizes) in enumerate(carry(video.frames[start:], features, rules, maps)):
+            carried = soft.cpu().numpy()
+            peak = carried.max(axis=(1, 2))
+            if index == 0:
+                least = occluded_below * peak
+                continue
+            seen = (strongest_places(carried, top) + 0.5) / sizes.grid[::-1]
+            place = np.where(np.isnan(seen), place, seen)
+            places[group, start + index] = place
+            occluded[group, start + index] = (peak < least) | (peak == 0)
+    return places, occluded

@@ -1,0 +1,287 @@
+"""Callers' own feature extractors: found by name, set to evaluate, called, and their answers read."""
+
+import dis
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timecycle.errors import InputError
+from timecycle.features.maps import FLOATS, PATCHES, Form, as_maps
+from timecycle.ops.checks import check_finite
+
+Extractor = Callable[[Tensor], Any]
+"""Normalised images [B, 3, H, W] to features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` says what
+else is recognised. One with a method `begin([3, H, W])` is told of new sequences by their first frame."""
+
+DEPTH = 6
+"""How many steps away from an extractor the modules that it calls are looked for."""
+MOST_HELD = 1000
+"""Longer lists and dictionaries are data."""
+MOST_SEEN = 20_000
+"""So many things are looked at, the nearest first."""
+
+
+def import_extractor(place: str, option: str = "--features") -> Any:
+    """What MODULE:CALLABLE names, such as my_model:extract or my_model:net.encode; the working directory is searched.
+
+    Raises InputError, which names the option, if it cannot be imported, for whatever reason, or cannot be called.
+    """
+    module, _, name = place.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{option} {place} cannot be imported: {_line(error)}") from error
+    except SystemExit as error:
+        raise InputError(f"{option} {place} cannot be imported: {module} ends the program (sys.exit)") from error
+    except Exception as error:
+        raise InputError(f"{option} {place} cannot be imported: {_said(error)}") from error
+    _check_callable(f"{option} {place}", found)
+    return found
+
+
+def _check_callable(name: str, extract: object) -> None:
+    if isinstance(extract, type):
+        made = f"{extract.__name__}()"
+        raise InputError(f"{name} is the class {extract.__name__}; expected an instance of it, such as {made}")
+    if not callable(extract):
+        raise InputError(f"{name} is a {type(extract).__name__}; expected a callable")
+
+
+class GivenFeatures:
+    """A caller's own extractor, its answers read as `timecycle.features.maps.as_maps` does, all in the same way.
+
+    Args:
+        extract: the extractor; what modules it holds are in the mode and on the device that they are in.
+        device: where images go, and features that come back on the CPU.
+        dtype: what features are turned into; as they come without it.
+
+    Raises InputError for something that is no extractor, or that fails, or whose answers cannot be read.
+    """
+
+    l2 = False
+    frame: Path | str | None = None
+    """What is encoded next, for messages. Set by those who know."""
+
+    def __init__(self, extract: Extractor, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        _check_callable("features", extract)
+        self.extract, self.device, self.dtype = extract, device, dtype
+        self._form: Form | None = None
+        self._modules: list[nn.Module] | None = held_modules(extract)  # until the first call
+
+    def begin(self, first: Tensor) -> None:
+        """Start a sequence with its first frame, [3, H, W]."""
+        begin = getattr(self.extract, "begin", None)
+        if begin is not None:
+            self._run(begin, first.to(self.device))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D, h, w], without gradient. On a GPU whether features are finite is not looked at."""
+        images = images.to(self.device)
+        found = self._run(self.extract, images, probe=True)
+        if self._modules is not None and self._has_made_modules(self._modules):
+            found = self._run(self.extract, images)
+        self._modules = None
+        try:
+            maps, self._form = as_maps(found, tuple(images.shape), self._form)
+            if maps.device.type == "cpu":
+                check_finite("features", maps)
+                maps = maps.to(self.device)
+        except InputError as error:
+            raise InputError(f"{self._where()}{error}") from error
+        return maps if self.dtype is None else maps.to(self.dtype)
+
+    def _has_made_modules(self, before: list[nn.Module]) -> bool:
+        """Whether the first call has made modules that train; if so they are in eval mode now."""
+        known = {id(module) for module in before}
+        made = [module for module in held_modules(self.extract) if id(module) not in known]
+        training = [part for module in made for part in module.modules() if part.training]
+        if any(getattr(part, "num_batches_tracked", None) is not None for part in training):
+            raise InputError(
+                f"{self._where()}the feature extractor has made a {type(made[0]).__name__} in training mode, and its "
+                "batch normalization has changed in a first call; expected it to call eval() before"
+            )
+        _evaluate(made)
+        return bool(training)
+
+    def _where(self) -> str:
+        return "" if self.frame is None else f"{self.frame}: "
+
+    def _run(self, call: Callable[[Tensor], Any], images: Tensor, probe: bool = False) -> Any:
+        size = f"{images.shape[-1]} x {images.shape[-2]} pixels"
+        try:
+            return call(images)
+        except InputError as error:
+            raise InputError(f"{self._where()}{error}") from error
+        except (Exception, SystemExit) as error:
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+                why = f"ran out of memory on {self.device} for an image of {size}; expected a smaller one"
+            else:
+                works = _works_at(call, images) if probe else ""
+                why = f"failed on an image of {size} ({_said(error)}){works}"
+            raise InputError(f"{self._where()}the feature extractor {why}") from error
+
+
+def _works_at(extract: Extractor, images: Tensor) -> str:
+    """What to say of an extractor that fails on these images, if it does not on a part whose sides a patch divides."""
+    height, width = images.shape[2:]
+    for patch in (*PATCHES, 64):
+        rows, columns = height // patch * patch, width // patch * patch
+        if not rows or not columns or (rows, columns) == (height, width):
+            continue
+        try:
+            extract(images[:, :, :rows, :columns])
+        except (Exception, SystemExit):  # it is another size, or not the size at all
+            continue
+        return f"; it works at {columns} x {rows}: expected sides that its patches divide"
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    """An exception's message as one line, not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _said(error: BaseException) -> str:
+    name, text = type(error).__name__, _line(error)
+    return f"{name}: {text}" if text else name
+
+
+def held_modules(extract: object) -> list[nn.Module]:
+    """The modules that an extractor calls, as far as can be told without calling it, none of which is in another.
+
+    It is a module, or one of its methods, or holds modules: in attributes, closures, arguments of functools.partial,
+    lists, tuples and dictionaries, or by the names of globals that a function's code reads.
+    """
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    near: list[object] = [extract]
+    for _ in range(DEPTH):
+        further: list[object] = []
+        for thing in near:
+            if id(thing) in seen or len(seen) > MOST_SEEN:
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                found.append(thing)
+            else:
+                further += _held(thing)
+        near = further
+    inner = {id(part) for module in found for part in module.modules() if part is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def _held(thing: object) -> Sequence[object]:
+    """What a callable, a container or an object of a caller's own class refers to."""
+    if isinstance(thing, MethodType):
+        return thing.__self__, thing.__func__
+    if isinstance(thing, functools.partial):
+        return thing.func, *thing.args, *thing.keywords.values()
+    if isinstance(thing, FunctionType):
+        cells = []
+        for cell in thing.__closure__ or ():
+            try:
+                cells.append(cell.cell_contents)
+            except ValueError:  # a name that has no value yet
+                continue
+        names = () if thing.__globals__.get("__name__", "").startswith("torch") else _globals_read(thing.__code__)
+        named = [thing.__globals__[name] for name in names if name in thing.__globals__]
+        of_modules = _of_modules(named, thing.__code__.co_names)
+        return *cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *named, *of_modules
+    if isinstance(thing, Mapping | list | tuple | set):
+        if len(thing) > MOST_HELD:
+            return ()
+        return tuple(thing.values()) if isinstance(thing, Mapping) else tuple(thing)
+    if isinstance(thing, staticmethod | classmethod):
+        return (thing.__func__,)
+    if isinstance(thing, Tensor | ModuleType | type) or type(thing).__module__ in ("builtins", "numpy"):
+        return ()
+    classes = [vars(kind).values() for kind in type(thing).__mro__ if kind.__module__ not in ("builtins", "typing")]
+    slots = [getattr(thing, name, None) for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    return *getattr(thing, "__dict__", {}).values(), *slots, *(value for values in classes for value in values)
+
+
+def _of_modules(named: Sequence[object], names: Sequence[str], depth: int = 3) -> Iterator[object]:
+    """What `package.module.name` stands for in code that reads these globals and these names."""
+    for module in named:
+        if isinstance(module, ModuleType) and depth and module.__name__.partition(".")[0] != "torch":
+            found = [vars(module)[name] for name in names if name in vars(module)]
+            yield from found
+            yield from _of_modules(found, names, depth - 1)
+
+
+def _globals_read(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL":
+            yield instruction.argval
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _globals_read(inner)
+
+
+@contextmanager
+def evaluating(
+    features: Extractor, device: torch.device | str | None, dtype: torch.dtype | str | None = None
+) -> Iterator[GivenFeatures]:
+    """The extractor with its modules in eval mode, where they are; afterwards each part is in the mode that it was in.
+
+    Without a device images go to that of the modules' parameters, or to the CPU if several modules disagree.
+    The dtype is that of GivenFeatures. Raises InputError for one, or a device, that is unknown, and as GivenFeatures.
+    """
+    modules = held_modules(features)
+    if device is None:
+        parameters = [next(module.parameters(), None) for module in modules]
+        devices = {parameter.device for parameter in parameters if parameter is not None}
+        device = devices.pop() if len(devices) == 1 else "cpu"
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device is {device!r} ({_line(error)}); expected one such as cpu or cuda:0") from error
+    given = GivenFeatures(features, where, None if dtype is None else _dtype(dtype))
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        _evaluate(modules)
+        yield given
+    finally:
+        for part, training in modes:
+            if part.training != training:
+                part.train(training)  # not just the flag: a class may do more
+        for part, training in modes:  # what a later part's train() set anew
+            if part.training != training:
+                part.training = training
+
+
+def _dtype(name: torch.dtype | str) -> torch.dtype:
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+    plain = str(name).removeprefix("torch.")
+    if plain not in known:
+        raise InputError(f"dtype is {plain}; expected one of {', '.join(known)}")
+    return known[plain]
+
+
+def given_features(extract: Extractor, device: torch.device, dtype: torch.dtype) -> GivenFeatures:
+    """The extractor with its modules in eval mode and on the device, for a program that has no other use for them."""
+    modules = held_modules(extract)
+    _evaluate(modules)
+    for module in modules:
+        module.to(device)
+    return GivenFeatures(extract, device, dtype)
+
+
+def _evaluate(modules: list[nn.Module]) -> None:
+    for module in modules:
+        try:
+            module.eval()
+        except NotImplementedError:  # of torch.export: it has but one mode
+            continue

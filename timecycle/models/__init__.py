@@ -1,0 +1,1 @@
+"""The networks: the encoder, what needs no training, and the objectives that train it."""

@@ -1,0 +1,113 @@
+"""Features that need no training: the floor that learned features must beat, and company for them.
+
+Both describe a stride-8 position by its four cells of 4 x 4 pixels:
+
+    colour       the slightly blurred CIE Lab values of the cells (12 numbers), standardised by the first frame's
+                 statistics, and a constant component, L2-normalised together
+    gradients    how much lightness rises in each of 8 directions around the cells (32 numbers), under a square root,
+                 L2-normalised; as histograms of oriented gradients (Dalal, Triggs, CVPR 2005) and SIFT do
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from timecycle.models.encoder import STRIDE
+from timecycle.propagation.images import uncrop_rgb
+from timecycle.propagation.protocols import IMAGENET
+
+_BLUR_SIGMA = 2.0  # pixels at crop size
+_CONSTANT = 2.0  # against 12 standardised components: keeps average places, whose own are small, apart from noise
+_DIRECTIONS = 8
+_EDGE_SIGMA = 1.0  # pixels, before differences are taken
+_POOL_SIGMA = 3.0  # pixels, of what a cell sums
+_FAINT = 1e-6  # Lab units a pixel, under the square root: flat places get equal entries instead of none
+
+
+def _whole_cells(rgb: np.ndarray) -> np.ndarray:
+    """A picture [H, W, 3] continued to sides that are multiples of 8."""
+    below, beside = -rgb.shape[0] % STRIDE, -rgb.shape[1] % STRIDE
+    return cv2.copyMakeBorder(rgb, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+
+
+def _cell_means(values: np.ndarray) -> np.ndarray:
+    """Means of the 4x4 cells: float32 [H, W, C] -> [H / 8, W / 8, 4 * C]."""
+    height, width, half = values.shape[0] // STRIDE, values.shape[1] // STRIDE, STRIDE // 2
+    cells = values.reshape(height, 2, half, width, 2, half, -1).mean(axis=(2, 5))
+    return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
+
+
+class ColourDescriptor:
+    """Callable like the encoder: normalised images [B, 3, H, W] -> L2-normalised features [B, 13, H / 8, W / 8].
+
+    Rounded up where 8 does not divide a side.
+
+    `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
+
+    Args:
+        mean: what the images were normalised with, the protocol's.
+        std: likewise.
+    """
+
+    channels = 13
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
+        self._normalised = (mean, std)
+        self._mean: np.ndarray | None = None
+        self._deviation: np.ndarray | None = None
+
+    def begin(self, first: Tensor) -> None:
+        """Take the statistics of a sequence's first frame, [3, H, W]."""
+        lab = self._cells(uncrop_rgb(first[None], *self._normalised)[0]).reshape(-1, 3)
+        self._mean = np.tile(lab.mean(axis=0), 4)
+        # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
+        self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
+
+    @staticmethod
+    def _cells(rgb: np.ndarray) -> np.ndarray:
+        """Lab means of the cells: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 12], rounded up."""
+        return _cell_means(cv2.cvtColor(cv2.GaussianBlur(_whole_cells(rgb), (0, 0), _BLUR_SIGMA), cv2.COLOR_RGB2LAB))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
+        if self._mean is None or self._deviation is None:
+            raise RuntimeError("ColourDescriptor.begin must be called with a sequence's first frame before its frames")
+        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in uncrop_rgb(images, *self._normalised)]
+        features = torch.from_numpy(np.stack(standard)).permute(0, 3, 1, 2)
+        features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 1), value=_CONSTANT)
+        return torch.nn.functional.normalize(features, dim=1).to(images)
+
+
+class GradientDescriptor:
+    """Callable like the encoder: normalised images [B, 3, H, W] -> L2-normalised features [B, 32, H / 8, W / 8].
+
+    Rounded up where 8 does not divide a side.
+
+    Args:
+        mean: what the images were normalised with, the protocol's.
+        std: likewise.
+    """
+
+    channels = 4 * _DIRECTIONS
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
+        self._normalised = (mean, std)
+
+    @staticmethod
+    def _cells(rgb: np.ndarray) -> np.ndarray:
+        """Roots of the mean rises: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 32]."""
+        light = cv2.cvtColor(cv2.GaussianBlur(_whole_cells(rgb), (0, 0), _EDGE_SIGMA), cv2.COLOR_RGB2LAB)[:, :, 0]
+        across, down = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
+        rise, angle = cv2.cartToPolar(across, down)
+        turn = angle * np.float32(_DIRECTIONS / (2 * np.pi))
+        # Shared among the two nearest of the directions, which go round.
+        half = np.float32(_DIRECTIONS / 2)
+        apart = np.abs((turn[:, :, None] - np.arange(_DIRECTIONS, dtype=np.float32) + half) % _DIRECTIONS - half)
+        rises = np.maximum(1 - apart, 0) * rise[:, :, None]
+        return np.sqrt(_cell_means(cv2.GaussianBlur(rises, (0, 0), _POOL_SIGMA)) + np.float32(_FAINT))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 32, H / 8, W / 8] on the images' device, in their dtype."""
+        cells = np.stack([self._cells(rgb) for rgb in uncrop_rgb(images, *self._normalised)])
+        return torch.nn.functional.normalize(torch.from_numpy(cells).permute(0, 3, 1, 2), dim=1).to(images)

@@ -1,0 +1,196 @@
+"""TimeCycle's training objective: a patch is tracked back through a video and forward again, and must come home.
+
+Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples, T
+base frames, S x S feature positions of a frame, s x s of a patch, D channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from timecycle.errors import InputError
+from timecycle.models.encoder import STRIDE, Encoder
+from timecycle.models.tracking import Frame, Localiser, inlier_scores_of, places, warp_rows
+
+CYCLE_WEIGHT = 0.2
+POINTS = 20  # along each side of the grid that transforms are compared on
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step minimises, and the transforms [.., 2, 3] that it found."""
+
+    cycle: Tensor
+    """[T]: of cycles of length 1 .. T, each the mean squared distance of a point from where it began."""
+    skip: Tensor
+    """[]: the same from the patch over one base frame straight to the target, mean over base frames."""
+    inliers: Tensor
+    """[]: the mean share of affinity on the place that was found, of the patch in each base frame; to be large."""
+    total: Tensor
+    """[]: 0.2 * lamda * mean(cycle) + lamda * skip - inliers."""
+    back: Tensor
+    """[T, B, 2, 3]: of the patch in frames T-1, T-2, .. 0, one after the other."""
+    forward: tuple[Tensor, ...]
+    """For each length c, [c, B, 2, 3]: in frames T-c+1 .. T-1, then the target."""
+    direct: Tensor
+    """[B, T, 2, 3]: of the patch in each base frame."""
+    skips: Tensor
+    """[B, T, 2, 3]: of what was found there in the target."""
+
+    def scalars(self) -> dict[str, float]:
+        """What a log shows of a step; the total under `loss`."""
+        cycles = {f"cycle/{length}": value for length, value in enumerate(self.cycle.tolist(), start=1)}
+        return {"loss": self.total.item(), "skip": self.skip.item(), "inliers": self.inliers.item(), **cycles}
+
+
+def grid_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared distance between where two transforms [B, 2, 3] take a 20 x 20 grid of points over [-1, 1]."""
+    return (places(found - wanted, POINTS)).square().sum(dim=-1).mean()
+
+
+class TimeCycle(nn.Module):
+    """Encoder and localiser, and what is minimised of a sample.
+
+    Args:
+        side: pixels along a frame's side, a multiple of 8; 240 in the paper.
+        patch: pixels along the patch's side, a multiple of 8, at least 56; 80 in the paper.
+        lamda: weight of the cycles against the inlier score, under the name of the release.
+
+    Raises InputError for sizes that do not fit.
+    """
+
+    def __init__(self, side: int = 240, patch: int = 80, lamda: float = 0.1) -> None:
+        super().__init__()
+        for name, pixels in (("side", side), ("patch", patch)):
+            if pixels < STRIDE or pixels % STRIDE:
+                raise InputError(f"{name} is {pixels}; expected a positive multiple of {STRIDE} pixels")
+        self.encoder = Encoder()
+        self.localiser = Localiser(side // STRIDE, patch // STRIDE)
+        self.lamda = lamda
+        self._sides = (side, patch)
+
+    def load_release(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of a checkpoint in the released layout. Raises InputError naming what does not fit."""
+        from timecycle.checkpoints.networks import encoder_state
+
+        names = {
+            "afterconv3_trans.weight": "localiser.taps",
+            "afterconv4_trans.weight": "localiser.conv2.weight",
+            "linear2.weight": "localiser.linear.weight",
+            "linear2.bias": "localiser.linear.bias",
+        }
+        found = {f"encoder.{name}": value for name, value in encoder_state(state).items()}
+        for name, value in state.items():
+            ours = names.get(name.removeprefix("module."))
+            if ours is not None:
+                found[ours] = self.localiser.taps_of(value) if ours == "localiser.taps" else value
+        expected = self.state_dict()
+        for name, value in expected.items():
+            if name not in found and name.endswith("num_batches_tracked"):
+                found[name] = value
+            if name not in found or found[name].shape != value.shape:
+                what = "is missing" if name not in found else f"is {list(found[name].shape)}"
+                raise InputError(f"the weights do not fit: {name} {what}; expected {list(value.shape)}")
+        self.load_state_dict(found)
+
+    def losses(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
+        """One step's losses.
+
+        Args:
+            frames: [B, T, 3, H, W] base frames, normalised, H = W = side.
+            target: [B, 3, H, W], a later frame.
+            patch: [B, 3, h, w] cut from the target, h = w.
+            theta: [B, 2, 3] where it was cut: a point of the patch to a point of the target, both over [-1, 1].
+
+        Raises:
+            InputError: shapes do not fit together.
+        """
+        self._check(frames, target, patch, theta)
+        samples, length = frames.shape[:2]
+        # Three calls, in this order: each has batch statistics of its own and moves the running ones once.
+        base = self._features(frames.transpose(0, 1).flatten(0, 1)).unflatten(0, (length, samples))
+        query = self._features(patch)
+        return self.losses_of(base, query, self._features(target), theta)
+
+    def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
+        """The same from features: of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
+
+        They are rows of a feature map, row by row, after the ReLU, not normalised; theta as in `losses`.
+        """
+        with torch.autocast(theta.device.type, enabled=False):
+            query = functional.normalize(patch, dim=2)
+            # Of each frame by itself: an index into all has a gradient as large as all, at every use.
+            frames, goal = [Frame.of(features) for features in base.unbind(0)], Frame.of(target)
+            return self._losses(query, frames, goal, theta)
+
+    def _losses(self, query: Tensor, frames: list[Frame], goal: Frame, theta: Tensor) -> Losses:
+        length, side = len(frames), self._sides[1] // STRIDE
+        # Back from the last frame, where the patch was seen before: the one track serves cycles of every length. On the
+        # way every frame is searched for the patch itself, too; in the last one that is the same.
+        back: list[Tensor] = []
+        tracked: list[Tensor] = []
+        direct: list[Tensor] = []
+        seen: list[Tensor] = []
+        scores = []
+        for frame in reversed(frames):
+            found, lse = self.localiser.locate([query, *tracked[-1:]], frame)
+            moved = warp_rows(frame, found, side)
+            scores.append(inlier_scores_of(query, frame, lse[0], found[0]))
+            direct, seen = [found[0], *direct], [moved[0], *seen]
+            back.append(found[-1])
+            tracked.append(moved[-1])
+        # Forward, the longest cycle first; each frame is where a shorter one sets out, from what was tracked before it.
+        forward: list[list[Tensor]] = []
+        under_way: list[Tensor] = []
+        for t, frame in enumerate(frames[1:], start=1):
+            under_way.append(tracked[length - t])
+            forward.append([])
+            found, _ = self.localiser.locate(under_way, frame)
+            under_way = warp_rows(frame, found, side)
+            for track, place in zip(forward, found, strict=True):
+                track.append(place)
+        # All arrive in the target, and what was seen in single frames with them; of the last frame both are the same.
+        found, _ = self.localiser.locate([*under_way, *seen], goal)
+        skips = found[length - 1 :]
+        ends = [*found[: length - 1], skips[-1]]
+        tracks = [torch.stack([*track, end]) for track, end in zip([*forward, []], ends, strict=True)][::-1]
+
+        cycle = torch.stack([grid_loss(track[-1], theta) for track in tracks])
+        skip = grid_loss(skips.flatten(0, 1), theta.repeat(length, 1, 1))
+        inliers = torch.cat(scores).mean()
+        total = CYCLE_WEIGHT * self.lamda * cycle.mean() + self.lamda * skip - inliers
+        return Losses(
+            cycle,
+            skip,
+            inliers,
+            total,
+            torch.stack(back),
+            tuple(tracks),
+            torch.stack(direct, dim=1),
+            skips.transpose(0, 1),
+        )
+
+    def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
+        """`losses`, under the name that wrappers such as DistributedDataParallel call."""
+        return self.losses(frames, target, patch, theta)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row by row, after the ReLU, not normalised; at least float32."""
+        images = images.contiguous(memory_format=torch.channels_last)  # whose features are rows as they lie
+        features = functional.relu(self.encoder.head(self.encoder.trunk(images)))
+        return features.flatten(2).transpose(1, 2).to(torch.promote_types(features.dtype, torch.float32))
+
+    def _check(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> None:
+        side, small = self._sides
+        samples = frames.shape[0]
+        expected = {
+            "frames": (frames, [samples, frames.shape[1] if frames.ndim > 1 else 1, 3, side, side]),
+            "target": (target, [samples, 3, side, side]),
+            "patch": (patch, [samples, 3, small, small]),
+            "theta": (theta, [samples, 2, 3]),
+        }
+        for name, (tensor, shape) in expected.items():
+            if list(tensor.shape) != shape or not samples or not shape[1]:
+                raise InputError(f"{name} has shape {list(tensor.shape)}; expected {shape} with at least one sample")

@@ -1,0 +1,1 @@
+"""Label propagation: protocols, labels, one step, a whole video."""

@@ -1,0 +1,122 @@
+"""From an annotation to soft labels on the feature grid, and from soft labels to masks, as each protocol does it."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from timecycle.data.masks import PALETTE, VOID
+from timecycle.ops.propagate_sequence import rescaled
+from timecycle.propagation.protocols import Protocol
+
+BACKGROUND_PIXELS = 11  # at the working size; under "square" a class with fewer is dropped
+OBJECT_PIXELS = 12
+EPS = 1e-12  # of VFS
+
+Size = tuple[int, int]
+"""Height and width, in pixels or positions."""
+
+
+@dataclass(frozen=True)
+class FirstLabels:
+    """The first frame's annotation as soft labels on the feature grid."""
+
+    soft: np.ndarray
+    """float32 [L, h, w]; a pixel of a dropped class belongs to none."""
+    ids: tuple[int, ...]
+    """Object id of each class."""
+
+
+def first_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> FirstLabels:
+    """Soft labels of an annotation, uint8 [H, W] ids; void (255) counts as background.
+
+    `working` is the size of the image that was encoded. Which resampling, and which classes, the protocol says.
+    """
+    known = np.where(mask == VOID, 0, mask).astype(np.uint8)
+    if protocol.labels == "square":
+        return _square(nearest(known, working), grid)
+    if protocol.labels == "bilinear":
+        ids = _classes(known, known, protocol)
+        return FirstLabels(_stack([_opencv(known == i, grid) for i in ids], grid), ids)
+    if protocol.labels == "nearest-exact":
+        values = torch.from_numpy(known)[None, None].float()
+        small = functional.interpolate(values, grid, mode="nearest-exact")[0, 0].numpy().astype(np.uint8)
+    else:
+        small = nearest(nearest(known, working) if protocol.labels == "twice nearest" else known, grid)
+    ids = _classes(known, small, protocol)
+    return FirstLabels(_stack([(small == i).astype(np.float32) for i in ids], grid), ids)
+
+
+def _classes(mask: np.ndarray, small: np.ndarray, protocol: Protocol) -> tuple[int, ...]:
+    if protocol.classes == "annotated":
+        # CRW's order, which decides ties: colours of the palette, blue first.
+        return tuple(sorted(np.unique(mask).tolist(), key=lambda i: PALETTE[i][::-1].tolist()))
+    return tuple(range(int((small if protocol.classes == "grid" else mask).max(initial=0)) + 1))
+
+
+def _square(resized: np.ndarray, grid: Size) -> FirstLabels:
+    """TimeCycle's: background, then ids in raster order of first appearance, each with at least 11 (12) pixels."""
+    values, first, counts = np.unique(resized, return_index=True, return_counts=True)
+    classes = [
+        (value != 0, position, int(value))
+        for value, position, count in zip(values, first, counts, strict=True)
+        if count >= (OBJECT_PIXELS if value else BACKGROUND_PIXELS)
+    ]
+    ids = tuple(value for _, _, value in sorted(classes))
+    return FirstLabels(_stack([_opencv(resized == i, grid) for i in ids], grid), ids)
+
+
+def _stack(maps: list[np.ndarray], grid: Size) -> np.ndarray:
+    return np.stack(maps) if maps else np.zeros((0, *grid), np.float32)
+
+
+def nearest(mask: np.ndarray, size: Size) -> np.ndarray:
+    """Centre-sampled nearest neighbour."""
+    if mask.shape == size:
+        return mask
+    return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _opencv(channel: np.ndarray, size: Size) -> np.ndarray:
+    return cv2.resize(channel.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def min_max(labels: Tensor) -> Tensor:
+    """Shift and scale each class of [..., L, h, w] to [0, 1] over its map; a constant class becomes 0, never NaN."""
+    return rescaled(labels, (-2, -1))
+
+
+def upsampled(soft: Tensor, protocol: Protocol, size: Size) -> Tensor:
+    """Soft labels [L, h, w], on any device, at the size that the arg-max is taken at, scaled as the protocol says."""
+    if not len(soft):
+        return soft.new_zeros((0, *size))
+    if protocol.upsample == "opencv":
+        large = torch.from_numpy(np.stack([_opencv(channel, size) for channel in soft.cpu().numpy()]))
+    elif protocol.upsample == "nearest":
+        large = functional.interpolate(soft[None], size, mode="nearest")[0]
+    else:
+        large = functional.interpolate(soft[None], size, mode="bilinear", align_corners=False)[0]
+    if protocol.scale == "none":
+        return large
+    scaled = min_max(large)
+    if protocol.scale == "any":
+        return scaled
+    if protocol.scale == "positive, eps":
+        least, most = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+        scaled = torch.where(most > least, (large - least) / (most - least + EPS), 0.0)
+    return torch.where(large.amax((1, 2), keepdim=True) > 0, scaled, large)
+
+
+def index_mask(soft: Tensor, ids: tuple[int, ...], protocol: Protocol, working: Size, output: Size) -> np.ndarray:
+    """The mask, uint8 [H, W] ids, of soft labels [L, h, w]. Ties go to the earlier class; no class is background."""
+    if not ids:
+        return np.zeros(output, np.uint8)
+    large = upsampled(soft, protocol, working if protocol.upsample_to == "working" else output)
+    mask = np.array(ids, np.uint8)[large.argmax(dim=0).cpu().numpy()]
+    if protocol.labels == "square":  # TimeCycle's own program resizes masks by OpenCV's top-left nearest
+        return cv2.resize(mask, output[::-1], interpolation=cv2.INTER_NEAREST)
+    return nearest(mask, output)

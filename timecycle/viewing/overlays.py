@@ -1,0 +1,96 @@
+"""Masks painted over frames: pictures and a video to look at."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from timecycle.data.masks import PALETTE
+from timecycle.errors import InputError
+from timecycle.files import not_written, synced, write_bytes
+
+FRAMES_PER_SECOND = 24.0  # as DAVIS was filmed; of frames that nobody says more about
+
+
+def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Paint ids over a frame: rgb uint8 [H, W, 3], mask uint8 [H, W]; each object tinted and outlined.
+
+    Returns uint8 [H, W, 3].
+    """
+    tinted = cv2.addWeighted(rgb, 1.0 - opacity, PALETTE[mask], opacity, 0.0)
+    painted = np.where(mask[..., None] > 0, tinted, rgb)
+    for i in np.unique(mask[mask > 0]).tolist():
+        contours, _ = cv2.findContours((mask == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        # A light outline stays visible where the tint resembles what it covers.
+        colour = tuple(int(c) for c in 127 + PALETTE[i] // 2)
+        painted = cv2.drawContours(np.ascontiguousarray(painted), contours, -1, colour, 1, cv2.LINE_AA)
+    return painted
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as `picture_jpeg`, atomically."""
+    write_bytes(path, picture_jpeg(rgb))
+
+
+def picture_jpeg(rgb: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as a JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+class OverlayVideo:
+    """An H.264 video, written frame by frame: the same frames give the same bytes on every machine.
+
+    path: of a file that is not there yet; half a video until `close`. size: width and height in pixels. fps: frames a
+    second. Raises ImportError where PyAV is not installed, and InputError, as its methods do, if it cannot be written.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float = FRAMES_PER_SECOND) -> None:
+        import av
+
+        self._path = path
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(f"file:{path}", "w", format="mp4")  # no name is another protocol's
+        self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        # Chroma is stored at half size, so sides must be even.
+        self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+        # x264 rounds by the processor's instructions unless told; in its look-ahead that changes from run to run.
+        self._stream.options = {"crf": "20", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        import av
+
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            raise not_written(self._path, error) from None
+
+    def add(self, rgb: np.ndarray) -> None:
+        """Append a frame, uint8 [H, W, 3]."""
+        import av
+
+        even = np.ascontiguousarray(rgb[: self._stream.height, : self._stream.width])
+        with self._writing():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+
+    def close(self) -> None:
+        """Finish the video, on disk."""
+        with self._writing():
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            synced(self._path)
+
+    def discard(self) -> None:
+        """Stop and leave nothing behind."""
+        with suppress(InputError), self._writing():
+            self._container.close()
+        self._path.unlink(missing_ok=True)
