@@ -4,6 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
+# The dependencies of pyproject.toml, with those of some of its extras, a line each; without building the package.
+REQUIREMENTS = $(RUN) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["dependencies"], *(d for e in sys.argv[1:] for d in p["optional-dependencies"][e]), sep="\n")' $(1)
+INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -r /dev/stdin
 SAY := @printf '\n==> %s\n'
 
 .PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
@@ -13,12 +17,12 @@ help: ## this list
 
 env: $(VENV)/.built ## make .venv with every dependency, and build the native kernels
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version 2>&1) is too old; expected 3.11 or newer (make PYTHON=python3.12 ...)" >&2; exit 2; }
 	$(SAY) "making $(VENV) and installing the dependencies (a minute or more: PyTorch is large)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	@$(call REQUIREMENTS,video train cuda dev) | $(INSTALL)
 	@touch $@
 
 build: $(VENV)/.built ## build the native kernels into the checkout
@@ -63,7 +67,7 @@ format: $(VENV)/.installed ## put the code into the project's format
 	@$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
-	@$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -r requirements-bench.txt
+	@$(call REQUIREMENTS,bench) | $(INSTALL) --quiet
 	$(SAY) "running the benchmarks (some ten minutes)"
 	@mkdir -p out
 	@$(RUN) -m pytest benchmarks --benchmark-json out/benchmarks.json

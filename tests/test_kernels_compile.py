@@ -49,7 +49,7 @@ def test_what_is_recorded_is_there():
 
 
 def test_both_versions_are_recorded_for_every_chip():
-    """Of requirements.txt the oldest, which GPU machines have, and the one that CI installs."""
+    """Of pyproject.toml the oldest, which GPU machines have, and the one that CI installs."""
     for version in ("3.6.0", "3.9.0"):
         assert RECORDED[version].keys() == report.TARGETS.keys()
 
