@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import SEQUENCES, Stage
-from timecycle.data.videos import (
+from timecycle.data.video import (
     Clock,
     decoded_times,
     opened,
@@ -22,7 +23,7 @@ from timecycle.data.videos import (
     video_files,
 )
 from timecycle.errors import InputError
-from timecycle.files import fields, read_lines, read_rgb
+from timecycle.files import fields, read_lines
 
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files

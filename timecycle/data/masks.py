@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from timecycle.data.images import decode, open_image
 from timecycle.errors import InputError, listing
-from timecycle.files import decode, open_image, write_bytes
+from timecycle.files import write_bytes
 
 VOID = 255
 LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least

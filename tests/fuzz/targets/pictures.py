@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from tests.fuzz.damage import damaged
-from timecycle.files import open_image, read_rgb, shown_size
+from timecycle.data.images import open_image, read_rgb, shown_size
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from tests.fuzz.damage import damaged
 from tests.video_cases import write_video
 from timecycle.data.clips import Cache, VideoClip
 from timecycle.data.extract import read_frames
-from timecycle.data.videos import video_files
+from timecycle.data.video import video_files
 from timecycle.errors import InputError
 
 FORMS = [
