@@ -221,7 +221,7 @@ def test_a_frame_that_its_orientation_turns_must_fit_its_mask(small_davis: Path)
         read_davis(small_davis)
 
 
-def test_grey_frames_of_more_bits_are_scaled(tmp_path):
+def test_gray_frames_of_more_bits_are_scaled(tmp_path):
     ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
     wanted = np.round(ramp * 255).astype(int)
     Image.fromarray(np.round(ramp * 65535).astype(np.uint16)).save(tmp_path / "sixteen.png")

@@ -293,7 +293,7 @@ def test_a_real_video(shared: Path, tmp_path: Path):
     with av.open(str(source)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(pictures(folder), frames, strict=True)]
-    assert max(errors) < 2.5  # JPEG's; a neighbouring frame is farther away
+    assert max(errors) < 2.5  # JPEG's; a neighboring frame is farther away
     assert np.abs(frames[1].astype(int) - frames[0]).mean() > 2.5
 
 

@@ -56,7 +56,7 @@ def refused_by_both(path: Path, said: str) -> None:
 
 
 def corners(path: Path, codec: str = "libx264", ratio: Fraction | None = None) -> np.ndarray:
-    """A video of one picture, each of whose corners has another grey."""
+    """A video of one picture, each of whose corners has another gray."""
     picture = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((24, 32), np.uint8))
     picture = np.repeat(picture[..., None], 3, axis=2)
     with av.open(str(path), "w") as container:

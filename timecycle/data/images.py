@@ -106,7 +106,7 @@ def _orientation(image: Image.Image) -> int:
 def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
     """Decode an opened picture into an array, turned as its EXIF orientation says, converted to `mode` if given.
 
-    Pillow rather than OpenCV decodes, because it refuses truncated files where OpenCV fills the rest with grey;
+    Pillow rather than OpenCV decodes, because it refuses truncated files where OpenCV fills the rest with gray;
     their pixels are the same. Raises InputError if the data end early or are damaged.
     """
     try:
@@ -156,7 +156,7 @@ _TURNS = {
 def read_rgb(path: Path) -> np.ndarray:
     """Read a picture as a viewer shows it: RGB, uint8 [H, W, 3], turned as its EXIF orientation says.
 
-    Grey of 16 bits is scaled to 8, floating point from 0 to 1 too. Raises InputError if it is missing, damaged, or
+    Gray of 16 bits is scaled to 8, floating point from 0 to 1 too. Raises InputError if it is missing, damaged, or
     holds numbers beyond those.
     """
     with open_image(path) as image:
@@ -166,7 +166,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, path: Path) -> np.ndarray:
-    """Grey values of another type, [H, W], as uint8."""
+    """Gray values of another type, [H, W], as uint8."""
     most = 1.0 if values.dtype.kind == "f" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= most):
         raise InputError(
