@@ -1,4 +1,4 @@
-"""Clips: TimeCycle's list, video files as FFmpeg writes them, made video; and how damage is told."""
+"""Clips: TimeCycle's list, video files as FFmpeg writes them, synthetic video; and how damage is told."""
 
 from fractions import Fraction
 from itertools import product
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timecycle.data.clips import Cache, VideoClip, listed_clips, made_clips, nearest_to_grid, video_clips
-from timecycle.data.synthetic import SEQUENCES, Stage
+from timecycle.data.clips import Cache, VideoClip, listed_clips, nearest_to_grid, synthetic_clips, video_clips
+from timecycle.data.synthetic import SEQUENCES, Scene
 from timecycle.errors import InputError
 
 BITS = 6
@@ -79,7 +79,7 @@ def test_frames_nearest_to_a_twelfth_of_a_second():
         ("h264.ts", "libx264", "yuv420p", (64, 48)),  # one key frame, which a seek misses
         ("raw.h264.MOV", "mjpeg", "yuvj420p", (63, 41)),
         ("mpeg4.avi", "mpeg4", "yuv420p", (65, 47)),
-        ("grey.mkv", "ffv1", "gray", (33, 31)),
+        ("gray.mkv", "ffv1", "gray", (33, 31)),
         ("vp8.webm", "libvpx", "yuv420p", (64, 48)),
     ],
 )
@@ -251,7 +251,10 @@ def test_frames_that_are_not_there(tmp_path):
         (lambda root: video_clips(root / "none", 0), "none is not a folder; expected one with video files"),
         (lambda root: video_clips(root, 0), "holds no video files; expected some, such as .mp4 or .webm"),
         (lambda root: listed_clips(root / "none"), "none does not exist; expected a list of `folder frames` lines"),
-        (lambda root: made_clips(0, 5, 0), "0 made clips of 5 frames with seed 0; expected 1, 1 and 0 or more"),
+        (
+            lambda root: synthetic_clips(0, 5, 0),
+            "0 synthetic clips of 5 frames with seed 0; expected 1, 1 and 0 or more",
+        ),
     ],
 )
 def test_sources_that_hold_nothing(tmp_path, make, said):
@@ -354,11 +357,11 @@ def test_a_damaged_folder_is_told_when_it_is_read(tmp_path, spoil, said):
     assert said in str(refused.value)
 
 
-def test_made_clips_are_rendered_when_read(monkeypatch):
+def test_synthetic_clips_are_rendered_when_read(monkeypatch):
     rendered = []
-    frame = Stage.frame
-    monkeypatch.setattr(Stage, "frame", lambda stage, time: rendered.append(time) or frame(stage, time))
-    clips = made_clips(len(SEQUENCES) + 1, 6, seed=3)
+    frame = Scene.frame
+    monkeypatch.setattr(Scene, "frame", lambda scene, time: rendered.append(time) or frame(scene, time))
+    clips = synthetic_clips(len(SEQUENCES) + 1, 6, seed=3)
     assert [clip.length for clip in clips] == [6] * 6
     assert not rendered
     pictures = clips[0].read([4, 0, 4])
@@ -367,13 +370,13 @@ def test_made_clips_are_rendered_when_read(monkeypatch):
     np.testing.assert_array_equal(pictures[0], pictures[2])
     assert (pictures[0] != pictures[1]).mean() > 0.5
     assert (clips[5].read([0]) != pictures[1]).mean() > 0.5
-    np.testing.assert_array_equal(made_clips(1, 6, seed=3)[0].read([4, 0, 4]), pictures)
-    assert (made_clips(1, 6, seed=4)[0].read([0]) != pictures[1]).mean() > 0.5
+    np.testing.assert_array_equal(synthetic_clips(1, 6, seed=3)[0].read([4, 0, 4]), pictures)
+    assert (synthetic_clips(1, 6, seed=4)[0].read([0]) != pictures[1]).mean() > 0.5
     assert len({clip.name for clip in clips}) == 6
 
 
-def test_made_clips_beyond_the_room_are_rendered_again():
-    (clip,) = made_clips(1, 3, seed=0)
+def test_synthetic_clips_beyond_the_room_are_rendered_again():
+    (clip,) = synthetic_clips(1, 3, seed=0)
     expected = clip.read([0, 1, 2])
     clip._cache = Cache(256 * 320 * 3)
     np.testing.assert_array_equal(clip.read([0, 1, 2, 0]), expected[[0, 1, 2, 0]])

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from timecycle.data.clips import listed_clips
+from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.masks import mask_reading, read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.sequences import read_davis, read_filelist, sequence_names
-from timecycle.files import open_image, read_rgb, shown_size
 
 
 def frames(root: Path, name: str = "first") -> Path:
@@ -221,7 +221,7 @@ def test_a_frame_that_its_orientation_turns_must_fit_its_mask(small_davis: Path)
         read_davis(small_davis)
 
 
-def test_grey_frames_of_more_bits_are_scaled(tmp_path):
+def test_gray_frames_of_more_bits_are_scaled(tmp_path):
     ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
     wanted = np.round(ramp * 255).astype(int)
     Image.fromarray(np.round(ramp * 65535).astype(np.uint16)).save(tmp_path / "sixteen.png")

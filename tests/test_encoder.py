@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.resnets import features as written_out
 from tests.resnets import random_weights
 from timecycle.checkpoints.networks import load_encoder
+from timecycle.data.images import read_rgb
 from timecycle.errors import InputError
-from timecycle.files import read_rgb
 from timecycle.models.encoder import Encoder, Trunk, fold_batch_norm
 from timecycle.propagation.images import prepared
 from timecycle.propagation.protocols import protocol

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import test_davis
 import timecycle
 from tests.resnets import random_weights
+from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.identity import identity
-from timecycle.files import read_rgb
 from timecycle.propagation.images import prepared
 from timecycle.propagation.propagator import stream
 from timecycle.propagation.protocols import PRESETS

@@ -1,4 +1,4 @@
-"""One video as a folder of frames: which frames, of what size and colour, and what is refused."""
+"""One video as a folder of frames: which frames, of what size and color, and what is refused."""
 
 import io
 from fractions import Fraction
@@ -66,18 +66,18 @@ def test_a_turned_video_is_upright(tmp_path: Path):
     assert first[:100].max() < 15
 
 
-def test_colours_are_those_of_the_video(tmp_path: Path):
+def test_colors_are_those_of_the_video(tmp_path: Path):
     """BT.709 of high definition, which JPEG does not use."""
-    colour = (180, 60, 30)
+    color = (180, 60, 30)
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=12)
         stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"crf": "1"}
         stream.codec_context.colorspace = 1
-        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), colour, np.uint8), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), color, np.uint8), format="rgb24")
         container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
         container.mux(stream.encode())
     extract(tmp_path / "clip.mp4", tmp_path / "out", Extraction())
-    np.testing.assert_allclose(pictures(tmp_path / "out")[0][24, 32], colour, atol=3)
+    np.testing.assert_allclose(pictures(tmp_path / "out")[0][24, 32], color, atol=3)
 
 
 def test_tags_in_an_old_encoding_do_no_harm(tmp_path: Path):

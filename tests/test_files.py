@@ -67,7 +67,7 @@ def test_damaged_json_is_a_sentence(tmp_path, data, said):
     os.mkfifo(tmp_path / "pipe")  # which would be waited for
     for odd, what in (
         (tmp_path / "none.json", "does not exist"),
-        (tmp_path, "is no file"),
+        (tmp_path, "is a folder"),
         (tmp_path / "pipe", "is no file"),
     ):
         with pytest.raises(InputError, match=what):

@@ -37,8 +37,8 @@ def test_bilevel_and_remapped_masks_hold_ids(tmp_path):
     white = np.zeros((6, 6), np.uint8)
     white[2:4] = 255
     Image.fromarray(white).convert("1").save(tmp_path / "bilevel.png")
-    Image.fromarray(white).save(tmp_path / "grey.png")
-    for path, remap in ((tmp_path / "bilevel.png", False), (tmp_path / "grey.png", True)):
+    Image.fromarray(white).save(tmp_path / "gray.png")
+    for path, remap in ((tmp_path / "bilevel.png", False), (tmp_path / "gray.png", True)):
         np.testing.assert_array_equal(read_mask(path, mask_reading(remap)), white // 255)
 
 
@@ -50,7 +50,7 @@ def moving(offset: int = 0) -> np.ndarray:
     return mask
 
 
-def grey(*values: int) -> Image.Image:
+def gray(*values: int) -> Image.Image:
     return Image.fromarray(np.array(values, np.uint8)[moving()])
 
 
@@ -69,7 +69,7 @@ def turned() -> Image.Image:
 
 
 def soft() -> Image.Image:
-    return grey(0, 255, 0).resize((256, 192), Image.Resampling.BILINEAR).resize((64, 48), Image.Resampling.LANCZOS)
+    return gray(0, 255, 0).resize((256, 192), Image.Resampling.BILINEAR).resize((64, 48), Image.Resampling.LANCZOS)
 
 
 def other_palette(*colors: int) -> Image.Image:
@@ -84,9 +84,9 @@ READ = {
     "palette in another order": (in_color().quantize, {}),
     "colors": (in_color, {}),
     "transparent background": (transparent_background, {}),
-    "grey with alpha": (lambda: grey(0, 1, 2).convert("LA"), {}),
+    "gray with alpha": (lambda: gray(0, 1, 2).convert("LA"), {}),
     "16 bits": (lambda: Image.fromarray(moving().astype(np.uint16)), {}),
-    "grey palette": (lambda: grey(0, 1, 2).convert("P"), {}),
+    "gray palette": (lambda: gray(0, 1, 2).convert("P"), {}),
     "somebody's palette": (lambda: other_palette(0, 0, 0, 236, 95, 103, 249, 145, 87), {}),
     "turned": (turned, {"exif": EXIF}),
 }
@@ -100,16 +100,16 @@ def test_masks_are_read_for_what_they_are(tmp_path, image, options):
 
 
 REFUSED = {
-    "black and white": (lambda: grey(0, 255, 255), "no ids but 0 and 255.*--remap-255"),
+    "black and white": (lambda: gray(0, 255, 255), "no ids but 0 and 255.*--remap-255"),
     "black and white, 16 bits": (
         lambda: Image.fromarray(np.where(moving() > 0, 65535, 0).astype(np.uint16)),
         "no ids but 0 and 255.*--remap-255",
     ),
     "soft edges": (soft, "has soft edges.*--threshold"),
     "soft edges in color": (lambda: soft().convert("RGB"), "has soft edges.*--threshold"),
-    "0 and 128": (lambda: grey(0, 128, 128), "grey value 128;.*--threshold"),
-    "0 and 200": (lambda: grey(0, 200, 0), "grey value 200;.*--remap"),
-    "100 and 200": (lambda: grey(0, 100, 200), "grey values 100, 200;.*--remap"),
+    "0 and 128": (lambda: gray(0, 128, 128), "gray value 128;.*--threshold"),
+    "0 and 200": (lambda: gray(0, 200, 0), "gray value 200;.*--remap"),
+    "100 and 200": (lambda: gray(0, 100, 200), "gray values 100, 200;.*--remap"),
     "another background": (lambda: other_palette(255, 255, 255, 255, 0, 0, 0, 0, 255), "255, 255, 255. at index 0"),
     "black somewhere else": (lambda: other_palette(0, 0, 200, 255, 0, 0, 0, 0, 0), "black at index 2"),
     "web colors": (lambda: in_color().convert("P"), "palette of web colors"),
@@ -138,27 +138,27 @@ def test_the_remedies_read_what_was_meant(tmp_path):
     reading = mask_reading(threshold=128)
     assert check_annotation(tmp_path / "soft.png", reading) == []
     assert np.count_nonzero(read_mask(tmp_path / "soft.png", reading) != (moving() == 1)) <= 4
-    grey(0, 128, 200).save(tmp_path / "grey.png")
+    gray(0, 128, 200).save(tmp_path / "gray.png")
     for remap in (["128=1", "200=2"], {128: 1, 200: 2}, ["compact"]):
-        found = mask_reading(remap=remap).of_sequence(tmp_path / "grey.png")
-        assert check_annotation(tmp_path / "grey.png", found) == []
-        np.testing.assert_array_equal(read_mask(tmp_path / "grey.png", found), moving())
+        found = mask_reading(remap=remap).of_sequence(tmp_path / "gray.png")
+        assert check_annotation(tmp_path / "gray.png", found) == []
+        np.testing.assert_array_equal(read_mask(tmp_path / "gray.png", found), moving())
     with pytest.raises(InputError, match="soft edges"):  # 255 is not all that such a file holds
         check_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
 
 
 def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
-    grey(0, 3, 9).save(tmp_path / "first.png")
+    gray(0, 3, 9).save(tmp_path / "first.png")
     reading = mask_reading(remap=["compact"]).of_sequence(tmp_path / "first.png")
     Image.fromarray(np.array([[0, 1, 2, 3, 9, 255]], np.uint8)).save(tmp_path / "later.png")
     assert read_mask(tmp_path / "later.png", reading).tolist() == [[0, 0, 0, 1, 2, 255]]
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [((0, 3, 9), "holds the ids 3, 9 of 1 to 9"), ((0, 38, 75), "palette's colors turned grey")]
+    ("values", "said"), [((0, 3, 9), "holds the ids 3, 9 of 1 to 9"), ((0, 38, 75), "palette's colors turned gray")]
 )
 def test_ids_with_gaps_are_noted(tmp_path, values, said):
-    grey(*values).save(tmp_path / "mask.png")
+    gray(*values).save(tmp_path / "mask.png")
     (note,) = check_annotation(tmp_path / "mask.png")
     assert said in note
     assert "--remap compact" in note
@@ -178,7 +178,7 @@ def test_a_mask_in_memory_follows_the_rules_for_files():
     np.testing.assert_array_equal(ids_of(mask > 0), mask > 0)
     for given, said in (
         ((mask == 1) * np.uint8(255), "no ids but 0 and 255"),
-        ((mask == 1) * np.uint8(128), "grey value 128"),
+        ((mask == 1) * np.uint8(128), "gray value 128"),
         (np.array(soft()), "soft edges"),
         (mask.astype(np.float32), "float32"),
         (mask.astype(np.int16) - 1, "from -1 to 1"),
@@ -191,7 +191,7 @@ def test_a_mask_in_memory_follows_the_rules_for_files():
 
 def test_void_beside_an_object_and_no_object_are_masks(tmp_path):
     for name, values in (("void", (0, 1, 255)), ("empty", (0, 0, 0))):
-        grey(*values).save(tmp_path / f"{name}.png")
+        gray(*values).save(tmp_path / f"{name}.png")
         assert check_annotation(tmp_path / f"{name}.png") == []
 
 
@@ -231,7 +231,7 @@ def test_of_2016_soft_edges_are_no_object_either(tmp_path):
     soft().save(tmp_path / "soft.png")
     with pytest.raises(InputError, match="soft edges"):
         check_annotation(tmp_path / "soft.png", MaskReading(single=True))
-    grey(0, 255, 7).save(tmp_path / "two.png")
+    gray(0, 255, 7).save(tmp_path / "two.png")
     assert check_annotation(tmp_path / "two.png", MaskReading(single=True)) == []
     np.testing.assert_array_equal(read_mask(tmp_path / "two.png", MaskReading(single=True)), moving() > 0)
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from tests.video_cases import av, pictures, write_video
-from timecycle.data import prepare
+from timecycle import prepare
 from timecycle.data.clips import listed_clips
 from timecycle.data.extract import Extraction, extract
-from timecycle.data.prepare import folder_name, prepare_davis, prepare_vlog
-from timecycle.data.videos import video_files
+from timecycle.data.video import video_files
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.sequences import read_davis, read_filelist
 from timecycle.locks import owned
+from timecycle.prepare import folder_name, prepare_davis, prepare_vlog
 
 ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"
@@ -293,7 +293,7 @@ def test_a_real_video(shared: Path, tmp_path: Path):
     with av.open(str(source)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(pictures(folder), frames, strict=True)]
-    assert max(errors) < 2.5  # JPEG's; a neighbouring frame is farther away
+    assert max(errors) < 2.5  # JPEG's; a neighboring frame is farther away
     assert np.abs(frames[1].astype(int) - frames[0]).mean() > 2.5
 
 

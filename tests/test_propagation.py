@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from timecycle.checkpoints.networks import load_encoder
+from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
-from timecycle.files import read_rgb
 from timecycle.models.encoder import fold_batch_norm
 from timecycle.ops import Select, topk_affinity
 from timecycle.propagation.images import prepared

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from timecycle.data.batches import GlobalBatches
-from timecycle.data.clips import Clip, listed_clips, made_clips
+from timecycle.data.clips import Clip, listed_clips, synthetic_clips
 from timecycle.data.samples import (
     CycleSamples,
     Generators,
@@ -200,7 +200,7 @@ def test_no_two_samples_share_their_jitter():
 
 @pytest.mark.parametrize("original", [False, True])
 def test_samples_depend_on_epoch_and_index_alone(original):
-    clips = made_clips(5, 20, seed=0)
+    clips = synthetic_clips(5, 20, seed=0)
     samples = CycleSamples(clips, seed=1, side=63, patch=21, original=original)
     alone = {(e, i): samples[e, i] for e, i in [(1, 4), (0, 0), (1, 0), (0, 3), (0, 2), (0, 1), (0, 4), (1, 1)]}
     assert not torch.equal(alone[0, 0]["target"], alone[1, 0]["target"])
@@ -220,7 +220,7 @@ def test_samples_depend_on_epoch_and_index_alone(original):
 
 
 def test_what_a_sample_holds():
-    sample = CycleSamples(made_clips(2, 20, 0), 0)[0, 1]
+    sample = CycleSamples(synthetic_clips(2, 20, 0), 0)[0, 1]
     shapes = {key: list(value.shape) for key, value in sample.items() if isinstance(value, torch.Tensor)}
     expected = {"frames": [4, 3, 240, 240], "target": [3, 240, 240], "patch": [3, 80, 80], "theta": [2, 3]}
     assert shapes == expected

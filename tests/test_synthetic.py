@@ -1,4 +1,4 @@
-"""The made videos: same again for the same seed, exact masks, real occlusion, texture that moves with its object."""
+"""Synthetic videos: same again for the same seed, exact masks, real occlusion, texture that moves with its object."""
 
 import itertools
 import json
@@ -14,29 +14,38 @@ from PIL import Image
 
 from timecycle.data import synthetic
 from timecycle.data.masks import PALETTE, read_mask
-from timecycle.data.synthetic import MARKER, SEQUENCES, Body, Motion, Stage, make_davis, render_clip, stage_bodies
+from timecycle.data.synthetic import (
+    MARKER,
+    SEQUENCES,
+    Motion,
+    MovingObject,
+    Scene,
+    make_davis,
+    render_clip,
+    scene_objects,
+)
 from timecycle.errors import InputError
 
 STILL = Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
 SMALL = {"sequences": 2, "frames": 3, "height": 60, "width": 107}
 
 
-def outline(body: Body, time: int, corners: int = 1000) -> np.ndarray:
-    """The contour as a polygon of (x, y), float32 [corners, 2], from the formula in the description of Body."""
+def outline(body: MovingObject, time: int, corners: int = 1000) -> np.ndarray:
+    """The contour as a polygon of (x, y), float32 [corners, 2], from the formula in the description of MovingObject."""
     theta = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     bumps = body.bumps[time]
     wave = sum(b.real * np.cos(k * theta) - b.imag * np.sin(k * theta) for k, b in zip(range(2, 6), bumps, strict=True))
     radius = body.scale[time] * body.radius * (1 + wave) / math.sqrt(1 + sum(abs(b) ** 2 for b in bumps) / 2)
     direction = theta + body.angle[time]
-    x = body.centre[time].real + radius * np.cos(direction)
-    y = body.centre[time].imag + radius * np.sin(direction)
+    x = body.center[time].real + radius * np.cos(direction)
+    y = body.center[time].imag + radius * np.sin(direction)
     return np.stack([x, y], 1).astype(np.float32)
 
 
-def material_points(body: Body, time: int, reach: float) -> np.ndarray:
+def material_points(body: MovingObject, time: int, reach: float) -> np.ndarray:
     """Where a grid of points fixed to an undeformed object lies in the frame, (x, y) float32 [21, 21, 2]."""
     grid = np.linspace(-reach, reach, 21) * body.radius
-    points = (grid + 1j * grid[:, None]) * body.scale[time] * np.exp(1j * body.angle[time]) + body.centre[time]
+    points = (grid + 1j * grid[:, None]) * body.scale[time] * np.exp(1j * body.angle[time]) + body.center[time]
     return np.stack([points.real, points.imag], -1).astype(np.float32)
 
 
@@ -51,9 +60,9 @@ def test_same_seed_same_clip() -> None:
 
 
 def test_frames_do_not_depend_on_their_order() -> None:
-    clip, stage = render_clip(5, 4, 60, 107, 2), Stage(5, 4, 60, 107, 2)
+    clip, scene = render_clip(5, 4, 60, 107, 2), Scene(5, 4, 60, 107, 2)
     for time in (3, 1):
-        image, mask = stage.frame(time)
+        image, mask = scene.frame(time)
         np.testing.assert_array_equal(image, clip.images[time])
         np.testing.assert_array_equal(mask, clip.masks[time])
 
@@ -67,9 +76,9 @@ def test_every_object_is_large_enough_in_frame_0() -> None:
 
 def test_still_circle_is_exact() -> None:
     clip = render_clip(3, 2, 70, 91, 1, STILL)
-    (body,) = stage_bodies(3, 2, 70, 91, 1, STILL)
+    (body,) = scene_objects(3, 2, 70, 91, 1, STILL)
     y, x = np.mgrid[:70, :91]
-    circle = (x - body.centre[0].real) ** 2 + (y - body.centre[0].imag) ** 2 < body.radius**2
+    circle = (x - body.center[0].real) ** 2 + (y - body.center[0].imag) ** 2 < body.radius**2
     np.testing.assert_array_equal(clip.masks, np.stack([circle, circle]))
     np.testing.assert_array_equal(clip.images[0], clip.images[1])
 
@@ -83,8 +92,8 @@ def test_sensor_noise_is_new_in_every_frame() -> None:
 def test_masks_match_the_outlines(seed: int) -> None:
     height, width, time = 60, 107, 20
     motion = Motion(speed=0.012, crossing=1, deform=0.3, spin=0.05, swell=0.2)
-    mask = Stage(seed, 21, height, width, 3, motion).frame(time)[1]
-    bodies = stage_bodies(seed, 21, height, width, 3, motion)
+    mask = Scene(seed, 21, height, width, 3, motion).frame(time)[1]
+    bodies = scene_objects(seed, 21, height, width, 3, motion)
     polygons = [outline(body, time) for body in bodies]
     checked = 0
     for y, x in itertools.product(range(height), range(width)):
@@ -107,7 +116,7 @@ def test_area_keeps_while_deforming() -> None:
 
 def test_crossing_objects_hide_each_other_and_come_back() -> None:
     objects, motion = SEQUENCES["made-crossing"]
-    masks = np.stack([Stage(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
+    masks = np.stack([Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
     areas = np.stack([(masks == number).sum((1, 2)) for number in range(1, objects + 1)])
     fallen = areas.min(1) < 0.4 * areas[:, 0]
     recovered = areas.max(1, where=np.arange(40) > areas.argmin(1)[:, None], initial=0) > 0.6 * areas[:, 0]
@@ -118,8 +127,8 @@ def test_crossing_objects_hide_each_other_and_come_back() -> None:
 def test_objects_stay_in_the_picture(name: str) -> None:
     objects, motion = SEQUENCES[name]
     for seed in range(20):
-        for body in stage_bodies(seed, 40, 60, 107, objects, motion):
-            inside = (np.abs(body.centre.real - 53.5) < 53.5) & (np.abs(body.centre.imag - 30) < 30)
+        for body in scene_objects(seed, 40, 60, 107, objects, motion):
+            inside = (np.abs(body.center.real - 53.5) < 53.5) & (np.abs(body.center.imag - 30) < 30)
             assert inside.mean() > 0.8
 
 
@@ -128,10 +137,10 @@ def test_texture_moves_with_its_object() -> None:
     motion = replace(STILL, area=0.12, speed=0.02, crossing=0, spin=0.06, swell=0.15, pan=0.01)
     height, width, time = 120, 214, 12
     clip = render_clip(11, time + 1, height, width, 1, motion)
-    (body,) = stage_bodies(11, time + 1, height, width, 1, motion)
-    assert abs(body.centre[time] - body.centre[0]) > 10
+    (body,) = scene_objects(11, time + 1, height, width, 1, motion)
+    assert abs(body.center[time] - body.center[0]) > 10
 
-    def colours(frame: int, pose: int) -> np.ndarray:
+    def colors(frame: int, pose: int) -> np.ndarray:
         points = material_points(body, pose, 0.6)
         found = cv2.remap(clip.images[frame].astype(np.float32), points[..., 0], points[..., 1], cv2.INTER_LINEAR)
         return found - found.mean((0, 1))
@@ -139,19 +148,19 @@ def test_texture_moves_with_its_object() -> None:
     def likeness(a: np.ndarray, b: np.ndarray) -> float:
         return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
-    assert likeness(colours(0, 0), colours(time, time)) > 0.9
-    assert likeness(colours(0, 0), colours(time, 0)) < 0.5
+    assert likeness(colors(0, 0), colors(time, time)) > 0.9
+    assert likeness(colors(0, 0), colors(time, 0)) < 0.5
 
 
 def test_texture_follows_the_deforming_contour() -> None:
     motion = replace(STILL, area=0.15, bumps=0.1, deform=0.4)
     time = 9
     clip = render_clip(4, time + 1, 160, 214, 1, motion)
-    (body,) = stage_bodies(4, time + 1, 160, 214, 1, motion)
+    (body,) = scene_objects(4, time + 1, 160, 214, 1, motion)
 
     def ring(pose: int) -> np.ndarray:
-        """Colours of frame `pose` a little inside the contour, by the angle in the object's axes."""
-        middle = np.array([body.centre[pose].real, body.centre[pose].imag], np.float32)
+        """Colors of frame `pose` a little inside the contour, by the angle in the object's axes."""
+        middle = np.array([body.center[pose].real, body.center[pose].imag], np.float32)
         points = middle + 0.85 * (outline(body, pose, 400) - middle)
         found = cv2.remap(
             clip.images[pose].astype(np.float32), points[None, :, 0], points[None, :, 1], cv2.INTER_LINEAR
@@ -220,7 +229,7 @@ def test_layout_is_that_of_davis(tmp_path: Path) -> None:
 def test_second_call_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_davis(tmp_path / "made", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    monkeypatch.setattr(synthetic, "Stage", None)
+    monkeypatch.setattr(synthetic, "Scene", None)
     assert make_davis(root, **SMALL) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     with pytest.raises(InputError, match="other settings"):
@@ -251,14 +260,14 @@ def test_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_interrupted_run_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    frame = Stage.frame
+    frame = Scene.frame
 
-    def broken(self: Stage, time: int) -> tuple[np.ndarray, np.ndarray]:
+    def broken(self: Scene, time: int) -> tuple[np.ndarray, np.ndarray]:
         if time == 2:
             raise error
         return frame(self, time)
 
-    monkeypatch.setattr(Stage, "frame", broken)
+    monkeypatch.setattr(Scene, "frame", broken)
     with pytest.raises(error):
         make_davis(tmp_path / "made", **SMALL)
     assert list(tmp_path.iterdir()) == []

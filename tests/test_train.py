@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.tiny_training import CYCLE, WALK, TinyEncoder, write_list
 from tests.training_runs import assert_same, assert_same_run, latest, log
+from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
-from timecycle.files import read_rgb
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,7 +217,7 @@ def test_weights_to_start_from(tiny):
         (("-c", "run", "--resume", "auto", "--steps", 9), "--steps is 9, and 1 in the run that is gone on from"),
         (("-c", "run", "--resume", "auto", "--width", 7), "--width is 7, and 4 in the run"),
         (("-c", "run"), "run holds a run; expected --resume auto to go on with it, or another --checkpoint"),
-        (("--resume", "run/none.pt"), "--resume run/none.pt does not exist"),
+        (("--resume", "run/none.pt"), "run/none.pt does not exist; expected a checkpoint of this program for --resume"),
         (("--resume", "weights.pt"), "weights.pt does not hold a run to go on from"),
         (("--resume", "code.pt"), "code.pt is damaged or holds code"),
         (("--videos", "nowhere"), "nowhere is not a folder; expected one with video files"),

@@ -12,9 +12,9 @@ from PIL import Image
 from tests.video_cases import STEP, av, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
-from timecycle.data.prepare import prepare_vlog
-from timecycle.data.videos import passed_over, square_size, video_files
+from timecycle.data.video import passed_over, square_size, video_files
 from timecycle.errors import InputError
+from timecycle.prepare import prepare_vlog
 
 # Of each way to show a picture: a, b, c, d of the matrix, x' = a x + c y and y' = b x + d y, and what it does.
 ORIENTATIONS = {
@@ -56,7 +56,7 @@ def refused_by_both(path: Path, said: str) -> None:
 
 
 def corners(path: Path, codec: str = "libx264", ratio: Fraction | None = None) -> np.ndarray:
-    """A video of one picture, each of whose corners has another grey."""
+    """A video of one picture, each of whose corners has another gray."""
     picture = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((24, 32), np.uint8))
     picture = np.repeat(picture[..., None], 3, axis=2)
     with av.open(str(path), "w") as container:

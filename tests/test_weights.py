@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from timecycle import evaluate_davis, load_features
 from timecycle.data.crops import Window
+from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
 from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.features.named import SHIPPED, Extractor
-from timecycle.files import read_rgb
 from timecycle.models.encoder import Trunk
 from timecycle.propagation.images import prepared
 from timecycle.propagation.protocols import protocol

@@ -9,7 +9,7 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
-STEP = 4  # grey levels from one made frame to the next
+STEP = 4  # gray levels from one made frame to the next
 
 
 def write_video(

@@ -1,11 +1,11 @@
-"""Processes that work for another one: they leave signals to it, and end when it does."""
+"""Worker processes: they ignore signals meant for their parent, and end when it does. Knows no torch."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PATIENCE = 6.0  # seconds in which processes end that are told to
+PATIENCE = 6.0  # seconds that workers have to exit before they are killed
 
 # Forking is unsafe once a library has started threads, and torch and OpenCV do.
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def begin_worker() -> None:
-    """To be called first in a process of a pool.
+    """To be called first in a worker: ignore SIGINT and SIGTERM, and exit when the parent does.
 
-    Ctrl-C and SIGTERM reach every process of a group, and the parent handles them for all. A parent that is killed
-    cannot end its workers, which would wait for work forever.
+    Both signals reach every process of a group, and the parent handles them for all. A parent that is killed cannot
+    end its workers, which would wait for work forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -39,19 +39,19 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def pool(jobs: int, begin: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """So many processes that call `begin`, which calls `begin_worker`; none of them stays when the block is left.
+    """An executor of `jobs` processes, each initialized by `begin(*arguments)`, which calls `begin_worker`.
 
-    What is running then ends, and no more is begun. A process that was killed may have held the lock of the queue
-    through which the others are told to end: those would wait forever, so after PATIENCE they are killed.
+    Leaving the block cancels what has not started, waits up to PATIENCE for what is running, and kills the rest: a
+    process that was killed may have held the lock of the queue through which the others are told to exit.
 
     Raises:
-        BrokenProcessPool: of `submit` and of the results: a process was killed, or could not begin.
+        BrokenProcessPool: from `submit` and from results: a process was killed, or could not start.
     """
     with _Pool(jobs, SPAWN, begin, arguments) as made:
         try:
             yield made
         except BrokenProcessPool:
-            _kill(_processes(made))  # Python does so by SIGTERM, which begin_worker ignores
+            end(_processes(made))  # Python does so by SIGTERM, which begin_worker ignores
             raise
         finally:
             running = _processes(made)
@@ -60,28 +60,32 @@ def pool(jobs: int, begin: Callable[..., None], *arguments: Any) -> Iterator[Pro
             while running and (left := deadline - time.monotonic()) > 0:
                 ended = connection.wait([process.sentinel for process in running], left)
                 running = [process for process in running if process.sentinel not in ended]
-            _kill(running)
+            end(running)
 
 
 class _Pool(ProcessPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """As Python's own, which begins a process where none is idle.
+        """`ProcessPoolExecutor.submit`, which starts a process where none is idle; if that fails, the pool is broken.
 
-        When one is killed meanwhile, Python before 3.12 closes the pipes that the new one is given, and may give it
-        another file of the same number.
+        When another is killed meanwhile, Python before 3.12 closes the pipes that the new one is given, or reuses
+        their file descriptors.
         """
         try:
             return super().submit(fn, *args, **kwargs)
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and not self._broken:
                 raise
-            raise BrokenProcessPool(f"a process could not begin: {error}") from None
+            raise BrokenProcessPool(f"a process could not start: {error}") from None
 
 
 def _processes(made: ProcessPoolExecutor) -> list[BaseProcess]:
     return list((made._processes or {}).values())  # Python 3.14 has methods to end them
 
 
-def _kill(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
+def end(processes: Iterable[BaseProcess]) -> None:
+    """Kill worker processes and wait until they are gone; they hold nothing that could be lost."""
+    workers = list(processes)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()

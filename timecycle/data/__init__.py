@@ -1,1 +1,1 @@
-"""Data in: DAVIS sequences and made videos."""
+"""Reading images, masks and videos; clips to train on; synthetic video. The readers know no torch."""

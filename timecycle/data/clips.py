@@ -1,4 +1,4 @@
-"""Clips to learn from: folders of frames, video files, made video. Opened when first read. Knows no torch."""
+"""Clips to learn from: folders of frames, video files, synthetic video. Opened when first read. Knows no torch."""
 
 import functools
 import os
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from timecycle.data.synthetic import SEQUENCES, Stage
-from timecycle.data.videos import (
+from timecycle.data.images import read_rgb
+from timecycle.data.synthetic import SEQUENCES, Scene
+from timecycle.data.video import (
     Clock,
     decoded_times,
     opened,
@@ -22,14 +23,14 @@ from timecycle.data.videos import (
     video_files,
 )
 from timecycle.errors import InputError
-from timecycle.files import fields, read_lines, read_rgb
+from timecycle.files import fields, read_lines
 
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files
 SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
 MOST_DIGITS = 9  # of a number of frames
-MADE_SIZE = (256, 320)
-MADE_BYTES = 1 << 29  # of rendered frames kept by a process
+SYNTHETIC_SIZE = (256, 320)
+SYNTHETIC_BYTES = 1 << 29  # of rendered frames kept by a process
 
 
 class Clip(ABC):
@@ -279,19 +280,19 @@ def _picture(frame: Any, ratio: float) -> np.ndarray:
     return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame)
 
 
-def made_clips(count: int, frames: int, seed: int) -> list[Clip]:
-    """Made video, rendered when read. No clip shares its objects with another, nor with `make_davis`'s sets.
+def synthetic_clips(count: int, frames: int, seed: int) -> list[Clip]:
+    """Synthetic video, rendered when read. No clip shares its objects with another, nor with `make_davis`'s sets.
 
     Raises InputError for numbers out of range.
     """
     if count < 1 or frames < 1 or seed < 0:
-        raise InputError(f"{count} made clips of {frames} frames with seed {seed}; expected 1, 1 and 0 or more")
-    cache = Cache(MADE_BYTES)
-    return [MadeClip(seed, index, frames, cache) for index in range(count)]
+        raise InputError(f"{count} synthetic clips of {frames} frames with seed {seed}; expected 1, 1 and 0 or more")
+    cache = Cache(SYNTHETIC_BYTES)
+    return [SyntheticClip(seed, index, frames, cache) for index in range(count)]
 
 
-class MadeClip(Clip):
-    """Number `index` of the made clips of a seed, with the motions of `SEQUENCES` in turn."""
+class SyntheticClip(Clip):
+    """Number `index` of the synthetic clips of a seed, with the motions of `SEQUENCES` in turn."""
 
     def __init__(self, seed: int, index: int, frames: int, cache: Cache) -> None:
         self.name = f"made-{seed}-{index:04d}"
@@ -304,11 +305,11 @@ class MadeClip(Clip):
         return self.frames
 
     @functools.cached_property
-    def _stage(self) -> Stage:
+    def _scene(self) -> Scene:
         objects, motion = list(SEQUENCES.values())[self.index % len(SEQUENCES)]
         # A hash, because the sets that are scored use small seeds.
         seed = np.random.SeedSequence([self.seed, self.index]).generate_state(1, np.uint64) >> np.uint64(1)
-        return Stage(int(seed[0]), self.frames, *MADE_SIZE, objects, motion)
+        return Scene(int(seed[0]), self.frames, *SYNTHETIC_SIZE, objects, motion)
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         return np.stack([self._frame(index) for index in indices])
@@ -316,7 +317,7 @@ class MadeClip(Clip):
     def _frame(self, index: int) -> np.ndarray:
         key = (self.name, index)
         if key not in self._cache.held:
-            picture = self._stage.frame(index)[0]
+            picture = self._scene.frame(index)[0]
             self._cache.offer(key, picture)
             return picture
         return self._cache.held[key]

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from timecycle.data.videos import Clock, opened, pixel_ratio, square_size, upright
+from timecycle.data.video import Clock, opened, pixel_ratio, square_size, upright
 from timecycle.errors import InputError
 from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
 

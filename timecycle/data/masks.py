@@ -10,21 +10,22 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from timecycle.data.images import decode, open_image
 from timecycle.errors import InputError, listing
-from timecycle.files import decode, open_image, write_bytes
+from timecycle.files import write_bytes
 
 VOID = 255
 LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least
 MOST_THIN = 100  # objects
 SOFT_VALUES = 3  # of edges alone, from which on they are no objects
-LEAST_GREY = 50  # of an id that may be a grey value
+LEAST_GRAY = 50  # of an id that may be a gray value
 _WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # of red, green and blue in one number
 _WEB_PALETTE = np.array(Image.new("RGB", (1, 1)).convert("P").getpalette()).reshape(-1, 3)
 """That of Image.convert("P")."""
 
 
 def _davis_palette() -> np.ndarray:
-    """The DAVIS palette, uint8 [256, 3]: bit b of the id's 3-bit groups sets colour channel b, high bits first."""
+    """The DAVIS palette, uint8 [256, 3]: bit b of the id's 3-bit groups sets color channel b, high bits first."""
     palette = np.zeros((256, 3), np.uint8)
     ids = np.arange(256)
     for group in range(8):
@@ -41,7 +42,7 @@ class MaskReading:
     """How a mask's file becomes ids where it does not store them. `mask_reading` makes one of options."""
 
     threshold: int | None = None
-    """Grey values of at least this are object 1, and all others background."""
+    """Gray values of at least this are object 1, and all others background."""
     remap: tuple[tuple[int, int], ...] = ()
     """Stored values and the ids they become, all at once."""
     compact: bool = False
@@ -96,7 +97,7 @@ def mask_reading(
             raise InputError(f"--remap {word[:50]} is no pair; expected VALUE=ID, such as 3=1, or compact")
         pairs[int(value)] = int(id_)
     if threshold is not None and not (isinstance(threshold, int) and 1 <= threshold <= VOID):
-        raise InputError(f"--threshold is {threshold!r}; expected a grey value from 1 to {VOID}")
+        raise InputError(f"--threshold is {threshold!r}; expected a gray value from 1 to {VOID}")
     if threshold is not None and (pairs or "compact" in words):
         raise InputError("--threshold and --remap are both given; expected one of them")
     return MaskReading(threshold, tuple(sorted(pairs.items())), "compact" in words)
@@ -108,7 +109,7 @@ def add_mask_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--threshold",
         type=int,
-        metavar="GREY",
+        metavar="GRAY",
         help="read masks with soft edges: what is at least this light is object 1",
     )
     parser.add_argument(
@@ -142,7 +143,7 @@ def mask_png(mask: np.ndarray) -> bytes:
 def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
     """Read a mask: uint8 [H, W] of object ids (0 background, 255 void), turned as its EXIF orientation says.
 
-    Ids are a palette PNG's indices, an 8- or 16-bit grey PNG's values, black and white as 0 and 1, or, in RGB, RGBA and
+    Ids are a palette PNG's indices, an 8- or 16-bit gray PNG's values, black and white as 0 and 1, or, in RGB, RGBA and
     palette images whose palette is in another order, the DAVIS palette's colors.
     Raises InputError if the file is missing, damaged, or holds anything else.
     """
@@ -161,14 +162,14 @@ def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.nd
     """Read a sequence's first annotation, as `read_mask`, and say what its user should know of its ids.
 
     Raises InputError, naming the file and an option, for a picture that is no mask of ids: black and white, soft edges,
-    grey values that nobody takes for ids.
+    gray values that nobody takes for ids.
     """
     mask, values = _read(path, reading)
     if values is not None and reading.threshold is None:
         refuse_soft_edges(values, str(path), "--threshold 128 makes one object of all that is lighter")
     refuse_black_and_white(mask, str(path), "--remap-255 reads 255 as object 1")
     if values is not None and not reading.named:
-        refuse_grey_values(mask, str(path), "--threshold 128, or --remap 128=1 200=2")
+        refuse_gray_values(mask, str(path), "--threshold 128, or --remap 128=1 200=2")
     return mask, _notes(mask, path)
 
 
@@ -196,7 +197,7 @@ def ids_of(array: np.ndarray) -> np.ndarray:
     mask = array.astype(np.uint8)
     refuse_soft_edges(mask, "mask", "mask > 127 is one object")
     refuse_black_and_white(mask, "mask", "mask == 255 is one object")
-    refuse_grey_values(mask, "mask", "mask > 0 is one object")
+    refuse_gray_values(mask, "mask", "mask > 0 is one object")
     return mask
 
 
@@ -209,7 +210,7 @@ def refuse_black_and_white(mask: np.ndarray, name: str, remedy: str) -> None:
 
 
 def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for grey values, uint8 [H, W], as smooth resizing leaves them along edges.
+    """Raise InputError for gray values, uint8 [H, W], as smooth resizing leaves them along edges.
 
     Such a value has no 3x3 pixels of its own anywhere, and most of its pixels lie between a darker and a lighter one.
     Values that are all of 1, 2, ... to some number of objects are ids, however thin.
@@ -229,12 +230,12 @@ def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
         )
 
 
-def refuse_grey_values(mask: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for ids that are far apart and large, such as 128 or 100 and 200: grey values, not ids."""
+def refuse_gray_values(mask: np.ndarray, name: str, remedy: str) -> None:
+    """Raise InputError for ids that are far apart and large, such as 128 or 100 and 200: gray values, not ids."""
     ids = object_ids(mask)
-    if ids and ids[-1] >= LEAST_GREY and ids[-1] > 4 * len(ids) and not _palette_in_grey(ids):
+    if ids and ids[-1] >= LEAST_GRAY and ids[-1] > 4 * len(ids) and not _palette_in_gray(ids):
         raise InputError(
-            f"{name} holds the grey {'value' if len(ids) == 1 else 'values'} {listing(ids)}; expected object ids 1, 2, "
+            f"{name} holds the gray {'value' if len(ids) == 1 else 'values'} {listing(ids)}; expected object ids 1, 2, "
             f"... ({remedy})"
         )
 
@@ -249,27 +250,27 @@ def _notes(mask: np.ndarray, path: Path) -> list[str]:
     ids = object_ids(mask)
     if not ids or ids[-1] == len(ids):
         return []
-    grey = ", the DAVIS palette's colors turned grey," if _palette_in_grey(ids) else ""
+    gray = ", the DAVIS palette's colors turned gray," if _palette_in_gray(ids) else ""
     return [
-        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {listing(ids)}{grey} of 1 to {ids[-1]}; the others, "
+        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {listing(ids)}{gray} of 1 to {ids[-1]}; the others, "
         "which nobody has, count for nothing, where the official code counts each as an object found perfectly "
         "(--remap compact makes them 1, 2, ...)"
     ]
 
 
-def _palette_in_grey(ids: list[int]) -> bool:
-    """Whether these are the first colors of the DAVIS palette as Pillow turns them grey."""
-    greys = np.array(Image.fromarray(PALETTE[None, 1 : len(ids) + 1]).convert("L"))[0]
-    return ids == sorted(greys.tolist())
+def _palette_in_gray(ids: list[int]) -> bool:
+    """Whether these are the first colors of the DAVIS palette as Pillow turns them gray."""
+    grays = np.array(Image.fromarray(PALETTE[None, 1 : len(ids) + 1]).convert("L"))[0]
+    return ids == sorted(grays.tolist())
 
 
 def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids, and the grey values, uint8, that they were read from, if they were."""
+    """Ids, and the gray values, uint8, that they were read from, if they were."""
     with open_image(path) as image:
         if reading.threshold is not None:
-            grey = _narrow(decode(image, path), path) if image.mode.startswith("I") else decode(image, path, "L")
-            return (grey >= reading.threshold).astype(np.uint8), grey
-        stored, grey_scale = _stored(image, path, reading.named)
+            gray = _narrow(decode(image, path), path) if image.mode.startswith("I") else decode(image, path, "L")
+            return (gray >= reading.threshold).astype(np.uint8), gray
+        stored, gray_scale = _stored(image, path, reading.named)
     ids = stored.copy() if reading.remap else stored
     for value, id_ in reading.remap:
         ids[stored == value] = id_
@@ -277,11 +278,11 @@ def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | No
         raise InputError(f"{path} holds the value {ids.max()}; expected object ids from 0 to {VOID} (--remap VALUE=ID)")
     if reading.single:
         ids = ids > 0
-    return ids.astype(np.uint8), np.minimum(stored, VOID).astype(np.uint8) if grey_scale else None
+    return ids.astype(np.uint8), np.minimum(stored, VOID).astype(np.uint8) if gray_scale else None
 
 
 def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bool]:
-    """What an opened picture stores, int [H, W], and whether that are grey values."""
+    """What an opened picture stores, int [H, W], and whether that are gray values."""
     mode = image.mode
     if mode == "P":
         indices = decode(image, path)  # which says it if the file is damaged
@@ -300,7 +301,7 @@ def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bo
         if (colors[..., :1] == colors).all():
             return colors[..., 0], True
         return _by_color(colors, str(path)), False
-    raise InputError(f"{path} is a picture of mode {mode}; expected object ids in a palette or 8-bit grey PNG")
+    raise InputError(f"{path} is a picture of mode {mode}; expected object ids in a palette or 8-bit gray PNG")
 
 
 def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: bool) -> tuple[np.ndarray, bool]:
@@ -309,7 +310,7 @@ def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: boo
     if len(palette) <= used[-1]:
         return indices, True
     colors = palette[used]
-    if (colors == used[:, None]).all():  # grey, index by index
+    if (colors == used[:, None]).all():  # gray, index by index
         return indices, True
     if named or (colors == PALETTE[used]).all():
         return indices, False
@@ -342,13 +343,13 @@ def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
         colors = np.unique(unknown, axis=0)
         raise InputError(
             f"{name} is a picture of mode RGB with {len(colors)} colors that the DAVIS palette does not have, such as "
-            f"{tuple(colors[0].tolist())}; expected object ids in a palette or 8-bit grey PNG"
+            f"{tuple(colors[0].tolist())}; expected object ids in a palette or 8-bit gray PNG"
         )
     return order[place].astype(np.uint8)
 
 
 def _narrow(values: np.ndarray, path: Path) -> np.ndarray:
-    """Grey of 16 bits as uint8; values that are all below 256 are taken for 8 bits."""
+    """Gray of 16 bits as uint8; values that are all below 256 are taken for 8 bits."""
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
     return (values // (257 if values.max() > VOID else 1)).astype(np.uint8)

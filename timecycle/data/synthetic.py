@@ -1,7 +1,7 @@
-"""Made videos: textured shapes that move, turn, deform and hide each other over a moving background. Knows no torch.
+"""Synthetic videos: textured shapes that move, turn, deform and hide each other over a moving background.
 
-They need no download and their masks are exact, so they serve a first run, tests and training. They are synthetic:
-a score on them says nothing about the score on DAVIS or on any other real video.
+They need no download and their masks are exact, so they serve a first run, tests and training. A score on them says
+nothing about the score on DAVIS or on any other real video. Knows no torch.
 """
 
 import functools
@@ -33,8 +33,8 @@ class Motion:
     """What happens in a video. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
 
     area: float = 0.045  # of one object, as a fraction of the picture
-    speed: float = 0.006  # of the centres at their fastest, per frame
-    gap: float = 0.06  # between neighbours in frame 0
+    speed: float = 0.006  # of the centers at their fastest, per frame
+    gap: float = 0.06  # between neighbors in frame 0
     crossing: float = 0.5  # 1: objects change places in pairs, 0: each goes its own way
     spin: float = 0.012  # radians per frame
     swell: float = 0.10  # of the scale, as a logarithm
@@ -43,11 +43,11 @@ class Motion:
     pan: float = 0.003  # of the background, per frame
     sway: float = 0.03  # of the background's rotation (radians) and zoom (logarithm)
     light: float = 0.05  # drift of the brightness, relative
-    noise: float = 2.5  # standard deviation of the sensor noise, grey levels of 255
+    noise: float = 2.5  # standard deviation of the sensor noise, gray levels of 255
 
 
 @dataclass(frozen=True)
-class Clip:
+class RenderedVideo:
     """A rendered video: `images` RGB uint8 [F, H, W, 3], `masks` ids uint8 [F, H, W] with 0 for the background."""
 
     images: np.ndarray
@@ -55,14 +55,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Body:
-    """One object: its pose, contour and texture. Points are complex, x + iy in pixels, whole at pixel centres.
+class MovingObject:
+    """One object: its pose, contour and texture. Points are complex, x + iy in pixels, whole at pixel centers.
 
     The contour in the direction theta of the object's own axes is `radius` * (1 + Re sum_k a_k e^(ik theta)) over
     k = 2..5, divided by the root of 1 + sum_k |a_k|^2 / 2, which keeps the area at pi * radius^2 while it deforms.
     """
 
-    centre: np.ndarray  # complex128 [F]
+    center: np.ndarray  # complex128 [F]
     angle: np.ndarray  # float64 [F], radians
     scale: np.ndarray  # float64 [F], 1 in frame 0
     bumps: np.ndarray  # complex128 [F, 4], the a_k
@@ -80,18 +80,18 @@ def _field(rng: np.random.Generator, size: int, wavelength: float, decay: float)
     return (noise / noise.std()).astype(np.float32)
 
 
-def _colours(rng: np.random.Generator, count: int, vivid: float) -> np.ndarray:
-    """Colours as Lab, float64 [count, 3], whose chroma is at most `vivid`."""
+def _colors(rng: np.random.Generator, count: int, vivid: float) -> np.ndarray:
+    """Colors as Lab, float64 [count, 3], whose chroma is at most `vivid`."""
     chroma, hue = rng.uniform(0.1, 1, count) * vivid, rng.uniform(0, 2 * np.pi, count)
     return np.stack([rng.uniform(25, 80, count), chroma * np.cos(hue), chroma * np.sin(hue)], 1)
 
 
 def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np.ndarray) -> np.ndarray:
-    """Patches and stripes of the palette's Lab colours that tile, as RGB of 255: float32 [size, size, 3]."""
+    """Patches and stripes of the palette's Lab colors that tile, as RGB of 255: float32 [size, size, 3]."""
     lab = np.empty((size, size, 3), np.float32)
     lab[:] = palette[0]
     ramp = np.arange(size) * (2 * np.pi / size)
-    for index, colour in enumerate(palette[1:]):
+    for index, color in enumerate(palette[1:]):
         layer = _field(rng, size, wavelength, 2.6)
         if index == 1:
             # Whole numbers of stripes along both sides, or the texture would not tile.
@@ -99,32 +99,32 @@ def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np
             phase = round(rate * math.cos(lean)) * ramp[None] + round(rate * math.sin(lean)) * ramp[:, None]
             layer = (1.3 * np.sin(phase + layer) - 0.3).astype(np.float32)
         share = 1 / (1 + np.exp(-rng.uniform(3, 9) * (layer - rng.uniform(-0.1, 0.5))))
-        lab += share[..., None] * (colour.astype(np.float32) - lab)
+        lab += share[..., None] * (color.astype(np.float32) - lab)
     lab += _field(rng, size, wavelength / 3, 1.5)[..., None] * np.array([6.0, 1.5, 1.5], np.float32)
     lab[..., 0] = np.clip(lab[..., 0], 4, 96)
     return np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1) * np.float32(255)
 
 
 def _starts(rng: np.random.Generator, radii: np.ndarray, height: int, width: int, gap: float) -> np.ndarray:
-    """Centres in frame 0, complex128 [N]: in the picture, each about `gap` pixels clear of its nearest neighbour."""
-    centres = np.empty(len(radii), np.complex128)
+    """Centers in frame 0, complex128 [N]: in the picture, each about `gap` pixels clear of its nearest neighbor."""
+    centers = np.empty(len(radii), np.complex128)
     for index, radius in enumerate(radii):
         inset = 1.15 * radius
         spread = rng.uniform(size=(400, 2)) * [width - 2 * inset, height - 2 * inset] + inset
         candidates = spread[:, 0] + 1j * spread[:, 1]
-        # The clearance of the first object, which has no neighbours, is how near it lies to the middle.
+        # The clearance of the first object, which has no neighbors, is how near it lies to the middle.
         clearance = np.abs(candidates - (width + 1j * height) / 2)
         if index:
-            clearance = np.abs(candidates[:, None] - centres[:index]) - radii[:index] - radius
+            clearance = np.abs(candidates[:, None] - centers[:index]) - radii[:index] - radius
         nearest = clearance.reshape(400, -1).min(1)
-        centres[index] = candidates[np.abs(nearest - gap).argmin()]
-    return centres
+        centers[index] = candidates[np.abs(nearest - gap).argmin()]
+    return centers
 
 
 def _paths(
     rng: np.random.Generator, starts: np.ndarray, frames: int, height: int, width: int, motion: Motion
 ) -> np.ndarray:
-    """Centres over time, complex128 [N, F]: ellipses between the start and a far end, passed back and forth."""
+    """Centers over time, complex128 [N, F]: ellipses between the start and a far end, passed back and forth."""
     count, unit = len(starts), math.sqrt(height * width)
     wander = 0.2 + 0.6 * rng.uniform(size=(count, 2))
     goals = wander[:, 0] * width + 1j * wander[:, 1] * height
@@ -139,14 +139,14 @@ def _paths(
     return middle[:, None] + half[:, None] * np.cos(phase) + bow[:, None] * np.sin(phase)
 
 
-def stage_bodies(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion) -> list[Body]:
+def scene_objects(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion) -> list[MovingObject]:
     """The objects of a clip in the order of their ids 1..n; a later one hides an earlier one."""
     rng = np.random.default_rng([seed, 0])
     unit, time = math.sqrt(height * width), np.arange(frames)
     areas = min(motion.area, 0.16 / objects) * rng.uniform(0.9, 1.25, objects)
     radii = unit * np.sqrt(areas / np.pi)
     paths = _paths(rng, _starts(rng, radii, height, width, motion.gap * unit), frames, height, width, motion)
-    backdrop = _colours(np.random.default_rng([seed, 1]), 4, 22)
+    backdrop = _colors(np.random.default_rng([seed, 1]), 4, 22)
     bodies = []
     for path, radius in zip(paths, radii.tolist(), strict=True):
         turn, wobble, pulse = rng.choice([-1, 1]) * rng.uniform(0.7, 1.3), *rng.uniform(0, 2 * np.pi, 2)
@@ -154,13 +154,13 @@ def stage_bodies(seed: int, frames: int, height: int, width: int, objects: int, 
         shape = rng.standard_normal((2, 4, 2)) @ [1, 1j] / HARMONICS
         shape /= np.abs(shape).sum(1, keepdims=True)
         beat = np.sin(time[:, None] * rng.uniform(0.08, 0.22, 4) + rng.uniform(0, 2 * np.pi, 4))
-        # Every object has colours of the backdrop, or one flat colour would tell them apart.
+        # Every object has colors of the backdrop, or one flat color would tell them apart.
         shared = backdrop[rng.permutation(4)[:2]] + rng.normal(0, 4, (2, 3))
-        palette = np.concatenate([_colours(rng, 2, 32), shared])[[0, 2, 1, 3]]
+        palette = np.concatenate([_colors(rng, 2, 32), shared])[[0, 2, 1, 3]]
         size = 1 << math.ceil(math.log2(max(2.2 * radius, 8)))
         bodies.append(
-            Body(
-                centre=path,
+            MovingObject(
+                center=path,
                 angle=wobble + motion.spin * turn * time,
                 scale=np.exp(motion.swell * swing),
                 bumps=motion.bumps * shape[0] + motion.deform * beat * shape[1],
@@ -171,7 +171,7 @@ def stage_bodies(seed: int, frames: int, height: int, width: int, objects: int, 
     return bodies
 
 
-class Stage:
+class Scene:
     """A clip ready to be rendered, frame by frame in any order and from any thread."""
 
     def __init__(self, seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None):
@@ -188,9 +188,9 @@ class Stage:
         self.motion = motion or Motion()
         if self.motion.bumps + self.motion.deform > 0.8:
             raise InputError("bumps and deform add up to more than 0.8; expected less, or the contour runs into itself")
-        self.bodies = stage_bodies(seed, frames, height, width, objects, self.motion)
+        self.bodies = scene_objects(seed, frames, height, width, objects, self.motion)
         rng = np.random.default_rng([seed, 1])
-        palette, unit = _colours(rng, 4, 22), math.sqrt(height * width)
+        palette, unit = _colors(rng, 4, 22), math.sqrt(height * width)
         self.backdrop = _texture(rng, 1 << math.ceil(math.log2(1.5 * unit)), 0.11 * unit, palette)
         self.heading = rng.uniform(0, 2 * np.pi)
         self.light = np.exp(1j * rng.uniform(0, 2 * np.pi))
@@ -222,16 +222,16 @@ class Stage:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(self.backdrop, matrix, (self.width, self.height), None, flags, cv2.BORDER_WRAP)
 
-    def _draw(self, image: np.ndarray, mask: np.ndarray, body: Body, number: int, time: int) -> None:
+    def _draw(self, image: np.ndarray, mask: np.ndarray, body: MovingObject, number: int, time: int) -> None:
         """Paint one object over `image` (float32 [H, W, 3]) and enter its id into `mask` (uint8 [H, W])."""
-        centre, scale, bumps = body.centre[time], body.scale[time], body.bumps[time]
+        center, scale, bumps = body.center[time], body.scale[time], body.bumps[time]
         level = body.radius / math.sqrt(1 + (np.abs(bumps) ** 2).sum() / 2)
         reach = scale * level * (1 + np.abs(bumps).sum()) + 2
-        left, right = (int(np.clip(centre.real + side * reach, 0, self.width)) for side in (-1, 1))
-        top, bottom = (int(np.clip(centre.imag + side * reach, 0, self.height)) for side in (-1, 1))
+        left, right = (int(np.clip(center.real + side * reach, 0, self.width)) for side in (-1, 1))
+        top, bottom = (int(np.clip(center.imag + side * reach, 0, self.height)) for side in (-1, 1))
         if left >= right or top >= bottom:
             return
-        points = np.arange(left, right) + 1j * np.arange(top, bottom)[:, None] - centre
+        points = np.arange(left, right) + 1j * np.arange(top, bottom)[:, None] - center
         distance = np.maximum(np.abs(points), 1e-9) / scale
         away = points / (distance * scale)
         axes = away * np.exp(-1j * body.angle[time])
@@ -248,26 +248,28 @@ class Stage:
         part = np.minimum(distance / contour, 1)
         place = axes * distance * (1 + part * (body.radius / contour - 1)) + (1 + 1j) * len(body.texture) / 2
         x, y = place.real.astype(np.float32), place.imag.astype(np.float32)
-        colour = cv2.remap(body.texture, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
+        color = cv2.remap(body.texture, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
         # Lit from one side and darker at the rim, as round things are.
         shade = 1 + 0.15 * (away * np.conj(self.light)).real * part - 0.2 * part**4
         region = image[top:bottom, left:right]
-        region += cover[..., None].astype(np.float32) * (colour * shade[..., None].astype(np.float32) - region)
+        region += cover[..., None].astype(np.float32) * (color * shade[..., None].astype(np.float32) - region)
         mask[top:bottom, left:right][inside > 0] = number
 
 
-def render_clip(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None) -> Clip:
+def render_clip(
+    seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None
+) -> RenderedVideo:
     """Render a synthetic clip in memory; scores on it say nothing about DAVIS. The same arguments give the same clip.
 
     `objects` is the number of ids (1..8); all of them are in frame 0. `motion` is what happens, by default moderate.
     Raises InputError for sizes out of range.
     """
-    stage = Stage(seed, frames, height, width, objects, motion)
+    scene = Scene(seed, frames, height, width, objects, motion)
     images = np.empty((frames, height, width, 3), np.uint8)
     masks = np.empty((frames, height, width), np.uint8)
     for time in range(frames):
-        images[time], masks[time] = stage.frame(time)
-    return Clip(images, masks)
+        images[time], masks[time] = scene.frame(time)
+    return RenderedVideo(images, masks)
 
 
 SEQUENCES: dict[str, tuple[int, Motion]] = {
@@ -284,17 +286,19 @@ def _holds(root: Path, wanted: dict[str, object]) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        held = read_json(root / MARKER, "made videos")
+        held = read_json(root / MARKER, "synthetic videos")
     except InputError:
-        raise InputError(f"{root} holds something else; expected a new or empty folder for the made videos") from None
+        raise InputError(f"{root} holds something else; expected a new or empty folder for synthetic videos") from None
     if held != wanted:
-        raise InputError(f"{root} holds made videos of other settings ({held}); expected {wanted}, or a new folder")
+        raise InputError(
+            f"{root} holds synthetic videos of other settings ({held}); expected {wanted}, or a new folder"
+        )
     return True
 
 
-def _write_frame(folder: Path, name: str, stage: Stage, time: int) -> None:
+def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
     """Render one frame and write its picture and its mask where DAVIS has them."""
-    image, mask = stage.frame(time)
+    image, mask = scene.frame(time)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=2)
     write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", buffer.getvalue())
@@ -324,12 +328,12 @@ def make_davis(
         # Threads are enough: NumPy, OpenCV and Pillow release the interpreter while they compute.
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-            tqdm(total=sequences * frames, desc="making videos", unit="frame", disable=None) as bar,
+            tqdm(total=sequences * frames, desc="rendering videos", unit="frame", disable=None) as bar,
         ):
             for index, name in enumerate(names):
                 objects, motion = SEQUENCES[name]
-                stage = Stage(seed + index, frames, height, width, objects, motion)
-                for _ in pool.map(functools.partial(_write_frame, folder, name, stage), range(frames)):
+                scene = Scene(seed + index, frames, height, width, objects, motion)
+                for _ in pool.map(functools.partial(_write_frame, folder, name, scene), range(frames)):
                     bar.update()
         write_bytes(folder / "ImageSets" / "2017" / "val.txt", "".join(f"{name}\n" for name in names).encode())
         write_json(folder / MARKER, marker)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from timecycle.data.images import decode, open_image
 from timecycle.errors import InputError, said
 from timecycle.evaluation.davis.sequences import files_in
 from timecycle.evaluation.maps import bilinear_maps, strongest_places
 from timecycle.evaluation.metrics import area_pck, mean
 from timecycle.features.named import Extractor, GivenFeatures, evaluating
-from timecycle.files import component, decode, open_image, read_json
+from timecycle.files import component, read_json
 from timecycle.propagation.labels import Size, nearest
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol

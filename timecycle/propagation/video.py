@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timecycle.data.images import read_rgb
 from timecycle.errors import InputError
 from timecycle.features.extractors import GivenFeatures
-from timecycle.files import read_rgb
 from timecycle.propagation.images import prepared
 from timecycle.propagation.labels import Size
 from timecycle.propagation.propagator import LabelPropagator

@@ -3,7 +3,6 @@
 What lies where in a run's folder, and which of it is removed: `timecycle.training.run_files`.
 """
 
-import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from timecycle.checkpoints import torch_files
 from timecycle.errors import InputError
+from timecycle.files import check_is_file
 from timecycle.training import contents
 from timecycle.training.distributed import World
 from timecycle.training.run_files import RunFiles
@@ -180,8 +180,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def existing(path: Path) -> Path:
     """The path of a checkpoint. Raises InputError if there is no file."""
-    if not os.path.isfile(path):
-        raise InputError(f"--resume {path} does not exist; expected a checkpoint of this program, or auto")
+    check_is_file(path, "a checkpoint of this program for --resume, or auto")
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from timecycle.data.clips import Clip, listed_clips, made_clips, video_clips
+from timecycle.data.clips import Clip, listed_clips, synthetic_clips, video_clips
 from timecycle.data.crops import CropSamples, GridSamples
 from timecycle.data.samples import CycleSamples, Samples
 from timecycle.models.encoder import Encoder, Trunk
@@ -80,7 +80,7 @@ def choose_clips(settings: Settings) -> list[Clip]:
         return listed_clips(settings.filelist)
     if settings.videos:
         return video_clips(settings.videos, settings.cache_mb * 1_000_000)
-    return made_clips(settings.made_clips, MADE_FRAMES, settings.seed)
+    return synthetic_clips(settings.made_clips, MADE_FRAMES, settings.seed)
 
 
 def fingerprint(clips: list[Clip]) -> str:

@@ -27,16 +27,16 @@ def drawn(rng: random.Random) -> np.ndarray:
 
 def stored(rng: random.Random, mask: np.ndarray) -> bytes:
     """A picture of a mask, in some mode and format."""
-    grey = Image.fromarray(mask)
+    gray = Image.fromarray(mask)
     way = rng.randrange(10)
     image = {
-        0: lambda: grey,
-        1: lambda: grey.convert("RGB"),
-        2: lambda: grey.convert("1"),
+        0: lambda: gray,
+        1: lambda: gray.convert("RGB"),
+        2: lambda: gray.convert("1"),
         3: lambda: Image.fromarray(mask.astype(np.uint16) * rng.choice([1, 257])),
-        4: lambda: grey.convert("LA"),
-        5: lambda: grey.convert("P"),
-        6: lambda: grey.convert("RGB").quantize(rng.randrange(2, 20)),
+        4: lambda: gray.convert("LA"),
+        5: lambda: gray.convert("P"),
+        6: lambda: gray.convert("RGB").quantize(rng.randrange(2, 20)),
         7: lambda: Image.fromarray(mask.astype(np.int32) * rng.choice([1, 300, -1])),
         8: lambda: Image.fromarray(mask.astype(np.float32)),
         9: lambda: Image.fromarray(np.random.default_rng(0).integers(0, 256, (*mask.shape, 4), np.uint8)),

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from tests.fuzz.damage import damaged
-from timecycle.files import open_image, read_rgb, shown_size
+from timecycle.data.images import open_image, read_rgb, shown_size
 
 
 @functools.cache
 def pictures() -> list[tuple[str, bytes]]:
     """Small pictures of every format and mode that is read, whole: suffixes and contents."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8)
-    rgb, grey = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 0])
+    rgb, gray = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 0])
     wide = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -26,13 +26,13 @@ def pictures() -> list[tuple[str, bytes]]:
     text.add_text("Title", "a" * 500, zip=True)
     forms = [
         ("jpg", rgb, {}),
-        ("jpg", grey, {}),
+        ("jpg", gray, {}),
         ("jpg", rgb, {"progressive": True, "exif": turned}),
         ("jpg", rgb.convert("CMYK"), {}),
         ("png", rgb, {"exif": turned}),
         ("png", Image.fromarray(noise), {"pnginfo": text}),
         ("png", rgb.quantize(9), {}),
-        ("png", grey.convert("1"), {}),
+        ("png", gray.convert("1"), {}),
         ("png", wide, {}),
         ("webp", rgb, {"lossless": True, "exif": turned}),
         ("webp", Image.fromarray(noise), {}),
@@ -40,7 +40,7 @@ def pictures() -> list[tuple[str, bytes]]:
         ("bmp", rgb.quantize(9), {}),
         ("tiff", rgb, {"exif": turned}),
         ("tiff", wide, {"compression": "tiff_lzw"}),
-        ("tiff", grey, {"compression": "tiff_deflate"}),
+        ("tiff", gray, {"compression": "tiff_deflate"}),
         ("tiff", rgb, {"compression": "packbits"}),
         ("tiff", Image.fromarray(noise[..., 0].astype(np.float32) / 255), {}),
     ]

@@ -11,7 +11,7 @@ from tests.fuzz.damage import damaged
 from tests.video_cases import write_video
 from timecycle.data.clips import Cache, VideoClip
 from timecycle.data.extract import read_frames
-from timecycle.data.videos import video_files
+from timecycle.data.video import video_files
 from timecycle.errors import InputError
 
 FORMS = [
@@ -95,11 +95,9 @@ def case_boxes(rng: random.Random, folder: Path) -> None:
 def case_lists_of_files(rng: random.Random, folder: Path) -> None:
     """What names a video beside it is refused, whatever it is called."""
     suffix, data = rng.choice(videos())
-    neighbour = folder / f"neighbour.{suffix}"
-    neighbour.write_bytes(data)
-    name = rng.choice(
-        [neighbour.name, str(neighbour), f"file:{neighbour}", f"concat:{neighbour}", f"subfile,,:{neighbour}"]
-    )
+    neighbor = folder / f"neighbor.{suffix}"
+    neighbor.write_bytes(data)
+    name = rng.choice([neighbor.name, str(neighbor), f"file:{neighbor}", f"concat:{neighbor}", f"subfile,,:{neighbor}"])
     text = rng.choice([
         f"ffconcat version 1.0\nfile '{name}'\n",
         f"file '{name}'\n",
@@ -120,7 +118,7 @@ def case_lists_of_files(rng: random.Random, folder: Path) -> None:
     path = folder / f"a.{rng.choice(['mp4', 'mkv', 'webm', 'avi', 'mov', 'ts', 'm3u8', 'txt', 'mpd', 'sdp', 'idx'])}"
     path.write_text(text)
     check_read(path)
-    raise AssertionError("read by way of its neighbour")
+    raise AssertionError("read by way of its neighbor")
 
 
 def case_folders(rng: random.Random, folder: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from timecycle.data.images import read_rgb
 from timecycle.data.masks import mask_reading, object_ids, read_mask
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, SequenceWriter
@@ -25,7 +26,7 @@ from timecycle.evaluation.davis.scores import Scores, SequenceMasks, not_in_the_
 from timecycle.evaluation.davis.sequences import Sequence, of_year, read_davis
 from timecycle.features.identity import identity
 from timecycle.features.named import Extractor, Features, GivenFeatures, evaluating
-from timecycle.files import hash_of, read_rgb
+from timecycle.files import hash_of
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
 from timecycle.propagation.images import prepared

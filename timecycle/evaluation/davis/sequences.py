@@ -8,20 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from timecycle.data.images import decode, open_image, shown_size
 from timecycle.data.masks import AS_STORED, MaskReading, check_annotation, read_mask
 from timecycle.errors import InputError, said
-from timecycle.files import (
-    PREPARED,
-    component,
-    decode,
-    fields,
-    natural_key,
-    open_image,
-    read_json,
-    read_lines,
-    shown_size,
-    unquoted,
-)
+from timecycle.files import PREPARED, component, fields, natural_key, read_json, read_lines, unquoted
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FASTEST = 1000.0  # frames a second that a folder may say its frames have

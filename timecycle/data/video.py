@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from timecycle.data.images import check_pixels, most_pixels
 from timecycle.errors import InputError
-from timecycle.files import check_pixels, most_pixels
 
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv",
