@@ -19,10 +19,10 @@ pytestmark = pytest.mark.nightly
 
 
 def test_eight_samples_of_made_video_are_learned_by_heart(tiny, monkeypatch):
-    """TimeCycle's cycle error falls by ten and more, from where an untrained localiser points."""
+    """TimeCycle's cycle error falls by ten and more, from where an untrained localizer points."""
 
     class Same(torch.utils.data.Dataset[dict[str, Any]]):
-        """Samples of which each clip has one."""
+        """ClipDataset of which each clip has one."""
 
         def __init__(self, samples: Any) -> None:
             self.samples = samples

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from timecycle import evaluate_davis, load_features
-from timecycle.data.crops import Window
 from timecycle.data.synthetic import make_davis
+from timecycle.data.walk_datasets import Window
 from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.features.named import SHIPPED, Extractor
 from timecycle.files import read_rgb
