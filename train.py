@@ -1,9 +1,9 @@
 """Learn correspondence from unlabelled video.
 
-    python train.py                                            # made video, a minute of CPU, no download
+    python train.py                                            # synthetic video, a minute of CPU, no download
     python train.py --videos FOLDER                            # video files as they are
-    python train.py --filelist LIST -c out/run --resume auto   # frames, 'folder number-of-frames' a line; goes on
-    torchrun --nproc-per-node 4 train.py --filelist LIST       # the same batch, shared out
+    python train.py --filelist LIST -c out/run --resume auto   # frames, 'folder number-of-frames' a line; resumes
+    torchrun --nproc-per-node 4 train.py --filelist LIST       # the same batch, divided among processes
 
 Method: TimeCycle (Wang, Jabri, Efros, CVPR 2019) with the numbers of its release, unless told otherwise.
 """
@@ -23,20 +23,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
-from timecycle.training.checkpointer import Keeper, Undo, seed_everything
-from timecycle.training.distributed import World, joined
-from timecycle.training.evaluating import evaluate, held_out
-from timecycle.training.failures import in_sentences
-from timecycle.training.folder import Run, begin, find_run, own_folder
-from timecycle.training.objectives import OBJECTIVES, choose_clips, fingerprint
-from timecycle.training.optimisers import make_optimiser, make_schedule
-from timecycle.training.order import loaded, order
-from timecycle.training.report import Report
-from timecycle.training.run_files import ENCODER, RunFiles
+from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
+from timecycle.training.distributed import Distributed, init_distributed
+from timecycle.training.loader import data_loader, make_sampler
+from timecycle.training.logger import RunLogger
+from timecycle.training.objectives import (
+    OBJECTIVES,
+    choose_clips,
+    clips_digest,
+    encoder_safetensors,
+    export_encoder,
+    load_pretrained,
+    make_optimizer,
+    make_schedule,
+    validate,
+    validation_set,
+)
+from timecycle.training.precision import prepare_model
+from timecycle.training.run_folder import ENCODER, Run, RunFiles, find_run, locked_run_folder, start_run
 from timecycle.training.settings import read_command_line, resolved
-from timecycle.training.speed import prepare
-from timecycle.training.stopping import StopRequest
-from timecycle.training.weights import encoder_file, load_pretrained, plain_encoder
+from timecycle.training.signals import StopRequest, failures_as_input_errors
 
 Batch = dict[str, Any]
 
@@ -46,185 +52,194 @@ def main() -> None:
     given, unused = read_command_line(sys.argv[1:])
     if "gpu_id" in given:
         os.environ["CUDA_VISIBLE_DEVICES"] = given["gpu_id"]
-    with joined(given.get("device", "auto")) as world, in_sentences(), own_folder(given, world) as folder:
-        training = find_run(given | {"checkpoint": folder}, lambda run: set_up(given, run, world))
-        if unused and world.first:
+    with (
+        init_distributed(given.get("device", "auto")) as distributed,
+        failures_as_input_errors(),
+        locked_run_folder(given, distributed) as folder,
+    ):
+        training = find_run(given | {"checkpoint": folder}, lambda run: set_up(given, run, distributed))
+        if unused and distributed.is_rank_zero:
             print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
         train(training)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run that can begin or go on."""
+    """A new or resumed run, before the first step to be taken."""
 
     run: Run
     clips: list[Clip]
     length: int
     """Steps of the whole run."""
-    keeper: Keeper
-    """Its model, optimiser, schedule and progress, as they are before the first step to be taken."""
+    checkpointer: Checkpointer
+    """Its model, optimizer, schedule and progress."""
 
 
-def set_up(given: dict[str, Any], run: Run, world: World) -> Training:
-    """Settings -> clips -> model, restored. Raises InputError for a checkpoint that cannot be gone on from."""
+def set_up(given: dict[str, Any], run: Run, distributed: Distributed) -> Training:
+    """Settings -> clips -> model, restored. Raises InputError for a checkpoint that cannot be resumed."""
     settings = resolved(given, run.stored, str(run.path))
     clips = choose_clips(settings)
     seed_everything(settings.seed)
-    model = prepare(OBJECTIVES[settings.objective].model(settings), settings, world)
+    model = prepare_model(OBJECTIVES[settings.objective].model(settings), settings, distributed)
     if settings.pretrained and not run.checkpoint:
         load_pretrained(model, settings.pretrained, settings.part)
-    length = settings.steps or settings.epochs * order(len(clips), settings, 0, world).steps_per_epoch
-    optimiser = make_optimiser(settings, model)
-    schedule = make_schedule(settings, optimiser, length)
-    keeper = Keeper(run.folder, settings, fingerprint(clips), world, model, optimiser, schedule)
-    seed_everything(settings.seed + world.rank)
+    length = settings.steps or settings.epochs * make_sampler(len(clips), settings, 0, distributed).steps_per_epoch
+    optimizer = make_optimizer(settings, model)
+    schedule = make_schedule(settings, optimizer, length)
+    checkpointer = Checkpointer(run.folder, settings, clips_digest(clips), distributed, model, optimizer, schedule)
+    seed_everything(settings.seed + distributed.rank)
     if run.path and run.checkpoint:
-        keeper.restore(run.checkpoint, run.path)
-    return Training(run, clips, length, keeper)
+        checkpointer.restore(run.checkpoint, run.path)
+    return Training(run, clips, length, checkpointer)
 
 
 def train(training: Training) -> None:
-    """Samples -> steps -> encoder on disk."""
-    run, keeper, length = training.run, training.keeper, training.length
-    settings, world, first = keeper.settings, keeper.world, keeper.progress.step
-    samples = OBJECTIVES[settings.objective].samples(settings, training.clips)
-    evaluation = held_out(settings, world) if settings.evaluate_every else None
-    with loaded(samples, order(len(training.clips), settings, first, world), settings, world) as stream:
-        world.gather(None)  # every process has found the run; now it may change
-        lost = begin(run, settings, world, keeper.progress) if world.first else None
-        with Report(run.folder, settings, first, length, world) as report:
-            introduce(report, training, lost)
+    """Dataset -> steps -> encoder on disk."""
+    run, checkpointer, length = training.run, training.checkpointer, training.length
+    settings, distributed, progress = checkpointer.settings, checkpointer.distributed, checkpointer.progress
+    dataset = OBJECTIVES[settings.objective].dataset(settings, training.clips)
+    validation = validation_set(settings, distributed) if settings.evaluate_every else None
+    sampler = make_sampler(len(training.clips), settings, progress.step, distributed)
+    with data_loader(dataset, sampler, settings, distributed) as batches:
+        distributed.barrier()  # every process has found the run; now it may change
+        lost = None
+        if distributed.is_rank_zero:
+            lost = start_run(run, settings, distributed, progress.step, progress.best_step)
+        with RunLogger(run.folder, settings, progress.step, length, distributed) as logger:
+            log_setup(logger, training, lost)
             with StopRequest() as stop:
-                steps(keeper, world.parallel(keeper.model), stream, length, report, stop, evaluation)
+                run_steps(checkpointer, batches, length, logger, stop, validation)
             if stop.name:
-                report.say(f"stopped by {stop.name} after step {keeper.progress.step}; --resume auto goes on")
-            report.say(report.summary())
-    if world.first:
-        finish(keeper, run.folder)
+                logger.info(f"stopped by {stop.name} after step {progress.step}; --resume auto goes on")
+            logger.info(logger.summary())
+    if distributed.is_rank_zero:
+        finish(checkpointer, run.folder)
 
 
-def steps(
-    keeper: Keeper,
-    parallel: nn.Module,
-    stream: Any,
+def run_steps(
+    checkpointer: Checkpointer,
+    batches: Any,
     length: int,
-    report: Report,
+    logger: RunLogger,
     stop: StopRequest,
-    evaluation: Path | None,
+    validation: Path | None,
 ) -> None:
-    """The loop: loss, step, log, checkpoint. Raises InputError for numbers that are not finite, the state kept.
+    """The training loop: loss, step, log, checkpoint. Raises InputError for a loss that is not finite, state saved.
 
-    Evaluated are the steps that --evaluate-every names and the last of the run's `length`, not where a run is stopped:
-    so the best checkpoint of a run that was stopped and gone on with is that of the run in one go. A run that is made
-    longer later (--steps) keeps what its earlier end counted.
+    Validated are the steps that --evaluate-every names and the last of the run's `length`, not the one at which a run
+    is stopped: so the best checkpoint of a stopped and resumed run is that of the run in one go.
     """
-    settings, world, progress, model = keeper.settings, keeper.world, keeper.progress, keeper.model
+    settings, distributed, progress = checkpointer.settings, checkpointer.distributed, checkpointer.progress
+    model, wrapped = checkpointer.model, distributed.wrap(checkpointer.model)
     clock = time.monotonic()
     ended = progress.step >= length
     while not ended:
-        undo = Undo(model)
-        pieces = [next(stream) for _ in range(settings.accumulate)]
-        scalars, losses = backpropagate(parallel, pieces, world)
+        snapshot = StepSnapshot(model)
+        micro_batches = [next(batches) for _ in range(settings.accumulate)]
+        scalars, losses = backpropagate(wrapped, micro_batches, distributed)
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip).item()
-        hurry = stop.name is not None or report.late
-        *means, hurried = world.mean([*scalars.values(), float(hurry)])
+        asked_to_stop = stop.name is not None or logger.out_of_time
+        *means, any_stop = distributed.all_reduce_mean([*scalars.values(), float(asked_to_stop)])
         scalars = dict(zip(scalars, means, strict=True))
-        scalars |= {"gradient": norm, "lr": keeper.schedule.get_last_lr()[0]}
+        scalars |= {"gradient": norm, "lr": checkpointer.schedule.get_last_lr()[0]}
         if not math.isfinite(scalars["loss"] + norm):
-            undo()
-            report.keep()
-            refuse(keeper, scalars, pieces)
-        keeper.optimiser.step()
-        keeper.schedule.step()
+            snapshot.restore()
+            logger.flush()
+            raise_not_finite(checkpointer, scalars, micro_batches)
+        checkpointer.optimizer.step()
+        checkpointer.schedule.step()
         progress.step += 1
-        ended = progress.step == length or hurried > 0
+        ended = progress.step == length or any_stop > 0
 
-        for batch in pieces:
-            keeper.newly_skipped.update(line for lines in batch["skipped"] for line in lines.splitlines())
-        clock = report.step(progress.step, scalars, clock)
-        if due(progress.step, settings.pictures_every) and world.first:
-            encoder = plain_encoder(settings, model).cpu()
-            report.picture(progress.step, OBJECTIVES[settings.objective].picture(encoder, pieces[-1], losses))
+        for batch in micro_batches:
+            checkpointer.newly_skipped.update(line for lines in batch["skipped"] for line in lines.splitlines())
+        clock = logger.log_step(progress.step, scalars, clock)
+        if due(progress.step, settings.pictures_every) and distributed.is_rank_zero:
+            encoder = export_encoder(settings, model).cpu()
+            image = OBJECTIVES[settings.objective].visualize(encoder, micro_batches[-1], losses)
+            logger.log_image(progress.step, image)
         best = False
-        if evaluation and (due(progress.step, settings.evaluate_every) or progress.step == length):
-            score = evaluate(plain_encoder(settings, model), evaluation)
-            report.score(progress.step, score)
+        if validation and (due(progress.step, settings.evaluate_every) or progress.step == length):
+            score = validate(export_encoder(settings, model), validation)
+            logger.log_score(progress.step, score)
             best = score > progress.best_score
             if best:
                 progress.best_score, progress.best_step = score, progress.step
         if best or ended or due(progress.step, settings.save_every):
-            report.keep()
-            path = keeper.save()
-            report.list_skipped(keeper.skipped)
-            if best and world.first:
-                RunFiles(keeper.folder).keep_best(path)
+            logger.flush()
+            path = checkpointer.save()
+            logger.log_skipped(checkpointer.skipped)
+            if best and distributed.is_rank_zero:
+                RunFiles(checkpointer.folder).keep_best(path)
             clock = time.monotonic()
 
 
-def backpropagate(parallel: nn.Module, pieces: list[Batch], world: World) -> tuple[dict[str, float], Any]:
-    """Leave the batch's gradients in the parameters; the mean scalars, and the last piece's losses."""
-    parallel.zero_grad(set_to_none=True)
+def backpropagate(
+    model: nn.Module, micro_batches: list[Batch], distributed: Distributed
+) -> tuple[dict[str, float], Any]:
+    """Leave the batch's gradients in the parameters; returns mean scalars, and the last micro-batch's losses."""
+    model.zero_grad(set_to_none=True)
     scalars: dict[str, float] = defaultdict(float)
-    for left, batch in zip(reversed(range(len(pieces))), pieces, strict=True):
+    for left, batch in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
         tensors = {
-            name: value.to(world.device, non_blocking=True)
+            name: value.to(distributed.device, non_blocking=True)
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
-        # Gradients cross processes once a step.
-        alone = isinstance(parallel, DistributedDataParallel) and left > 0
-        with parallel.no_sync() if alone else nullcontext():
-            losses = parallel(**tensors)
-            (losses.total / len(pieces)).backward()
+        # Gradients are all-reduced once a step.
+        local = isinstance(model, DistributedDataParallel) and left > 0
+        with model.no_sync() if local else nullcontext():
+            losses = model(**tensors)
+            (losses.total / len(micro_batches)).backward()
         for name, value in losses.scalars().items():
-            scalars[name] += value / len(pieces)
+            scalars[name] += value / len(micro_batches)
     return scalars, losses
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps, or for 0 never, happens after this one."""
+    """Whether something that happens every so many steps, never for 0, happens after this one."""
     return every > 0 and step % every == 0
 
 
-def refuse(keeper: Keeper, scalars: dict[str, float], pieces: list[Batch]) -> None:
-    """Keep the state before the step, and raise InputError with the names of its samples."""
-    path = keeper.save()
-    names = [name for share in keeper.world.gather([n for batch in pieces for n in batch["name"]]) for name in share]
+def raise_not_finite(checkpointer: Checkpointer, scalars: dict[str, float], micro_batches: list[Batch]) -> None:
+    """Save the state before the step, and raise InputError with the names of its samples."""
+    path = checkpointer.save()
+    own = [name for batch in micro_batches for name in batch["name"]]
+    names = [name for rank in checkpointer.distributed.all_gather(own) for name in rank]
     what = "gradient" if math.isfinite(scalars["loss"]) else "loss"
-    value = scalars[what]
     raise InputError(
-        f"the {what} of step {keeper.progress.step + 1} is {value} with the samples {', '.join(names)}; expected a "
-        f"finite number (all earlier steps are kept in {path})"
+        f"the {what} of step {checkpointer.progress.step + 1} is {scalars[what]} with the samples {', '.join(names)}; "
+        f"expected a finite number (all earlier steps are kept in {path})"
     )
 
 
-def introduce(report: Report, training: Training, lost: str | None) -> None:
-    """Say once what is run; `lost`: what of the run's folder could not be read, in words."""
-    run, settings = training.run, training.keeper.settings
+def log_setup(logger: RunLogger, training: Training, lost: str | None) -> None:
+    """Print what is run; `lost`: what of the run's folder could not be read, in words."""
+    run, settings = training.run, training.checkpointer.settings
     if not settings.filelist and not settings.videos:
-        report.say("no data given: learning from made video, at sizes for a demonstration (--filelist, --videos)")
+        logger.info("no data given: learning from synthetic video, at sizes for a demonstration (--filelist, --videos)")
     if run.passed_over:
-        report.say(f"passed over: {run.passed_over}")
+        logger.info(f"passed over: {run.passed_over}")
     if run.path:
-        report.say(f"going on from {run.path}, step {training.keeper.progress.step}")
+        logger.info(f"going on from {run.path}, step {training.checkpointer.progress.step}")
     if lost:
-        report.say(lost)
-    report.say(f"settings (kept in {run.folder}/settings.json):\n{settings.table()}")
+        logger.info(lost)
+    logger.info(f"settings (kept in {run.folder}/settings.json):\n{settings.table()}")
     clips = len(training.clips)
-    report.say(f"{clips} clips from {settings.source}; {training.length} steps of {settings.batch} samples")
+    logger.info(f"{clips} clips from {settings.source}; {training.length} steps of {settings.batch} samples")
 
 
-def finish(keeper: Keeper, folder: Path) -> None:
-    """Write the encoder; say where things are."""
-    path = folder / ENCODER
+def finish(checkpointer: Checkpointer, folder: Path) -> None:
+    """Write the encoder; print where things are."""
+    path, progress, skipped = folder / ENCODER, checkpointer.progress, checkpointer.skipped
     with RunFiles(folder).writing(ENCODER) as partial:
-        partial.write_bytes(encoder_file(keeper.settings, keeper.model, keeper.progress.step))
-    if keeper.skipped:
-        clips = {line.partition(": ")[0] for line in keeper.skipped}
-        print(f"skipped and replaced by others: {keeper.skipped.total()} times, {len(clips)} clips")
-    if keeper.progress.best_step:
-        print(f"best evaluation: J&F {keeper.progress.best_score:.3f} after step {keeper.progress.best_step}")
-    print(f"checkpoints, log.jsonl, pictures, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")
+        partial.write_bytes(encoder_safetensors(checkpointer.settings, checkpointer.model, progress.step))
+    if skipped:
+        clips = {line.partition(": ")[0] for line in skipped}
+        print(f"skipped and replaced by others: {skipped.total()} times, {len(clips)} clips")
+    if progress.best_step:
+        print(f"best validation: J&F {progress.best_score:.3f} after step {progress.best_step}")
+    print(f"checkpoints, log.jsonl, images, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class LossPart:
         self.rows = [rows[0].detach().unflatten(0, (LENGTH, SAMPLES)).requires_grad_(), *rows[1:]]
         images = base.unflatten(0, (LENGTH, SAMPLES)).transpose(0, 1).contiguous().requires_grad_()
         self.images = [images, patch, target]
-        self.convolution = self.model.localiser.convolution().detach().requires_grad_()
-        self.taps, *self.rest = self.model.localiser.parameters()
+        self.convolution = self.model.localizer.convolution().detach().requires_grad_()
+        self.taps, *self.rest = self.model.localizer.parameters()
         self.maps: Tensor | None = None
 
     @property
@@ -82,7 +82,7 @@ class LossPart:
         ours[0] = ours[0].transpose(0, 1)
         for i in range(3):
             plain[i] = plain[i].flatten(-2).transpose(-1, -2)
-        plain[3] = self.model.localiser.taps_of(plain[3])
+        plain[3] = self.model.localizer.taps_of(plain[3])
         for mine, theirs in zip(ours, plain, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
@@ -118,14 +118,14 @@ def bench_step(benchmark):
     model, theta = TimeCycle(240, PATCH), made_theta()
     frames = smooth(generator, SAMPLES * LENGTH, 3, 240, 20).unflatten(0, (SAMPLES, LENGTH))
     target, patch = smooth(generator, SAMPLES, 3, 240, 20), smooth(generator, SAMPLES, 3, PATCH, 8)
-    convolution = model.localiser.convolution().detach().requires_grad_()
+    convolution = model.localizer.convolution().detach().requires_grad_()
     maps = plain_training.identity_maps(30)
     published = copy.deepcopy(model)
     model.encoder.trunk.to(memory_format=torch.channels_last)
 
     def ours() -> tuple[Tensor, ...]:
         total = model.losses(frames, target, patch, theta).total
-        return torch.autograd.grad(total, [*model.encoder.parameters(), model.localiser.taps])
+        return torch.autograd.grad(total, [*model.encoder.parameters(), model.localizer.taps])
 
     def plain() -> tuple[Tensor, ...]:
         total = plain_training.losses(published, convolution, frames, target, patch, theta, maps)

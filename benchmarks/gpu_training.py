@@ -128,7 +128,7 @@ def _calls(function: Callable[..., Tensor], sets: list[list[Tensor]], backward: 
 
 @dataclass(frozen=True)
 class Learning:
-    """TimeCycle's losses of random features, or its whole step but for the optimiser, of random images."""
+    """TimeCycle's losses of random features, or its whole step but for the optimizer, of random images."""
 
     name: str
     whole: bool
@@ -146,7 +146,7 @@ class Learning:
         theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=device).expand(self.samples, -1, -1)
         side, small = self.side // STRIDE, self.patch // STRIDE
         maps = plain_training.identity_maps(side).to(device)
-        convolution = model.localiser.convolution().detach().requires_grad_()
+        convolution = model.localizer.convolution().detach().requires_grad_()
         if self.whole:
             sizes = ((self.length, 3, self.side, self.side), (3, self.side, self.side), (3, self.patch, self.patch))
             images = [torch.randn((self.samples, *size), device=device) for size in sizes]
@@ -186,9 +186,9 @@ def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any
 
 def cases() -> list[Attention | Learning]:
     """What is timed."""
-    localiser = Attention("attend, localiser at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
+    localizer = Attention("attend, localizer at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
     found: list[Attention | Learning] = [
-        *(replace(localiser, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
+        *(replace(localizer, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
         Attention("attend, chain of 900 nodes, 16 samples", "bfloat16", 16, 900, 900, 128, 900, None),
         Learning("TimeCycle's losses at 240 px, 36 samples", False, 36),
         Learning("TimeCycle's losses at 480 px, 2 samples", False, 2, 480),

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from timecycle.models.timecycle import CYCLE_WEIGHT, TimeCycle, grid_loss
-from timecycle.models.tracking import INLIER_EPS, INLIER_FACTOR, Localiser, patch_affinity, warp
+from timecycle.models.tracking import INLIER_EPS, INLIER_FACTOR, Localizer, patch_affinity, warp
 
 
 class _Search:
-    """A localiser whose first convolution has weights of its own, [128, S * S, 4, 4]."""
+    """A localizer whose first convolution has weights of its own, [128, S * S, 4, 4]."""
 
-    def __init__(self, localiser: Localiser, convolution: Tensor) -> None:
-        self.localiser, self.convolution = localiser, convolution
+    def __init__(self, localizer: Localizer, convolution: Tensor) -> None:
+        self.localizer, self.convolution = localizer, convolution
 
     def place(self, affinity: Tensor) -> Tensor:
-        return self.localiser(affinity, self.convolution)
+        return self.localizer(affinity, self.convolution)
 
     def __call__(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised; `unit` has length 1."""
@@ -45,9 +45,9 @@ def losses_of(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Total, cycles [T], skip and inliers from features [B, T, D, S, S], [B, D, s, s], [B, D, S, S].
 
-    convolution: the first one's weights, `model.localiser.convolution()`; maps: `identity_maps`.
+    convolution: the first one's weights, `model.localizer.convolution()`; maps: `identity_maps`.
     """
-    search, length = _Search(model.localiser, convolution), base.shape[1]
+    search, length = _Search(model.localizer, convolution), base.shape[1]
     query, unit, unit_target = (functional.normalize(x, dim=-3) for x in (patch, base, target))
     cycles, moved = [], query
     for c in range(1, length + 1):

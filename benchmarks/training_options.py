@@ -1,6 +1,6 @@
 """What train.py's options for the trunk cost and gain in a step: python -m benchmarks.training_options [--threads 1].
 
-Seconds of a step (forward, backward, optimiser; processor time of one thread counts, so that a busy machine does not)
+Seconds of a step (forward, backward, optimizer; processor time of one thread counts, so that a busy machine does not)
 and the memory that a step adds, each option in a process of its own, at the sizes each objective is trained with on a
 CPU. The loss of the first step is shown beside them: options that are no option would differ.
 """
@@ -14,11 +14,10 @@ import time
 import torch
 
 from timecycle.evaluation.davis.results import peak_memory_mb
-from timecycle.training.distributed import World
-from timecycle.training.objectives import OBJECTIVES, choose_clips
-from timecycle.training.optimisers import make_optimiser
+from timecycle.training.distributed import Distributed
+from timecycle.training.objectives import OBJECTIVES, choose_clips, make_optimizer
+from timecycle.training.precision import prepare_model
 from timecycle.training.settings import read_command_line, resolved
-from timecycle.training.speed import prepare
 
 CASES = {
     "walk": ["--objective", "walk", "--side", "128", "--width", "32", "--batchSize", "12"],
@@ -31,23 +30,23 @@ def measure(words: list[str], steps: int) -> dict[str, float]:
     """Median seconds of a step after the first, MB that steps add, and the first step's loss."""
     settings = resolved(read_command_line(words)[0])
     torch.manual_seed(0)
-    objective, world = OBJECTIVES[settings.objective], World(0, 1, torch.device("cpu"))
-    samples = objective.samples(settings, choose_clips(settings))
+    objective, distributed = OBJECTIVES[settings.objective], Distributed(0, 1, torch.device("cpu"))
+    samples = objective.dataset(settings, choose_clips(settings))
     batch = torch.utils.data.default_collate([samples[0, index] for index in range(settings.batch)])
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    model = prepare(objective.model(settings), settings, world)
-    optimiser = make_optimiser(settings, model)
-    before = peak_memory_mb(world.device)["host"]
+    model = prepare_model(objective.model(settings), settings, distributed)
+    optimizer = make_optimizer(settings, model)
+    before = peak_memory_mb(distributed.device)["host"]
     seconds, losses = [], []
     for _ in range(steps + 1):
         start = time.process_time()
         loss = model(**tensors).total
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         seconds.append(time.process_time() - start)
         losses.append(loss.item())
-    added = peak_memory_mb(world.device)["host"] - before
+    added = peak_memory_mb(distributed.device)["host"] - before
     return {"seconds": sorted(seconds[1:])[steps // 2], "mb": added, "loss": losses[0]}
 
 

@@ -9,7 +9,7 @@ from timecycle.errors import InputError
 from timecycle.models.encoder import Encoder
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.walk import CropWalk
-from timecycle.training.weights import load_pretrained
+from timecycle.training.objectives import load_pretrained
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
@@ -35,9 +35,9 @@ def test_training_starts_from_the_part_that_is_named(tmp_path):
 RELEASED = {
     "encoder.trunk.": "encoderVideo.",
     "encoder.head.": "afterconv1.",
-    "localiser.taps": "afterconv3_trans.weight",
-    "localiser.conv2.": "afterconv4_trans.",
-    "localiser.linear.": "linear2.",
+    "localizer.taps": "afterconv3_trans.weight",
+    "localizer.conv2.": "afterconv4_trans.",
+    "localizer.linear.": "linear2.",
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from timecycle.checkpoints.networks import load_features, read_state_dict
 from timecycle.errors import InputError
-from timecycle.training.checkpointer import FORMAT, read
+from timecycle.training.run_folder import FORMAT, load_checkpoint
 
 CONTENT = {
     "format": FORMAT,
@@ -44,7 +44,7 @@ def same(found: Any, wanted: Any) -> bool:
 
 def refused(path: Path, said: str | None = None) -> None:
     """By both readers, in one sentence."""
-    for reader in (read_state_dict, read):
+    for reader in (read_state_dict, load_checkpoint):
         with pytest.raises(InputError, match=said) as error:
             reader(path)
         assert str(path) in str(error.value)
@@ -55,7 +55,7 @@ def refused(path: Path, said: str | None = None) -> None:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_both_forms_are_read_whatever_the_pickles_protocol(zipped, protocol, tmp_path):
     path = saved(tmp_path / "a.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    assert same(read(path), CONTENT)
+    assert same(load_checkpoint(path), CONTENT)
     assert same(read_state_dict(path), dict(CONTENT["model"]))
 
 
@@ -103,7 +103,7 @@ def test_an_old_file_that_ends_in_an_empty_storage_is_read_whole(tmp_path):
     content = {"format": FORMAT, "empty": torch.empty(0)}
     path = saved(tmp_path / "a.pt", content, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    assert same(read(path), content)
+    assert same(load_checkpoint(path), content)
     for length in range(len(data) - 8, len(data)):
         path.write_bytes(data[:length])
         refused(path, "ends early")
@@ -121,7 +121,7 @@ def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any], compression
 
 
 def test_a_compressed_archive_is_read(tmp_path):
-    assert same(read(rewritten(tmp_path / "a.pt", lambda records: None, zipfile.ZIP_DEFLATED)), CONTENT)
+    assert same(load_checkpoint(rewritten(tmp_path / "a.pt", lambda records: None, zipfile.ZIP_DEFLATED)), CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_is_beside_the_weights_is_no_part_of_a_runs_checkpoint(tmp_path):
     with pytest.raises(
         InputError, match=r"is damaged or holds code, as it .* \(it names torch\._utils\._rebuild_sparse"
     ):
-        read(path)
+        load_checkpoint(path)
 
 
 def test_a_storage_of_the_old_form_is_not_larger_than_the_file(tmp_path):

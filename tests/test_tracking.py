@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import plain_training
-from tests.test_objective import random_theta
+from tests.test_timecycle import random_theta
 from timecycle.models.timecycle import TimeCycle
-from timecycle.models.tracking import Frame, Localiser, inlier_scores, inlier_scores_of, patch_affinity, warp, warp_rows
+from timecycle.models.tracking import Frame, Localizer, inlier_scores, inlier_scores_of, patch_affinity, warp, warp_rows
 
 # Of the largest value or gradient of each tensor; in float32 some three times what is seen.
 LARGEST = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -42,8 +42,8 @@ def assert_close(ours: Tensor, expected: Tensor, within: float) -> None:
 def lively(model: TimeCycle) -> TimeCycle:
     """With places that differ from query to query, some of them in part beyond the frame."""
     with torch.no_grad():
-        model.localiser.linear.weight.mul_(10)
-        model.localiser.linear.bias.copy_(torch.tensor([0.3, -0.2, 0.2]))
+        model.localizer.linear.weight.mul_(10)
+        model.localizer.linear.bias.copy_(torch.tensor([0.3, -0.2, 0.2]))
     return model
 
 
@@ -55,14 +55,14 @@ def test_losses_and_gradients_are_those_of_the_published_order(dtype, side, patc
     samples, theta = 2, random_theta(2).to(dtype)
     shapes = ((length, samples, (side // 8) ** 2), (samples, (patch // 8) ** 2), (samples, (side // 8) ** 2))
     rows = [smooth(i, *shape).to(dtype).requires_grad_() for i, shape in enumerate(shapes)]
-    parameters = list(model.localiser.parameters())
+    parameters = list(model.localizer.parameters())
     found = model.losses_of(*rows, theta)
     ours = torch.autograd.grad(found.total, [*rows, *parameters])
 
     base, small, target = map(as_image, rows)
     maps = plain_training.identity_maps(side // 8)
     images = (base.transpose(0, 1), small, target)
-    total, *parts = plain_training.losses_of(model, model.localiser.convolution(), *images, theta, maps)
+    total, *parts = plain_training.losses_of(model, model.localizer.convolution(), *images, theta, maps)
     for mine, theirs in zip((found.total, found.cycle, found.skip, found.inliers), (total, *parts), strict=True):
         torch.testing.assert_close(mine, theirs, atol=LARGEST[dtype], rtol=0)
     for mine, theirs in zip(ours, torch.autograd.grad(total, [*rows, *parameters]), strict=True):
@@ -72,14 +72,14 @@ def test_losses_and_gradients_are_those_of_the_published_order(dtype, side, patc
 @pytest.mark.parametrize("dtype", LARGEST, ids=str)
 def test_places_of_several_patches_are_those_of_the_affinity(dtype):
     torch.manual_seed(0)
-    localiser = Localiser(9, 7).to(dtype)
+    localizer = Localizer(9, 7).to(dtype)
     frame = normal(1, 2, 81, 16, dtype=dtype)
     frame[0, 5] = 0  # whose length is 0
     queries = [functional.normalize(normal(seed, 2, 49, 16, dtype=dtype), dim=2) for seed in (2, 3, 4)]
-    theta, lse = localiser.locate(queries, Frame.of(frame))
+    theta, lse = localizer.locate(queries, Frame.of(frame))
     image = functional.normalize(as_image(frame), dim=1)
     for g, query in enumerate(queries):
-        assert_close(theta[g], localiser(patch_affinity(as_image(query), image)), LARGEST[dtype])
+        assert_close(theta[g], localizer(patch_affinity(as_image(query), image)), LARGEST[dtype])
         logits = query @ functional.normalize(frame, dim=2).transpose(1, 2) * 512**0.5
         assert_close(lse[g], logits.logsumexp(2), LARGEST[dtype])
 
@@ -103,13 +103,13 @@ def test_a_warp_of_rows_is_the_warp_of_the_image():
 
 def test_an_inlier_score_by_edges_is_that_of_the_affinity():
     torch.manual_seed(0)
-    localiser = Localiser(8, 7).double()
+    localizer = Localizer(8, 7).double()
     frame, query = normal(1, 3, 64, 6).requires_grad_(), functional.normalize(normal(2, 3, 49, 6), dim=2)
     theta = random_theta(3)
     theta[2, :, 2] = torch.tensor([0.9, -0.9])  # in part beyond the frame
     query.requires_grad_(), theta.requires_grad_()
     keys = Frame.of(frame)
-    _, lse = localiser.locate([query], keys)
+    _, lse = localizer.locate([query], keys)
     ours = inlier_scores_of(query, keys, lse[0], theta)
     affinity = patch_affinity(as_image(query), functional.normalize(as_image(frame), dim=1))
     theirs = inlier_scores(affinity, theta)
@@ -121,10 +121,10 @@ def test_an_inlier_score_by_edges_is_that_of_the_affinity():
 
 
 def test_convolution_and_taps_are_the_same_weights():
-    localiser = Localiser(5, 7)
-    assert torch.equal(localiser.taps_of(localiser.convolution()), localiser.taps)
+    localizer = Localizer(5, 7)
+    assert torch.equal(localizer.taps_of(localizer.convolution()), localizer.taps)
     x, y, dy, dx = 2, 3, 1, 2
-    assert localiser.convolution()[7, x * 5 + y, dy, dx] == localiser.taps[dy * 4 + dx, y * 5 + x, 7]
+    assert localizer.convolution()[7, x * 5 + y, dy, dx] == localizer.taps[dy * 4 + dx, y * 5 + x, 7]
 
 
 def test_autocast_is_for_the_encoder_alone():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 def test_without_data_there_is_made_video(tiny):
     done = tiny("--steps", 2, "-c", "run", "--side", 32, "--made-clips", 2, "--workers", 0)
     assert done.code == 0, done.err
-    assert "no data given: learning from made video, at sizes for a demonstration" in done.out
+    assert "no data given: learning from synthetic video, at sizes for a demonstration" in done.out
     settings = json.loads(Path("run/settings.json").read_text())["settings"]
     assert {name: settings[name] for name in ("objective", "width", "minutes", "side")} == {
         "objective": "walk", "width": 16, "minutes": 1.0, "side": 32,
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_says(tiny):
     assert [line["step"] for line in log("run")] == [1, 2, 3, 4]
     assert {"loss", "skip", "inliers", "cycle/1", "gradient", "lr"} <= log("run")[0].keys()
     # Patch, four frames, the target, the affinity; all at twice their size, with a line of 4 pixels after each.
-    assert read_rgb(Path("run/pictures/0000004.jpg")).shape == (128, (56 * 2 + 4) + 6 * (64 * 2 + 4), 3)
+    assert read_rgb(Path("run/images/0000004.jpg")).shape == (128, (56 * 2 + 4) + 6 * (64 * 2 + 4), 3)
     encoder = TinyEncoder()
     encoder.load_state_dict(safetensors.torch.load_file("run/encoder.safetensors"))
     learned = latest("run")["model"]
@@ -56,10 +56,10 @@ def test_a_run_leaves_what_it_says(tiny):
 
 def test_walks_over_crops_and_over_a_grid(tiny):
     assert tiny(*WALK, "-c", "crops", "--pictures-every", 6).code == 0
-    assert read_rgb(Path("crops/pictures/0000006.jpg")).shape == (2 * 64, 4 * (32 * 2 + 4), 3)
+    assert read_rgb(Path("crops/images/0000006.jpg")).shape == (2 * 64, 4 * (32 * 2 + 4), 3)
     done = tiny(*WALK, "--walk-over", "grid", "--patch", 16, "-c", "grid", "--pictures-every", 6)
     assert done.code == 0, done.err
-    assert read_rgb(Path("grid/pictures/0000006.jpg")).shape == (2 * 96, 4 * (48 * 2 + 4), 3)
+    assert read_rgb(Path("grid/images/0000006.jpg")).shape == (2 * 96, 4 * (48 * 2 + 4), 3)
     for folder in ("crops", "grid"):
         assert {"walk/3", "home/3"} <= log(folder)[0].keys()
 
@@ -81,7 +81,7 @@ def test_resumed_is_uninterrupted(tiny):
 
 
 def test_a_signal_saves_and_stops(tiny):
-    """Also of timecycle, whose sampling, optimiser and schedule are others."""
+    """Also of timecycle, whose sampling, optimizer and schedule are others."""
     options = (*CYCLE, "--schedule", "cosine", "--warmup", 2)
     assert tiny(*options, "-c", "whole").code == 0
     stopped = tiny(*options, "-c", "parts", fault="signal:SIGINT:3")

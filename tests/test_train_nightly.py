@@ -11,18 +11,17 @@ from tests.tiny_training import TinyEncoder
 from tests.training_runs import log
 from timecycle.data.synthetic import make_davis
 from timecycle.models.encoder import Trunk
-from timecycle.training import evaluating
-from timecycle.training.objectives import OBJECTIVES
+from timecycle.training.objectives import OBJECTIVES, validate
 from timecycle.training.settings import Settings
 
 pytestmark = pytest.mark.nightly
 
 
 def test_eight_samples_of_made_video_are_learned_by_heart(tiny, monkeypatch):
-    """TimeCycle's cycle error falls by ten and more, from where an untrained localiser points."""
+    """TimeCycle's cycle error falls by ten and more, from where an untrained localizer points."""
 
     class Same(torch.utils.data.Dataset[dict[str, Any]]):
-        """Samples of which each clip has one."""
+        """ClipDataset of which each clip has one."""
 
         def __init__(self, samples: Any) -> None:
             self.samples = samples
@@ -65,7 +64,7 @@ def test_masks_are_carried_better_over_video_that_was_not_learned_from(tiny, mon
     make_davis(Path("held-out"), frames=20, height=240, width=426, seed=evaluating.HELD_OUT_SEED)
     torch.manual_seed(0)
     settings = Settings(width=16, objective="walk")
-    untrained = evaluating.evaluate(OBJECTIVES["walk"].model(settings).encoder.eval(), Path("held-out"))
+    untrained = validate(OBJECTIVES["walk"].model(settings).encoder.eval(), Path("held-out"))
     done = tiny("--made-clips", 8, "--evaluate-every", 300, "--minutes", 30, "--workers", 0, "-c", "run")
     assert done.code == 0, done.err
     best = torch.load("run/best.pt", weights_only=True)["progress"]

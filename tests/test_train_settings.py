@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from timecycle.errors import InputError
-from timecycle.training.checkpointer import random_states, restore_random_states, seed_everything
-from timecycle.training.optimisers import make_optimiser, make_schedule
+from timecycle.training.checkpointer import restore_rng_states, rng_states, seed_everything
+from timecycle.training.objectives import make_optimizer, make_schedule
 from timecycle.training.settings import FIELDS, Settings, flag, read_command_line, resolved
 
 PUBLISHED = shlex.split("""
@@ -28,9 +28,9 @@ def test_the_published_command_line_gives_the_published_numbers():
         filelist=settings.filelist, checkpoint=settings.checkpoint, workers=12, seed=3, gpu_id="0,1"
     )
     assert (settings.batch, settings.side, settings.patch, settings.clip) == (36, 240, 80, 10.0)
-    optimiser = make_optimiser(settings, torch.nn.Linear(1, 1))
-    assert type(optimiser) is torch.optim.Adam
-    assert (optimiser.defaults["betas"], optimiser.defaults["weight_decay"]) == ((0.5, 0.999), 0.0)
+    optimizer = make_optimizer(settings, torch.nn.Linear(1, 1))
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.5, 0.999), 0.0)
 
 
 def test_other_names_of_the_same():
@@ -80,7 +80,7 @@ def test_values_that_mean_nothing_are_named(values, sentence):
 def test_where_values_come_from():
     """Command line, checkpoint, demo, objective, field: the first that says it."""
     stored = resolved({"filelist": None, "objective": "walk", "lr": 0.3}).to_json()
-    assert (stored["lr"], stored["optimiser"], stored["width"], stored["minutes"]) == (0.3, "adamw", 16, 1.0)
+    assert (stored["lr"], stored["optimizer"], stored["width"], stored["minutes"]) == (0.3, "adamw", 16, 1.0)
     again = resolved({"log_every": 7, "resume": "auto"}, stored)
     assert (again.lr, again.log_every, again.width, again.minutes) == (0.3, 7, 16, None)
     with pytest.raises(InputError, match="--width is 8, and 16 in the run that is gone on from"):
@@ -182,24 +182,24 @@ def test_epochs_take_the_place_of_the_demos_steps():
 
 def test_schedules():
     settings = Settings(lr=1.0, schedule="cosine", warmup=2)
-    optimiser = make_optimiser(settings, torch.nn.Linear(1, 1))
-    schedule = make_schedule(settings, optimiser, 6)
+    optimizer = make_optimizer(settings, torch.nn.Linear(1, 1))
+    schedule = make_schedule(settings, optimizer, 6)
     rates = []
     for _ in range(6):
         rates.append(schedule.get_last_lr()[0])
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
 
 
 def test_random_states_come_back():
     seed_everything(5)
-    states = random_states()
+    states = rng_states()
 
     def draws() -> list[float]:
         return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002  the global state is what is kept
 
     expected = draws()
     draws()
-    restore_random_states(states)
+    restore_rng_states(states)
     assert draws() == expected

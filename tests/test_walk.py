@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.models.walk import NOWHERE, CropWalk, GridWalk, Step, coming_home, palindromes
+from timecycle.models.walk import NOWHERE, CropWalk, GridWalk, Step, palindromes, walk_losses
 from timecycle.ops.attend import EdgeDropout, _logits
 
 TEMPERATURE = 0.07
@@ -75,7 +75,7 @@ def test_the_steps_of_the_model_are_softmax_affinities_with_edges_left_out(walk:
 
 def test_the_loss_is_the_surprise_at_being_home() -> None:
     end = torch.tensor([[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], [[0.1, 0.2, 0.7], [1.0, 0.0, 0.0]]], dtype=torch.float64)
-    losses = coming_home([end], torch.tensor([[0, NOWHERE], [1, 0]]))
+    losses = walk_losses([end], torch.tensor([[0, NOWHERE], [1, 0]]))
     expected = (-torch.log(torch.tensor(0.5)) - torch.log(torch.tensor(0.2)) / 2) / 2
     assert losses.walks.tolist() == pytest.approx([expected.item()])
     assert losses.home.tolist() == pytest.approx([(1 + 0.5) / 2])
@@ -84,12 +84,12 @@ def test_the_loss_is_the_surprise_at_being_home() -> None:
 
 def test_a_walker_that_cannot_come_home_has_a_finite_loss_and_gradient() -> None:
     end = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
-    losses = coming_home([end], torch.tensor([[1]]))
+    losses = walk_losses([end], torch.tensor([[1]]))
     losses.total.backward()
     assert losses.total.isfinite()
     assert end.grad is not None
     assert end.grad.isfinite().all()
-    assert coming_home([end], torch.tensor([[NOWHERE]])).total.item() == 0
+    assert walk_losses([end], torch.tensor([[NOWHERE]])).total.item() == 0
 
 
 def test_gradients_of_walks(walk: CropWalk) -> None:
@@ -100,7 +100,7 @@ def test_gradients_of_walks(walk: CropWalk) -> None:
 
     def loss(*nodes: Tensor) -> Tensor:
         unit = [functional.normalize(x, dim=2) for x in nodes]
-        return coming_home(palindromes(unit[:3], unit[3:], steps), home).total
+        return walk_losses(palindromes(unit[:3], unit[3:], steps), home).total
 
     inputs = [x.requires_grad_() for x in (*ahead, *back)]
     assert torch.autograd.gradcheck(loss, inputs)
@@ -130,13 +130,13 @@ def test_some_steps_of_training_lower_the_loss(form: str, walk: CropWalk) -> Non
         model = GridWalk(Trunk(18, 3, "reflect", 4), 8)
         patches = clip.unfold(3, 48, 24).unfold(4, 48, 24).flatten(3, 4)  # [B, T, 3, 9, 48, 48]
         batch = (patches.transpose(2, 3),)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     found = []
     for _ in range(12):
         losses = model(*batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses.total.backward()
-        optimiser.step()
+        optimizer.step()
         found.append(losses.total.item())
     assert losses.walks.shape == (3,)
     assert found[-1] < 0.9 * found[0]

@@ -36,6 +36,6 @@ def assert_same(found: Any, expected: Any, place: str = "") -> None:
 def assert_same_run(found: Path | str, expected: Path | str) -> None:
     """Everything that decides how a run goes on, and all that it logged."""
     ours, theirs = latest(found), latest(expected)
-    for part in ("model", "optimiser", "schedule", "progress", "random"):
+    for part in ("model", "optimizer", "schedule", "progress", "random"):
         assert_same(ours[part], theirs[part], part)
     assert log(found) == log(expected)

@@ -13,7 +13,7 @@ from tests.crash.programs import make_data
 from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation.davis.results import versions
 from timecycle.files import write_json
-from timecycle.training.folder import commit
+from timecycle.training.run_folder import commit
 
 PARTS = ("kills", "environment", "hostile")
 

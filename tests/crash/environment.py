@@ -32,7 +32,7 @@ FULL = (0.02, 0.3, 0.6, 0.9)
 # By program: the folders and the files that it writes below its own folder.
 FOLDERS = {
     "evaluate": ("out", "out/made-crossing", "out/overlays", "out/overlays/made-crossing", "out/written"),
-    "train": ("out", "out/pictures", "out/tensorboard"),
+    "train": ("out", "out/images", "out/tensorboard"),
     "prepare": ("out", "out/a.mp4", "out/b", "out/b/c%20d.mkv"),
     "score": ("out",),
     "convert": ("out",),
@@ -45,7 +45,7 @@ FILES = {
     ),
     "train": (
         "out/settings.json", "out/log.jsonl", "out/latest.pt", "out/checkpoint_0000002.pt", "out/encoder.safetensors",
-        "out/pictures/0000002.jpg", "out/.lock",
+        "out/images/0000002.jpg", "out/.lock",
     ),
     "prepare": ("out/list.txt", "out/failed.txt", "out/.lock"),
     "prepare davis": ("out/list.txt",),

@@ -19,7 +19,7 @@ from tests.fuzz import targets, worker
 from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation.davis.results import versions
 from timecycle.files import read_json, write_json
-from timecycle.training.folder import commit
+from timecycle.training.run_folder import commit
 
 PLAN = {
     "operators": 100_000,

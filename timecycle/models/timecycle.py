@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE, Encoder
-from timecycle.models.tracking import Frame, Localiser, inlier_scores_of, places, warp_rows
+from timecycle.models.tracking import Frame, Localizer, inlier_scores_of, places, warp_rows
 
 CYCLE_WEIGHT = 0.2
 POINTS = 20  # along each side of the grid that transforms are compared on
@@ -50,8 +50,16 @@ def grid_loss(found: Tensor, wanted: Tensor) -> Tensor:
     return (places(found - wanted, POINTS)).square().sum(dim=-1).mean()
 
 
+def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names that version 0.1 gave TimeCycle's localizer replaced."""
+    return {
+        name.replace("localiser.", "localizer.", 1) if isinstance(name, str) else name: value
+        for name, value in state.items()
+    }
+
+
 class TimeCycle(nn.Module):
-    """Encoder and localiser, and what is minimised of a sample.
+    """Encoder and localizer, and what is minimised of a sample.
 
     Args:
         side: pixels along a frame's side, a multiple of 8; 240 in the paper.
@@ -67,7 +75,7 @@ class TimeCycle(nn.Module):
             if pixels < STRIDE or pixels % STRIDE:
                 raise InputError(f"{name} is {pixels}; expected a positive multiple of {STRIDE} pixels")
         self.encoder = Encoder()
-        self.localiser = Localiser(side // STRIDE, patch // STRIDE)
+        self.localizer = Localizer(side // STRIDE, patch // STRIDE)
         self.lamda = lamda
         self._sides = (side, patch)
 
@@ -76,16 +84,16 @@ class TimeCycle(nn.Module):
         from timecycle.checkpoints.networks import encoder_state
 
         names = {
-            "afterconv3_trans.weight": "localiser.taps",
-            "afterconv4_trans.weight": "localiser.conv2.weight",
-            "linear2.weight": "localiser.linear.weight",
-            "linear2.bias": "localiser.linear.bias",
+            "afterconv3_trans.weight": "localizer.taps",
+            "afterconv4_trans.weight": "localizer.conv2.weight",
+            "linear2.weight": "localizer.linear.weight",
+            "linear2.bias": "localizer.linear.bias",
         }
         found = {f"encoder.{name}": value for name, value in encoder_state(state).items()}
         for name, value in state.items():
             ours = names.get(name.removeprefix("module."))
             if ours is not None:
-                found[ours] = self.localiser.taps_of(value) if ours == "localiser.taps" else value
+                found[ours] = self.localizer.taps_of(value) if ours == "localizer.taps" else value
         expected = self.state_dict()
         for name, value in expected.items():
             if name not in found and name.endswith("num_batches_tracked"):
@@ -135,7 +143,7 @@ class TimeCycle(nn.Module):
         seen: list[Tensor] = []
         scores = []
         for frame in reversed(frames):
-            found, lse = self.localiser.locate([query, *tracked[-1:]], frame)
+            found, lse = self.localizer.locate([query, *tracked[-1:]], frame)
             moved = warp_rows(frame, found, side)
             scores.append(inlier_scores_of(query, frame, lse[0], found[0]))
             direct, seen = [found[0], *direct], [moved[0], *seen]
@@ -147,12 +155,12 @@ class TimeCycle(nn.Module):
         for t, frame in enumerate(frames[1:], start=1):
             under_way.append(tracked[length - t])
             forward.append([])
-            found, _ = self.localiser.locate(under_way, frame)
+            found, _ = self.localizer.locate(under_way, frame)
             under_way = warp_rows(frame, found, side)
             for track, place in zip(forward, found, strict=True):
                 track.append(place)
         # All arrive in the target, and what was seen in single frames with them; of the last frame both are the same.
-        found, _ = self.localiser.locate([*under_way, *seen], goal)
+        found, _ = self.localizer.locate([*under_way, *seen], goal)
         skips = found[length - 1 :]
         ends = [*found[: length - 1], skips[-1]]
         tracks = [torch.stack([*track, end]) for track, end in zip([*forward, []], ends, strict=True)][::-1]

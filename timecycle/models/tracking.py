@@ -1,7 +1,7 @@
-"""Where a patch is in a frame, and what is there: localiser, warp and inlier score, with the affinity and without.
+"""Where a patch is in a frame, and what is there: localizer, warp and inlier score, with the affinity and without.
 
 What training runs takes features position by position and goes through the operators, and no affinity matrix exists.
-Beside it stand the plain forms of the paper, which define what it computes: `patch_affinity`, `Localiser.forward`,
+Beside it stand the plain forms of the paper, which define what it computes: `patch_affinity`, `Localizer.forward`,
 `warp`, `inlier_scores`.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples,
@@ -24,7 +24,7 @@ SCALE = 1 / 3  # of the patch in the frame
 # division made it 1.
 INLIER_FACTOR = 227 / 210
 INLIER_EPS = 1e-5
-KERNEL = 4  # taps along a side of the localiser's convolutions
+KERNEL = 4  # taps along a side of the localizer's convolutions
 WIDTH = 128  # channels of its first one
 
 
@@ -43,7 +43,7 @@ class Frame:
         return Frame(features, 1 / torch.linalg.vector_norm(features, dim=2).clamp_min(1e-12))
 
 
-class Localiser(nn.Module):
+class Localizer(nn.Module):
     """From the affinity of a patch with a frame to the place of the patch: an affine transform of rotation and shift.
 
     Args:
@@ -54,7 +54,7 @@ class Localiser(nn.Module):
     def __init__(self, side: int = 30, patch: int = 10) -> None:
         super().__init__()
         if side < 1 or patch < 7:
-            raise InputError(f"a localiser was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
+            raise InputError(f"a localizer was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
         # The first convolution's weights, a slice a tap and the keys row by row, as `attend` takes them.
         self.taps = nn.Parameter(torch.empty(KERNEL * KERNEL, side * side, WIDTH))
         self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)
@@ -196,7 +196,7 @@ def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
 
 
 def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) -> Tensor:
-    """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localiser.locate`."""
+    """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localizer.locate`."""
     side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
     weights, indices = corners(_moved(theta), side, math.isqrt(keys))
     affinity = edge_affinity(

@@ -79,7 +79,7 @@ def palindromes(ahead: list[Tensor], back: list[Tensor] | None, step: Callable[[
     return ends
 
 
-def coming_home(ends: list[Tensor], home: Tensor) -> WalkLosses:
+def walk_losses(ends: list[Tensor], home: Tensor) -> WalkLosses:
     """The losses of walks that end with probabilities [B, N, M], each of which should at home [B, N] int64.
 
     A home of -1 is none: that node is ignored. A sample without any home counts as 0.
@@ -180,7 +180,7 @@ class CropWalk(Walk):
             list(behind.unflatten(0, (samples, frames - 1)).unbind(1)),
             steps,
         )
-        return coming_home(ends, home)
+        return walk_losses(ends, home)
 
 
 class GridWalk(Walk):
@@ -198,4 +198,4 @@ class GridWalk(Walk):
         pooled = self.encoder(patches.flatten(0, 2)).mean(dim=(2, 3))
         rows = self._nodes(pooled).unflatten(0, (samples, frames, nodes))
         ends = palindromes(list(rows.unbind(1)), None, self._steps(frames))
-        return coming_home(ends, torch.arange(nodes, device=rows.device).expand(samples, -1))
+        return walk_losses(ends, torch.arange(nodes, device=rows.device).expand(samples, -1))

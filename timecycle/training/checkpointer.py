@@ -1,28 +1,27 @@
-"""Checkpoints of a run: opened without running pickled code, and enough to go on bit by bit.
+"""Checkpoints of a run: everything it needs to continue bit for bit, checked before any of it is restored.
 
-What lies where in a run's folder, and which of it is removed: `timecycle.training.run_files`.
+Names and places of files in a run's folder: `timecycle.training.run_folder`.
 """
 
+import math
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
-from timecycle.checkpoints import torch_files
 from timecycle.errors import InputError
-from timecycle.files import check_is_file
-from timecycle.training import contents
-from timecycle.training.distributed import World
-from timecycle.training.run_files import RunFiles
+from timecycle.training.distributed import Distributed
+from timecycle.training.run_folder import FORMAT, RunFiles
 from timecycle.training.settings import Settings
 
-FORMAT = 1
+MT_WORDS = 624  # of the state of a Mersenne Twister
 
 
 @dataclass
@@ -30,30 +29,30 @@ class Progress:
     """How far a run is."""
 
     step: int = 0
-    """Steps taken; with the seed it says which samples come next."""
+    """Steps taken; with the seed it determines which samples come next."""
     best_step: int = 0
     best_score: float = -1.0
     """J&F of the best evaluation, in [0, 1]; -1 before the first."""
 
 
 @dataclass
-class Keeper:
-    """Everything that a run is, on disk and back.
+class Checkpointer:
+    """The state of a run, saved and restored.
 
     Args:
         folder: of the run.
-        settings: that checkpoints carry.
-        clips: fingerprint of the clips, which may not change.
-        world: its random states are kept by rank.
-        model, optimiser, schedule, progress: what a step changes.
+        settings: stored in every checkpoint.
+        clips: digest of the clips, which may not change.
+        distributed: random number states are kept by rank.
+        model, optimizer, schedule, progress: what a step changes.
     """
 
     folder: Path
     settings: Settings
     clips: str
-    world: World
+    distributed: Distributed
     model: nn.Module
-    optimiser: optim.Optimizer
+    optimizer: optim.Optimizer
     schedule: LRScheduler
     progress: Progress = field(default_factory=Progress)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -62,20 +61,20 @@ class Keeper:
     """The same since then, by this process."""
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Take the state of a checkpoint, of the file at `path`; all of it is checked before any is taken.
+        """Load the state of a checkpoint, of the file at `path`, after all of it has been checked.
 
         Raises InputError if it is damaged, or of another model or of other clips.
         """
         try:
-            contents.expect(isinstance(checkpoint.get("clips"), str), "clips has no fingerprint")
-            contents.check_progress(checkpoint.get("progress"), vars(Progress()))
+            require(isinstance(checkpoint.get("clips"), str), "clips has no digest")
+            check_progress(checkpoint.get("progress"), vars(Progress()))
             step = checkpoint["progress"]["step"]
-            contents.check_model(checkpoint.get("model"), self.model)
-            expected = contents.check_schedule(checkpoint.get("schedule"), self.schedule, step)
-            contents.check_optimiser(checkpoint.get("optimiser"), self.optimiser, step, expected)
-            contents.check_skipped(checkpoint.get("skipped"))
-            contents.check_random(checkpoint.get("random"))
-        except contents.Damage as damage:
+            check_model(checkpoint.get("model"), self.model)
+            rates = check_schedule(checkpoint.get("schedule"), self.schedule, step)
+            check_optimizer(checkpoint.get("optimizer"), self.optimizer, step, rates)
+            check_skipped(checkpoint.get("skipped"))
+            check_rng_states(checkpoint.get("random"))
+        except DamagedCheckpoint as damage:
             raise InputError(f"{path} does not fit this run ({damage}); expected a checkpoint of it, whole") from None
         if checkpoint["clips"] != self.clips:
             raise InputError(
@@ -83,32 +82,32 @@ class Keeper:
                 "as they change the result"
             )
         self.model.load_state_dict(checkpoint["model"])
-        found, own = checkpoint["optimiser"], self.optimiser.state_dict()
-        groups = [mine | theirs for mine, theirs in zip(own["param_groups"], found["param_groups"], strict=True)]
-        self.optimiser.load_state_dict({"state": found["state"], "param_groups": groups})
-        rates, own = checkpoint["schedule"], self.schedule.state_dict()
-        self.schedule.load_state_dict({name: rates.get(name, value) for name, value in own.items()})
+        stored, own = checkpoint["optimizer"], self.optimizer.state_dict()
+        groups = [mine | theirs for mine, theirs in zip(own["param_groups"], stored["param_groups"], strict=True)]
+        self.optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
+        stored, own = checkpoint["schedule"], self.schedule.state_dict()
+        self.schedule.load_state_dict({name: stored.get(name, value) for name, value in own.items()})
         vars(self.progress).update(checkpoint["progress"])
         self.skipped = Counter(checkpoint["skipped"])
         states = checkpoint["random"]
-        if self.world.rank < len(states):  # else of a process that was not there before: as it began
-            restore_random_states(states[self.world.rank])
+        if self.distributed.rank < len(states):  # else this rank is new, and keeps its initial state
+            restore_rng_states(states[self.distributed.rank])
 
     def save(self) -> Path:
         """Write `checkpoint_<step>.pt`, point latest.pt at it, remove all but the newest few. Returns its path.
 
-        All processes call this; the first one writes.
+        All processes call this; rank 0 writes.
         """
         path = self.folder / f"checkpoint_{self.progress.step:07d}.pt"
-        gathered = self.world.gather((random_states(), self.newly_skipped))
+        gathered = self.distributed.all_gather((rng_states(), self.newly_skipped))
         for _, skipped in gathered:
             self.skipped.update(skipped)
         self.newly_skipped.clear()
-        if self.world.first:
+        if self.distributed.is_rank_zero:
             content = {
                 "format": FORMAT,
                 "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "progress": vars(self.progress).copy(),
                 "random": [states for states, _ in gathered],
@@ -120,18 +119,43 @@ class Keeper:
             with files.writing(path.name) as partial:
                 _write(partial, content)
             files.keep_newest(self.settings.keep)
-        self.world.gather(None)  # it is there when any process goes on
+        self.distributed.barrier()  # the file is there when any process continues
         return path
 
 
+class StepSnapshot:
+    """What a step changes before its loss is known to be finite: random states and buffers (batch statistics)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._rng_states = rng_states()
+        self._buffers = [buffer.clone() for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo the step's changes."""
+        restore_rng_states(self._rng_states)
+        for buffer, value in zip(self._model.buffers(), self._buffers, strict=True):
+            buffer.copy_(value)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of torch.save. Raises OSError if it cannot be written."""
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # which PyTorch raises for some failures to write
+        raise OSError(str(error).splitlines()[0]) from None
+
+
 def seed_everything(seed: int) -> None:
-    """Begin every random number generator of this process."""
+    """Seed every random number generator of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries may draw from it
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
     """The state of every random number generator of this process, in types that load without pickled code."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  the global state is what libraries draw from
     assert isinstance(numpy_state, dict)
@@ -144,60 +168,175 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` returned."""
-    random.setstate(contents.python_state(states))
-    np.random.set_state(contents.numpy_state(states))  # noqa: NPY002  the global state is what libraries draw from
+def restore_rng_states(states: dict[str, Any]) -> None:
+    """Restore what `rng_states` returned."""
+    random.setstate(python_state(states))
+    np.random.set_state(numpy_state(states))  # noqa: NPY002  the global state is what libraries draw from
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 
 
-class Undo:
-    """What a step changes before it is known to be good: generators and buffers (batch statistics)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._random = random_states()
-        self._buffers = [buffer.clone() for buffer in model.buffers()]
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Put it back."""
-        restore_random_states(self._random)
-        for buffer, value in zip(self._model.buffers(), self._buffers, strict=True):
-            buffer.copy_(value)
+# What a checkpoint holds is checked part by part, since damage may hide behind a file's checksums. Every function below
+# raises DamagedCheckpoint with what is wrong, in words.
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of torch.save. Raises OSError if it cannot be written."""
-    try:
-        with path.open("wb") as file:
-            torch.save(content, file)
-    except RuntimeError as error:  # what PyTorch makes of some failures to write
-        raise OSError(str(error).splitlines()[0]) from None
+class DamagedCheckpoint(ValueError):
+    """A part of a checkpoint is not what this program wrote."""
 
 
-def existing(path: Path) -> Path:
-    """The path of a checkpoint. Raises InputError if there is no file."""
-    check_is_file(path, "a checkpoint of this program for --resume, or auto")
-    return path
+def require(condition: object, what: str) -> None:
+    """Raise DamagedCheckpoint unless the condition holds."""
+    if not condition:
+        raise DamagedCheckpoint(what)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Open a checkpoint of `save`, onto the CPU. Raises InputError if it is missing, damaged or of another program."""
-    existing(path)
-    try:
-        content = torch_files.load(path)
-    except InputError as error:
-        reason = str(error).removeprefix(f"{path} ").partition(";")[0]
-        raise InputError(
-            f"--resume {path} is damaged or holds code, as it {reason}; expected a checkpoint of this program"
-        ) from None
-    version = content.get("format") if isinstance(content, dict) else None
-    if type(version) is not int or version != FORMAT:
-        raise InputError(
-            f"--resume {path} does not hold a run to go on from; expected a checkpoint of this program "
-            "(--pretrained takes weights alone)"
-        )
-    return content
+def mapping(value: Any, what: str) -> dict[Any, Any]:
+    """The value, which has to be a dict."""
+    require(isinstance(value, dict), f"{what} is a {type(value).__name__}, not a dict")
+    found: dict[Any, Any] = value
+    return found
+
+
+def is_whole(value: Any, least: int = 0, most: int = 2**53) -> bool:
+    """Whether a value is an int in a range; True and False are none."""
+    return type(value) is int and least <= value <= most
+
+
+def is_same(value: Any, like: Any) -> bool:
+    """Whether a value is of the same type and equal: a number, a text, None, or a list or tuple of them."""
+    if type(value) is not type(like):
+        return False
+    if isinstance(like, list | tuple):
+        return len(value) == len(like) and all(map(is_same, value, like))
+    return bool(value == like)
+
+
+def check_tensor(value: Any, like: Tensor, what: str) -> None:
+    """A dense tensor on the CPU of the shape and dtype of another, all its numbers finite."""
+    require(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor")
+    require(value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized, f"{what} is odd")
+    require(value.shape == like.shape, f"{what} has the shape {list(value.shape)}, not {list(like.shape)}")
+    require(value.dtype == like.dtype, f"{what} is {value.dtype}, not {like.dtype}")
+    require(not value.is_floating_point() or value.isfinite().all(), f"{what} holds numbers that are not finite")
+
+
+def check_model(state: Any, model: nn.Module) -> None:
+    """A state of the model: the same names, shapes and dtypes."""
+    own = model.state_dict()
+    mapping(state, "model")
+    if other := sorted(map(str, set(state) ^ set(own))):
+        raise DamagedCheckpoint(f"{other[0]} is {'missing' if other[0] in own else 'not of this model'}")
+    for name, value in own.items():
+        check_tensor(state[name], value, name)
+
+
+def check_progress(progress: Any, fields: Mapping[str, Any]) -> None:
+    """Steps and the best score; `fields` are those of a new run."""
+    mapping(progress, "progress")
+    require(set(progress) == set(fields), "progress has other entries")
+    require(is_whole(progress["step"]), "progress has no number of steps")
+    require(is_whole(progress["best_step"], 0, progress["step"]), "progress has no step of the best evaluation")
+    score = progress["best_score"]
+    require(type(score) is float and (score == -1 or 0 <= score <= 1), "progress has no score in [0, 1]")
+    require((score == -1) == (progress["best_step"] == 0), "progress has a score without a step, or a step without one")
+
+
+def check_schedule(state: Any, schedule: LRScheduler, step: int) -> list[float]:
+    """A state of the schedule after so many steps; returns the learning rates that it stands at."""
+    own = schedule.state_dict()
+    mapping(state, "schedule")
+    # Other versions of PyTorch have entries of their own.
+    shared = set(state) & set(own)
+    require({"last_epoch", "_step_count", "base_lrs", "_last_lr", "lr_lambdas"} <= shared, "schedule lacks entries")
+    require(all(type(state[name]) is type(own[name]) for name in shared), "schedule has entries of other types")
+    expected = {"last_epoch": step, "_step_count": step + 1} | {name: own[name] for name in ("base_lrs", "lr_lambdas")}
+    for name, value in expected.items():
+        require(is_same(state[name], value), f"schedule has another {name} than its run at step {step}")
+    rates = [base * factor(step) for base, factor in zip(own["base_lrs"], schedule.lr_lambdas, strict=True)]  # type: ignore[attr-defined]  # a LambdaLR
+    require(are_close(state["_last_lr"], rates), "schedule stands at another learning rate")
+    return rates
+
+
+def are_close(values: Any, expected: list[float]) -> bool:
+    """Whether values are floats near to others; other chips' libraries round otherwise."""
+    if not isinstance(values, list) or len(values) != len(expected):
+        return False
+    return all(
+        type(value) is float and math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-12)
+        for value, other in zip(values, expected, strict=True)
+    )
+
+
+def check_optimizer(state: Any, optimizer: optim.Optimizer, step: int, rates: list[float]) -> None:
+    """A state of the optimizer after so many steps at these learning rates, over the same parameters."""
+    own = optimizer.state_dict()
+    mapping(state, "optimizer")
+    require(set(state) == set(own), "optimizer has other entries")
+    groups = state["param_groups"]
+    require(isinstance(groups, list) and len(groups) == len(own["param_groups"]), "optimizer has other groups")
+    for group, like, rate in zip(groups, own["param_groups"], rates, strict=True):
+        mapping(group, "optimizer's group")
+        for name in set(like) & set(group) - {"lr"} | {"params", "initial_lr"}:
+            require(is_same(group.get(name), like[name]), f"optimizer has another {name}")
+        require(are_close([group.get("lr")], [rate]), "optimizer stands at another learning rate")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = mapping(state["state"], "optimizer's state")
+    # Every parameter takes part in every step.
+    require(set(moments) == set(range(len(parameters) if step else 0)), "optimizer knows other parameters")
+    names = {"momentum_buffer"} if isinstance(optimizer, optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for index, values in moments.items():
+        require(set(mapping(values, "optimizer's state")) == names, f"optimizer has other entries of parameter {index}")
+        for name, value in values.items():
+            what = f"optimizer's {name} of parameter {index}"
+            if name == "step":
+                check_tensor(value, torch.tensor(0.0), what)
+                require(float(value) == step, f"{what} is another than progress's")
+            else:
+                check_tensor(value, parameters[index], what)
+
+
+def check_skipped(skipped: Any) -> None:
+    """How often, by 'name: reason'."""
+    counts = mapping(skipped, "skipped")
+    require(all(isinstance(n, str) and is_whole(count, 1) for n, count in counts.items()), "skipped holds no counts")
+
+
+def check_rng_states(states: Any) -> None:
+    """States of the generators of some processes, tried on generators that nobody uses."""
+    require(isinstance(states, list) and states, "random has no states")
+    for state in states:
+        mapping(state, "random")
+        try:
+            random.Random().setstate(python_state(state))
+            np.random.RandomState().set_state(numpy_state(state))
+            torch.Generator().set_state(state["torch"])
+            cuda = state["cuda"]
+        except DamagedCheckpoint:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise DamagedCheckpoint(f"random holds no states: {' '.join(str(error).split())[:100]}") from None
+        require(cuda is None or (isinstance(cuda, Tensor) and cuda.dtype == torch.uint8), "random has no GPU's state")
+        if cuda is not None and torch.cuda.is_available():
+            check_tensor(cuda, torch.cuda.get_rng_state(), "random's state of the GPU")
+
+
+def python_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    """The state of Python's generator among those of a process, as `random.setstate` takes it."""
+    version, internal, gauss = state["python"]
+    words = [word for word in internal if is_whole(word, 0, 2**32 - 1)]
+    require(version == 3 and len(words) == len(internal) == MT_WORDS + 1, "random has no state of Python's generator")
+    require(gauss is None or type(gauss) is float, "random has no state of Python's generator")
+    return version, tuple(words), gauss
+
+
+def numpy_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of NumPy's generator among those of a process, as `numpy.random.set_state` takes it."""
+    found = mapping(state["numpy"], "random's numpy")
+    inner = mapping(found["state"], "random's numpy")
+    key = inner["key"]
+    check_tensor(key, torch.empty(MT_WORDS, dtype=torch.int64), "random's numpy")
+    require(bool(((key >= 0) & (key < 2**32)).all()), "random's numpy holds no words of 32 bits")
+    require(is_whole(inner["pos"], 0, MT_WORDS), "random's numpy has no position")
+    require(found["has_gauss"] in (0, 1) and type(found["gauss"]) is float, "random's numpy has no next number")
+    return found | {"state": inner | {"key": key.numpy().astype(np.uint32)}}

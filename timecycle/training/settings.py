@@ -26,7 +26,7 @@ FIXED: dict[str, tuple[float, str]] = {
 }
 # Where they differ from the fields' own, which are those of TimeCycle's release. Of walks: what was seen to work on a
 # CPU (over crops), and the published form (over a grid).
-WALK = {"optimiser": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine", "clip": 1e3}
+WALK = {"optimizer": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine", "clip": 1e3}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "timecycle": {},
     "walk over crops": WALK | {"side": 128, "frame_gap": 3, "batch": 12, "width": 32},
@@ -82,7 +82,9 @@ class Settings:
     minutes: float | None = option(
         None, "stop after so many minutes of this run at the latest", result=False, none="no limit"
     )
-    optimiser: Literal["adam", "adamw", "sgd"] = option("adam", "the optimiser", "--optim", "--optimiser")
+    optimizer: Literal["adam", "adamw", "sgd"] = option(
+        "adam", "the optimizer", "--optimizer", "--optim", "--optimiser"
+    )
     lr: float = option(2e-4, "learning rate", "--lr", "--learning-rate")
     momentum: float = option(0.5, "Adam's first beta; SGD has 0.95", "--momentum")
     weight_decay: float = option(0.0, "weight decay", "--weight-decay", "--wd")

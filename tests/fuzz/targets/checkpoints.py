@@ -20,7 +20,7 @@ from tests.fuzz.damage import NUMBERS, damaged
 from timecycle.checkpoints.networks import load_features, read_state_dict
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.training.checkpointer import FORMAT, read
+from timecycle.training.run_folder import FORMAT, load_checkpoint
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def content() -> dict[str, Any]:
         "format": FORMAT,
         "model": collections.OrderedDict(some)
         | {"layer1.a": torch.nn.Parameter(torch.ones(2, 3)), "b": torch.arange(3)},
-        "optimiser": {"state": {0: {"exp_avg": torch.ones(2).half(), "step": torch.tensor(1.0)}}, "param_groups": []},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2).half(), "step": torch.tensor(1.0)}}, "param_groups": []},
         "random": [{"python": (3, (1, 2, 3), None), "torch": torch.get_rng_state()[:9]}],
         "settings": {"objective": "walk", "lr": 0.1},
         "views": [torch.arange(6.0).view(2, 3).T, torch.zeros(4)[1:3], torch.ones(1).expand(3), torch.zeros(0, 2)],
@@ -63,7 +63,7 @@ def files() -> list[bytes]:
 def check_read(path: Path) -> None:
     """Read a file in each of three ways. What is read is whole tensors; InputError if no way takes it."""
     taken = 0
-    for reader in (read_state_dict, load_features, read):
+    for reader in (read_state_dict, load_features, load_checkpoint):
         try:
             found = reader(path)
         except InputError as error:

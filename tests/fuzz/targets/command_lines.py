@@ -37,7 +37,7 @@ from timecycle.evaluation.davis import scores
 from timecycle.features.named import PARTS, SHIPPED
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.training import settings
-from timecycle.training.folder import find_run
+from timecycle.training.run_folder import find_run
 
 ROOT = Path(__file__).parents[3]
 ODD = (

@@ -15,44 +15,44 @@ import torch
 from torch import nn
 
 from tests.fuzz.targets.json_files import changed, json_bytes, odd_value
-from timecycle.training import folder as folders
-from timecycle.training.checkpointer import Keeper, Progress, read, seed_everything
-from timecycle.training.distributed import World
-from timecycle.training.folder import Run, begin, find_run
-from timecycle.training.optimisers import make_optimiser, make_schedule
-from timecycle.training.report import kept_lines
+from timecycle.training import run_folder as folders
+from timecycle.training.checkpointer import Checkpointer, seed_everything
+from timecycle.training.distributed import Distributed
+from timecycle.training.logger import kept_lines
+from timecycle.training.objectives import make_optimizer, make_schedule
+from timecycle.training.run_folder import Run, find_run, load_checkpoint, start_run
 from timecycle.training.settings import Settings, resolved
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 CLIPS = "0" * 64
 STEPS = (2, 3)
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 LOG = b"".join(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}).encode() + b"\n" for step in range(1, 6))
 
 
-def keeper(folder: Path, settings: Settings) -> Keeper:
+def checkpointer(folder: Path, settings: Settings) -> Checkpointer:
     """A run of a model with few parameters, before its first step."""
     seed_everything(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    optimiser = make_optimiser(settings, model)
-    return Keeper(folder, settings, CLIPS, ALONE, model, optimiser, make_schedule(settings, optimiser, 9))
+    optimizer = make_optimizer(settings, model)
+    return Checkpointer(folder, settings, CLIPS, ALONE, model, optimizer, make_schedule(settings, optimizer, 9))
 
 
-def contents(optimiser: str) -> list[dict[str, Any]]:
+def contents(optimizer: str) -> list[dict[str, Any]]:
     """What checkpoints hold after the two STEPS."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        run = keeper(Path(folder), resolved({"optimiser": optimiser, "made_clips": 2}))
+        run = checkpointer(Path(folder), resolved({"optimizer": optimizer, "made_clips": 2}))
         for _ in range(STEPS[-1]):
-            run.optimiser.zero_grad()
+            run.optimizer.zero_grad()
             run.model(torch.randn(4, 2)).square().sum().backward()
-            run.optimiser.step()
+            run.optimizer.step()
             run.schedule.step()
             run.progress.step += 1
             run.progress.best_step, run.progress.best_score = 1, 0.5
             run.skipped["a: b"] += 1
             if run.progress.step in STEPS:
-                found.append(read(run.save()))
+                found.append(load_checkpoint(run.save()))
     return found
 
 
@@ -106,11 +106,11 @@ def edited(rng: random.Random, value: Any, depth: int = 0) -> Any:
     return odd(rng, value)
 
 
-CONTENTS = {name: contents(name) for name in OPTIMISERS}
+CONTENTS = {name: contents(name) for name in OPTIMIZERS}
 
 
 def case_checkpoint(rng: random.Random, folder: Path) -> None:
-    earlier, saved = CONTENTS[rng.choice(OPTIMISERS)]
+    earlier, saved = CONTENTS[rng.choice(OPTIMIZERS)]
     damaged = edited(rng, saved)
     if rng.random() < 0.2 and isinstance(damaged, dict):
         damaged = edited(rng, damaged)
@@ -119,10 +119,10 @@ def case_checkpoint(rng: random.Random, folder: Path) -> None:
         torch.save(earlier, folder / "checkpoint_0000002.pt")
     given = {"resume": rng.choice(["auto", str(folder / "checkpoint_0000003.pt")]), "checkpoint": folder}
 
-    def set_up(run: Run) -> tuple[Run, Keeper]:
+    def set_up(run: Run) -> tuple[Run, Checkpointer]:
         assert run.checkpoint is not None
         assert run.path is not None
-        restored = keeper(folder, resolved(given, run.stored))
+        restored = checkpointer(folder, resolved(given, run.stored))
         restored.restore(run.checkpoint, run.path)
         return run, restored
 
@@ -131,14 +131,14 @@ def case_checkpoint(rng: random.Random, folder: Path) -> None:
     assert found.progress.step == expected["progress"]["step"]
     for name, value in found.model.state_dict().items():
         assert not value.is_floating_point() or torch.equal(value, expected["model"][name]), name
-    for index, values in found.optimiser.state_dict()["state"].items():
+    for index, values in found.optimizer.state_dict()["state"].items():
         for name, value in values.items():
-            assert torch.equal(value, expected["optimiser"]["state"][index][name]), (index, name)
+            assert torch.equal(value, expected["optimizer"]["state"][index][name]), (index, name)
     # It can be gone on from.
     found.model(torch.randn(4, 2)).square().sum().backward()
-    found.optimiser.step()
+    found.optimizer.step()
     found.schedule.step()
-    begin(run, found.settings, ALONE, found.progress)
+    start_run(run, found.settings, ALONE, found.progress.step, found.progress.best_step)
     json.loads((folder / "settings.json").read_text())
     found.save()
 
@@ -155,7 +155,7 @@ def case_settings(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.95:
         (folder / "settings.json").write_bytes(json_bytes(rng, kept))
     (folder / "checkpoint_0000003.pt").touch()
-    begin(Run(folder, folder / "checkpoint_0000003.pt", {}), settings(), ALONE, Progress(3))
+    start_run(Run(folder, folder / "checkpoint_0000003.pt", {}), settings(), ALONE, 3, 0)
     found = json.loads((folder / "settings.json").read_text())
     assert found["settings"] == settings().to_json()
     assert found["runs"][-1]["from_step"] == 3

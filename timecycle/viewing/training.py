@@ -56,7 +56,7 @@ def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 @torch.no_grad()
-def picture_cycles(encoder: nn.Module, batch: dict[str, Any], losses: Losses) -> np.ndarray:
+def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losses) -> np.ndarray:
     """TimeCycle's first sample: the patch; the base frames; the target; the patch's mean affinity with the target.
 
     Green: where the way back found the patch. Colours from yellow to blue: where each cycle went on its way forward and
@@ -80,7 +80,7 @@ def picture_cycles(encoder: nn.Module, batch: dict[str, Any], losses: Losses) ->
 
 
 @torch.no_grad()
-def picture_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses) -> np.ndarray:
+def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses) -> np.ndarray:
     """A walk's first sample: upper row the way forward, lower row the way back, below the frames that it passes.
 
     The heat is where a walker is that begins at the green cell and follows the encoder's features; on the way back the

@@ -10,7 +10,7 @@ import torch
 
 from timecycle.errors import InputError
 from timecycle.models.timecycle import TimeCycle, grid_loss
-from timecycle.models.tracking import Localiser, inlier_scores, patch_affinity, places, warp
+from timecycle.models.tracking import Localizer, inlier_scores, patch_affinity, places, warp
 
 TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9, 1e-8)}
 
@@ -66,9 +66,9 @@ def test_transforms_equal_the_originals(step):
 
 
 RENAMED = {
-    "localiser.taps": "afterconv3_trans.weight",
-    "localiser.conv2": "afterconv4_trans",
-    "localiser.linear": "linear2",
+    "localizer.taps": "afterconv3_trans.weight",
+    "localizer.conv2": "afterconv4_trans",
+    "localizer.linear": "linear2",
     "encoder.head": "afterconv1",
 }
 
@@ -159,16 +159,16 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda t: grid_loss(t, wanted), (theta,))
     assert torch.autograd.gradcheck(lambda p, f: patch_affinity(0.1 * p, f), (patch, frame))
     torch.manual_seed(0)
-    localiser = Localiser(4, 7).double()
+    localizer = Localizer(4, 7).double()
     seen = torch.rand(1, 16, 7, 7, generator=generator).double().requires_grad_()
-    assert torch.autograd.gradcheck(localiser, (seen,))
+    assert torch.autograd.gradcheck(localizer, (seen,))
 
 
 def test_weights_of_another_size_are_named():
     model = TimeCycle(64, 56)
     state = {released(name): value for name, value in model.state_dict().items()}
     state["module.afterconv3_trans.weight"] = torch.zeros(128, 900, 4, 4)
-    with pytest.raises(InputError, match=r"localiser.taps is \[128, 900, 4, 4\]; expected \[16, 64, 128\]"):
+    with pytest.raises(InputError, match=r"localizer.taps is \[128, 900, 4, 4\]; expected \[16, 64, 128\]"):
         model.load_release(state)
 
 
@@ -186,7 +186,7 @@ def test_other_sizes():
     ("call", "said"),
     [
         (lambda: TimeCycle(side=100), "side is 100; expected a positive multiple of 8 pixels"),
-        (lambda: TimeCycle(patch=48), "a localiser was asked for with side 30 and patch 6; expected 1 and 7 or more"),
+        (lambda: TimeCycle(patch=48), "a localizer was asked for with side 30 and patch 6; expected 1 and 7 or more"),
         (
             lambda: TimeCycle(64, 56).losses(
                 torch.rand(1, 2, 3, 64, 64), torch.rand(1, 3, 64, 60), torch.rand(1, 3, 56, 56), random_theta(1)

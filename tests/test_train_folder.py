@@ -19,14 +19,12 @@ from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
 from timecycle.training import checkpointer as checkpoints
-from timecycle.training.checkpointer import Progress
-from timecycle.training.distributed import World
-from timecycle.training.folder import Run, begin, find_run
-from timecycle.training.report import kept_lines
-from timecycle.training.run_files import RunFiles
+from timecycle.training.distributed import Distributed
+from timecycle.training.logger import kept_lines
+from timecycle.training.run_folder import Run, RunFiles, find_run, start_run
 from timecycle.training.settings import resolved
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 OPTIONS = (*WALK, "--schedule", "constant", "--keep", 9)
 
 
@@ -43,7 +41,7 @@ def test_a_damaged_settings_file_is_made_anew(whole):
     settings = resolved({}, torch.load(path, weights_only=True)["settings"])
     for content in (b"", b"\0" * 100, b"{}", b'{"runs": [1]}', b'{"runs": [{"x": NaN}]}', b"[" * 100_000, b"\xff"):
         file.write_bytes(content)
-        lost = begin(Run(path.parent, path, {}), settings, ALONE, Progress(4))
+        lost = start_run(Run(path.parent, path, {}), settings, ALONE, 4, 0)
         assert lost.startswith("the list of processes that worked on the run begins anew: parts/settings.json "), (
             content
         )
@@ -83,10 +81,10 @@ DAMAGE = {
     "shape": lambda content: content["model"].update({"encoder.bn1.weight": torch.ones(5)}),
     "type": lambda content: content["model"].update({"encoder.bn1.weight": torch.ones(4).half()}),
     "numbers": lambda content: content["model"]["encoder.bn1.weight"].fill_(torch.inf),
-    "optimiser": lambda content: content["optimiser"]["state"].pop(3),
-    "moment": lambda content: content["optimiser"]["state"][3].update(exp_avg=torch.zeros(1)),
-    "group": lambda content: content["optimiser"]["param_groups"][0].update(eps=1.0),
-    "rate": lambda content: content["optimiser"]["param_groups"][0].update(lr=1.0),
+    "optimizer": lambda content: content["optimizer"]["state"].pop(3),
+    "moment": lambda content: content["optimizer"]["state"][3].update(exp_avg=torch.zeros(1)),
+    "group": lambda content: content["optimizer"]["param_groups"][0].update(eps=1.0),
+    "rate": lambda content: content["optimizer"]["param_groups"][0].update(lr=1.0),
     "schedule": lambda content: content["schedule"].update(last_epoch=1),
     "method": lambda content: content["schedule"].update(_last_lr=[None]),
     "progress": lambda content: content["progress"].update(step="4"),
@@ -120,7 +118,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(whole):
             begun({"resume": str(path), "checkpoint": path.parent})
         assert "\n" not in str(refused.value), part
         found = begun({"resume": "auto", "checkpoint": path.parent})
-        assert (found.keeper.progress.step, found.run.passed_over) == (2, str(refused.value)), part
+        assert (found.checkpointer.progress.step, found.run.passed_over) == (2, str(refused.value)), part
     done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
     assert done.code == 0, done.err
     assert re.search(r"passed over: parts/checkpoint_0000004.pt does not fit this run \(clips has no .*\); ", done.out)
@@ -181,8 +179,8 @@ def test_a_folder_is_held_to_the_end(tiny, monkeypatch):
     """While it trains, by the process itself; then it is free."""
     finish, said = train.finish, []
 
-    def checked(keeper: Any, folder: Path) -> None:
-        finish(keeper, folder)
+    def checked(checkpointer: Any, folder: Path) -> None:
+        finish(checkpointer, folder)
         with pytest.raises(InputError, match="is in use by"), owned(folder):
             pass
         said.append(folder)
@@ -219,15 +217,15 @@ def test_a_run_that_does_not_begin_leaves_nothing(tiny, options):
 
 
 def test_what_a_killed_process_left_half_written_goes(tiny):
-    Path("run/pictures").mkdir(parents=True)
-    left = [Path("run/.checkpoint_0000003.pt.99999999.partial"), Path("run/pictures/.0000003.jpg.99999999.partial")]
+    Path("run/images").mkdir(parents=True)
+    left = [Path("run/.checkpoint_0000003.pt.99999999.partial"), Path("run/images/.0000003.jpg.99999999.partial")]
     for path in left:
         path.write_bytes(b"x")
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
     assert not any(path.exists() for path in left)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "pictures"])
+@pytest.mark.parametrize("name", ["tensorboard", "images"])
 def test_nothing_is_written_through_links(tiny, name):
     Path("elsewhere").mkdir()
     Path("run").mkdir()
@@ -238,10 +236,10 @@ def test_nothing_is_written_through_links(tiny, name):
     assert not list(Path("elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("name", ["settings.json", "log.jsonl", "tensorboard", "pictures", "encoder.safetensors"])
+@pytest.mark.parametrize("name", ["settings.json", "log.jsonl", "tensorboard", "images", "encoder.safetensors"])
 def test_something_in_the_way_is_named(tiny, name):
     path = Path("run", name)
-    if name in ("tensorboard", "pictures"):
+    if name in ("tensorboard", "images"):
         path.parent.mkdir()
         path.touch()
     else:
@@ -304,7 +302,7 @@ def test_a_best_checkpoint_that_is_kept_already_leaves_nothing_beside_it(tmp_pat
 def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
     """Stopped after every step, also after one that has the best score of all."""
     scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], train.due
-    monkeypatch.setattr("train.evaluate", lambda encoder, folder: scores[steps[-1] - 1])
+    monkeypatch.setattr("train.validate", lambda encoder, folder: scores[steps[-1] - 1])
     monkeypatch.setattr("train.due", lambda step, every: steps.append(step) or due(step, every))
     options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 4)
     assert tiny(*options, "-c", "whole").code == 0
@@ -327,7 +325,7 @@ def test_the_best_is_kept_also_if_it_was_killed_just_before(tiny, small_davis):
     assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt", "pictures/0000002.jpg"])
+@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt", "images/0000002.jpg"])
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from timecycle.data.batches import GlobalBatches
 from timecycle.data.clips import Clip, listed_clips, synthetic_clips
-from timecycle.data.samples import (
-    CycleSamples,
+from timecycle.data.datasets import (
     Generators,
+    TimeCycleDataset,
     cropped,
     motion_partner,
     motion_scores,
@@ -24,6 +23,7 @@ from timecycle.data.samples import (
 )
 from timecycle.errors import InputError
 from timecycle.propagation.protocols import IMAGENET
+from timecycle.training.loader import DistributedBatchSampler
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def dogs(shared, tmp_path_factory):
 
 def drawn(clip, seed, original, **options):
     generators = Generators(random.Random(seed), np.random.RandomState(seed))
-    return CycleSamples([clip], 0, original=original, **options).draw(clip, generators)
+    return TimeCycleDataset([clip], 0, original=original, **options).draw(clip, generators)
 
 
 def test_the_originals_samples(recorded, dogs):
@@ -186,12 +186,12 @@ def jitters(samples, epoch):
 
 
 def test_no_two_samples_share_their_jitter():
-    samples = CycleSamples([Spot(3)] * 24, seed=5, side=45, patch=15)
+    samples = TimeCycleDataset([Spot(3)] * 24, seed=5, side=45, patch=15)
     angles = jitters(samples, 0) + jitters(samples, 1)
     assert len(set(angles)) == 48
     assert max(map(abs, angles)) <= math.pi / 4
     assert max(angles) > 0.5 > -0.5 > min(angles)
-    originally = CycleSamples([Spot(3)] * 24, seed=5, side=45, patch=15, original=True)
+    originally = TimeCycleDataset([Spot(3)] * 24, seed=5, side=45, patch=15, original=True)
     shared = jitters(originally, 0) + jitters(originally, 1)
     assert len(set(shared)) == 2  # 24 samples among twelve workers, whose second epoch is as their first
     places = [tuple(map(tuple, originally[0, index]["theta"].tolist())) for index in range(24)]
@@ -201,12 +201,12 @@ def test_no_two_samples_share_their_jitter():
 @pytest.mark.parametrize("original", [False, True])
 def test_samples_depend_on_epoch_and_index_alone(original):
     clips = synthetic_clips(5, 20, seed=0)
-    samples = CycleSamples(clips, seed=1, side=63, patch=21, original=original)
+    samples = TimeCycleDataset(clips, seed=1, side=63, patch=21, original=original)
     alone = {(e, i): samples[e, i] for e, i in [(1, 4), (0, 0), (1, 0), (0, 3), (0, 2), (0, 1), (0, 4), (1, 1)]}
     assert not torch.equal(alone[0, 0]["target"], alone[1, 0]["target"])
-    other = CycleSamples(clips, seed=2, side=63, patch=21, original=original)
+    other = TimeCycleDataset(clips, seed=2, side=63, patch=21, original=original)
     assert not torch.equal(alone[0, 0]["target"], other[0, 0]["target"])
-    batches = GlobalBatches(5, batch=2, seed=0)
+    batches = DistributedBatchSampler(5, batch=2, seed=0)
     for workers in (0, 2):
         loader = DataLoader(samples, batch_sampler=batches, num_workers=workers)
         for places, batch in zip(batches, islice(loader, 2), strict=False):
@@ -220,7 +220,7 @@ def test_samples_depend_on_epoch_and_index_alone(original):
 
 
 def test_what_a_sample_holds():
-    sample = CycleSamples(synthetic_clips(2, 20, 0), 0)[0, 1]
+    sample = TimeCycleDataset(synthetic_clips(2, 20, 0), 0)[0, 1]
     shapes = {key: list(value.shape) for key, value in sample.items() if isinstance(value, torch.Tensor)}
     expected = {"frames": [4, 3, 240, 240], "target": [3, 240, 240], "patch": [3, 80, 80], "theta": [2, 3]}
     assert shapes == expected
@@ -246,7 +246,7 @@ class Bad(Clip):
 
 def test_a_clip_of_no_use_is_replaced_and_reported():
     clips = [Bad("a"), Spot(2, name="b"), Spot(name="c"), Spot(name="d"), Bad("e")]
-    samples = CycleSamples(clips, 0, side=45, patch=15)
+    samples = TimeCycleDataset(clips, 0, side=45, patch=15)
     replacements, reports = set(), set()
     for epoch in range(20):
         sample = samples[epoch, 0]
@@ -264,7 +264,7 @@ def test_a_clip_of_no_use_is_replaced_and_reported():
 
 
 def test_clips_of_no_use_at_all():
-    samples = CycleSamples([Bad("a"), Spot(2, name="b")], 0)
+    samples = TimeCycleDataset([Bad("a"), Spot(2, name="b")], 0)
     with pytest.raises(InputError) as refused:
         samples[0, 1]
     assert str(refused.value) == "none of the 2 clips is of use; b: b has 2 frames; expected at least 3"
@@ -323,5 +323,5 @@ def test_a_patch_is_the_bilinear_sample_of_its_place():
 )
 def test_numbers_out_of_range_are_named(options, said):
     with pytest.raises(InputError) as refused:
-        CycleSamples(**{"clips": [Spot()], "seed": 0, **options})
+        TimeCycleDataset(**{"clips": [Spot()], "seed": 0, **options})
     assert str(refused.value) == said

@@ -1,4 +1,4 @@
-"""How the trunk computes: number format, memory order, compilation, what is kept for the way back.
+"""How the trunk computes: precision (autocast), memory format, torch.compile, activation checkpointing.
 
 Only the trunk: it is nearly all of a step's work, and the losses keep float32 and their own kernels.
 """
@@ -15,58 +15,58 @@ from torch.utils.checkpoint import checkpoint
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.training.distributed import World
+from timecycle.training.distributed import Distributed
 from timecycle.training.settings import Settings
 
 
-def prepare(model: nn.Module, settings: Settings, world: World) -> nn.Module:
-    """The model on its device, in training mode, as the settings say; changed in place, its tensors' names kept.
+def prepare_model(model: nn.Module, settings: Settings, distributed: Distributed) -> nn.Module:
+    """Put the model on its device in training mode and configure its trunk, in place; tensors keep their names.
 
-    Raises InputError for what the device cannot do.
+    Raises InputError for what the device does not support.
     """
     if settings.sync_batchnorm:
-        if world.device.type != "cuda":
+        if distributed.device.type != "cuda":
             raise InputError(
                 "--sync-batchnorm is given, and there is no GPU; expected it left out, as PyTorch needs one"
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(world.device).train()
+    model = model.to(distributed.device).train()
     if settings.freeze_batchnorm:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
     for module in model.modules():
         if isinstance(module, Trunk):
-            _hasten(module, settings, world.device)
+            _configure_trunk(module, settings, distributed.device)
     return model
 
 
-def _hasten(trunk: Trunk, settings: Settings, device: torch.device) -> None:
-    order = torch.channels_last if settings.channels_last else torch.contiguous_format
-    trunk.to(memory_format=order)  # type: ignore[call-overload]
+def _configure_trunk(trunk: Trunk, settings: Settings, device: torch.device) -> None:
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    trunk.to(memory_format=memory_format)  # type: ignore[call-overload]
     if settings.checkpoint_activations:
         for block in (block for stage in trunk.children() if isinstance(stage, nn.Sequential) for block in stage):
-            contexts = functools.partial(_contexts, block)
+            contexts = functools.partial(_recompute_contexts, block)
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
-    plain = torch.compile(trunk.forward) if settings.compile else trunk.forward
+    compute = torch.compile(trunk.forward) if settings.compile else trunk.forward
 
     def forward(images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=order)
+        images = images.contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-            found = plain(images)
-        return (found.float() if settings.autocast else found).contiguous()
+            features = compute(images)
+        return (features.float() if settings.autocast else features).contiguous()
 
     trunk.forward = forward  # type: ignore[method-assign]
 
 
-def _contexts(block: nn.Module) -> tuple[Any, Any]:
-    """Of the first computation of a block, and of the second, on the way back."""
-    return nullcontext(), _uncounted(block)
+def _recompute_contexts(block: nn.Module) -> tuple[Any, Any]:
+    """Contexts of a block's forward pass and of its recomputation in the backward pass."""
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
-def _uncounted(block: nn.Module) -> Iterator[None]:
-    """Running statistics as they are: the batch was counted when it was first seen."""
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: the forward pass has counted the batch."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.momentum is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -8,8 +8,8 @@ import torch
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
 from timecycle.models.encoder import Trunk
-from timecycle.training import speed
-from timecycle.training.distributed import World
+from timecycle.training import precision
+from timecycle.training.distributed import Distributed
 from timecycle.training.settings import Settings
 
 SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channels-last")
@@ -30,8 +30,8 @@ SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channe
 def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close, norm):
     """Losses and gradients of two steps, and batch statistics, each batch counted once."""
     calls: list[object] = []
-    wrapped = speed.checkpoint
-    monkeypatch.setattr(speed, "checkpoint", lambda *a, **k: calls.append(a[0]) or wrapped(*a, **k))
+    wrapped = precision.checkpoint
+    monkeypatch.setattr(precision, "checkpoint", lambda *a, **k: calls.append(a[0]) or wrapped(*a, **k))
     if option == "--compile":  # to C++ it takes minutes: see the nightly part
         compiled = functools.partial(torch.compile, backend="eager")
         monkeypatch.setattr(torch, "compile", lambda forward: calls.append(forward) or compiled(forward))
@@ -65,7 +65,7 @@ def test_images_take_the_order_that_is_asked_for(innermost):
     model = torch.nn.Sequential(Trunk(18, width=4))
     met: list[bool] = []
     model[0].conv1.register_forward_hook(lambda module, given, found: met.append(given[0].stride(1) == 1))
-    prepared = speed.prepare(model, Settings(channels_last=innermost), World(0, 1, torch.device("cpu")))
+    prepared = precision.prepare_model(model, Settings(channels_last=innermost), Distributed(0, 1, torch.device("cpu")))
     images = torch.randn(2, 3, 32, 32)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         prepared(given)

@@ -1,4 +1,4 @@
-"""Samples for contrastive random walks: two windows on a video, or a grid of patches of it.
+"""ClipDataset for contrastive random walks: two windows on a video, or a grid of patches of it.
 
 Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two windows are this project's
 (`timecycle.models.walk`).
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from timecycle.data.clips import Clip
-from timecycle.data.samples import Generators, Samples, normalised
+from timecycle.data.datasets import ClipDataset, Generators, normalised
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE
 from timecycle.models.walk import NOWHERE
@@ -89,8 +89,8 @@ def spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState)
     return [start + gap * i for i in range(length)]
 
 
-class _WalkSamples(Samples):
-    """Samples of frames that are evenly spaced."""
+class _WalkDataset(ClipDataset):
+    """ClipDataset of frames that are evenly spaced."""
 
     def __init__(self, clips: list[Clip], seed: int, length: int, frame_gap: int) -> None:
         super().__init__(clips, seed)
@@ -104,11 +104,11 @@ class _WalkSamples(Samples):
         return numbers[0], clip.read(numbers)
 
 
-class CropSamples(_WalkSamples):
+class CropWalkDataset(_WalkDataset):
     """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
 
     Args:
-        clips: to draw from, as `Samples`.
+        clips: to draw from, as `ClipDataset`.
         seed: likewise.
         crop: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
         length: frames of a sample, T, at least 2.
@@ -136,18 +136,18 @@ class CropSamples(_WalkSamples):
         }
 
 
-class GridSamples(_WalkSamples):
+class GridWalkDataset(_WalkDataset):
     """For `timecycle.models.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
 
     Each patch shows a random part, 0.7 to 0.9 of the area, of its cell; drawn anew for each frame.
 
     Args:
-        clips: to draw from, as `Samples`.
+        clips: to draw from, as `ClipDataset`.
         seed: likewise.
         side: pixels of the square that a frame is resized to, 256 as published.
         patch: of a cell and a patch, p; 64 as published, which makes 7 x 7 of them.
         length: frames of a sample, T.
-        frame_gap: as of `CropSamples`; the published program has one distance.
+        frame_gap: as of `CropWalkDataset`; the published program has one distance.
 
     Raises InputError for sizes that mean nothing.
     """

@@ -42,8 +42,8 @@ class Generators:
         )
 
 
-class Samples(Dataset[dict[str, Tensor | str]]):
-    """Samples of clips, fetched as `samples[epoch, index]`; one of each clip an epoch.
+class ClipDataset(Dataset[dict[str, Tensor | str]]):
+    """ClipDataset of clips, fetched as `samples[epoch, index]`; one of each clip an epoch.
 
     A sample depends on (seed, epoch, index) and on the clips, on nothing else: neither on workers nor on what was
     fetched before. A clip that is damaged or too short is replaced by another, which the sample's generator draws.
@@ -99,7 +99,7 @@ class Samples(Dataset[dict[str, Tensor | str]]):
         """
 
 
-class CycleSamples(Samples):
+class TimeCycleDataset(ClipDataset):
     """TimeCycle's: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and the patch's theta [2, 3], float32.
 
     S = `side` and h = `patch` in pixels, T = `length` frames `frame_gap` apart, the target (T + `pred_distance`) *

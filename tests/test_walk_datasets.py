@@ -1,4 +1,4 @@
-"""Samples for walks: where windows and patches lie, what they show, and which cells of two windows are one place."""
+"""Datasets for walks: where windows and patches lie, what they show, and which cells of two windows are one place."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import default_collate
 
 from timecycle.data.clips import Clip
-from timecycle.data.crops import (
+from timecycle.data.walk_datasets import (
     PATCH_AREA,
     SCALES,
     SHIFT,
-    CropSamples,
-    GridSamples,
+    CropWalkDataset,
+    GridWalkDataset,
     Window,
     homes,
     part,
@@ -45,7 +45,7 @@ class Ramp(Clip):
 
 
 def _coloured(tensor: torch.Tensor) -> np.ndarray:
-    """Undo the normalisation: [.., 3, h, w] -> RGB of 255, [.., h, w, 3]."""
+    """StepSnapshot the normalisation: [.., 3, h, w] -> RGB of 255, [.., h, w, 3]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     return ((tensor * std + mean) * 255).movedim(-3, -1).numpy()
 
@@ -113,7 +113,7 @@ def test_frames_are_evenly_spaced_and_in_the_clip(generator: np.random.RandomSta
 
 def test_both_windows_show_the_same_place_where_home_says_so() -> None:
     """Colours tell places: of two cells that are one place they agree to half a cell."""
-    sample = CropSamples([Ramp(12)], seed=1, crop=64)[0, 0]
+    sample = CropWalkDataset([Ramp(12)], seed=1, crop=64)[0, 0]
     ahead, back = (_coloured(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
     assert ahead.shape[0] == 4
     assert back.shape[0] == 3
@@ -126,7 +126,7 @@ def test_both_windows_show_the_same_place_where_home_says_so() -> None:
 
 
 def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
-    sample = GridSamples([Ramp(8, 256, 384)], seed=0)[0, 0]
+    sample = GridWalkDataset([Ramp(8, 256, 384)], seed=0)[0, 0]
     patches = _coloured(sample["patches"])
     assert patches.shape == (4, 49, 64, 64, 3)
     # The ramp's 384 columns become 256, each of its red.
@@ -146,9 +146,9 @@ def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
 def test_samples_are_what_the_objective_takes(form: str) -> None:
     trunk = Trunk(18, 3, "reflect", 4)
     if form == "crops":
-        samples, model = CropSamples([Ramp(9), Ramp(7)], 0, crop=64), CropWalk(trunk, 8)
+        samples, model = CropWalkDataset([Ramp(9), Ramp(7)], 0, crop=64), CropWalk(trunk, 8)
     else:
-        samples, model = GridSamples([Ramp(9), Ramp(7)], 0, side=96, patch=32, length=3), GridWalk(trunk, 8)
+        samples, model = GridWalkDataset([Ramp(9), Ramp(7)], 0, side=96, patch=32, length=3), GridWalk(trunk, 8)
     batch = default_collate([samples[0, 0], samples[0, 1]])
     losses = model(**{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
     assert losses.total.isfinite()
@@ -157,11 +157,11 @@ def test_samples_are_what_the_objective_takes(form: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        (CropSamples, {"crop": 60}, "the crop is 60 pixels"),
-        (CropSamples, {"crop": 264}, "at most 256"),
-        (CropSamples, {"length": 1}, "length is 1"),
-        (GridSamples, {"patch": 300}, "patch 300 pixels"),
-        (GridSamples, {"frame_gap": 0}, "frame_gap 0"),
+        (CropWalkDataset, {"crop": 60}, "the crop is 60 pixels"),
+        (CropWalkDataset, {"crop": 264}, "at most 256"),
+        (CropWalkDataset, {"length": 1}, "length is 1"),
+        (GridWalkDataset, {"patch": 300}, "patch 300 pixels"),
+        (GridWalkDataset, {"frame_gap": 0}, "frame_gap 0"),
     ],
 )
 def test_refuses_sizes_that_mean_nothing(kind: type, settings: dict, said: str) -> None:
