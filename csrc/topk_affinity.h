@@ -11,21 +11,26 @@ class RowSink;
 
 constexpr int64_t kIndices = int64_t{1} << 31;  // an index, slot * M + position, and k must be below
 
+// Fields are named as in timecycle/ops/problem.py. The tensors are contiguous.
 struct TopkAffinity {
-  int64_t targets;    // B
-  int64_t queries;    // N
-  int64_t channels;   // D
-  int64_t frames;     // F
-  int64_t positions;  // M
-  int64_t slots;      // T; T * M < kIndices
-  int64_t k;          // of Select: per slot ("frame") or in all ("joint")
-  float scale;        // logit = dot * scale
-  bool joint;         // scope == "joint"
-  bool all;           // normalise == "all"
-  bool ties;          // ties == "all"
-  int64_t width;      // of the region's grid; 0 without a region
-  // reach[d] is the largest distance of columns allowed in a row d away; rows beyond its end are out of reach.
-  std::vector<int64_t> reach;
+  const void* query;            // [B, N, D]; float, bfloat16 or half
+  const void* bank;             // [F, M, D], likewise
+  const int64_t* frames;        // [B, T]; -1 is an empty slot
+  const int64_t* multiplicity;  // [B, T, 2]: how often keys count inside and outside the neighborhood
+  int64_t targets;              // B
+  int64_t queries;              // N
+  int64_t channels;             // D
+  int64_t bank_frames;          // F
+  int64_t positions;            // M
+  int64_t slots;                // T; T * M < kIndices
+  int64_t k;                    // neighbors kept, per slot (scope "frame") or over all slots ("joint")
+  float softmax_scale;          // logit = dot * softmax_scale, 1 / temperature
+  bool joint;                   // scope == "joint"
+  bool softmax_over_all;        // softmax_over == "all"
+  bool keep_ties;               // ties == "all"
+  int64_t grid_width;           // columns of the grid; 0 without a neighborhood
+  // half_widths[d] is the largest |dx| inside the neighborhood d rows away; rows beyond its end are outside.
+  std::vector<int64_t> half_widths;
 
   int64_t groups() const { return joint ? 1 : slots; }  // lists kept per query
 };
@@ -33,14 +38,14 @@ struct TopkAffinity {
 struct TopkAffinityOut {
   float* weights;       // [B, N, groups, kept]
   int64_t* indices;     // [B, N, groups, kept]
-  float* denominators;  // [B, N, groups]: log of the softmax denominator; written only for `all`
+  float* denominators;  // [B, N, groups]: log of the softmax denominator; written only if softmax_over_all
 };
 
 // How the products of a call are formed.
 enum class Products {
   kFastest,  // whichever is measured to be fastest here
   kDirect,   // in the features' own type or in float
-  kBytes,    // of bytes, which leave candidates that float products decide; softmax over the kept only
+  kBytes,    // of bytes, which leave candidates that float products decide; softmax over the top k only
 };
 
 // What a call did, for tests and measurements.
@@ -50,11 +55,9 @@ struct TopkAffinityReport {
   int64_t overflown = 0;  // lists whose candidates were too many, and which were found directly
 };
 
-// Hands the lists of every query to the sink: query [B, N, D] and bank [F, M, D] are contiguous float, bfloat16 or
-// half; frames [B, T]; copies [B, T, 2].
+// Hands the lists of every query to the sink; features are of type Feature.
 template <typename Feature>
-TopkAffinityReport topk_affinity_cpu(const TopkAffinity& shape, const Feature* query, const Feature* bank,
-                                     const int64_t* frames, const int64_t* copies, Products products, RowSink& sink);
+TopkAffinityReport topk_affinity_cpu(const TopkAffinity& problem, Products products, RowSink& sink);
 
 // The direct products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
 template <typename Feature>

@@ -16,7 +16,7 @@ KeptKeys::KeptKeys(const TopkAffinity& shape, const TopkAffinityGradient& in)
       means_(checked_product({shape.targets, shape.queries, shape.groups()})),
       filled_(shape.targets, 1.0f) {
   for (int64_t b = 0; b < s_.targets && !s_.joint; ++b) {
-    const int64_t* context = in.frames + b * s_.slots;
+    const int64_t* context = s_.frames + b * s_.slots;
     filled_[b] =
         static_cast<float>(std::count_if(context, context + s_.slots, [](int64_t frame) { return frame >= 0; }));
   }
@@ -25,31 +25,31 @@ KeptKeys::KeptKeys(const TopkAffinity& shape, const TopkAffinityGradient& in)
       double sum = 0.0;
       for (int64_t i = row * in_.kept; i < (row + 1) * in_.kept; ++i)
         if (in_.indices[i] >= 0) sum += static_cast<double>(in_.weights[i]) * in_.gradient[i];
-      means_[row] = static_cast<float>(sum * s_.scale);
+      means_[row] = static_cast<float>(sum * s_.softmax_scale);
     }
   });
 }
 
-std::vector<std::vector<Use>> uses_of(const TopkAffinity& shape, const int64_t* frames) {
-  std::vector<std::vector<Use>> uses(shape.frames);
+std::vector<std::vector<Use>> uses_of(const TopkAffinity& shape) {
+  std::vector<std::vector<Use>> uses(shape.bank_frames);
   for (int64_t b = 0; b < shape.targets; ++b)
     for (int64_t slot = 0; slot < shape.slots; ++slot)
-      if (frames[b * shape.slots + slot] >= 0) uses[frames[b * shape.slots + slot]].push_back({b, slot});
+      if (shape.frames[b * shape.slots + slot] >= 0) uses[shape.frames[b * shape.slots + slot]].push_back({b, slot});
   return uses;
 }
 
 template <typename Feature>
-void topk_affinity_backward_cpu(const TopkAffinity& shape, const TopkAffinityGradient& in, const Feature* query,
-                                const Feature* bank, Feature* d_query, Feature* d_bank) {
-  const KeptKeys kept(shape, in);
-  (shape.all ? gradient_of_all<Feature> : gradient_of_kept<Feature>)(shape, in, kept, query, bank, d_query, d_bank);
+void topk_affinity_backward_cpu(const TopkAffinity& problem, const TopkAffinityGradient& in, Feature* d_query,
+                                Feature* d_bank) {
+  const KeptKeys kept(problem, in);
+  const auto gradient = problem.softmax_over_all ? gradient_of_all<Feature> : gradient_of_kept<Feature>;
+  gradient(problem, in, kept, static_cast<const Feature*>(problem.query), static_cast<const Feature*>(problem.bank),
+           d_query, d_bank);
 }
 
-template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, const float*, const float*,
-                                         float*, float*);
-template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, const c10::BFloat16*,
-                                         const c10::BFloat16*, c10::BFloat16*, c10::BFloat16*);
-template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, const c10::Half*,
-                                         const c10::Half*, c10::Half*, c10::Half*);
+template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, float*, float*);
+template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, c10::BFloat16*,
+                                         c10::BFloat16*);
+template void topk_affinity_backward_cpu(const TopkAffinity&, const TopkAffinityGradient&, c10::Half*, c10::Half*);
 
 }  // namespace timecycle
