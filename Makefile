@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SANITIZE := -fsanitize=address,undefined
-CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp $(foreach kind,h cpp cu cuh,csrc/cuda/*.$(kind)) tests/emulator/*.h tests/emulator/*.cpp)
+CXX_FILES := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) tests/emulator/*.$(kind)))
 SAY := @printf '\n==> %s\n'
 
 .PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean

@@ -8,16 +8,16 @@
 #include <string>
 #include <tuple>
 
-#include "attend.h"
-#include "avx512.h"
-#include "edge_affinity.h"
-#include "product_rates.h"
-#include "propagate_sequence.h"
-#include "row_sink.h"
+#include "attention/attention.h"
+#include "attention/softmax_at.h"
+#include "simd/avx512.h"
 #include "sizes.h"
-#include "tile_product.h"
-#include "topk_affinity.h"
-#include "topk_affinity_backward.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/propagate_sequence.h"
+#include "topk_affinity/row_sink.h"
+#include "topk_affinity/tile_product.h"
+#include "topk_affinity/topk_affinity.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace {
 

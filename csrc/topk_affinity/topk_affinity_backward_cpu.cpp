@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "sizes.h"
-#include "topk_affinity_backward.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace timecycle {
 

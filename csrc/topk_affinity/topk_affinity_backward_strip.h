@@ -10,11 +10,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "grid_patches.h"
-#include "row_arithmetic.h"
+#include "simd/row_arithmetic.h"
 #include "sizes.h"
-#include "tile_product.h"
-#include "topk_affinity_backward.h"
+#include "topk_affinity/grid_patches.h"
+#include "topk_affinity/tile_product.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace timecycle {
 

@@ -1,11 +1,11 @@
-#include "column_epilogue.h"
+#include "simd/column_epilogue.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "avx512.h"
-#include "exponential.h"
-#include "hits.h"
+#include "simd/avx512.h"
+#include "simd/exponential.h"
+#include "simd/hits.h"
 
 namespace timecycle {
 

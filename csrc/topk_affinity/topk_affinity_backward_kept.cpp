@@ -7,8 +7,8 @@
 #include <numeric>
 #include <vector>
 
-#include "row_arithmetic.h"
-#include "topk_affinity_backward.h"
+#include "simd/row_arithmetic.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace timecycle {
 namespace {

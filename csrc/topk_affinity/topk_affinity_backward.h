@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "topk_affinity.h"
+#include "topk_affinity/topk_affinity.h"
 
 namespace timecycle {
 

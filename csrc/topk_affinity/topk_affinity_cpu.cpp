@@ -9,13 +9,13 @@
 #include <atomic>
 #include <type_traits>
 
-#include "byte_panel.h"
-#include "candidates.h"
-#include "neighbours.h"
-#include "product_rates.h"
-#include "query_tiles.h"
-#include "row_sink.h"
-#include "tile_product.h"
+#include "topk_affinity/byte_panel.h"
+#include "topk_affinity/candidates.h"
+#include "topk_affinity/neighbors.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/query_tiles.h"
+#include "topk_affinity/row_sink.h"
+#include "topk_affinity/tile_product.h"
 
 namespace timecycle {
 namespace {

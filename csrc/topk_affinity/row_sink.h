@@ -6,9 +6,9 @@
 #include <functional>
 #include <vector>
 
-#include "neighbours.h"
 #include "sizes.h"
-#include "topk_affinity.h"
+#include "topk_affinity/neighbors.h"
+#include "topk_affinity/topk_affinity.h"
 
 namespace timecycle {
 

@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "column_epilogue.h"
-#include "topk_affinity.h"
+#include "simd/column_epilogue.h"
+#include "topk_affinity/topk_affinity.h"
 
 namespace timecycle {
 

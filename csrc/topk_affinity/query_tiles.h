@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <vector>
 
-#include "column_epilogue.h"
-#include "grid_patches.h"
-#include "topk_affinity.h"
+#include "simd/column_epilogue.h"
+#include "topk_affinity/grid_patches.h"
+#include "topk_affinity/topk_affinity.h"
 
 namespace timecycle {
 

@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "product_rates.h"
 #include "sizes.h"
-#include "topk_affinity_backward_strip.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/topk_affinity_backward_strip.h"
 
 namespace timecycle {
 namespace {
