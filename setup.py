@@ -22,7 +22,8 @@ except ImportError:
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(f"error: setuptools {setuptools.__version__} is too old; expected 77 or newer (pip install -U setuptools)")
 
-SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
+SOURCES = sorted(str(p) for p in Path("csrc").rglob("*.cpp") if p.parts[1] != "cuda")
+HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h") if p.parts[1] != "cuda")
 # No -march: the kernels hold variants for several instruction sets and choose when they are loaded, so that a build
 # runs on another machine. No -ffast-math, since infinities mean something here; the two -fno- let loops be vectorised.
 # Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
@@ -55,7 +56,16 @@ def extensions() -> list:
             sys.exit(f"error: {reason}")
         print(reason, file=sys.stderr)
         return []
-    found = [CppExtension("timecycle._C", SOURCES, extra_compile_args=COMPILE, extra_link_args=OPENMP)]
+    found = [
+        CppExtension(
+            "timecycle._C",
+            SOURCES,
+            depends=HEADERS,
+            include_dirs=[str(Path("csrc").resolve())],
+            extra_compile_args=COMPILE,
+            extra_link_args=OPENMP,
+        )
+    ]
     reason = why_not_cuda()
     if reason:
         print(f"CUDA kernels are not built: {reason}", file=sys.stderr)

@@ -8,16 +8,16 @@
 #include <string>
 #include <tuple>
 
-#include "attend.h"
-#include "avx512.h"
-#include "edge_affinity.h"
-#include "product_rates.h"
-#include "propagate_sequence.h"
-#include "row_sink.h"
+#include "attention/attention.h"
+#include "attention/softmax_at.h"
+#include "simd/avx512.h"
 #include "sizes.h"
-#include "tile_product.h"
-#include "topk_affinity.h"
-#include "topk_affinity_backward.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/propagate_sequence.h"
+#include "topk_affinity/row_sink.h"
+#include "topk_affinity/tile_product.h"
+#include "topk_affinity/topk_affinity.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace {
 
@@ -25,26 +25,31 @@ using at::Tensor;
 
 thread_local timecycle::TopkAffinityReport last_report;
 
-timecycle::TopkAffinity shape_of(const Tensor& query, const Tensor& bank, const Tensor& frames, int64_t k,
-                                 double temperature, bool joint, bool all, bool ties, int64_t width,
-                                 std::vector<int64_t> reach) {
+timecycle::TopkAffinity problem_of(const Tensor& query, const Tensor& bank, const Tensor& frames,
+                                   const Tensor& multiplicity, int64_t k, double temperature, bool joint,
+                                   bool softmax_over_all, bool keep_ties, int64_t grid_width,
+                                   std::vector<int64_t> half_widths) {
   TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
   TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
                     "the slots have more positions than 32 bits number");
   TORCH_CHECK_VALUE(k > 0 && k < timecycle::kIndices, "k is ", k, "; expected 1 to ", timecycle::kIndices - 1);
-  return {.targets = query.size(0),
+  return {.query = query.const_data_ptr(),
+          .bank = bank.const_data_ptr(),
+          .frames = frames.const_data_ptr<int64_t>(),
+          .multiplicity = multiplicity.const_data_ptr<int64_t>(),
+          .targets = query.size(0),
           .queries = query.size(1),
           .channels = query.size(2),
-          .frames = bank.size(0),
+          .bank_frames = bank.size(0),
           .positions = bank.size(1),
           .slots = frames.size(1),
           .k = k,
-          .scale = static_cast<float>(1.0 / temperature),
+          .softmax_scale = static_cast<float>(1.0 / temperature),
           .joint = joint,
-          .all = all,
-          .ties = ties,
-          .width = width,
-          .reach = std::move(reach)};
+          .softmax_over_all = softmax_over_all,
+          .keep_ties = keep_ties,
+          .grid_width = grid_width,
+          .half_widths = std::move(half_widths)};
 }
 
 timecycle::Products products_of(const std::string& name) {
@@ -54,77 +59,71 @@ timecycle::Products products_of(const std::string& name) {
   return timecycle::Products::kBytes;
 }
 
-timecycle::TopkAffinityReport run_topk_affinity(const timecycle::TopkAffinity& shape, const Tensor& query,
-                                                const Tensor& bank, const Tensor& frames, const Tensor& copies,
-                                                const std::string& products, timecycle::RowSink& sink) {
-  const auto run = [&]<typename Feature>() {
-    return timecycle::topk_affinity_cpu<Feature>(shape, query.const_data_ptr<Feature>(), bank.const_data_ptr<Feature>(),
-                                                 frames.const_data_ptr<int64_t>(), copies.const_data_ptr<int64_t>(),
-                                                 products_of(products), sink);
-  };
-  return AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity",
-                            AT_DISPATCH_CASE(at::kFloat, [&] { return run.operator()<scalar_t>(); })
-                                AT_DISPATCH_CASE(at::kBFloat16, [&] { return run.operator()<scalar_t>(); })
-                                    AT_DISPATCH_CASE(at::kHalf, [&] { return run.operator()<scalar_t>(); }));
+// Calls run<Feature>() for the type of the features.
+template <typename Function>
+auto for_feature_type(const Tensor& features, const Function& run) {
+  return AT_DISPATCH_SWITCH(features.scalar_type(), "the features",
+                            AT_DISPATCH_CASE(at::kFloat, [&] { return run.template operator()<scalar_t>(); })
+                                AT_DISPATCH_CASE(at::kBFloat16, [&] { return run.template operator()<scalar_t>(); })
+                                    AT_DISPATCH_CASE(at::kHalf, [&] { return run.template operator()<scalar_t>(); }));
 }
 
 std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
-                                                 const Tensor& copies, int64_t k, double temperature, bool joint,
-                                                 bool all, bool ties, int64_t width, std::vector<int64_t> reach,
-                                                 const std::string& products) {
-  const timecycle::TopkAffinity shape =
-      shape_of(query, bank, frames, k, temperature, joint, all, ties, width, std::move(reach));
+                                                 const Tensor& multiplicity, int64_t k, double temperature, bool joint,
+                                                 bool softmax_over_all, bool keep_ties, int64_t grid_width,
+                                                 std::vector<int64_t> half_widths, const std::string& products) {
+  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
+                                                     softmax_over_all, keep_ties, grid_width, std::move(half_widths));
   Tensor weights, indices;
-  Tensor denominators =
-      at::empty({shape.targets, shape.queries, all ? shape.groups() : 0}, query.options().dtype(at::kFloat));
+  Tensor denominators = at::empty({problem.targets, problem.queries, softmax_over_all ? problem.groups() : 0},
+                                  query.options().dtype(at::kFloat));
   const std::function<timecycle::TopkAffinityOut(int64_t)> allocate = [&](int64_t kept) {
-    weights = at::empty({shape.targets, shape.queries, shape.groups() * kept}, denominators.options());
-    indices = at::empty({shape.targets, shape.queries, shape.groups() * kept}, frames.options());
+    weights = at::empty({problem.targets, problem.queries, problem.groups() * kept}, denominators.options());
+    indices = at::empty({problem.targets, problem.queries, problem.groups() * kept}, frames.options());
     return timecycle::TopkAffinityOut{weights.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>(),
                                       denominators.mutable_data_ptr<float>()};
   };
-  timecycle::TopkWriter writer(shape, allocate);
-  last_report = run_topk_affinity(shape, query, bank, frames, copies, products, writer);
+  timecycle::TopkWriter writer(problem, allocate);
+  last_report = for_feature_type(query, [&]<typename Feature>() {
+    return timecycle::topk_affinity_cpu<Feature>(problem, products_of(products), writer);
+  });
   writer.finish();
   return {weights, indices, denominators};
 }
 
 Tensor affinity_propagate(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& labels,
-                          const Tensor& label_frames, const Tensor& copies, int64_t k, double temperature, bool joint,
-                          bool all, bool ties, int64_t width, std::vector<int64_t> reach) {
-  const timecycle::TopkAffinity shape =
-      shape_of(query, bank, frames, k, temperature, joint, all, ties, width, std::move(reach));
-  Tensor out = at::zeros({shape.targets, shape.queries, labels.size(2)}, labels.options());
-  timecycle::LabelSink sink(shape, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
+                          const Tensor& label_frames, const Tensor& multiplicity, int64_t k, double temperature,
+                          bool joint, bool softmax_over_all, bool keep_ties, int64_t grid_width,
+                          std::vector<int64_t> half_widths) {
+  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
+                                                     softmax_over_all, keep_ties, grid_width, std::move(half_widths));
+  Tensor out = at::zeros({problem.targets, problem.queries, labels.size(2)}, labels.options());
+  timecycle::LabelSink sink(problem, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
                             labels.size(2), out.mutable_data_ptr<float>());
-  run_topk_affinity(shape, query, bank, frames, copies, "fastest", sink);
+  for_feature_type(query, [&]<typename Feature>() {
+    timecycle::topk_affinity_cpu<Feature>(problem, timecycle::Products::kFastest, sink);
+  });
   return out;
 }
 
 // Gradients of query and bank from `gradient`, that of the weights; the rest is what the forward took and gave.
 std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const Tensor& weights, const Tensor& indices,
                                                   const Tensor& denominators, const Tensor& query, const Tensor& bank,
-                                                  const Tensor& frames, const Tensor& copies, double temperature,
-                                                  bool joint, bool all, int64_t width, std::vector<int64_t> reach) {
-  const timecycle::TopkAffinity shape =
-      shape_of(query, bank, frames, 1, temperature, joint, all, false, width, std::move(reach));
+                                                  const Tensor& frames, const Tensor& multiplicity, double temperature,
+                                                  bool joint, bool softmax_over_all, int64_t grid_width,
+                                                  std::vector<int64_t> half_widths) {
+  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, 1, temperature, joint,
+                                                     softmax_over_all, false, grid_width, std::move(half_widths));
   Tensor d_query = at::empty_like(query), d_bank = at::empty_like(bank);
-  const timecycle::TopkAffinityGradient in{.frames = frames.const_data_ptr<int64_t>(),
-                                           .copies = copies.const_data_ptr<int64_t>(),
-                                           .gradient = gradient.const_data_ptr<float>(),
+  const timecycle::TopkAffinityGradient in{.gradient = gradient.const_data_ptr<float>(),
                                            .weights = weights.const_data_ptr<float>(),
                                            .indices = indices.const_data_ptr<int64_t>(),
                                            .denominators = denominators.const_data_ptr<float>(),
-                                           .kept = weights.size(2) / shape.groups()};
-  const auto run = [&]<typename Feature>() {
-    timecycle::topk_affinity_backward_cpu<Feature>(shape, in, query.const_data_ptr<Feature>(),
-                                                   bank.const_data_ptr<Feature>(), d_query.mutable_data_ptr<Feature>(),
+                                           .kept = weights.size(2) / problem.groups()};
+  for_feature_type(query, [&]<typename Feature>() {
+    timecycle::topk_affinity_backward_cpu<Feature>(problem, in, d_query.mutable_data_ptr<Feature>(),
                                                    d_bank.mutable_data_ptr<Feature>());
-  };
-  AT_DISPATCH_SWITCH(query.scalar_type(), "topk_affinity_backward",
-                     AT_DISPATCH_CASE(at::kFloat, [&] { run.operator()<scalar_t>(); })
-                         AT_DISPATCH_CASE(at::kBFloat16, [&] { run.operator()<scalar_t>(); })
-                             AT_DISPATCH_CASE(at::kHalf, [&] { run.operator()<scalar_t>(); }));
+  });
   return {d_query, d_bank};
 }
 
@@ -216,14 +215,6 @@ timecycle::EdgeAffinity edges_of(const Tensor& query, const Tensor& key, const T
           .sharpness = static_cast<float>(1.0 / temperature)};
 }
 
-template <typename Function>
-void for_feature_type(const Tensor& features, const Function& run) {
-  AT_DISPATCH_SWITCH(features.scalar_type(), "the features",
-                     AT_DISPATCH_CASE(at::kFloat, [&] { run.template operator()<scalar_t>(); })
-                         AT_DISPATCH_CASE(at::kBFloat16, [&] { run.template operator()<scalar_t>(); })
-                             AT_DISPATCH_CASE(at::kHalf, [&] { run.template operator()<scalar_t>(); }));
-}
-
 Tensor edge_affinity(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
                      const Tensor& indices, double temperature) {
   Tensor out = at::empty(indices.sizes(), lse.options());
@@ -275,9 +266,9 @@ PYBIND11_MODULE(_C, module) {
         return pybind11::dict(arg("float32") = rates.floats, arg("bfloat16") = rates.pairs, arg("int8") = rates.bytes);
       },
       "Multiply-adds per nanosecond and thread, as measured here; 0 for what cannot be multiplied");
-  module.def("topk_affinity", topk_affinity, arg("query"), arg("bank"), arg("frames"), arg("copies"), arg("k"),
-             arg("temperature"), arg("joint"), arg("every"), arg("ties"), arg("width"), arg("reach"),
-             arg("products") = "fastest", Unlocked());
+  module.def("topk_affinity", topk_affinity, arg("query"), arg("bank"), arg("frames"), arg("multiplicity"), arg("k"),
+             arg("temperature"), arg("joint"), arg("softmax_over_all"), arg("keep_ties"), arg("grid_width"),
+             arg("half_widths"), arg("products") = "fastest", Unlocked());
   module.def(
       "last_report",
       [] {

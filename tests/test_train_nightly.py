@@ -11,6 +11,7 @@ from tests.tiny_training import TinyEncoder
 from tests.training_runs import log
 from timecycle.data.synthetic import make_davis
 from timecycle.models.encoder import Trunk
+from timecycle.training import objectives
 from timecycle.training.objectives import OBJECTIVES, validate
 from timecycle.training.settings import Settings
 
@@ -60,8 +61,8 @@ def test_eight_samples_of_made_video_are_learned_by_heart(tiny, monkeypatch):
 
 def test_masks_are_carried_better_over_video_that_was_not_learned_from(tiny, monkeypatch):
     """A walk over eight made clips against the same network untrained: 15 points of J&F and more."""
-    monkeypatch.setattr(evaluating, "HELD_OUT", Path("held-out"))
-    make_davis(Path("held-out"), frames=20, height=240, width=426, seed=evaluating.HELD_OUT_SEED)
+    monkeypatch.setattr(objectives, "VALIDATION_SET", Path("held-out"))
+    make_davis(Path("held-out"), frames=20, height=240, width=426, seed=objectives.VALIDATION_SEED)
     torch.manual_seed(0)
     settings = Settings(width=16, objective="walk")
     untrained = validate(OBJECTIVES["walk"].model(settings).encoder.eval(), Path("held-out"))

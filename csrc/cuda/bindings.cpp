@@ -41,22 +41,23 @@ void propagate_sequence(uintptr_t weights, uintptr_t indices, uintptr_t labels, 
   check(timecycle::propagate_sequence_cuda(call, reinterpret_cast<cudaStream_t>(stream)), "propagate_sequence");
 }
 
-void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t copies, uintptr_t before,
-                   uintptr_t values, uintptr_t indices, uintptr_t tops, uintptr_t sums, int64_t targets, int64_t banked,
-                   std::array<int, 2> queries, std::array<int, 2> positions, std::array<int64_t, 4> strides, int slots,
-                   int parts, int rounds, int blocks, int channels, int k, std::array<int, 3> reach, float scale,
-                   bool brain, bool region, bool joint, bool every, bool hopper, int device, uintptr_t stream) {
+void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t multiplicity, uintptr_t before,
+                   uintptr_t values, uintptr_t indices, uintptr_t tops, uintptr_t sums, int64_t targets,
+                   int64_t bank_frames, std::array<int, 2> queries, std::array<int, 2> positions,
+                   std::array<int64_t, 4> strides, int slots, int parts, int rounds, int blocks, int channels, int k,
+                   std::array<int, 3> reach, float softmax_scale_log2, bool brain, bool neighborhood, bool joint,
+                   bool softmax_over_all, bool hopper, int device, uintptr_t stream) {
   const timecycle::Scan call{.query = pointer<const void>(query),
                              .bank = pointer<const void>(bank),
                              .frames = pointer<const int64_t>(frames),
-                             .copies = pointer<const int64_t>(copies),
+                             .multiplicity = pointer<const int64_t>(multiplicity),
                              .before = pointer<const int32_t>(before),
                              .values = pointer<float>(values),
                              .indices = pointer<int32_t>(indices),
                              .tops = pointer<float>(tops),
                              .sums = pointer<float>(sums),
                              .targets = targets,
-                             .banked = banked,
+                             .bank_frames = bank_frames,
                              .queries = {queries[0], queries[1]},
                              .positions = {positions[0], positions[1]},
                              .query_b = strides[0],
@@ -68,15 +69,15 @@ void topk_affinity(uintptr_t query, uintptr_t bank, uintptr_t frames, uintptr_t 
                              .parts = parts,
                              .rounds = rounds,
                              .channels = channels,
-                             .kept = k,
+                             .k = k,
                              .rows = reach[0],
                              .columns = reach[1],
                              .limit = reach[2],
-                             .scale = scale,
+                             .softmax_scale_log2 = softmax_scale_log2,
                              .dtype = brain ? timecycle::Dtype::bfloat16 : timecycle::Dtype::float16,
-                             .region = region,
+                             .neighborhood = neighborhood,
                              .joint = joint,
-                             .every = every};
+                             .softmax_over_all = softmax_over_all};
   use(device);
   const auto start = hopper ? timecycle::topk_affinity_sm90 : timecycle::topk_affinity_sm80;
   check(start(call, blocks, reinterpret_cast<cudaStream_t>(stream)), "topk_affinity");

@@ -42,7 +42,7 @@ def nvcc() -> str | None:
 
 def inputs() -> list[Path]:
     """Every file that the module depends on."""
-    headers = [*HERE.parent.glob("*.h"), *HERE.glob("*.h"), *HERE.glob("*.cuh")]
+    headers = [*HERE.parent.rglob("*.h"), *HERE.glob("*.cuh")]
     return [*SOURCES, *headers, Path(__file__)]
 
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../propagate_sequence.h"
+#include "../topk_affinity/propagate_sequence.h"
 #include "topk_affinity.h"
 
 namespace timecycle {

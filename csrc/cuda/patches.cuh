@@ -6,7 +6,7 @@
 
 namespace timecycle {
 
-// A patch of positions is 8 rows of 16 with a region, so that the keys it may see are few, else a row of 128.
+// A patch of positions is 8 rows of 16 with a neighborhood, so that the keys it may see are few, else a row of 128.
 template <bool REGION>
 struct Patch {
   static constexpr int kWide = REGION ? 16 : kPatch, kTall = kPatch / kWide;
@@ -42,9 +42,9 @@ struct Slot {
 
   ON_DEVICE void set(const Scan& call, int target, int t, P queries) {
     const int64_t at = int64_t{target} * call.slots + t;
-    frame = call.frames[at] < call.banked ? int(call.frames[at]) : -1;
-    within = int(call.copies[2 * at]);
-    beyond = REGION ? int(call.copies[2 * at + 1]) : 0;
+    frame = call.frames[at] < call.bank_frames ? int(call.frames[at]) : -1;
+    within = int(call.multiplicity[2 * at]);
+    beyond = REGION ? int(call.multiplicity[2 * at + 1]) : 0;
     int end_y = call.positions.height, end_x = call.positions.width;
     y = 0;
     x = 0;
@@ -92,12 +92,12 @@ struct Piece {
 template <class Start>
 cudaError_t with_instance(const Scan& call, Start start) {
   const auto sized = [&]<class T, bool REGION>() {
-    if (call.kept <= 5) return start.template operator()<T, 5, REGION>();
-    if (call.kept <= 10) return start.template operator()<T, 10, REGION>();
+    if (call.k <= 5) return start.template operator()<T, 5, REGION>();
+    if (call.k <= 10) return start.template operator()<T, 10, REGION>();
     return start.template operator()<T, kLargestKept, REGION>();
   };
   const auto placed = [&]<class T>() {
-    return call.region ? sized.template operator()<T, true>() : sized.template operator()<T, false>();
+    return call.neighborhood ? sized.template operator()<T, true>() : sized.template operator()<T, false>();
   };
   return call.dtype == Dtype::bfloat16 ? placed.template operator()<chip::bfloat16>()
                                        : placed.template operator()<chip::float16>();

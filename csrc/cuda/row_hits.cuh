@@ -60,7 +60,7 @@ struct RowHits {
     uint32_t found[4];
     find(sums, found);
     hand_over(sums, found);
-    if (!call.every) return;
+    if (!call.softmax_over_all) return;
     if (REGION && slot.beyond > 0 && slot.beyond != slot.within) {
       add_up<true>(sums, slot, keys);
     } else {
@@ -77,7 +77,8 @@ struct RowHits {
     for (int i = 0; i < 4; ++i) {
       float most = top[i];
       for (int step = 1; step < 4; step *= 2) most = fmaxf(most, chip::from_lane_xor(most, step));
-      float sum = top[i] == -INFINITY ? 0 : total[i] * chip::power_of_two(fmaf(-most, call.scale, shift(i)));
+      float sum =
+          top[i] == -INFINITY ? 0 : total[i] * chip::power_of_two(fmaf(-most, call.softmax_scale_log2, shift(i)));
       for (int step = 1; step < 4; step *= 2) sum += chip::from_lane_xor(sum, step);
       if (lane % 4 != 0) continue;
       out.top[row_of(i, lane)] = most;
@@ -100,7 +101,7 @@ struct RowHits {
     return Share::first_column() + 8 * eighth + 2 * (lane % 4) + e;
   }
 
-  // Which keys are inside the region of a row: bit 2 * eighth + e.
+  // Which keys are inside the neighborhood of a row: bit 2 * eighth + e.
   ON_DEVICE uint32_t near(P keys, int i) const {
     const int lane = chip::lane(), columns = call.columns * call.columns;
     const P query = place_of<REGION, Share>(piece, row_of(i, lane));
@@ -185,7 +186,7 @@ struct RowHits {
     chip::sync_warp();
     float chosen[K], most = -INFINITY;
 #pragma unroll
-    for (int e = 0; e < K; ++e) chosen[e] = e < K - call.kept ? INFINITY : -INFINITY;
+    for (int e = 0; e < K; ++e) chosen[e] = e < K - call.k ? INFINITY : -INFINITY;
 #pragma unroll 1
     for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -287,11 +288,11 @@ struct RowHits {
     }
   }
 
-  // The softmax. With MIXED keys inside and outside the region count differently.
+  // The softmax. With MIXED keys inside and outside the neighborhood count differently.
   template <bool MIXED>
   ON_DEVICE void add_up(const float (&sums)[2][COLUMNS / 2], const Slot<REGION>& slot, P keys) {
     float part[4];
-    // Keys of the first patch may all have been outside the region of a row.
+    // Keys of the first patch may all have been outside the neighborhood of a row.
     const float least = fminf(fminf(top[0], top[1]), fminf(top[2], top[3]));
     if (MIXED || (REGION && chip::any(least == -INFINITY))) {
       lift_all(sums);  // and not a second time if MIXED: the compiler would keep 128 counts for that
@@ -318,7 +319,7 @@ struct RowHits {
       part[i] = 0;
 #pragma unroll
       for (int c = 0; c < COLUMNS / 4; ++c) {
-        const float one = chip::power_of_two(fmaf(at(sums, i, c), call.scale, -shift));
+        const float one = chip::power_of_two(fmaf(at(sums, i, c), call.softmax_scale_log2, -shift));
         part[i] += MIXED ? one * (inside >> c & 1 ? within : beyond) : one;
       }
       if (!MIXED) part[i] *= within;
@@ -343,7 +344,7 @@ struct RowHits {
   }
 
   // What the exponents of the i-th row are relative to, as it is rounded: every one of them subtracts the same number.
-  ON_DEVICE float shift(int i) const { return top[i] == -INFINITY ? 0 : top[i] * call.scale; }
+  ON_DEVICE float shift(int i) const { return top[i] == -INFINITY ? 0 : top[i] * call.softmax_scale_log2; }
 };
 
 }  // namespace timecycle

@@ -31,7 +31,7 @@ struct RowLists {
   ON_DEVICE void clear() {
     // A row beyond the grid keeps nothing.
     const P own = place_of<REGION, Share>(piece, chip::lane());
-    list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.kept : 0);
+    list.clear(own.y < call.queries.height && own.x < call.queries.width ? call.k : 0);
   }
 
   // Takes hits of a patch whose first key has that index: all rows' at the same time, some of each.
@@ -95,14 +95,15 @@ struct RowLists {
     const int64_t lists = int64_t{call.lists} * call.parts * (call.joint ? 1 : call.slots);
     const int64_t first = (int64_t{piece.target} * lists + number) * grid.height * grid.width;
     const P own = place_of<REGION, Share>(piece, lane);
-    if (call.every && own.y < grid.height && own.x < grid.width) {
+    if (call.softmax_over_all && own.y < grid.height && own.x < grid.width) {
       float top = -INFINITY, sum = 0;
 #pragma unroll
       for (int i = 0; i < WARPS; ++i) top = fmaxf(top, hits[i]->list_sums().top[lane]);
 #pragma unroll
       for (int i = 0; i < WARPS; ++i) {
         const ListSums& part = hits[i]->list_sums();
-        if (part.sum[lane] != 0) sum += part.sum[lane] * chip::power_of_two((part.top[lane] - top) * call.scale);
+        if (part.sum[lane] != 0)
+          sum += part.sum[lane] * chip::power_of_two((part.top[lane] - top) * call.softmax_scale_log2);
       }
       const int64_t at = first + int64_t{own.y} * grid.width + own.x;
       call.tops[at] = top;
@@ -112,8 +113,8 @@ struct RowLists {
     // k.
     static_assert(int(sizeof(float)) * 32 * K <= Hits<ROOM>::kScratch);
     chip::sync_warp();
-    write_out(call.values + first * call.kept, hits[0]->template scratch<float>(), product_of);
-    write_out(call.indices + first * call.kept, hits[0]->template scratch<int>(), index_of);
+    write_out(call.values + first * call.k, hits[0]->template scratch<float>(), product_of);
+    write_out(call.indices + first * call.k, hits[0]->template scratch<int>(), index_of);
   }
 
  private:
@@ -128,16 +129,16 @@ struct RowLists {
   ON_DEVICE void write_out(T* to, T* scratch, Number number) const {
 #pragma unroll
     for (int e = 1; e <= K; ++e) {
-      if (e <= call.kept) scratch[(chip::lane() + 1) * call.kept - e] = number(list.entry[K - e]);
+      if (e <= call.k) scratch[(chip::lane() + 1) * call.k - e] = number(list.entry[K - e]);
     }
     chip::sync_warp();
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
       const P row = place_of<REGION, Share>(piece, 16 * block);
       const int rows = row.y < call.queries.height ? max(0, min(16, call.queries.width - row.x)) : 0;
-      T* const start = to + (int64_t{row.y} * call.queries.width + row.x) * call.kept;
+      T* const start = to + (int64_t{row.y} * call.queries.width + row.x) * call.k;
 #pragma unroll 1
-      for (int i = chip::lane(); i < rows * call.kept; i += 32) start[i] = scratch[16 * block * call.kept + i];
+      for (int i = chip::lane(); i < rows * call.k; i += 32) start[i] = scratch[16 * block * call.k + i];
     }
     chip::sync_warp();
   }

@@ -22,34 +22,34 @@ constexpr int kPiece = kPatch * kChunk * 2;  // bytes of a chunk of a patch
 
 enum class Dtype { bfloat16, float16 };
 
-// Positions lie on a grid; without a region it is one row of all of them.
+// Positions lie on a grid; without a neighborhood it is one row of all of them.
 struct Extent {
   int height, width;
 };
 
 // A call. Sizes and strides in elements; letters as in timecycle/ops/topk_affinity.py.
 struct Scan {
-  const void* query;          // [B, N, D], channels side by side
-  const void* bank;           // [F, M, D], likewise
-  const int64_t* frames;      // [B, T], -1 for an empty slot
-  const int64_t* copies;      // [B, T, 2]: how often keys count inside and outside the region
-  const int32_t* before;      // [query patches + 1]: key patches that the patches before see, by the region alone
-  float* values;              // out [B, S, N, k]: products of the kept keys, best first, -inf where there are fewer
-  int32_t* indices;           // out [B, S, N, k]: t * M + m
-  float* tops;                // out [B, S, N] if `every`: the largest product; what no block writes must be -inf
-  float* sums;                // out [B, S, N] if `every`: sum of count * exp((product - top) / temperature)
-  int64_t targets, banked;    // B, F
-  Extent queries, positions;  // N, M; equal with a region
+  const void* query;            // [B, N, D], channels side by side
+  const void* bank;             // [F, M, D], likewise
+  const int64_t* frames;        // [B, T], -1 for an empty slot
+  const int64_t* multiplicity;  // [B, T, 2]: how often keys count inside and outside the neighborhood
+  const int32_t* before;  // [query patches + 1]: key patches that the patches before see, by the neighborhood alone
+  float* values;          // out [B, S, N, k]: products of the kept keys, best first, -inf where there are fewer
+  int32_t* indices;       // out [B, S, N, k]: t * M + m
+  float* tops;            // out [B, S, N] if softmax_over_all: the largest product; what no block writes must be -inf
+  float* sums;            // out [B, S, N] if softmax_over_all: sum of count * exp((product - top) / temperature)
+  int64_t targets, bank_frames;  // B, F
+  Extent queries, positions;     // N, M; equal with a neighborhood
   int64_t query_b, query_n, bank_f, bank_m;
   int slots, lists, parts, rounds;  // T; lists that a block makes of a query; S = lists parts, and T times as many
                                     // unless `joint`; rounds of targets
-  int channels, kept;               // D, k
-  int rows, columns, limit;         // inside the region: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
-  float scale;                      // log2(e) / temperature
+  int channels, k;                  // D, neighbors kept
+  int rows, columns, limit;         // inside the neighborhood: dy < rows, dx <= columns, dy^2 + dx^2 <= limit
+  float softmax_scale_log2;         // log2(e) / temperature
   Dtype dtype;
-  bool region;
-  bool joint;  // one list for all slots, else one a slot
-  bool every;  // whether the softmax is over all keys
+  bool neighborhood;
+  bool joint;             // one list for all slots, else one a slot
+  bool softmax_over_all;  // whether the softmax is over all keys
 };
 
 // Lists that a block makes of a query: on Ampere two warps share a row, each with half of the keys.

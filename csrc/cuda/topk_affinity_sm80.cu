@@ -49,9 +49,10 @@ ON_DEVICE int place(int row, int eighth) { return row * 128 + ((eighth ^ row % 8
 // One thread's part of a patch: the same eight channels of every 32nd row.
 template <bool REGION>
 struct Source {
-  const char* first;     // its first row
-  int64_t step;          // bytes from one of its rows to the next
-  int room, rooms_step;  // rows (or positions, without a region) left from its first row on, and what a step takes
+  const char* first;  // its first row
+  int64_t step;       // bytes from one of its rows to the next
+  int room,
+      rooms_step;  // rows (or positions, without a neighborhood) left from its first row on, and what a step takes
 
   ON_DEVICE Source(const void* base, int64_t offset, int64_t stride, Patch<REGION> patch, Extent grid) {
     const int row = chip::thread() / 8;

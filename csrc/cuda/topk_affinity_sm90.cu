@@ -235,7 +235,7 @@ template <class T, int K, bool REGION>
 KERNEL(kThreads, 1)
 scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
 #if FOR_SM90
-  // Registers of a thread of each kind of group. With a region the thread that copies needs more, to plan.
+  // Registers of a thread of each kind of group. With a neighborhood the thread that copies needs more, to plan.
   constexpr int kToMultiply = 192, kToKeep = REGION ? 88 : 96;
   constexpr int kToCopy = 65536 / 128 - kMultiplying * kToMultiply - kToKeep;
   DYNAMIC_SHARED(shared);
@@ -283,7 +283,7 @@ cudaError_t start(const Scan& call, int blocks, cudaStream_t stream) {
   cudaError_t error = chip::make_boxes(queries, call.query, brain, {call.channels, width, height, call.targets},
                                        {call.query_n, call.query_n * width, call.query_b}, P::kWide, P::kTall);
   if (error != cudaSuccess) return error;
-  error = chip::make_boxes(bank, call.bank, brain, {call.channels, key_width, key_height, call.banked},
+  error = chip::make_boxes(bank, call.bank, brain, {call.channels, key_width, key_height, call.bank_frames},
                            {call.bank_m, call.bank_m * key_width, call.bank_f}, P::kWide, P::kTall);
   if (error != cudaSuccess) return error;
   return chip::launch(scan_sm90<T, K, REGION>, blocks, kThreads, kShared, stream, queries, bank, call);

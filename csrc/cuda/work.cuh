@@ -80,7 +80,7 @@ struct Work {
   volatile int sharing;     // blocks that share the round
   volatile int left;        // patches of the stretch after the piece
 
-  // A target's slots that see all keys, and those that see the region, which is all without one.
+  // A target's slots that see all keys, and those that see the neighborhood, which is all without one.
   struct Slots {
     int near, everywhere;
   };
@@ -92,10 +92,10 @@ struct Work {
 #pragma unroll 1
     for (int t = 0; t < call.slots; ++t) {
       const int64_t at = int64_t{target} * call.slots + t;
-      if (call.frames[at] < 0 || call.frames[at] >= call.banked) continue;
-      const bool everywhere = REGION && call.copies[2 * at + 1] > 0;
+      if (call.frames[at] < 0 || call.frames[at] >= call.bank_frames) continue;
+      const bool everywhere = REGION && call.multiplicity[2 * at + 1] > 0;
       found.everywhere += everywhere;
-      found.near += !everywhere && call.copies[2 * at] > 0;
+      found.near += !everywhere && call.multiplicity[2 * at] > 0;
     }
     return found;
   }
@@ -103,9 +103,9 @@ struct Work {
   // Patches of keys of one slot.
   ON_DEVICE static int units_of(const Scan& call, int target, int queries, int slot) {
     const int64_t at = int64_t{target} * call.slots + slot;
-    if (call.frames[at] < 0 || call.frames[at] >= call.banked) return 0;
-    if (REGION && call.copies[2 * at + 1] > 0) return all_keys(call);
-    return call.copies[2 * at] > 0 ? call.before[queries + 1] - call.before[queries] : 0;
+    if (call.frames[at] < 0 || call.frames[at] >= call.bank_frames) return 0;
+    if (REGION && call.multiplicity[2 * at + 1] > 0) return all_keys(call);
+    return call.multiplicity[2 * at] > 0 ? call.before[queries + 1] - call.before[queries] : 0;
   }
 
   // Patches of keys of a target before a patch of queries.

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [HERE / "emulator.cpp", HERE / "shares.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
+SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # The coroutines jump between stacks, which a fortified longjmp takes for an attack.
 OPTIONS = ["-std=c++20", "-O2", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
@@ -32,7 +33,7 @@ def build() -> Path:
     includes = [f"-I{path}" for path in (HERE, CUDA, pybind11.get_include(), sysconfig.get_path("include"))]
     compiling = [COMPILER, *OPTIONS, *includes]
     seen = hashlib.sha256(" ".join(compiling).encode())
-    for path in sorted(x for folder in (HERE, CUDA, CUDA.parent) for x in folder.iterdir() if x.is_file()):
+    for path in sorted(x for folder in (HERE, CUDA.parent) for x in folder.rglob("*") if x.suffix in SUFFIXES):
         seen.update(path.read_bytes())
     folder = ROOT / "build" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)

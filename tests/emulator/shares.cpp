@@ -26,18 +26,18 @@ int64_t pieces(const Scan& call, int blocks, int64_t* out, int64_t room) {
 }  // namespace timecycle
 
 // Writes up to `room` pieces [block, target, queries, slot, first, last, list] and returns how many there are. sizes:
-// targets, banked, rows and columns of queries, and of keys, slots, parts, rounds, blocks, reach (3), region, joint,
+// targets, bank frames, rows and columns of queries, and of keys, slots, parts, rounds, blocks, reach (3), neighborhood, joint,
 // lists of a block.
-extern "C" __attribute__((visibility("default"))) int64_t work_pieces(const int64_t* frames, const int64_t* copies,
+extern "C" __attribute__((visibility("default"))) int64_t work_pieces(const int64_t* frames, const int64_t* multiplicity,
                                                                       const int32_t* before, const int* sizes,
                                                                       int64_t* out, int64_t room) {
   timecycle::Scan call{};
-  call.frames = frames, call.copies = copies, call.before = before;
-  call.targets = sizes[0], call.banked = sizes[1];
+  call.frames = frames, call.multiplicity = multiplicity, call.before = before;
+  call.targets = sizes[0], call.bank_frames = sizes[1];
   call.queries = {sizes[2], sizes[3]}, call.positions = {sizes[4], sizes[5]};
   call.slots = sizes[6], call.parts = sizes[7], call.rounds = sizes[8];
   call.rows = sizes[10], call.columns = sizes[11], call.limit = sizes[12];
-  call.region = sizes[13], call.joint = sizes[14], call.lists = sizes[15];
-  return call.region ? timecycle::pieces<true>(call, sizes[9], out, room)
+  call.neighborhood = sizes[13], call.joint = sizes[14], call.lists = sizes[15];
+  return call.neighborhood ? timecycle::pieces<true>(call, sizes[9], out, room)
                      : timecycle::pieces<false>(call, sizes[9], out, room);
 }

@@ -144,7 +144,7 @@ def reference(
 
 
 def _why_not_native(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *_: object) -> str | None:
-    """Why the algorithm of csrc/propagate_sequence.h cannot run a call, on whatever device."""
+    """Why the algorithm of csrc/topk_affinity/propagate_sequence.h cannot run a call, on whatever device."""
     if weights.dtype != torch.float32:
         return f"it has no {weights.dtype} kernel"
     if frames.shape[1] * labels.shape[1] >= 2**32:

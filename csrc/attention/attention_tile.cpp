@@ -1,10 +1,10 @@
-#include "attend_tile.h"
+#include "attention/attention_tile.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "column_epilogue.h"
-#include "exponential.h"
+#include "simd/column_epilogue.h"
+#include "simd/exponential.h"
 
 namespace timecycle {
 

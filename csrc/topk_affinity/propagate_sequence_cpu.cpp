@@ -4,7 +4,7 @@
 #include <thread>
 #include <vector>
 
-#include "propagate_sequence.h"
+#include "topk_affinity/propagate_sequence.h"
 
 namespace timecycle {
 namespace {

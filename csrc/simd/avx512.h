@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "byte_epilogue.h"
+#include "simd/byte_epilogue.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define TIMECYCLE_AVX512 1

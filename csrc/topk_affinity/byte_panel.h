@@ -12,7 +12,7 @@
 #include <exception>
 #include <vector>
 
-#include "byte_epilogue.h"
+#include "simd/byte_epilogue.h"
 
 namespace timecycle {
 

@@ -1,12 +1,12 @@
-#include "product_rates.h"
+#include "topk_affinity/product_rates.h"
 
 #include <algorithm>
 #include <chrono>
 #include <limits>
 #include <vector>
 
-#include "byte_panel.h"
-#include "tile_product.h"
+#include "topk_affinity/byte_panel.h"
+#include "topk_affinity/tile_product.h"
 
 namespace timecycle {
 namespace {

@@ -1,4 +1,4 @@
-// A strip of queries against a chunk of keys: the inside of the gradient for normalise="all".
+// A strip of queries against a chunk of keys: the inside of the gradient for softmax_over="all".
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -10,11 +10,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "grid_patches.h"
-#include "row_arithmetic.h"
+#include "simd/row_arithmetic.h"
 #include "sizes.h"
-#include "tile_product.h"
-#include "topk_affinity_backward.h"
+#include "topk_affinity/grid_patches.h"
+#include "topk_affinity/tile_product.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace timecycle {
 
@@ -53,7 +53,7 @@ inline void put_right(const Patch& patch, const c10::BFloat16* features, int64_t
 // Whether the floats of a patch are where they are needed: side by side, and floats.
 template <typename Feature>
 bool stays_in_place(const TopkAffinity& s) {
-  return std::is_same_v<Feature, float> && s.width == 0;
+  return std::is_same_v<Feature, float> && s.grid_width == 0;
 }
 
 // Some keys of a frame as both products want them; shared by the threads.
@@ -136,15 +136,15 @@ class Strip {
 
   // Adds what a slot that holds the chunk's frame gives: d_keys [rows of the chunk][D], d_queries [queries][D].
   void pass(const Chunk<Feature, Panel>& chunk, int64_t slot, float* d_keys, float* d_queries) {
-    const int64_t* copies = in_.copies + (target_ * s_.slots + slot) * 2;
+    const int64_t* multiplicity = s_.multiplicity + (target_ * s_.slots + slot) * 2;
     take_denominators(slot);
     sort_kept(chunk, slot);
     int64_t used = 0, start = 0;
     for (int64_t block = chunk.first(); block < chunk.last(); ++block) {
-      const bool seen = sees(s_, *patch_, chunk.patch(block), copies);
+      const bool seen = sees(s_, *patch_, chunk.patch(block), multiplicity);
       if (seen) {
         if (used == 0) start = chunk.offset(block);
-        share(chunk, block, copies, chunk.offset(block) - start);
+        share(chunk, block, multiplicity, chunk.offset(block) - start);
         used = chunk.offset(block) - start + chunk.rows(block);
       }
       if (used > 0 && (!seen || block + 1 == chunk.last() || used + kLanes > kRun)) {
@@ -192,17 +192,17 @@ class Strip {
   }
 
   // The gradient of the dot products with a block of keys: into share_ from `column` on, and into transposed_.
-  void share(const Chunk<Feature, Panel>& chunk, int64_t block, const int64_t* copies, int64_t column) {
+  void share(const Chunk<Feature, Panel>& chunk, int64_t block, const int64_t* multiplicity, int64_t column) {
     const Patch& keys = chunk.patch(block);
-    const bool counted = restricted(s_, copies);
+    const bool counted = restricted(s_, multiplicity);
     auto kept = sorted_.begin() + starts_[block - chunk.first()];
     const auto kept_end = sorted_.begin() + starts_[block - chunk.first() + 1];
     for (int64_t first = 0; first < patch_->count(); first += kRows) {
       const int64_t count = std::min(kRows, patch_->count() - first);
       chunk.panel(block).multiply(left_ + first * s_.channels, count, tile_.data());
-      if (counted) count_patch(s_, *patch_, first, count, keys, copies, counts_.data());
-      row_share(tile_.data(), counted ? counts_.data() : nullptr, static_cast<float>(copies[0]), count, shift_ + first,
-                factor_ + first, s_.scale);
+      if (counted) count_patch(s_, *patch_, first, count, keys, multiplicity, counts_.data());
+      row_share(tile_.data(), counted ? counts_.data() : nullptr, static_cast<float>(multiplicity[0]), count,
+                shift_ + first, factor_ + first, s_.softmax_scale);
       for (; kept != kept_end && kept->query < first + count; ++kept)
         tile_[(kept->query - first) * kLanes + kept->lane] += kept->factor;
       store(first, count, keys.count(), column);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "column_epilogue.h"
+#include "simd/column_epilogue.h"
 
 namespace timecycle {
 

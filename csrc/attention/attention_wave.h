@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "attend.h"
-#include "attend_tile.h"
-#include "row_arithmetic.h"
+#include "attention/attention.h"
+#include "attention/attention_tile.h"
+#include "simd/row_arithmetic.h"
 #include "sizes.h"
 
 namespace timecycle {

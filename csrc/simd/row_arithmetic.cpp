@@ -1,10 +1,10 @@
-#include "row_arithmetic.h"
+#include "simd/row_arithmetic.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "avx512.h"
-#include "column_epilogue.h"
+#include "simd/avx512.h"
+#include "simd/column_epilogue.h"
 
 namespace timecycle {
 namespace {

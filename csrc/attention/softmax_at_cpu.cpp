@@ -7,9 +7,9 @@
 #include <limits>
 #include <vector>
 
-#include "column_epilogue.h"
-#include "edge_affinity.h"
-#include "row_arithmetic.h"
+#include "attention/softmax_at.h"
+#include "simd/column_epilogue.h"
+#include "simd/row_arithmetic.h"
 
 namespace timecycle {
 namespace {

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "attend_wave.h"
-#include "column_epilogue.h"
+#include "attention/attention_wave.h"
+#include "simd/column_epilogue.h"
 #include "sizes.h"
 
 namespace timecycle {

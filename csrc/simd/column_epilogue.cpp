@@ -1,11 +1,11 @@
-#include "column_epilogue.h"
+#include "simd/column_epilogue.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "avx512.h"
-#include "exponential.h"
-#include "hits.h"
+#include "simd/avx512.h"
+#include "simd/exponential.h"
+#include "simd/hits.h"
 
 namespace timecycle {
 
@@ -124,13 +124,13 @@ void column_exp_sum(const float* tile, const float* counts, int64_t rows, const 
 }
 
 TIMECYCLE_VARIANTS
-void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach, float inside,
-               float outside) {
+void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* half_widths,
+               float inside, float outside) {
   for (int64_t row = 0; row < rows; ++row) {
     const int32_t x = first + static_cast<int32_t>(row);
     for (int64_t q = 0; q < kLanes; ++q) {
       const int32_t distance = x > column[q] ? x - column[q] : column[q] - x;
-      counts[row * kLanes + q] = distance <= reach[q] ? inside : outside;
+      counts[row * kLanes + q] = distance <= half_widths[q] ? inside : outside;
     }
   }
 }

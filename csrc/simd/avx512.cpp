@@ -1,8 +1,8 @@
-#include "avx512.h"
+#include "simd/avx512.h"
 
 #include <atomic>
 
-#include "hits.h"
+#include "simd/hits.h"
 
 #if TIMECYCLE_AVX512
 #include <immintrin.h>

@@ -1,10 +1,10 @@
-#include "byte_epilogue.h"
+#include "simd/byte_epilogue.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "avx512.h"
-#include "hits.h"
+#include "simd/avx512.h"
+#include "simd/hits.h"
 
 namespace timecycle {
 namespace plain {

@@ -1,14 +1,14 @@
-// normalise="kept": the gradient of the logits is there for the kept keys alone. Queries gather rows of the bank; rows
-// of the bank gather queries, in the order that a counting sort by row gives. No row is written by two threads, and
-// each is summed in float and written once.
+// softmax_over="topk": the gradient of the logits is there for the kept keys alone. Queries gather rows of the bank;
+// rows of the bank gather queries, in the order that a counting sort by row gives. No row is written by two threads,
+// and each is summed in float and written once.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include "row_arithmetic.h"
-#include "topk_affinity_backward.h"
+#include "simd/row_arithmetic.h"
+#include "topk_affinity/topk_affinity_backward.h"
 
 namespace timecycle {
 namespace {
@@ -29,7 +29,7 @@ void queries_gather(const TopkAffinity& s, const TopkAffinityGradient& in, const
       std::fill(sum.begin(), sum.end(), 0.0f);
       const int64_t b = row / s.queries;
       for (int64_t slot = 0; slot < s.slots; ++slot) {
-        const int64_t frame = in.frames[b * s.slots + slot];
+        const int64_t frame = s.frames[b * s.slots + slot];
         if (frame < 0) continue;
         const Feature* keys = bank + frame * s.positions * s.channels;
         kept.of_slot(b, row % s.queries, slot, [&](int64_t position, float factor) {
@@ -77,8 +77,8 @@ template <typename Feature>
 void gradient_of_kept(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
                       const Feature* bank, Feature* d_query, Feature* d_bank) {
   queries_gather(s, in, kept, bank, d_query);
-  const std::vector<std::vector<Use>> uses = uses_of(s, in.frames);
-  for (int64_t frame = 0; frame < s.frames; ++frame) {
+  const std::vector<std::vector<Use>> uses = uses_of(s);
+  for (int64_t frame = 0; frame < s.bank_frames; ++frame) {
     std::vector<int64_t> starts(s.positions + 1, 0);
     for_each_entry(s, kept, uses[frame], [&](int64_t position, const Entry&) { ++starts[position + 1]; });
     std::partial_sum(starts.begin(), starts.end(), starts.begin());

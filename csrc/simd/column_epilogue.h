@@ -61,9 +61,9 @@ void row_share(float* tile, const float* counts, float every, int64_t rows, cons
                float scale);
 
 // How often the keys of one grid row count for each query: the keys are columns first, first + 1, ...; query q stands
-// at column[q] and may look reach[q] columns aside (-1: not into this row).
-void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* reach, float inside,
-               float outside);
+// at column[q] and may look half_widths[q] columns aside (-1: not into this row).
+void count_row(float* counts, int64_t rows, int32_t first, const int32_t* column, const int32_t* half_widths,
+               float inside, float outside);
 
 // tile = -inf where nothing counts, both [rows][kLanes].
 void mask_tile(float* tile, const float* counts, int64_t rows);

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "attend_wave.h"
+#include "attention/attention_wave.h"
 #include "sizes.h"
 
 namespace timecycle {

@@ -8,8 +8,8 @@
 #include <limits>
 #include <vector>
 
-#include "column_epilogue.h"
-#include "hits.h"
+#include "simd/column_epilogue.h"
+#include "simd/hits.h"
 #include "sizes.h"
 
 namespace timecycle {

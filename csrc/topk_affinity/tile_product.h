@@ -9,8 +9,8 @@
 #include <exception>
 #include <vector>
 
-#include "column_epilogue.h"
-#include "row_arithmetic.h"
+#include "simd/column_epilogue.h"
+#include "simd/row_arithmetic.h"
 
 namespace timecycle {
 

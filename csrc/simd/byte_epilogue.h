@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "column_epilogue.h"
+#include "simd/column_epilogue.h"
 
 namespace timecycle {
 

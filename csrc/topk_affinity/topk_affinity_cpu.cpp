@@ -9,13 +9,13 @@
 #include <atomic>
 #include <type_traits>
 
-#include "byte_panel.h"
-#include "candidates.h"
-#include "neighbours.h"
-#include "product_rates.h"
-#include "query_tiles.h"
-#include "row_sink.h"
-#include "tile_product.h"
+#include "topk_affinity/byte_panel.h"
+#include "topk_affinity/candidates.h"
+#include "topk_affinity/neighbors.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/query_tiles.h"
+#include "topk_affinity/row_sink.h"
+#include "topk_affinity/tile_product.h"
 
 namespace timecycle {
 namespace {
@@ -33,17 +33,17 @@ int64_t byte_group(const TopkAffinity& s) {
 }
 
 // Below so many channels, or so many keys for every one that is kept, a second look costs more than the cheaper product
-// saves (measured with normalised random features on an Emerald Rapids).
+// saves (measured with normalized random features on an Emerald Rapids).
 constexpr int64_t kByteChannels = 64, kKeysOfKept = 128;
 
 // What a work item is about.
 template <typename Feature>
 struct Target {
   const TopkAffinity& shape;
-  const Feature* query;    // [N, D]
-  const Feature* bank;     // [F, M, D]
-  const int64_t* context;  // [T]: frames of the slots
-  const int64_t* copies;   // [T, 2]
+  const Feature* query;         // [N, D]
+  const Feature* bank;          // [F, M, D]
+  const int64_t* context;       // [T]: frames of the slots
+  const int64_t* multiplicity;  // [T, 2]
 
   const Feature* keys(int64_t slot) const { return bank + context[slot] * shape.positions * shape.channels; }
 };
@@ -57,18 +57,18 @@ class DirectItem {
     std::vector<Element> copy;
     for (int64_t g = 0; g < group; ++g) {
       panels_.emplace_back(s_.channels);
-      lists_.emplace_back(s_.k, s_.scale, s_.all, s_.ties);
+      lists_.emplace_back(s_.k, s_.softmax_scale, s_.softmax_over_all, s_.keep_ties);
       for (int64_t q = 0; q < tiles[g].count(); ++q)
         panels_[g].set(q, prepare(t_.query + tiles[g].positions[q] * s_.channels, s_.channels, copy));
     }
   }
 
   void pass(int64_t slot) {
-    const int64_t* copies = t_.copies + slot * 2;
+    const int64_t* multiplicity = t_.multiplicity + slot * 2;
     const Element* ready = nullptr;
     int64_t ready_first = 0;
     walk(
-        s_, tiles_, group_, copies,
+        s_, tiles_, group_, multiplicity,
         [&](int64_t first, int64_t count) {
           ready = prepare(t_.keys(slot) + first * s_.channels, count * s_.channels, ready_);
           ready_first = first;
@@ -76,12 +76,12 @@ class DirectItem {
         [&](int64_t g, int64_t first, int64_t rows) {
           panels_[g].multiply(ready + (first - ready_first) * s_.channels, rows, tile_.data());
           const float* counts = nullptr;
-          if (restricted(s_, copies)) {
-            count_tile(s_, tiles_[g], first, rows, copies, counts_.data());
+          if (restricted(s_, multiplicity)) {
+            count_tile(s_, tiles_[g], first, rows, multiplicity, counts_.data());
             mask_tile(tile_.data(), counts_.data(), rows);
             counts = counts_.data();
           }
-          lists_[g].take(tile_.data(), counts, copies[0], rows, slot * s_.positions + first, tiles_[g].count(),
+          lists_[g].take(tile_.data(), counts, multiplicity[0], rows, slot * s_.positions + first, tiles_[g].count(),
                          hits_.data());
         });
   }
@@ -114,7 +114,11 @@ template <typename Feature, typename Direct>
 class ByteItem {
  public:
   ByteItem(const Target<Feature>& target, const QueryTile* tiles, int64_t group)
-      : t_(target), s_(target.shape), tiles_(tiles), group_(group), lists_(s_.k, s_.scale, s_.all, s_.ties) {
+      : t_(target),
+        s_(target.shape),
+        tiles_(tiles),
+        group_(group),
+        lists_(s_.k, s_.softmax_scale, s_.softmax_over_all, s_.keep_ties) {
     std::vector<float> copy;
     for (int64_t g = 0; g < group; ++g) {
       panels_.emplace_back(s_.channels);
@@ -125,11 +129,11 @@ class ByteItem {
   }
 
   void pass(int64_t slot) {
-    const int64_t* copies = t_.copies + slot * 2;
+    const int64_t* multiplicity = t_.multiplicity + slot * 2;
     const int64_t stride = byte_stride(s_.channels);
     int64_t ready_first = 0;
     walk(
-        s_, tiles_, group_, copies,
+        s_, tiles_, group_, multiplicity,
         [&](int64_t first, int64_t count) {
           round_keys(t_.keys(slot) + first * s_.channels, count);
           ready_first = first;
@@ -138,12 +142,12 @@ class ByteItem {
           if (candidates_[g].overflown()) return;
           panels_[g].multiply(&bytes_[(first - ready_first) * stride], rows, tile_.data());
           const float* counts = nullptr;
-          if (restricted(s_, copies)) {
-            count_tile(s_, tiles_[g], first, rows, copies, counts_.data());
+          if (restricted(s_, multiplicity)) {
+            count_tile(s_, tiles_[g], first, rows, multiplicity, counts_.data());
             counts = counts_.data();
           }
           Exact exact{*this, g};
-          candidates_[g].take(tile_.data(), counts, copies[0], &rows_[first - ready_first], rows,
+          candidates_[g].take(tile_.data(), counts, multiplicity[0], &rows_[first - ready_first], rows,
                               slot * s_.positions + first, tiles_[g].count(), panels_[g].lanes(), hits_.data(), exact);
         });
   }
@@ -205,7 +209,7 @@ class ByteItem {
 
     int64_t times(int64_t q, int64_t index) const {
       return times_of(item.s_, item.tiles_[g], q, index % item.s_.positions,
-                      item.t_.copies + index / item.s_.positions * 2);
+                      item.t_.multiplicity + index / item.s_.positions * 2);
     }
   };
 
@@ -257,8 +261,7 @@ void run_item(const Target<Feature>& target, const QueryTile* tiles, int64_t gro
 }
 
 template <typename Item, typename Feature>
-TopkAffinityReport run(const TopkAffinity& s, const Feature* query, const Feature* bank, const int64_t* frames,
-                       const int64_t* copies, int64_t most, RowSink& sink) {
+TopkAffinityReport run(const TopkAffinity& s, int64_t most, RowSink& sink) {
   const std::vector<QueryTile> tiles = make_tiles(s);
   const int64_t count = static_cast<int64_t>(tiles.size()), items = items_of(s.targets, count, most);
   std::atomic<int64_t> bytes{0}, tightened{0}, overflown{0};
@@ -266,8 +269,9 @@ TopkAffinityReport run(const TopkAffinity& s, const Feature* query, const Featur
     TopkAffinityReport report;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / items, first = i % items * count / items, last = (i % items + 1) * count / items;
-      const Target<Feature> target{s, query + b * s.queries * s.channels, bank, frames + b * s.slots,
-                                   copies + b * s.slots * 2};
+      const Target<Feature> target{s, static_cast<const Feature*>(s.query) + b * s.queries * s.channels,
+                                   static_cast<const Feature*>(s.bank), s.frames + b * s.slots,
+                                   s.multiplicity + b * s.slots * 2};
       run_item<Item>(target, &tiles[first], last - first, b, sink, report);
     }
     bytes += report.bytes, tightened += report.tightened, overflown += report.overflown;
@@ -279,17 +283,17 @@ TopkAffinityReport run(const TopkAffinity& s, const Feature* query, const Featur
 }  // namespace
 
 template <typename Feature>
-TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, const Feature* query, const Feature* bank,
-                                     const int64_t* frames, const int64_t* copies, Products products, RowSink& sink) {
+TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, Products products, RowSink& sink) {
   const int64_t keys = s.slots * s.positions;
   const auto run_with = [&]<typename Panel>() {
     using Direct = DirectItem<Feature, Panel>;
-    const bool can = !s.all && BytePanel::can_run(s.channels) && keys < kCandidateIndices;
-    const bool pays = s.channels >= kByteChannels && keys_in_reach(s) * (s.joint ? s.slots : 1) >= kKeysOfKept * s.k;
+    const bool can = !s.softmax_over_all && BytePanel::can_run(s.channels) && keys < kCandidateIndices;
+    const bool pays =
+        s.channels >= kByteChannels && keys_in_neighborhood(s) * (s.joint ? s.slots : 1) >= kKeysOfKept * s.k;
     if (can && (products == Products::kBytes ||
                 (products == Products::kFastest && pays && bytes_win(s.channels, std::is_same_v<Panel, PairPanel>))))
-      return run<ByteItem<Feature, Direct>>(s, query, bank, frames, copies, byte_group(s), sink);
-    return run<Direct>(s, query, bank, frames, copies, kGroup, sink);
+      return run<ByteItem<Feature, Direct>, Feature>(s, byte_group(s), sink);
+    return run<Direct, Feature>(s, kGroup, sink);
   };
   if constexpr (std::is_same_v<Feature, c10::BFloat16>)
     if (pairs_win(s.channels)) return run_with.template operator()<PairPanel>();
@@ -326,11 +330,8 @@ void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, cons
 template void tile_product_cpu(int64_t, int64_t, int64_t, const float*, const float*);
 template void tile_product_cpu(int64_t, int64_t, int64_t, const c10::BFloat16*, const c10::BFloat16*);
 
-template TopkAffinityReport topk_affinity_cpu(const TopkAffinity&, const float*, const float*, const int64_t*,
-                                              const int64_t*, Products, RowSink&);
-template TopkAffinityReport topk_affinity_cpu(const TopkAffinity&, const c10::BFloat16*, const c10::BFloat16*,
-                                              const int64_t*, const int64_t*, Products, RowSink&);
-template TopkAffinityReport topk_affinity_cpu(const TopkAffinity&, const c10::Half*, const c10::Half*, const int64_t*,
-                                              const int64_t*, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<float>(const TopkAffinity&, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<c10::BFloat16>(const TopkAffinity&, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<c10::Half>(const TopkAffinity&, Products, RowSink&);
 
 }  // namespace timecycle

@@ -6,9 +6,9 @@
 #include <functional>
 #include <vector>
 
-#include "neighbours.h"
 #include "sizes.h"
-#include "topk_affinity.h"
+#include "topk_affinity/neighbors.h"
+#include "topk_affinity/topk_affinity.h"
 
 namespace timecycle {
 
@@ -26,25 +26,27 @@ class RowSink {
 class TopkWriter : public RowSink {
  public:
   TopkWriter(const TopkAffinity& shape, const std::function<TopkAffinityOut(int64_t)>& allocate)
-      : s_(shape), allocate_(allocate), rows_(s_.ties ? checked_product({s_.targets, s_.queries, s_.groups()}) : 0) {
-    if (!s_.ties)
+      : s_(shape),
+        allocate_(allocate),
+        rows_(s_.keep_ties ? checked_product({s_.targets, s_.queries, s_.groups()}) : 0) {
+    if (!s_.keep_ties)
       out_ = allocate(kept_ = s_.k);
     else
-      denominators_.resize(s_.all ? rows_.size() : 0);
+      denominators_.resize(s_.softmax_over_all ? rows_.size() : 0);
   }
 
   void take(int64_t b, int64_t n, int64_t group, const std::vector<Neighbour>& list, const std::vector<float>& weights,
             float log_denominator) override {
     const int64_t row = (b * s_.queries + n) * s_.groups() + group;
-    if (s_.all) (s_.ties ? denominators_.data() : out_.denominators)[row] = log_denominator;
-    if (s_.ties)
+    if (s_.softmax_over_all) (s_.keep_ties ? denominators_.data() : out_.denominators)[row] = log_denominator;
+    if (s_.keep_ties)
       rows_[row] = {list, weights};
     else
       put(row, list, weights);
   }
 
   void finish() {
-    if (!s_.ties) return;
+    if (!s_.keep_ties) return;
     kept_ = 1;
     for (const Row& row : rows_) kept_ = std::max<int64_t>(kept_, row.list.size());
     out_ = allocate_(kept_);

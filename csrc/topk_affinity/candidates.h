@@ -14,8 +14,8 @@
 #include <numeric>
 #include <vector>
 
-#include "byte_epilogue.h"
-#include "neighbours.h"
+#include "simd/byte_epilogue.h"
+#include "topk_affinity/neighbors.h"
 
 namespace timecycle {
 

@@ -1,5 +1,5 @@
-// normalise="all": three products of the forward's size - the logits again, then both gradients - and of the matrix no
-// more than a tile a thread.
+// softmax_over="all": three products of the forward's size - the logits again, then both gradients - and of the matrix
+// no more than a tile a thread.
 //
 // A frame of the bank is taken in chunks of keys; a chunk meets all queries of all slots that hold the frame. Threads
 // share the queries: each sums the chunk's gradient for its own, and these sums are added in the order of the threads,
@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "product_rates.h"
 #include "sizes.h"
-#include "topk_affinity_backward_strip.h"
+#include "topk_affinity/product_rates.h"
+#include "topk_affinity/topk_affinity_backward_strip.h"
 
 namespace timecycle {
 namespace {
@@ -61,16 +61,16 @@ class Gradient {
         d_query_(d_query),
         sums_(s, d_query),
         parts_(at::get_num_threads()),
-        // Under a region small squares of queries see fewer keys in vain; else longer strips use them better.
-        strips_(patches_of(s.queries, s.width, s.width > 0 ? kLanes : even_strip())),
-        blocks_(patches_of(s.positions, s.width, kLanes)),
+        // Under a neighborhood small squares of queries see fewer keys in vain; else longer strips use them better.
+        strips_(patches_of(s.queries, s.grid_width, s.grid_width > 0 ? kLanes : even_strip())),
+        blocks_(patches_of(s.positions, s.grid_width, kLanes)),
         place_(s.positions),
         most_(blocks_in_a_chunk()),
         chunk_(s, blocks_, most_),
         workers_(parts_, Strip<Feature, Panel>(s, in, kept, place_)),
         d_keys_(checked_product({parts_, most_, kLanes, s.channels})),
         d_strips_(stays_in_place<Feature>(s) ? 0 : checked_product({parts_, kStrip, s.channels})),
-        copies_(in.copies) {
+        multiplicity_(s_.multiplicity) {
     for (size_t block = 0; block < blocks_.size(); ++block)
       for (int64_t k = 0; k < blocks_[block].count(); ++k)
         place_[blocks_[block].positions[k]] = static_cast<int32_t>(block * kLanes + k);
@@ -102,15 +102,16 @@ class Gradient {
   }
 
   int64_t blocks_in_a_chunk() const {
-    const int64_t copies = stays_in_place<Feature>(s_) ? 1 : 2;
+    const int64_t duplicates = stays_in_place<Feature>(s_) ? 1 : 2;
     const int64_t bytes =
-        kLanes * s_.channels * (parts_ * 4 + copies * static_cast<int64_t>(sizeof(typename Panel::Element)));
+        kLanes * s_.channels * (parts_ * 4 + duplicates * static_cast<int64_t>(sizeof(typename Panel::Element)));
     return std::min<int64_t>(blocks_.size(), std::max<int64_t>(2, kScratch / std::max<int64_t>(1, bytes)));
   }
 
   float* part_of_keys(int64_t part) { return d_keys_.data() + part * most_ * kLanes * s_.channels; }
 
-  // Every parts-th strip against the chunk. Under a region those that see it lie together, and all threads have some.
+  // Every parts-th strip against the chunk. Under a neighborhood those that see it lie together, and all threads have
+  // some.
   void take_part(int64_t part, const std::vector<Use>& uses) {
     std::fill_n(part_of_keys(part), most_ * kLanes * s_.channels, 0.0f);
     const int64_t count = static_cast<int64_t>(strips_.size());
@@ -133,9 +134,9 @@ class Gradient {
   }
 
   bool sees_chunk(const Patch& patch, const Use& use) const {
-    const int64_t* copies = copies_ + (use.target * s_.slots + use.slot) * 2;
+    const int64_t* multiplicity = multiplicity_ + (use.target * s_.slots + use.slot) * 2;
     for (int64_t block = chunk_.first(); block < chunk_.last(); ++block)
-      if (sees(s_, patch, blocks_[block], copies)) return true;
+      if (sees(s_, patch, blocks_[block], multiplicity)) return true;
     return false;
   }
 
@@ -169,16 +170,16 @@ class Gradient {
   std::vector<Strip<Feature, Panel>> workers_;  // one a part
   std::vector<float> d_keys_;                   // [parts][rows of a chunk][D]
   std::vector<float> d_strips_;                 // [parts][kStrip][D]
-  const int64_t* copies_;
+  const int64_t* multiplicity_;
 };
 
 template <typename Feature, typename Panel>
 void run(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
          const Feature* bank, Feature* d_query, Feature* d_bank) {
   Gradient<Feature, Panel> gradient(s, in, kept, query, d_query);
-  const std::vector<std::vector<Use>> uses = uses_of(s, in.frames);
+  const std::vector<std::vector<Use>> uses = uses_of(s);
   const int64_t size = s.positions * s.channels;
-  for (int64_t frame = 0; frame < s.frames; ++frame) {
+  for (int64_t frame = 0; frame < s.bank_frames; ++frame) {
     if (uses[frame].empty())
       std::fill_n(d_bank + frame * size, size, Feature(0.0f));
     else
