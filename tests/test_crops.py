@@ -21,10 +21,10 @@ from timecycle.data.crops import (
     spaced,
     two_windows,
 )
+from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import NOWHERE, CropWalk, GridWalk
-from timecycle.propagation.protocols import IMAGENET
 
 
 class Ramp(Clip):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from timecycle.data.batches import GlobalBatches
 from timecycle.data.clips import Clip, listed_clips, made_clips
+from timecycle.data.normalization import IMAGENET
 from timecycle.data.samples import (
     CycleSamples,
     Generators,
@@ -23,7 +24,6 @@ from timecycle.data.samples import (
     short_side,
 )
 from timecycle.errors import InputError
-from timecycle.propagation.protocols import IMAGENET
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from timecycle.native import say_if_installed_without
 __version__ = "0.1.0"
 _PLACES = {
     "LabelPropagator": "timecycle.propagation.propagator",
-    "Propagation": "timecycle.propagation.propagator",
-    "propagate": "timecycle.propagation.propagator",
+    "Propagation": "timecycle.propagation.video",
+    "propagate": "timecycle.propagation.video",
     "evaluate_davis": "timecycle.evaluation.davis.evaluate",
     "load_features": "timecycle.checkpoints.networks",
     "TimeCycle": "timecycle.models.timecycle",
