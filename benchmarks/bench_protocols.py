@@ -11,9 +11,9 @@ from torch import Tensor
 from benchmarks import rivals
 from benchmarks.compare import compare
 from timecycle.ops.selection import inside
-from timecycle.propagation.labels import first_labels, index_mask
-from timecycle.propagation.propagator import propagate
+from timecycle.propagation.labels import index_mask, soft_labels
 from timecycle.propagation.protocols import PRESETS
+from timecycle.propagation.video import propagate
 
 SIZE = (480, 854)
 
@@ -40,7 +40,7 @@ def bench_video(benchmark, name, frames, channels, height, width):
     """CRW pads its context, so that its fourth frame costs as much as its hundredth; DINO's grows up to eight."""
     features, mask = video(frames, channels, height, width)
     rules, working = PRESETS[name], (height * 8, width * 8)
-    labels = first_labels(mask, rules, (height, width), working)
+    labels = soft_labels(mask, rules, (height, width), working)
     allowed = inside(width, rules.region(height, width).reach(), height * width, features.device)
     rows = features.flatten(2).transpose(1, 2).contiguous()
     soft = torch.from_numpy(labels.soft).flatten(1).T.contiguous()

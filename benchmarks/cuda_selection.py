@@ -23,7 +23,7 @@ from timecycle.data.images import read_rgb
 from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.features.named import Features
 from timecycle.ops import Select, topk_affinity
-from timecycle.propagation.images import prepared
+from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
 
 QUERIES = 1024
@@ -37,8 +37,8 @@ TARGET, CONTEXT = 22, (21, 18, 0)
 def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
     """Features [N, D] bfloat16 of the target and of its slots, at a crop size."""
     rules, device = protocol("timecycle", side=size), torch.device("cpu")
-    extract = Features(("network", "colour", "gradients"), device, torch.float32, rules)
-    images = [prepared(read_rgb(frames[i]), rules) for i in (TARGET, *CONTEXT)]
+    extract = Features(("network", "color", "gradients"), device, torch.float32, rules)
+    images = [preprocess(read_rgb(frames[i]), rules) for i in (TARGET, *CONTEXT)]
     extract.begin(images[0])
     return [extract(image[None])[0].flatten(1).T.bfloat16() for image in images]
 

@@ -15,12 +15,13 @@ import torch
 from benchmarks.gpu_setting import TINY, attempt, device
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
-from timecycle.evaluation.davis.evaluate import evaluate, masks_to_score
+from timecycle.evaluation.davis.evaluate import masks_to_score
+from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.scores import score_masks
 from timecycle.evaluation.davis.sequences import Sequence, read_davis
 from timecycle.features.named import DEFAULT, DTYPES, Features
-from timecycle.propagation.protocols import Protocol, protocol
+from timecycle.propagation.protocols import Protocol
 
 
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
     folder = ResultsFolder(out, asdict(rules))
     features = Features(DEFAULT, where, DTYPES[dtype], rules)
     start = time.perf_counter()
-    evaluate(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
+    write_masks(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
     seconds = time.perf_counter() - start
     scores = score_masks(masks_to_score(sequences, folder.path), workers=1)
     pictures = sum(len(sequence.frames) for sequence in sequences)
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         root = make_davis(Path(made) / "davis", sequences=2, **size)
         first, *rest = sequences = read_davis(root)
-        rules = protocol("timecycle", side=32 if TINY else 480)
+        rules = davis_protocol("timecycle", side=32 if TINY else 480)
 
         def timed(dtype: str) -> dict[str, Any]:
             run([first], dtype, rules, Path(made) / f"{dtype}, first", where)

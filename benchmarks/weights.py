@@ -19,9 +19,8 @@ import torch
 
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
-from timecycle.evaluation.davis.evaluate import fingerprint
 from timecycle.evaluation.davis.sequences import read_davis
-from timecycle.features.named import SHIPPED, Features
+from timecycle.features.named import SHIPPED, Features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
 from timecycle.propagation.protocols import Protocol, protocol
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--davis", type=Path, required=True, help="folder in DAVIS-2017 layout")
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="these features alone")
     arguments = parser.parse_args()
-    weights = fingerprint(SHIPPED)
+    weights = hash_of_weights(SHIPPED)
     git = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True, check=False)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     # What was measured of other weights says nothing of these.

@@ -21,8 +21,8 @@ from timecycle.data.datasets import (
     sampled,
     short_side,
 )
+from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
-from timecycle.propagation.protocols import IMAGENET
 from timecycle.training.loader import DistributedBatchSampler
 
 

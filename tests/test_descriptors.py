@@ -12,13 +12,13 @@ from timecycle.errors import InputError
 from timecycle.features.named import Features
 from timecycle.models.descriptors import ColourDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, Trunk
-from timecycle.propagation.images import prepared
+from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
 
 
 def frame(seed: int = 0) -> torch.Tensor:
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8)
-    return prepared(np.kron(small, np.ones((8, 8, 1), np.uint8)), protocol("timecycle", side=48))
+    return preprocess(np.kron(small, np.ones((8, 8, 1), np.uint8)), protocol("timecycle", side=48))
 
 
 def test_features_are_unit_vectors_of_thirteen_on_the_stride_8_grid():
@@ -56,7 +56,7 @@ def test_colours_are_the_same_however_a_protocol_normalises_them(name):
     rgb = np.random.default_rng(1).integers(0, 255, (20, 27, 3)).astype(np.uint8)  # 8 divides neither side
     found = []
     for rules in (protocol("crw"), protocol(name, resize="native")):
-        image = prepared(rgb, rules)
+        image = preprocess(rgb, rules)
         descriptor = ColourDescriptor(rules.mean, rules.std)
         descriptor.begin(image)
         found.append(descriptor(image[None]))
@@ -69,7 +69,7 @@ def stripes(angle: float) -> torch.Tensor:
     y, x = np.mgrid[:48, :64]
     along = x * np.cos(np.deg2rad(angle)) + y * np.sin(np.deg2rad(angle))
     grey = np.rint(127 + 100 * np.sin(along / 5)).astype(np.uint8)
-    return prepared(grey[:, :, None].repeat(3, 2), protocol("crw"))
+    return preprocess(grey[:, :, None].repeat(3, 2), protocol("crw"))
 
 
 def test_gradients_are_unit_vectors_that_tell_directions():
@@ -100,7 +100,7 @@ def features_of(*parts: str, checkpoint: Path | None = None, name: str = "crw") 
 def test_a_dot_product_of_joined_features_is_the_mean_of_the_parts():
     first, second = frame()[None], frame(1)[None]
     products = []
-    for parts in (("network",), ("colour",), ("gradients",), ("network", "colour", "gradients")):
+    for parts in (("network",), ("color",), ("gradients",), ("network", "color", "gradients")):
         extract = features_of(*parts)
         extract.begin(frame())
         assert extract.l2 == (parts != ("network",))
@@ -115,13 +115,13 @@ def test_the_shipped_network_sees_the_same_however_a_protocol_normalises():
     for name in ("crw", "dift"):
         rules = protocol(name, resize="native")
         extract = Features(("network",), torch.device("cpu"), torch.float32, rules)
-        found.append(extract(prepared(rgb, rules)[None]))
+        found.append(extract(preprocess(rgb, rules)[None]))
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [(), ("colour", "colour"), ("colour", "shape")])
+@pytest.mark.parametrize("parts", [(), ("color", "colour"), ("color", "shape")])
 def test_parts_that_are_unknown_or_twice_there_are_refused(parts):
-    with pytest.raises(InputError, match="expected some of network, colour, gradients, each once"):
+    with pytest.raises(InputError, match="expected some of network, color, gradients, each once"):
         features_of(*parts)
 
 

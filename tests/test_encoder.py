@@ -14,7 +14,7 @@ from timecycle.checkpoints.networks import load_encoder
 from timecycle.data.images import read_rgb
 from timecycle.errors import InputError
 from timecycle.models.encoder import Encoder, Trunk, fold_batch_norm
-from timecycle.propagation.images import prepared
+from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
 
 
@@ -26,7 +26,7 @@ def test_features_equal_the_originals(oracle: Path, oracle_checkpoint: Path, sha
     rgb = read_rgb(shared / "davis" / "JPEGImages" / "480p" / sequence / f"{index:05d}.jpg")
     encoder = load_encoder(oracle_checkpoint)
     for network in (encoder, fold_batch_norm(encoder)):
-        features = network(prepared(rgb, protocol("timecycle", side=crop))[None])[0, :, ::stride, ::stride].numpy()
+        features = network(preprocess(rgb, protocol("timecycle", side=crop))[None])[0, :, ::stride, ::stride].numpy()
         # The record itself is rounded to float16, which takes most of the 1e-4.
         np.testing.assert_allclose(features, recorded[f"feat_{index}"].astype(np.float32), atol=1e-4, rtol=0)
 

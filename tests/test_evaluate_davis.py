@@ -20,9 +20,9 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.identity import identity
-from timecycle.propagation.images import prepared
-from timecycle.propagation.propagator import stream
+from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import PRESETS
+from timecycle.propagation.video import propagate_maps
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,13 +62,13 @@ def test_every_protocol_scores_a_davis_folder(small_davis: Path, name):
     assert scores.global_["J-Mean"] > 0.6  # a red square on grey
 
 
-def test_masks_are_those_of_the_stream(small_davis: Path, tmp_path):
+def test_masks_are_those_of_features_frame_by_frame(small_davis: Path, tmp_path):
     timecycle.evaluate_davis(patches, small_davis, "crw", save_path=tmp_path / "out", progress=False)
     frames = sorted((small_davis / "JPEGImages" / "480p" / "first").glob("*.jpg"))
-    features = (patches(prepared(read_rgb(path), PRESETS["crw"])[None])[0] for path in frames)
+    features = (patches(preprocess(read_rgb(path), PRESETS["crw"])[None])[0] for path in frames)
     first = read_mask(small_davis / "Annotations" / "480p" / "first" / "00000.png")
-    for path, (_, mask, _) in list(zip(frames, stream(features, first, "crw"), strict=True))[1:]:
-        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "first" / f"{path.stem}.png"), mask)
+    for path, frame in list(zip(frames, propagate_maps(features, first, PRESETS["crw"]), strict=True))[1:]:
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "first" / f"{path.stem}.png"), frame.mask())
     options = json.loads((tmp_path / "out" / "results.json").read_text())["options"]
     assert options["name"] == "crw"
     assert options["first"] == "copies"
@@ -192,7 +192,7 @@ def test_native_size(run, small_davis: Path, tmp_path):
         (("--protocol", "dyno"), "protocol is 'dyno'; expected 'dino'"),
         (("--override", "k"), "--override k has no value; expected FIELD=VALUE, such as k=7"),
         (("--override", "kk=3"), "'kk' is no field of a protocol; expected 'k' (there are name, resize"),
-        (("--features", "own_features"), "--features is 'own_features'; expected some of network, colour"),
+        (("--features", "own_features"), "--features is 'own_features'; expected some of network, color"),
         (("--features", "nowhere:f"), "--features nowhere:f cannot be imported: No module named 'nowhere'"),
         (("--features", "own_features:f"), "--features own_features:f cannot be imported"),
         (("--features", "own_features:number"), "--features own_features:number is a int; expected a callable"),

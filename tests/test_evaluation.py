@@ -16,6 +16,7 @@ from PIL import Image
 import test_davis
 from tests.conftest import write_sequence
 from timecycle.data.masks import read_mask, write_mask
+from timecycle.evaluation.davis import command
 from timecycle.evaluation.davis.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
     assert results["versions"]["torch"] == torch.__version__
     for heading in ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F"):
         assert heading in ended.out
-    assert results["options"]["features"].startswith("network+colour+gradients ")
+    assert results["options"]["features"].startswith("network+color+gradients ")
 
 
 def test_scores_and_masks_equal_the_originals(run, shared: Path, oracle: Path, oracle_checkpoint: Path, tmp_path):
@@ -262,11 +263,11 @@ def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how
 
 def test_without_data_the_made_set_is_evaluated(run, tmp_path, monkeypatch):
     """Without data the made set is generated once; a small one stands in for the full one here."""
-    monkeypatch.setattr(test_davis, "make_davis", lambda root: small_made_set(root))
+    monkeypatch.setattr(command, "make_davis", lambda root: small_made_set(root))
     ended = run("--cropSize", 64)
     assert ended.code == 0, ended.err
     assert "no data given" in ended.out
-    assert (tmp_path / "out" / "made-davis-network+colour+gradients-64" / "results.json").exists()
+    assert (tmp_path / "out" / "made-davis-network+color+gradients-64" / "results.json").exists()
 
 
 def small_made_set(root: Path) -> Path:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
+from timecycle.data.images import read_rgb
 from timecycle.errors import InputError
 from timecycle.features import extractors
-from timecycle.features.extractors import GivenFeatures, evaluating, held_modules, import_extractor
+from timecycle.features.extractors import CallableExtractor, evaluating, held_modules, import_extractor
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import FrameFiles, carry
+from timecycle.propagation.video import labels_of_maps, propagate_frames
 
 CPU = torch.device("cpu")
 
@@ -240,7 +241,7 @@ def raising(error: BaseException):
     ],
 )
 def test_an_extractor_that_fails_is_one_sentence_with_its_cause(extract, sentence):
-    features = GivenFeatures(extract, CPU)
+    features = CallableExtractor(extract, CPU)
     features.frame = "video.pkl, frame 7"
     with pytest.raises(InputError) as refused:
         features(images())
@@ -251,12 +252,12 @@ def test_an_extractor_that_fails_is_one_sentence_with_its_cause(extract, sentenc
 
 
 def test_what_an_extractor_refuses_itself_and_ctrl_c_pass_on():
-    features = GivenFeatures(raising(InputError("it needs more")), CPU)
+    features = CallableExtractor(raising(InputError("it needs more")), CPU)
     features.frame = "a.jpg"
     with pytest.raises(InputError, match=r"^a\.jpg: it needs more$"):
         features(images())
     with pytest.raises(KeyboardInterrupt):
-        GivenFeatures(raising(KeyboardInterrupt()), CPU)(images())
+        CallableExtractor(raising(KeyboardInterrupt()), CPU)(images())
 
 
 def fourteen(images: Tensor) -> Tensor:
@@ -269,11 +270,11 @@ def fourteen(images: Tensor) -> Tensor:
 def test_patches_of_14_pixels_on_sides_that_they_divide_and_not(small_davis: Path):
     right = timecycle.evaluate_davis(fourteen, small_davis, "timecycle", progress=False, side=98)
     assert right.global_["J-Mean"] > 0.5
-    assert GivenFeatures(fourteen, CPU)(images(70, 518)).shape == (1, 588, 5, 37)
+    assert CallableExtractor(fourteen, CPU)(images(70, 518)).shape == (1, 588, 5, 37)
     with pytest.raises(
         InputError, match=r"96 x 64 pixels \(RuntimeError: .*; it works at 84 x 56: expected sides that"
     ):
-        GivenFeatures(fourteen, CPU)(images())
+        CallableExtractor(fourteen, CPU)(images())
 
 
 @pytest.mark.parametrize("patch", [14, 16])
@@ -303,7 +304,7 @@ def test_a_failure_in_a_task_names_the_file(small_davis: Path):
 
     rules = protocol("crw")
     with pytest.raises(InputError) as refused, evaluating(extract, None) as features:
-        list(carry(FrameFiles(paths), features, rules, maps))
+        list(propagate_frames(paths, features, rules, labels_of_maps(maps)))
     assert str(refused.value).startswith(
         f"{paths[2]}: the feature extractor failed on an image of 64 x 48 pixels (Zero"
     )
@@ -312,7 +313,7 @@ def test_a_failure_in_a_task_names_the_file(small_davis: Path):
         pytest.raises(InputError, match=r"^frame 2: the feature extractor failed"),
         evaluating(extract, None) as features,
     ):
-        list(carry(list(FrameFiles(paths)), features, rules, maps))
+        list(propagate_frames(map(read_rgb, paths), features, rules, labels_of_maps(maps)))
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def test_what_is_no_extractor_is_refused_from_python_too(small_davis: Path):
 
 def test_a_program_s_modules_go_to_its_device(monkeypatch):
     net = network()
-    features = extractors.given_features(Holder(net), torch.device("meta"), torch.float32)
+    features = extractors.extractor_on(Holder(net), torch.device("meta"), torch.float32)
     assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
     assert not any(part.training for part in net.modules())
     assert features.device.type == "meta"

@@ -9,7 +9,7 @@ import torch
 
 from tests.test_extractors import CPU, images
 from timecycle.errors import InputError
-from timecycle.features.extractors import GivenFeatures, evaluating
+from timecycle.features.extractors import CallableExtractor, evaluating
 from timecycle.features.maps import Form, as_maps, fits, token_grids
 
 MAPS = torch.rand(1, 12, 8, 12, generator=torch.Generator().manual_seed(2))
@@ -41,14 +41,14 @@ ANSWERS = {
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_answers_of_many_forms_are_the_same_maps(kind):
-    found = GivenFeatures(lambda _: ANSWERS[kind], CPU)(images())
+    found = CallableExtractor(lambda _: ANSWERS[kind], CPU)(images())
     assert not found.requires_grad
     assert torch.equal(found.float(), MAPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_features_keep_their_dtype_unless_one_is_asked_for(dtype):
-    found = GivenFeatures(lambda _: MAPS.to(dtype), CPU)(images())
+    found = CallableExtractor(lambda _: MAPS.to(dtype), CPU)(images())
     assert found.dtype == dtype
     assert torch.equal(found, MAPS.to(dtype))
     with evaluating(lambda _: MAPS.to(dtype), None, "bfloat16") as features:
@@ -99,12 +99,12 @@ def test_tokens_that_could_be_two_grids_are_refused():
 
 def test_the_form_that_a_first_answer_had_holds():
     answers = iter([MAPS, MAPS.permute(0, 2, 3, 1)])
-    features = GivenFeatures(lambda _: next(answers), CPU)
+    features = CallableExtractor(lambda _: next(answers), CPU)
     features(images())
     with pytest.raises(InputError, match=r"expected \[B, D, h, w\], as earlier answers were read, not \[B, h, w, D\]"):
         features(images())
     last = iter([MAPS.permute(0, 2, 3, 1), torch.rand(1, 12, 12, 12), BEHIND[1]])
-    features = GivenFeatures(lambda _: next(last), CPU)
+    features = CallableExtractor(lambda _: next(last), CPU)
     features(images())
     square = features(images(96, 96))  # whose shape alone does not tell
     assert square.shape == (1, 12, 12, 12)
@@ -151,7 +151,7 @@ def test_the_form_that_a_first_answer_had_holds():
     ],
 )
 def test_answers_that_cannot_be_read_are_named(answer, sentence):
-    features = GivenFeatures(lambda _: answer, CPU)
+    features = CallableExtractor(lambda _: answer, CPU)
     with pytest.raises(InputError) as refused:
         features(images())
     assert sentence in str(refused.value)

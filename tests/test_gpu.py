@@ -26,8 +26,8 @@ from timecycle.ops import (
     topk_affinity,
 )
 from timecycle.ops._backends import CUDA_MISSING
-from timecycle.propagation.propagator import propagate
 from timecycle.propagation.protocols import PRESETS
+from timecycle.propagation.video import propagate
 
 REGIONS = [None, Region(9, 11, 3)]
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k

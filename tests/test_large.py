@@ -1,4 +1,4 @@
-"""Large frames: labels are carried at 1080p in a fraction of what one affinity matrix would take."""
+"""Large frames: labels are propagated at 1080p in a fraction of what one affinity matrix would take."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ import pytest
 PROGRAM = """
 import resource
 import numpy as np, torch
-from timecycle.propagation.propagator import stream
+from timecycle.propagation.protocols import PRESETS
+from timecycle.propagation.video import propagate_maps
 
 def features():
     generator = torch.Generator().manual_seed(0)
@@ -19,7 +20,7 @@ def features():
 mask = np.zeros((1080, 1920), np.uint8)
 mask[300:600, 400:900] = 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-masks = [found for _, found, _ in stream(features(), mask, "PROTOCOL")]
+masks = [frame.mask() for frame in propagate_maps(features(), mask, PRESETS["PROTOCOL"])]
 assert all(found.shape == (1080, 1920) for found in masks)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """

@@ -7,8 +7,9 @@ import torch
 from tests.test_protocols import direct, features_and_mask
 from timecycle.ops import affinity_propagate
 from timecycle.propagation import propagator as propagation
-from timecycle.propagation.propagator import LabelPropagator, propagate
+from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS, protocol
+from timecycle.propagation.video import propagate
 
 FORMS = {
     "requires grad": lambda x: x.clone().requires_grad_(),

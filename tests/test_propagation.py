@@ -12,8 +12,8 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.models.encoder import fold_batch_norm
 from timecycle.ops import Select, topk_affinity
-from timecycle.propagation.images import prepared
-from timecycle.propagation.labels import FirstLabels, first_labels, index_mask, min_max
+from timecycle.propagation.images import preprocess
+from timecycle.propagation.labels import SoftLabels, index_mask, min_max, soft_labels
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import protocol
 
@@ -23,8 +23,8 @@ RECORDED = [("dog", 320), ("blackswan", 320), ("dog", 480)]
 MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that two exact float32 programs disagree on, as recorded
 
 
-def labels_of(mask: np.ndarray, crop: int) -> FirstLabels:
-    return first_labels(mask, TIMECYCLE, (crop // 8, crop // 8), (crop, crop))
+def labels_of(mask: np.ndarray, crop: int) -> SoftLabels:
+    return soft_labels(mask, TIMECYCLE, (crop // 8, crop // 8), (crop, crop))
 
 
 def masks_of(soft: torch.Tensor, ids: tuple[int, ...], crop: int, size: tuple[int, int]) -> list[np.ndarray]:
@@ -43,9 +43,8 @@ def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path):
         if (sequence, crop) not in cache:
             recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
             frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
-            images = (
-                prepared(read_rgb(path), protocol(TIMECYCLE, side=crop)) for path in frames[: len(recorded["idx_crop"])]
-            )
+            rules = protocol(TIMECYCLE, side=crop)
+            images = (preprocess(read_rgb(path), rules) for path in frames[: len(recorded["idx_crop"])])
             cache[sequence, crop] = recorded, [encoder(image[None])[0] for image in images]
         return cache[sequence, crop]
 

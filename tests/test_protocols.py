@@ -13,10 +13,11 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops import topk_affinity
-from timecycle.propagation.images import image_size, prepared
-from timecycle.propagation.labels import first_labels, index_mask, upsampled
-from timecycle.propagation.propagator import LabelPropagator, propagate
+from timecycle.propagation.images import image_size, preprocess
+from timecycle.propagation.labels import index_mask, soft_labels, upsampled
+from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
+from timecycle.propagation.video import propagate
 
 RECORDED = [
     f"{protocol}_{data}"
@@ -193,7 +194,7 @@ def test_which_classes_there_are():
     mask = np.zeros((32, 40), np.uint8)
     mask[8:20, 8:24] = 2
     mask[0, 0] = 5  # lost on the grid
-    ids = {rule: first_labels(mask, protocol("dino", classes=rule), (4, 5), (32, 40)).ids for rule in
+    ids = {rule: soft_labels(mask, protocol("dino", classes=rule), (4, 5), (32, 40)).ids for rule in
            ("grid", "full", "annotated")}  # fmt: skip
     # The palette's colours, blue first: background, then 2 (green), then 5 (purple).
     assert ids == {"grid": (0, 1, 2), "full": (0, 1, 2, 3, 4, 5), "annotated": (0, 2, 5)}
@@ -202,9 +203,9 @@ def test_which_classes_there_are():
 def test_crw_orders_classes_by_colour_blue_first():
     mask = np.array([[0, 1, 2, 3, 4]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     # red (128, 0, 0), green (0, 128, 0), olive (128, 128, 0), navy (0, 0, 128)
-    assert first_labels(mask, PRESETS["crw"], (1, 5), (8, 40)).ids == (0, 1, 2, 3, 4)
+    assert soft_labels(mask, PRESETS["crw"], (1, 5), (8, 40)).ids == (0, 1, 2, 3, 4)
     mask[mask == 1] = 4  # navy is the largest of all with blue first
-    assert first_labels(mask, PRESETS["crw"], (1, 5), (8, 40)).ids == (0, 2, 3, 4)
+    assert soft_labels(mask, PRESETS["crw"], (1, 5), (8, 40)).ids == (0, 2, 3, 4)
 
 
 def test_labels_on_the_grid_by_every_rule():
@@ -217,9 +218,7 @@ def test_labels_on_the_grid_by_every_rule():
         return image[rows][:, columns]
 
     grid, working = (4, 6), (32, 48)
-    found = {
-        name: first_labels(mask, PRESETS[name], grid, working).soft[1] for name in ("dino", "vfs", "dinov3", "crw")
-    }
+    found = {name: soft_labels(mask, PRESETS[name], grid, working).soft[1] for name in ("dino", "vfs", "dinov3", "crw")}
     np.testing.assert_array_equal(found["dino"], centre(mask, *grid))
     np.testing.assert_array_equal(found["vfs"], centre(centre(mask, *working), *grid))
     np.testing.assert_array_equal(found["dinov3"], centre(mask, *grid))
@@ -288,7 +287,7 @@ def test_images_have_the_published_sizes(name, frame, expected):
 
 def test_images_are_normalised_as_published():
     rgb = np.full((64, 64, 3), 255, np.uint8)
-    white = {name: prepared(rgb, protocol(name, resize="native"))[:, 0, 0] for name in ("dino", "dift", "uvc", "crw")}
+    white = {name: preprocess(rgb, protocol(name, resize="native"))[:, 0, 0] for name in ("dino", "dift", "uvc", "crw")}
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(white["crw"], (1 - mean) / std)
     torch.testing.assert_close(white["dino"], (1 - mean) / torch.tensor([0.228, 0.224, 0.225]))

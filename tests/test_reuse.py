@@ -18,7 +18,7 @@ import timecycle
 from tests.test_evaluate_davis import patches
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.features.extractors import GivenFeatures
+from timecycle.features.extractors import CallableExtractor
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"protocol": "dino", "side": 64, "progress": False}
@@ -42,8 +42,8 @@ class Weighted(nn.Module):
 def calls(monkeypatch) -> list[int]:
     """Frames that were encoded."""
     seen: list[int] = []
-    plain = GivenFeatures.__call__
-    monkeypatch.setattr(GivenFeatures, "__call__", lambda self, images: (seen.append(1), plain(self, images))[1])
+    plain = CallableExtractor.__call__
+    monkeypatch.setattr(CallableExtractor, "__call__", lambda self, images: (seen.append(1), plain(self, images))[1])
     return seen
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from tests.kernel_cases import normal, video
 from tests.stand_in import OnGpu, StandIn, stand_in
 from timecycle.errors import InputError
-from timecycle.evaluation.davis import evaluate as evaluation
+from timecycle.evaluation.davis import masks as davis_masks
+from timecycle.evaluation.davis.evaluate import evaluate_davis
 from timecycle.ops import (
     EdgeDropout,
     Region,
@@ -218,7 +219,7 @@ def test_a_frame_that_is_not_finite_is_named_when_the_stream_is_checked(gpu):
 @pytest.mark.parametrize("spoilt", [None, 2])
 def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, tmp_path, spoilt, monkeypatch):
     # As it is without inference mode, in which views of a stand-in are not its own.
-    monkeypatch.setattr(evaluation, "_evaluate_sequence", evaluation._evaluate_sequence.__wrapped__)
+    monkeypatch.setattr(davis_masks, "_write_sequence", davis_masks._write_sequence.__wrapped__)
     seen = []
 
     def extract(images: Tensor) -> OnGpu:
@@ -228,7 +229,7 @@ def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, 
         return OnGpu(found)
 
     with pytest.raises(InputError, match="features of frame 2 hold") if spoilt else nullcontext():
-        evaluation.evaluate_davis(
+        evaluate_davis(
             extract, small_davis, "crw", side=64, sequences=["first"], save_path=tmp_path / "out", progress=False
         )
     # Between one frame and the next what is waited for is the frame's labels, which a thread writes.

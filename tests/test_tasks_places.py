@@ -12,9 +12,9 @@ import torch
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
 from timecycle.evaluation.maps import bilinear_maps, gaussian_maps, strongest_places
-from timecycle.features.named import evaluating
+from timecycle.features.extractors import evaluating
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import Sizes, carry
+from timecycle.propagation.video import READ_AHEAD, Sizes, labels_of_maps, propagate_frames
 
 NEAR = math.exp(-2)  # of sigma 0.5, one position away
 FAR = math.exp(-8)  # two
@@ -100,13 +100,12 @@ def test_frames_are_let_go_of():
 
     rules = protocol("crw", k=1, length=2)
     with evaluating(CellFeatures(), None) as features:
-        for index, (soft, _) in enumerate(
-            carry(frames(), features, rules, lambda sizes: np.eye(25, dtype=np.float32).reshape(25, *sizes.grid))
-        ):
+        labels = labels_of_maps(lambda sizes: np.eye(25, dtype=np.float32).reshape(25, *sizes.grid))
+        for index, frame in enumerate(propagate_frames(frames(), features, rules, labels)):
             gc.collect()
-            assert sum(frame() is not None for frame in made) <= 2
+            assert sum(one() is not None for one in made) <= 2 + READ_AHEAD
             # Every cell's label is where the cell is.
-            np.testing.assert_array_equal(soft.argmax(0).numpy(), numbered(5, 5, index))
+            np.testing.assert_array_equal(frame.soft.argmax(0).numpy(), numbered(5, 5, index))
     assert len(made) == 30
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import default_collate
 
 from timecycle.data.clips import Clip
+from timecycle.data.normalization import IMAGENET
 from timecycle.data.walk_datasets import (
     PATCH_AREA,
     SCALES,
@@ -24,7 +25,6 @@ from timecycle.data.walk_datasets import (
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import NOWHERE, CropWalk, GridWalk
-from timecycle.propagation.protocols import IMAGENET
 
 
 class Ramp(Clip):

@@ -14,9 +14,10 @@ from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
 from timecycle.data.walk_datasets import Window
 from timecycle.evaluation.davis.sequences import read_davis
-from timecycle.features.named import SHIPPED, Extractor
+from timecycle.features.extractors import Extractor
+from timecycle.features.named import SHIPPED
 from timecycle.models.encoder import Trunk
-from timecycle.propagation.images import prepared
+from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
 
 CARD = SHIPPED.parent / "README.md"
@@ -43,12 +44,12 @@ def test_it_is_small_and_says_where_it_is_from() -> None:
 
 def test_the_scores_of_its_card_are_its_own() -> None:
     from benchmarks.weights import BEGIN, END, table
-    from timecycle.evaluation.davis.evaluate import fingerprint
+    from timecycle.features.named import hash_of_weights
 
     results = json.loads(RESULTS.read_text())
     of_weights = [r["weights"] for r in results if "network" in r["features"]]
     assert of_weights
-    assert set(of_weights) == {fingerprint(SHIPPED)}
+    assert set(of_weights) == {hash_of_weights(SHIPPED)}
     assert table(results) in CARD.read_text().split(BEGIN)[1].split(END)[0]
 
 
@@ -70,7 +71,7 @@ def test_it_does_not_tell_where_in_the_picture_it_is(made: Path) -> None:
     """A network that has learned positions finds them in any other picture; chance is 3.5 %."""
     rules = protocol("crw")
     crops = [
-        prepared(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)
+        preprocess(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)
         for sequence in read_davis(made)
     ]
     assert same_place(load_features(SHIPPED), crops) < 0.25

@@ -36,8 +36,9 @@ if TYPE_CHECKING:  # below they are imported when they are first used, since sco
     from timecycle.evaluation.vip import evaluate_vip
     from timecycle.models.timecycle import TimeCycle
     from timecycle.models.walk import CropWalk, GridWalk
-    from timecycle.propagation.propagator import LabelPropagator, Propagation, propagate
+    from timecycle.propagation.propagator import LabelPropagator
     from timecycle.propagation.protocols import Protocol, protocol
+    from timecycle.propagation.video import Propagation, propagate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,7 +64,7 @@ _MODULES = {
     "CropWalk": "models.walk",
     "GridWalk": "models.walk",
     "LabelPropagator": "propagation.propagator",
-    "Propagation": "propagation.propagator",
+    "Propagation": "propagation.video",
     "Protocol": "propagation.protocols",
     "TimeCycle": "models.timecycle",
     "evaluate_badja": "evaluation.badja",
@@ -72,7 +73,7 @@ _MODULES = {
     "evaluate_tapvid": "evaluation.tapvid",
     "evaluate_vip": "evaluation.vip",
     "load_features": "checkpoints.networks",
-    "propagate": "propagation.propagator",
+    "propagate": "propagation.video",
     "protocol": "propagation.protocols",
 }
 """Where the names are that are imported when they are first used."""

@@ -1,29 +1,30 @@
 """BADJA: an animal's joints, given in a video's first annotated frame, through the video; PCK by the animal's area.
 
 Sources: Biggs et al., Creatures Great and SMAL, ACCV 2018, and its repository (the data and the measure);
-test_on_badja.py and badjadataset.py of PIPs (Harley et al., ECCV 2022), which carry joints through all frames between
+test_on_badja.py and badjadataset.py of PIPs (Harley et al., ECCV 2022), which track joints through all frames between
 annotated ones.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.data.images import decode, open_image
 from timecycle.errors import InputError, said
 from timecycle.evaluation.davis.sequences import files_in
-from timecycle.evaluation.maps import bilinear_maps, strongest_places
+from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import area_pck, mean
-from timecycle.features.named import Extractor, GivenFeatures, evaluating
+from timecycle.evaluation.videos import over_videos, propagated_places
+from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_json
 from timecycle.propagation.labels import Size, nearest
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import FrameFiles, Sizes, carry
+from timecycle.propagation.video import Sizes
 
 STORED_JOINTS = 37
 JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)
@@ -160,7 +161,7 @@ def evaluate_badja(
     progress: bool = True,
     **overrides: Any,
 ) -> JointScores:
-    """PCK of features on BADJA: each joint of the first annotated frame is carried, and compared where it is annotated.
+    """PCK of features on BADJA: each joint of the first annotated frame is propagated, and scored where annotated.
 
     The measure: a joint is found if it is closer to its annotation than 0.2 times the root of the animal's area in that
     frame, in pixels of the frames; PCK is the share of found joints over all joints that are annotated as visible in
@@ -170,13 +171,13 @@ def evaluate_badja(
     position and takes the mean of the whole map, upsampled, of frames resized to 512 x 320, and scores DAVIS's videos.
 
     Args:
-        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in BADJA's layout, see read_badja.
-        protocol: a preset's name, or a protocol, for the image's size and how maps are carried.
+        protocol: a preset's name, or a protocol, for the image's size and how maps are propagated.
         videos: only these; the seven of DAVIS for figures to set beside PIPs'.
         top: positions that make a place.
-        hidden_starts: whether joints that are hidden in the first frame are carried from the place stated there, which
-            may be the corner of the frame, and scored, as PIPs' program does; else they are left out.
+        hidden_starts: whether joints that are hidden in the first frame are propagated from the place stated there,
+            which may be the corner of the frame, and scored, as PIPs' program does; else they are left out.
         device: where images go; without it where a module's parameters are, else the CPU.
         progress: whether a bar is shown.
         overrides: fields of the protocol to change, such as k=7.
@@ -188,18 +189,18 @@ def evaluate_badja(
     Source: as this module's. Not checked against published scores, for want of the data.
     """
     rules = as_protocol(protocol, **overrides)
-    found = {}
     every = read_badja(root, videos)
-    with evaluating(features, device) as extract:
-        for video in tqdm(every, unit="video", disable=None if progress else True):
-            started = video.visible[0] | hidden_starts
-            if not started.any():
-                raise InputError(f"video {video.name} shows no joint in {video.frames[0]}; expected one to start from")
-            found[video.name] = _video_pck(video, started, extract, rules, top)
-    return JointScores(mean(list(found.values())), found)
+    work = partial(_video_pck, rules=rules, top=top, hidden_starts=hidden_starts)
+    found = over_videos(work, every, features, device, progress=progress)
+    return JointScores(mean(found), {video.name: pck for video, pck in zip(every, found, strict=True)})
 
 
-def _video_pck(video: AnimalVideo, started: np.ndarray, features: GivenFeatures, rules: Protocol, top: int) -> float:
+def _video_pck(
+    video: AnimalVideo, features: CallableExtractor, rules: Protocol, top: int, hidden_starts: bool
+) -> float:
+    started = video.visible[0] | hidden_starts
+    if not started.any():
+        raise InputError(f"video {video.name} shows no joint in {video.frames[0]}; expected one to start from")
     joints, visible = video.joints[:, started], video.visible[:, started]
 
     def maps(sizes: Sizes) -> np.ndarray:
@@ -208,11 +209,11 @@ def _video_pck(video: AnimalVideo, started: np.ndarray, features: GivenFeatures,
     places: list[np.ndarray] = []
     areas: list[int] = []
     place = joints[0]
-    for index, (soft, sizes) in enumerate(carry(FrameFiles(video.frames), features, rules, maps)):
-        if index:  # the first frame's places are given
-            seen = sizes.to_pixels(strongest_places(soft.cpu().numpy(), top))
+    for frame, _, positions in propagated_places(video.frames, features, rules, maps, top):
+        if frame.index:  # the first frame's places are given
+            seen = frame.sizes.to_pixels(positions)
             place = np.where(np.isnan(seen), place, seen)
-        if index in video.annotated:
+        if frame.index in video.annotated:
             places.append(place)
-            areas.append(animal_area(video.segmentations[len(areas)], sizes.frame))
+            areas.append(animal_area(video.segmentations[len(areas)], frame.sizes.frame))
     return area_pck(np.stack(places)[1:], joints[1:], visible[1:], np.array(areas[1:]))

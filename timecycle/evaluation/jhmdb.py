@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.errors import InputError, said
 from timecycle.evaluation.davis.sequences import files_in
-from timecycle.evaluation.maps import SIGMA, gaussian_maps, strongest_places
+from timecycle.evaluation.maps import SIGMA, gaussian_maps
 from timecycle.evaluation.matlab import read_array
 from timecycle.evaluation.metrics import mean, pose_distances, pose_pck
-from timecycle.features.named import Extractor, evaluating
+from timecycle.evaluation.videos import over_videos, propagated_places
+from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, fields, read_lines
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import FrameFiles, Sizes, carry
+from timecycle.propagation.video import Sizes
 
 JOINTS = 15
 SIDE = 320  # pixels; UVC's program takes 240
@@ -31,7 +31,7 @@ THRESHOLDS = (0.1, 0.2)
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class PoseClip:
     """One clip: its annotated frames in order, and where the joints are in them."""
 
     name: str
@@ -51,7 +51,7 @@ class PoseScores:
     """Of each of the 15 joints, in the order of the data; NaN for one that was never to be scored."""
 
 
-def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int = 1) -> list[Clip]:
+def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int = 1) -> list[PoseClip]:
     """The test clips of a split.
 
     Args:
@@ -118,7 +118,7 @@ def _listed(path: Path) -> list[str]:
     return names
 
 
-def _read_clip(root: Path, name: str) -> Clip:
+def _read_clip(root: Path, name: str) -> PoseClip:
     path = root / "joint_positions" / name / "joint_positions.mat"
     stored = read_array(path, "pos_img")
     if stored.ndim == 2:  # MATLAB drops the last dimension of a single frame
@@ -133,7 +133,7 @@ def _read_clip(root: Path, name: str) -> Clip:
         raise InputError(
             f"{path} annotates {count} frames; expected no more than the {len(frames)} in {frames[0].parent}"
         )
-    return Clip(name, tuple(frames[:count]), stored.transpose(2, 1, 0) - 1)  # MATLAB counts pixels from 1
+    return PoseClip(name, tuple(frames[:count]), stored.transpose(2, 1, 0) - 1)  # MATLAB counts pixels from 1
 
 
 @torch.inference_mode()
@@ -149,7 +149,7 @@ def evaluate_jhmdb(
     progress: bool = True,
     **overrides: Any,
 ) -> PoseScores:
-    """PCK of features on JHMDB: each joint of the first frame becomes a Gaussian map, and the maps are carried.
+    """PCK of features on JHMDB: each joint of the first frame becomes a Gaussian map, which is propagated.
 
     The rules, as UVC's and CRW's programs have them: frames become squares of 320 pixels; a joint at pixel x (from 0)
     of a frame W wide is at x * w / W of a grid w wide, and back the same way; its place in a later frame is the mean of
@@ -162,10 +162,10 @@ def evaluate_jhmdb(
     the first frame scored.
 
     Args:
-        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in JHMDB's layout, see read_jhmdb.
-        protocol: a preset's name, or a protocol, for how maps are carried. The published pose programs set some fields
-            differently from their DAVIS programs (UVC: side=240); only the square is set here.
+        protocol: a preset's name, or a protocol, for how maps are propagated. The published pose programs set some
+            fields differently from their DAVIS programs (UVC: side=240); only the square is set here.
         listing: a list of clips instead of the test clips of split 1, see read_jhmdb.
         top: positions that make a place; without it 3 for "crw" and 5 for every other protocol, as published.
         sigma: of the Gaussians, in feature positions.
@@ -180,18 +180,17 @@ def evaluate_jhmdb(
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
     strongest = top if top is not None else 3 if rules.name == "crw" else 5
+
+    def distances_of(clip: PoseClip, extractor: CallableExtractor) -> np.ndarray:
+        def maps(sizes: Sizes) -> np.ndarray:
+            return gaussian_maps(clip.joints[0] / sizes.pixels_per_position, sizes.grid, sigma)
+
+        propagated = propagated_places(clip.frames, extractor, rules, maps, strongest)
+        places = [place * frame.sizes.pixels_per_position for frame, _, place in propagated]
+        return pose_distances(np.stack(places)[1:], clip.joints[1:])
+
     clips = read_jhmdb(root, listing)
-    distances = []
-    with evaluating(features, device) as extract:
-        for clip in tqdm(clips, unit="clip", disable=None if progress else True):
-            places = []
-
-            def maps(sizes: Sizes, joints: np.ndarray = clip.joints[0]) -> np.ndarray:
-                return gaussian_maps(joints / sizes.pixels_per_position, sizes.grid, sigma)
-
-            for soft, sizes in carry(FrameFiles(clip.frames), extract, rules, maps):
-                places.append(strongest_places(soft.cpu().numpy(), strongest) * sizes.pixels_per_position)
-            distances.append(pose_distances(np.stack(places)[1:], clip.joints[1:]))
+    distances = over_videos(distances_of, clips, features, device, unit="clip", progress=progress)
     by_joint = {threshold: pose_pck(np.concatenate(distances), threshold) for threshold in THRESHOLDS}
     return PoseScores(
         {threshold: mean(found) for threshold, found in by_joint.items()},

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.checkpoints.pickles import Refused
 from timecycle.errors import InputError, said
-from timecycle.evaluation.maps import bilinear_maps, strongest_places
+from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import PointScores, mean_point_scores, point_scores
 from timecycle.evaluation.pickled import NUMBERS, check_size, load_arrays
-from timecycle.features.named import Extractor, GivenFeatures, evaluating
+from timecycle.evaluation.videos import over_videos, propagated_places
+from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import check_is_file, component
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import Sizes, carry
+from timecycle.propagation.video import Sizes
 
 SIDE = 256  # pixels, of the images that are encoded and of the distances that are scored
 PARTS = ("video", "points", "occluded")
@@ -184,13 +184,13 @@ def evaluate_tapvid(
     `occluded_below` times the peak that it began with. That is a rule of thumb, chosen by nobody's data, and it says
     nothing where a protocol feeds back maps scaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
 
-    Points that begin in the same frame are carried together; for each such frame the video is encoded again from there
-    on, so that memory grows neither with its length nor with the number of beginnings.
+    Points that begin in the same frame are propagated together; for each such frame the video is encoded again from
+    there on, so that memory grows neither with its length nor with the number of beginnings.
 
     Args:
-        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         path: a file in TAP-Vid's layout, see read_tapvid.
-        protocol: a preset's name, or a protocol, for how maps are carried; only the square is set here.
+        protocol: a preset's name, or a protocol, for how maps are propagated; only the square is set here.
         top: positions that make a place.
         occluded_below: share of the first peak; 0 takes every point for visible unless its map is 0.
         device: where images go; without it where a module's parameters are, else the CPU.
@@ -203,18 +203,18 @@ def evaluate_tapvid(
     Source: as this module's. Not checked against published scores, for want of the data.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
-    found = {}
-    with evaluating(features, device) as extract:
-        for video in tqdm(read_tapvid(path), unit="video", disable=None if progress else True):
-            points, occluded = _tracks(video, extract, rules, top, occluded_below)
-            found[video.name] = point_scores(
-                video.query_frames, video.points * SIDE, video.occluded, points * SIDE, occluded
-            )
+
+    def scores_of(video: PointVideo, extractor: CallableExtractor) -> tuple[str, PointScores]:
+        points, occluded = _tracks(video, extractor, rules, top, occluded_below)
+        frames, annotated = video.query_frames, video.points * SIDE
+        return video.name, point_scores(frames, annotated, video.occluded, points * SIDE, occluded)
+
+    found = dict(over_videos(scores_of, read_tapvid(path), features, device, progress=progress))
     return TapVidScores(mean_point_scores(list(found.values())), found)
 
 
 def _tracks(
-    video: PointVideo, features: GivenFeatures, rules: Protocol, top: int, occluded_below: float
+    video: PointVideo, features: CallableExtractor, rules: Protocol, top: int, occluded_below: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places, float64 [N, T, 2] from 0 to 1, and whether points are taken for occluded, bool [N, T].
 
@@ -230,14 +230,13 @@ def _tracks(
         def maps(sizes: Sizes, begin: np.ndarray = place) -> np.ndarray:
             return bilinear_maps(begin * sizes.grid[::-1] - 0.5, sizes.grid)
 
-        for index, (soft, sizes) in enumerate(carry(video.frames[start:], features, rules, maps)):
-            carried = soft.cpu().numpy()
-            peak = carried.max(axis=(1, 2))
-            if index == 0:
+        for frame, found, positions in propagated_places(video.frames[start:], features, rules, maps, top):
+            peak = found.max(axis=(1, 2))
+            if frame.index == 0:
                 least = occluded_below * peak
                 continue
-            seen = (strongest_places(carried, top) + 0.5) / sizes.grid[::-1]
+            seen = (positions + 0.5) / frame.sizes.grid[::-1]
             place = np.where(np.isnan(seen), place, seen)
-            places[group, start + index] = place
-            occluded[group, start + index] = (peak < least) | (peak == 0)
+            places[group, start + frame.index] = place
+            occluded[group, start + frame.index] = (peak < least) | (peak == 0)
     return places, occluded

@@ -6,23 +6,24 @@ the programs of UVC (test_mask_vip.py, eval_vip.py; Li et al., NeurIPS 2019), wh
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.data.masks import VOID, read_mask
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.sequences import files_in
 from timecycle.evaluation.metrics import class_iou, confusion, mean
-from timecycle.features.named import Extractor, GivenFeatures, evaluating
+from timecycle.evaluation.videos import over_videos
+from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_lines
-from timecycle.propagation.labels import FirstLabels, first_labels, index_mask
+from timecycle.propagation.labels import SoftLabels, soft_labels
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import FrameFiles, Sizes, carry
+from timecycle.propagation.video import Sizes, propagate_frames
 
 CLASSES = (
     "background", "hat", "hair", "sun-glasses", "upper-clothes", "dress", "coat", "socks", "pants", "gloves", "scarf",
@@ -60,7 +61,7 @@ def read_vip(
         root: folder with Images/<video>/*.jpg (VIP_Fine in the release).
         listing: within root; of each line what follows its last slash is the video's name.
         annotations: within root, the folder of the parts: <video>/*.png of ids 0 to 19, named as the frames; 255 is
-            void. A frame without one is carried through and not scored.
+            void. A frame without one is propagated through and not scored.
 
     Raises:
         InputError: something is missing, damaged or does not fit together.
@@ -111,7 +112,7 @@ def evaluate_vip(
     progress: bool = True,
     **overrides: Any,
 ) -> PartScores:
-    """Mean IoU of features on VIP: the parts of the first frame are carried as masks are, and compared in every frame.
+    """Mean IoU of features on VIP: the parts of the first frame are propagated as masks are, and scored in every frame.
 
     The rules, as UVC's programs have them: frames become squares of 560 pixels; one confusion matrix is summed over all
     videos, from which each class's intersection over union is taken, and then their mean; classes that are neither
@@ -119,10 +120,11 @@ def evaluate_vip(
     prediction is its annotation.
 
     Args:
-        features: any callable, normalised images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in VIP's layout, see read_vip.
         protocol: a preset's name, or a protocol, for how parts become soft labels and those become masks again. UVC's
-            program differs from its DAVIS program in the context (length=1); only the square is set here.
+            program differs from its DAVIS program in the context (length=1); only the square and the first mask, the
+            given one, are set here.
         listing: list of videos within root.
         annotations: folder of the parts within root.
         device: where images go; without it where a module's parameters are, else the CPU.
@@ -134,34 +136,23 @@ def evaluate_vip(
 
     Source: as this module's. Not checked against scores of the original programs, for want of the data.
     """
-    rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
+    rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, "first_mask": "given", **overrides})
     videos = read_vip(root, listing, annotations)
-    counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
-    with evaluating(features, device) as extract:
-        for video in tqdm(videos, unit="video", disable=None if progress else True):
-            counts += _video_confusion(video, extract, rules)
-    iou = class_iou(counts)
+    counts = over_videos(partial(_video_confusion, rules=rules), videos, features, device, progress=progress)
+    iou = class_iou(np.sum(counts, axis=0))
     return PartScores(mean(iou), dict(zip(CLASSES, iou.tolist(), strict=True)))
 
 
-def _video_confusion(video: PartVideo, features: GivenFeatures, rules: Protocol) -> np.ndarray:
-    labels: FirstLabels
-    first = video.annotations[0]
-    assert first is not None  # as read_vip has seen to
-
-    def maps(sizes: Sizes, given: Path = first) -> np.ndarray:
-        nonlocal labels
-        labels = first_labels(_read_parts(given, sizes.frame), rules, sizes.grid, sizes.working)
-        return labels.soft
+def _video_confusion(video: PartVideo, features: CallableExtractor, rules: Protocol) -> np.ndarray:
+    def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
+        first = video.annotations[0]
+        if index or first is None:
+            return None
+        return soft_labels(_read_parts(first, sizes.frame), rules, sizes.grid, sizes.working)
 
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
-    carried = carry(FrameFiles(video.frames), features, rules, maps)
-    for annotation, (soft, sizes) in zip(video.annotations, carried, strict=True):
-        if annotation is None:
-            continue
-        parts = _read_parts(annotation, sizes.frame)
-        found = parts
-        if annotation != first:
-            found = index_mask(soft, labels.ids, rules, sizes.working, sizes.frame)
-        counts += confusion(parts, found, len(CLASSES))
+    propagated = propagate_frames(video.frames, features, rules, labels_at)
+    for annotation, frame in zip(video.annotations, propagated, strict=True):
+        if annotation is not None:
+            counts += confusion(_read_parts(annotation, frame.sizes.frame), frame.mask(), len(CLASSES))
     return counts

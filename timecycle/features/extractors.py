@@ -57,7 +57,7 @@ def _check_callable(name: str, extract: object) -> None:
         raise InputError(f"{name} is a {type(extract).__name__}; expected a callable")
 
 
-class GivenFeatures:
+class CallableExtractor:
     """A caller's own extractor, its answers read as `timecycle.features.maps.as_maps` does, all in the same way.
 
     Args:
@@ -232,11 +232,11 @@ def _globals_read(code: CodeType) -> Iterator[str]:
 @contextmanager
 def evaluating(
     features: Extractor, device: torch.device | str | None, dtype: torch.dtype | str | None = None
-) -> Iterator[GivenFeatures]:
+) -> Iterator[CallableExtractor]:
     """The extractor with its modules in eval mode, where they are; afterwards each part is in the mode that it was in.
 
     Without a device images go to that of the modules' parameters, or to the CPU if several modules disagree.
-    The dtype is that of GivenFeatures. Raises InputError for one, or a device, that is unknown, and as GivenFeatures.
+    The dtype is that of CallableExtractor. Raises InputError for one, or a device, that is unknown, and as that class.
     """
     modules = held_modules(features)
     if device is None:
@@ -248,7 +248,7 @@ def evaluating(
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device is {device!r} ({_line(error)}); expected one such as cpu or cuda:0") from error
-    given = GivenFeatures(features, where, None if dtype is None else _dtype(dtype))
+    given = CallableExtractor(features, where, None if dtype is None else _dtype(dtype))
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         _evaluate(modules)
@@ -270,13 +270,13 @@ def _dtype(name: torch.dtype | str) -> torch.dtype:
     return known[plain]
 
 
-def given_features(extract: Extractor, device: torch.device, dtype: torch.dtype) -> GivenFeatures:
+def extractor_on(extract: Extractor, device: torch.device, dtype: torch.dtype) -> CallableExtractor:
     """The extractor with its modules in eval mode and on the device, for a program that has no other use for them."""
     modules = held_modules(extract)
     _evaluate(modules)
     for module in modules:
         module.to(device)
-    return GivenFeatures(extract, device, dtype)
+    return CallableExtractor(extract, device, dtype)
 
 
 def _evaluate(modules: list[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""What frames are described by: trained networks and descriptors that need no training."""
+"""Features by name: trained networks, and descriptors that need no training."""
 
 from pathlib import Path
 
@@ -7,26 +7,46 @@ from torch import Tensor
 from torch.nn import functional
 
 from timecycle.checkpoints.networks import load_features
+from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
-from timecycle.features.extractors import Extractor, GivenFeatures, evaluating
+from timecycle.files import hash_of
 from timecycle.models.descriptors import ColourDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
-from timecycle.propagation.protocols import IMAGENET, Protocol
-
-__all__ = ["DEFAULT", "DTYPES", "PARTS", "SHIPPED", "Extractor", "Features", "GivenFeatures", "evaluating"]
+from timecycle.propagation.protocols import Protocol
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
 """The network that comes with the project; README.md beside it says what it is."""
-PARTS = ("network", "colour", "gradients")
+PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
-"""The features of those who name none."""
+"""Features where none are named."""
+RENAMED_PARTS = {"colour": "color"}
+"""Parts by the name that they had in version 0.1."""
+
+
+def parts_of(features: str) -> tuple[str, ...] | None:
+    """The parts of features such as "network+color", under today's names; None if another name is among them."""
+    parts = tuple(RENAMED_PARTS.get(part, part) for part in features.split("+"))
+    return parts if set(parts) <= set(PARTS) else None
+
+
+def current_features(description: str) -> str:
+    """Parts joined by +, and what may follow after a blank, with today's names of the parts."""
+    named, blank, rest = description.partition(" ")
+    return "+".join(parts_of(named) or (named,)) + blank + rest
+
+
+def hash_of_weights(path: Path) -> str:
+    """SHA-256 of a file of weights. Raises InputError if it is not there."""
+    if not path.is_file():
+        raise InputError(f"--resume {path} does not exist; expected a .pth.tar of the release, or .safetensors")
+    return hash_of(path)
 
 
 class Features:
     """Frames to features on a device, in a dtype: a trained network, descriptors, or several side by side.
 
-    Several are each scaled to length 1 and joined to features of length 1, so that a dot product is the mean of theirs.
+    Several are each L2-normalized and concatenated to features of length 1, whose dot product is the mean of theirs.
 
     Args:
         parts: names of `PARTS`, at least one, each once.
@@ -37,8 +57,12 @@ class Features:
         layout: as `timecycle.checkpoints.networks.load_features` takes it.
         part: likewise.
 
+    `l2` says whether features are of length 1 already; `frame` is set by those who encode video, and not used here.
+
     Raises InputError for parts that are unknown or twice there, or a checkpoint that cannot be read.
     """
+
+    frame: Path | str | None = None
 
     def __init__(
         self,
@@ -50,36 +74,36 @@ class Features:
         layout: str | None = None,
         part: str | None = None,
     ) -> None:
+        parts = tuple(RENAMED_PARTS.get(part, part) for part in parts)
         if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
             raise InputError(f"features are {'+'.join(parts)!r}; expected some of {', '.join(PARTS)}, each once")
         self.device, self.dtype = device, dtype
-        self._colour = ColourDescriptor(protocol.mean, protocol.std) if "colour" in parts else None
+        self._color = ColourDescriptor(protocol.mean, protocol.std) if "color" in parts else None
         self._gradients = GradientDescriptor(protocol.mean, protocol.std) if "gradients" in parts else None
         network = load_features(checkpoint or SHIPPED, layout, part) if "network" in parts else None
         self._network = None if network is None else fold_batch_norm(network).to(device, dtype)
-        # A published network is tested as its protocol normalises; ours has learned from ImageNet's normalisation.
+        # A published network is tested with its protocol's normalization; ours was trained with ImageNet's.
         given = (protocol.mean, protocol.std)
         self._from = given if checkpoint is None and given != IMAGENET else None
         self._parts = parts
-        # Of length 1 already, so that nobody does it again.
         self.l2 = parts != ("network",) or isinstance(network, Encoder)
 
     def begin(self, first: Tensor) -> None:
         """Start a sequence with its first frame, [3, H, W]."""
-        if self._colour is not None:
-            self._colour.begin(first)
+        if self._color is not None:
+            self._color.begin(first)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> features [B, D, H / 8, W / 8], rounded up."""
+        """Normalized images [B, 3, H, W] -> features [B, D, H / 8, W / 8], rounded up."""
         found = []
         if self._network is not None:
-            found.append(self._network(self._as_learned(images)))
-        found += [part(images).to(self.device, self.dtype) for part in (self._colour, self._gradients) if part]
+            found.append(self._network(self._as_trained(images)))
+        found += [part(images).to(self.device, self.dtype) for part in (self._color, self._gradients) if part]
         if len(found) == 1:
             return found[0]
         return torch.cat([functional.normalize(part, dim=1) for part in found], dim=1) / len(found) ** 0.5
 
-    def _as_learned(self, images: Tensor) -> Tensor:
+    def _as_trained(self, images: Tensor) -> Tensor:
         images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
         if self._from is None:
             return images

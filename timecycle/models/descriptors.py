@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timecycle.data.normalization import IMAGENET, denormalize
 from timecycle.models.encoder import STRIDE
-from timecycle.propagation.images import uncrop_rgb
-from timecycle.propagation.protocols import IMAGENET
 
 _BLUR_SIGMA = 2.0  # pixels at crop size
 _CONSTANT = 2.0  # against 12 standardised components: keeps average places, whose own are small, apart from noise
@@ -59,7 +58,7 @@ class ColourDescriptor:
 
     def begin(self, first: Tensor) -> None:
         """Take the statistics of a sequence's first frame, [3, H, W]."""
-        lab = self._cells(uncrop_rgb(first[None], *self._normalised)[0]).reshape(-1, 3)
+        lab = self._cells(denormalize(first[None], *self._normalised)[0]).reshape(-1, 3)
         self._mean = np.tile(lab.mean(axis=0), 4)
         # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
         self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
@@ -73,7 +72,7 @@ class ColourDescriptor:
         """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
         if self._mean is None or self._deviation is None:
             raise RuntimeError("ColourDescriptor.begin must be called with a sequence's first frame before its frames")
-        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in uncrop_rgb(images, *self._normalised)]
+        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in denormalize(images, *self._normalised)]
         features = torch.from_numpy(np.stack(standard)).permute(0, 3, 1, 2)
         features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 1), value=_CONSTANT)
         return torch.nn.functional.normalize(features, dim=1).to(images)
@@ -109,5 +108,5 @@ class GradientDescriptor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 32, H / 8, W / 8] on the images' device, in their dtype."""
-        cells = np.stack([self._cells(rgb) for rgb in uncrop_rgb(images, *self._normalised)])
+        cells = np.stack([self._cells(rgb) for rgb in denormalize(images, *self._normalised)])
         return torch.nn.functional.normalize(torch.from_numpy(cells).permute(0, 3, 1, 2), dim=1).to(images)

@@ -1,4 +1,4 @@
-"""Frames as tensors: the normalised image that a protocol encodes, and the way back to RGB."""
+"""From an RGB frame to the normalized image that a protocol encodes."""
 
 import math
 
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timecycle.data.normalization import normalize
 from timecycle.propagation.protocols import Protocol
 
 
@@ -26,8 +27,8 @@ def image_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
     return (sides[1], sides[0]) if tall else (sides[0], sides[1])
 
 
-def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:
-    """A frame, uint8 RGB [H, W, 3], as the image that is encoded: float32 [3, H', W'], resized and normalised.
+def preprocess(rgb: np.ndarray, protocol: Protocol) -> Tensor:
+    """A frame, uint8 RGB [H, W, 3], as the image that is encoded: float32 [3, H', W'], resized and normalized.
 
     Bilinear by OpenCV; "square" (TimeCycle) resizes floats, the others bytes, as their programs do.
     """
@@ -35,7 +36,7 @@ def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:
     image = rgb.astype(np.float32) / 255.0 if protocol.resize == "square" else rgb
     if size != rgb.shape[:2]:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    if protocol.colour == "lightness":  # of UVC: ((L - 128) / 128 + 1) / 2 of L in 0 .. 255
+    if protocol.color == "lightness":  # of UVC: ((L - 128) / 128 + 1) / 2 of L in 0 .. 255
         if image.dtype != np.uint8:
             image = (image * 255).round().astype(np.uint8)
         lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[:, :, :1].astype(np.float32) / 256.0
@@ -43,14 +44,4 @@ def prepared(rgb: np.ndarray, protocol: Protocol) -> Tensor:
     elif image.dtype == np.uint8:
         image = image.astype(np.float32) / 255.0
     tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return (tensor - _column(protocol.mean)) / _column(protocol.std)
-
-
-def uncrop_rgb(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Undo a protocol's normalisation: float [B, 3, h, w] -> float32 RGB in [0, 1], [B, h, w, 3]."""
-    rgb = images.float().cpu() * _column(std) + _column(mean)
-    return rgb.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _column(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)
+    return normalize(tensor, protocol.mean, protocol.std)

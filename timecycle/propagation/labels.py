@@ -1,4 +1,4 @@
-"""From an annotation to soft labels on the feature grid, and from soft labels to masks, as each protocol does it."""
+"""From a mask to soft labels on the feature grid, and from soft labels to a mask, as each protocol does it."""
 
 from dataclasses import dataclass
 
@@ -21,44 +21,53 @@ Size = tuple[int, int]
 """Height and width, in pixels or positions."""
 
 
-@dataclass(frozen=True)
-class FirstLabels:
-    """The first frame's annotation as soft labels on the feature grid."""
+@dataclass(frozen=True, eq=False)
+class SoftLabels:
+    """Labels of one frame on the feature grid: of a mask, or any soft maps such as heat maps of joints."""
 
     soft: np.ndarray
-    """float32 [L, h, w]; a pixel of a dropped class belongs to none."""
+    """float32 [L, h, w]; [B, L, h, w] of B videos side by side. A pixel of a dropped class belongs to none."""
     ids: tuple[int, ...]
-    """Object id of each class."""
+    """Object id of each of the L channels."""
+    mask: np.ndarray | None = None
+    """The mask that they are of, uint8 [H, W] (of B videos [B, H, W]); None if they are of none."""
+
+    def with_ids(self, ids: tuple[int, ...]) -> "SoftLabels":
+        """The same labels with a channel for each of `ids`, first and in that order; one that is missing is 0."""
+        every = (*ids, *(i for i in self.ids if i not in ids))
+        soft = np.zeros((*self.soft.shape[:-3], len(every), *self.soft.shape[-2:]), np.float32)
+        soft[..., [every.index(i) for i in self.ids], :, :] = self.soft
+        return SoftLabels(soft, every, self.mask)
 
 
-def first_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> FirstLabels:
-    """Soft labels of an annotation, uint8 [H, W] ids; void (255) counts as background.
+def soft_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> SoftLabels:
+    """Soft labels of a mask, uint8 [H, W] ids; void (255) counts as background.
 
-    `working` is the size of the image that was encoded. Which resampling, and which classes, the protocol says.
+    `working` is the size of the image that was encoded. The protocol says how to resample, and which classes to keep.
     """
     known = np.where(mask == VOID, 0, mask).astype(np.uint8)
     if protocol.labels == "square":
-        return _square(nearest(known, working), grid)
+        return SoftLabels(*_square(nearest(known, working), grid), mask)
     if protocol.labels == "bilinear":
         ids = _classes(known, known, protocol)
-        return FirstLabels(_stack([_opencv(known == i, grid) for i in ids], grid), ids)
+        return SoftLabels(_stack([_opencv(known == i, grid) for i in ids], grid), ids, mask)
     if protocol.labels == "nearest-exact":
         values = torch.from_numpy(known)[None, None].float()
         small = functional.interpolate(values, grid, mode="nearest-exact")[0, 0].numpy().astype(np.uint8)
     else:
         small = nearest(nearest(known, working) if protocol.labels == "twice nearest" else known, grid)
     ids = _classes(known, small, protocol)
-    return FirstLabels(_stack([(small == i).astype(np.float32) for i in ids], grid), ids)
+    return SoftLabels(_stack([(small == i).astype(np.float32) for i in ids], grid), ids, mask)
 
 
 def _classes(mask: np.ndarray, small: np.ndarray, protocol: Protocol) -> tuple[int, ...]:
     if protocol.classes == "annotated":
-        # CRW's order, which decides ties: colours of the palette, blue first.
+        # CRW's order, which decides ties: by palette color, compared as (blue, green, red).
         return tuple(sorted(np.unique(mask).tolist(), key=lambda i: PALETTE[i][::-1].tolist()))
     return tuple(range(int((small if protocol.classes == "grid" else mask).max(initial=0)) + 1))
 
 
-def _square(resized: np.ndarray, grid: Size) -> FirstLabels:
+def _square(resized: np.ndarray, grid: Size) -> tuple[np.ndarray, tuple[int, ...]]:
     """TimeCycle's: background, then ids in raster order of first appearance, each with at least 11 (12) pixels."""
     values, first, counts = np.unique(resized, return_index=True, return_counts=True)
     classes = [
@@ -67,7 +76,7 @@ def _square(resized: np.ndarray, grid: Size) -> FirstLabels:
         if count >= (OBJECT_PIXELS if value else BACKGROUND_PIXELS)
     ]
     ids = tuple(value for _, _, value in sorted(classes))
-    return FirstLabels(_stack([_opencv(resized == i, grid) for i in ids], grid), ids)
+    return _stack([_opencv(resized == i, grid) for i in ids], grid), ids
 
 
 def _stack(maps: list[np.ndarray], grid: Size) -> np.ndarray:
@@ -75,7 +84,7 @@ def _stack(maps: list[np.ndarray], grid: Size) -> np.ndarray:
 
 
 def nearest(mask: np.ndarray, size: Size) -> np.ndarray:
-    """Centre-sampled nearest neighbour."""
+    """Nearest neighbor, sampled at pixel centers."""
     if mask.shape == size:
         return mask
     return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))

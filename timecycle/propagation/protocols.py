@@ -7,16 +7,20 @@ SFC, DUL, CropMAE, RSP, each as its published code runs on DAVIS-2017.
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
+from timecycle.data.normalization import HALF, IMAGENET
 from timecycle.errors import InputError
 from timecycle.ops.selection import Region, Select
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LARGEST_SIDE = 1 << 15
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+RENAMED_FIELDS = {"colour": "color"}
+"""Fields by the name that they had in version 0.1."""
+RENAMED_VALUES = {"first_mask": {"carried": "propagated"}}
+"""Values by field and by the name that they had in version 0.1."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:
@@ -42,7 +46,7 @@ def _unlike(value: Any, kind: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How labels are carried, from frames to masks. Lengths are feature positions unless they say pixels."""
+    """How labels are propagated, from frames to masks. Lengths are feature positions unless they say pixels."""
 
     name: str
 
@@ -53,7 +57,7 @@ class Protocol:
     multiple: int = 1
     """The long side becomes a multiple of so many pixels, rounded by `rounding`; dinov3's both sides."""
     rounding: Literal["floor", "nearest", "ceil"] = "floor"
-    colour: Literal["rgb", "lightness"] = "rgb"
+    color: Literal["rgb", "lightness"] = "rgb"
     """"lightness": the L channel of Lab three times."""
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
@@ -97,8 +101,9 @@ class Protocol:
     scale: Literal["none", "positive", "positive, eps", "any"] = "positive"
     """Min-max per class after upsampling: not at all, of classes that are anywhere above 0, the same with 1e-12 added
     to the range, of all classes. A class that is constant becomes 0."""
-    first_mask: Literal["given", "carried"] = "given"
-    """Frame 0 of the output: the given mask, or what becomes of its soft labels."""
+    first_mask: Literal["given", "propagated"] = "given"
+    """The mask of a frame whose labels were given, which frame 0 is: the given mask itself, or the one made from the
+    frame's soft labels as in every other frame. Benchmarks whose rules want the given mask set "given" (DAVIS, VIP)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -129,7 +134,8 @@ class Protocol:
 
 _CRW = Protocol(
     "crw", "native", length=20, first="copies", radius=12, first_everywhere=True, k=10, temperature=0.05,
-    labels="bilinear", classes="annotated", upsample="opencv", upsample_to="output", scale="none", first_mask="carried",
+    labels="bilinear", classes="annotated", upsample="opencv", upsample_to="output", scale="none",
+    first_mask="propagated",
 )  # fmt: skip
 _DINO = Protocol(
     "dino", "short side", 480, 64, std=(0.228, 0.224, 0.225), radius=12, shape="square<=", ties="all",
@@ -140,10 +146,10 @@ PRESETS = {
         Protocol(
             "timecycle", "square", 320, length=8, first="padded", temperature=512**-0.5, scope="frame",
             normalise="all", labels="square", classes="annotated", feedback="min-max", upsample="opencv",
-            scale="none", first_mask="carried",
+            scale="none", first_mask="propagated",
         ),
         Protocol(
-            "uvc", "short side", 480, 64, colour="lightness", l2=False, temperature=1.0, scope="frame",
+            "uvc", "short side", 480, 64, color="lightness", l2=False, temperature=1.0, scope="frame",
             normalise="all", ties="all",
         ),
         _CRW,
@@ -178,10 +184,20 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
             raise InputError(f"protocol is {name!r}; expected {_nearest(str(name), list(PRESETS))}")
         name = PRESETS[name]
     known = [field.name for field in fields(Protocol)]
+    overrides = current_names(overrides)
     for field in overrides:
         if field not in known:
             raise InputError(f"{field!r} is no field of a protocol; expected {_nearest(field, known)}")
     return replace(name, **overrides)
+
+
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol's fields, among other options, under today's names and with today's values."""
+    renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}
+    for name, values in RENAMED_VALUES.items():
+        if isinstance(value := renamed.get(name), str):
+            renamed[name] = values.get(value, value)
+    return renamed
 
 
 def _nearest(wanted: str, known: list[str]) -> str:

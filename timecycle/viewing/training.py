@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from timecycle.data.normalization import IMAGENET, denormalize
 from timecycle.models.timecycle import Losses
 from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
-from timecycle.propagation.images import uncrop_rgb
-from timecycle.propagation.protocols import IMAGENET
 
 # RGB of the cycles by length, the first being the shortest.
 COLOURS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
@@ -25,7 +24,7 @@ TEMPERATURE = 0.07  # of a pictured walk
 
 def as_rgb(images: Tensor) -> np.ndarray:
     """Normalised images [B, 3, H, W] -> uint8 RGB [B, ZOOM * H, ZOOM * W, 3]."""
-    rgb = uncrop_rgb(images.detach(), *IMAGENET)
+    rgb = denormalize(images.detach(), *IMAGENET)
     pictures = np.rint(rgb.clip(0, 1) * 255).astype(np.uint8)
     return np.stack([cv2.resize(picture, None, fx=ZOOM, fy=ZOOM) for picture in pictures])
 

@@ -33,7 +33,7 @@ from timecycle.checkpoints import networks as checkpoint
 from timecycle.checkpoints.layouts import LAYOUTS
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
-from timecycle.evaluation.davis import scores
+from timecycle.evaluation.davis import command, scores
 from timecycle.features.named import PARTS, SHIPPED
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.training import settings
@@ -191,14 +191,14 @@ def case_evaluate(rng: random.Random, folder: Path) -> None:
     if not any(word.startswith("--features") for word in words):
         words += ["--features", rng.choice(PARTS[1:])]  # the network takes longer to load than the rest
     words += rng.choice([[], [], ["--save_path", rng.choice(["out", "list.txt", "a/b c", "é"])]])
-    module, made = evaluation(), {}
+    made: dict[str, Any] = {}
 
     def noted(*given: Any) -> NoReturn:
         made["rules"] = given[2]
         raise Reached
 
-    with inside(folder, *DATA), mock.patch.multiple(module, evaluate=noted, make_davis=lambda root: Path("davis")):
-        called(module.main, words)
+    with inside(folder, *DATA), mock.patch.multiple(command, write_masks=noted, make_davis=lambda root: Path("davis")):
+        called(evaluation().main, words)
     if made:
         rules = made["rules"]
         rules.select()

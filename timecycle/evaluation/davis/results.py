@@ -31,6 +31,7 @@ from timecycle.data.masks import mask_png
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.sequences import Sequence
 from timecycle.evaluation.davis.tables import CSV_NAMES
+from timecycle.features.named import current_features
 from timecycle.files import (
     component,
     hash_of,
@@ -43,6 +44,7 @@ from timecycle.files import (
     write_json,
 )
 from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
+from timecycle.propagation.protocols import current_names
 from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, paint, picture_jpeg
 
 RESULTS = "results.json"
@@ -101,7 +103,7 @@ class ResultsFolder:
             return False
         if not _is_ours(earlier) or not earlier["sequences"]:
             return False
-        known = earlier["options"].get(FEATURES)
+        known = _with_current_names(earlier)["options"].get(FEATURES)
         return known is None or known != options[FEATURES]
 
     def _read(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class ResultsFolder:
             raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
         for name in content["sequences"]:
             component(name, self._file)
-        return content
+        return _with_current_names(content)
 
     def _remove_earlier(self) -> None:
         """Remove what earlier runs wrote, and nothing else that may lie in the folder.
@@ -180,6 +182,18 @@ class ResultsFolder:
     def save(self) -> None:
         """Write results.json, atomically. Raises InputError if it cannot be written."""
         write_json(inside(self.path, RESULTS), self.content)
+
+
+def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
+    """results.json with today's names of options and of features, where version 0.1 wrote others."""
+    options = current_names(content["options"])
+    if content["options"].get("first_mask") == "carried":
+        options["first_mask"] = "given"  # which that version wrote, whatever the protocol said
+    entries = {name: dict(entry) for name, entry in content["sequences"].items()}
+    for stored in (options, *entries.values()):
+        if isinstance(stored.get(FEATURES), str):
+            stored[FEATURES] = current_features(stored[FEATURES])
+    return content | {"options": options, "sequences": entries}
 
 
 def _is_ours(content: Any) -> bool:

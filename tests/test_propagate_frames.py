@@ -1,0 +1,195 @@
+"""The driver of a video: reading ahead, walking backward, labels at later frames, videos side by side."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tests.task_cases import CellFeatures, cell_frame, numbered
+from timecycle.errors import InputError
+from timecycle.features.extractors import CallableExtractor
+from timecycle.propagation.labels import SoftLabels
+from timecycle.propagation.propagator import LabelPropagator
+from timecycle.propagation.protocols import PRESETS, protocol
+from timecycle.propagation.video import (
+    READ_AHEAD,
+    EncodedFrame,
+    PropagatedFrame,
+    Sizes,
+    labels_of_masks,
+    propagate_features,
+    propagate_frames,
+)
+
+RULES = protocol("crw", k=1, length=2, upsample="nearest")  # so that masks are of whole cells
+SIZES = Sizes((32, 40), (32, 40), (4, 5))
+FEATURES = torch.rand(6, 7, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+def extractor() -> CallableExtractor:
+    return CallableExtractor(CellFeatures(), torch.device("cpu"))
+
+
+def cells(index: int) -> np.ndarray:
+    """A frame of 5 x 5 cells, each of which moves on from frame to frame."""
+    return cell_frame(numbered(5, 5, index), 8, 8)
+
+
+def mask_of(*numbers: int, index: int = 0) -> np.ndarray:
+    """The mask [40, 40] of some cells in a frame: the first is object 1, the second 2."""
+    mask = np.zeros((5, 5), np.uint8)
+    for i, number in enumerate(numbers, start=1):
+        mask[numbered(5, 5, index) == number] = i
+    return mask.repeat(8, 0).repeat(8, 1)
+
+
+def masks(frames: Iterator[PropagatedFrame]) -> list[np.ndarray]:
+    return [frame.mask() for frame in frames]
+
+
+def encoded(features: torch.Tensor = FEATURES) -> Iterator[EncodedFrame]:
+    return (EncodedFrame(feature, SIZES) for feature in features)
+
+
+def mask(*ids: int) -> np.ndarray:
+    """A mask [32, 40] with a square of each id, one beside the other."""
+    found = np.zeros((32, 40), np.uint8)
+    for i in ids:
+        found[8:24, i * 8 : i * 8 + 8] = i
+    return found
+
+
+@pytest.mark.parametrize("read_ahead", [0, 1, READ_AHEAD, 20])
+def test_the_masks_are_the_same_however_far_is_read_ahead(read_ahead):
+    labels = labels_of_masks({0: mask_of(3, 11)}, RULES)
+    found = masks(propagate_frames(map(cells, range(8)), extractor(), RULES, labels, read_ahead=read_ahead))
+    assert len(found) == 8
+    for index, one in enumerate(found):
+        np.testing.assert_array_equal(one, mask_of(3, 11, index=index))
+
+
+def test_frames_are_read_in_a_thread_and_no_further_ahead_than_asked():
+    read: list[int] = []
+    threads = set()
+
+    def frames() -> Iterator[np.ndarray]:
+        for index in range(30):
+            read.append(index)
+            threads.add(threading.current_thread())
+            yield cells(index)
+
+    labels = labels_of_masks({0: mask_of(3)}, RULES)
+    for frame in propagate_frames(frames(), extractor(), RULES, labels):
+        assert len(read) <= frame.index + 1 + READ_AHEAD
+    assert len(read) == 30
+    assert threading.current_thread() not in threads
+
+
+def test_a_walk_that_is_given_up_ends_its_thread():
+    before = threading.active_count()
+    walk = propagate_frames(map(cells, range(99)), extractor(), RULES, labels_of_masks({0: mask_of(3)}, RULES))
+    next(walk)
+    walk.close()
+    assert threading.active_count() == before
+
+
+def test_a_video_is_walked_backward_in_time():
+    walked = [cells(index) for index in reversed(range(6))]
+    labels = labels_of_masks({0: mask_of(3, 11, index=5)}, RULES)
+    found = masks(propagate_frames(walked, extractor(), RULES, labels))
+    for index, one in zip(reversed(range(6)), found, strict=True):
+        np.testing.assert_array_equal(one, mask_of(3, 11, index=index))
+
+
+def test_an_object_may_enter_at_a_later_frame():
+    def entered(index: int) -> np.ndarray:
+        ids = numbered(5, 5, index)
+        return cell_frame(np.where((ids == 11) & (index >= 3), 30, ids), 8, 8)
+
+    labels = labels_of_masks({0: mask_of(3), 3: mask_of(3, 11, index=3)}, RULES)
+    frames = list(propagate_frames(map(entered, range(8)), extractor(), RULES, labels))
+    assert [frame.ids for frame in frames] == [(0, 1)] * 3 + [(0, 1, 2)] * 5
+    for index, frame in enumerate(frames):
+        numbers = (3, 11) if index >= 3 else (3,)
+        np.testing.assert_array_equal(frame.mask(), mask_of(*numbers, index=index))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_correction_replaces_a_frame_s_prediction_and_later_frames_see_it(name):
+    rules = protocol(name, k=3, length=3)
+    corrected = mask(2)  # no longer where it was, and without object 1
+    frames = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1, 2), 2: corrected}, rules)))
+    plain = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1, 2)}, rules)))
+    assert all(frame.soft.shape == frames[0].soft.shape for frame in frames)
+    for one, other in zip(frames[:2], plain[:2], strict=True):
+        assert torch.equal(one.soft, other.soft)
+    assert frames[2].given is not None
+    assert torch.equal(frames[2].soft, torch.from_numpy(frames[2].given.soft))
+    assert not torch.equal(frames[3].soft, plain[3].soft)
+    if rules.first_mask == "given":
+        np.testing.assert_array_equal(frames[2].mask(), corrected)
+
+
+def test_labels_given_as_predicted_change_nothing():
+    plain = list(propagate_features(encoded(), RULES, labels_of_masks({0: mask(1, 2)}, RULES)))
+
+    def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
+        if index in (2, 4):
+            return SoftLabels(plain[index].soft.numpy(), plain[index].ids)
+        return labels_of_masks({0: mask(1, 2)}, RULES)(index, sizes)
+
+    for one, other in zip(propagate_features(encoded(), RULES, labels_at), plain, strict=True):
+        assert torch.equal(one.soft, other.soft)
+        np.testing.assert_array_equal(one.mask(), other.mask())
+
+
+@pytest.mark.parametrize("first_mask", ["given", "propagated"])
+def test_videos_side_by_side_are_as_each_alone(first_mask):
+    rules = protocol("crw", k=3, length=3, first_mask=first_mask)
+    given = [mask(1, 2), mask(2, 1)[:, ::-1].copy()]
+    alone = [
+        masks(propagate_features(encoded(features), rules, labels_of_masks({0: one}, rules)))
+        for features, one in zip((FEATURES, FEATURES.flip(3)), given, strict=True)
+    ]
+    labels = [labels_of_masks({0: one}, rules)(0, SIZES) for one in given]
+
+    def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
+        soft = np.stack([one.soft for one in labels if one])
+        return None if index else SoftLabels(soft, (0, 1, 2), np.stack(given))
+
+    pairs = encoded(torch.stack([FEATURES, FEATURES.flip(3)], dim=1))
+    for index, found in enumerate(masks(propagate_features(pairs, rules, labels_at))):
+        np.testing.assert_array_equal(found, np.stack([one[index] for one in alone]))
+
+
+def refused(frames, labels) -> str:
+    with pytest.raises(InputError) as error:
+        list(propagate_frames(frames, extractor(), RULES, labels))
+    return str(error.value)
+
+
+def test_bad_input_is_one_clear_sentence():
+    given = labels_of_masks({0: mask_of(3)}, RULES)
+    assert refused([cells(0)], labels_of_masks({1: mask_of(3)}, RULES)).startswith("frame 0 has no labels; expected")
+    odd = [cells(0), cells(1)[:24]]
+    assert refused(odd, given) == "frame 1 is 40 x 24; expected 40 x 40 like frame 0"
+    assert refused([cells(0)[None]], given) == "frame 0 is uint8 [1, 40, 40, 3]; expected uint8 RGB [H, W, 3]"
+
+
+def test_later_labels_that_do_not_fit_are_refused_and_change_nothing():
+    propagator, other = LabelPropagator(RULES), LabelPropagator(RULES)
+    for one in (propagator, other):
+        one.start(FEATURES[0], torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)))
+    for labels, sentence in (
+        (torch.rand(1, 4, 5), "labels has 1 channels; expected the 2 of earlier frames, or more"),
+        (torch.rand(2, 5, 5), "labels has shape [1, 2, 5, 5]; expected [1, L, 4, 5]"),
+        ([1.0], "labels is list; expected"),
+    ):
+        with pytest.raises(InputError) as error:
+            propagator.step(FEATURES[1], labels)
+        assert sentence in str(error.value)
+    with pytest.raises(InputError, match="features holds nan"):
+        propagator.step(FEATURES[1] * torch.nan, torch.rand(5, 4, 5))
+    assert torch.equal(propagator.step(FEATURES[1]), other.step(FEATURES[1]))

@@ -1,0 +1,246 @@
+"""The command that evaluates features on DAVIS: its options, what they choose, and the run."""
+
+import argparse
+import ast
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timecycle.checkpoints.networks import LAYOUTS
+from timecycle.data.masks import add_mask_options, masks_of
+from timecycle.data.synthetic import make_davis
+from timecycle.errors import InputError
+from timecycle.evaluation.davis.evaluate import left_out, masks_to_score
+from timecycle.evaluation.davis.masks import davis_protocol, write_masks
+from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, peak_memory_mb
+from timecycle.evaluation.davis.scores import score_masks
+from timecycle.evaluation.davis.sequences import Sequence, of_year, read_davis, read_filelist
+from timecycle.evaluation.davis.tables import csv_names
+from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor
+from timecycle.features.identity import identity
+from timecycle.features.named import DEFAULT, DTYPES, PARTS, SHIPPED, Features, hash_of_weights, parts_of
+from timecycle.files import component
+from timecycle.locks import owned
+from timecycle.manifest import NOTES
+from timecycle.models.encoder import STRIDE
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
+
+MADE_SET = Path("data/made-davis")
+
+# Options of the original script that never reached its result, or that other options serve here, and their values.
+WITHOUT_EFFECT = (
+    "-d/--data -j/--workers --lr/--learning-rate --drop/--dropout --schedule --gamma --momentum --weight-decay/--wd "
+    "-c/--checkpoint --manualSeed -e/--evaluate --pretrained --gpu-id --seperate2d --batchSize --T --gridSize "
+    "--classNum --lamda --pretrained_imagenet --frame_gap --cropSize2 --temporal_out"
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    data = parser.add_argument_group("data (neither: a made video set, scores on which say nothing about DAVIS)")
+    data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
+    data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
+    data.add_argument("--year", default="2017", help="of 2016, any object is object 1 (default: %(default)s)")
+    data.add_argument(
+        "--filelist", type=Path, help="lines of 'frames-folder annotations-folder', in quotes where there are blanks"
+    )
+    data.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
+    add_mask_options(data)
+    _add_method_options(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--save_path", type=Path, help="results folder (default: out/<data>-<features>-<crop>)")
+    run.add_argument("--overwrite", action="store_true", help="start over instead of going on with what is unfinished")
+    run.add_argument(
+        "--reuse", action="store_true", help="go on with what is in the results folder, whatever features it is of"
+    )
+    run.add_argument(
+        "--fps", type=float, help="of the overlay videos (default: as prepared folders of frames say, else 24)"
+    )
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    run.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features (default: %(default)s)")
+    run.add_argument("--debug", action="store_true", help="show where an error came from")
+    for names in WITHOUT_EFFECT.split():
+        parser.add_argument(*names.split("/"), nargs="*", dest=f"without effect {names}", help=argparse.SUPPRESS)
+
+
+def _add_method_options(parser: argparse.ArgumentParser) -> None:
+    method = parser.add_argument_group("features and protocol")
+    method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
+    method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    method.add_argument("--part", help="of a file that holds several networks: teacher, student, state_dict_ema, ...")
+    method.add_argument(
+        "--features",
+        help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
+        "MODULE:CALLABLE, from normalized images [B, 3, H, W] to features [B, D, h, w]",
+    )
+    method.add_argument("--protocol", default="timecycle", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    method.add_argument(
+        "--override", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the protocol, such as k=7"
+    )
+    method.add_argument(
+        "--cropSize", type=int, help="side of timecycle's square, else the short side; -1 keeps the frame's size"
+    )
+    method.add_argument("--videoLen", type=int, help="context frames")
+    method.add_argument("--topk_vis", type=int, help="neighbors kept, in each context frame or over all of them")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; auto is the GPU where there is one. Raises InputError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); expected auto, cpu, or a CUDA device") from None
+    return device
+
+
+def _overrides(words: list[str]) -> dict[str, Any]:
+    """The fields that words FIELD=VALUE change."""
+    changes: dict[str, Any] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"--override {word} has no value; expected FIELD=VALUE, such as k=7")
+        try:
+            changes[field] = ast.literal_eval(text)
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            changes[field] = text  # a word, or brackets beyond reason
+    return changes
+
+
+def choose_protocol(arguments: argparse.Namespace) -> Protocol:
+    """The protocol with what the options change. Raises InputError for values that mean nothing."""
+    changes = _overrides(arguments.override)
+    own = ":" in arguments.features  # an extractor of any stride
+    crop, length, k = arguments.cropSize, arguments.videoLen, arguments.topk_vis
+    if crop is not None:
+        unit = 1 if own else STRIDE
+        if crop != -1 and (crop < unit or crop % unit):
+            what = "positive number of pixels" if own else f"positive multiple of {STRIDE}"
+            raise InputError(f"--cropSize is {crop}; expected a {what}, or -1 for the frame's size")
+        if crop == -1:
+            changes["resize"] = "native"
+        else:
+            changes |= {"side": crop, "resize": "square" if arguments.protocol == "timecycle" else "short side"}
+    if length is not None:
+        if length < 1:
+            raise InputError(f"--videoLen is {length}; expected at least 1 context frame")
+        changes["length"] = length
+    rules = davis_protocol(arguments.protocol, **changes)
+    if k is None:
+        return rules
+    known = rules.resize == "square" and not own
+    positions = (rules.side // STRIDE) ** 2 if known else k
+    if not 1 <= k <= positions:
+        most = f"1 to {positions}, the positions of --cropSize {rules.side}" if known else "1 or more"
+        raise InputError(f"--topk_vis is {k}; expected {most}")
+    return protocol(rules, k=k)
+
+
+def choose_features(
+    arguments: argparse.Namespace, device: torch.device, rules: Protocol
+) -> tuple[str, str | None, Features | CallableExtractor]:
+    """The features, before them a short name for folders, and what tells them from others, None if nothing can.
+
+    Weights and callables are told by what they are, not by where they are.
+    """
+    if ":" in arguments.features:
+        name = arguments.features.partition(":")[2]
+        extractor = extractor_on(import_extractor(arguments.features), device, DTYPES[arguments.dtype])
+        known = identity(extractor.extract)
+        return name, None if known is None else f"{arguments.features} {known}".strip(), extractor
+    parts = parts_of(arguments.features)
+    if parts is None:
+        raise InputError(
+            f"--features is {arguments.features!r}; expected some of {', '.join(PARTS)} joined by +, or MODULE:CALLABLE"
+        )
+    file = (arguments.resume, arguments.layout, arguments.part)
+    features = Features(parts, device, DTYPES[arguments.dtype], rules, *file)
+    learned = arguments.resume.name.split(".")[0] if arguments.resume else "network"
+    name = "+".join(learned if part == "network" else part for part in parts)
+    known = hash_of_weights(arguments.resume or SHIPPED) if "network" in parts else ""
+    return name, f"{'+'.join(parts)} {known}".strip(), features
+
+
+def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
+    """What to evaluate: (where it is from, sequences)."""
+    if arguments.davis and arguments.filelist:
+        raise InputError("--davis and --filelist are both given; expected one of them")
+    masks = masks_of(arguments)
+    if arguments.filelist:
+        source, sequences = arguments.filelist, read_filelist(arguments.filelist, arguments.sequences, masks)
+    else:
+        source = arguments.davis
+        if source is None:
+            print(f"no data given: evaluating the made video set in {MADE_SET} (its scores say nothing about DAVIS)")
+            source = make_davis(MADE_SET)
+        sequences = read_davis(source, arguments.set, arguments.year, arguments.sequences, masks)
+    if arguments.fps is None:
+        return str(source), sequences
+    if not 0 < arguments.fps <= 1000:
+        raise InputError(f"--fps is {arguments.fps:g}; expected frames a second, more than 0 and at most 1000")
+    return str(source), [replace(sequence, fps=arguments.fps) for sequence in sequences]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Settings -> sequences -> masks -> scores."""
+    start = time.perf_counter()
+    given = [name for name, value in vars(arguments).items() if value is not None]
+    unused = [name.split("/")[-1].split()[-1] for name in given if name.startswith("without effect")]
+    if unused:
+        print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
+    arguments.features = arguments.features or ("network" if arguments.resume else "+".join(DEFAULT))
+    if arguments.resume and "network" not in arguments.features.split("+"):
+        raise InputError(
+            f"--resume is given and --features is {arguments.features}, without a network; expected one of them, or "
+            "network among the features"
+        )
+    component(arguments.set, "--set")
+    device = choose_device(arguments.device)
+    rules = choose_protocol(arguments)  # before data are made or read
+    source, sequences = choose_data(arguments)
+    name, known, features = choose_features(arguments, device, rules)
+    # What the masks depend on: every field of the protocol, and these.
+    options = asdict(rules) | {
+        "dtype": arguments.dtype,
+        FEATURES: known,
+        "layout": arguments.layout,
+        "part": arguments.part,
+        "data": str(Path(source).resolve()),
+        "masks": asdict(of_year(masks_of(arguments), arguments.year)),
+    }
+    size = "native" if rules.resize == "native" else str(rules.side)
+    words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
+    save_path = arguments.save_path or Path("out") / "-".join(words)
+    with owned(save_path, NOTES):
+        folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
+        folder.tables.check_free(csv_names(arguments.set))
+        write_masks(sequences, features, rules, folder)
+        _score(sequences, folder, arguments)
+        folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
+        folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
+        folder.save()
+    print(
+        f"masks: {save_path}/<sequence>   pictures and videos: {save_path}/overlays   figures: {save_path}/results.json"
+    )
+
+
+def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> None:
+    """Score the sequences that are annotated throughout; print the report, write the official CSV files."""
+    scored = [s for s in sequences if s.scored]
+    for note in left_out(sequences):
+        print(f"warning: {note}")
+    if not scored:
+        return
+    scores = score_masks(masks_to_score(scored, folder.path))
+    folder.content.update(scores=scores.to_json())
+    folder.tables.write(scores.csv_files(arguments.set))
+    said = {note for sequence in sequences for note in sequence.notes}
+    print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
