@@ -133,7 +133,7 @@ class LabelPropagator:
         videos, rooms = self._bank.shape[:2]
         height, width = self._grid
         query = self._rows(features)
-        own, copies = self._context()
+        own, multiplicity = self._context()
         known = self._labels_of_context()
         # All videos' rooms are one bank, each video's frames its own part of it.
         video = torch.arange(videos, device=query.device)[:, None]
@@ -144,8 +144,8 @@ class LabelPropagator:
             known.flatten(0, 1),
             own + known.shape[1] * video,
             self.protocol.select(),
-            region=self.protocol.region(height, width),
-            copies=copies,
+            neighborhood=self.protocol.neighborhood(height, width),
+            multiplicity=multiplicity,
             check=False,  # each frame was looked at when it came
         )
         soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
@@ -157,7 +157,7 @@ class LabelPropagator:
         return soft[0] if self._alone else soft
 
     def _context(self) -> tuple[Tensor, Tensor]:
-        """Rooms [T] of the frames that the current one looks at, in order; how often each counts in and out of reach.
+        """Rooms [T] of the frames that the current one looks at, in order, and their multiplicity.
 
         The latter is [T, 2]. Both are worked out on the device: the CPU would wait for a copy to a GPU.
         """
@@ -171,21 +171,21 @@ class LabelPropagator:
             copied = self._annotated()
             slots = min(copied, rules.k) if rules.scope == "joint" else 1
             rooms = torch.nn.functional.pad(self._room(earlier), (slots, 0))
-            copies = rooms.new_ones((len(rooms), 2))
+            multiplicity = rooms.new_ones((len(rooms), 2))
             if rules.scope == "joint":
-                copies[slots - 1].fill_(copied - slots + 1)
-            return rooms, copies
+                multiplicity[slots - 1].fill_(copied - slots + 1)
+            return rooms, multiplicity
         # How often frame 0 is there beside itself: the context holds it, or begins before the video.
         repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
-        if (rules.normalise, rules.ties) == ("kept", "exact"):
+        if (rules.softmax_over, rules.ties) == ("topk", "exact"):
             repeated = min(repeated, rules.k)  # more are not kept
         others = torch.arange(max(1, t - rules.length), t, device=device)
         rooms = torch.nn.functional.pad(self._room(others), (1, 0))
-        copies, restricted = rooms.new_ones((len(rooms), 2)), int(rules.radius is None)
-        copies[1:, 1].fill_(restricted)
-        copies[0, 0].fill_(1 + repeated)
-        copies[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
-        return rooms, copies
+        multiplicity, restricted = rooms.new_ones((len(rooms), 2)), int(rules.radius is None)
+        multiplicity[1:, 1].fill_(restricted)
+        multiplicity[0, 0].fill_(1 + repeated)
+        multiplicity[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
+        return rooms, multiplicity
 
     def _annotated(self) -> int:
         """How many entries of a padded context are frame 0 with its annotation."""
