@@ -81,7 +81,7 @@ gpu-check: ## with a GPU: build, test and measure its kernels (PART=first to fou
 gpu-rehearse: $(VENV)/.built ## run all of gpu-check on this CPU, emulated and tiny; fails if a step would be skipped
 	@$(RUN) -m benchmarks.gpu_rehearse
 
-KERNEL_TESTS := $(wildcard tests/test_topk_affinity*.py) $(foreach op,affinity_propagate propagate_sequence attend edge_affinity,tests/test_$(op).py)
+KERNEL_TESTS := $(wildcard tests/test_topk_affinity*.py) $(foreach op,affinity_propagate propagate_sequence attention softmax_at,tests/test_$(op).py)
 
 sanitize: $(VENV)/.installed ## run the kernels' tests under AddressSanitizer and UBSan (rebuilds the kernels twice)
 	$(SAY) "building the native kernels with sanitizers"

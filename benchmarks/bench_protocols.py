@@ -41,7 +41,7 @@ def bench_video(benchmark, name, frames, channels, height, width):
     features, mask = video(frames, channels, height, width)
     rules, working = PRESETS[name], (height * 8, width * 8)
     labels = soft_labels(mask, rules, (height, width), working)
-    allowed = inside(width, rules.region(height, width).reach(), height * width, features.device)
+    allowed = inside(width, rules.neighborhood(height, width).half_widths(), height * width, features.device)
     rows = features.flatten(2).transpose(1, 2).contiguous()
     soft = torch.from_numpy(labels.soft).flatten(1).T.contiguous()
     published = {"crw": rivals.crw_video, "dino": rivals.dino_video}[name]

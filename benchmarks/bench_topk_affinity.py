@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.compare import compare
-from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
-from timecycle.ops._backends import NATIVE
+from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops.backends import NATIVE
 from timecycle.ops.selection import inside
 
 TEMPERATURE = 512**-0.5
@@ -50,11 +50,13 @@ def products(query: Tensor, bank: Tensor) -> dict[str, Callable[[], object]]:
 
 def check(query: Tensor, bank: Tensor, frames: Tensor, select: Select, **options: object) -> None:
     """No speed without green: the first queries against the reference in float64."""
-    region = options.get("region")
-    few = slice(None) if region else slice(0, 64)
+    neighborhood = options.get("neighborhood")
+    few = slice(None) if neighborhood else slice(0, 64)
     weights, indices = topk_affinity(query, bank, frames, select, **options)
-    if region:  # the reference would hold every query's logits; one context frame is enough to see that it is right
-        frames, options = frames[:, :1], options | {"copies": None}
+    if (
+        neighborhood
+    ):  # the reference would hold every query's logits; one context frame is enough to see that it is right
+        frames, options = frames[:, :1], options | {"multiplicity": None}
         weights, indices = topk_affinity(query, bank, frames, select, **options)
     exact, expected = topk_affinity(
         query[:, few].double(), bank.double(), frames, select, backend="reference", **options
@@ -69,7 +71,7 @@ def check(query: Tensor, bank: Tensor, frames: Tensor, select: Select, **options
 def bench_per_frame(benchmark, crop, dtype, k):
     """TimeCycle: k of each of 8 frames, softmax over all positions; D = 512."""
     query, bank, frames = features((crop // 8) ** 2, 8, 512, dtype)
-    select = Select(k, TEMPERATURE, scope="frame", normalise="all")
+    select = Select(k, TEMPERATURE, scope="frame", softmax_over="all")
     check(query, bank, frames, select)
     others = products(query, bank) | {
         "PyTorch, materialised": lambda: rivals.materialise_per_frame(query[0], bank, k, TEMPERATURE)
@@ -81,9 +83,9 @@ def direct(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> dict[
     """Our kernel without its low-precision candidates: what they gain."""
     if NATIVE is None:
         return {}
-    copies = torch.ones(*frames.shape, 2, dtype=torch.int64)
+    multiplicity = torch.ones(*frames.shape, 2, dtype=torch.int64)
     rest = (select.k, select.temperature, select.scope == "joint", False, False, 0, [])
-    return {"ours, products in float": lambda: NATIVE.topk_affinity(query, bank, frames, copies, *rest, "direct")}
+    return {"ours, products in float": lambda: NATIVE.topk_affinity(query, bank, frames, multiplicity, *rest, "direct")}
 
 
 @pytest.mark.parametrize("k", [10, 20])
@@ -128,33 +130,36 @@ def bench_propagate(benchmark):
 def bench_region(benchmark):
     """CRW at 480 x 854: a 60 x 107 grid, 21 frames, D = 256, joint k = 10, circle 12 on 20 of them; float32."""
     query, bank, frames = features(60 * 107, 21, 256, torch.float32)
-    select, region = Select(10, 0.05), Region(60, 107, 12)
-    copies = torch.tensor([[1, 1]] + [[1, 0]] * 20)
-    check(query, bank, frames, select, region=region, copies=copies)
-    allowed = inside(region.width, region.reach(), query.shape[1], query.device)
+    select, neighborhood = Select(10, 0.05), Neighborhood(60, 107, 12)
+    multiplicity = torch.tensor([[1, 1]] + [[1, 0]] * 20)
+    check(query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity)
+    allowed = inside(neighborhood.width, neighborhood.half_widths(), query.shape[1], query.device)
     others = {
         "the same without a region": lambda: topk_affinity(query, bank, frames, select),
         "CRW's functions": lambda: rivals.crw(query[0], bank, allowed, 10, 0.05),
     }
     compare(
-        benchmark, lambda: topk_affinity(query, bank, frames, select, region=region, copies=copies), others, rounds=3
+        benchmark,
+        lambda: topk_affinity(query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity),
+        others,
+        rounds=3,
     )
 
 
 def bench_dino(benchmark):
     """DINO at 480 x 854, stride 16: a 30 x 53 grid, 8 frames, D = 384, k = 5 and what equals it, square 12; float32."""
     query, bank, frames = features(30 * 53, 8, 384, torch.float32)
-    select, region = Select(5, 0.1, ties="all"), Region(30, 53, 12, "square<=")
-    check(query, bank, frames, select, region=region)
-    allowed = inside(region.width, region.reach(), query.shape[1], query.device)
+    select, neighborhood = Select(5, 0.1, ties="all"), Neighborhood(30, 53, 12, "square<=")
+    check(query, bank, frames, select, neighborhood=neighborhood)
+    allowed = inside(neighborhood.width, neighborhood.half_widths(), query.shape[1], query.device)
     others = {"DINO's functions": lambda: rivals.dino(query[0], bank, allowed, 5, 0.1)}
-    compare(benchmark, lambda: topk_affinity(query, bank, frames, select, region=region), others)
+    compare(benchmark, lambda: topk_affinity(query, bank, frames, select, neighborhood=neighborhood), others)
 
 
 def bench_full_hd(benchmark):
     """1920 x 1080: a 135 x 240 grid, 8 frames, D = 512, k = 5 of each, bfloat16; the matrix would take 34 GB."""
     query, bank, frames = features(135 * 240, 8, 512, torch.bfloat16)
-    select = Select(5, TEMPERATURE, scope="frame", normalise="all")
+    select = Select(5, TEMPERATURE, scope="frame", softmax_over="all")
     compare(benchmark, lambda: topk_affinity(query, bank, frames, select), {}, rounds=1, warm=False)
 
 

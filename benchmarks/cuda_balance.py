@@ -20,13 +20,13 @@ def main() -> None:
     """Print the table, and write it."""
     library = load()
     rows = []
-    print("grid, slots, region, targets, multiprocessors: patches, least, most, lists a query; whole slots as the unit")
-    for grid, slots, region in PUBLISHED:
+    print("grid, slots, neighborhood, targets, chips: patches, least, most, lists a query; whole slots as the unit")
+    for grid, slots, neighborhood in PUBLISHED:
         for targets in (1, 16):
             frames = torch.arange(slots).expand(targets, slots).contiguous()
-            copies = torch.tensor([1, 0 if region else 1]).expand(targets, slots, 2)
-            joint = region is not None
-            call = call_of(frames, copies, grid, region, joint)
+            multiplicity = torch.tensor([1, 0 if neighborhood else 1]).expand(targets, slots, 2)
+            joint = neighborhood is not None
+            call = call_of(frames, multiplicity, grid, neighborhood, joint)
             for chip in (132, 108, 114, 78):
                 found, work = pieces(library, call, joint, chip)
                 shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=chip).astype(int)
@@ -37,7 +37,7 @@ def main() -> None:
                 row = {
                     "grid": grid,
                     "slots": slots,
-                    "region": None if region is None else region.shape,
+                    "region": None if neighborhood is None else neighborhood.shape,
                     "targets": targets,
                     "multiprocessors": chip,
                     "patches": int(shares.sum()),

@@ -18,7 +18,7 @@ import torch
 from timecycle.kernels.launch import Launch
 
 from timecycle.kernels import topk_affinity_cuda
-from timecycle.ops import Select, _backends, topk_affinity
+from timecycle.ops import Select, backends, topk_affinity
 
 ROUNDS, CALLS = 40, 150
 
@@ -41,7 +41,7 @@ def no_launches() -> Iterator[Launch]:
     there = Launch(nothing, 0, 0, True)
     registered = [
         dataclasses.replace(backend, missing=None, why_not=lambda *_: None) if backend.name == "cuda" else backend
-        for backend in _backends._REGISTERED["topk_affinity"]
+        for backend in backends._REGISTERED["topk_affinity"]
     ]
     with ExitStack() as stack:
         for name, value in (
@@ -51,7 +51,7 @@ def no_launches() -> Iterator[Launch]:
             ("timecycle.kernels.tiles.programs_at_once", lambda device: 264),
         ):
             stack.enter_context(mock.patch(name, value))
-        stack.enter_context(mock.patch.dict(_backends._REGISTERED, topk_affinity=tuple(registered)))
+        stack.enter_context(mock.patch.dict(backends._REGISTERED, topk_affinity=tuple(registered)))
         yield there
 
 
@@ -61,8 +61,8 @@ def main() -> None:
     torch.set_num_threads(1)
     query, bank = torch.zeros(1, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 64, 64, dtype=torch.bfloat16)
     frames, select = torch.arange(8)[None], Select(5, 512**-0.5, "frame", "all")
-    copies = torch.ones(1, 8, 2, dtype=torch.int64)
-    options = (query, bank, frames, copies, 5, select.temperature, False, True, False, 0, [])
+    multiplicity = torch.ones(1, 8, 2, dtype=torch.int64)
+    options = (query, bank, frames, multiplicity, 5, select.temperature, False, True, False, 0, [])
     with no_launches() as launch:
         calls = {
             "whole call": lambda: topk_affinity(query, bank, frames, select, backend="cuda", check=False),

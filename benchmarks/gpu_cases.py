@@ -28,7 +28,7 @@ from benchmarks.gpu_timing import (
     rotation,
 )
 from timecycle.errors import run_command_line
-from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops import Neighborhood, Select, topk_affinity
 
 TEMPERATURE = 512**-0.5
 
@@ -56,16 +56,18 @@ class Case:
         return self.name if self.backend is None else f"{self.name} ({self.backend})"
 
     @property
-    def region(self) -> Region | None:
-        """The region of the case, a circle; None without one."""
-        return None if self.radius is None else Region(self.height, self.width, self.radius)
+    def neighborhood(self) -> Neighborhood | None:
+        """The neighborhood of the case, a circle; None without one."""
+        return None if self.radius is None else Neighborhood(self.height, self.width, self.radius)
 
     @property
     def pairs(self) -> int:
-        """Of queries and keys of one target frame that meet: all, or those inside the region."""
-        if self.region is None:
+        """Of queries and keys of one target frame that meet: all, or those inside the neighborhood."""
+        if self.neighborhood is None:
             return self.slots * (self.height * self.width) ** 2
-        apart = enumerate(self.region.reach())  # d rows apart: that many pairs of rows, times pairs within the rows
+        apart = enumerate(
+            self.neighborhood.half_widths()
+        )  # d rows apart: that many pairs of rows, times pairs within the rows
         return self.slots * sum(
             (1 + (d > 0)) * (self.height - d) * (self.width + 2 * sum(self.width - x for x in range(1, dx + 1)))
             for d, dx in apart
@@ -77,7 +79,7 @@ class Case:
 
         The gradient through all denominators takes three such products, that through the kept keys two of each row.
         """
-        if self.backward and self.select.normalise == "kept":
+        if self.backward and self.select.softmax_over == "topk":
             kept = self.select.k * (self.slots if self.select.scope == "frame" else 1)
             return 2 * 2 * self.height * self.width * kept * self.channels
         return (3 if self.backward else 1) * 2 * self.pairs * self.channels
@@ -115,7 +117,13 @@ class Video:
 def forward(case: Case, video: Video, check: bool = False) -> tuple[Tensor, Tensor]:
     """The call that is timed; without the check of its input, which is timed as a rival."""
     return topk_affinity(
-        video.query, video.bank, video.frames, case.select, region=case.region, check=check, backend=case.backend
+        video.query,
+        video.bank,
+        video.frames,
+        case.select,
+        neighborhood=case.neighborhood,
+        check=check,
+        backend=case.backend,
     )
 
 
@@ -123,17 +131,19 @@ def check_forward(case: Case, video: Video) -> None:
     """Some queries of the first and the last target against the reference in float64; AssertionError if they differ."""
     weights, indices = forward(case, video)
     positions = case.height * case.width
-    keys, compared, region = positions, min(64, positions), None
+    keys, compared, neighborhood = positions, min(64, positions), None
     if case.radius is not None:
         # The reference wants a whole grid: the last rows, of which the very last see all that they may see.
         rows = min(case.height, case.radius + 6)
-        keys, region = rows * case.width, Region(rows, case.width, case.radius)
+        keys, neighborhood = rows * case.width, Neighborhood(rows, case.width, case.radius)
         compared = keys if rows == case.height else 6 * case.width
     for b in {0, case.targets - 1}:
-        query = video.query[b : b + 1, -(keys if region else compared) :].double()
+        query = video.query[b : b + 1, -(keys if neighborhood else compared) :].double()
         bank = video.bank[b : b + case.slots, -keys:].double()
         frames = torch.arange(case.slots, device=bank.device)[None]
-        exact, expected = topk_affinity(query, bank, frames, case.select, region=region, backend="reference")
+        exact, expected = topk_affinity(
+            query, bank, frames, case.select, neighborhood=neighborhood, backend="reference"
+        )
         exact, expected = exact[0, -compared:], expected[0, -compared:]
         expected = expected // keys * positions + expected % keys + positions - keys
         # TF32 keeps 11 bits of a feature, which changes a logit by some thousandths.
@@ -268,7 +278,7 @@ def groups() -> dict[str, list[Case]]:
     def of_all(precision: str, others: tuple[str, ...]) -> Case:
         return Case(f"crop 480, 8 frames, top-10 of all, {precision}", precision, joint, 16, rivals=others)
 
-    region = Case(
+    neighborhood = Case(
         "854 x 480, 21 frames, circle 12, top-10 of all, bfloat16", "bfloat16", joint, 8, 60, 107, 21, radius=12
     )
     full_hd = Case("1920 x 1080, 8 frames, top-5 of each, bfloat16", "bfloat16", per_frame, 1, 135, 240)
@@ -277,7 +287,7 @@ def groups() -> dict[str, list[Case]]:
         "rivals": [crop("bfloat16", 5, ("eager", "compiled", "finite check")), crop("bfloat16", 20)],
         "precisions": [crop("float16", 5), crop("tf32", 5), crop("float32", 5)],
         "joint": [of_all("bfloat16", ("eager", "compiled")), of_all("float32", ("eager", "faiss"))],
-        "regions": [replace(case, rivals=()) for case in (region, inside)],
+        "regions": [replace(case, rivals=()) for case in (neighborhood, inside)],
         "1080p": [replace(full_hd, rivals=())],
         "gradients": [
             replace(case, name=f"gradient, {case.name}", targets=8, rivals=("forward",), backward=True)

@@ -24,7 +24,7 @@ from timecycle.ops import Select, propagate_sequence
 TOOLS = ("memcheck", "racecheck")
 # PyTorch asks the driver for what may not be there, and itself raises the errors of calls that matter.
 OPTIONS = ("--report-api-errors", "no", "--error-exitcode", "1")
-EACH, ALL = Select(5, 0.1, "frame", "all"), Select(20, 0.1, "joint", "kept")
+EACH, ALL = Select(5, 0.1, "frame", "all"), Select(20, 0.1, "joint", "topk")
 SHAPES = {
     "each slot": Case("", "bfloat16", EACH, 2, 1, 131, 3, 72, backend="cuda"),
     "streamed, all slots": Case("", "float16", ALL, 1, 1, 131, 2, 520, backend="cuda"),

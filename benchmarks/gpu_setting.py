@@ -19,7 +19,7 @@ import torch
 from benchmarks.gpu_steps import REHEARSAL
 from benchmarks.gpu_timing import TINY, one_line
 from timecycle.errors import InputError
-from timecycle.ops import _backends
+from timecycle.ops import backends
 
 CANNOT_GO_ON = 3  # the status of a process whose CUDA context is dead
 
@@ -84,11 +84,11 @@ def poisoned() -> Iterator[None]:
 @contextmanager
 def not_interpreted() -> Iterator[None]:
     """In a rehearsal without Triton's kernels, of which a whole training step would take minutes."""
-    before, _backends.INTERPRETED = _backends.INTERPRETED, False
+    before, backends.INTERPRETED = backends.INTERPRETED, False
     try:
         yield
     finally:
-        _backends.INTERPRETED = before
+        backends.INTERPRETED = before
 
 
 def program(name: str, *places: str) -> str | None:

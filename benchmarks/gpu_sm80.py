@@ -18,13 +18,13 @@ from benchmarks import gpu_headline
 from benchmarks.gpu_setting import TINY, attempt, device
 from tests import emulator, kernel_cases
 from timecycle.errors import run_command_line
-from timecycle.ops import _backends
+from timecycle.ops import backends
 
 
 def of_ampere(path: Path) -> Callable[[torch.Tensor], Launch]:
     """Launches of the module's kernels for Ampere, whatever the chip."""
     module = emulator.load(path)
-    return lambda tensor: replace(_backends.launch(tensor), module=module, hopper=False)
+    return lambda tensor: replace(backends.launch(tensor), module=module, hopper=False)
 
 
 def check(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu_setting import TINY, attempt, device, poisoned
 from tests import kernel_cases
 from timecycle.errors import run_command_line
-from timecycle.ops import Region, Select
+from timecycle.ops import Neighborhood, Select
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Smoke:
         kernel_cases.BACKEND = self.backend
         count = self.height * self.width
         query, bank = (kernel_cases.whole(seed, seed, count, self.channels) for seed in (1, 2))
-        region = None if self.radius is None else Region(self.height, self.width, self.radius)
+        neighborhood = None if self.radius is None else Neighborhood(self.height, self.width, self.radius)
         select = Select(self.k, 0.5 + self.channels / 64, "frame", "all")
         with poisoned():
             ours, exact = kernel_cases.both(
-                query, bank, [list(range(self.slots))], select, torch.bfloat16, region=region
+                query, bank, [list(range(self.slots))], select, torch.bfloat16, neighborhood=neighborhood
             )
             kernel_cases.same(ours, exact)
         return {"largest error": float((ours[0].double() - exact[0]).abs().max())}

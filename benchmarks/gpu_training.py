@@ -1,6 +1,6 @@
 """What training runs, timed and checked on a GPU: python -m benchmarks.gpu_training.
 
-attend, and TimeCycle's losses and step against their plain form.
+attention, and TimeCycle's losses and step against their plain form.
 
 Figures are of a whole call. Losses and steps are forward and backward.
 """
@@ -22,7 +22,7 @@ from timecycle.errors import run_command_line
 from timecycle.models.encoder import STRIDE
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.tracking import KERNEL, TEMPERATURE, WIDTH
-from timecycle.ops import attend
+from timecycle.ops import attention
 
 CHANNELS = 512  # of the features
 SECONDS = 0.3  # of a timing
@@ -32,7 +32,7 @@ TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "tf32": 5e-3, "float32": 1e-5}
 
 @dataclass(frozen=True)
 class Attention:
-    """A call of attend. With a side, values are a convolution's over side x side queries; without, a sample's own."""
+    """A call of attention. With a side, values are a convolution's over side x side queries; else a sample's own."""
 
     name: str
     precision: str
@@ -69,7 +69,7 @@ class Attention:
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """The call that is timed."""
-        return attend(query, key, value, temperature=TEMPERATURE, shifts=self.shifts, backend=backend)
+        return attention(query, key, value, temperature=TEMPERATURE, shifts=self.shifts, backend=backend)
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """What PyTorch users write."""
@@ -186,10 +186,10 @@ def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any
 
 def cases() -> list[Attention | Learning]:
     """What is timed."""
-    localizer = Attention("attend, localizer at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
+    localizer = Attention("attention, localizer at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
     found: list[Attention | Learning] = [
         *(replace(localizer, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
-        Attention("attend, chain of 900 nodes, 16 samples", "bfloat16", 16, 900, 900, 128, 900, None),
+        Attention("attention, chain of 900 nodes, 16 samples", "bfloat16", 16, 900, 900, 128, 900, None),
         Learning("TimeCycle's losses at 240 px, 36 samples", False, 36),
         Learning("TimeCycle's losses at 480 px, 2 samples", False, 2, 480),
         Learning("TimeCycle's step at 240 px, 8 samples", True, 8),

@@ -145,13 +145,13 @@ void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tens
   timecycle::propagate_sequence_cpu(call, at::get_num_threads());
 }
 
-// A call of attend; its tensors, made float here, must outlive it.
-struct AttendInputs {
+// A call of attention; its tensors, made float here, must outlive it.
+struct AttentionInputs {
   Tensor query, key, value, scale;
   timecycle::Attend call;
 
-  AttendInputs(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& scale_in,
-               double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed)
+  AttentionInputs(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& scale_in,
+                  double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed)
       : query(query_in.to(at::kFloat)), key(key_in.to(at::kFloat)), value(value_in.to(at::kFloat)), scale(scale_in) {
     call = {.query = query.const_data_ptr<float>(),
             .key = key.const_data_ptr<float>(),
@@ -170,21 +170,22 @@ struct AttendInputs {
   }
 };
 
-std::tuple<Tensor, Tensor> attend(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& scale,
-                                  double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed) {
-  const AttendInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
+std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& scale,
+                                     double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed) {
+  const AttentionInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
   Tensor out = at::empty({in.call.samples, in.call.rows(), in.call.columns}, scale.options());
   Tensor lse = at::empty({in.call.samples, in.call.queries}, scale.options());
   timecycle::attend_cpu(in.call, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   return {out.to(value.scalar_type()), lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor& d_out, const Tensor& d_lse,
-                                                           const Tensor& query, const Tensor& key, const Tensor& value,
-                                                           const Tensor& scale, const Tensor&, const Tensor& lse,
-                                                           double temperature, std::vector<int64_t> shifts,
-                                                           int64_t threshold, int64_t seed) {
-  const AttendInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& d_out, const Tensor& d_lse,
+                                                              const Tensor& query, const Tensor& key,
+                                                              const Tensor& value, const Tensor& scale, const Tensor&,
+                                                              const Tensor& lse, double temperature,
+                                                              std::vector<int64_t> shifts, int64_t threshold,
+                                                              int64_t seed) {
+  const AttentionInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
   const Tensor d_rows = d_out.to(at::kFloat);
   Tensor d_query = at::empty(query.sizes(), scale.options()), d_key = at::empty(key.sizes(), scale.options());
   // Values for all samples have a gradient, 0, even if there is no sample.
@@ -215,8 +216,8 @@ timecycle::EdgeAffinity edges_of(const Tensor& query, const Tensor& key, const T
           .sharpness = static_cast<float>(1.0 / temperature)};
 }
 
-Tensor edge_affinity(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
-                     const Tensor& indices, double temperature) {
+Tensor softmax_at(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse, const Tensor& indices,
+                  double temperature) {
   Tensor out = at::empty(indices.sizes(), lse.options());
   for_feature_type(query, [&]<typename Feature>() {
     timecycle::edge_affinity_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
@@ -226,10 +227,10 @@ Tensor edge_affinity(const Tensor& query, const Tensor& key, const Tensor& scale
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> edge_affinity_backward(const Tensor& gradient, const Tensor& query,
-                                                                  const Tensor& key, const Tensor& scale,
-                                                                  const Tensor& lse, const Tensor& indices,
-                                                                  const Tensor& out, double temperature) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(const Tensor& gradient, const Tensor& query,
+                                                               const Tensor& key, const Tensor& scale,
+                                                               const Tensor& lse, const Tensor& indices,
+                                                               const Tensor& out, double temperature) {
   Tensor d_query = at::empty_like(query), d_key = at::empty_like(key);
   Tensor d_scale = at::empty_like(scale), d_lse = at::empty_like(lse);
   for_feature_type(query, [&]<typename Feature>() {
@@ -280,10 +281,10 @@ PYBIND11_MODULE(_C, module) {
              "For tests: let the plain loops serve where AVX-512's own instructions would");
   module.def("affinity_propagate", affinity_propagate, Unlocked());
   module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());
-  module.def("attend", attend, Unlocked());
-  module.def("attend_backward", attend_backward, Unlocked());
-  module.def("edge_affinity", edge_affinity, Unlocked());
-  module.def("edge_affinity_backward", edge_affinity_backward, Unlocked());
+  module.def("attention", attention, Unlocked());
+  module.def("attention_backward", attention_backward, Unlocked());
+  module.def("softmax_at", softmax_at, Unlocked());
+  module.def("softmax_at_backward", softmax_at_backward, Unlocked());
   module.def("propagate_sequence", propagate_sequence, Unlocked());
   module.def("tile_product", tile_product, Unlocked());
 }

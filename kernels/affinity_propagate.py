@@ -24,11 +24,11 @@ def affinity_propagate(
     frames: Tensor,
     labels: Tensor,
     label_frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
@@ -40,14 +40,14 @@ def affinity_propagate(
     """
     if ties:  # a row keeps as many as there are, which the fixed lists of one pass cannot hold
         weights, indices, _ = topk_affinity(
-            query, bank, frames, copies, k, temperature, joint, every, ties, width, reach
+            query, bank, frames, multiplicity, k, temperature, joint, softmax_over_all, ties, width, reach
         )
         return propagate_labels(weights, indices, labels, label_frames)
-    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+    call = Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach)
     if not query.shape[0] * query.shape[1]:
         return labels.new_empty((*query.shape[:2], labels.shape[2]))
-    best = candidates_of(call, k, joint, every)
-    return carry_candidates(call, *best, labels, label_frames, k, joint, every)
+    best = candidates_of(call, k, joint, softmax_over_all)
+    return carry_candidates(call, *best, labels, label_frames, k, joint, softmax_over_all)
 
 
 def carry_candidates(
@@ -58,17 +58,17 @@ def carry_candidates(
     label_frames: Tensor,
     k: int,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
 ) -> Tensor:
     """Soft labels [B, N, L], as affinity_propagate returns them, from candidates as finish_candidates takes them."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
     out = labels.new_empty((*call.query.shape[:2], labels.shape[2]))
     if out.numel():
         groups = 1 if joint else call.slots
-        for targets in call.parts(lists, k, every):
+        for targets in call.parts(lists, k, softmax_over_all):
             part = call.part(targets)
             own, sums = taken(label_frames, targets), taken(out, targets)
-            _carry(part, best(part), labels, own, sums, groups, k, every)
+            _carry(part, best(part), labels, own, sums, groups, k, softmax_over_all)
     return out
 
 
@@ -80,11 +80,11 @@ def _carry(
     out: Tensor,
     groups: int,
     k: int,
-    every: bool,
+    softmax_over_all: bool,
 ) -> None:
     """Write the soft labels of a part of a call."""
     merged = candidates[0].shape[1] // groups
-    constants = carry_constants(call, k, merged, every, out.shape[2])
+    constants = carry_constants(call, k, merged, softmax_over_all, out.shape[2])
     grid = (
         cdiv(call.queries, constants["ROWS"]),
         cdiv(out.shape[2], constants["COLUMNS"]),
@@ -93,14 +93,14 @@ def _carry(
     carry[grid](
         *candidates,
         call.frames,
-        call.copies,
+        call.multiplicity,
         labels,
         label_frames,
         out,
         groups,
         call.queries,
         call.positions,
-        call.banked,
+        call.bank_frames,
         len(labels),
         call.slots,
         merged,
@@ -114,9 +114,9 @@ def _carry(
     )
 
 
-def carry_constants(call: Call, k: int, merged: int, every: bool, length: int) -> dict:
+def carry_constants(call: Call, k: int, merged: int, softmax_over_all: bool, length: int) -> dict:
     """The compile-time arguments of carry, which merges that many lists of k and adds up labels of that length."""
-    constants = finish_constants(call, k, merged, every, False)
+    constants = finish_constants(call, k, merged, softmax_over_all, False)
     del constants["TIES"]
     return {**constants, "COLUMNS": min(WIDEST, power_of_two(length))}
 
@@ -131,7 +131,7 @@ def carry_options(chip: str) -> dict[str, int]:
         "groups",
         "queries",
         "positions",
-        "banked",
+        "bank_frames",
         "maps",
         "slots",
         "merged",
@@ -148,14 +148,14 @@ def carry(
     tops,  # [B, S, N] float32
     sums,  # [B, S, N] float32
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     labels,  # [G, M, L] float32
     label_frames,  # [B, T] int64
     out,  # out [B, N, L] float32
     groups,
     queries,
     positions,
-    banked,
+    bank_frames,
     maps,
     slots,
     merged,
@@ -171,8 +171,8 @@ def carry(
     S: tl.constexpr,
     ROWS: tl.constexpr,
     MEAN: tl.constexpr,
-    EVERY: tl.constexpr,
-    REGION: tl.constexpr,
+    SOFTMAX_OVER_ALL: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Merge and weigh the candidates of every group, and add up COLUMNS of their labels.
@@ -182,7 +182,7 @@ def carry(
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    asks, inside = n < queries, column < length
+    q_mask, inside = n < queries, column < length
     place = tl.arange(0, K)[None, :]
     sum_of_labels = tl.zeros((ROWS, COLUMNS), tl.float32)
     for group in range(groups):
@@ -190,10 +190,10 @@ def carry(
         out_v, out_i = merge(
             values,
             indices,
-            copies + b * slots * 2,
+            multiplicity + b * slots * 2,
             part,
             n,
-            asks,
+            q_mask,
             queries,
             positions,
             merged,
@@ -205,21 +205,21 @@ def carry(
             K,
             P,
             ROWS,
-            REGION,
+            NEIGHBORHOOD,
         )
-        shift, total = softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S, EVERY)
+        shift, total = softmax(out_v, tops, sums, part, n, q_mask, queries, merged, scale, S, SOFTMAX_OVER_ALL)
         share = weigh(out_v, shift, total, scale)
         if MEAN:
-            share /= filled_slots(frames + b * slots, banked, slots)
+            share /= filled_slots(frames + b * slots, bank_frames, slots)
         index = tl.where(out_v > float("-inf"), out_i, -1)
         for j in range(k):
             weight = tl.sum(tl.where(place == j, share, 0.0), axis=1)
             key = tl.max(tl.where(place == j, index, -1), axis=1)
-            there = asks & (key >= 0)
+            there = q_mask & (key >= 0)
             source = tl.load(label_frames + b * slots + key // positions, mask=there, other=-1)
             there &= (source >= 0) & (source < maps)
             row = tl.where(there, source * positions + key % positions, 0)
             label = tl.load(labels + row[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
             sum_of_labels += weight[:, None] * label
     at = (b * queries + n[:, None]) * length + column
-    tl.store(out + at, sum_of_labels, mask=asks[:, None] & inside)
+    tl.store(out + at, sum_of_labels, mask=q_mask[:, None] & inside)

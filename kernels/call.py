@@ -11,7 +11,7 @@ from .limits import cdiv
 
 
 class Reach(NamedTuple):
-    """A region as three whole numbers, so that kernels need no table.
+    """A neighborhood as three whole numbers, so that kernels need no table.
 
     Inside is: dy < rows, dx <= columns, dy^2 + dx^2 <= limit.
     """
@@ -38,16 +38,16 @@ class Reach(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """The inputs of `topk_affinity`, made fit: channels side by side, the region as numbers."""
+    """The inputs of `topk_affinity`, made fit: channels side by side, the neighborhood as numbers."""
 
     query: Tensor  # [B, N, D]
     bank: Tensor  # [F, M, D]
     frames: Tensor  # [B, T] int64
-    copies: Tensor  # [B, T, 2] int64
+    multiplicity: Tensor  # [B, T, 2] int64
     reach: Reach
     temperature: float
     joint: bool
-    width: int  # of the region's grid, 0 without one
+    width: int  # of the neighborhood's grid, 0 without one
     precision: str  # of the products, in Triton's words
     together: int  # targets of the whole call, of which this may be a part: slots are grouped as they are for all
 
@@ -56,7 +56,7 @@ class Call:
         query: Tensor,
         bank: Tensor,
         frames: Tensor,
-        copies: Tensor,
+        multiplicity: Tensor,
         temperature: float,
         joint: bool,
         width: int,
@@ -68,7 +68,7 @@ class Call:
             query,
             bank,
             frames.contiguous(),
-            copies.contiguous(),
+            multiplicity.contiguous(),
             Reach.of(reach),
             temperature,
             joint,
@@ -77,12 +77,12 @@ class Call:
             query.shape[0],
         )
 
-    def parts(self, lists: int, k: int, every: bool) -> list[slice]:
+    def parts(self, lists: int, k: int, softmax_over_all: bool) -> list[slice]:
         """Targets to work on at a time, so that candidates of so many lists of k a query take little memory.
 
-        A candidate is 8 bytes; with `every` a list has 8 more, the top and the sum of its softmax.
+        A candidate is 8 bytes; with `softmax_over_all` a list has 8 more, the top and the sum of its softmax.
         """
-        of_a_target = lists * self.queries * 8 * (k + every)
+        of_a_target = lists * self.queries * 8 * (k + softmax_over_all)
         return limits.evenly(self.targets, min(limits.MOST_PROGRAMS, max(1, limits.WORKSPACE // max(1, of_a_target))))
 
     def part(self, targets: slice) -> "Call":
@@ -93,8 +93,8 @@ class Call:
         """
         if targets == slice(0, self.targets):
             return self
-        query, frames, copies = (x[targets] for x in (self.query, self.frames, self.copies))
-        return replace(self, query=query, frames=frames, copies=copies)
+        query, frames, multiplicity = (x[targets] for x in (self.query, self.frames, self.multiplicity))
+        return replace(self, query=query, frames=frames, multiplicity=multiplicity)
 
     @property
     def targets(self) -> int:
@@ -117,13 +117,13 @@ class Call:
         return self.frames.shape[1]
 
     @property
-    def banked(self) -> int:
+    def bank_frames(self) -> int:
         """Frames of the bank, F: a slot that holds none of them is empty."""
         return self.bank.shape[0]
 
     @property
-    def region(self) -> bool:
-        """Whether keys are bound to a region."""
+    def neighborhood(self) -> bool:
+        """Whether keys are bound to a neighborhood."""
         return self.width > 0
 
     @property
@@ -133,7 +133,7 @@ class Call:
 
     def patches(self, size: int, keys: bool = False) -> int:
         """How many patches of `size` queries, or keys, cover a frame."""
-        if not self.region:
+        if not self.neighborhood:
             return cdiv(self.positions if keys else self.queries, size)
         wide = tiles.side(size, True)
         return cdiv(self.width, wide) * cdiv(self.queries // self.width, size // wide)
@@ -151,31 +151,31 @@ class Call:
 
     @property
     def grids(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the queries and of the keys; without a region one row each."""
-        if not self.region:
+        """Rows and columns of the queries and of the keys; without a neighborhood one row each."""
+        if not self.neighborhood:
             return (1, self.queries), (1, self.positions)
         grid = (self.queries // self.width, self.width)
         return grid, grid
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The first arguments of every kernel that multiplies."""
-        return self.query, self.bank, self.frames, self.copies
+        return self.query, self.bank, self.frames, self.multiplicity
 
     def numbers(self) -> tuple[int | float, ...]:
-        """Its numbers, from `banked` to `scale`."""
+        """Its numbers, from `bank_frames` to `scale`."""
         queries, keys = self.grids
         strides = (*self.query.stride()[:2], *self.bank.stride()[:2])
-        return self.banked, self.slots, *queries, *keys, self.query.shape[2], *strides, *self.reach, self.scale
+        return self.bank_frames, self.slots, *queries, *keys, self.query.shape[2], *strides, *self.reach, self.scale
 
     def constants(self, tile: tiles.Tile) -> dict[str, object]:
         """Its compile-time arguments."""
         return {
-            "REGION": self.region,
+            "NEIGHBORHOOD": self.neighborhood,
             "PRECISION": self.precision,
             "EVEN": self.query.shape[2] % tile.d == 0,
             "N": tile.n,
             "M": tile.m,
             "D": tile.d,
-            "N_WIDE": tiles.side(tile.n, self.region),
-            "M_WIDE": tiles.side(tile.m, self.region),
+            "N_WIDE": tiles.side(tile.n, self.neighborhood),
+            "M_WIDE": tiles.side(tile.m, self.neighborhood),
         }

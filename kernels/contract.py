@@ -1,7 +1,7 @@
-"""Sums of products of batches of matrices, of which one may be moved by rows: what attend is made of.
+"""Sums of products of batches of matrices, of which one may be moved by rows: what attention is made of.
 
-One kernel serves the six products of attend and its gradient. Every element of a result is summed by one program in a
-fixed order: no atomics, and the same result every time. Rows that are read side by side have to begin on 16 elements
+One kernel serves the six products of attention and its gradient. Every element of a result is summed by one program in
+a fixed order: no atomics, and the same result every time. Rows that are read side by side have to begin on 16 elements
 (`fit`), or a GPU would read them one by one.
 """
 

@@ -1,8 +1,8 @@
 """Places on a grid: what all kernels of topk_affinity agree on.
 
-Positions of a frame are a grid of `width` columns; without a region it is one row of all positions, so that one piece
-of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a region two-dimensional
-patches of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
+Positions of a frame are a grid of `width` columns; without a neighborhood it is one row of all positions, so that one
+piece of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a neighborhood
+two-dimensional patches of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
 """
 
 import triton
@@ -32,16 +32,27 @@ def patch_places(top, left, height, width, SIZE: tl.constexpr, WIDE: tl.constexp
 
 @triton.jit
 def near(dy, dx, rows, columns, limit):
-    """Whether a key that many rows and columns away is inside the region; integers of any shape, see call.Reach."""
+    """Whether a key that many rows and columns away is inside the neighborhood; integers, see call.Reach."""
     return (dy < rows) & (dx <= columns) & (dy * dy + dx * dx <= limit)
 
 
 @triton.jit
-def box(top, left, height, width, rows, columns, beyond, REGION: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """The rows and columns (first, end, first, end) that any position of a patch may see; all if `beyond` counts."""
+def box(
+    top,
+    left,
+    height,
+    width,
+    rows,
+    columns,
+    outside_count,
+    NEIGHBORHOOD: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The rows and columns (first, end, first, end) that a patch may see; all if `outside_count` > 0."""
     first_y, end_y, first_x, end_x = 0, height, 0, width
-    if REGION:  # noqa: SIM102 - known when the kernel is compiled, `beyond` is not
-        if beyond == 0:
+    if NEIGHBORHOOD:  # noqa: SIM102 - known when the kernel is compiled, `outside_count` is not
+        if outside_count == 0:
             first_y = tl.maximum(0, top - (rows - 1))
             end_y = tl.minimum(height, top + SIZE // WIDE + rows - 1)
             first_x = tl.maximum(0, left - columns)
@@ -63,12 +74,12 @@ def tile_at(
     across,
     top,
     left,
-    within,
-    beyond,
+    inside_count,
+    outside_count,
     rows,
     columns,
     limit,
-    REGION: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     SIZE: tl.constexpr,
     WIDE: tl.constexpr,
     OTHER: tl.constexpr,
@@ -77,21 +88,23 @@ def tile_at(
     """Where patch i of OTHER positions of a box begins, and whether any of it counts for the patch at (top, left)."""
     y = first_y + i // across * (OTHER // OTHER_WIDE)
     x = first_x + i % across * OTHER_WIDE
-    wanted = within > 0
-    if REGION:
+    wanted = inside_count > 0
+    if NEIGHBORHOOD:
         dy = apart(top, SIZE // WIDE, y, OTHER // OTHER_WIDE)
         dx = apart(left, WIDE, x, OTHER_WIDE)
-        wanted = (beyond > 0) | ((within > 0) & near(dy, dx, rows, columns, limit))
+        wanted = (outside_count > 0) | ((inside_count > 0) & near(dy, dx, rows, columns, limit))
     return y, x, wanted
 
 
 @triton.jit
-def times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION: tl.constexpr):
+def times_counted(
+    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD: tl.constexpr
+):
     """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
-    counts = tl.where(exists, within, 0)[None, :]
-    if REGION:
+    counts = tl.where(exists, inside_count, 0)[None, :]
+    if NEIGHBORHOOD:
         inside = near(tl.abs(qy[:, None] - ky[None, :]), tl.abs(qx[:, None] - kx[None, :]), rows, columns, limit)
-        counts = tl.where(inside, counts, tl.where(exists, beyond, 0)[None, :])
+        counts = tl.where(inside, counts, tl.where(exists, outside_count, 0)[None, :])
     return counts
 
 

@@ -1,21 +1,21 @@
-"""Candidates into neighbours: what topk_affinity and affinity_propagate do with the lists that scan leaves."""
+"""Candidates into neighbors: what topk_affinity and affinity_propagate do with the lists that scan leaves."""
 
 import triton
 import triton.language as tl
 
 from .grid import near
 
-NOBODY = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbour that does not exist
+INVALID = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbor that does not exist
 
 
 @triton.jit
 def merge(
     values,
     indices,
-    copies,  # of the target: [T, 2] int64
+    multiplicity,  # of the target: [T, 2] int64
     part,
     n,
-    asks,
+    q_mask,
     queries,
     positions,
     merged,
@@ -27,7 +27,7 @@ def merge(
     K: tl.constexpr,
     P: tl.constexpr,
     ROWS: tl.constexpr,
-    REGION: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
 ):
     """Products and indices [ROWS, K] of the k best of the `merged` lists from `part` on, in order; -inf where none is.
 
@@ -35,23 +35,23 @@ def merge(
     """
     candidate = tl.arange(0, P)[None, :]
     at = ((part + candidate // k) * queries + n[:, None]) * k + candidate % k
-    there = asks[:, None] & (candidate < merged * k)
+    there = q_mask[:, None] & (candidate < merged * k)
     value = tl.load(values + at, mask=there, other=float("-inf"))
-    index = tl.load(indices + at, mask=there, other=NOBODY)
+    index = tl.load(indices + at, mask=there, other=INVALID)
     there &= value > float("-inf")
     t, m = tl.where(there, index // positions, 0), index % positions
-    left = tl.load(copies + t * 2, mask=there, other=0).to(tl.int32)
-    if REGION:
+    left = tl.load(multiplicity + t * 2, mask=there, other=0).to(tl.int32)
+    if NEIGHBORHOOD:
         dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
         inside = near(dy, dx, rows, columns, limit)
-        left = tl.where(inside, left, tl.load(copies + t * 2 + 1, mask=there, other=0).to(tl.int32))
+        left = tl.where(inside, left, tl.load(multiplicity + t * 2 + 1, mask=there, other=0).to(tl.int32))
     place = tl.arange(0, K)[None, :]
     out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
     out_i = tl.full((ROWS, K), -1, tl.int32)
     for j in range(k):
         value = tl.where(left > 0, value, float("-inf"))
         best = tl.max(value, axis=1)
-        chosen = tl.min(tl.where(value == best[:, None], index, NOBODY), axis=1)
+        chosen = tl.min(tl.where(value == best[:, None], index, INVALID), axis=1)
         out_v = tl.where(place == j, best[:, None], out_v)
         out_i = tl.where(place == j, chosen[:, None], out_i)
         left = tl.where(index == chosen[:, None], left - 1, left)
@@ -59,13 +59,15 @@ def merge(
 
 
 @triton.jit
-def softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S: tl.constexpr, EVERY: tl.constexpr):
+def softmax(
+    out_v, tops, sums, part, n, q_mask, queries, merged, scale, S: tl.constexpr, SOFTMAX_OVER_ALL: tl.constexpr
+):
     """Shift and sum [ROWS] of the softmax over all keys, or over the kept products out_v; the sum of none is 0."""
-    if EVERY:
+    if SOFTMAX_OVER_ALL:
         split = tl.arange(0, S)[None, :]
         at = (part + split) * queries + n[:, None]
-        top = tl.load(tops + at, mask=asks[:, None] & (split < merged), other=float("-inf"))
-        total = tl.load(sums + at, mask=asks[:, None] & (split < merged), other=0.0)
+        top = tl.load(tops + at, mask=q_mask[:, None] & (split < merged), other=float("-inf"))
+        total = tl.load(sums + at, mask=q_mask[:, None] & (split < merged), other=0.0)
         total = tl.where(top > float("-inf"), total, 0.0)  # of a list that nobody wrote it is anything
         shift = tl.max(top, axis=1)
         shift = tl.where(shift == float("-inf"), 0.0, shift)
@@ -85,10 +87,10 @@ def weigh(out_v, shift, total, scale):
 
 
 @triton.jit
-def filled_slots(frames, banked, slots):
-    """How many of a target's slots hold one of the `banked` frames, at least 1, as float32."""
+def filled_slots(frames, bank_frames, slots):
+    """How many of a target's slots hold one of the `bank_frames` frames, at least 1, as float32."""
     filled = 0
     for t in range(slots):
         frame = tl.load(frames + t)
-        filled += ((frame >= 0) & (frame < banked)).to(tl.int32)
+        filled += ((frame >= 0) & (frame < bank_frames)).to(tl.int32)
     return tl.maximum(filled, 1).to(tl.float32)

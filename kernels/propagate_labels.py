@@ -120,14 +120,14 @@ def gather(
     """ROWS of the B * N = count queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    asks, inside = row < count, column < length
+    q_mask, inside = row < count, column < length
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(kept):
-        source, there = table_row(indices, frames, row * kept + k, row // queries, slots, maps, positions, asks)
+        source, there = table_row(indices, frames, row * kept + k, row // queries, slots, maps, positions, q_mask)
         weight = tl.load(weights + row * kept + k, mask=there, other=0.0).to(tl.float32)
         label = tl.load(labels + source[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
         total += weight[:, None] * label.to(tl.float32)
-    tl.store(out + row[:, None] * length + column, total.to(out.dtype.element_ty), mask=asks[:, None] & inside)
+    tl.store(out + row[:, None] * length + column, total.to(out.dtype.element_ty), mask=q_mask[:, None] & inside)
 
 
 @triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "maps", "positions"])

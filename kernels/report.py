@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from . import (
     affinity_propagate,
-    attend,
+    attention,
     contract,
     propagate_labels,
     tiles,
@@ -41,7 +41,7 @@ TARGETS = {
 }
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-POINTERS = dict.fromkeys(("frames", "copies", "entries", "bounds"), "*i64")
+POINTERS = dict.fromkeys(("frames", "multiplicity", "entries", "bounds"), "*i64")
 POINTERS |= dict.fromkeys(("values", "tops", "sums", "kth", "denominators", "mean", "weights", "out"), "*fp32")
 POINTERS |= dict.fromkeys(("labels", "gradient", "source"), "*fp32")
 RECORD = Path(__file__).parent / "spills.json"
@@ -75,11 +75,11 @@ class Report:
         return f"{self.registers} registers, {self.spills} spilled, {self.shared} bytes shared, {self.matrix} matrix"
 
 
-def _call(dtype: torch.dtype, precision: str, region: bool) -> Call:
+def _call(dtype: torch.dtype, precision: str, neighborhood: bool) -> Call:
     """A call of D = 512 channels, of which only what is known at compile time matters."""
     features = torch.empty((1, 3600, 512), dtype=dtype, device="meta")
     slots = torch.empty((1, 8), dtype=torch.int64, device="meta")
-    width, reach = (60, [12] * 13) if region else (0, [])
+    width, reach = (60, [12] * 13) if neighborhood else (0, [])
     call = Call.of(features, features, slots, slots, 1.0, False, width, reach)
     return Call(**{**call.__dict__, "precision": precision})
 
@@ -95,14 +95,19 @@ def cases(chip: str) -> list[Case]:
         def add(name, kernel, constants, options, forward=True, kind=kind, types=types, matrix=matrix):  # type: ignore[no-untyped-def]
             found.append(Case(f"{kernel.__name__} {kind} {name}", kernel, constants, options, types, forward, matrix))
 
-        for region in (False, True):
-            call, where = _call(dtype, precision, region), "region" if region else "everywhere"
+        for neighborhood in (False, True):
+            call, where = _call(dtype, precision, neighborhood), "neighborhood" if neighborhood else "everywhere"
             for k in (5, 10, 20, 64, 128) if kind == "bfloat16" else (20, 128):
                 tile = tiles.forward_tile(chip, dtype, precision, k)
-                # As published: softmax over all without a region, over the kept with one; and both once.
-                for every in (True, False) if k == 20 else (not region,):
-                    constants = topk_affinity.scan_constants(call, tile, k, every)
-                    add(f"k={k} {where} {'all' if every else 'kept'}", topk_affinity.scan, constants, tile.options())
+                # As published: softmax over all without a neighborhood, over the kept with one; and both once.
+                for softmax_over_all in (True, False) if k == 20 else (not neighborhood,):
+                    constants = topk_affinity.scan_constants(call, tile, k, softmax_over_all)
+                    add(
+                        f"k={k} {where} {'all' if softmax_over_all else 'kept'}",
+                        topk_affinity.scan,
+                        constants,
+                        tile.options(),
+                    )
             tile = tiles.forward_tile(chip, dtype, precision, 5)
             for fill in (False, True):
                 constants = {"FILL": fill, **call.constants(tile)}
@@ -112,28 +117,30 @@ def cases(chip: str) -> list[Case]:
             constants = topk_affinity_backward.gradient_constants(call, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
                 add(where, kernel, constants, tile.options(), forward=False)
-    return found + _small_cases(chip) + _attend_cases(chip)
+    return found + _small_cases(chip) + _attention_cases(chip)
 
 
 def _small_cases(chip: str) -> list[Case]:
     """The kernels without a product."""
     found = []
-    for k, merged, every, ties, region in (
+    for k, merged, softmax_over_all, ties, neighborhood in (
         (5, 1, True, False, False),
         (20, 8, True, True, False),
         (10, 21, False, True, True),
     ):
-        call = _call(torch.float32, "ieee", region)
-        constants = topk_affinity.finish_constants(call, k, merged, every, ties)
+        call = _call(torch.float32, "ieee", neighborhood)
+        constants = topk_affinity.finish_constants(call, k, merged, softmax_over_all, ties)
         name = f"finish k={k} of {merged} lists"
         types = {"indices": "*i32", "kept": "*i64"}
         found.append(Case(name, topk_affinity.finish, constants, {"num_warps": 4}, types, True, False))
-    for k, merged, every, region, length in (
+    for k, merged, softmax_over_all, neighborhood, length in (
         (5, 1, True, False, 10),
         (20, 1, True, True, 100),
         (10, 21, False, True, 10),
     ):
-        constants = affinity_propagate.carry_constants(_call(torch.float32, "ieee", region), k, merged, every, length)
+        constants = affinity_propagate.carry_constants(
+            _call(torch.float32, "ieee", neighborhood), k, merged, softmax_over_all, length
+        )
         name = f"carry k={k} of {merged} lists L={length}"
         types, options = {"indices": "*i32", "label_frames": "*i64"}, affinity_propagate.carry_options(chip)
         found.append(Case(name, affinity_propagate.carry, constants, options, types, True, False))
@@ -150,8 +157,8 @@ def _small_cases(chip: str) -> list[Case]:
     return found
 
 
-def _attend_cases(chip: str) -> list[Case]:
-    """The products of attend and its gradient, rows and columns as they lie there; and the softmax between them."""
+def _attention_cases(chip: str) -> list[Case]:
+    """The products of attention and its gradient, rows and columns as they lie there; and the softmax between them."""
     found = []
     uses = (  # the softmax (or its gradient) on the left?; the dimensions of both that lie side by side; forward?
         ("logits", contract.PLAIN, False, ("left_k", "right_k"), True),
@@ -177,10 +184,10 @@ def _attend_cases(chip: str) -> list[Case]:
         if kind == "float16":  # whose softmax is float32's
             continue
         types = dict.fromkeys(("logits", "gradient", "scale", "lse", "d_lse", "d_scale"), "*fp32")
-        types |= {"shares": TYPES[kept], "d_products": TYPES[kept], "coldness": "fp32"}
-        for kernel, forward in ((attend.normalise, True), (attend.normalise_backward, False)):
+        types |= {"shares": TYPES[kept], "d_products": TYPES[kept], "softmax_scale": "fp32"}
+        for kernel, forward in ((attention.normalise, True), (attention.normalise_backward, False)):
             for drop in (False, True) if kind != "tf32" else ():
-                constants, options = attend.softmax_constants(drop), {"num_warps": attend.WARPS}
+                constants, options = attention.softmax_constants(drop), {"num_warps": attention.WARPS}
                 name = f"{kernel.__name__} {TYPES[kept]} {'dropped' if drop else 'whole'}"
                 found.append(Case(name, kernel, constants, options, types, forward, False))
     return found

@@ -129,6 +129,6 @@ def gradient_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
     return row.ieee_gradient if dtype == torch.float32 and precision == "ieee" else row.matrix_gradient
 
 
-def side(positions: int, region: bool) -> int:
-    """The width of a patch of `positions`: about square with a region, else one row."""
-    return 1 << ((positions.bit_length()) // 2) if region else positions
+def side(positions: int, neighborhood: bool) -> int:
+    """The width of a patch of `positions`: about square with a neighborhood, else one row."""
+    return 1 << ((positions.bit_length()) // 2) if neighborhood else positions

@@ -17,7 +17,7 @@ from . import tiles
 from .call import Call
 from .grid import box, dots, patch_corner, patch_places, tile_at, times_counted
 from .limits import cdiv, power_of_two, taken
-from .merge import NOBODY, filled_slots, merge, softmax, weigh
+from .merge import INVALID, filled_slots, merge, softmax, weigh
 from .topk_affinity_ties import with_ties
 from .traced import launched
 
@@ -32,11 +32,11 @@ def topk_affinity(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
@@ -44,44 +44,43 @@ def topk_affinity(
     """Weights, indices and log-denominators of the k best keys, as `timecycle.ops.topk_affinity` defines them.
 
     query [B, N, D] is float32, bfloat16 or float16, and bank [F, M, D] likewise; frames [B, T] int64, -1 for none;
-    copies [B, T, 2] int64: how often keys inside and outside the region count. k is at most LARGEST_K; joint, every
-    and ties stand for scope "joint", normalise "all" and ties "all"; width and reach are of the region's grid, 0 and
-    [] without one.
+    multiplicity [B, T, 2] int64: how often keys inside and outside the neighborhood count. k is at most LARGEST_K;
+    width and reach are of the neighborhood's grid, 0 and [] without one.
 
     Returns:
         weights [B, N, K] float32, indices [B, N, K] int64, and the logarithms of the denominators: [B, N, G] float32
-        if `every`, G = 1 or T, else [B, N, 0].
+        if `softmax_over_all`, G = 1 or T, else [B, N, 0].
     """
-    call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+    call = Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach)
     groups = call.slots if not joint else 1
     if query.shape[0] * query.shape[1] == 0:
         empty = query.new_empty((*query.shape[:2], groups * (1 if ties else k)), dtype=torch.float32)
-        return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if every else 0))
-    best = candidates_of(call, k, joint, every)
-    weights, indices, denominators, kth = finish_candidates(call, *best, k, joint, every, ties)
+        return empty, empty.long(), empty.new_empty((*query.shape[:2], groups if softmax_over_all else 0))
+    best = candidates_of(call, k, joint, softmax_over_all)
+    weights, indices, denominators, kth = finish_candidates(call, *best, k, joint, softmax_over_all, ties)
     if ties:
-        weights, indices = with_ties(call, _tile(call, k), kth, denominators, every)
+        weights, indices = with_ties(call, _tile(call, k), kth, denominators, softmax_over_all)
     return weights.flatten(2), indices.flatten(2), denominators
 
 
-def candidates_of(call: Call, k: int, joint: bool, every: bool) -> tuple[Best, int]:
+def candidates_of(call: Call, k: int, joint: bool, softmax_over_all: bool) -> tuple[Best, int]:
     """What finds the candidates of a part of the call, and how many lists a query has there."""
     tile = _tile(call, k)
     (_, lists, _), _ = call.grid(tile, joint)
-    return lambda part: best_of_groups(part, tile, k, joint, every), lists
+    return lambda part: best_of_groups(part, tile, k, joint, softmax_over_all), lists
 
 
 def _tile(call: Call, k: int) -> tiles.Tile:
     return tiles.forward_tile(tiles.family(call.query.device), call.query.dtype, call.precision, k)
 
 
-def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: bool) -> Candidates:
+def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, softmax_over_all: bool) -> Candidates:
     """Candidates of S groups of slots: products and indices [B, S, N, k], top and sum [B, S, N] of the softmax."""
     grid, each = call.grid(tile, joint)
     shape = (grid[2], grid[1], call.queries)
     values = call.query.new_empty((*shape, k), dtype=torch.float32)
     indices = torch.empty_like(values, dtype=torch.int32)
-    tops, sums = (values.new_empty(shape if every else (0,)) for _ in range(2))
+    tops, sums = (values.new_empty(shape if softmax_over_all else (0,)) for _ in range(2))
     launched(scan)[grid](
         *call.tensors(),
         values,
@@ -91,19 +90,19 @@ def best_of_groups(call: Call, tile: tiles.Tile, k: int, joint: bool, every: boo
         each,
         *call.numbers(),
         k,
-        **scan_constants(call, tile, k, every),
+        **scan_constants(call, tile, k, softmax_over_all),
         **tile.options(),
     )
     return values, indices, tops, sums
 
 
-def scan_constants(call: Call, tile: tiles.Tile, k: int, every: bool) -> dict:
+def scan_constants(call: Call, tile: tiles.Tile, k: int, softmax_over_all: bool) -> dict:
     """The compile-time arguments of scan."""
-    return {"K": max(4, power_of_two(k)), "EVERY": every, **call.constants(tile)}
+    return {"K": max(4, power_of_two(k)), "SOFTMAX_OVER_ALL": softmax_over_all, **call.constants(tile)}
 
 
 def finish_candidates(
-    call: Call, best: Best, lists: int, k: int, joint: bool, every: bool, ties: bool = False
+    call: Call, best: Best, lists: int, k: int, joint: bool, softmax_over_all: bool, ties: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N].
 
@@ -112,28 +111,32 @@ def finish_candidates(
     (count, queries, _), groups = call.query.shape, 1 if joint else call.slots
     weights = call.query.new_empty((count, queries, groups, k), dtype=torch.float32)
     kept = torch.empty_like(weights, dtype=torch.int64)
-    denominators = weights.new_empty((count, queries, groups if every else 0))
+    denominators = weights.new_empty((count, queries, groups if softmax_over_all else 0))
     kth = weights.new_empty((count, groups if ties else 0, queries))
-    for targets in call.parts(lists, k, every):
+    for targets in call.parts(lists, k, softmax_over_all):
         part = call.part(targets)
         outputs = [taken(x, targets) for x in (weights, kept, denominators, kth)]
-        _finish(part, best(part), outputs, k, every, ties)  # and the candidates are gone before the next part's
+        _finish(
+            part, best(part), outputs, k, softmax_over_all, ties
+        )  # and the candidates are gone before the next part's
     return weights, kept, denominators, kth
 
 
-def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, every: bool, ties: bool) -> None:
+def _finish(
+    call: Call, candidates: Candidates, outputs: list[Tensor], k: int, softmax_over_all: bool, ties: bool
+) -> None:
     """Write the outputs of finish_candidates for a part of its call."""
     groups = outputs[0].shape[2]
     merged = candidates[0].shape[1] // groups
-    constants = finish_constants(call, k, merged, every, ties)
+    constants = finish_constants(call, k, merged, softmax_over_all, ties)
     launched(finish)[(cdiv(call.queries, constants["ROWS"]), groups, call.targets)](
         *candidates,
         call.frames,
-        call.copies,
+        call.multiplicity,
         *outputs,
         call.queries,
         call.positions,
-        call.banked,
+        call.bank_frames,
         call.slots,
         merged,
         max(1, call.width),
@@ -145,7 +148,7 @@ def _finish(call: Call, candidates: Candidates, outputs: list[Tensor], k: int, e
     )
 
 
-def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -> dict:
+def finish_constants(call: Call, k: int, merged: int, softmax_over_all: bool, ties: bool) -> dict:
     """The compile-time arguments of finish, which merges that many lists of k."""
     lists = power_of_two(merged * k)
     return {
@@ -154,8 +157,8 @@ def finish_constants(call: Call, k: int, merged: int, every: bool, ties: bool) -
         "S": power_of_two(merged),
         "ROWS": max(1, min(64, 2048 // lists)),
         "MEAN": not call.joint,
-        "EVERY": every,
-        "REGION": call.region,
+        "SOFTMAX_OVER_ALL": softmax_over_all,
+        "NEIGHBORHOOD": call.neighborhood,
         "TIES": ties,
     }
 
@@ -171,7 +174,7 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
     hit = best >= threshold if AGAIN else best > threshold
     hit &= best > float("-inf")
     while tl.max(hit.to(tl.int32), axis=0) > 0:
-        index = tl.min(tl.where(scores == best[:, None], places[None, :], NOBODY), axis=1)
+        index = tl.min(tl.where(scores == best[:, None], places[None, :], INVALID), axis=1)
         # Once a row's best is not better, nothing after it is: it would be smaller, or equal with a higher index.
         hit &= (best > threshold) | ((best == threshold) & (index < last))
         here = hit[:, None] & (list_i == last[:, None])
@@ -188,7 +191,7 @@ def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.cons
 @triton.jit(
     do_not_specialize=[
         "each",
-        "banked",
+        "bank_frames",
         "slots",
         "height",
         "width",
@@ -204,13 +207,13 @@ def scan(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     values,  # out [B, S, N, k] float32: products of the kept keys, in no order; -inf where there are fewer
     indices,  # out [B, S, N, k] int32: t * M + m
     tops,  # out [B, S, N] float32: the largest product, -inf if there is none
     sums,  # out [B, S, N] float32: sum of count * exp((product - top) / temperature)
     each,
-    banked,
+    bank_frames,
     slots,
     height,
     width,
@@ -227,8 +230,8 @@ def scan(
     scale,
     k,
     K: tl.constexpr,
-    EVERY: tl.constexpr,
-    REGION: tl.constexpr,
+    SOFTMAX_OVER_ALL: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     N: tl.constexpr,
@@ -239,29 +242,29 @@ def scan(
 ):
     """One tile of N queries against the keys of slots group * each to (group + 1) * each.
 
-    Queries are a grid of height x width, keys one of key_height x key_width: the same with a region, else one row each.
+    Queries are a grid of height x width, keys one of key_height x key_width: the same with a neighborhood, else a row.
     scale is log2(e) / temperature. Grid: (tiles of queries, S groups of slots, B).
     """
     group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
-    qy, qx, n, asks = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    qy, qx, n, q_mask = patch_places(top_y, left_x, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     # Entries beyond k are out of the way: never the worst. A tile's spare rows let nothing in.
     entry = tl.arange(0, K)[None, :]
-    list_v = tl.where((entry < k) & asks[:, None], float("-inf"), float("inf"))
-    list_i = tl.where(entry < k, NOBODY - entry, -2) + tl.zeros((N, 1), tl.int32)
+    list_v = tl.where((entry < k) & q_mask[:, None], float("-inf"), float("inf"))
+    list_i = tl.where(entry < k, INVALID - entry, -2) + tl.zeros((N, 1), tl.int32)
     threshold, last = tl.min(list_v, axis=1), tl.max(list_i, axis=1)
     top, total = tl.full((N,), float("-inf"), tl.float32), tl.zeros((N,), tl.float32)
     for t in range(group * each, tl.minimum(slots, (group + 1) * each)):
         frame = tl.load(frames + b * slots + t)
-        within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
-        beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
+        inside_count = tl.load(multiplicity + (b * slots + t) * 2).to(tl.int32)
+        outside_count = tl.load(multiplicity + (b * slots + t) * 2 + 1).to(tl.int32)
         first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
+            top_y, left_x, key_height, key_width, rows, columns, outside_count, NEIGHBORHOOD, N, N_WIDE
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if (frame < 0) | (frame >= banked):
+        if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -271,12 +274,12 @@ def scan(
                 across,
                 top_y,
                 left_x,
-                within,
-                beyond,
+                inside_count,
+                outside_count,
                 rows,
                 columns,
                 limit,
-                REGION,
+                NEIGHBORHOOD,
                 N,
                 N_WIDE,
                 M,
@@ -286,28 +289,41 @@ def scan(
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
+                counts = times_counted(
+                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
+                )
                 scores = tl.where(counts > 0, scores, float("-inf"))
                 best = tl.max(scores, axis=1)
-                if EVERY:
+                if SOFTMAX_OVER_ALL:
                     new = tl.maximum(top, best)
                     shift = tl.where(new == float("-inf"), 0.0, new)
                     mass = tl.exp2((scores - shift[:, None]) * scale) * counts
                     total = total * tl.exp2((top - shift) * scale) + tl.sum(mass, axis=1)
                     top = new
                 threshold, last, list_v, list_i = insert(
-                    scores, t * (key_height * key_width) + m, best, threshold, last, list_v, list_i, REGION
+                    scores, t * (key_height * key_width) + m, best, threshold, last, list_v, list_i, NEIGHBORHOOD
                 )
     at = (b * tl.num_programs(1) + group) * (height * width) + n
-    tl.store(values + at[:, None] * k + entry, list_v, mask=asks[:, None] & (entry < k))
-    tl.store(indices + at[:, None] * k + entry, list_i, mask=asks[:, None] & (entry < k))
-    if EVERY:
-        tl.store(tops + at, top, mask=asks)
-        tl.store(sums + at, total, mask=asks)
+    tl.store(values + at[:, None] * k + entry, list_v, mask=q_mask[:, None] & (entry < k))
+    tl.store(indices + at[:, None] * k + entry, list_i, mask=q_mask[:, None] & (entry < k))
+    if SOFTMAX_OVER_ALL:
+        tl.store(tops + at, top, mask=q_mask)
+        tl.store(sums + at, total, mask=q_mask)
 
 
 @triton.jit(
-    do_not_specialize=["queries", "positions", "banked", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+    do_not_specialize=[
+        "queries",
+        "positions",
+        "bank_frames",
+        "slots",
+        "merged",
+        "width",
+        "rows",
+        "columns",
+        "limit",
+        "k",
+    ]
 )
 def finish(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
@@ -315,14 +331,14 @@ def finish(
     tops,  # [B, S, N] float32
     sums,  # [B, S, N] float32
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     weights,  # out [B, N, groups, k] float32
     kept,  # out [B, N, groups, k] int64
     denominators,  # out [B, N, groups] float32, natural logarithm
     kth,  # out [B, groups, N] float32: the last product kept, +inf if there is none
     queries,
     positions,
-    banked,
+    bank_frames,
     slots,
     merged,
     width,
@@ -336,8 +352,8 @@ def finish(
     S: tl.constexpr,
     ROWS: tl.constexpr,
     MEAN: tl.constexpr,
-    EVERY: tl.constexpr,
-    REGION: tl.constexpr,
+    SOFTMAX_OVER_ALL: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     TIES: tl.constexpr,
 ):
     """Merge the candidates of a group, in order, each as often as it counts; and weigh them.
@@ -346,15 +362,15 @@ def finish(
     """
     group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    asks = n < queries
+    q_mask = n < queries
     part = (b * tl.num_programs(1) + group) * merged
     out_v, out_i = merge(
         values,
         indices,
-        copies + b * slots * 2,
+        multiplicity + b * slots * 2,
         part,
         n,
-        asks,
+        q_mask,
         queries,
         positions,
         merged,
@@ -366,21 +382,21 @@ def finish(
         K,
         P,
         ROWS,
-        REGION,
+        NEIGHBORHOOD,
     )
     exists = out_v > float("-inf")
-    shift, total = softmax(out_v, tops, sums, part, n, asks, queries, merged, scale, S, EVERY)
-    if EVERY:
+    shift, total = softmax(out_v, tops, sums, part, n, q_mask, queries, merged, scale, S, SOFTMAX_OVER_ALL)
+    if SOFTMAX_OVER_ALL:
         at = (b * queries + n) * tl.num_programs(1) + group
         logarithm = shift * scale * LN_2 + tl.log(tl.where(total == 0, 1.0, total))
-        tl.store(denominators + at, tl.where(total == 0, float("-inf"), logarithm), mask=asks)
+        tl.store(denominators + at, tl.where(total == 0, float("-inf"), logarithm), mask=q_mask)
     if TIES:
         lowest = tl.min(tl.where(exists, out_v, float("inf")), axis=1)
-        tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=asks)
+        tl.store(kth + (b * tl.num_programs(1) + group) * queries + n, lowest, mask=q_mask)
     share = weigh(out_v, shift, total, scale)
     if MEAN:
-        share /= filled_slots(frames + b * slots, banked, slots)
+        share /= filled_slots(frames + b * slots, bank_frames, slots)
     place = tl.arange(0, K)[None, :]
     at = ((b * queries + n[:, None]) * tl.num_programs(1) + group) * k + place
-    tl.store(weights + at, share, mask=asks[:, None] & (place < k))
-    tl.store(kept + at, tl.where(exists, out_i, -1).to(tl.int64), mask=asks[:, None] & (place < k))
+    tl.store(weights + at, share, mask=q_mask[:, None] & (place < k))
+    tl.store(kept + at, tl.where(exists, out_i, -1).to(tl.int64), mask=q_mask[:, None] & (place < k))

@@ -1,7 +1,7 @@
 """The gradient of topk_affinity in Triton, without the matrix; formulas in timecycle.ops.topk_affinity_backward.
 
-Through the kept keys it is a gather and a scatter (propagate_labels.py). Through the denominators of normalise="all" it
-is three products of the forward's size: products again, tile by tile, and from each tile's shares of the softmax the
+Through the kept keys it is a gather and a scatter (propagate_labels.py). Through the denominators of softmax_over="all"
+it is three products of the forward's size: products again, tile by tile, and from each tile's shares of the softmax the
 gradient of the queries (one program a tile of queries) and of the bank (one a tile of keys). Every element of a
 gradient is summed by one program in a fixed order: no atomics, and the same result every time. A gradient wider than a
 slice takes the products again for each slice.
@@ -31,10 +31,10 @@ def topk_affinity_backward(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     width: int,
     reach: list[int],
 ) -> tuple[Tensor, Tensor]:
@@ -46,15 +46,15 @@ def topk_affinity_backward(
     groups = 1 if joint else frames.shape[1]
     own = torch.where(indices >= 0, weights * gradient, 0.0).unflatten(2, (groups, -1))  # w g
     mean = own.sum(dim=3, keepdim=True)  # G
-    if not every:
+    if not softmax_over_all:
         there = (frames >= 0) & (frames < len(bank))
         filled = 1 if joint else there.sum(dim=1)[:, None, None, None]
         own = own - weights.unflatten(2, (groups, -1)) * filled * mean
     share = own.flatten(2) / temperature
     d_query = propagate_labels(share, indices, bank, frames, dtype=torch.float32)
     d_bank = scatter_rows(query, share, indices, frames, torch.zeros(bank.shape, device=bank.device))
-    if every and d_query.numel() and d_bank.numel():
-        call = Call.of(query, bank, frames, copies, temperature, joint, width, reach)
+    if softmax_over_all and d_query.numel() and d_bank.numel():
+        call = Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach)
         _through_denominators(call, denominators.contiguous(), mean.squeeze(3) / temperature, d_query, d_bank)
     return d_query.to(query.dtype), d_bank.to(bank.dtype)
 
@@ -114,7 +114,7 @@ def multiply(share, features, total, PRECISION: tl.constexpr):
 @triton.jit(
     do_not_specialize=[
         "groups",
-        "banked",
+        "bank_frames",
         "slots",
         "height",
         "width",
@@ -129,12 +129,12 @@ def to_queries(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     denominators,  # [B, N, groups] float32
     mean,  # [B, N, groups] float32
     out,  # [B, N, D] float32, added to
     groups,
-    banked,
+    bank_frames,
     slots,
     height,
     width,
@@ -150,7 +150,7 @@ def to_queries(
     limit,
     scale,
     WIDE: tl.constexpr,
-    REGION: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     N: tl.constexpr,
@@ -163,23 +163,23 @@ def to_queries(
     b = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
     top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
-    qy, qx, n, asks = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    qy, qx, n, q_mask = patch_places(top_y, left_x, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     at = b * (height * width) + n
     total = tl.zeros((N, WIDE), tl.float32)
     for t in range(slots):
         frame = tl.load(frames + b * slots + t)
-        within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
-        beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
+        inside_count = tl.load(multiplicity + (b * slots + t) * 2).to(tl.int32)
+        outside_count = tl.load(multiplicity + (b * slots + t) * 2 + 1).to(tl.int32)
         group = tl.minimum(t, groups - 1)
-        denominator = tl.load(denominators + at * groups + group, mask=asks, other=float("inf")) * LOG2_E
-        weight = tl.load(mean + at * groups + group, mask=asks, other=0.0)
+        denominator = tl.load(denominators + at * groups + group, mask=q_mask, other=float("inf")) * LOG2_E
+        weight = tl.load(mean + at * groups + group, mask=q_mask, other=0.0)
         first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
+            top_y, left_x, key_height, key_width, rows, columns, outside_count, NEIGHBORHOOD, N, N_WIDE
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if (frame < 0) | (frame >= banked):
+        if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -189,12 +189,12 @@ def to_queries(
                 across,
                 top_y,
                 left_x,
-                within,
-                beyond,
+                inside_count,
+                outside_count,
                 rows,
                 columns,
                 limit,
-                REGION,
+                NEIGHBORHOOD,
                 N,
                 N_WIDE,
                 M,
@@ -204,12 +204,14 @@ def to_queries(
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
+                counts = times_counted(
+                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
+                )
                 share = shares(scores, counts, denominator, weight, scale)
                 features = tl.load(keys[:, None] + channel, mask=channel < channels, other=0.0)
                 total = multiply(share, features, total, PRECISION)
     place = out + at[:, None] * channels + channel
-    mask = asks[:, None] & (channel < channels)
+    mask = q_mask[:, None] & (channel < channels)
     tl.store(place, tl.load(place, mask=mask, other=0.0) + total, mask=mask)
 
 
@@ -217,7 +219,7 @@ def to_queries(
     do_not_specialize=[
         "groups",
         "targets",
-        "banked",
+        "bank_frames",
         "slots",
         "height",
         "width",
@@ -232,13 +234,13 @@ def to_keys(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     denominators,  # [B, N, groups] float32
     mean,  # [B, N, groups] float32
     out,  # [F, M, D] float32, added to
     groups,
     targets,
-    banked,
+    bank_frames,
     slots,
     height,
     width,
@@ -254,7 +256,7 @@ def to_keys(
     limit,
     scale,
     WIDE: tl.constexpr,
-    REGION: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     N: tl.constexpr,
@@ -272,10 +274,12 @@ def to_keys(
     total = tl.zeros((M, WIDE), tl.float32)
     for use in range(targets * slots):
         b, t = (use // slots).to(tl.int64), use % slots
-        within = tl.load(copies + use * 2).to(tl.int32)
-        beyond = tl.load(copies + use * 2 + 1).to(tl.int32)
+        inside_count = tl.load(multiplicity + use * 2).to(tl.int32)
+        outside_count = tl.load(multiplicity + use * 2 + 1).to(tl.int32)
         group = tl.minimum(t, groups - 1)
-        first_y, end_y, first_x, end_x = box(top_y, left_x, height, width, rows, columns, beyond, REGION, M, M_WIDE)
+        first_y, end_y, first_x, end_x = box(
+            top_y, left_x, height, width, rows, columns, outside_count, NEIGHBORHOOD, M, M_WIDE
+        )
         across = tl.cdiv(end_x - first_x, N_WIDE)
         tiles = tl.cdiv(end_y - first_y, N // N_WIDE) * across
         if tl.load(frames + use) != f:
@@ -288,25 +292,27 @@ def to_keys(
                 across,
                 top_y,
                 left_x,
-                within,
-                beyond,
+                inside_count,
+                outside_count,
                 rows,
                 columns,
                 limit,
-                REGION,
+                NEIGHBORHOOD,
                 M,
                 M_WIDE,
                 N,
                 N_WIDE,
             )
             if wanted:
-                qy, qx, n, asks = patch_places(query_y, query_x, height, width, N, N_WIDE)
+                qy, qx, n, q_mask = patch_places(query_y, query_x, height, width, N, N_WIDE)
                 row = query + b * query_b + n.to(tl.int64) * query_n
                 at = (b * (height * width) + n) * groups + group
-                denominator = tl.load(denominators + at, mask=asks, other=float("inf")) * LOG2_E
-                weight = tl.load(mean + at, mask=asks, other=0.0)
+                denominator = tl.load(denominators + at, mask=q_mask, other=float("inf")) * LOG2_E
+                weight = tl.load(mean + at, mask=q_mask, other=0.0)
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
+                counts = times_counted(
+                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
+                )
                 share = shares(scores, counts, denominator, weight, scale)
                 features = tl.load(row[:, None] + channel, mask=channel < channels, other=0.0)
                 total = multiply(tl.trans(share), features, total, PRECISION)

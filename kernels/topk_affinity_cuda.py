@@ -20,20 +20,20 @@ def topk_affinity(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
     launch: Launch,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators, as topk_affinity.py gives them; features bfloat16 or float16, not ties."""
-    call = _copied(Call.of(query, bank, frames, copies, temperature, joint, width, reach))
-    best = candidates_of(call, k, joint, every, launch)
-    weights, indices, denominators, _ = finish_candidates(call, *best, k, joint, every)
+    call = _copied(Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach))
+    best = candidates_of(call, k, joint, softmax_over_all, launch)
+    weights, indices, denominators, _ = finish_candidates(call, *best, k, joint, softmax_over_all)
     return weights.flatten(2), indices.flatten(2), denominators
 
 
@@ -43,29 +43,29 @@ def affinity_propagate(
     frames: Tensor,
     labels: Tensor,
     label_frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
     launch: Launch,
 ) -> Tensor:
     """Soft labels, as affinity_propagate.py gives them; features bfloat16 or float16, not ties."""
-    call = _copied(Call.of(query, bank, frames, copies, temperature, joint, width, reach))
-    best = candidates_of(call, k, joint, every, launch)
-    return carry_candidates(call, *best, labels, label_frames, k, joint, every)
+    call = _copied(Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach))
+    best = candidates_of(call, k, joint, softmax_over_all, launch)
+    return carry_candidates(call, *best, labels, label_frames, k, joint, softmax_over_all)
 
 
-def candidates_of(call: Call, k: int, joint: bool, every: bool, launch: Launch) -> tuple[Best, int]:
+def candidates_of(call: Call, k: int, joint: bool, softmax_over_all: bool, launch: Launch) -> tuple[Best, int]:
     """As topk_affinity.candidates_of, of a `_copied` call."""
     whole = _work(call, joint, launch)
 
     def best(part: Call) -> Candidates:
         work = whole if part is call else _work(part, joint, launch)
-        return best_of_groups(part, work, k, joint, every, launch)
+        return best_of_groups(part, work, k, joint, softmax_over_all, launch)
 
     return best, whole.lists
 
@@ -74,24 +74,24 @@ def _work(call: Call, joint: bool, launch: Launch) -> Work:
     return Work.of(call, joint, blocks_at_once(call.query.device), launch.module.lists_of_a_block(launch.hopper))
 
 
-def best_of_groups(call: Call, work: Work, k: int, joint: bool, every: bool, launch: Launch) -> Candidates:
+def best_of_groups(call: Call, work: Work, k: int, joint: bool, softmax_over_all: bool, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` call or a part of one."""
     shape = (call.targets, work.lists, call.queries)
     # What no block writes is -inf: lists of parts that there are not, and of empty slots.
     values = call.query.new_full((*shape, k), -torch.inf, dtype=torch.float32)
-    tops = values.new_full(shape if every else (0,), -torch.inf)
+    tops = values.new_full(shape if softmax_over_all else (0,), -torch.inf)
     indices, sums = torch.empty_like(values, dtype=torch.int32), torch.empty_like(tops)
     if values.numel():
         launch.module.topk_affinity(
             *(tensor.data_ptr() for tensor in (*call.tensors(), work.before, values, indices, tops, sums)),
-            *(call.targets, call.banked),
+            *(call.targets, call.bank_frames),
             *call.grids,
             (*call.query.stride()[:2], *call.bank.stride()[:2]),
             *(call.slots, work.parts, work.rounds, work.blocks, call.query.shape[2], k),
             tuple(call.reach),
             call.scale,
             call.query.dtype == torch.bfloat16,
-            *(call.region, joint, every),
+            *(call.neighborhood, joint, softmax_over_all),
             *(launch.hopper, launch.device, launch.stream),
         )
     return values, indices, tops, sums

@@ -13,14 +13,16 @@ from torch import Tensor
 from . import limits, tiles
 from .call import Call
 from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
-from .merge import NOBODY
+from .merge import INVALID
 from .tiles import Tile
 
 
-def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+def with_ties(
+    call: Call, tile: Tile, kth: Tensor, denominators: Tensor, softmax_over_all: bool
+) -> tuple[Tensor, Tensor]:
     """Weights and indices [B, N, G, K] of all keys that reach kth [B, G, N], K the most of any row.
 
-    denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `every`.
+    denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `softmax_over_all`.
     """
     (_, shares, _), _ = call.grid(tile, call.joint)
     targets, groups, queries = kth.shape
@@ -41,16 +43,16 @@ def with_ties(call: Call, tile: Tile, kth: Tensor, denominators: Tensor, every: 
     longest = max(1, int(ends[:, :, -1].max()))
     starts = ends.flatten(1, 2) - numbers
     values = torch.full((targets, queries, groups, longest), -torch.inf, device=kth.device)
-    indices = torch.full_like(values, NOBODY.value, dtype=torch.int32)
+    indices = torch.full_like(values, INVALID.value, dtype=torch.int32)
     run(True, starts, values, indices, longest)
     order = indices.sort(dim=3)
     best = values.gather(3, order.indices).sort(dim=3, descending=True, stable=True)
     logits, indices = best.values / call.temperature, order.values.gather(3, best.indices)
     exists = logits > -torch.inf
-    shift = denominators[..., None] if every else logits.logsumexp(dim=3, keepdim=True)
+    shift = denominators[..., None] if softmax_over_all else logits.logsumexp(dim=3, keepdim=True)
     weights = torch.where(exists, (logits - shift).exp(), 0.0)
     if not call.joint:
-        filled = (call.frames >= 0) & (call.frames < call.banked)
+        filled = (call.frames >= 0) & (call.frames < call.bank_frames)
         weights /= filled.sum(dim=1).clamp(min=1)[:, None, None, None]
     return weights, torch.where(exists, indices, -1).long()
 
@@ -63,7 +65,7 @@ def ties_options(chip: str, tile: Tile) -> dict[str, int]:
 @triton.jit(
     do_not_specialize=[
         "each",
-        "banked",
+        "bank_frames",
         "slots",
         "height",
         "width",
@@ -80,13 +82,13 @@ def reached(
     query,  # [B, N, D]
     bank,  # [F, M, D]
     frames,  # [B, T] int64
-    copies,  # [B, T, 2] int64
+    multiplicity,  # [B, T, 2] int64
     kth,  # [B, groups, N] float32: what a product must reach
     numbers,  # [B, S, N] int32: how many keys of the program's slots do (out), or where they go (in)
     values,  # out [B, N, groups, longest] float32
     indices,  # out [B, N, groups, longest] int32
     each,
-    banked,
+    bank_frames,
     slots,
     height,
     width,
@@ -104,7 +106,7 @@ def reached(
     groups,
     longest,
     FILL: tl.constexpr,
-    REGION: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     N: tl.constexpr,
@@ -117,7 +119,7 @@ def reached(
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = split // (tl.num_programs(1) // groups)
     top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
-    qy, qx, n, asks = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    qy, qx, n, q_mask = patch_places(top_y, left_x, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     threshold = tl.load(kth + (b * groups + group) * (height * width) + n)
     number = tl.zeros((N,), tl.int32)
@@ -126,14 +128,14 @@ def reached(
         out += tl.load(numbers + (b * tl.num_programs(1) + split) * (height * width) + n)
     for t in range(split * each, tl.minimum(slots, (split + 1) * each)):
         frame = tl.load(frames + b * slots + t)
-        within = tl.load(copies + (b * slots + t) * 2).to(tl.int32)
-        beyond = tl.load(copies + (b * slots + t) * 2 + 1).to(tl.int32)
+        inside_count = tl.load(multiplicity + (b * slots + t) * 2).to(tl.int32)
+        outside_count = tl.load(multiplicity + (b * slots + t) * 2 + 1).to(tl.int32)
         first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, rows, columns, beyond, REGION, N, N_WIDE
+            top_y, left_x, key_height, key_width, rows, columns, outside_count, NEIGHBORHOOD, N, N_WIDE
         )
         across = tl.cdiv(end_x - first_x, M_WIDE)
         tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
-        if (frame < 0) | (frame >= banked):
+        if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
             key_y, key_x, wanted = tile_at(
@@ -143,12 +145,12 @@ def reached(
                 across,
                 top_y,
                 left_x,
-                within,
-                beyond,
+                inside_count,
+                outside_count,
                 rows,
                 columns,
                 limit,
-                REGION,
+                NEIGHBORHOOD,
                 N,
                 N_WIDE,
                 M,
@@ -158,28 +160,30 @@ def reached(
                 ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, within, beyond, rows, columns, limit, REGION)
-                hit = (scores >= threshold[:, None]) & (counts > 0) & asks[:, None]
+                counts = times_counted(
+                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
+                )
+                hit = (scores >= threshold[:, None]) & (counts > 0) & q_mask[:, None]
                 if FILL:
                     scores = tl.where(hit, scores, float("-inf"))
-                    index = tl.min(tl.where(hit, m[None, :], NOBODY), axis=1)
+                    index = tl.min(tl.where(hit, m[None, :], INVALID), axis=1)
                     # One key a row at a time, by rising index, each as often as it counts.
-                    while tl.min(index, axis=0) < NOBODY:
+                    while tl.min(index, axis=0) < INVALID:
                         value = tl.max(tl.where(m[None, :] == index[:, None], scores, float("-inf")), axis=1)
-                        times = tl.full((N,), within, tl.int32)
-                        if REGION:
+                        times = tl.full((N,), inside_count, tl.int32)
+                        if NEIGHBORHOOD:
                             inside = near(
                                 tl.abs(qy - index // key_width), tl.abs(qx - index % key_width), rows, columns, limit
                             )
-                            times = tl.where(inside, within, beyond)
-                        times = tl.where(index < NOBODY, times, 0)
+                            times = tl.where(inside, inside_count, outside_count)
+                        times = tl.where(index < INVALID, times, 0)
                         for again in range(tl.max(times, axis=0)):
                             tl.store(values + out + again, value, mask=again < times)
                             tl.store(indices + out + again, t * (key_height * key_width) + index, mask=again < times)
                         out += times
                         scores = tl.where(m[None, :] == index[:, None], float("-inf"), scores)
-                        index = tl.min(tl.where(scores > float("-inf"), m[None, :], NOBODY), axis=1)
+                        index = tl.min(tl.where(scores > float("-inf"), m[None, :], INVALID), axis=1)
                 else:
                     number += tl.sum(tl.where(hit, counts, 0), axis=1)
     if not FILL:
-        tl.store(numbers + (b * tl.num_programs(1) + split) * (height * width) + n, number, mask=asks)
+        tl.store(numbers + (b * tl.num_programs(1) + split) * (height * width) + n, number, mask=q_mask)

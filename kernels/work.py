@@ -38,18 +38,20 @@ class Work:
     @staticmethod
     def of(call: Call, joint: bool, blocks: int, lists_of_a_block: int) -> "Work":
         """For a call, or a part of one, on at most so many blocks. `parts` is the same for all parts of a call."""
-        before, through_region, most = patches(*call.grids, call.reach if call.region else None, call.query.device)
+        before, through_region, most = patches(
+            *call.grids, call.reach if call.neighborhood else None, call.query.device
+        )
         all_keys = call.patches(KEYS, keys=True)
         together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
         rounds = cdiv(call.targets, max(1, min(call.targets, together)))
-        # Of one target: all slots seen through the region, or all seen whole. Every block has a share of either.
+        # Of one target: all slots seen through the neighborhood, or all seen whole. Every block has a share of either.
         units = [call.slots * units for units in (through_region, all_keys * call.patches(KEYS))]
         blocks = max(1, min(blocks, MOST_BLOCKS, *units))
         shares = [max(1, total // blocks) for total in units]
         if joint:
             lists = [(call.slots * most, shares[0]), (call.slots * all_keys, shares[1])]
         else:  # one slot may be seen whole where the others are not
-            lists = [(all_keys if call.region else most, shares[0])]
+            lists = [(all_keys if call.neighborhood else most, shares[0])]
         parts = max(1, *(cdiv(keys - 1, share) + 1 for keys, share in lists))
         return Work(before, blocks, rounds, parts, lists_of_a_block * parts * (1 if joint else call.slots))
 

@@ -24,8 +24,8 @@ import torch
 from timecycle.data.masks import write_mask
 from timecycle.errors import run_command_line
 from timecycle.models.encoder import Encoder
-from timecycle.ops import _backends
-from timecycle.ops._backends import NATIVE_MISSING
+from timecycle.ops import backends
+from timecycle.ops.backends import NATIVE_MISSING
 
 # What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,27 +36,27 @@ def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]
     """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
 
     def run(*arguments: object) -> tuple[torch.Tensor, ...]:
-        _backends.NATIVE.switch_avx512_off(plain)
+        backends.NATIVE.switch_avx512_off(plain)
         try:
             return NATIVE_TOPK.run(*arguments, products)
         finally:
-            _backends.NATIVE.switch_avx512_off(False)
+            backends.NATIVE.switch_avx512_off(False)
 
     return run
 
 
 # The kernel chooses products by what is fastest on the chip; a test machine would run only some of its branches.
-REGISTERED = _backends._REGISTERED["topk_affinity"]
+REGISTERED = backends._REGISTERED["topk_affinity"]
 NATIVE_TOPK = next(backend for backend in REGISTERED if backend.name == "cpu")
 FORCED = [
-    _backends.Backend(name, NATIVE_MISSING, NATIVE_TOPK.why_not, forced(products, plain))
+    backends.Backend(name, NATIVE_MISSING, NATIVE_TOPK.why_not, forced(products, plain))
     for name, products, plain in (
         ("cpu, bytes", "bytes", False),
         ("cpu, plain loops", "direct", True),
         ("cpu, bytes, plain loops", "bytes", True),
     )
 ]
-_backends.register("topk_affinity", *REGISTERED, *FORCED)
+backends.register("topk_affinity", *REGISTERED, *FORCED)
 
 # Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE),
 # so only a machine without a compiler skips it.

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import attend_cases, outside_cases, parts_cases
+from tests import attention_cases, outside_cases, parts_cases
 from tests.outside_cases import TIED
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
-from timecycle.ops._backends import choose
+from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, propagate_sequence, topk_affinity
+from timecycle.ops.backends import choose
 
-SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
+SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "topk"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COPIES = [[1, 0], [3, 1], [0, 0], [2, 2]]
+MULTIPLICITY = [[1, 0], [3, 1], [0, 0], [2, 2]]
 CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
 BACKEND = "triton"  # which `run` sets
 # Videos: targets, positions, neighbours, slots, classes, and how many label maps they share, None for one each.
@@ -44,10 +44,13 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def both(query, bank, frames, select, dtype, region=None, copies=None):
+def both(query, bank, frames, select, dtype, neighborhood=None, multiplicity=None):
     """Weights and indices of the kernel, of features in `dtype`, and of the reference, of the same in float64."""
     query, bank = query.to(dtype).to(DEVICE), bank.to(dtype).to(DEVICE)
-    options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": None if multiplicity is None else torch.tensor(multiplicity, device=DEVICE),
+    }
     frames = torch.as_tensor(frames, device=DEVICE)
     ours = topk_affinity(query, bank, frames, select, backend=BACKEND, **options)
     return ours, topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
@@ -60,9 +63,9 @@ def same(ours, exact, atol=1e-6):
     torch.testing.assert_close(ours[0].double(), exact[0], atol=atol, rtol=1e-4)
 
 
-def ties_and_copies(selection, region, dtype):
+def ties_and_copies(selection, neighborhood, dtype):
     query, bank = whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)
-    same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, region, COPIES))
+    same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, neighborhood, MULTIPLICITY))
 
 
 def shape(n, m, d, t, k, selection, dtype):
@@ -76,7 +79,7 @@ def shape(n, m, d, t, k, selection, dtype):
 
 
 def any_shape(seed, selections, dtypes):
-    """Sizes, region, copies, selection and dtype drawn by the seed."""
+    """Sizes, neighborhood, multiplicity, selection and dtype drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -84,8 +87,8 @@ def any_shape(seed, selections, dtypes):
 
     height, width, slots, channels = draw(1, 12), draw(1, 12), draw(1, 3), (1, 3, 64, 70)[draw(0, 3)]
     shapes = ("circle<", "circle<=", "square<=")
-    region = Region(height, width, draw(0, 6), shapes[draw(0, 2)]) if draw(0, 2) else None
-    copies = [[draw(0, 3), draw(0, 3) if draw(0, 1) else 0] for _ in range(slots)] if draw(0, 1) else None
+    neighborhood = Neighborhood(height, width, draw(0, 6), shapes[draw(0, 2)]) if draw(0, 2) else None
+    multiplicity = [[draw(0, 3), draw(0, 3) if draw(0, 1) else 0] for _ in range(slots)] if draw(0, 1) else None
     frames = torch.randint(-1, 3, (2, slots), generator=generator)
     query, bank = (
         whole(seed, 2, height * width, channels, largest=1),
@@ -93,13 +96,15 @@ def any_shape(seed, selections, dtypes):
     )
     select = Select(draw(1, 20), 4.0, *selections[draw(0, len(selections) - 1)])
     dtype = dtypes[draw(0, len(dtypes) - 1)]
-    same(*both(query, bank, frames, select, dtype, region, copies), atol=1e-5)
+    same(*both(query, bank, frames, select, dtype, neighborhood, multiplicity), atol=1e-5)
 
 
 def nothing_to_choose_from(selection, dtype):
     query, bank = normal(1, 2, 12, 4), normal(2, 1, 12, 4)
-    for frames, copies in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
-        (weights, indices), _ = both(query, bank, frames, Select(2, 1.0, *selection), dtype, Region(3, 4, 1), copies)
+    for frames, multiplicity in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
+        (weights, indices), _ = both(
+            query, bank, frames, Select(2, 1.0, *selection), dtype, Neighborhood(3, 4, 1), multiplicity
+        )
         assert torch.equal(weights, torch.zeros_like(weights))
         assert torch.equal(indices, torch.full_like(indices, -1))
 
@@ -112,7 +117,7 @@ def flat_frames(ties, kept, dtype):
 
 
 def large_features(dtype):
-    # Logits reach the ten thousands, where float32 resolves some thousandths.
+    # Logits half_widths the ten thousands, where float32 resolves some thousandths.
     select = Select(4, 0.001, "frame", "all")
     (weights, _), (exact, _) = both(4 * normal(1, 1, 9, 64), 4 * normal(2, 2, 300, 64), [[0, 1]], select, dtype)
     assert torch.isfinite(weights).all()
@@ -141,31 +146,34 @@ def strides(dtype):
 
 def largest_k():
     query, bank = whole(1, 1, 70, 8), whole(2, 2, 150, 8)
-    same(*both(query, bank, [[0, 1]], Select(128, 4.0, "joint", "kept"), torch.float32))
-    with pytest.raises(InputError, match="at most 128 neighbours, not 129"):
+    same(*both(query, bank, [[0, 1]], Select(128, 4.0, "joint", "topk"), torch.float32))
+    with pytest.raises(InputError, match="at most 128 neighbors, not 129"):
         both(query, bank, [[0, 1]], Select(129, 4.0), torch.float32)
 
 
 def all_equal(selection, dtype):
-    """Every key that counts is equal to every other, with a region and without, also where labels are carried."""
+    """Every key that counts is equal to every other, with a neighborhood and without, also where labels are carried."""
     query, bank = torch.zeros(2, 20, 3), whole(2, 3, 20, 3)
-    for region, copies in ((None, None), (Region(4, 5, 2), COPIES)):
-        same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, region, copies))
-    carried(selection, Region(4, 5, 2), 3, dtype, (query, bank))
+    for neighborhood, multiplicity in ((None, None), (Neighborhood(4, 5, 2), MULTIPLICITY)):
+        same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, neighborhood, multiplicity))
+    carried(selection, Neighborhood(4, 5, 2), 3, dtype, (query, bank))
 
 
 def many_patches(height, width, radius, k, dtype):
     """A grid of several patches, so that all warps, and every stage of the copies, have work."""
     query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
-    region = None if radius is None else Region(height, width, radius)
-    for selection in (("frame", "all"), ("joint", "kept")):
-        same(*both(query, bank, [[0, 1, 0]], Select(k, 8.0, *selection), dtype, region))
+    neighborhood = None if radius is None else Neighborhood(height, width, radius)
+    for selection in (("frame", "all"), ("joint", "topk")):
+        same(*both(query, bank, [[0, 1, 0]], Select(k, 8.0, *selection), dtype, neighborhood))
 
 
-def gradients(selection, region, copies, dtype):
+def gradients(selection, neighborhood, multiplicity, dtype):
     select = Select(5, 4.0, *selection)
     leaves = [x.to(dtype).to(DEVICE) for x in (normal(1, 2, 99, 70), normal(2, 3, 99, 70))]
-    options = {"region": region, "copies": None if copies is None else torch.tensor(copies, device=DEVICE)}
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": None if multiplicity is None else torch.tensor(multiplicity, device=DEVICE),
+    }
     frames, found = torch.tensor(CONTEXT, device=DEVICE), []
     for backend, wide in (("triton", dtype), ("reference", torch.float64)):
         q, b = (x.detach().to(wide, copy=True).requires_grad_() for x in leaves)
@@ -197,13 +205,16 @@ def labels(length):
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
-def carried(selection, region, length, dtype, features=None):
+def carried(selection, neighborhood, length, dtype, features=None):
     """Labels in one go, some slots without a label map, as the reference has them in float64."""
     query, bank = (x.to(dtype).to(DEVICE) for x in features or (whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)))
     frames = torch.tensor(CONTEXT, device=DEVICE)
     label_frames = torch.tensor([[3, -1, 0, 2], [1, 1, -1, 0]], device=DEVICE)
     maps = normal(3, 4, bank.shape[1], length).to(DEVICE)
-    options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": torch.tensor(MULTIPLICITY, device=DEVICE) if neighborhood else None,
+    }
     found = []
     for backend, wide in ((BACKEND, dtype), ("reference", torch.float64)):
         arguments = (query.to(wide), bank.to(wide), frames, maps.to(torch.float32 if wide == dtype else wide))
@@ -288,16 +299,19 @@ def compiled_whole():
 
 def _forward_checks(selections: list, dtypes: list, shapes: list) -> dict[str, Callable[[], None]]:
     """What every forward kernel is asked, of the selections and dtypes that it has."""
-    regions = {"everywhere": [None] * 4, "region": [Region(9, 11, 3), Region(9, 11, 3, "circle<=")]}
-    regions["region"] += [Region(9, 11, 2, "square<="), Region(9, 11, 0.5)]
+    neighborhoods = {
+        "everywhere": [None] * 4,
+        "neighborhood": [Neighborhood(9, 11, 3), Neighborhood(9, 11, 3, "circle<=")],
+    }
+    neighborhoods["neighborhood"] += [Neighborhood(9, 11, 2, "square<="), Neighborhood(9, 11, 0.5)]
     found: dict[str, Callable[[], None]] = {}
     for i, selection in enumerate(selections):
-        for where, choice in regions.items():
-            name = f"ties and copies, {where}: {' '.join(selection)}"
+        for where, choice in neighborhoods.items():
+            name = f"ties and multiplicity, {where}: {' '.join(selection)}"
             found[name] = partial(ties_and_copies, selection, choice[i % 4], dtypes[i % len(dtypes)])
             name = f"carried, {where}: {' '.join(selection)}"
-            region = Region(9, 11, 3) if where == "region" else None
-            found[name] = partial(carried, selection, region, (1, 5, 150)[i % 3], dtypes[i % len(dtypes)])
+            neighborhood = Neighborhood(9, 11, 3) if where == "neighborhood" else None
+            found[name] = partial(carried, selection, neighborhood, (1, 5, 150)[i % 3], dtypes[i % len(dtypes)])
         found[f"all equal: {' '.join(selection)}"] = partial(all_equal, selection, dtypes[i % len(dtypes)])
     for i, sizes in enumerate(shapes * 2):
         selection, dtype = selections[(3 * i) % len(selections)], dtypes[(i + i // len(shapes)) % len(dtypes)]
@@ -315,14 +329,14 @@ def _triton_checks() -> dict[str, Callable[[], None]]:
     shapes = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
     found = _forward_checks(SELECTIONS, DTYPES, shapes)
     for i, selection in enumerate(s for s in SELECTIONS for _ in range(2) if s[2] == "exact"):
-        region = Region(9, 11, 3) if i % 2 else None
-        name = f"gradients, {'region' if region else 'everywhere'}: {' '.join(selection)}"
-        found[name] = partial(gradients, selection, region, COPIES if region else None, DTYPES[i % 3])
-    found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, COPIES, torch.float32)
+        neighborhood = Neighborhood(9, 11, 3) if i % 2 else None
+        name = f"gradients, {'neighborhood' if neighborhood else 'everywhere'}: {' '.join(selection)}"
+        found[name] = partial(gradients, selection, neighborhood, MULTIPLICITY if neighborhood else None, DTYPES[i % 3])
+    found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, MULTIPLICITY, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
     found |= parts_cases.checks("triton")
     found |= {"largest k": largest_k, "compiled whole": compiled_whole}
-    return found | outside_cases.checks(SELECTIONS) | attend_cases.checks()
+    return found | outside_cases.checks(SELECTIONS) | attention_cases.checks()
 
 
 def _cuda_checks() -> dict[str, Callable[[], None]]:

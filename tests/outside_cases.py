@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from timecycle.ops import Region
-from timecycle.ops._backends import choose
+from timecycle.ops import Neighborhood
+from timecycle.ops.backends import choose
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIED = 6
@@ -31,29 +31,31 @@ def inside(x: Tensor, end: int) -> Tensor:
     return x.masked_fill((x < 0) | (x >= end), -1)
 
 
-def frames_outside(selection: tuple[str, str, str], region: Region | None) -> None:
+def frames_outside(selection: tuple[str, str, str], neighborhood: Neighborhood | None) -> None:
     """Frames and label maps that are not there are none, and do not count as filled slots."""
     generator = torch.Generator().manual_seed(0)
     query, bank, maps = (whole(generator, *s) for s in ((2, 99, TIED), (3, 99, TIED), (4, 99, 5)))
-    width, reach = (region.width, region.reach()) if region else (0, [])
+    width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
     rest = (2.0, selection[0] == "joint", selection[1] == "all")
-    select = (4, *rest, selection[2] == "all", width, reach)
-    copies = torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]], device=DEVICE).expand(2, 4, 2)
+    select = (4, *rest, selection[2] == "all", width, half_widths)
+    multiplicity = torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]], device=DEVICE).expand(2, 4, 2)
     frames = torch.tensor([[0, 3, 2, 1], [2, -7, 0, 1 << 40]], device=DEVICE)
     label_frames = torch.tensor([[3, 0, 4, 2], [-2, 1, 99, 0]], device=DEVICE)
-    clean = (query, bank, inside(frames, 3), copies, *select)
+    clean = (query, bank, inside(frames, 3), multiplicity, *select)
     expected = run("topk_affinity", "reference", *clean)
-    assert not torch.equal(expected[0], run("topk_affinity", "reference", query, bank, frames % 3, copies, *select)[0])
+    assert not torch.equal(
+        expected[0], run("topk_affinity", "reference", query, bank, frames % 3, multiplicity, *select)[0]
+    )
     for backend in ("triton", "reference"):
-        found = run("topk_affinity", backend, query, bank, frames, copies, *select)
+        found = run("topk_affinity", backend, query, bank, frames, multiplicity, *select)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     weights, indices, _ = expected
     sums = run("propagate_labels", "reference", weights, indices, maps, inside(label_frames, 4))
-    carried = run("affinity_propagate", "triton", query, bank, frames, maps, label_frames, copies, *select)
+    carried = run("affinity_propagate", "triton", query, bank, frames, maps, label_frames, multiplicity, *select)
     torch.testing.assert_close(carried, sums, atol=1e-5, rtol=1e-4)
     before = (whole(generator, *weights.shape), *expected, query, bank)
     gradients = [
-        run("topk_affinity_backward", backend, *before, slots, copies, *rest, width, reach)
+        run("topk_affinity_backward", backend, *before, slots, multiplicity, *rest, width, half_widths)
         for backend, slots in (("triton", frames), ("reference", frames), ("reference", inside(frames, 3)))
     ]
     for found in gradients[:2]:
@@ -72,8 +74,8 @@ def indices_outside() -> None:
     for name, (given, clean) in {
         "propagate_labels": [(weights, slots[i], maps, labels[i]) for i in range(2)],
         "propagate_labels_backward": [(gradient, weights, slots[i], maps, labels[i]) for i in range(2)],
-        "edge_affinity": [(gradient, key, scale, lse, keys[i], 2.0) for i in range(2)],
-        "edge_affinity_backward": [(weights, gradient, key, scale, lse, keys[i], weights, 2.0) for i in range(2)],
+        "softmax_at": [(gradient, key, scale, lse, keys[i], 2.0) for i in range(2)],
+        "softmax_at_backward": [(weights, gradient, key, scale, lse, keys[i], weights, 2.0) for i in range(2)],
     }.items():
         expected = run(name, "reference", *clean)
         for backend in ("triton", "reference"):
@@ -84,6 +86,6 @@ def checks(selections: list[tuple[str, str, str]]) -> dict[str, Callable[[], Non
     """By name."""
     found: dict[str, Callable[[], None]] = {"indices outside": indices_outside}
     for i, selection in enumerate(selections):
-        where, region = ("region", Region(9, 11, 3)) if i % 2 else ("everywhere", None)
-        found[f"frames outside, {where}: {' '.join(selection)}"] = partial(frames_outside, selection, region)
+        where, neighborhood = ("neighborhood", Neighborhood(9, 11, 3)) if i % 2 else ("everywhere", None)
+        found[f"frames outside, {where}: {' '.join(selection)}"] = partial(frames_outside, selection, neighborhood)
     return found

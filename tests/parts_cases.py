@@ -10,11 +10,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from timecycle.ops import Region, Select, affinity_propagate, topk_affinity
+from timecycle.ops import Neighborhood, Select, affinity_propagate, topk_affinity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMITS = "timecycle.kernels.limits"
-COPIES = [[1, 0], [3, 1]]
+MULTIPLICITY = [[1, 0], [3, 1]]
 FRAMES = [[0, 1], [2, -1], [1, 1], [-1, -1], [0, 2]]
 
 
@@ -47,10 +47,14 @@ def made(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def in_parts(selection: tuple[str, str, str], region: Region | None, backend: str) -> None:
+def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None, backend: str) -> None:
     """All at once, in as many parts as half of the memory asks for, and in as many as a short grid does."""
     frames, select = torch.tensor(FRAMES, device=DEVICE), Select(3, 0.5, *selection)
-    options = {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None, "backend": backend}
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": torch.tensor(MULTIPLICITY, device=DEVICE) if neighborhood else None,
+        "backend": backend,
+    }
     labels, gradient = made(3, 3, 24, 5, dtype=torch.float32), made(4, 5, 24, 5, dtype=torch.float32)
 
     def run() -> list[tuple[list[Tensor], Workspace]]:
@@ -82,9 +86,13 @@ def in_parts(selection: tuple[str, str, str], region: Region | None, backend: st
 
 def checks(backend: str) -> dict[str, Callable[[], None]]:
     """What `backend` is asked, under the names of its tests."""
-    region = Region(4, 6, 2)
-    asked = [(("frame", "all", "exact"), None), (("joint", "all", "exact"), None), (("joint", "kept", "exact"), region)]
+    neighborhood = Neighborhood(4, 6, 2)
+    asked = [
+        (("frame", "all", "exact"), None),
+        (("joint", "all", "exact"), None),
+        (("joint", "topk", "exact"), neighborhood),
+    ]
     if backend == "triton":
-        asked.append((("joint", "all", "all"), region))
-    names = [f"in parts, {' '.join(selection)}{', region' * (where is not None)}" for selection, where in asked]
+        asked.append((("joint", "all", "all"), neighborhood))
+    names = [f"in parts, {' '.join(selection)}{', neighborhood' * (where is not None)}" for selection, where in asked]
     return {name: partial(in_parts, *what, backend) for name, what in zip(names, asked, strict=True)}

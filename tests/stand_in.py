@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from timecycle.ops import _backends
+from timecycle.ops import backends
 
 CHIP = torch.device("cuda", 0)
 # Operators whose result, or the size of whose result, the CPU waits for; those that give it a plain number first.
@@ -140,18 +140,18 @@ def stand_in() -> Iterator[StandIn]:
     """A GPU for the block: operators run the backends for GPUs, as far as the CPU has a part in them."""
     import triton  # not by users of a CPU
 
-    def here(backend: _backends.Backend) -> _backends.Backend:
+    def here(backend: backends.Backend) -> backends.Backend:
         there = backend.name in ("cuda", "triton")
         return replace(backend, missing=None, unless_asked=lambda *_: None) if there else backend
 
-    registered = {name: tuple(map(here, found)) for name, found in _backends._REGISTERED.items()}
+    registered = {name: tuple(map(here, found)) for name, found in backends._REGISTERED.items()}
     module = mock.Mock(LARGEST_K=20, lists_of_a_block=lambda hopper: 1)
     on, gpu = Launch(module, 0, 0, True), StandIn()
     topk_affinity = importlib.import_module("timecycle.ops.topk_affinity")
     with (
         # Without PyTorch in between, which would show a mode operators that hide others that read.
         mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
-        mock.patch.dict(_backends._REGISTERED, registered),
+        mock.patch.dict(backends._REGISTERED, registered),
         mock.patch.object(triton.runtime.JITFunction, "run"),
         mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),
         mock.patch("timecycle.kernels.tiles.programs_at_once", return_value=264),

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.conftest import BACKENDS
 from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -24,13 +24,13 @@ def case(dtype: torch.dtype, n: int = 63) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-@pytest.mark.parametrize("region", [None, Region(7, 9, 2.5)], ids=["everywhere", "region"])
-def test_equals_the_two_operators(backend, dtype, scope, normalise, ties, region):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+@pytest.mark.parametrize("neighborhood", [None, Neighborhood(7, 9, 2.5)], ids=["everywhere", "neighborhood"])
+def test_equals_the_two_operators(backend, dtype, scope, softmax_over, ties, neighborhood):
     query, bank, frames, labels, label_frames = case(dtype)
-    select = Select(4, 0.5, scope, normalise, ties)
-    for copies in (None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])):
-        options = {"region": region, "copies": copies, "backend": backend}
+    select = Select(4, 0.5, scope, softmax_over, ties)
+    for multiplicity in (None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])):
+        options = {"neighborhood": neighborhood, "multiplicity": multiplicity, "backend": backend}
         out = affinity_propagate(query, bank, frames, labels, label_frames, select, **options)
         weights, indices = topk_affinity(query, bank, frames, select, **options)
         expected = propagate_labels(weights, indices, labels, label_frames)
@@ -54,24 +54,24 @@ def test_queries_without_a_key_get_no_labels(backend):
     assert torch.equal(out, torch.zeros_like(out))
 
 
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_gradients_are_those_of_finite_differences(scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_gradients_are_those_of_finite_differences(scope, softmax_over, ties):
     torch.use_deterministic_algorithms(False)  # poisoning turns gradcheck's own scratch memory into NaN
     query, bank, frames, labels, label_frames = case(torch.float64, n=12)
     leaves = [x.double().requires_grad_() for x in (query, bank, labels)]
-    select, region = Select(3, 0.8, scope, normalise, ties), Region(3, 4, 2)
+    select, neighborhood = Select(3, 0.8, scope, softmax_over, ties), Neighborhood(3, 4, 2)
 
     def propagated(query: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
-        return affinity_propagate(query, bank, frames, labels, label_frames, select, region=region)
+        return affinity_propagate(query, bank, frames, labels, label_frames, select, neighborhood=neighborhood)
 
     assert torch.autograd.gradcheck(propagated, leaves, fast_mode=True, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_gradients_equal_those_of_the_two_operators(dtype, scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_gradients_equal_those_of_the_two_operators(dtype, scope, softmax_over, ties):
     query, bank, frames, labels, label_frames = case(dtype)
-    select, gradients = Select(4, 0.5, scope, normalise, ties), []
+    select, gradients = Select(4, 0.5, scope, softmax_over, ties), []
     for fused in (True, False):
         leaves = [x.clone().requires_grad_() for x in (query, bank, labels)]
         if fused:
@@ -87,11 +87,27 @@ def test_gradients_equal_those_of_the_two_operators(dtype, scope, normalise, tie
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_is_a_well_behaved_operator(dtype):
     query, bank, frames, labels, label_frames = case(dtype)
-    labels, copies = labels.to(dtype), torch.ones(2, 4, 2, dtype=torch.int64)
+    labels, multiplicity = labels.to(dtype), torch.ones(2, 4, 2, dtype=torch.int64)
     for leaf in (query, bank, labels):
         leaf.requires_grad_()
-    for joint, every, ties in itertools.product((False, True), repeat=3):
-        arguments = (query, bank, frames, labels, label_frames, copies, 3, 0.5, joint, every, ties, 0, [], "", True)
+    for joint, softmax_over_all, ties in itertools.product((False, True), repeat=3):
+        arguments = (
+            query,
+            bank,
+            frames,
+            labels,
+            label_frames,
+            multiplicity,
+            3,
+            0.5,
+            joint,
+            softmax_over_all,
+            ties,
+            0,
+            [],
+            "",
+            True,
+        )
         torch.library.opcheck(torch.ops.timecycle.affinity_propagate.default, arguments)
 
 

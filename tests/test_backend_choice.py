@@ -9,8 +9,7 @@ import torch
 
 from benchmarks import gpu_speeds
 from timecycle.errors import InputError
-from timecycle.ops import Select, speeds, topk_affinity
-from timecycle.ops import _backends as backends
+from timecycle.ops import Select, backends, speeds, topk_affinity
 from timecycle.ops.topk_affinity import slower_than_triton, why_not_cuda_here
 
 HALF = torch.zeros(1, 4, 8, dtype=torch.bfloat16)
@@ -19,16 +18,16 @@ CALL = {
     "query": HALF,
     "bank": HALF,
     "frames": FRAMES,
-    "copies": torch.ones(1, 2, 2, dtype=torch.int64),
+    "multiplicity": torch.ones(1, 2, 2, dtype=torch.int64),
     "k": 5,
     "temperature": 1.0,
     "joint": False,
     "every": True,
     "ties": False,
     "width": 0,
-    "reach": [],
+    "half_widths": [],
 }
-WORK = {"chip": "9.0", "joint": False, "region": False, "k": 5, "work": "w", "us": {"cuda": 1.0, "triton": 2.0}}
+WORK = {"chip": "9.0", "joint": False, "neighborhood": False, "k": 5, "work": "w", "us": {"cuda": 1.0, "triton": 2.0}}
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def a_gpu(monkeypatch):
         ({"query": HALF.float()}, "it multiplies bfloat16 and float16, not float32"),
         ({"ties": True}, 'its lists are of one length, and ties="all" keeps as many as there are'),
         ({"k": 20}, None),
-        ({"k": 21}, "it keeps at most 20 neighbours, not 21"),
+        ({"k": 21}, "it keeps at most 20 neighbors, not 21"),
         ({"bank": HALF[:0]}, "the bank is empty"),
     ],
 )
@@ -77,7 +76,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
         ([WORK | {"us": {"cuda": 2.0, "triton": 1.0}}], {}, "similar work takes 2 us, and 1 us with triton"),
         ([WORK | {"us": {"cuda": 1.0}}], {}, "it was not measured against triton on compute capability 9.0 yet"),
         ([WORK | {"chip": "8.0"}], {}, "it was not measured against triton on compute capability 9.0 yet"),
-        ([WORK], {"width": 2, "reach": [1]}, "it was not measured against triton on compute capability 9.0 yet"),
+        ([WORK], {"width": 2, "half_widths": [1]}, "it was not measured against triton on compute capability 9.0 yet"),
         # The nearest k, on a scale of ratios, of the same scope if there is any.
         ([WORK, WORK | {"k": 20, "us": {"cuda": 9.0, "triton": 8.0}}], {"k": 9}, None),
         (
@@ -110,7 +109,7 @@ def test_who_should_not_run_unasked_runs_by_name(monkeypatch):
 
 def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
     def results(name, date, us, **change):
-        case = {"backward": False, "joint": True, "region": False, "k": 10, "work": "w"} | change
+        case = {"backward": False, "joint": True, "neighborhood": False, "k": 10, "work": "w"} | change
         cases = [case | {"backend": backend, "us": value} for backend, value in us.items()]
         cases.append(case | {"backend": "triton", "work": "only Triton's", "us": 1.0})
         cases.append({"name": "failed", "error": "no"})
@@ -126,7 +125,7 @@ def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gpu_speeds", str(later), str(earlier), str(gradient)])
     gpu_speeds.main()
     assert json.loads((tmp_path / "speeds.json").read_text()) == [
-        {"chip": "9.0", "joint": True, "region": False, "k": 10, "work": "w", "us": {"cuda": 3.0, "triton": 4.0}}
+        {"chip": "9.0", "joint": True, "neighborhood": False, "k": 10, "work": "w", "us": {"cuda": 3.0, "triton": 4.0}}
     ]
     assert "1 pieces of work" in capsys.readouterr().out
     monkeypatch.setattr(speeds.resources, "files", lambda package: tmp_path)
@@ -136,4 +135,4 @@ def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
 
 
 def test_the_committed_table_is_readable():
-    assert all({"chip", "joint", "region", "k", "us"} <= record.keys() for record in speeds.records())
+    assert all({"chip", "joint", "neighborhood", "k", "us"} <= record.keys() for record in speeds.records())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import emulator, kernel_cases
-from timecycle.ops._backends import interpreter_missing
+from timecycle.ops.backends import interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
 

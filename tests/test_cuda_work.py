@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import emulator
-from timecycle.ops import Region
+from timecycle.ops import Neighborhood
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
 from tests import work_cases
@@ -24,12 +24,12 @@ def library() -> ctypes.CDLL:
 
 
 @pytest.mark.parametrize("multiprocessors", [132, 108, 114, 78])
-@pytest.mark.parametrize(("grid", "slots", "region"), PUBLISHED)
+@pytest.mark.parametrize(("grid", "slots", "neighborhood"), PUBLISHED)
 @pytest.mark.parametrize("targets", [1, 16])
-def test_blocks_differ_by_one_patch_at_most(library, grid, slots, region, targets, multiprocessors):
+def test_blocks_differ_by_one_patch_at_most(library, grid, slots, neighborhood, targets, multiprocessors):
     frames = torch.arange(slots).expand(targets, slots).contiguous()
-    copies = torch.tensor([1, 0 if region else 1]).expand(targets, slots, 2)
-    call = call_of(frames, copies, grid, region, joint := region is not None)
+    multiplicity = torch.tensor([1, 0 if neighborhood else 1]).expand(targets, slots, 2)
+    call = call_of(frames, multiplicity, grid, neighborhood, joint := neighborhood is not None)
     found, work = pieces(library, call, joint, multiprocessors)
     assert work.blocks == multiprocessors
     shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=multiprocessors)
@@ -40,11 +40,11 @@ def test_blocks_differ_by_one_patch_at_most(library, grid, slots, region, target
 def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
     random = np.random.default_rng(seed)
     grid = (int(random.integers(1, 40)), int(random.integers(1, 70)))
-    region = Region(*grid, int(random.integers(1, 9))) if random.integers(2) else None
+    neighborhood = Neighborhood(*grid, int(random.integers(1, 9))) if random.integers(2) else None
     targets, slots, joint = int(random.integers(1, 5)), int(random.integers(1, 6)), bool(random.integers(2))
     frames = torch.from_numpy(random.integers(-1, 34, (targets, slots)))  # of which 32 and 33 are outside the bank
-    copies = torch.from_numpy(random.integers(0, 3, (targets, slots, 2)))
-    call = call_of(frames, copies, grid, region, joint)
+    multiplicity = torch.from_numpy(random.integers(0, 3, (targets, slots, 2)))
+    call = call_of(frames, multiplicity, grid, neighborhood, joint)
     each = seed % 2 + 1  # lists of a block
     found, work = pieces(library, call, joint, int(random.integers(1, 160)), each)
     taken: dict[tuple[int, ...], int] = {}
@@ -57,6 +57,6 @@ def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
         assert lists.setdefault((target, queries, number), (block, group)) == (block, group)
     before, whole = work.before.tolist(), call.patches(128, keys=True)
     for b, p, t in itertools.product(range(targets), range(len(before) - 1), range(slots)):
-        inside, outside = copies[b, t].tolist()
-        seen = whole if region and outside else (before[p + 1] - before[p]) * (inside > 0)
+        inside, outside = multiplicity[b, t].tolist()
+        seen = whole if neighborhood and outside else (before[p + 1] - before[p]) * (inside > 0)
         assert taken.get((b, p, t), 0) == seen * (0 <= frames[b, t] < 32)

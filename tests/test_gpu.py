@@ -14,22 +14,22 @@ from torch import Tensor
 
 from benchmarks.gpu_timing import DTYPES, multiplied_as
 from benchmarks.gpu_training import TOLERANCE
-from tests.kernel_cases import CONTEXT, COPIES, DEVICE, SELECTIONS, normal, whole
+from tests.kernel_cases import CONTEXT, DEVICE, MULTIPLICITY, SELECTIONS, normal, whole
 from timecycle.ops import (
     EdgeDropout,
-    Region,
+    Neighborhood,
     Select,
     affinity_propagate,
-    attend,
-    edge_affinity,
+    attention,
     propagate_labels,
+    softmax_at,
     topk_affinity,
 )
-from timecycle.ops._backends import CUDA_MISSING
+from timecycle.ops.backends import CUDA_MISSING
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate
 
-REGIONS = [None, Region(9, 11, 3)]
+NEIGHBORHOODS = [None, Neighborhood(9, 11, 3)]
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
 
 
@@ -43,23 +43,26 @@ def precision(request) -> Iterator[str]:
     torch.use_deterministic_algorithms(False)
 
 
-def options(region: Region | None) -> dict[str, object]:
-    return {"region": region, "copies": torch.tensor(COPIES, device=DEVICE) if region else None}
+def options(neighborhood: Neighborhood | None) -> dict[str, object]:
+    return {
+        "neighborhood": neighborhood,
+        "multiplicity": torch.tensor(MULTIPLICITY, device=DEVICE) if neighborhood else None,
+    }
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
-@pytest.mark.parametrize("region", REGIONS, ids=["everywhere", "region and copies"])
-def test_ties_copies_and_empty_slots_are_as_in_float64(precision, selection, region):
+@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=["everywhere", "neighborhood and multiplicity"])
+def test_ties_multiplicity_and_empty_slots_are_as_in_float64(precision, selection, neighborhood):
     select, frames = Select(4, 2.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (whole(1, 2, 99, 3), whole(2, 3, 99, 3)))
     labels = normal(3, 3, 99, 5).to(DEVICE)
-    exact = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options(region))
-    weights, indices = topk_affinity(query, bank, frames, select, **options(region))
+    exact = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options(neighborhood))
+    weights, indices = topk_affinity(query, bank, frames, select, **options(neighborhood))
     assert torch.equal(indices, exact[1])
     torch.testing.assert_close(weights.double(), exact[0], atol=1e-6, rtol=1e-4)
     expected = propagate_labels(*exact, labels, frames)
     separate = propagate_labels(weights, indices, labels.float(), frames)
-    fused = affinity_propagate(query, bank, frames, labels.float(), frames, select, **options(region))
+    fused = affinity_propagate(query, bank, frames, labels.float(), frames, select, **options(neighborhood))
     for ours in (separate, fused):
         torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
 
@@ -89,15 +92,17 @@ def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selectio
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
-@pytest.mark.parametrize("region", REGIONS, ids=["everywhere", "region and copies"])
-def test_gradients_are_as_in_float64(precision, selection, region):
+@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=["everywhere", "neighborhood and multiplicity"])
+def test_gradients_are_as_in_float64(precision, selection, neighborhood):
     select, frames = Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     inputs = (whole(1, 2, 99, 70, largest=1), whole(2, 3, 99, 70, largest=1), normal(3, 3, 99, 5))
     inputs = tuple(x.to(DTYPES[precision]) for x in inputs)
     gradient, found = normal(4, 2, 99, 5).to(DEVICE), []
     for dtype, backend in ((DTYPES[precision], None), (torch.float64, "reference")):
         leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
-        out = affinity_propagate(*leaves[:2], frames, leaves[2], frames, select, backend=backend, **options(region))
+        out = affinity_propagate(
+            *leaves[:2], frames, leaves[2], frames, select, backend=backend, **options(neighborhood)
+        )
         found.append(torch.autograd.grad(out, leaves, gradient.to(out)))
     tolerance = 1e-5 if precision == "float32" else 2e-2
     for ours, exact in zip(*found, strict=True):
@@ -106,7 +111,7 @@ def test_gradients_are_as_in_float64(precision, selection, region):
 
 @pytest.mark.parametrize("batched", [False, True], ids=["a convolution", "a chain"])
 def test_what_training_runs_is_as_in_float64(precision, batched):
-    """Outputs of attend, entries of its softmax, and the gradients of both together."""
+    """Outputs of attention, entries of its softmax, and the gradients of both together."""
     n, m, d, c = (131, 131, 128, 131) if batched else (100, 257, 70, 128)
     shifts = [0] if batched else [10 * dy + dx for dy in range(4) for dx in range(4)]
     options = {"shifts": shifts, "dropped": EdgeDropout(0.2, 3) if batched else None}
@@ -119,8 +124,8 @@ def test_what_training_runs_is_as_in_float64(precision, batched):
         leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
         leaves.append(scale.to(DEVICE, wide, copy=True).requires_grad_())
         same = {"temperature": d**0.5, "scale": leaves[3], "backend": backend}
-        out, lse = attend(*leaves[:3], **same, **options)
-        edges = edge_affinity(*leaves[:2], lse, indices, **same)
+        out, lse = attention(*leaves[:3], **same, **options)
+        edges = softmax_at(*leaves[:2], lse, indices, **same)
         gradients = [normal(6 + i, *x.shape).to(x) for i, x in enumerate((out, edges))]
         found.append((out, lse, edges, *torch.autograd.grad((out, edges), leaves, gradients)))
     for ours, exact in zip(*found, strict=True):
@@ -167,15 +172,15 @@ def test_operators_are_well_behaved():
     query, bank, labels = (
         x.float().to(DEVICE) for x in (normal(1, 2, 20, 4), normal(2, 3, 20, 4), normal(3, 3, 20, 5))
     )
-    frames, copies = (
+    frames, multiplicity = (
         torch.tensor([[0, 1], [1, -1]], device=DEVICE),
         torch.ones(2, 2, 2, dtype=torch.int64, device=DEVICE),
     )
     for leaf in (query, bank, labels):
         leaf.requires_grad_()
     operators = torch.ops.timecycle
-    for joint, every in itertools.product((False, True), repeat=2):
-        select = (copies, 3, 0.5, joint, every, False, 0, [], "", True)
+    for joint, softmax_over_all in itertools.product((False, True), repeat=2):
+        select = (multiplicity, 3, 0.5, joint, softmax_over_all, False, 0, [], "", True)
         torch.library.opcheck(operators.topk_affinity.default, (query, bank, frames, *select))
         fused_arguments = (query, bank, frames, labels, frames, *select)
         torch.library.opcheck(operators.affinity_propagate.default, fused_arguments)

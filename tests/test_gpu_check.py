@@ -283,7 +283,7 @@ def test_the_table_is_short_and_complete():
 @pytest.mark.parametrize("scope", ["frame", "joint"])
 @pytest.mark.parametrize(("radius", "backward"), [(None, False), (2, False), (None, True)])
 def test_a_case_is_checked_and_timed(scope, radius, backward):
-    select = Select(3, 0.5, scope, "all" if scope == "frame" else "kept")
+    select = Select(3, 0.5, scope, "all" if scope == "frame" else "topk")
     others = ("forward",) if backward else TINY.rivals
     case = Case("tiny", "float32", select, 2, 12, 6, 2, 16, radius, others, backward)
     found = gpu_cases.run_case(case, CPU, {"float32": 1.0})
@@ -343,8 +343,10 @@ def test_attend_is_checked_and_timed_and_wrong_output_is_not(case, monkeypatch):
         torch.testing.assert_close(
             functional.pad(out, (0, 0, 0, 3)).unflatten(1, (5, 8))[:, :, :5].permute(0, 3, 1, 2), plain
         )
-    right = gpu_training.attend
-    monkeypatch.setattr(gpu_training, "attend", lambda *x, backend, **y: _off(right(*x, backend=backend, **y), backend))
+    right = gpu_training.attention
+    monkeypatch.setattr(
+        gpu_training, "attention", lambda *x, backend, **y: _off(right(*x, backend=backend, **y), backend)
+    )
     with pytest.raises(AssertionError):
         list(gpu_training.run_attention(case, CPU))
 
@@ -373,7 +375,7 @@ def test_training_that_fails_is_an_error_and_the_others_run(monkeypatch):
 def test_pairs_are_those_inside_the_region():
     for height, width, radius in ((5, 6, 2), (12, 7, 3), (4, 9, 30)):
         case = Case("tiny", "float32", TINY.select, 1, height, width, 3, 4, radius)
-        assert case.pairs == 3 * int(inside(width, case.region.reach(), height * width, CPU).sum())
+        assert case.pairs == 3 * int(inside(width, case.neighborhood.half_widths(), height * width, CPU).sum())
     assert TINY.operations == 2 * 2 * 30 * 30 * 16
 
 

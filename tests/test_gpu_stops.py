@@ -15,22 +15,22 @@ from tests.kernel_cases import normal, video
 from timecycle.errors import InputError
 from timecycle.ops import (
     EdgeDropout,
-    Region,
+    Neighborhood,
     Select,
     affinity_propagate,
-    attend,
-    edge_affinity,
+    attention,
     propagate_labels,
     propagate_sequence,
+    softmax_at,
     topk_affinity,
 )
-from timecycle.ops._backends import CUDA_MISSING
+from timecycle.ops.backends import CUDA_MISSING
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-REGION = Region(9, 11, 3)
+NEIGHBORHOOD = Neighborhood(9, 11, 3)
 SELECT = Select(4, 2.0, "frame", "all")
 Case = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[Tensor]]
 
@@ -46,16 +46,16 @@ def features(seed: int) -> list[Tensor]:
     return on_gpu(query.bfloat16(), bank.bfloat16(), frames, labels.float())
 
 
-def kept(backend: str, region: Region | None) -> Callable[[int], Case]:
+def kept(backend: str, neighborhood: Neighborhood | None) -> Callable[[int], Case]:
     def run(query: Tensor, bank: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        return topk_affinity(query, bank, frames, SELECT, region=region, backend=backend, check=False)
+        return topk_affinity(query, bank, frames, SELECT, neighborhood=neighborhood, backend=backend, check=False)
 
     return lambda seed: (run, features(seed)[:3])
 
 
-def carried(backend: str, region: Region | None) -> Callable[[int], Case]:
+def carried(backend: str, neighborhood: Neighborhood | None) -> Callable[[int], Case]:
     def run(query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
-        options = {"region": region, "backend": backend, "check": False}
+        options = {"neighborhood": neighborhood, "backend": backend, "check": False}
         return affinity_propagate(query, bank, frames, labels, frames, SELECT, **options)
 
     return lambda seed: (run, features(seed))
@@ -80,7 +80,7 @@ def through_a_video(seed: int) -> Case:
 
 def edges(seed: int) -> Case:
     def run(query: Tensor, key: Tensor, lse: Tensor, indices: Tensor) -> Tensor:
-        return edge_affinity(query, key, lse, indices, temperature=8.0, backend="triton", check=False)
+        return softmax_at(query, key, lse, indices, temperature=8.0, backend="triton", check=False)
 
     query, bank, *_ = features(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -91,18 +91,18 @@ def edges(seed: int) -> Case:
 def attended(seed: int) -> Case:
     def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         options = {"shifts": (0, 3, 11), "dropped": EdgeDropout(0.1, 1), "backend": "triton"}
-        return attend(query, key, value, temperature=8.0, **options)
+        return attention(query, key, value, temperature=8.0, **options)
 
     query, bank, *_ = features(seed)
     return run, [query, bank[:2], *on_gpu(normal(seed + 3, 3, 99, 32).bfloat16())]
 
 
-CASES: dict[str, Callable[[int], Case]] = {"labels": summed, "edges": edges, "attend": attended}
+CASES: dict[str, Callable[[int], Case]] = {"labels": summed, "edges": edges, "attention": attended}
 for backend in ("triton", *["cuda"] * (CUDA_MISSING is None)):
-    for region in (None, REGION):
-        where = f"{backend}, {'everywhere' if region is None else 'region'}"
-        CASES[f"neighbours by {where}"] = kept(backend, region)
-        CASES[f"carried by {where}"] = carried(backend, region)
+    for neighborhood in (None, NEIGHBORHOOD):
+        where = f"{backend}, {'everywhere' if neighborhood is None else 'neighborhood'}"
+        CASES[f"neighbours by {where}"] = kept(backend, neighborhood)
+        CASES[f"carried by {where}"] = carried(backend, neighborhood)
 if CUDA_MISSING is None:
     CASES["a video"] = through_a_video
 
@@ -209,12 +209,12 @@ def test_a_frame_that_is_not_finite_is_refused_when_the_stream_is_checked():
 
 
 @pytest.mark.parametrize("backend", ["triton", *["cuda"] * (CUDA_MISSING is None)])
-@pytest.mark.parametrize("region", [None, REGION], ids=["everywhere", "region"])
-def test_a_frame_outside_the_bank_is_an_empty_slot(backend, region):
+@pytest.mark.parametrize("neighborhood", [None, NEIGHBORHOOD], ids=["everywhere", "neighborhood"])
+def test_a_frame_outside_the_bank_is_an_empty_slot(backend, neighborhood):
     query, bank, _, labels = features(1)
     beyond = torch.tensor([[0, 3, 2], [-5, 1 << 40, 1]], device="cuda")
     empty = torch.tensor([[0, -1, 2], [-1, -1, 1]], device="cuda")
-    options = {"region": region, "backend": backend}
+    options = {"neighborhood": neighborhood, "backend": backend}
     ours = topk_affinity(query, bank, beyond, SELECT, check=False, **options)
     assert all(map(torch.equal, ours, topk_affinity(query, bank, empty, SELECT, **options)))
     ours = affinity_propagate(query, bank, beyond, labels, beyond, SELECT, check=False, **options)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from tests.kernel_cases import normal, video, whole
 from timecycle.ops import (
-    Region,
+    Neighborhood,
     Select,
     affinity_propagate,
-    attend,
-    edge_affinity,
+    attention,
     propagate_labels,
     propagate_sequence,
+    softmax_at,
     topk_affinity,
 )
-from timecycle.ops._backends import CUDA_MISSING
+from timecycle.ops.backends import CUDA_MISSING
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CYCLES = 2_000_000_000  # of a GPU's clock: about a second, far more than an operator takes here
@@ -33,14 +33,14 @@ def features(dtype: torch.dtype) -> Inputs:
 
 
 def selected(backend: str, *, joint: bool = False, ties: bool = False) -> Callable[..., Inputs]:
-    """topk_affinity and affinity_propagate, everywhere and in a region."""
+    """topk_affinity and affinity_propagate, everywhere and in a neighborhood."""
     select = Select(5, 8.0, "joint" if joint else "frame", "all", "all" if ties else "exact")
 
     def run(query: Tensor, bank: Tensor, frames: Tensor) -> Inputs:
         labels = bank[:, :, :3].float()
         found: list[Tensor] = []
-        for region in (None, Region(15, 20, 4)):
-            options = {"region": region, "backend": backend}
+        for neighborhood in (None, Neighborhood(15, 20, 4)):
+            options = {"neighborhood": neighborhood, "backend": backend}
             found += topk_affinity(query, bank, frames, select, **options)
             found.append(affinity_propagate(query, bank, frames, labels, frames, select, **options))
         return tuple(found)
@@ -67,8 +67,8 @@ def sequence(backend: str) -> Callable[..., Inputs]:
 
 def attended(query: Tensor, key: Tensor, value: Tensor, indices: Tensor) -> Inputs:
     leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-    out, lse = attend(*leaves, temperature=8.0, shifts=[0, 1, 10], backend="triton")
-    edges = edge_affinity(*leaves[:2], lse, indices, temperature=8.0, backend="triton")
+    out, lse = attention(*leaves, temperature=8.0, shifts=[0, 1, 10], backend="triton")
+    edges = softmax_at(*leaves[:2], lse, indices, temperature=8.0, backend="triton")
     found = torch.autograd.grad(out.square().sum() + edges.square().sum(), leaves)
     return out.detach(), lse.detach(), edges.detach(), *found
 
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[Callable[..., Inputs], Inputs]] = {
     "triton, ties": (selected("triton", ties=True), features(half)),
     "triton, gradients": (gradients, features(half)),
     "labels": (labels, video(5, 3, 300, 5, 3, 4)),
-    "attend": (
+    "attention": (
         attended,
         (*(normal(i, 3, n, 64).to(half) for i, n in ((1, 100), (2, 257))), normal(3, 3, 3, 257, 32).to(half), places()),
     ),

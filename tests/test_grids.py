@@ -16,10 +16,10 @@ from timecycle.kernels.limits import evenly
 
 from timecycle.kernels import (
     affinity_propagate,
-    attend,
+    attention,
     contract,
-    edge_affinity,
     propagate_labels,
+    softmax_at,
     tiles,
     topk_affinity,
     topk_affinity_backward,
@@ -35,7 +35,7 @@ KERNELS = {
     affinity_propagate: ["carry"],
     propagate_labels: ["gather", "products", "scatter"],
     contract: ["contract"],
-    attend: ["normalise", "normalise_backward"],
+    attention: ["softmax_over", "normalise_backward"],
 }
 
 
@@ -69,7 +69,7 @@ def programs(request, monkeypatch) -> dict[str, int]:
 
 
 def context(targets: int, frames: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
-    """Query, bank, frames and copies of as many targets of one query, one slot and one channel."""
+    """Query, bank, frames and multiplicity of as many targets of one query, one slot and one channel."""
     query, bank = torch.zeros(targets, 1, 1, dtype=dtype), torch.zeros(frames, 1, 1, dtype=dtype)
     return query, bank, torch.zeros(targets, 1, dtype=torch.int64), torch.ones(targets, 1, 2, dtype=torch.int64)
 
@@ -103,9 +103,9 @@ def test_what_the_cuda_module_finds(programs):
 
 
 def test_gradient_of_topk_affinity(programs):
-    query, bank, frames, copies = context(MANY, MANY)
+    query, bank, frames, multiplicity = context(MANY, MANY)
     weights, indices = torch.ones(MANY, 1, 1), torch.zeros(MANY, 1, 1, dtype=torch.int64)
-    arguments = (weights, weights, indices, weights, query, bank, frames, copies, 1.0, False, True, 0, [])
+    arguments = (weights, weights, indices, weights, query, bank, frames, multiplicity, 1.0, False, True, 0, [])
     topk_affinity_backward.topk_affinity_backward(*arguments)
     assert programs["to_queries"] == programs["to_keys"] == MANY
 
@@ -117,19 +117,19 @@ def test_labels_and_edges(programs):
     propagate_labels.propagate_labels(weights, indices, LABELS, frames)
     assert programs == {"gather": -(-MANY // rows)}
     ones = torch.ones(MANY, 1, 1)
-    edge_affinity.edge_affinity(ones, ones, ones[:, :, 0], ones[:, :, 0], indices, 1.0)
-    edge_affinity.edge_affinity_backward(weights, ones, ones, ones[:, :, 0], ones[:, :, 0], indices, ones, 1.0)
+    softmax_at.softmax_at(ones, ones, ones[:, :, 0], ones[:, :, 0], indices, 1.0)
+    softmax_at.softmax_at_backward(weights, ones, ones, ones[:, :, 0], ones[:, :, 0], indices, ones, 1.0)
     assert programs["scatter"] == 2 * MANY
 
 
 @pytest.mark.parametrize(("samples", "shifts"), [(4096, 16), (MANY, 1)], ids=["values of each sample", "many samples"])
-def test_attend(programs, samples, shifts):
+def test_attention(programs, samples, shifts):
     query, key = torch.zeros(samples, shifts, 1), torch.zeros(samples, 1, 1)
     value, scale = torch.zeros(samples, shifts, 1, 1), torch.ones(samples, 1)
     rest = (1.0, list(range(shifts)), 0, 0)
-    out, lse = attend.attend(query, key, value, scale, *rest)
-    attend.attend_backward(out, lse, query, key, value, scale, out, lse, *rest)
-    assert programs["normalise"] == programs["normalise_backward"] == samples * -(-shifts // attend.ROWS)
+    out, lse = attention.attention(query, key, value, scale, *rest)
+    attention.attention_backward(out, lse, query, key, value, scale, out, lse, *rest)
+    assert programs["softmax_over"] == programs["normalise_backward"] == samples * -(-shifts // attention.ROWS)
     # Logits forward and backward, out, and the gradients of softmax, queries and keys; and one a shift of the values'.
     assert programs["contract"] == (6 + shifts) * samples
 

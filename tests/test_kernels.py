@@ -15,8 +15,8 @@ import torch
 from tests import kernel_cases
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
-from timecycle.ops import Region, Select, topk_affinity
-from timecycle.ops._backends import TRITON_MISSING, interpreter_missing
+from timecycle.ops import Neighborhood, Select, topk_affinity
+from timecycle.ops.backends import TRITON_MISSING, interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from timecycle.kernels.call import Reach
@@ -62,16 +62,16 @@ def test_float32_is_multiplied_as_pytorch_is_set_up_to():
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def test_a_region_is_three_numbers_or_refused():
+def test_a_neighborhood_is_three_numbers_or_refused():
     for height, width, radius in itertools.product((1, 2, 7, 20), (1, 3, 20), (0, 0.5, 2, 3.7, 12, 30)):
         for shape in ("circle<", "circle<=", "square<="):
-            reach = Region(height, width, radius, shape).reach()
-            rows, columns, limit = Reach.of(reach)
+            half_widths = Neighborhood(height, width, radius, shape).half_widths()
+            rows, columns, limit = Reach.of(half_widths)
             near = [
                 [dx <= columns and dy < rows and dy * dy + dx * dx <= limit for dx in range(width)]
                 for dy in range(height)
             ]
-            assert [sum(row) - 1 for row in near if any(row)] == reach
+            assert [sum(row) - 1 for row in near if any(row)] == half_widths
     with pytest.raises(ValueError, match="expected that of a disc or a square"):
         Reach.of([3, 3, 0])
 

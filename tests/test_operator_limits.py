@@ -11,23 +11,23 @@ from torch import Tensor
 from tests.conftest import BACKENDS, NATIVE_NEEDED
 from timecycle.errors import InputError
 from timecycle.ops import (
-    Region,
+    Neighborhood,
     Select,
     affinity_propagate,
-    attend,
+    attention,
     checks,
-    edge_affinity,
     propagate_labels,
     propagate_sequence,
+    softmax_at,
     topk_affinity,
 )
-from timecycle.ops._backends import NATIVE
-from timecycle.ops.checks import MOST_COPIES
+from timecycle.ops.backends import NATIVE
+from timecycle.ops.checks import LARGEST_MULTIPLICITY
 from timecycle.ops.selection import MOST_KEPT
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all")))
+SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "topk"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 FRAMES = torch.tensor([[0, 1, -1], [2, 2, 0]])
 
@@ -41,13 +41,17 @@ def case() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-@pytest.mark.parametrize("copies", [None, [[1, 0], [3, 1], [0, 2]]], ids=["once", "counted"])
-def test_more_neighbours_than_there_are_places_change_nothing(scope, normalise, ties, copies, backend):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+@pytest.mark.parametrize("multiplicity", [None, [[1, 0], [3, 1], [0, 2]]], ids=["once", "counted"])
+def test_more_neighbours_than_there_are_places_change_nothing(scope, softmax_over, ties, multiplicity, backend):
     query, bank = case()
-    copies = None if copies is None else torch.tensor(copies)
-    options = {"copies": copies, "region": None if copies is None else Region(3, 3, 2), "backend": backend}
-    enough, many = (Select(k, 0.5, scope, normalise, ties) for k in (100, 1000))
+    multiplicity = None if multiplicity is None else torch.tensor(multiplicity)
+    options = {
+        "multiplicity": multiplicity,
+        "neighborhood": None if multiplicity is None else Neighborhood(3, 3, 2),
+        "backend": backend,
+    }
+    enough, many = (Select(k, 0.5, scope, softmax_over, ties) for k in (100, 1000))
     weights, indices = topk_affinity(query, bank, FRAMES, many, **options)
     expected_weights, expected_indices = topk_affinity(query, bank, FRAMES, enough, **options)
     if ties == "exact":
@@ -62,13 +66,13 @@ def test_more_neighbours_than_there_are_places_change_nothing(scope, normalise, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_labels_need_no_room_for_neighbours_that_do_not_exist(scope, normalise, ties, backend):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_labels_need_no_room_for_neighbours_that_do_not_exist(scope, softmax_over, ties, backend):
     features, bank = case()
     labels, found, start = whole(2, 3, 9, 4), [], time.monotonic()
     for k in (100, MOST_KEPT):
         leaves = [x.clone().requires_grad_() for x in (features, bank, labels)]
-        select = Select(k, 0.5, scope, normalise, ties)
+        select = Select(k, 0.5, scope, softmax_over, ties)
         out = affinity_propagate(*leaves[:2], FRAMES, leaves[2], FRAMES, select, backend=backend)
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for one, other in zip(*found, strict=True):
@@ -86,27 +90,38 @@ def test_a_number_of_neighbours_that_no_list_has_is_refused(k):
 def test_results_and_lists_beyond_the_memory_are_refused(backend, monkeypatch):
     query, bank = case()
     monkeypatch.setattr(checks.os, "sysconf", lambda name: 1000)  # a megabyte
-    with pytest.raises(InputError, match=r"^weights and indices of 3000 neighbours a query take 0 GB; expected"):
+    with pytest.raises(InputError, match=r"^weights and indices of 3000 neighbors a query take 0 GB; expected"):
         topk_affinity(query.repeat(2, 1, 1), bank, FRAMES.repeat(2, 1), Select(1000, 0.1, "frame"), backend=backend)
-    copies = torch.full((3, 2), 1000)
-    with pytest.raises(InputError, match=r"^lists of 27000 neighbours take 0 GB; expected"):
+    multiplicity = torch.full((3, 2), 1000)
+    with pytest.raises(InputError, match=r"^lists of 27000 neighbors take 0 GB; expected"):
         affinity_propagate(
-            query, bank, FRAMES, whole(0, 3, 9, 2), FRAMES, Select(10**6, 0.1), copies=copies, backend=backend
+            query,
+            bank,
+            FRAMES,
+            whole(0, 3, 9, 2),
+            FRAMES,
+            Select(10**6, 0.1),
+            multiplicity=multiplicity,
+            backend=backend,
         )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counts_that_float32_does_not_hold_are_refused(backend):
     query, bank = case()
-    copies = torch.full((3, 2), MOST_COPIES)
-    weights, indices = topk_affinity(query, bank, FRAMES, Select(5, 0.1), copies=copies, backend=backend)
+    multiplicity = torch.full((3, 2), LARGEST_MULTIPLICITY)
+    weights, indices = topk_affinity(query, bank, FRAMES, Select(5, 0.1), multiplicity=multiplicity, backend=backend)
     assert (indices == indices[:, :, :1]).all()  # the best key takes all places
     torch.testing.assert_close(weights, torch.full_like(weights, 0.2))
-    with pytest.raises(InputError, match=r"^the keys of a list count 452984832 times|^copies holds 16777217; expected"):
-        topk_affinity(query, bank, FRAMES, Select(5, 0.1), copies=copies + 1, backend=backend)
+    with pytest.raises(
+        InputError, match=r"^the keys of a list count 452984832 times|^multiplicity holds 16777217; expected"
+    ):
+        topk_affinity(query, bank, FRAMES, Select(5, 0.1), multiplicity=multiplicity + 1, backend=backend)
     wide = torch.zeros(1, 200, 1)
     with pytest.raises(InputError, match=r"^the keys of a list count 3355443200 times; expected at most 2147483647"):
-        topk_affinity(wide, wide, torch.tensor([[0]]), Select(5, 0.1, ties="all"), copies=copies[:1], backend=backend)
+        topk_affinity(
+            wide, wide, torch.tensor([[0]]), Select(5, 0.1, ties="all"), multiplicity=multiplicity[:1], backend=backend
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,8 +131,8 @@ def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature):
     features, lse, edges = torch.ones(1, 3, 2), torch.zeros(1, 3), torch.zeros(1, 3, 1, dtype=torch.int64)
     calls = {
         "Select.temperature": lambda: Select(5, temperature),
-        "temperature": lambda: attend(features, features, features, temperature=temperature),
-        "temperature ": lambda: edge_affinity(features, features, lse, edges, temperature=temperature),
+        "temperature": lambda: attention(features, features, features, temperature=temperature),
+        "temperature ": lambda: softmax_at(features, features, lse, edges, temperature=temperature),
     }
     for name, call in calls.items():
         with pytest.raises(InputError, match=f"^{name.strip()} is {re.escape(str(temperature))}; expected a positive"):
@@ -126,11 +141,13 @@ def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [2.0**-126, 1e-30, 1e30, 2.0**126])
-@pytest.mark.parametrize("normalise", ["all", "kept"])
-def test_the_least_and_the_largest_temperature_share_the_weight_out(normalise, temperature, backend):
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+def test_the_least_and_the_largest_temperature_share_the_weight_out(softmax_over, temperature, backend):
     query, bank = torch.ones(1, 1, 1), torch.tensor([2.0, 1.0, 2.0, 0.5])[None, :, None]
     frames = torch.tensor([[0]])
-    weights, indices = topk_affinity(query, bank, frames, Select(4, temperature, "joint", normalise), backend=backend)
+    weights, indices = topk_affinity(
+        query, bank, frames, Select(4, temperature, "joint", softmax_over), backend=backend
+    )
     expected = [0.5, 0.5, 0.0, 0.0] if temperature < 1 else [0.25] * 4
     assert indices.tolist() == [[[0, 2, 1, 3]]]
     torch.testing.assert_close(weights, torch.tensor([[expected]]))
@@ -165,8 +182,8 @@ def test_where_nothing_is_nothing_is_kept_and_gradients_are_zero(sizes, dtype, b
     query = torch.ones(targets, queries, 3, dtype=dtype, requires_grad=True)
     bank = torch.ones(banked, positions, 3, dtype=dtype, requires_grad=True)
     frames = torch.full((targets, 2), frame)
-    for (scope, normalise, ties), k in itertools.product(SELECTIONS, (2, 200)):
-        select = Select(k, 0.5, scope, normalise, ties)
+    for (scope, softmax_over, ties), k in itertools.product(SELECTIONS, (2, 200)):
+        select = Select(k, 0.5, scope, softmax_over, ties)
         weights, indices = topk_affinity(query, bank, frames, select, backend=backend)
         assert weights.shape == (targets, queries, (2 if scope == "frame" else 1) * (1 if ties == "all" else k))
         assert (indices == -1).all()
@@ -212,7 +229,7 @@ def test_a_video_without_positions_stays_one(rescale, backend):
 def test_values_for_no_samples_have_gradient_zero(backend):
     query, key = torch.ones(0, 4, 3), torch.ones(0, 5, 3)
     value = torch.ones(1, 5, 2, requires_grad=True)
-    out, lse = attend(query, key, value, temperature=0.5, backend=backend)
+    out, lse = attention(query, key, value, temperature=0.5, backend=backend)
     out.sum().backward()
     assert torch.equal(value.grad, torch.zeros(1, 5, 2))
     assert lse.shape == (0, 4)
@@ -235,7 +252,7 @@ def test_indices_and_frames_outside_are_refused(number, backend):
     with pytest.raises(InputError, match=r"^indices runs from .*; expected -1 to 26, 3 slots of 9 positions$"):
         propagate_sequence(weights, indices, labels, FRAMES - 3, torch.tensor([3, 2]), backend=backend, check=False)
     with pytest.raises(InputError, match=r"^indices runs from .*; expected keys, -1 to 8$"):
-        edge_affinity(query, query, weights[:, :, 0], indices, temperature=1.0, backend=backend, check=False)
+        softmax_at(query, query, weights[:, :, 0], indices, temperature=1.0, backend=backend, check=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -245,7 +262,7 @@ def test_dtypes_that_no_kernel_has_are_refused(dtype, backend):
     with pytest.raises(InputError, match=r"expected float32, bfloat16, float16 or float64, one for both$"):
         topk_affinity(query, bank, FRAMES, Select(5, 0.1), backend=backend)
     with pytest.raises(InputError, match=r"expected float32, bfloat16, float16 or float64 \[B, N, D\], D >= 1$"):
-        attend(query, query, query, temperature=0.1, backend=backend)
+        attention(query, query, query, temperature=0.1, backend=backend)
     indices = torch.zeros(2, 9, 5, dtype=torch.int64)
     with pytest.raises(InputError, match=r"; expected float32, bfloat16, float16 or float64$"):
         propagate_labels(query, indices, bank, FRAMES)
@@ -256,8 +273,8 @@ def test_dtypes_that_no_kernel_has_are_refused(dtype, backend):
 def test_the_compiled_kernels_check_sizes_of_their_own(k):
     query, bank = case()
     rest = (0.1, True, False, False, 0, [])
-    copies = torch.ones(2, 3, 2, dtype=torch.int64)
+    multiplicity = torch.ones(2, 3, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=rf"k is {k}; expected 1 to 2147483647"):
-        NATIVE.topk_affinity(query, bank, FRAMES, copies, k, *rest)
+        NATIVE.topk_affinity(query, bank, FRAMES, multiplicity, k, *rest)
     with pytest.raises(ValueError, match=r"the features have no channels"):
-        NATIVE.topk_affinity(query[:, :, :0], bank[:, :, :0], FRAMES, copies, 1, *rest)
+        NATIVE.topk_affinity(query[:, :, :0], bank[:, :, :0], FRAMES, multiplicity, 1, *rest)

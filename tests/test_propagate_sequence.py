@@ -8,7 +8,7 @@ from tests.conftest import on_threads
 from tests.kernel_cases import DEVICE, by_hand, video
 from timecycle.errors import InputError
 from timecycle.ops import propagate_sequence
-from timecycle.ops._backends import CUDA_MISSING, NATIVE_MISSING
+from timecycle.ops.backends import CUDA_MISSING, NATIVE_MISSING
 
 BACKENDS = ["reference"]
 BACKENDS += ["cpu"] if NATIVE_MISSING is None and DEVICE == "cpu" else []

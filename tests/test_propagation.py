@@ -114,7 +114,7 @@ def test_the_stream_equals_the_padded_sequence(context):
     generator = torch.Generator().manual_seed(context)
     features = torch.nn.functional.normalize(torch.rand(7, 6, 4, 5, generator=generator), dim=1)
     labels = torch.rand(3, 4, 5, generator=generator)
-    select = Select(2, 0.1, scope="frame", normalise="all")
+    select = Select(2, 0.1, scope="frame", softmax_over="all")
     expected = direct_timecycle(features, labels, context, select)
     propagator = LabelPropagator("timecycle", length=context, k=2, temperature=0.1)
     for i, feature in enumerate(features):
@@ -123,15 +123,15 @@ def test_the_stream_equals_the_padded_sequence(context):
 
 
 @pytest.mark.parametrize("ties", ["exact", "all"])
-@pytest.mark.parametrize("normalise", ["all", "kept"])
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
 @pytest.mark.parametrize("k", [1, 3, 50])
-def test_a_padded_context_of_one_scope_counts_every_copy(normalise, ties, k):
+def test_a_padded_context_of_one_scope_counts_every_copy(softmax_over, ties, k):
     """As with a slot for each of the copies of frame 0, ties among whole numbers included."""
     generator = torch.Generator().manual_seed(k)
     features = torch.randint(-2, 3, (5, 6, 4, 5), generator=generator).float()
     labels = torch.rand(3, 4, 5, generator=generator)
     rules = protocol(
-        "timecycle", length=40, scope="joint", normalise=normalise, ties=ties, k=k, l2=False, temperature=4.0,
+        "timecycle", length=40, scope="joint", softmax_over=softmax_over, ties=ties, k=k, l2=False, temperature=4.0,
         feedback="soft",
     )  # fmt: skip
     propagator = LabelPropagator(rules)

@@ -61,7 +61,7 @@ def test_presets_hold_the_published_numbers():
     assert json.loads(json.dumps(asdict(PRESETS["dino"])))["shape"] == "square<="
 
 
-# An independent statement of each context, target by target: (frames in order, copies in reach, copies out of reach).
+# An independent statement of each context, target by target: (frames in order, multiplicity inside, outside).
 def context(rules: Protocol, t: int) -> list[tuple[int, int, int]]:
     free = int(rules.radius is None)
     if rules.first == "copies":
@@ -86,8 +86,8 @@ def direct(features: Tensor, labels: Tensor, rules: Protocol) -> Tensor:
             bank,
             torch.tensor([frames]),
             rules.select(),
-            region=rules.region(height, width),
-            copies=torch.tensor([within, beyond]).T.contiguous(),
+            neighborhood=rules.neighborhood(height, width),
+            multiplicity=torch.tensor([within, beyond]).T.contiguous(),
             backend="reference",
         )
         known = torch.stack(soft).flatten(2).transpose(1, 2)
@@ -335,7 +335,7 @@ NAN[2, 1, 2, 3] = math.nan
         (lambda: propagate(GOOD, MASK, "zzz"), "protocol is 'zzz'; expected one of timecycle, uvc, crw"),
         (lambda: propagate(GOOD, MASK, "dino", lenght=3), "'lenght' is no field of a protocol; expected 'length'"),
         (lambda: propagate(GOOD, MASK, "dino", shape="disc"), "shape is 'disc'; expected one of 'circle<', 'circle<='"),
-        (lambda: propagate(GOOD, MASK, "dino", k=0), "Select.k is 0; expected at least one neighbour"),
+        (lambda: propagate(GOOD, MASK, "dino", k=0), "Select.k is 0; expected at least one neighbor"),
         (lambda: propagate(GOOD, MASK, "dino", length=0), "length is 0; expected at least one context frame"),
         (lambda: propagate(NAN, MASK, "dino"), "features holds nan at [0, 1, 2, 3]; expected finite features"),
         (lambda: propagate(GOOD[0], MASK), "features is torch.float32 [6, 4, 5]; expected floating point [F, D, h, w]"),

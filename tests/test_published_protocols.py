@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS, NATIVE_NEEDED
-from timecycle.ops import Region, Select, propagate_labels, topk_affinity
+from timecycle.ops import Neighborhood, Select, propagate_labels, topk_affinity
 
 RECORDED = [
     f"{protocol}_{data}"
@@ -19,20 +19,20 @@ RECORDED = [
 SHAPES = {"crw": "circle<", "vfs": "circle<", "dinov3": "circle<=", "dino": "square<=", "dift": "square<="}
 
 
-def context(protocol: str, t: int, length: int, region: Region | None) -> tuple[list[int], Tensor]:
-    """Context frames of target t, each once, and how often each counts inside and outside the region."""
+def context(protocol: str, t: int, length: int, neighborhood: Neighborhood | None) -> tuple[list[int], Tensor]:
+    """Context frames of target t, each once, and how often each counts inside and outside the neighborhood."""
     if protocol == "crw":
-        # Slot 0 is frame 0 without a region; the others are the last `length`, frame 0 in place of those before it.
+        # Slot 0 is frame 0 seen from everywhere; the others are the last `length`, frame 0 in place of those before it.
         slots = [max(0, i) for i in range(t - length, t)]
         frames = sorted({0, *slots})
         return frames, torch.tensor([[slots.count(f) + (f == 0), int(f == 0)] for f in frames])
     first = 0 if protocol == "vfs" else 1
     frames = [0, *range(max(first, t - length), t)]
-    return frames, torch.tensor([[1, 1 if region is None else 0]] * len(frames))
+    return frames, torch.tensor([[1, 1 if neighborhood is None else 0]] * len(frames))
 
 
 def merged(weights: Tensor, indices: Tensor, frames: list[int], positions: int) -> list[dict[int, float]]:
-    """For each query, the weight of each video position, copies added up."""
+    """For each query, the weight of each video position, multiplicity added up."""
     out = []
     for row_weights, row in zip(weights.tolist(), indices.tolist(), strict=True):
         kept: dict[int, float] = {}
@@ -56,22 +56,22 @@ def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
     bank = features.flatten(2).transpose(1, 2).contiguous()
     if rules["l2_normalise"]:
         bank = torch.nn.functional.normalize(bank, dim=2)
-    region = Region(height, width, rules["radius"], SHAPES[protocol]) if protocol in SHAPES else None
+    neighborhood = Neighborhood(height, width, rules["radius"], SHAPES[protocol]) if protocol in SHAPES else None
     each = protocol == "uvc"
     select = Select(
         rules["topk"],
         rules["temperature"],
         scope="frame" if each else "joint",
-        normalise="all" if each else "kept",
+        softmax_over="all" if each else "topk",
         ties="exact" if protocol in ("crw", "vfs") else "all",
     )
     tolerance = 3e-5 if each else 1e-5
     labels = torch.from_numpy(recorded["soft"]).flatten(2).transpose(1, 2).clone()
     for t in range(1, frames_count):
-        frames, copies = context(protocol, t, rules["n_context"], region)
+        frames, multiplicity = context(protocol, t, rules["n_context"], neighborhood)
         slots = torch.tensor([frames])
         weights, indices = topk_affinity(
-            bank[t : t + 1], bank, slots, select, region=region, copies=copies, backend=backend
+            bank[t : t + 1], bank, slots, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
         )
         # Fed back as computed, so an error would grow from frame to frame.
         labels[t] = propagate_labels(weights, indices, labels, slots)[0]

@@ -20,16 +20,16 @@ from timecycle.evaluation.davis import masks as davis_masks
 from timecycle.evaluation.davis.evaluate import evaluate_davis
 from timecycle.ops import (
     EdgeDropout,
-    Region,
+    Neighborhood,
     Select,
     affinity_propagate,
-    attend,
-    edge_affinity,
+    attention,
     propagate_labels,
     propagate_sequence,
+    softmax_at,
     topk_affinity,
 )
-from timecycle.ops._backends import INTERPRETED
+from timecycle.ops.backends import INTERPRETED
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS
 
@@ -52,17 +52,27 @@ def half(*inputs: Tensor) -> list[Tensor]:
 FEATURES = normal(1, 2, 20, 16), normal(2, 3, 20, 16)
 FRAMES = torch.tensor([[0, 2, -1], [1, 1, 2]])
 LABELS = normal(3, 3, 20, 5).float()
-COPIES = torch.tensor([[1, 0], [2, 1], [0, 0]])
+MULTIPLICITY = torch.tensor([[1, 0], [2, 1], [0, 0]])
 INDICES = torch.tensor([-1, 0, 59]).expand(2, 20, 3)
 
 
-def kept(backend: str, region: Region | None, copies: bool, check: bool) -> None:
-    options = {"region": region, "copies": OnGpu(COPIES) if copies else None, "backend": backend, "check": check}
+def kept(backend: str, neighborhood: Neighborhood | None, multiplicity: bool, check: bool) -> None:
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None,
+        "backend": backend,
+        "check": check,
+    }
     topk_affinity(*half(*FEATURES), OnGpu(FRAMES), Select(3, 0.5, "frame", "all"), **options)
 
 
-def carried(backend: str, region: Region | None, copies: bool, check: bool) -> None:
-    options = {"region": region, "copies": OnGpu(COPIES) if copies else None, "backend": backend, "check": check}
+def carried(backend: str, neighborhood: Neighborhood | None, multiplicity: bool, check: bool) -> None:
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None,
+        "backend": backend,
+        "check": check,
+    }
     frames = OnGpu(FRAMES)
     affinity_propagate(*half(*FEATURES), frames, OnGpu(LABELS), frames, Select(3, 0.5), **options)
 
@@ -78,20 +88,22 @@ def through_a_video(check: bool) -> None:
 def edges(check: bool) -> None:
     query, key = half(*(x[:2] for x in FEATURES))
     indices = OnGpu(INDICES.clamp(max=19))
-    edge_affinity(query, key, OnGpu(torch.rand(2, 20)), indices, temperature=2.0, backend="triton", check=check)
+    softmax_at(query, key, OnGpu(torch.rand(2, 20)), indices, temperature=2.0, backend="triton", check=check)
 
 
 def attended(check: bool) -> None:
     query, key, value = half(*(x[:2] for x in FEATURES), normal(4, 2, 20, 5))
-    attend(query, key, value, temperature=2.0, shifts=(0, 3), dropped=EdgeDropout(0.1, 1), backend="triton")
+    attention(query, key, value, temperature=2.0, shifts=(0, 3), dropped=EdgeDropout(0.1, 1), backend="triton")
 
 
 CALLS: dict[str, Callable[[bool], None]] = {call.__name__: call for call in (summed, through_a_video, edges)}
-for call, backend, region, copies in itertools.product(
-    (kept, carried), ("triton", "cuda"), (None, Region(4, 5, 2)), (False, True)
+for call, backend, neighborhood, multiplicity in itertools.product(
+    (kept, carried), ("triton", "cuda"), (None, Neighborhood(4, 5, 2)), (False, True)
 ):
-    name = f"{call.__name__} by {backend}{', region' * (region is not None)}{', copies' * copies}"
-    CALLS[name] = partial(call, backend, region, copies)
+    name = (
+        f"{call.__name__} by {backend}{', neighborhood' * (neighborhood is not None)}{', multiplicity' * multiplicity}"
+    )
+    CALLS[name] = partial(call, backend, neighborhood, multiplicity)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -104,9 +116,9 @@ def test_a_call_stops_once_and_without_checks_never(gpu, name):
 
 def test_what_a_cuda_graph_makes_is_not_kept_for_other_calls(gpu):
     with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
-        kept("cuda", Region(2, 10, 3), False, False)
+        kept("cuda", Neighborhood(2, 10, 3), False, False)
     assert work._COUNTED == {}
-    kept("cuda", Region(2, 10, 3), False, False)
+    kept("cuda", Neighborhood(2, 10, 3), False, False)
     assert len(work._COUNTED) == 1
 
 
@@ -143,8 +155,10 @@ def test_the_stand_in_sees_every_way_to_read(gpu, read, stops):
     [
         (lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES + 1), Select(1, 1.0)), "frames holds .* -1 to 2"),
         (
-            lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES), Select(1, 1.0), copies=OnGpu(COPIES - 1)),
-            "copies holds -1; expected counts of zero or more",
+            lambda: topk_affinity(
+                *half(*FEATURES), OnGpu(FRAMES), Select(1, 1.0), multiplicity=OnGpu(MULTIPLICITY - 1)
+            ),
+            "multiplicity holds -1; expected counts of zero or more",
         ),
         (
             lambda: topk_affinity(*half(FEATURES[0], FEATURES[1] / 0), OnGpu(FRAMES), Select(1, 1.0)),
@@ -168,7 +182,10 @@ def test_on_a_cpu_bounds_are_always_checked():
     select, beyond = Select(1, 1.0), torch.full_like(FRAMES, 3)
     for arguments, sentence in (
         (lambda: topk_affinity(query, bank, beyond, select, check=False), "frames holds"),
-        (lambda: topk_affinity(query, bank, FRAMES, select, copies=COPIES - 1, check=False), "copies holds"),
+        (
+            lambda: topk_affinity(query, bank, FRAMES, select, multiplicity=MULTIPLICITY - 1, check=False),
+            "multiplicity holds",
+        ),
         (lambda: affinity_propagate(query, bank, FRAMES, LABELS, beyond, select, check=False), "label_frames holds"),
         (lambda: propagate_labels(LABELS[:2, :, :3], INDICES + 1, LABELS, FRAMES, check=False), "indices runs"),
     ):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.conftest import ALL_BACKENDS, BACKENDS, on_threads
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, _backends, backends, topk_affinity
+from timecycle.ops import Neighborhood, Select, backends, print_backends, topk_affinity
 from timecycle.ops.selection import exact_topk
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
 SELECTIONS = [
-    (scope, normalise, ties)
-    for scope, normalise, ties in itertools.product(("frame", "joint"), ("all", "kept"), ("exact", "all"))
+    (scope, softmax_over, ties)
+    for scope, softmax_over, ties in itertools.product(("frame", "joint"), ("all", "topk"), ("exact", "all"))
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -42,21 +42,24 @@ def tied_case(height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tens
     return query, bank, torch.tensor([[0, 1, 2, 1], [2, -1, 0, -1]])
 
 
-def is_inside(region: Region | None, query: int, key: int) -> bool:
-    if region is None:
+def is_inside(neighborhood: Neighborhood | None, query: int, key: int) -> bool:
+    if neighborhood is None:
         return True
-    dy, dx = abs(query // region.width - key // region.width), abs(query % region.width - key % region.width)
+    dy, dx = (
+        abs(query // neighborhood.width - key // neighborhood.width),
+        abs(query % neighborhood.width - key % neighborhood.width),
+    )
     return {
-        "circle<": dy * dy + dx * dx < region.radius**2,
-        "circle<=": dy * dy + dx * dx <= region.radius**2,
-        "square<=": max(dy, dx) <= region.radius,
-    }[region.shape]
+        "circle<": dy * dy + dx * dx < neighborhood.radius**2,
+        "circle<=": dy * dy + dx * dx <= neighborhood.radius**2,
+        "square<=": max(dy, dx) <= neighborhood.radius,
+    }[neighborhood.shape]
 
 
-def written_out(query, bank, frames, select, region, copies) -> tuple[Tensor, Tensor]:
+def written_out(query, bank, frames, select, neighborhood, multiplicity) -> tuple[Tensor, Tensor]:
     """The definition query by query: every position as often as it counts, sorted, weighed in Python floats."""
     queries, positions, slots = query.shape[1], bank.shape[1], frames.shape[1]
-    near = [[is_inside(region, n, m) for m in range(positions)] for n in range(queries)]
+    near = [[is_inside(neighborhood, n, m) for m in range(positions)] for n in range(queries)]
     logits = torch.einsum("bnd,fmd->bfnm", query.double(), bank.double()).div(select.temperature).tolist()
     rows = []
     for b, context in enumerate(frames.tolist()):
@@ -65,7 +68,7 @@ def written_out(query, bank, frames, select, region, copies) -> tuple[Tensor, Te
             lists: list[list] = [[] for _ in range(slots)]
             for t, f in enumerate(context):
                 for m in range(positions if f >= 0 else 0):
-                    lists[t] += [(-logits[b][f][n][m], t * positions + m)] * copies[t][0 if near[n][m] else 1]
+                    lists[t] += [(-logits[b][f][n][m], t * positions + m)] * multiplicity[t][0 if near[n][m] else 1]
             row = []
             for members in lists if select.scope == "frame" else [list(itertools.chain(*lists))]:
                 members.sort()
@@ -73,7 +76,7 @@ def written_out(query, bank, frames, select, region, copies) -> tuple[Tensor, Te
                 if select.ties == "all" and best:
                     best = [member for member in members if member[0] <= best[-1][0]]
                 shift = members[0][0] if members else 0.0
-                mass = sum(math.exp(shift - z) for z, _ in (members if select.normalise == "all" else best))
+                mass = sum(math.exp(shift - z) for z, _ in (members if select.softmax_over == "all" else best))
                 row.append([(math.exp(shift - z) / mass / filled, index) for z, index in best])
             rows.append(row)
     kept = max(len(part) for row in rows for part in row) if select.ties == "all" else select.k
@@ -84,39 +87,47 @@ def written_out(query, bank, frames, select, region, copies) -> tuple[Tensor, Te
 
 
 @functools.cache
-def expected(select: Select, region: Region | None, copies: tuple) -> tuple[Tensor, Tensor]:
+def expected(select: Select, neighborhood: Neighborhood | None, multiplicity: tuple) -> tuple[Tensor, Tensor]:
     """The tied case written out; its features are whole numbers, so one answer serves every dtype and backend."""
-    return written_out(*tied_case(9, 11, torch.float64), select, region, copies)
+    return written_out(*tied_case(9, 11, torch.float64), select, neighborhood, multiplicity)
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize(
-    "region",
-    [None, Region(9, 11, 3, "circle<"), Region(9, 11, 3, "circle<="), Region(9, 11, 2, "square<="), Region(9, 11, 0.5)],
+    "neighborhood",
+    [
+        None,
+        Neighborhood(9, 11, 3, "circle<"),
+        Neighborhood(9, 11, 3, "circle<="),
+        Neighborhood(9, 11, 2, "square<="),
+        Neighborhood(9, 11, 0.5),
+    ],
     ids=["everywhere", "circle<", "circle<=", "square<=", "self"],
 )
-def test_equals_the_definition_written_out(backend, dtype, scope, normalise, ties, region):
+def test_equals_the_definition_written_out(backend, dtype, scope, softmax_over, ties, neighborhood):
     query, bank, frames = tied_case(9, 11, dtype)
-    select = Select(4, 2.0, scope, normalise, ties)
-    for copies in (None, torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]])):
-        weights, indices = topk_affinity(query, bank, frames, select, region=region, copies=copies, backend=backend)
-        default = [[1, 0 if region else 1]] * frames.shape[1]
-        counts = default if copies is None else copies.tolist()
-        expected_weights, expected_indices = expected(select, region, tuple(map(tuple, counts)))
+    select = Select(4, 2.0, scope, softmax_over, ties)
+    for multiplicity in (None, torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]])):
+        weights, indices = topk_affinity(
+            query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
+        )
+        default = [[1, 0 if neighborhood else 1]] * frames.shape[1]
+        counts = default if multiplicity is None else multiplicity.tolist()
+        expected_weights, expected_indices = expected(select, neighborhood, tuple(map(tuple, counts)))
         assert torch.equal(indices, expected_indices)
         torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_is_as_exact_as_the_same_product_in_pytorch(shape, scope, normalise, ties, dtype, backend):
+def test_is_as_exact_as_the_same_product_in_pytorch(shape, scope, softmax_over, ties, dtype, backend):
     n, m, d, t, k = shape
     query, bank, frames = random_case(n, m, d, t, dtype)
-    select = Select(k, 0.5, scope, normalise, ties)
+    select = Select(k, 0.5, scope, softmax_over, ties)
     exact_weights, exact_indices = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
     weights, indices = topk_affinity(query, bank, frames, select, backend=backend)
     assert weights.dtype == torch.float32
@@ -146,14 +157,14 @@ WIDE_CASES = {
 @pytest.mark.parametrize(
     ("scope", "ties"), [("joint", "exact"), ("joint", "all"), ("frame", "exact"), ("frame", "all")]
 )
-@pytest.mark.parametrize("region", [None, Region(12, 13, 4)], ids=["everywhere", "region"])
-def test_wide_features_select_exactly(backend, make, scope, ties, region):
+@pytest.mark.parametrize("neighborhood", [None, Neighborhood(12, 13, 4)], ids=["everywhere", "neighborhood"])
+def test_wide_features_select_exactly(backend, make, scope, ties, neighborhood):
     generator = torch.Generator().manual_seed(5)
     query, bank = make(generator, (2, 156, 192)), make(generator, (3, 156, 192))
     frames = torch.tensor([[0, 1, 2, 1], [2, -1, 0, -1]])
-    copies = torch.tensor([[3, 1], [1, 0], [2, 2], [1, 0]]) if region else None
-    select = Select(7, 1.0, scope, "kept", ties)
-    options = {"region": region, "copies": copies}
+    multiplicity = torch.tensor([[3, 1], [1, 0], [2, 2], [1, 0]]) if neighborhood else None
+    select = Select(7, 1.0, scope, "topk", ties)
+    options = {"neighborhood": neighborhood, "multiplicity": multiplicity}
     exact, expected = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
     weights, indices = topk_affinity(query, bank, frames, select, backend=backend, **options)
     if ties == "exact" or make is WIDE_CASES["whole numbers, full of ties"]:
@@ -173,7 +184,7 @@ def test_wide_features_select_exactly(backend, make, scope, ties, region):
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
-def test_any_shape_type_region_and_selection_equals_the_reference_in_float64(backend, data):
+def test_any_shape_type_neighborhood_and_selection_equals_the_reference_in_float64(backend, data):
     """Whole-number features, so that ties abound and every backend must give the same answer to the last index."""
     draw = data.draw
     height, width, channels = (
@@ -184,13 +195,13 @@ def test_any_shape_type_region_and_selection_equals_the_reference_in_float64(bac
     slots, k, dtype = draw(st.integers(1, 4)), draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
     select = Select(k, 4.0, *draw(st.sampled_from(SELECTIONS)))
     shapes = st.sampled_from(["circle<", "circle<=", "square<="])
-    region = Region(height, width, draw(st.integers(0, 9)), draw(shapes)) if draw(st.booleans()) else None
+    neighborhood = Neighborhood(height, width, draw(st.integers(0, 9)), draw(shapes)) if draw(st.booleans()) else None
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     features = torch.randint(-1, 2, (5, height * width, channels), generator=generator)
     query, bank = features[:2], features[2:]
     frames = torch.randint(-1, 3, (2, slots), generator=generator)
-    copies = torch.randint(0, 4, (2, slots, 2), generator=generator) if draw(st.booleans()) else None
-    options = {"region": region, "copies": copies}
+    multiplicity = torch.randint(0, 4, (2, slots, 2), generator=generator) if draw(st.booleans()) else None
+    options = {"neighborhood": neighborhood, "multiplicity": multiplicity}
     exact, expected = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
     strided = query.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
     weights, indices = topk_affinity(strided, bank.to(dtype), frames, select, backend=backend, **options)
@@ -205,14 +216,16 @@ def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, softmax_over, ties):
     query, bank, _ = random_case(12, 12, 4, 2, torch.float32)
-    select = Select(2, 1.0, scope, normalise, ties)
+    select = Select(2, 1.0, scope, softmax_over, ties)
     none = torch.zeros(2, 2, dtype=torch.int64)
-    for frames, copies in ((torch.full((2, 2), -1), None), (torch.zeros(2, 2, dtype=torch.int64), none)):
-        for region in (None, Region(3, 4, 1)):
-            weights, indices = topk_affinity(query, bank, frames, select, region=region, copies=copies, backend=backend)
+    for frames, multiplicity in ((torch.full((2, 2), -1), None), (torch.zeros(2, 2, dtype=torch.int64), none)):
+        for neighborhood in (None, Neighborhood(3, 4, 1)):
+            weights, indices = topk_affinity(
+                query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
+            )
             assert torch.equal(weights, torch.zeros_like(weights))
             assert torch.equal(indices, torch.full_like(indices, -1))
 
@@ -234,7 +247,7 @@ def test_features_that_are_not_normalised_do_not_overflow(backend, temperature):
     exact, _ = topk_affinity(4 * query.double(), 4 * bank.double(), frames.clamp(min=0), select)
     weights, _ = topk_affinity(4 * query, 4 * bank, frames.clamp(min=0), select, backend=backend)
     assert torch.isfinite(weights).all()
-    # Logits reach the ten thousands, where float32 resolves some thousandths.
+    # Logits half_widths the ten thousands, where float32 resolves some thousandths.
     torch.testing.assert_close(weights.double(), exact, atol=2e-2 if temperature < 1 else 1e-4, rtol=0)
 
 
@@ -255,35 +268,44 @@ def test_strided_inputs_are_the_same_as_contiguous_ones(backend):
 
 
 @pytest.mark.parametrize("backend", [name for name in ALL_BACKENDS if name != "reference"])
-@pytest.mark.parametrize("region", [None, Region(18, 30, 5)], ids=["everywhere", "region"])
+@pytest.mark.parametrize("neighborhood", [None, Neighborhood(18, 30, 5)], ids=["everywhere", "neighborhood"])
 @pytest.mark.parametrize("ties", ["exact", "all"])
-def test_the_bits_are_the_same_with_any_number_of_threads(backend, region, ties):
+def test_the_bits_are_the_same_with_any_number_of_threads(backend, neighborhood, ties):
     query, bank, frames = random_case(540, 540, 64, 3, torch.bfloat16)
     select = Select(5, 8.0, ties=ties)
-    found = on_threads((1, 2, 5), lambda: topk_affinity(query, bank, frames, select, region=region, backend=backend))
+    found = on_threads(
+        (1, 2, 5), lambda: topk_affinity(query, bank, frames, select, neighborhood=neighborhood, backend=backend)
+    )
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 
 
-def test_a_repeated_frame_equals_copies_of_it():
+def test_a_repeated_frame_equals_multiplicity_of_it():
     query, bank, _ = random_case(40, 40, 8, 1, torch.float32)
-    select, region = Select(10, 0.2), Region(5, 8, 3)
-    # CRW's first target: frame 0 without a region, and four copies of it with one.
+    select, neighborhood = Select(10, 0.2), Neighborhood(5, 8, 3)
+    # CRW's first target: frame 0 without a neighborhood, and four multiplicity of it with one.
     spelled = torch.tensor([[1, 1], [1, 0], [1, 0], [1, 0], [1, 0]])
-    weights, _ = topk_affinity(query, bank, torch.zeros(2, 5, dtype=torch.int64), select, region=region, copies=spelled)
+    weights, _ = topk_affinity(
+        query, bank, torch.zeros(2, 5, dtype=torch.int64), select, neighborhood=neighborhood, multiplicity=spelled
+    )
     short, _ = topk_affinity(
-        query, bank, torch.zeros(2, 1, dtype=torch.int64), select, region=region, copies=torch.tensor([[5, 1]])
+        query,
+        bank,
+        torch.zeros(2, 1, dtype=torch.int64),
+        select,
+        neighborhood=neighborhood,
+        multiplicity=torch.tensor([[5, 1]]),
     )
     torch.testing.assert_close(short, weights)
 
 
-def test_copies_may_differ_between_targets():
+def test_multiplicity_may_differ_between_targets():
     query, bank, _ = random_case(30, 30, 8, 1, torch.float32)
     select, frames = Select(6, 0.2), torch.tensor([[0, 1], [0, 1]])
-    copies = torch.tensor([[[1, 1], [0, 0]], [[2, 2], [1, 1]]])
-    together = topk_affinity(query, bank, frames, select, copies=copies)
+    multiplicity = torch.tensor([[[1, 1], [0, 0]], [[2, 2], [1, 1]]])
+    together = topk_affinity(query, bank, frames, select, multiplicity=multiplicity)
     for b in range(2):
-        alone = topk_affinity(query[b : b + 1], bank, frames[b : b + 1], select, copies=copies[b])
+        alone = topk_affinity(query[b : b + 1], bank, frames[b : b + 1], select, multiplicity=multiplicity[b])
         torch.testing.assert_close(together[0][b : b + 1], alone[0])
         assert torch.equal(together[1][b : b + 1], alone[1])
 
@@ -303,14 +325,28 @@ def test_exact_topk_orders_ties_by_index():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("region", [None, Region(4, 5, 2)], ids=["everywhere", "region"])
-def test_is_a_well_behaved_operator(dtype, region):
+@pytest.mark.parametrize("neighborhood", [None, Neighborhood(4, 5, 2)], ids=["everywhere", "neighborhood"])
+def test_is_a_well_behaved_operator(dtype, neighborhood):
     query, bank, frames = random_case(20, 20, 4, 2, dtype)
-    copies = torch.ones(2, 2, 2, dtype=torch.int64)
-    width, reach = (region.width, region.reach()) if region else (0, [])
+    multiplicity = torch.ones(2, 2, 2, dtype=torch.int64)
+    width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
     query.requires_grad_(), bank.requires_grad_()
-    for joint, every, ties in itertools.product((False, True), repeat=3):
-        arguments = (query, bank, frames, copies, 3, 0.5, joint, every, ties, width, reach, "", True)
+    for joint, softmax_over_all, ties in itertools.product((False, True), repeat=3):
+        arguments = (
+            query,
+            bank,
+            frames,
+            multiplicity,
+            3,
+            0.5,
+            joint,
+            softmax_over_all,
+            ties,
+            width,
+            half_widths,
+            "",
+            True,
+        )
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         # The number kept with ties is known only from the data, which this one check does not provide for.
         checks += [] if ties else ["test_aot_dispatch_dynamic"]
@@ -329,10 +365,13 @@ BAD = [
     ({"frames": torch.tensor([[1]])}, "-1 to 0"),
     ({"query": torch.full((1, 6, 4), float("nan"))}, "query holds nan at [0, 0, 0]; expected finite"),
     ({"bank": torch.tensor([[[0.0] * 4] * 5 + [[0.0, float("inf"), 0, 0]]])}, "bank holds inf at [0, 5, 1]"),
-    ({"region": Region(2, 4, 1)}, "region is a grid of 2 x 4 = 8 positions"),
-    ({"copies": torch.ones(2, 2, dtype=torch.int64)}, "copies is torch.int64 [2, 2]; expected int64 [1, 2]"),
-    ({"copies": torch.ones(1, 2)}, "copies is torch.float32"),
-    ({"copies": torch.tensor([[1, -1]])}, "copies holds -1"),
+    ({"neighborhood": Neighborhood(2, 4, 1)}, "neighborhood is a grid of 2 x 4 = 8 positions"),
+    (
+        {"multiplicity": torch.ones(2, 2, dtype=torch.int64)},
+        "multiplicity is torch.int64 [2, 2]; expected int64 [1, 2]",
+    ),
+    ({"multiplicity": torch.ones(1, 2)}, "multiplicity is torch.float32"),
+    ({"multiplicity": torch.tensor([[1, -1]])}, "multiplicity holds -1"),
     ({"backend": "gpu"}, "'gpu' is unknown to topk_affinity; expected one of cuda, triton, cpu, reference"),
 ]
 
@@ -340,7 +379,7 @@ BAD = [
 @pytest.mark.parametrize(("change", "named"), BAD, ids=[named for _, named in BAD])
 def test_bad_arguments_are_named(change, named):
     arguments = {"query": torch.zeros(1, 6, 4), "bank": torch.zeros(1, 6, 4), "frames": torch.tensor([[0]])} | change
-    options = {name: arguments.pop(name) for name in ("region", "copies", "backend") if name in arguments}
+    options = {name: arguments.pop(name) for name in ("neighborhood", "multiplicity", "backend") if name in arguments}
     with pytest.raises(InputError) as refused:
         topk_affinity(*arguments.values(), Select(1, 1.0), **options)
     assert named in str(refused.value)
@@ -361,7 +400,7 @@ def test_the_finite_check_can_be_switched_off_and_large_features_pass_it():
         {"temperature": 0.0},
         {"temperature": float("nan")},
         {"scope": "video"},
-        {"normalise": "none"},
+        {"softmax_over": "none"},
         {"ties": "x"},
     ],
     ids=str,
@@ -372,9 +411,9 @@ def test_select_refuses_values_that_mean_nothing(values):
 
 
 @pytest.mark.parametrize("values", [{"height": 0}, {"radius": -1.0}, {"shape": "disk"}], ids=str)
-def test_region_refuses_values_that_mean_nothing(values):
-    with pytest.raises(InputError, match="Region"):
-        Region(**{"height": 1, "width": 1, "radius": 1.0} | values)
+def test_neighborhood_refuses_values_that_mean_nothing(values):
+    with pytest.raises(InputError, match="Neighborhood"):
+        Neighborhood(**{"height": 1, "width": 1, "radius": 1.0} | values)
 
 
 def test_a_backend_asked_for_by_name_says_why_it_cannot():
@@ -384,9 +423,9 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot():
 
 
 def test_a_missing_backend_is_said_once_and_the_reference_serves(monkeypatch):
-    missing = _backends.Backend("cpu", "the compiled module is not there (test)", lambda *_: None, lambda *_: 1 / 0)
-    reference = next(b for b in _backends._REGISTERED["topk_affinity"] if b.name == "reference")
-    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity", (missing, reference))
+    missing = backends.Backend("cpu", "the compiled module is not there (test)", lambda *_: None, lambda *_: 1 / 0)
+    reference = next(b for b in backends._REGISTERED["topk_affinity"] if b.name == "reference")
+    monkeypatch.setitem(backends._REGISTERED, "topk_affinity", (missing, reference))
     query, bank, frames = random_case(2, 2, 2, 1, torch.float32)
     with pytest.warns(UserWarning, match="the compiled module is not there"):
         topk_affinity(query, bank, frames, Select(1, 1.0))
@@ -396,7 +435,7 @@ def test_a_missing_backend_is_said_once_and_the_reference_serves(monkeypatch):
 
 
 def test_backends_are_listed_with_reasons(capsys):
-    backends()
+    print_backends()
     listed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("topk_affinity: cpu: ") for line in listed)
     assert "topk_affinity: reference: ready" in listed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.conftest import BACKENDS, on_threads
 from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
-from timecycle.ops import Region, Select, _backends, topk_affinity
+from timecycle.ops import Neighborhood, Select, backends, topk_affinity
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -23,8 +23,13 @@ TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
 # (N, M, D, k): odd sizes, more neighbours than keys, several strips of queries; the last has several chunks of keys.
 SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
 # Patches of queries and keys that just see each other, and that just do not.
-REGIONS = [Region(9, 11, 2), Region(9, 11, 1, "square<="), Region(20, 27, 6), Region(20, 27, 10)]
-COPIES = [None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])]
+NEIGHBORHOODS = [
+    Neighborhood(9, 11, 2),
+    Neighborhood(9, 11, 1, "square<="),
+    Neighborhood(20, 27, 6),
+    Neighborhood(20, 27, 10),
+]
+MULTIPLICITY = [None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])]
 # One frame in several slots and both targets, empty slots, a frame that never occurs.
 FRAMES = torch.tensor([[0, 2, 0, -1], [2, 0, -1, 3]])
 
@@ -32,17 +37,19 @@ FRAMES = torch.tensor([[0, 2, 0, -1], [2, 0, -1, 3]])
 class Case:
     """What the gradient takes: the features in some dtype, and what the forward made of them in float64."""
 
-    def __init__(self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, region=None, copies=None):
-        joint, every = select.scope == "joint", select.normalise == "all"
-        width, reach = (region.width, region.reach()) if region else (0, [])
-        if copies is None:
-            copies = torch.tensor([1, 0 if region else 1])
-        self.features, self.slots = (query, bank), (frames, copies.expand(*frames.shape, 2))
-        self.rest = (select.temperature, joint, every, width, reach)
-        ties = select.ties == "all"
+    def __init__(
+        self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, neighborhood=None, multiplicity=None
+    ):
+        joint, softmax_over_all = select.scope == "joint", select.softmax_over == "all"
+        width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
+        if multiplicity is None:
+            multiplicity = torch.tensor([1, 0 if neighborhood else 1])
+        self.features, self.slots = (query, bank), (frames, multiplicity.expand(*frames.shape, 2))
+        self.rest = (select.temperature, joint, softmax_over_all, width, half_widths)
+        keep_ties = select.ties == "all"
         self.weights, self.indices, self.denominators = torch.ops.timecycle.topk_affinity(
-            query.double(), bank.double(), *self.slots, select.k, select.temperature, joint, every, ties, width, reach,
-            "reference", True,
+            query.double(), bank.double(), *self.slots, select.k, select.temperature, joint, softmax_over_all,
+            keep_ties, width, half_widths, "reference", True,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(1)
         self.gradient = torch.randn(self.weights.shape, generator=generator, dtype=torch.float64)
@@ -71,10 +78,10 @@ def random_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor,
 
 
 @functools.cache
-def random_case_of(n: int, m: int, d: int, dtype: torch.dtype, select: Select, region, which: int) -> Case:
-    """A case of random features with COPIES[which]; every backend is asked about the same."""
+def random_case_of(n: int, m: int, d: int, dtype: torch.dtype, select: Select, neighborhood, which: int) -> Case:
+    """A case of random features with MULTIPLICITY[which]; every backend is asked about the same."""
     query, bank, temperature = random_features(n, m, d, dtype)
-    return Case(query, bank, FRAMES, replace(select, temperature=temperature), region, COPIES[which])
+    return Case(query, bank, FRAMES, replace(select, temperature=temperature), neighborhood, MULTIPLICITY[which])
 
 
 def errors(case: Case, backend: str) -> list[tuple[float, float]]:
@@ -100,52 +107,54 @@ def assert_close_to_float64(case: Case, backend: str) -> None:
         assert turned <= TURNED[dtype]
 
 
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize(
-    ("region", "copies"),
-    [(None, None), (Region(3, 4, 2), None), (Region(3, 4, 2), COPIES[1][:3])],
-    ids=["everywhere", "region", "copies"],
+    ("neighborhood", "multiplicity"),
+    [(None, None), (Neighborhood(3, 4, 2), None), (Neighborhood(3, 4, 2), MULTIPLICITY[1][:3])],
+    ids=["everywhere", "neighborhood", "multiplicity"],
 )
-def test_gradients_are_those_of_finite_differences(scope, normalise, ties, region, copies):
+def test_gradients_are_those_of_finite_differences(scope, softmax_over, ties, neighborhood, multiplicity):
     torch.use_deterministic_algorithms(False)  # poisoning turns gradcheck's own scratch memory into NaN
     query, bank, frames = random_case(12, 12, 3, 3, torch.float64)
     query.requires_grad_(), bank.requires_grad_()
-    select = Select(3, 0.8, scope, normalise, ties)
+    select = Select(3, 0.8, scope, softmax_over, ties)
 
     def weights(q: Tensor, k: Tensor) -> Tensor:
-        return topk_affinity(q, k, frames, select, region=region, copies=copies)[0]
+        return topk_affinity(q, k, frames, select, neighborhood=neighborhood, multiplicity=multiplicity)[0]
 
     assert torch.autograd.gradcheck(weights, (query, bank), fast_mode=True, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, scope, normalise, ties, size):
-    select = Select(size[3], 1.0, scope, normalise, ties)
-    for which in range(len(COPIES)):
+def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, scope, softmax_over, ties, size):
+    select = Select(size[3], 1.0, scope, softmax_over, ties)
+    for which in range(len(MULTIPLICITY)):
         assert_close_to_float64(random_case_of(*size[:3], dtype, select, None, which), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-@pytest.mark.parametrize("region", REGIONS, ids=str)
-def test_every_region_is_as_in_float64(backend, dtype, scope, normalise, ties, region):
-    positions = region.height * region.width
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=str)
+def test_every_neighborhood_is_as_in_float64(backend, dtype, scope, softmax_over, ties, neighborhood):
+    positions = neighborhood.height * neighborhood.width
     channels = 130 if positions < 300 else 512
-    select = Select(5, 1.0, scope, normalise, ties)
-    for which in range(len(COPIES)):
-        assert_close_to_float64(random_case_of(positions, positions, channels, dtype, select, region, which), backend)
+    select = Select(5, 1.0, scope, softmax_over, ties)
+    for which in range(len(MULTIPLICITY)):
+        assert_close_to_float64(
+            random_case_of(positions, positions, channels, dtype, select, neighborhood, which), backend
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS[::2])
-def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS[::2])
+def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, scope, softmax_over, ties):
     query, bank, frames = random_case(300, 65, 16, 2, dtype)
-    select = Select(5, 2.0, scope, normalise, ties)
+    select = Select(5, 2.0, scope, softmax_over, ties)
     gradient = torch.randn(2, 300, 10 if scope == "frame" else 5, generator=torch.Generator().manual_seed(1))
     gradients = []
     for wide in (dtype, torch.float64):
@@ -160,23 +169,23 @@ def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, scop
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("normalise", ["all", "kept"])
-def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, normalise):
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, softmax_over):
     """Keys that differ in what no query looks at: every logit of a row is equal, and ties keep all of 400 x 400."""
     query, bank, _ = random_features(400, 400, 9, dtype)
     query[..., 1:], bank[..., 0] = 0, 1
-    case = Case(query, bank, torch.tensor([[0, 0], [0, 1]]), Select(3, 1.0, "frame", normalise, "all"))
+    case = Case(query, bank, torch.tensor([[0, 0], [0, 1]]), Select(3, 1.0, "frame", softmax_over, "all"))
     assert case.indices.shape[2] == 800
     assert_close_to_float64(case, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("region", [None, REGIONS[-1]], ids=str)
-@pytest.mark.parametrize("normalise", ["all", "kept"])
-def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, region, normalise):
+@pytest.mark.parametrize("neighborhood", [None, NEIGHBORHOODS[-1]], ids=str)
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, neighborhood, softmax_over):
     query, bank, temperature = random_features(540, 540, 64, dtype)
-    case = Case(query, bank, FRAMES, Select(5, temperature, "frame", normalise), region)
+    case = Case(query, bank, FRAMES, Select(5, temperature, "frame", softmax_over), neighborhood)
 
     def repeated() -> list[Tensor]:
         first = case.run(backend)
@@ -193,23 +202,25 @@ def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dty
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_nothing_to_see_has_gradient_zero(backend, dtype, scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_nothing_to_see_has_gradient_zero(backend, dtype, scope, softmax_over, ties):
     query, bank, _ = random_features(12, 12, 4, dtype)
     empty, zero = torch.full((2, 2), -1), torch.zeros(2, 2, dtype=torch.int64)
-    for frames, copies, region in itertools.product((empty, zero), (None, zero), (None, Region(3, 4, 1))):
-        if frames is zero and copies is None:
+    for frames, multiplicity, neighborhood in itertools.product(
+        (empty, zero), (None, zero), (None, Neighborhood(3, 4, 1))
+    ):
+        if frames is zero and multiplicity is None:
             continue
-        case = Case(query, bank, frames, Select(2, 1.0, scope, normalise, ties), region, copies)
+        case = Case(query, bank, frames, Select(2, 1.0, scope, softmax_over, ties), neighborhood, multiplicity)
         for gradient in case.run(backend):
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("scope", "normalise", "ties"), SELECTIONS)
-def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, normalise, ties):
+@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
+def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, softmax_over, ties):
     query, bank, temperature = random_features(10, 4, 8, torch.float32)
-    case = Case(query, bank, FRAMES, Select(9, temperature, scope, normalise, ties))
+    case = Case(query, bank, FRAMES, Select(9, temperature, scope, softmax_over, ties))
     if scope == "joint":  # the only rows with room are those of the target that sees less
         case.indices[:, ::2, -3:] = -1
     assert (case.indices < 0).any()
@@ -220,11 +231,11 @@ def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("normalise", ["all", "kept"])
-def test_a_nan_stays_with_its_query_and_the_frames_it_looked_at(backend, dtype, normalise):
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+def test_a_nan_stays_with_its_query_and_the_frames_it_looked_at(backend, dtype, softmax_over):
     """Patches of odd sizes leave gaps in the scratch memory that the next target's queries use again."""
     query, bank, temperature = random_features(99, 99, 8, dtype)
-    case = Case(query, bank, FRAMES, Select(3, temperature, "frame", normalise), REGIONS[0])
+    case = Case(query, bank, FRAMES, Select(3, temperature, "frame", softmax_over), NEIGHBORHOODS[0])
     expected = case.run(backend)
     case.gradient[0, 50] = torch.nan
     d_query, d_bank = case.run(backend)
@@ -236,10 +247,10 @@ def test_a_nan_stays_with_its_query_and_the_frames_it_looked_at(backend, dtype, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("normalise", ["all", "kept"])
-def test_strided_and_expanded_inputs_are_the_same_as_contiguous_ones(backend, normalise):
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+def test_strided_and_expanded_inputs_are_the_same_as_contiguous_ones(backend, softmax_over):
     query, bank, temperature = random_features(40, 30, 6, torch.float32)
-    select = Select(3, temperature, "frame", normalise)
+    select = Select(3, temperature, "frame", softmax_over)
     gradients = []
     for strided in (False, True):
         leaves = [x.clone().requires_grad_() for x in (query, bank)]
@@ -256,18 +267,18 @@ def test_strided_and_expanded_inputs_are_the_same_as_contiguous_ones(backend, no
 def test_the_gradient_heeds_the_backend_that_was_asked_for(monkeypatch):
     ran = []
 
-    def spy(name: str) -> _backends.Backend:
+    def spy(name: str) -> backends.Backend:
         def run(*arguments: object) -> tuple[Tensor, Tensor]:
             ran.append(name)
             return torch.zeros_like(arguments[4]), torch.zeros_like(arguments[5])
 
-        return _backends.Backend(name, None, lambda *_: None, run)
+        return backends.Backend(name, None, lambda *_: None, run)
 
-    monkeypatch.setitem(_backends._REGISTERED, "topk_affinity_backward", (spy("cpu"), spy("reference")))
+    monkeypatch.setitem(backends._REGISTERED, "topk_affinity_backward", (spy("cpu"), spy("reference")))
     query, bank, frames = random_case(4, 4, 2, 1, torch.float32)
-    for backend, normalise in itertools.product((None, "reference"), ("all", "kept")):
+    for backend, softmax_over in itertools.product((None, "reference"), ("all", "topk")):
         leaf = query.clone().requires_grad_()
-        select = Select(2, 1.0, "frame", normalise)
+        select = Select(2, 1.0, "frame", softmax_over)
         topk_affinity(leaf, bank, frames, select, backend=backend)[0].sum().backward()
     assert ran == ["cpu", "cpu", "reference", "reference"]
 
@@ -277,7 +288,7 @@ def test_float64_and_unfit_devices_are_left_to_the_reference():
     case = Case(query, bank, FRAMES, Select(2, temperature))
     assert all(map(torch.equal, case.run(""), case.run("reference")))
     meta = torch.empty(1, 1, 1, device="meta")
-    cpu = next(b for b in _backends._REGISTERED["topk_affinity_backward"] if b.name == "cpu")
+    cpu = next(b for b in backends._REGISTERED["topk_affinity_backward"] if b.name == "cpu")
     assert cpu.why_not(*(None,) * 4, meta, meta, FRAMES) == "the features are on meta"
     assert cpu.why_not(*(None,) * 4, query, bank, FRAMES) == "it has no float64 kernel"
     huge = torch.empty(1, 1, 1).expand(1, 2**28, 1)

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from tests.conftest import NATIVE_NEEDED
 from tests.test_topk_affinity import frame_rows
-from timecycle.ops import Select, _backends, topk_affinity
+from timecycle.ops import Select, backends, topk_affinity
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # oneDNN has products of bytes on chips with AVX-512 VNNI or AMX alone; on others products of floats serve.
 BYTES_NEEDED = pytest.mark.skipif(
-    _backends.NATIVE is None or not _backends.NATIVE.product_rates()["int8"], reason="the chip has no product of bytes"
+    backends.NATIVE is None or not backends.NATIVE.product_rates()["int8"], reason="the chip has no product of bytes"
 )
 
 
@@ -30,9 +30,9 @@ def test_byte_products_decide_exactly_whatever_they_can_tell_apart(scope, spread
     query, bank = clustered(generator, (1, 70, 128), spread), clustered(generator, (2, 6000, 128), spread)
     frames = torch.tensor([[0, 1]])
     for ties in ("exact", "all") if spread else ("exact",):  # with ties, one value would keep all
-        select = Select(5, 0.07, scope, "kept", ties)
+        select = Select(5, 0.07, scope, "topk", ties)
         weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
-        report = _backends.NATIVE.last_report()
+        report = backends.NATIVE.last_report()
         assert report[branch] > 0
         assert report["bytes"] + report["overflown"] == 70 * (1 if scope == "joint" else 2)
         direct, expected = topk_affinity(query, bank, frames, select, backend="cpu, plain loops")
@@ -49,14 +49,14 @@ def test_byte_products_decide_exactly_whatever_they_can_tell_apart(scope, spread
 
 @NATIVE_NEEDED
 def test_the_chip_chooses_the_products():
-    rates = _backends.NATIVE.product_rates()
+    rates = backends.NATIVE.product_rates()
     assert rates["float32"] > 0
     generator = torch.Generator().manual_seed(7)
     query, bank = clustered(generator, (1, 64, 256), 1.0), clustered(generator, (1, 4000, 256), 1.0)
     topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07))
-    assert (_backends.NATIVE.last_report()["bytes"] > 0) == (rates["float32"] < 0.6 * rates["int8"])
-    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07, normalise="all"))
-    assert _backends.NATIVE.last_report()["bytes"] == 0  # the denominator would carry their error
+    assert (backends.NATIVE.last_report()["bytes"] > 0) == (rates["float32"] < 0.6 * rates["int8"])
+    topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07, softmax_over="all"))
+    assert backends.NATIVE.last_report()["bytes"] == 0  # the denominator would carry their error
 
 
 @NATIVE_NEEDED
@@ -78,7 +78,7 @@ def test_features_beyond_the_bounds_of_bytes_are_left_to_floats():
     query, bank = (scale * torch.randn(1, n, 128, generator=generator) for scale, n in ((1e-20, 20), (1e30, 300)))
     frames, select = torch.tensor([[0]]), Select(5, 1e10)
     weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
-    assert _backends.NATIVE.last_report()["overflown"] == 20
+    assert backends.NATIVE.last_report()["overflown"] == 20
     exact, expected = topk_affinity(query.double(), bank.double(), frames, select)
     assert torch.equal(indices, expected)
     torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=1e-4)

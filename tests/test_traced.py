@@ -11,9 +11,9 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from timecycle.ops import Region, Select, topk_affinity
+from timecycle.ops import Neighborhood, Select, topk_affinity
 from timecycle.ops import topk_affinity_traced as traced
-from timecycle.ops._backends import INTERPRETED
+from timecycle.ops.backends import INTERPRETED
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -49,9 +49,11 @@ def operators_in(monkeypatch):
         with functorch_config.patch(force_non_lazy_backward_lowering=True), FakeTensorMode(allow_non_fake_inputs=True):
             query, bank = (torch.empty(1, 70, 64, device="cuda", dtype=dtype, requires_grad=gradient) for _ in "qb")
             # Copies as they are used: a PyTorch without CUDA cannot even pretend to copy a tensor on a GPU.
-            frames, copies = (torch.empty(shape, device="cuda", dtype=torch.int64) for shape in ((1, 2), (1, 2, 2)))
+            frames, multiplicity = (
+                torch.empty(shape, device="cuda", dtype=torch.int64) for shape in ((1, 2), (1, 2, 2))
+            )
             with pytest.raises(Exception, match=Seen.__name__):
-                torch.compile(function, backend=backend, fullgraph=True)(query, bank, frames, copies)
+                torch.compile(function, backend=backend, fullgraph=True)(query, bank, frames, multiplicity)
         names = set()
         for node in (node for graph in graphs for node in graph.graph.nodes if node.op == "call_function"):
             if "kernel_idx" in node.kwargs:
@@ -67,7 +69,7 @@ def operators_in(monkeypatch):
 
 # The suite runs without the interpreter, but a user may set it for all of it.
 @pytest.mark.skipif(INTERPRETED, reason="PyTorch records compiled kernels, not interpreted ones")
-@pytest.mark.parametrize("region", [None, Region(7, 10, 2)], ids=["everywhere", "region"])
+@pytest.mark.parametrize("neighborhood", [None, Neighborhood(7, 10, 2)], ids=["everywhere", "neighborhood"])
 @pytest.mark.parametrize(
     ("options", "dtype", "seen"),
     [
@@ -76,9 +78,11 @@ def operators_in(monkeypatch):
         ({}, torch.bfloat16, {"topk_affinity"}),
     ],
 )
-def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options, dtype, seen, region):
+def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options, dtype, seen, neighborhood):
     def function(q, b, f, c):
-        return topk_affinity(q, b, f, Select(5, 0.5, "frame", "all"), region=region, copies=c, **options)[0]
+        return topk_affinity(
+            q, b, f, Select(5, 0.5, "frame", "all"), neighborhood=neighborhood, multiplicity=c, **options
+        )[0]
 
     assert operators_in(function, dtype, False) == seen
 
@@ -87,7 +91,7 @@ def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a PyTorch without CUDA has no autograd for a GPU's tensors")
 def test_their_gradient_is_the_operators(operators_in):
     def function(q, b, f, c):
-        return topk_affinity(q, b, f, Select(5, 0.5), copies=c, backend="triton")[0]
+        return topk_affinity(q, b, f, Select(5, 0.5), multiplicity=c, backend="triton")[0]
 
     seen = operators_in(function, torch.bfloat16, True)
     assert seen == {"topk_affinity_checked", "scan", "finish", "topk_affinity_backward"}

@@ -10,7 +10,7 @@ from torch.nn import functional
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import NOWHERE, CropWalk, GridWalk, Step, palindromes, walk_losses
-from timecycle.ops.attend import EdgeDropout, _logits
+from timecycle.ops.attention import EdgeDropout, _logits
 
 TEMPERATURE = 0.07
 

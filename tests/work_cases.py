@@ -10,7 +10,7 @@ from timecycle.kernels.call import Call
 from timecycle.kernels.work import Work
 
 from tests import emulator
-from timecycle.ops import Region
+from timecycle.ops import Neighborhood
 
 
 def load() -> ctypes.CDLL:
@@ -20,21 +20,21 @@ def load() -> ctypes.CDLL:
     return found
 
 
-def call_of(frames, copies, grid, region, joint, channels=512) -> Call:
+def call_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Call:
     """A call of features that take no memory."""
-    reach = region.reach() if region else []
+    half_widths = neighborhood.half_widths() if neighborhood else []
     query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
-    return Call.of(query, bank, frames, copies, 1.0, joint, grid[1] if region else 0, reach)
+    return Call.of(query, bank, frames, multiplicity, 1.0, joint, grid[1] if neighborhood else 0, half_widths)
 
 
 def pieces(library, call: Call, joint: bool, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
     """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
     work = Work.of(call, joint, multiprocessors, lists)
     sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
-    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.reach, call.region, joint, lists)
+    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.half_widths, call.neighborhood, joint, lists)
     room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
     out = np.zeros((room, 7), np.int64)
-    tensors = (call.frames, call.copies, work.before)
+    tensors = (call.frames, call.multiplicity, work.before)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     count = library.work_pieces(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
     assert count <= room
@@ -45,8 +45,8 @@ PUBLISHED = [
     ((40, 40), 8, None),
     ((50, 50), 8, None),
     ((60, 60), 8, None),
-    ((60, 107), 21, Region(60, 107, 12)),
-    ((60, 107), 8, Region(60, 107, 12, "square<=")),
+    ((60, 107), 21, Neighborhood(60, 107, 12)),
+    ((60, 107), 8, Neighborhood(60, 107, 12, "square<=")),
     ((135, 240), 8, None),
-    ((135, 240), 8, Region(135, 240, 12)),
+    ((135, 240), 8, Neighborhood(135, 240, 12)),
 ]

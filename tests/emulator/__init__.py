@@ -79,7 +79,7 @@ def use(path: Path, hopper: bool) -> None:
 def launch_with(on: Callable[[Any], Any]) -> None:
     """From now on backend "cuda", asked for by name, takes any call, and launches as `on` says of its first tensor."""
     from timecycle.kernels import topk_affinity_cuda as kernels
-    from timecycle.ops import _backends
+    from timecycle.ops import backends
 
     run_sequence = importlib.import_module("timecycle.ops.propagate_sequence").run_cuda
     chosen = {
@@ -88,7 +88,7 @@ def launch_with(on: Callable[[Any], Any]) -> None:
         "propagate_sequence": lambda *arguments: run_sequence(*arguments, on=on(arguments[0])),
     }
     for operator, run in chosen.items():
-        cuda, *others = _backends._REGISTERED[operator]
+        cuda, *others = backends._REGISTERED[operator]
         assert cuda.name == "cuda"
         options = {"why_not": lambda *_: None, "unless_asked": lambda *_: "it was not asked for"}
-        _backends.register(operator, replace(cuda, missing=None, run=run, **options), *others)
+        backends.register(operator, replace(cuda, missing=None, run=run, **options), *others)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.conftest import FORCED
 from timecycle.errors import InputError
-from timecycle.ops import Region, Select, propagate_sequence, topk_affinity
-from timecycle.ops._backends import INTERPRETED
+from timecycle.ops import Neighborhood, Select, propagate_sequence, topk_affinity
+from timecycle.ops.backends import INTERPRETED
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WRONG_DTYPES = (torch.int32, torch.bool, torch.float8_e4m3fn, torch.complex64, *DTYPES)
@@ -106,12 +106,12 @@ class Affinity(NamedTuple):
     options: dict[str, Any]
 
 
-def grid(rng: random.Random) -> Region:
-    """A region on a grid of at most LARGEST positions."""
+def grid(rng: random.Random) -> Neighborhood:
+    """A neighborhood on a grid of at most LARGEST positions."""
     height = rng.randint(1, 8)
     width = rng.randint(1, LARGEST // height if rng.random() < 0.2 else 8)
     radius = rng.choice([0, 0.5, 1, 1.5, 2, 3, 5, 100, 1e200, float("inf"), float("nan"), -1][: rng.choice([8, 8, 12])])
-    return Region(height, width, radius, rng.choice(["circle<", "circle<=", "square<="]))
+    return Neighborhood(height, width, radius, rng.choice(["circle<", "circle<=", "square<="]))
 
 
 def counts(rng: random.Random, targets: int, length: int, few: bool) -> Tensor | None:
@@ -120,28 +120,30 @@ def counts(rng: random.Random, targets: int, length: int, few: bool) -> Tensor |
     if kind < 0.5:
         return None
     shape = (length, 2) if kind < 0.75 else (targets, length, 2)
-    copies = torch.randint(0, 5, shape, generator=generator(rng))
-    if copies.numel() and rng.random() < 0.08:
-        copies.view(-1)[rng.randrange(copies.numel())] = rng.choice([-1, 2**24 + 1, 2**62, *([] if few else [2**24])])
-    return strange(rng, copies)
+    multiplicity = torch.randint(0, 5, shape, generator=generator(rng))
+    if multiplicity.numel() and rng.random() < 0.08:
+        multiplicity.view(-1)[rng.randrange(multiplicity.numel())] = rng.choice(
+            [-1, 2**24 + 1, 2**62, *([] if few else [2**24])]
+        )
+    return strange(rng, multiplicity)
 
 
 def selection(rng: random.Random, rows: int) -> Select:
     """What is kept, in lists that fit the memory where they are returned for so many rows."""
-    scope, normalise = rng.choice(["frame", "joint"]), rng.choice(["all", "kept"])
+    scope, softmax_over = rng.choice(["frame", "joint"]), rng.choice(["all", "topk"])
     ties = rng.choice(["exact", "all"])
     k = rng.choice([1, 1, 2, 3, 5, 8, 20, 100, 129])
     if rng.random() < 0.15:
         k = rng.choice([0, -1, *LARGE_K])
         if ties == "exact" and k < 2**31 and k * rows > 200_000:
             k = max(1, 200_000 // rows)
-    return Select(k, temperature(rng), scope, normalise, ties)
+    return Select(k, temperature(rng), scope, softmax_over, ties)
 
 
 def affinity(rng: random.Random, kept: bool = True) -> Affinity:
     """A call of topk_affinity; without `kept` of an operator that returns no lists."""
-    region = grid(rng) if rng.random() < 0.3 else None
-    positions = region.height * region.width if region else None
+    neighborhood = grid(rng) if rng.random() < 0.3 else None
+    positions = neighborhood.height * neighborhood.width if neighborhood else None
     targets, length = size(rng) % 5, size(rng, 1) % 7 or rng.choice([0, 1, 2, 3])
     queries, keys = (size(rng) if positions is None else positions for _ in range(2))
     banked, channels, dtype = size(rng) % 6, size(rng), rng.choice(DTYPES)
@@ -150,7 +152,10 @@ def affinity(rng: random.Random, kept: bool = True) -> Affinity:
     bank = whole(rng, (banked, keys, channels), dtype)
     if rng.random() < 0.1 and queries == keys:
         bank = query
-    options = {"region": region, "copies": counts(rng, targets, length, select.ties == "all" or select.k > 100)}
+    options = {
+        "neighborhood": neighborhood,
+        "multiplicity": counts(rng, targets, length, select.ties == "all" or select.k > 100),
+    }
     return Affinity(query, bank, slots(rng, targets, length, len(bank)), select, options)
 
 

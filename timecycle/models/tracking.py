@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timecycle.errors import InputError
-from timecycle.ops import attend, edge_affinity, propagate_labels
+from timecycle.ops import attention, propagate_labels, softmax_at
 
 TEMPERATURE = 512**-0.5
 SCALE = 1 / 3  # of the patch in the frame
@@ -55,7 +55,7 @@ class Localizer(nn.Module):
         super().__init__()
         if side < 1 or patch < 7:
             raise InputError(f"a localizer was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
-        # The first convolution's weights, a slice a tap and the keys row by row, as `attend` takes them.
+        # The first convolution's weights, a slice a tap and the keys row by row, as `attention` takes them.
         self.taps = nn.Parameter(torch.empty(KERNEL * KERNEL, side * side, WIDTH))
         self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)
         self.linear = nn.Linear(64 * (patch - 2 * KERNEL + 2) ** 2, 3)
@@ -93,14 +93,14 @@ class Localizer(nn.Module):
 
         Returns:
             theta [G, B, 2, 3], as `forward` finds it in the affinity, and the logarithms of the softmax's denominators
-            [G, B, s * s], as `attend` returns them.
+            [G, B, s * s], as `attention` returns them.
         """
         count, side = len(queries), self._sides[1]
         # Patch by patch within a position: a shift of positions is then one of rows, and rows across two patches do
         # not exist.
         rows = torch.stack(queries, dim=2).flatten(1, 2)
         shifts = [(dy * side + dx) * count for dy in range(KERNEL) for dx in range(KERNEL)]
-        out, lse = attend(rows, frame.features, self.taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
+        out, lse = attention(rows, frame.features, self.taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
         # The last KERNEL - 1 places of each row of the grid would reach into the next; the very last are not there.
         inside = side - KERNEL + 1
         grid = functional.pad(out, (0, 0, 0, (KERNEL - 1) * count)).unflatten(1, (inside, side, count))[:, :, :inside]
@@ -199,7 +199,5 @@ def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) ->
     """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localizer.locate`."""
     side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
     weights, indices = corners(_moved(theta), side, math.isqrt(keys))
-    affinity = edge_affinity(
-        query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale, check=False
-    )
+    affinity = softmax_at(query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale, check=False)
     return _share(weights, affinity, keys)

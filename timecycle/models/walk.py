@@ -12,7 +12,7 @@ equations 1 to 4 and section 3.2. Letters: B samples, T frames, N nodes of a fra
     CropWalk   nodes are the positions of a dense feature map, and the way back leads through other crops of the same
                frames, so that features that tell where in the crop they are do not lead home
 
-The chain is multiplied from its end, each step an `attend` whose values are the rest of the chain: of the affinities no
+The chain is multiplied from its end, each step an `attention` whose values are the rest of the chain: no affinity
 matrix is kept, only the chain's states [B, N, N].
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE, Trunk
-from timecycle.ops.attend import EdgeDropout, attend
+from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published
 NOWHERE = -1  # the home of a node whose place the way back does not show
@@ -138,7 +138,7 @@ class Walk(nn.Module):
 
             def walk(nodes: Tensor, others: Tensor, rest: Tensor) -> Tensor:
                 value = rest[:, None].to(nodes.dtype)
-                return attend(nodes, others, value, temperature=self.temperature, dropped=dropped)[0]
+                return attention(nodes, others, value, temperature=self.temperature, dropped=dropped)[0]
 
             return walk
 

@@ -4,7 +4,7 @@ Letters, everywhere in the project:
 
     B  target frames          N  query positions of a target frame      D  feature channels
     F  frames in the bank     M  key positions of a context frame       T  context slots of a target frame
-    G  label maps             L  classes                                K  neighbours kept per query
+    G  label maps             L  classes                                K  neighbors kept per query
 
 In training, where a sample has queries and keys of its own, B counts samples, and
 
@@ -12,24 +12,28 @@ In training, where a sample has queries and keys of its own, B counts samples, a
     E  edges asked of a query
 """
 
-from timecycle.ops._backends import backends
+from timecycle.ops import deprecated
 from timecycle.ops.affinity_propagate import affinity_propagate
-from timecycle.ops.attend import EdgeDropout, attend
-from timecycle.ops.edge_affinity import edge_affinity
+from timecycle.ops.attention import EdgeDropout, attention
+from timecycle.ops.backends import print_backends
 from timecycle.ops.propagate_labels import propagate_labels
 from timecycle.ops.propagate_sequence import propagate_sequence
-from timecycle.ops.selection import Region, Select
+from timecycle.ops.selection import Neighborhood, Select
+from timecycle.ops.softmax_at import softmax_at
 from timecycle.ops.topk_affinity import topk_affinity
+
+__getattr__ = deprecated.module_names(__name__, Region="Neighborhood", attend="attention", edge_affinity="softmax_at")
+deprecated.callable_backends()
 
 __all__ = [
     "EdgeDropout",
-    "Region",
+    "Neighborhood",
     "Select",
     "affinity_propagate",
-    "attend",
-    "backends",
-    "edge_affinity",
+    "attention",
+    "print_backends",
     "propagate_labels",
     "propagate_sequence",
+    "softmax_at",
     "topk_affinity",
 ]

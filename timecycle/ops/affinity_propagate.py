@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import (
+from timecycle.ops import deprecated
+from timecycle.ops.backends import (
     CUDA_MISSING,
     NATIVE,
     NATIVE_MISSING,
@@ -24,10 +25,10 @@ from timecycle.ops._backends import (
     register,
     run_kernels,
 )
-from timecycle.ops.checks import bounds_checked, check_shapes, expand_copies, list_length, refuse, value_doubts
+from timecycle.ops.checks import bounds_checked, check_shapes, expand_multiplicity, list_length, refuse, value_doubts
 from timecycle.ops.propagate_labels import check_labels, label_frame_doubt, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
-from timecycle.ops.selection import Region, Select
+from timecycle.ops.selection import Neighborhood, Select
 from timecycle.ops.topk_affinity import operator as topk_operator
 from timecycle.ops.topk_affinity import (
     run_cuda,
@@ -40,6 +41,7 @@ from timecycle.ops.topk_affinity import (
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
+@deprecated.keywords(region="neighborhood", copies="multiplicity")
 def affinity_propagate(
     query: Tensor,
     bank: Tensor,
@@ -48,8 +50,8 @@ def affinity_propagate(
     label_frames: Tensor,
     select: Select,
     *,
-    region: Region | None = None,
-    copies: Tensor | None = None,
+    neighborhood: Neighborhood | None = None,
+    multiplicity: Tensor | None = None,
     backend: str | None = None,
     check: bool = True,
 ) -> Tensor:
@@ -60,7 +62,7 @@ def affinity_propagate(
     makes the CPU wait once, and without it a frame outside the bank, or a label map outside the labels, is none.
     Differentiable in query, bank and labels.
     """
-    check_shapes(query, bank, frames, region, copies)
+    check_shapes(query, bank, frames, neighborhood, multiplicity)
     if labels.is_complex():
         raise InputError(f"labels is {labels.dtype}; expected real numbers")
     labels = labels.to(wide_dtype(query))
@@ -74,18 +76,18 @@ def affinity_propagate(
         raise InputError(
             f"labels is on {labels.device} and label_frames on {label_frames.device}; expected both on {query.device}"
         )
-    width, reach = (region.width, region.reach()) if region is not None else (0, [])
+    width, reach = (neighborhood.width, neighborhood.half_widths()) if neighborhood is not None else (0, [])
     return _operator(
         query,
         bank,
         frames,
         labels,
         label_frames,
-        expand_copies(copies, region, frames),
+        expand_multiplicity(multiplicity, neighborhood, frames),
         select.k,
         select.temperature,
         select.scope == "joint",
-        select.normalise == "all",
+        select.softmax_over == "all",
         select.ties == "all",
         width,
         reach,
@@ -101,23 +103,37 @@ def _operator(
     frames: Tensor,
     labels: Tensor,
     label_frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
     backend: str,
     check: bool,
 ) -> Tensor:
-    doubts = value_doubts(query, bank, frames, copies, check)
+    doubts = value_doubts(query, bank, frames, multiplicity, check)
     if bounds_checked(check, query):
         doubts.append(label_frame_doubt(labels, label_frames, "label_frames"))
     refuse(doubts)
-    k = list_length(k, bank, frames, copies, joint, ties)
-    arguments = (query, bank, frames, labels, label_frames, copies, k, temperature, joint, every, ties, width, reach)
+    k = list_length(k, bank, frames, multiplicity, joint, ties)
+    arguments = (
+        query,
+        bank,
+        frames,
+        labels,
+        label_frames,
+        multiplicity,
+        k,
+        temperature,
+        joint,
+        softmax_over_all,
+        ties,
+        width,
+        reach,
+    )
     return choose("affinity_propagate", backend or None, *arguments).run(*arguments)
 
 
@@ -127,8 +143,8 @@ def _(query, bank, frames, labels, *rest):  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, bank, frames, labels, label_frames, copies, *ctx.rest = inputs
-    ctx.save_for_backward(query, bank, frames, labels, label_frames, copies)
+    query, bank, frames, labels, label_frames, multiplicity, *ctx.rest = inputs
+    ctx.save_for_backward(query, bank, frames, labels, label_frames, multiplicity)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -144,19 +160,19 @@ def _gradients(
     frames: Tensor,
     labels: Tensor,
     label_frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, bank and labels. Weights and indices are made again: the forward spares storing them."""
-    features, rest = (query, bank, frames, copies), (temperature, joint, every)
-    k = list_length(k, bank, frames, copies, joint, ties)
+    features, rest = (query, bank, frames, multiplicity), (temperature, joint, softmax_over_all)
+    k = list_length(k, bank, frames, multiplicity, joint, ties)
     weights, indices, denominators = topk_operator(*features, k, *rest, ties, width, reach, backend, False)
     d_weights, d_labels = propagate_labels_backward(gradient, weights, indices, labels, label_frames)
     d_query, d_bank = topk_affinity_backward(
@@ -174,10 +190,16 @@ _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def reference(
-    query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor, label_frames: Tensor, copies: Tensor, *select: object
+    query: Tensor,
+    bank: Tensor,
+    frames: Tensor,
+    labels: Tensor,
+    label_frames: Tensor,
+    multiplicity: Tensor,
+    *select: object,
 ) -> Tensor:
     """The definition: the two operators' references, one after the other."""
-    weights, indices, _ = topk_operator(query, bank, frames, copies, *select, "reference", False)
+    weights, indices, _ = topk_operator(query, bank, frames, multiplicity, *select, "reference", False)
     return labels_reference(weights, indices, labels, label_frames)
 
 

@@ -13,19 +13,21 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.kernels.tiles import LARGEST_K
-from timecycle.ops.selection import MOST_KEPT, Region
+from timecycle.ops.selection import MOST_KEPT, Neighborhood
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What features, and weights with their labels, may be."""
 DTYPE_NAMES = "float32, bfloat16, float16 or float64"
-MOST_COPIES = 2**24
+LARGEST_MULTIPLICITY = 2**24
 """The largest count of a key: kernels sum them in float32, which holds no more whole numbers."""
 
 _BYTES_OF_PLACE = 4 * 64 * 8
 """What a place of a list takes at the least: a thread of the CPU kernel works on four tiles of 64 queries."""
 
 
-def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | None, copies: Tensor | None) -> None:
+def check_shapes(
+    query: Tensor, bank: Tensor, frames: Tensor, neighborhood: Neighborhood | None, multiplicity: Tensor | None
+) -> None:
     """Refuse, before any work, what cannot fit together: InputError."""
     if query.ndim != 3 or not query.shape[2]:
         raise InputError(f"query has shape {list(query.shape)}; expected [B, N, D], D >= 1")
@@ -42,24 +44,27 @@ def check_shapes(query: Tensor, bank: Tensor, frames: Tensor, region: Region | N
         raise InputError(
             f"query is on {query.device}, bank on {bank.device} and frames on {frames.device}; expected one device"
         )
-    if region is not None:
-        positions = region.height * region.width
+    if neighborhood is not None:
+        positions = neighborhood.height * neighborhood.width
         if positions != bank.shape[1] or positions != query.shape[1]:
             raise InputError(
-                f"region is a grid of {region.height} x {region.width} = {positions} positions; expected as many as "
-                f"there are queries ({query.shape[1]}) and keys of a frame ({bank.shape[1]})"
+                f"neighborhood is a grid of {neighborhood.height} x {neighborhood.width} = {positions} positions; "
+                f"expected as many as there are queries ({query.shape[1]}) and keys of a frame ({bank.shape[1]})"
             )
-    if copies is not None and (copies.dtype != torch.int64 or list(copies.shape) not in ([slots, 2], [rows, slots, 2])):
+    if multiplicity is not None and (
+        multiplicity.dtype != torch.int64 or list(multiplicity.shape) not in ([slots, 2], [rows, slots, 2])
+    ):
         raise InputError(
-            f"copies is {copies.dtype} {list(copies.shape)}; expected int64 [{slots}, 2] or [{rows}, {slots}, 2]"
+            f"multiplicity is {multiplicity.dtype} {list(multiplicity.shape)}; expected int64 [{slots}, 2] or "
+            f"[{rows}, {slots}, 2]"
         )
 
 
-def expand_copies(copies: Tensor | None, region: Region | None, frames: Tensor) -> Tensor:
-    """The copies [B, T, 2] that are meant by copies [T, 2], [B, T, 2] or none."""
-    if copies is not None:
-        return copies.to(frames).expand(*frames.shape, 2)
-    if region is None:
+def expand_multiplicity(multiplicity: Tensor | None, neighborhood: Neighborhood | None, frames: Tensor) -> Tensor:
+    """The multiplicity [B, T, 2] that is meant by multiplicity [T, 2], [B, T, 2] or none."""
+    if multiplicity is not None:
+        return multiplicity.to(frames).expand(*frames.shape, 2)
+    if neighborhood is None:
         return frames.new_ones((*frames.shape, 2))
     # 1 and 0, without a copy to a GPU, for which the CPU would wait.
     return torch.arange(1, -1, -1, device=frames.device).expand(*frames.shape, 2)
@@ -99,12 +104,12 @@ def filled(slots: Tensor, frames: int) -> Tensor:
     return (slots >= 0) & (slots < frames)
 
 
-def check_values(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> None:
-    """Refuse frames that are not in the bank, negative copies and, with `check`, features that are not finite."""
-    refuse(value_doubts(query, bank, frames, copies, check))
+def check_values(query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, check: bool) -> None:
+    """Refuse frames that are not in the bank, negative multiplicity and, with `check`, features that are not finite."""
+    refuse(value_doubts(query, bank, frames, multiplicity, check))
 
 
-def value_doubts(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> list[Doubt]:
+def value_doubts(query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, check: bool) -> list[Doubt]:
     """What check_values refuses."""
     doubts = []
     if bounds_checked(check, frames):
@@ -113,19 +118,19 @@ def value_doubts(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, ch
                 outside(frames, -1, len(bank)),
                 lambda: f"frames holds {frames.tolist()}; expected frames of the bank, -1 to {len(bank) - 1}",
             ),
-            Doubt(outside(copies, 0, MOST_COPIES + 1), lambda: _wrong_count(copies)),
+            Doubt(outside(multiplicity, 0, LARGEST_MULTIPLICITY + 1), lambda: _wrong_count(multiplicity)),
         ]
     return [*doubts, _finite_doubt("query", query), _finite_doubt("bank", bank)] if check else doubts
 
 
-def _wrong_count(copies: Tensor) -> str:
-    least, largest = int(copies.min()), int(copies.max())
+def _wrong_count(multiplicity: Tensor) -> str:
+    least, largest = int(multiplicity.min()), int(multiplicity.max())
     if least < 0:
-        return f"copies holds {least}; expected counts of zero or more"
-    return f"copies holds {largest}; expected counts of at most {MOST_COPIES}"
+        return f"multiplicity holds {least}; expected counts of zero or more"
+    return f"multiplicity holds {largest}; expected counts of at most {LARGEST_MULTIPLICITY}"
 
 
-def list_length(k: int, bank: Tensor, frames: Tensor, copies: Tensor, joint: bool, ties: bool) -> int:
+def list_length(k: int, bank: Tensor, frames: Tensor, multiplicity: Tensor, joint: bool, ties: bool) -> int:
     """How long the lists of a call must be: k, or the places that all keys of a list can take if those are fewer.
 
     Refuses a list that does not fit the memory, and with `ties` more places than 32 bits count: InputError. On a GPU no
@@ -133,13 +138,13 @@ def list_length(k: int, bank: Tensor, frames: Tensor, copies: Tensor, joint: boo
     """
     if k <= LARGEST_K and (not ties or bank.device.type == "cuda"):
         return k
-    most = copies.clamp(0, MOST_COPIES).amax(dim=2)
+    most = multiplicity.clamp(0, LARGEST_MULTIPLICITY).amax(dim=2)
     of_list = most.sum(dim=1) if joint else most.amax(dim=1)
     places = bank.shape[1] * int(of_list.max()) if len(of_list) else 0
     if ties and places > MOST_KEPT:
         raise InputError(f'the keys of a list count {places} times; expected at most {MOST_KEPT} with ties="all"')
     length = max(1, min(k, places))
-    refuse_beyond_memory(length * _BYTES_OF_PLACE, bank.device, f"lists of {length} neighbours")
+    refuse_beyond_memory(length * _BYTES_OF_PLACE, bank.device, f"lists of {length} neighbors")
     return length
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
+from timecycle.ops.backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
 from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, filled, outside, refuse
 
 
@@ -107,9 +107,9 @@ def reference(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) 
 def label_rows(indices: Tensor, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The bank as rows [G * M + 1, L], and which of them indices [B, N, K] mean: the last, of zeros, is none."""
     maps, positions, length = labels.shape
-    within = (indices >= 0) & (indices < frames.shape[1] * positions)
-    label_map = frames.gather(1, (indices.where(within, 0) // positions).flatten(1)).view_as(indices)
-    exists = within & filled(label_map, maps)
+    is_index = (indices >= 0) & (indices < frames.shape[1] * positions)
+    label_map = frames.gather(1, (indices.where(is_index, 0) // positions).flatten(1)).view_as(indices)
+    exists = is_index & filled(label_map, maps)
     table = torch.cat([labels.flatten(0, 1), labels.new_zeros(1, length)])
     return table, torch.where(exists, label_map * positions + indices % positions, maps * positions)
 
@@ -125,7 +125,7 @@ def propagate_labels_backward(
 def reference_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same, one neighbour at a time: [B, N, K, L] would dwarf everything else."""
+    """The same, one neighbor at a time: [B, N, K, L] would dwarf everything else."""
     if not (indices.numel() and labels.numel() and frames.numel()):
         return torch.zeros_like(weights), torch.zeros_like(labels)
     table, rows = label_rows(indices, frames, labels)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.kernels.launch import Launch
-from timecycle.ops._backends import (
+from timecycle.ops.backends import (
     CUDA_MISSING,
     NATIVE,
     NATIVE_MISSING,

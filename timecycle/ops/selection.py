@@ -1,4 +1,4 @@
-"""What a caller asks of topk_affinity: how many neighbours, from where, how they are weighed; and what that means."""
+"""Options of topk_affinity: how many neighbors are kept, of which keys, and how they are weighted."""
 
 import functools
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.ops import deprecated
 
 MOST_KEPT = 2**31 - 1
 """The largest k: lists and their indices are counted in 32 bits."""
@@ -25,28 +26,30 @@ def check_temperature(name: str, temperature: float) -> None:
         )
 
 
+@deprecated.fields(normalise="softmax_over")
 @dataclass(frozen=True)
 class Select:
-    """Which keys are kept for a query and what they weigh. Raises InputError for values that mean nothing."""
+    """Which keys are kept for a query, and their weights. Raises InputError for values out of range."""
 
     k: int
-    """Neighbours kept, in each slot (scope "frame") or over all slots (scope "joint"): 1 to MOST_KEPT."""
+    """Neighbors kept, in each slot (scope "frame") or over all slots (scope "joint"): 1 to MOST_KEPT."""
     temperature: float
     """The logit is the dot product divided by it: LEAST_TEMPERATURE to LARGEST_TEMPERATURE."""
     scope: Literal["frame", "joint"] = "joint"
-    normalise: Literal["all", "kept"] = "kept"
+    softmax_over: Literal["all", "topk"] = "topk"
+    """Whether the softmax is over all keys a query may see, or over the kept ones only."""
     ties: Literal["exact", "all"] = "exact"
-    """"exact": k neighbours, ties to the lower index. "all": also everything that equals the k-th value."""
+    """"exact": k neighbors, ties to the lower index. "all": also everything that equals the k-th value."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, Integral) or self.k < 1:
-            raise InputError(f"Select.k is {self.k}; expected at least one neighbour")
+            raise InputError(f"Select.k is {self.k}; expected at least one neighbor")
         if self.k > MOST_KEPT:
-            raise InputError(f"Select.k is {self.k}; expected at most {MOST_KEPT} neighbours")
+            raise InputError(f"Select.k is {self.k}; expected at most {MOST_KEPT} neighbors")
         check_temperature("Select.temperature", self.temperature)
         for name, choices in (
             ("scope", ("frame", "joint")),
-            ("normalise", ("all", "kept")),
+            ("softmax_over", ("all", "topk")),
             ("ties", ("exact", "all")),
         ):
             value = getattr(self, name)
@@ -54,11 +57,12 @@ class Select:
                 raise InputError(f"Select.{name} is {value!r}; expected {choices[0]!r} or {choices[1]!r}")
 
 
+@deprecated.fields(reach="half_widths")
 @dataclass(frozen=True)
-class Region:
-    """Which keys of a frame a query may see: those near its own place on the grid. Raises InputError likewise.
+class Neighborhood:
+    """Which keys of a frame a query may see: those near its own position on the grid. Raises InputError likewise.
 
-    With dy, dx the distance of rows and columns, a key is inside the region if, by shape,
+    With dy, dx the distance of rows and columns, a key is inside the neighborhood if, by shape,
     "circle<": dy^2 + dx^2 < radius^2 (CRW, VFS); "circle<=": dy^2 + dx^2 <= radius^2 (DINOv3);
     "square<=": max(|dy|, |dx|) <= radius (DINO).
     """
@@ -70,18 +74,18 @@ class Region:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise InputError(f"Region is {self.height} x {self.width}; expected at least 1 x 1 positions")
+            raise InputError(f"Neighborhood is {self.height} x {self.width}; expected at least 1 x 1 positions")
         if not self.radius >= 0:
-            raise InputError(f"Region.radius is {self.radius}; expected zero or more positions")
+            raise InputError(f"Neighborhood.radius is {self.radius}; expected zero or more positions")
         if self.shape not in ("circle<", "circle<=", "square<="):
-            raise InputError(f"Region.shape is {self.shape!r}; expected 'circle<', 'circle<=' or 'square<='")
+            raise InputError(f"Neighborhood.shape is {self.shape!r}; expected 'circle<', 'circle<=' or 'square<='")
 
-    def reach(self) -> list[int]:
-        """How far the region reaches: entry d is the largest |dx| allowed in a row d away; rows beyond have no entry.
+    def half_widths(self) -> list[int]:
+        """Entry d is the largest |dx| inside the neighborhood d rows away; rows beyond have no entry.
 
-        This one list is what every backend works from, so that they cannot disagree on a rim.
+        Every backend works from this list, so that they cannot disagree at the border.
         """
-        return list(_reach(self))
+        return list(_half_widths(self))
 
     def _inside(self, dy: int, dx: int) -> bool:
         if self.shape == "square<=":
@@ -90,25 +94,25 @@ class Region:
         return squared < limit if self.shape == "circle<" else squared <= limit
 
 
-@functools.lru_cache(maxsize=64)  # a stream asks for every frame
-def _reach(region: Region) -> tuple[int, ...]:
-    reach = []
-    for dy in range(region.height):
-        allowed = [dx for dx in range(region.width) if region._inside(dy, dx)]
+@functools.lru_cache(maxsize=64)  # a stream needs it for every frame
+def _half_widths(neighborhood: Neighborhood) -> tuple[int, ...]:
+    half_widths = []
+    for dy in range(neighborhood.height):
+        allowed = [dx for dx in range(neighborhood.width) if neighborhood._inside(dy, dx)]
         if not allowed:
             break
-        reach.append(allowed[-1])
-    return tuple(reach)
+        half_widths.append(allowed[-1])
+    return tuple(half_widths)
 
 
-def inside(width: int, reach: list[int], queries: int, device: torch.device) -> Tensor:
-    """The region as a mask, bool [M queries, M keys], M = queries positions in rows of `width`."""
+def inside(width: int, half_widths: list[int], queries: int, device: torch.device) -> Tensor:
+    """The neighborhood as a mask, bool [M queries, M keys], M = queries positions in rows of `width`."""
     place = torch.arange(queries, device=device)
     dy = (place[:, None] // width - place // width).abs()
     dx = (place[:, None] % width - place % width).abs()
-    # Rows out of reach allow nothing: every |dx| exceeds -1.
+    # Rows outside allow nothing: every |dx| exceeds -1.
     allowed = torch.full((queries // width,), -1, dtype=torch.int64, device=device)
-    allowed[: len(reach)] = torch.tensor(reach, device=device)
+    allowed[: len(half_widths)] = torch.tensor(half_widths, device=device)
     return dx <= allowed[dy]
 
 

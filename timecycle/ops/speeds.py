@@ -14,17 +14,19 @@ import torch
 
 @functools.cache
 def records() -> list[dict[str, Any]]:
-    """Measured work: compute capability, scope "joint" or not, region or not, k, and microseconds by backend."""
+    """Measured work: compute capability, scope "joint" or not, neighborhood or not, k, and microseconds by backend."""
     return json.loads(resources.files(__package__).joinpath("speeds.json").read_text())
 
 
-def why_not(ours: str, other: str, device: torch.device, joint: bool, region: bool, k: int) -> str | None:
+def why_not(ours: str, other: str, device: torch.device, joint: bool, neighborhood: bool, k: int) -> str | None:
     """Why a call should be left to `other` on a GPU: it is faster in the most similar work, or nobody measured it.
 
-    Similar is work of the same chip with a region if there is one; then of the same scope, then of the nearest k.
+    Similar is work of the same chip with a neighborhood if there is one; then of the same scope, then of the nearest k.
     """
     chip = "{}.{}".format(*torch.cuda.get_device_capability(device))
-    known = [r for r in records() if r["chip"] == chip and r["region"] == region and {ours, other} <= r["us"].keys()]
+    known = [
+        r for r in records() if r["chip"] == chip and r["region"] == neighborhood and {ours, other} <= r["us"].keys()
+    ]
     if not known:
         return f"it was not measured against {other} on compute capability {chip} yet"
     nearest = min(known, key=lambda r: (r["joint"] != joint, abs(math.log(r["k"] / k))))["us"]

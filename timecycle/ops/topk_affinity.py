@@ -3,16 +3,16 @@
 For a query q of target frame b, and context slot t that holds frame f = frames[b, t] of the bank:
 
     logit[t, m] = <query[b, q], bank[f, m]> / temperature
-    count[t, m] = copies[b, t, 0] if m is inside the region of q else copies[b, t, 1]
+    count[t, m] = multiplicity[b, t, 0] if m is inside the neighborhood of q else multiplicity[b, t, 1]
 
 A position takes part as often as it counts; 0 times is not at all. `select.scope` says where the k largest logits are
-found: in every slot ("frame") or over all slots together ("joint"). `select.normalise` says what they
+found: in every slot ("frame") or over all slots together ("joint"). `select.softmax_over` says what they
 weigh: their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the
 softmax over the kept ones alone ("kept"). For "frame" the weights are divided by the number of filled slots, so that
 they are the mean over the context frames.
 
-Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", normalise="all", k=5,
-temperature=512 ** -0.5; its successors' protocols are scope="joint", normalise="kept", with a region.
+Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", softmax_over="all", k=5,
+temperature=512 ** -0.5; its successors' protocols are scope="joint", softmax_over="topk", with a neighborhood.
 """
 
 import importlib
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from timecycle.kernels.tiles import LARGEST_K
-from timecycle.ops import speeds
-from timecycle.ops._backends import (
+from timecycle.ops import deprecated, speeds
+from timecycle.ops.backends import (
     CUDA,
     CUDA_MISSING,
     NATIVE,
@@ -42,23 +42,24 @@ from timecycle.ops._backends import (
 from timecycle.ops.checks import (
     check_shapes,
     check_values,
-    expand_copies,
+    expand_multiplicity,
     filled,
     list_length,
     refuse_beyond_memory,
 )
-from timecycle.ops.selection import Region, Select, exact_topk, inside
+from timecycle.ops.selection import Neighborhood, Select, exact_topk, inside
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 
+@deprecated.keywords(region="neighborhood", copies="multiplicity")
 def topk_affinity(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
     select: Select,
     *,
-    region: Region | None = None,
-    copies: Tensor | None = None,
+    neighborhood: Neighborhood | None = None,
+    multiplicity: Tensor | None = None,
     backend: str | None = None,
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -69,14 +70,15 @@ def topk_affinity(
         bank: [F, M, D] features of the frames that may serve as context, same dtype and device.
         frames: [B, T] int64: slot t of target b holds frame frames[b, t] of the bank; -1 is an empty slot.
         select: what is kept and how it is weighted.
-        region: which keys a query may see; queries and keys are then the positions of its grid, row by row.
-        copies: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the region, 0 to 2^24;
-            without it 1 and 0, and without a region 1 and 1. A key that counts c times can take c of the k places.
+        neighborhood: which keys a query may see; queries and keys are then the positions of its grid, row by row.
+        multiplicity: [T, 2] or [B, T, 2] int64: how often a slot's positions count inside and outside the
+            neighborhood, 0 to 2^24; by default 1 and 0, and without a neighborhood 1 and 1. A key that counts c times
+            can take c of the k places.
         backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse features that are not finite, which costs one reading of them. On a GPU this is also what refuses
-            `frames` outside the bank and negative `copies`, and the CPU waits for the GPU once. Without it the kernels
-            of a GPU take a frame outside the bank for an empty slot, and a call reads nothing back, so that it can be
-            captured in a CUDA graph once it has run (and `copies`, if given, are on the GPU). Two exceptions:
+            `frames` outside the bank and negative `multiplicity`, and the CPU waits for the GPU once. Without it the
+            kernels of a GPU take a frame outside the bank for an empty slot, and nothing is read back: a call can be
+            captured in a CUDA graph once it has run (and `multiplicity`, if given, is on the GPU). Two exceptions:
             ties="all", whose K follows from the data, and backend 'reference'.
 
     Returns:
@@ -86,38 +88,40 @@ def topk_affinity(
         the most that any row of this call keeps. Differentiable in query and bank.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, `copies` is
-            negative or more than 2^24, a feature is not finite, the K neighbours of all queries do not fit the memory,
+        InputError: shapes, dtypes or devices do not fit together, `frames` points outside the bank, `multiplicity` is
+            negative or more than 2^24, a feature is not finite, the K neighbors of all queries do not fit the memory,
             or the backend that was asked for cannot run the call.
     """
-    check_shapes(query, bank, frames, region, copies)
-    joint, every, ties = select.scope == "joint", select.normalise == "all", select.ties == "all"
-    width, reach = (region.width, region.reach()) if region is not None else (0, [])
-    copies = expand_copies(copies, region, frames)
-    options = (select.k, select.temperature, joint, every)
+    check_shapes(query, bank, frames, neighborhood, multiplicity)
+    joint, softmax_over_all, ties = select.scope == "joint", select.softmax_over == "all", select.ties == "all"
+    width, reach = (neighborhood.width, neighborhood.half_widths()) if neighborhood is not None else (0, [])
+    multiplicity = expand_multiplicity(multiplicity, neighborhood, frames)
+    options = (select.k, select.temperature, joint, softmax_over_all)
     if (
         traced is not None
         and backend == "triton"
         and torch.compiler.is_compiling()
         and traced.is_traceable(query, ties)
-        and why_not_triton_here(query, bank, frames, copies, select.k) is None
+        and why_not_triton_here(query, bank, frames, multiplicity, select.k) is None
     ):
-        frames = checked(query, bank, frames, copies, check)
-        weights, indices, _ = traced.operator(query, bank, frames, copies, *options, width, reach)
+        frames = checked(query, bank, frames, multiplicity, check)
+        weights, indices, _ = traced.operator(query, bank, frames, multiplicity, *options, width, reach)
         return weights, indices
-    weights, indices, _ = operator(query, bank, frames, copies, *options, ties, width, reach, backend or "", check)
+    weights, indices, _ = operator(
+        query, bank, frames, multiplicity, *options, ties, width, reach, backend or "", check
+    )
     return weights, indices
 
 
 @torch.library.custom_op("timecycle::topk_affinity_checked", mutates_args=())
-def checked(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, check: bool) -> Tensor:
+def checked(query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, check: bool) -> Tensor:
     """A copy of frames, once the values are checked: whoever uses it in a graph comes after the check."""
-    check_values(query, bank, frames, copies, check)
+    check_values(query, bank, frames, multiplicity, check)
     return frames.clone()
 
 
 @checked.register_fake
-def _(query, bank, frames, copies, check):  # type: ignore[no-untyped-def]
+def _(query, bank, frames, multiplicity, check):  # type: ignore[no-untyped-def]
     return torch.empty_like(frames)
 
 
@@ -126,11 +130,11 @@ def operator(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
@@ -139,15 +143,15 @@ def operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator as PyTorch sees it: weights, indices, and the logarithm of the softmax denominator.
 
-    The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of normalise="all" needs; for
-    normalise="kept" it is empty.
+    The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of softmax_over="all" needs; for
+    softmax_over="topk" it is empty.
     """
-    check_values(query, bank, frames, copies, check)
-    length, groups = list_length(k, bank, frames, copies, joint, ties), 1 if joint else frames.shape[1]
+    check_values(query, bank, frames, multiplicity, check)
+    length, groups = list_length(k, bank, frames, multiplicity, joint, ties), 1 if joint else frames.shape[1]
     if k > LARGEST_K and not ties:
         places = query.shape[0] * query.shape[1] * groups * k
-        refuse_beyond_memory(places * 12, query.device, f"weights and indices of {groups * k} neighbours a query")
-    arguments = (query, bank, frames, copies, length, temperature, joint, every, ties, width, reach)
+        refuse_beyond_memory(places * 12, query.device, f"weights and indices of {groups * k} neighbors a query")
+    arguments = (query, bank, frames, multiplicity, length, temperature, joint, softmax_over_all, ties, width, reach)
     weights, indices, denominators = choose("topk_affinity", backend or None, *arguments).run(*arguments)
     if length < k and not ties:
         weights, indices = _lengthened(weights, groups, k, 0.0), _lengthened(indices, groups, k, -1)
@@ -161,24 +165,36 @@ def _lengthened(kept: Tensor, groups: int, k: int, fill: float) -> Tensor:
 
 
 @operator.register_fake
-def _(query, bank, frames, copies, k, temperature, joint, every, ties, width, reach, backend, check):  # type: ignore[no-untyped-def]
+def _(query, bank, frames, multiplicity, k, temperature, joint, softmax_over_all, ties, width, reach, backend, check):  # type: ignore[no-untyped-def]
     kept = torch.library.get_ctx().new_dynamic_size() if ties else k
     rows = query.shape[:2]
     wide = query.new_empty((*rows, kept if joint else kept * frames.shape[1]), dtype=wide_dtype(query))
-    denominators = (1 if joint else frames.shape[1]) if every else 0
+    denominators = (1 if joint else frames.shape[1]) if softmax_over_all else 0
     return wide, torch.empty_like(wide, dtype=torch.int64), wide.new_empty((*rows, denominators))
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, _, ctx.width, ctx.reach, ctx.backend, _ = (
-        inputs
-    )
-    save_for_backward(ctx, query, bank, frames, copies, output)
+    (
+        query,
+        bank,
+        frames,
+        multiplicity,
+        _,
+        ctx.temperature,
+        ctx.joint,
+        ctx.softmax_over_all,
+        _,
+        ctx.width,
+        ctx.reach,
+        ctx.backend,
+        _,
+    ) = inputs
+    save_for_backward(ctx, query, bank, frames, multiplicity, output)
 
 
-def save_for_backward(ctx, query, bank, frames, copies, output):  # type: ignore[no-untyped-def]
+def save_for_backward(ctx, query, bank, frames, multiplicity, output):  # type: ignore[no-untyped-def]
     """Keep what `backward` needs, beside the numbers that the caller notes in ctx."""
-    ctx.save_for_backward(*output, query, bank, frames, copies)
+    ctx.save_for_backward(*output, query, bank, frames, multiplicity)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
 
@@ -187,7 +203,7 @@ def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     """Gradients of query and bank from that of the weights."""
     if gradient is None:
         return (None,) * len(ctx.needs_input_grad)
-    rest = (ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach, ctx.backend)
+    rest = (ctx.temperature, ctx.joint, ctx.softmax_over_all, ctx.width, ctx.reach, ctx.backend)
     d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
     return d_query, d_bank, *(None,) * (len(ctx.needs_input_grad) - 2)
 
@@ -204,11 +220,11 @@ def reference(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     width: int,
     reach: list[int],
@@ -224,14 +240,14 @@ def reference(
         parts = []
         for group in groups:
             products = torch.cat([_products(query[b], bank, context[t]) for t in group], dim=1)
-            counts = torch.cat([_counts(near, copies[b, t], products, positions) for t in group], dim=1)
+            counts = torch.cat([_counts(near, multiplicity[b, t], products, positions) for t in group], dim=1)
             values, indices = _keep(products, counts, k, ties)
             exists = indices >= 0
             # What counts nowhere has no largest; it is -inf throughout, and its powers are 0 whatever the shift.
             largest = values[:, :1].clamp(min=torch.finfo(values.dtype).min)
             powers = ((values - largest) / temperature).exp()
             total = powers.sum(dim=1, keepdim=True)
-            if every:
+            if softmax_over_all:
                 masses = torch.where(counts > 0, counts * ((products - largest) / temperature).exp(), 0.0)
                 total = masses.sum(dim=1, keepdim=True)
             weights = torch.where(exists, powers / total / number, 0.0)
@@ -240,12 +256,12 @@ def reference(
         rows.append(parts)
     if not rows:
         empty = query.new_empty((0, query.shape[1], (1 if ties else k) * len(groups)), dtype=wide_dtype(query))
-        denominators = empty.new_empty((*empty.shape[:2], len(groups) if every else 0))
+        denominators = empty.new_empty((*empty.shape[:2], len(groups) if softmax_over_all else 0))
         return empty, torch.empty_like(empty, dtype=torch.int64), denominators
-    return _pad(rows, every)
+    return _pad(rows, softmax_over_all)
 
 
-def _pad(rows: list, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _pad(rows: list, softmax_over_all: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Join the parts of all targets to [B, N, K]; with ties="all" they are of different lengths."""
     kept = max(weights.shape[1] for parts in rows for weights, _, _ in parts)
 
@@ -256,7 +272,7 @@ def _pad(rows: list, every: bool) -> tuple[Tensor, Tensor, Tensor]:
 
     weights = join(0, 0)
     denominators = torch.stack([torch.cat([p[2] for p in row], dim=1) for row in rows])
-    return weights, join(1, -1), denominators if every else weights.new_empty((*weights.shape[:2], 0))
+    return weights, join(1, -1), denominators if softmax_over_all else weights.new_empty((*weights.shape[:2], 0))
 
 
 def _products(query: Tensor, bank: Tensor, frame: int) -> Tensor:
@@ -267,11 +283,11 @@ def _products(query: Tensor, bank: Tensor, frame: int) -> Tensor:
     return query.to(wide) @ bank[frame].to(wide).T
 
 
-def _counts(near: Tensor | None, copies: Tensor, products: Tensor, positions: int) -> Tensor:
+def _counts(near: Tensor | None, multiplicity: Tensor, products: Tensor, positions: int) -> Tensor:
     """How often each position of a slot counts, int64 [N, M]."""
     if near is None:
-        return copies[0].expand(products.shape[0], positions)
-    return torch.where(near, copies[0], copies[1])
+        return multiplicity[0].expand(products.shape[0], positions)
+    return torch.where(near, multiplicity[0], multiplicity[1])
 
 
 def _keep(products: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor, Tensor]:
@@ -292,7 +308,7 @@ def _keep(products: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor,
         values, indices = exact_topk(products, max(1, int(reaches.sum(dim=1).max())))
         times = torch.where(reaches.gather(1, indices), counts.gather(1, indices), 0)
         k = max(1, int(times.sum(dim=1).max()))
-    # Place j is taken by the first key whose copies, together with all before it, are more than j.
+    # Place j is taken by the first key whose multiplicity, together with that of all before it, is more than j.
     until = times.cumsum(dim=1)
     places = torch.arange(k, device=products.device).expand(len(products), -1).contiguous()
     key = torch.searchsorted(until, places, right=True)
@@ -318,10 +334,12 @@ def _run_cpu(*arguments: object) -> tuple[Tensor, ...]:
     return NATIVE.topk_affinity(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
 
 
-def why_not_triton_here(query: Tensor, bank: Tensor, frames: Tensor, copies: Tensor, k: int, *_: object) -> str | None:
+def why_not_triton_here(
+    query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, k: int, *_: object
+) -> str | None:
     """Why the Triton kernels cannot run a call; None if they can."""
     if k > LARGEST_K:
-        return f"it keeps at most {LARGEST_K} neighbours, not {k}"
+        return f"it keeps at most {LARGEST_K} neighbors, not {k}"
     if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
         return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
     if frames.shape[1] >= 1 << 16:
@@ -333,11 +351,11 @@ def why_not_cuda_here(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     ties: bool,
     *_: object,
 ) -> str | None:
@@ -351,11 +369,11 @@ def why_not_cuda_here(
     if ties:
         return 'its lists are of one length, and ties="all" keeps as many as there are'
     if k > CUDA.LARGEST_K:
-        return f"it keeps at most {CUDA.LARGEST_K} neighbours, not {k}"
+        return f"it keeps at most {CUDA.LARGEST_K} neighbors, not {k}"
     if not bank.numel():
         return "the bank is empty"
     # It shares the limits of those who finish its candidates.
-    return TRITON_MISSING or why_not_triton_here(query, bank, frames, copies, k)
+    return TRITON_MISSING or why_not_triton_here(query, bank, frames, multiplicity, k)
 
 
 def run_cuda(function: str) -> Callable[..., Any]:

@@ -3,9 +3,9 @@
 With z the logits, w the weights, s = w * filled the weights as shares, g the gradient of the weights, and G = sum w g
 over a query's kept keys (of a slot for "frame", of all for "joint"):
 
-    normalise="kept":  dz_i = w_i g_i - s_i G      for the kept keys, nothing elsewhere
-    normalise="all":   dz_i = w_i g_i - p_i G      with p_i = count_i exp(z_i) / denominator for *every* position, and
-                                                   w_i g_i for the kept alone
+    softmax_over="topk":  dz_i = w_i g_i - s_i G      for the kept keys, nothing elsewhere
+    softmax_over="all":   dz_i = w_i g_i - p_i G      with p_i = count_i exp(z_i) / denominator for *every*
+                                                   position, and w_i g_i for the kept alone
 
 and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "kept" needs a gather and a
 scatter of the kept keys alone; "all" is three products of the forward's size (logits again, dq, dk).
@@ -14,7 +14,7 @@ scatter of the kept keys alone; "all" is three products of the forward's size (l
 import torch
 from torch import Tensor
 
-from timecycle.ops._backends import (
+from timecycle.ops.backends import (
     NATIVE,
     NATIVE_MISSING,
     TRITON_MISSING,
@@ -39,10 +39,10 @@ def topk_affinity_backward(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     width: int,
     reach: list[int],
     backend: str,
@@ -53,8 +53,8 @@ def topk_affinity_backward(
     Sums are float32 (float64 for float64) whatever the features are. What may see nothing, and what nothing sees, has
     gradient 0.
     """
-    arguments = (gradient, weights, indices, denominators, query, bank, frames, copies)
-    rest = (temperature, joint, every, width, reach)
+    arguments = (gradient, weights, indices, denominators, query, bank, frames, multiplicity)
+    rest = (temperature, joint, softmax_over_all, width, reach)
     # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
     wanted = "reference" if backend == "reference" else None
     return choose("topk_affinity_backward", wanted, *arguments, *rest).run(*arguments, *rest)
@@ -74,10 +74,10 @@ def reference(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     width: int,
     reach: list[int],
 ) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def reference(
     shares = weights if joint else weights * there.sum(dim=1)[:, None, None]
     own = torch.where(indices >= 0, weights * gradient, 0.0)  # w g, [B, N, K]
     mean = own.unflatten(2, (groups, -1)).sum(dim=3)  # G, [B, N, groups]
-    if not every:
+    if not softmax_over_all:
         own = own - shares * mean.repeat_interleave(weights.shape[2] // groups, dim=2)
     for b, context in enumerate(frames.where(there, -1).tolist()):
         for t, frame in enumerate(context):
@@ -98,11 +98,11 @@ def reference(
                 strip = slice(start, start + STRIP)
                 queries, keys = query[b, strip].to(wide), bank[frame].to(wide)
                 d_logits = queries.new_zeros(len(queries), len(keys))
-                if every:
+                if softmax_over_all:
                     group = 0 if joint else t
                     p = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
-                    within, beyond = copies[b, t, 0], copies[b, t, 1]
-                    counts = within if near is None else torch.where(near[strip], within, beyond)
+                    inside_count, outside_count = multiplicity[b, t, 0], multiplicity[b, t, 1]
+                    counts = inside_count if near is None else torch.where(near[strip], inside_count, outside_count)
                     # A query that may see nothing has no denominator.
                     d_logits -= torch.where(counts > 0, p * counts, 0.0) * mean[b, strip, group, None]
                 # A key that takes several places is there several times.

@@ -23,24 +23,28 @@ def operator(
     query: Tensor,
     bank: Tensor,
     frames: Tensor,
-    copies: Tensor,
+    multiplicity: Tensor,
     k: int,
     temperature: float,
     joint: bool,
-    every: bool,
+    softmax_over_all: bool,
     width: int,
     reach: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators as topk_affinity's operator returns them; ties="exact"."""
     kernels = importlib.import_module("timecycle.kernels.topk_affinity")
     with importlib.import_module("timecycle.kernels.traced").traced():
-        return kernels.topk_affinity(query, bank, frames, copies, k, temperature, joint, every, False, width, reach)
+        return kernels.topk_affinity(
+            query, bank, frames, multiplicity, k, temperature, joint, softmax_over_all, False, width, reach
+        )
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, bank, frames, copies, _, ctx.temperature, ctx.joint, ctx.every, ctx.width, ctx.reach = inputs
+    query, bank, frames, multiplicity, _, ctx.temperature, ctx.joint, ctx.softmax_over_all, ctx.width, ctx.reach = (
+        inputs
+    )
     ctx.backend = "triton"
-    save_for_backward(ctx, query, bank, frames, copies, output)
+    save_for_backward(ctx, query, bank, frames, multiplicity, output)
 
 
 operator.register_autograd(backward, setup_context=_setup_context)

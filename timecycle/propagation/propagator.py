@@ -150,7 +150,7 @@ class LabelPropagator:
         videos, capacity = self._bank.shape[:2]
         height, width = self._grid
         query = self._rows(features)
-        own, copies = self._context()
+        own, multiplicity = self._context()
         known = self._labels_of_context()
         # The slots of all videos form one bank, in which each video's frames index its own part.
         video = torch.arange(videos, device=query.device)[:, None]
@@ -161,8 +161,8 @@ class LabelPropagator:
             known.flatten(0, 1),
             own + known.shape[1] * video,
             self.protocol.select(),
-            region=self.protocol.region(height, width),
-            copies=copies,
+            neighborhood=self.protocol.neighborhood(height, width),
+            multiplicity=multiplicity,
             check=False,  # each frame was checked when it came
         )
         soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
@@ -193,21 +193,21 @@ class LabelPropagator:
             copied = self._annotated()
             entries = min(copied, rules.k) if rules.scope == "joint" else 1
             slots = torch.nn.functional.pad(self._slot(earlier), (entries, 0))
-            copies = slots.new_ones((len(slots), 2))
+            multiplicity = slots.new_ones((len(slots), 2))
             if rules.scope == "joint":
-                copies[entries - 1].fill_(copied - entries + 1)
-            return slots, copies
+                multiplicity[entries - 1].fill_(copied - entries + 1)
+            return slots, multiplicity
         # How often frame 0 is there beside itself: the context holds it, or begins before the video.
         repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
-        if (rules.normalise, rules.ties) == ("kept", "exact"):
+        if (rules.softmax_over, rules.ties) == ("topk", "exact"):
             repeated = min(repeated, rules.k)  # more are not kept
         others = torch.arange(max(1, t - rules.length), t, device=device)
         slots = torch.nn.functional.pad(self._slot(others), (1, 0))
-        copies, restricted = slots.new_ones((len(slots), 2)), int(rules.radius is None)
-        copies[1:, 1].fill_(restricted)
-        copies[0, 0].fill_(1 + repeated)
-        copies[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
-        return slots, copies
+        multiplicity, restricted = slots.new_ones((len(slots), 2)), int(rules.radius is None)
+        multiplicity[1:, 1].fill_(restricted)
+        multiplicity[0, 0].fill_(1 + repeated)
+        multiplicity[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
+        return slots, multiplicity
 
     def _annotated(self) -> int:
         """How many entries of a padded context are frame 0 with its annotation."""

@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from timecycle.data.normalization import HALF, IMAGENET
 from timecycle.errors import InputError
-from timecycle.ops.selection import Region, Select
+from timecycle.ops import deprecated
+from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15
-RENAMED_FIELDS = {"colour": "color"}
+RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
 """Fields by the name that they had in version 0.1."""
-RENAMED_VALUES = {"first_mask": {"carried": "propagated"}}
+RENAMED_VALUES = {"first_mask": {"carried": "propagated"}, "softmax_over": {"kept": "topk"}}
 """Values by field and by the name that they had in version 0.1."""
 
 
@@ -44,6 +45,7 @@ def _unlike(value: Any, kind: Any) -> str | None:
     return None if fits[kind] else words[kind]
 
 
+@deprecated.fields(colour="color", normalise="softmax_over", region="neighborhood")
 @dataclass(frozen=True)
 class Protocol:
     """How labels are propagated, from frames to masks. Lengths are feature positions unless they say pixels."""
@@ -71,16 +73,16 @@ class Protocol:
     """"once": frame 0, then max(1, t-L) .. t-1. "twice": frame 0, then max(0, t-L) .. t-1. "copies": frame 0, then t-L
     .. t-1 with frame 0 in place of frames before it. "padded": the same with L-1, and with frame 0 itself predicted."""
     radius: float | None = None
-    """Of the region of keys that a query may see; None for everywhere."""
+    """Of the neighborhood of keys that a query may see; None for everywhere."""
     shape: Literal["circle<", "circle<=", "square<="] = "circle<"
     first_everywhere: bool = False
-    """Whether the leading entry, frame 0, is seen without the region."""
+    """Whether the leading entry, frame 0, is seen from everywhere."""
 
     # Which keys are kept, and what they weigh.
     k: int = 5
     temperature: float = 0.1
     scope: Literal["frame", "joint"] = "joint"
-    normalise: Literal["all", "kept"] = "kept"
+    softmax_over: Literal["all", "topk"] = "topk"
     ties: Literal["exact", "all"] = "exact"
 
     # From the first mask to soft labels. "nearest": centre-sampled to the grid. "twice nearest": to the working size,
@@ -112,7 +114,7 @@ class Protocol:
                 raise InputError(f"{field.name} is {value!r:.80}; expected {expected}")
         self.select()
         if self.radius is not None:
-            self.region(1, 1)
+            self.neighborhood(1, 1)
         if min(self.std) <= 0:
             raise InputError(f"std is {self.std}; expected positive numbers")
         for name, least, most, what in (
@@ -125,11 +127,11 @@ class Protocol:
 
     def select(self) -> Select:
         """What is kept of a query's keys."""
-        return Select(self.k, self.temperature, self.scope, self.normalise, self.ties)
+        return Select(self.k, self.temperature, self.scope, self.softmax_over, self.ties)
 
-    def region(self, height: int, width: int) -> Region | None:
+    def neighborhood(self, height: int, width: int) -> Neighborhood | None:
         """The keys a query may see on a grid."""
-        return None if self.radius is None else Region(height, width, self.radius, self.shape)
+        return None if self.radius is None else Neighborhood(height, width, self.radius, self.shape)
 
 
 _CRW = Protocol(
@@ -145,12 +147,12 @@ PRESETS = {
     for preset in (
         Protocol(
             "timecycle", "square", 320, length=8, first="padded", temperature=512**-0.5, scope="frame",
-            normalise="all", labels="square", classes="annotated", feedback="min-max", upsample="opencv",
+            softmax_over="all", labels="square", classes="annotated", feedback="min-max", upsample="opencv",
             scale="none", first_mask="propagated",
         ),
         Protocol(
             "uvc", "short side", 480, 64, color="lightness", l2=False, temperature=1.0, scope="frame",
-            normalise="all", ties="all",
+            softmax_over="all", ties="all",
         ),
         _CRW,
         Protocol(
@@ -184,7 +186,7 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
             raise InputError(f"protocol is {name!r}; expected {_nearest(str(name), list(PRESETS))}")
         name = PRESETS[name]
     known = [field.name for field in fields(Protocol)]
-    overrides = current_names(overrides)
+    overrides = current_names(deprecated.new_names(overrides, RENAMED_FIELDS))
     for field in overrides:
         if field not in known:
             raise InputError(f"{field!r} is no field of a protocol; expected {_nearest(field, known)}")

@@ -17,10 +17,10 @@ from tests.fuzz.operator_draws import backends, compare, outcome, size, spoilt, 
 from timecycle.ops import (
     EdgeDropout,
     affinity_propagate,
-    attend,
-    edge_affinity,
+    attention,
     propagate_labels,
     propagate_sequence,
+    softmax_at,
     topk_affinity,
 )
 
@@ -30,8 +30,8 @@ Call = tuple[Any, dict[str, Any], dict[str, Any], torch.dtype]
 
 def _topk(rng: random.Random) -> Call:
     query, bank, frames, select, options = draws.affinity(rng)
-    tensors = spoilt(rng, {"query": query, "bank": bank, "frames": frames, "copies": options["copies"]})
-    return topk_affinity, tensors, {"select": select, "region": options["region"]}, query.dtype
+    tensors = spoilt(rng, {"query": query, "bank": bank, "frames": frames, "multiplicity": options["multiplicity"]})
+    return topk_affinity, tensors, {"select": select, "neighborhood": options["neighborhood"]}, query.dtype
 
 
 def _propagate(rng: random.Random) -> Call:
@@ -39,13 +39,13 @@ def _propagate(rng: random.Random) -> Call:
     maps = size(rng) % 6
     shape, dtype = (maps, bank.shape[1], size(rng)), rng.choice(draws.DTYPES)
     label_frames = frames if rng.random() < 0.3 else draws.slots(rng, *frames.shape, maps)
-    tensors = {"query": query, "bank": bank, "frames": frames, "copies": options["copies"]}
+    tensors = {"query": query, "bank": bank, "frames": frames, "multiplicity": options["multiplicity"]}
     tensors |= {"labels": whole(rng, shape, dtype), "label_frames": label_frames}
-    others = {"select": select, "region": options["region"]}
+    others = {"select": select, "neighborhood": options["neighborhood"]}
     return affinity_propagate, spoilt(rng, tensors), others, query.dtype
 
 
-def _attend(rng: random.Random) -> Call:
+def _attention(rng: random.Random) -> Call:
     (samples, queries, keys, channels, columns), dtype = (size(rng) for _ in range(5)), rng.choice(draws.DTYPES)
     samples %= 5
     shifts = [rng.randrange(max(1, queries)) for _ in range(rng.choice([1, 1, 2, 5]))]
@@ -65,7 +65,7 @@ def _attend(rng: random.Random) -> Call:
         EdgeDropout(rng.choice([0, 0.1, 0.5, 0.999999]), rng.choice([0, 7, -1, 2**70])) if rng.random() < 0.3 else None
     )
     others = {"temperature": draws.temperature(rng), "shifts": shifts, "dropped": dropped}
-    return attend, spoilt(rng, tensors), others, dtype
+    return attention, spoilt(rng, tensors), others, dtype
 
 
 def _scale(rng: random.Random, samples: int, keys: int, dtype: torch.dtype) -> Tensor | None:
@@ -79,14 +79,14 @@ def _edges(rng: random.Random) -> Call:
     query, key = whole(rng, (samples, queries, channels), dtype), whole(rng, (samples, keys, channels), dtype)
     scale = _scale(rng, samples, keys, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    lse = outcome(lambda: attend(query, key, key[None].transpose(0, 1), temperature=temperature, scale=scale)[1])
+    lse = outcome(lambda: attention(query, key, key[None].transpose(0, 1), temperature=temperature, scale=scale)[1])
     if not isinstance(lse, Tensor):
         lse = torch.zeros(samples, queries, dtype=wide)
     if lse.numel() and rng.random() < 0.2:
         lse = draws.with_value(rng, lse, [-torch.inf])
     indices = draws.slots(rng, samples * queries, edges, keys).reshape(samples, queries, edges)
     tensors = {"query": query, "key": key, "lse": lse, "indices": indices, "scale": scale}
-    return edge_affinity, spoilt(rng, tensors), {"temperature": temperature}, dtype
+    return softmax_at, spoilt(rng, tensors), {"temperature": temperature}, dtype
 
 
 def _labels(rng: random.Random) -> Call:
@@ -194,13 +194,13 @@ def case_propagate_sequence(rng: random.Random, folder: Path) -> None:
     _both(call, _tolerance(call[3]))
 
 
-def case_attend(rng: random.Random, folder: Path) -> None:
+def case_attention(rng: random.Random, folder: Path) -> None:
     """Sums and denominators."""
-    call = _attend(rng)
+    call = _attention(rng)
     _both(call, _tolerance(call[3]))
 
 
-def case_edge_affinity(rng: random.Random, folder: Path) -> None:
+def case_softmax_at(rng: random.Random, folder: Path) -> None:
     """Entries of a softmax."""
     _both(_edges(rng), 1e-4)
 
@@ -236,5 +236,5 @@ def _sum_of_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Ten
 
 def case_backward(rng: random.Random, folder: Path) -> None:
     """Gradients of every operator that has them."""
-    call = rng.choice([_topk, _topk, _propagate, _attend, _edges])(rng)
+    call = rng.choice([_topk, _topk, _propagate, _attention, _edges])(rng)
     _both(call, max(2e-4, _tolerance(call[3])), gradient=rng.getrandbits(31))

@@ -1,13 +1,13 @@
-"""edge_affinity: every backend against the entries of the softmax itself, forward and backward."""
+"""softmax_at: every backend against the entries of the softmax itself, forward and backward."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import on_threads
-from tests.test_attend import DTYPES, SOFTMAX_BACKENDS, device_of
+from tests.test_attention import DTYPES, SOFTMAX_BACKENDS, device_of
 from timecycle.errors import InputError
-from timecycle.ops import attend, edge_affinity
+from timecycle.ops import attention, softmax_at
 
 SIZES = [(1, 1, 1, 1, 1), (2, 63, 65, 7, 4), (3, 65, 63, 130, 2), (2, 10, 300, 16, 9), (2, 5, 6, 3, 0)]
 
@@ -35,7 +35,7 @@ class Case:
         features = [x.detach().to(device, dtype, copy=True).requires_grad_() for x in self.features]
         scale, lse = (x.detach().to(device, wide, copy=True).requires_grad_() for x in (self.scale, self.lse))
         options = {"temperature": self.temperature, "scale": scale, "backend": backend}
-        out = edge_affinity(*features, lse, self.indices.to(device), **options)
+        out = softmax_at(*features, lse, self.indices.to(device), **options)
         out.backward(self.gradient.to(out))
         return [x.cpu() for x in (out.detach(), *(x.grad for x in (*features, scale, lse)))]
 
@@ -44,8 +44,8 @@ def test_they_are_entries_of_the_softmax():
     case = Case(2, 5, 6, 3, 4, torch.float64)
     logits = case.features[0] @ case.features[1].transpose(1, 2) * case.scale[:, None] / case.temperature
     values = torch.zeros(1, 6, 1, dtype=torch.float64)
-    _, lse = attend(*case.features, values, scale=case.scale, temperature=case.temperature)
-    found = edge_affinity(*case.features, lse, case.indices, scale=case.scale, temperature=case.temperature)
+    _, lse = attention(*case.features, values, scale=case.scale, temperature=case.temperature)
+    found = softmax_at(*case.features, lse, case.indices, scale=case.scale, temperature=case.temperature)
     expected = logits.softmax(dim=2).gather(2, case.indices.clamp(min=0))
     torch.testing.assert_close(found, torch.where(case.indices >= 0, expected, 0.0))
 
@@ -54,7 +54,7 @@ def test_gradients_of_the_reference_are_those_of_finite_differences():
     case = Case(2, 5, 4, 3, 4, torch.float64)
 
     def run(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor) -> Tensor:
-        return edge_affinity(query, key, lse, case.indices, scale=scale, temperature=case.temperature)
+        return softmax_at(query, key, lse, case.indices, scale=scale, temperature=case.temperature)
 
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (*case.features, case.scale, case.lse)])
 
@@ -81,8 +81,8 @@ def test_without_scale_it_is_one(backend):
     device = device_of(backend)
     tensors = [x.to(device) for x in (*case.features, case.lse, case.indices)]
     options = {"temperature": case.temperature, "backend": backend}
-    ones = edge_affinity(*tensors, scale=torch.ones(2, 6, device=device), **options)
-    assert torch.equal(edge_affinity(*tensors, **options), ones)
+    ones = softmax_at(*tensors, scale=torch.ones(2, 6, device=device), **options)
+    assert torch.equal(softmax_at(*tensors, **options), ones)
 
 
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
@@ -110,7 +110,7 @@ def test_opcheck():
     tensors = [x.requires_grad_() for x in (*case.features, case.scale, case.lse)]
     for backend in ("", "reference"):
         arguments = (*tensors, case.indices, 0.5, backend)
-        torch.library.opcheck(torch.ops.timecycle.edge_affinity.default, arguments)
+        torch.library.opcheck(torch.ops.timecycle.softmax_at.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_bad_arguments_are_named(changed, said):
         "temperature": 1.0,
     }
     with pytest.raises(InputError) as refused:
-        edge_affinity(**arguments | changed)
+        softmax_at(**arguments | changed)
     assert said in str(refused.value)

@@ -1,4 +1,4 @@
-"""attend: values summed by softmax affinities that nobody holds.
+"""attention: values summed by softmax affinities that nobody holds.
 
 For query n, key m and slice s of the values, in sample b:
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import (
+from timecycle.ops.backends import (
     NATIVE,
     NATIVE_MISSING,
     TRITON_MISSING,
@@ -62,7 +62,7 @@ class EdgeDropout:
         return int(self.rate * 2**32)
 
 
-def attend(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -141,7 +141,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, temperature
     check_like(query, "value", value, query.dtype)
 
 
-@torch.library.custom_op("timecycle::attend", mutates_args=())
+@torch.library.custom_op("timecycle::attention", mutates_args=())
 def _operator(
     query: Tensor,
     key: Tensor,
@@ -155,7 +155,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     """The operator as PyTorch sees it; edges with a hash below the threshold are dropped."""
     arguments = (query, key, value, scale, temperature, shifts, threshold, seed)
-    return choose("attend", backend or None, *arguments).run(*arguments)
+    return choose("attention", backend or None, *arguments).run(*arguments)
 
 
 @_operator.register_fake
@@ -214,8 +214,8 @@ def _slices(value: Tensor, wide: torch.dtype) -> list[Tensor]:
     return list(value.to(wide).unbind(value.ndim - 3))
 
 
-@torch.library.custom_op("timecycle::attend_backward", mutates_args=())
-def attend_backward(
+@torch.library.custom_op("timecycle::attention_backward", mutates_args=())
+def attention_backward(
     d_out: Tensor,
     d_lse: Tensor,
     query: Tensor,
@@ -236,10 +236,10 @@ def attend_backward(
     """
     arguments = (d_out, d_lse, query, key, value, scale, out, lse, temperature, shifts, threshold, seed)
     # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-    return choose("attend_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
+    return choose("attention_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
 
 
-@attend_backward.register_fake
+@attention_backward.register_fake
 def _(d_out, d_lse, query, key, value, scale, *rest):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, scale))
 
@@ -286,7 +286,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, d_out, d_lse):  # type: ignore[no-untyped-def]
-    gradients = attend_backward(d_out, d_lse, *ctx.saved_tensors, *ctx.rest)
+    gradients = attention_backward(d_out, d_lse, *ctx.saved_tensors, *ctx.rest)
     return *gradients, None, None, None, None, None
 
 
@@ -301,7 +301,7 @@ def why_not_native(query: Tensor) -> str | None:
 
 
 def softmax_backends(module: str, function: str, place: int, plain: Callable[..., Any]) -> tuple[Backend, ...]:
-    """The backends of a function of attend's kind, whose queries are the argument at `place`."""
+    """The backends of a function of attention's kind, whose queries are the argument at `place`."""
 
     def native(*arguments: Any) -> Any:
         ready = (x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
@@ -320,5 +320,5 @@ def softmax_backends(module: str, function: str, place: int, plain: Callable[...
     )
 
 
-register("attend", *softmax_backends("attend", "attend", 0, reference))
-register("attend_backward", *softmax_backends("attend", "attend_backward", 2, reference_backward))
+register("attention", *softmax_backends("attention", "attention", 0, reference))
+register("attention_backward", *softmax_backends("attention", "attention_backward", 2, reference_backward))

@@ -1,4 +1,4 @@
-"""attend in Triton, and its gradient; formulas and letters in timecycle.ops.attend.
+"""attention in Triton, and its gradient; formulas and letters in timecycle.ops.attention.
 
 The matrix of logits is there for a few samples at a time (`LARGEST`), as memory that the products of contract.py write
 and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads
@@ -40,7 +40,7 @@ class Softmax:
 
     @staticmethod
     def of(query: Tensor, key: Tensor, scale: Tensor, temperature: float, threshold: int, seed: int) -> "Softmax":
-        """Arguments as `attend` documents them."""
+        """Arguments as `attention` documents them."""
         return Softmax(fit(query), fit(key), scale.contiguous(), temperature, _signed(threshold), _signed(_mixed(seed)))
 
     def parts(self) -> list[slice]:
@@ -71,7 +71,7 @@ class Softmax:
         return cdiv(self.query.shape[1], ROWS), samples
 
 
-def attend(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -81,7 +81,7 @@ def attend(
     threshold: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Out [B, N - max(shifts), C] and lse [B, N] float32, as `timecycle.ops.attend` defines them.
+    """Out [B, N - max(shifts), C] and lse [B, N] float32, as `timecycle.ops.attention` defines them.
 
     query [B, N, D], key [B, M, D] and value [S, M, C] or [B, S, M, C] are of one dtype: float32, bfloat16 or float16;
     scale [B, M] float32. Edges with a hash below `threshold`, which the seed takes part in, are dropped.
@@ -115,7 +115,7 @@ def attend(
     return out, lse
 
 
-def attend_backward(
+def attention_backward(
     d_out: Tensor,
     d_lse: Tensor,
     query: Tensor,
@@ -230,12 +230,12 @@ def normalise(
     """The softmax of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    asks, row = n < queries, (first + b) * queries + n
+    q_mask, row = n < queries, (first + b) * queries + n
     place = ((b * queries + n) * pitch)[:, None]
     top, total = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        logit = tl.load(logits + place + m[None, :], mask=asks[:, None] & (m < pitch)[None, :], other=0.0)
+        logit = tl.load(logits + place + m[None, :], mask=q_mask[:, None] & (m < pitch)[None, :], other=0.0)
         factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
         z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
         new = tl.maximum(top, tl.max(z, axis=1))
@@ -244,11 +244,11 @@ def normalise(
         top = new
     sees = total != 0  # what is not a number is to be seen in all that comes of it
     log = tl.where(sees, top + tl.log(tl.where(sees, total, 1.0)), float("-inf"))
-    tl.store(lse + row, log, mask=asks)
+    tl.store(lse + row, log, mask=q_mask)
     shift = tl.where(sees, log, float("inf"))
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = asks[:, None] & (m < pitch)[None, :]
+        mask = q_mask[:, None] & (m < pitch)[None, :]
         logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
         factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
         z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
@@ -265,7 +265,7 @@ def normalise_backward(
     shares,  # out [b, N, pitch]: the softmax, 0 beyond M; may be `logits`
     d_products,  # out [b, N, pitch]: the gradient of <query, key>, 0 beyond M; may be `gradient`
     d_scale,  # out [tiles, b, M] float32: of these queries
-    coldness,
+    softmax_scale,
     first,
     queries,
     keys,
@@ -279,23 +279,23 @@ def normalise_backward(
     """The gradient of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    asks, row = n < queries, (first + b) * queries + n
+    q_mask, row = n < queries, (first + b) * queries + n
     place = ((b * queries + n) * pitch)[:, None]
-    log = tl.load(lse + row, mask=asks, other=float("-inf"))
+    log = tl.load(lse + row, mask=q_mask, other=float("-inf"))
     # A query without an edge may have any gradient of its lse; it passes none on.
     sees = log != float("-inf")
-    shift, own = tl.where(sees, log, float("inf")), tl.where(sees, tl.load(d_lse + row, mask=asks, other=0.0), 0.0)
+    shift, own = tl.where(sees, log, float("inf")), tl.where(sees, tl.load(d_lse + row, mask=q_mask, other=0.0), 0.0)
     mean = tl.zeros((ROWS,), tl.float32)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = asks[:, None] & (m < pitch)[None, :]
+        mask = q_mask[:, None] & (m < pitch)[None, :]
         logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
         factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
         share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
         mean += tl.sum(share * tl.load(gradient + place + m[None, :], mask=mask, other=0.0), axis=1)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = asks[:, None] & (m < pitch)[None, :]
+        mask = q_mask[:, None] & (m < pitch)[None, :]
         logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
         factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
         share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
@@ -303,6 +303,6 @@ def normalise_backward(
         d_logit = share * (d_share + (own - mean)[:, None])
         to = d_scale + (tl.program_id(0) * tl.num_programs(1) + b) * keys + m
         tl.store(to, tl.sum(d_logit * logit, axis=0), mask=m < keys)
-        d_product = d_logit * (factor * coldness)[None, :]
+        d_product = d_logit * (factor * softmax_scale)[None, :]
         tl.store(shares + place + m[None, :], rounded(share, shares.dtype.element_ty), mask=mask)
         tl.store(d_products + place + m[None, :], rounded(d_product, d_products.dtype.element_ty), mask=mask)

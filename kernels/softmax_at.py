@@ -1,4 +1,4 @@
-"""edge_affinity in Triton, and its gradient; formulas in timecycle.ops.edge_affinity.
+"""softmax_at in Triton, and its gradient; formulas in timecycle.ops.softmax_at.
 
 An edge is a row of a table that an index means, so the kernels are those of labels (propagate_labels.py): products of
 queries with gathered keys, and in the gradient a sum of gathered keys and one scattered over the keys. What is left is
@@ -11,10 +11,8 @@ from torch import Tensor
 from .propagate_labels import propagate_labels, row_products, scatter_rows
 
 
-def edge_affinity(
-    query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float
-) -> Tensor:
-    """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.edge_affinity` defines it.
+def softmax_at(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float) -> Tensor:
+    """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.softmax_at` defines it.
 
     query [B, N, D] and key [B, M, D] are of one dtype: float32, bfloat16 or float16; scale [B, M] and lse [B, N]
     float32; indices [B, N, E] int64, those that are of no key for no edge.
@@ -23,7 +21,7 @@ def edge_affinity(
     return torch.where(_exist(key, lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
 
 
-def edge_affinity_backward(
+def softmax_at_backward(
     gradient: Tensor,
     query: Tensor,
     key: Tensor,

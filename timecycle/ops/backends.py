@@ -149,7 +149,7 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
     raise InputError(f"backend {wanted!r} is unknown to {operator}; expected one of {names}")
 
 
-def backends() -> None:
+def print_backends() -> None:
     """Print every operator's backends in the order they are tried, and why one is not there."""
     for operator, candidates in _REGISTERED.items():
         for candidate in candidates:

@@ -1,4 +1,4 @@
-"""What is asked of the Triton kernels of attend and edge_affinity: named checks, which tests/kernel_cases.py runs."""
+"""What is asked of the Triton kernels of attention and softmax_at: named checks, which tests/kernel_cases.py runs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from timecycle.ops import EdgeDropout, attend, edge_affinity
+from timecycle.ops import EdgeDropout, attention, softmax_at
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest element. bfloat16 rounds the softmax to 8 bits, float16's goes through TF32, which has 11.
@@ -49,8 +49,8 @@ def attended(
         leaves = [x.to(wide, copy=True).requires_grad_() for x in (query, key, value)]
         leaves += [] if scale is None else [scale.to(sums, copy=True).requires_grad_()]
         options = {"scale": None if scale is None else leaves[3], "shifts": shifts, "dropped": dropped}
-        with mock.patch("timecycle.kernels.attend.LARGEST", largest or 1 << 22):
-            out, lse = attend(*leaves[:3], temperature=d**0.5, backend=backend, **options)
+        with mock.patch("timecycle.kernels.attention.LARGEST", largest or 1 << 22):
+            out, lse = attention(*leaves[:3], temperature=d**0.5, backend=backend, **options)
             gradients = torch.autograd.grad((out, lse), leaves, (d_out.to(out), d_lse.to(lse)))
         assert lse.dtype == sums
         found.append((out.detach(), lse.detach(), *gradients))
@@ -62,7 +62,7 @@ def none_left(dtype: torch.dtype) -> None:
     generator, dropped = torch.Generator().manual_seed(0), EdgeDropout(0.99, 7)
     query, key, value = (made(dtype, generator, *shape) for shape in ((1, 40, 8), (1, 65, 8), (1, 65, 5)))
     leaves = [x.requires_grad_() for x in (query, key, value)]
-    out, lse = attend(*leaves, temperature=1.0, dropped=dropped, backend="triton")
+    out, lse = attention(*leaves, temperature=1.0, dropped=dropped, backend="triton")
     alone = lse == -torch.inf
     assert 0 < int(alone.sum()) < 40
     assert not out[alone].any()
@@ -79,7 +79,7 @@ def repeated(dtype: torch.dtype) -> None:
     turned = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (query, key, value)]
     for inputs in ((query, key, value), (query, key, value), turned):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        out, lse = attend(*leaves, temperature=2.0, shifts=(0, 7), backend="triton")
+        out, lse = attention(*leaves, temperature=2.0, shifts=(0, 7), backend="triton")
         # The gradient of a sum is one number, expanded.
         found.append((out, lse, *torch.autograd.grad(out.sum() + lse.sum(), leaves)))
     for again in found[1:]:
@@ -99,7 +99,7 @@ def edges(b: int, n: int, m: int, d: int, e: int, dtype: torch.dtype) -> None:
         leaves = [x.to(wide, copy=True).requires_grad_() for x in (query, key)]
         leaves += [x.to(sums, copy=True).requires_grad_() for x in (lse, scale)]
         options = {"temperature": 2 * d**0.5, "scale": leaves[3], "backend": backend}
-        out = edge_affinity(*leaves[:3], indices, **options)
+        out = softmax_at(*leaves[:3], indices, **options)
         assert out.dtype == sums
         found.append((out.detach(), *torch.autograd.grad(out, leaves, gradient.to(out))))
     agree(*found, dtype)
@@ -121,10 +121,12 @@ def checks() -> dict[str, Callable[[], None]]:
         "values a sample, shifted, one at a time": ((3, 30, 70, 16, 5), (3, 0), False, f32, most, True, 1),
         "values a sample, shifted, float16": ((2, 20, 129, 8, 70), (0, 13), False, f16, None, True),
     }
-    found: dict[str, Callable[[], None]] = {f"attend: {name}": partial(attended, *case) for name, case in cases.items()}
+    found: dict[str, Callable[[], None]] = {
+        f"attention: {name}": partial(attended, *case) for name, case in cases.items()
+    }
     for dtype in (f32, bf16):
-        found[f"attend: none left, {dtype}"] = partial(none_left, dtype)
-        found[f"attend: repeated, {dtype}"] = partial(repeated, dtype)
+        found[f"attention: none left, {dtype}"] = partial(none_left, dtype)
+        found[f"attention: repeated, {dtype}"] = partial(repeated, dtype)
     for sizes, dtype in (((1, 1, 1, 1, 1), f32), ((2, 9, 11, 5, 4), bf16), ((2, 10, 20, 200, 3), f16)):
         found[f"edges: {sizes}, {dtype}"] = partial(edges, *sizes, dtype)
     return found | {"edges: none": partial(edges, 2, 3, 4, 5, 0, f32), "edges": partial(edges, 2, 9, 11, 64, 4, f32)}

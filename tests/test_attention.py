@@ -1,4 +1,4 @@
-"""attend: every backend against the formula in float64, forward and backward."""
+"""attention: every backend against the formula in float64, forward and backward."""
 
 import itertools
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.conftest import BACKENDS, NATIVE_NEEDED, on_threads
 from timecycle.errors import InputError
-from timecycle.ops import EdgeDropout, attend
-from timecycle.ops._backends import TRITON_MISSING
+from timecycle.ops import EdgeDropout, attention
+from timecycle.ops.backends import TRITON_MISSING
 
 # Triton's kernels too where it can run them in this process: on a GPU, or with TRITON_INTERPRET=1 in the environment.
 # Without either, tests/test_kernels.py runs checks of them in a process of its own.
@@ -54,7 +54,7 @@ class Case:
         wide = torch.promote_types(dtype, torch.float32)
         inputs = [x.detach().to(device, dtype, copy=True).requires_grad_() for x in self.inputs]
         scale = self.scale.detach().to(device, wide, copy=True).requires_grad_()
-        out, lse = attend(*inputs, scale=scale, backend=backend, **self.options)
+        out, lse = attention(*inputs, scale=scale, backend=backend, **self.options)
         gradients = [g.to(x) for g, x in zip(self.gradients, (out, lse), strict=True)]
         torch.autograd.backward((out, lse), gradients)
         return [x.cpu() for x in (out.detach(), lse.detach(), *(x.grad for x in (*inputs, scale)))]
@@ -95,7 +95,7 @@ def test_gradients_of_the_reference_are_those_of_finite_differences(batched, dro
     case = Case(2, 5, 6, 3, 2, [0, 2], torch.float64, batched=batched, dropped=dropped)
 
     def run(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return attend(query, key, value, scale=scale, **case.options)
+        return attention(query, key, value, scale=scale, **case.options)
 
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in (*case.inputs, case.scale)])
 
@@ -115,14 +115,14 @@ def test_every_size_and_type_is_as_in_float64(backend, dtype, batched, dropped, 
 @pytest.mark.parametrize("batched", [False, True], ids=["shared", "batched"])
 @pytest.mark.parametrize("size", [(2, 150, 14001, 4, 3, [0, 70]), (4, 700, 1000, 4, 6, [0])], ids=str)
 def test_more_logits_than_the_compiled_kernel_holds_at_once(batched, size):
-    """Queries in several waves, where shifts reach from one into the next; and samples in several."""
+    """Queries in several waves, where shifts half_widths from one into the next; and samples in several."""
     Case(*size, batched=batched, dropped=DROPPED[1]).assert_close("cpu")
 
 
 def test_without_scale_it_is_one():
     case = Case(2, 5, 6, 3, 2, [0], torch.float64)
-    ones = attend(*case.inputs, scale=torch.ones(2, 6, dtype=torch.float64), **case.options)
-    assert all(map(torch.equal, attend(*case.inputs, **case.options), ones))
+    ones = attention(*case.inputs, scale=torch.ones(2, 6, dtype=torch.float64), **case.options)
+    assert all(map(torch.equal, attention(*case.inputs, **case.options), ones))
 
 
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
@@ -153,11 +153,11 @@ def test_strides_do_not_matter(backend):
 def test_large_logits_and_what_is_not_a_number(backend):
     query, key = (x.to(device_of(backend)) for x in (torch.tensor([[[3e4], [-3e4]]]), torch.tensor([[[1.0], [-1.0]]])))
     value = torch.tensor([[[1.0], [2.0]]], device=query.device)
-    out, lse = attend(query, key, value, temperature=1.0, backend=backend)
+    out, lse = attention(query, key, value, temperature=1.0, backend=backend)
     assert out.flatten().tolist() == [1, 2]
     assert lse.flatten().tolist() == [3e4, 3e4]
     query[0, 0, 0] = torch.nan
-    out, lse = attend(query, key, value, temperature=1.0, backend=backend)
+    out, lse = attention(query, key, value, temperature=1.0, backend=backend)
     assert out.flatten().isnan().tolist() == lse.flatten().isnan().tolist() == [True, False]
 
 
@@ -173,7 +173,7 @@ def kept_edges(backend: str, dropped: EdgeDropout, b: int, n: int, m: int) -> Te
     """What is left of the affinity of equal keys, by values that are the keys' unit vectors: [b, n, m] of 0 or 1."""
     device = device_of(backend)
     query, key = torch.zeros(b, n, 1, device=device), torch.zeros(b, m, 1, device=device)
-    out, _ = attend(query, key, torch.eye(m, device=device)[None], temperature=1.0, dropped=dropped, backend=backend)
+    out, _ = attention(query, key, torch.eye(m, device=device)[None], temperature=1.0, dropped=dropped, backend=backend)
     return (out > 0).cpu()
 
 
@@ -215,7 +215,7 @@ def test_a_query_without_an_edge_adds_nothing(backend):
 def test_opcheck(backend, batched):
     case = Case(2, 7, 6, 3, 4, [0, 2], batched=batched)
     tensors = [x.requires_grad_() for x in (*case.inputs, case.scale)]
-    torch.library.opcheck(torch.ops.timecycle.attend.default, (*tensors, 0.5, [0, 2], 2**30, 5, backend))
+    torch.library.opcheck(torch.ops.timecycle.attention.default, (*tensors, 0.5, [0, 2], 2**30, 5, backend))
 
 
 ROWS = torch.zeros(2, 5, 3), torch.zeros(2, 6, 3), torch.zeros(1, 6, 4)
@@ -240,13 +240,13 @@ ROWS = torch.zeros(2, 5, 3), torch.zeros(2, 6, 3), torch.zeros(1, 6, 4)
         ({"shifts": (5,)}, "shifts is [5]; expected one or more from 0 to 4"),
         ({"shifts": ()}, "shifts is []; expected one or more"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a positive number"),
-        ({"backend": "abacus"}, "backend 'abacus' is unknown to attend; expected one of triton, cpu, reference"),
+        ({"backend": "abacus"}, "backend 'abacus' is unknown to attention; expected one of triton, cpu, reference"),
     ],
 )
 def test_bad_arguments_are_named(changed, said):
     arguments = dict(zip(("query", "key", "value"), ROWS, strict=True)) | {"temperature": 1.0} | changed
     with pytest.raises(InputError) as refused:
-        attend(**arguments)
+        attention(**arguments)
     assert said in str(refused.value)
 
 

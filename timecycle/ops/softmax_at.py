@@ -1,21 +1,21 @@
-"""edge_affinity: a few entries of a softmax whose denominators are known, never the matrix.
+"""softmax_at: a few entries of a softmax whose denominators are known, never the matrix.
 
     out[b, n, e] = exp(<query[b, n], key[b, m]> * scale[b, m] / temperature - lse[b, n]),   m = indices[b, n, e]
 
-`attend` gives the lse. With z the exponent, dz = out * gradient, and lse gets minus its sum over e.
+`attention` gives the lse. With z the exponent, dz = out * gradient, and lse gets minus its sum over e.
 """
 
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops._backends import choose, register
-from timecycle.ops.attend import check_like, check_pair, softmax_backends
+from timecycle.ops.attention import check_like, check_pair, softmax_backends
+from timecycle.ops.backends import choose, register
 from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse
 from timecycle.ops.topk_affinity import wide_dtype
 
 
-def edge_affinity(
+def softmax_at(
     query: Tensor,
     key: Tensor,
     lse: Tensor,
@@ -59,7 +59,7 @@ def edge_affinity(
     return _operator(query, key, scale, lse, indices, temperature, backend or "", check)
 
 
-@torch.library.custom_op("timecycle::edge_affinity", mutates_args=())
+@torch.library.custom_op("timecycle::softmax_at", mutates_args=())
 def _operator(
     query: Tensor,
     key: Tensor,
@@ -85,7 +85,7 @@ def _operator(
             ]
         )
     arguments = (query, key, scale, lse, indices, temperature)
-    return choose("edge_affinity", backend or None, *arguments).run(*arguments)
+    return choose("softmax_at", backend or None, *arguments).run(*arguments)
 
 
 @_operator.register_fake
@@ -106,8 +106,8 @@ def reference(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: T
 
 def _edges(key: Tensor, lse: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Which edges [B, N, E] exist, and their keys; 0 for the others."""
-    within = (indices >= 0) & (indices < key.shape[1])
-    return within & (lse > -torch.inf)[:, :, None], indices.where(within, 0)
+    exists = (indices >= 0) & (indices < key.shape[1])
+    return exists & (lse > -torch.inf)[:, :, None], indices.where(exists, 0)
 
 
 def _rows(key: Tensor, m: Tensor) -> Tensor:
@@ -115,8 +115,8 @@ def _rows(key: Tensor, m: Tensor) -> Tensor:
     return key.gather(1, m[:, :, None].expand(-1, -1, key.shape[2])).to(torch.promote_types(key.dtype, torch.float32))
 
 
-@torch.library.custom_op("timecycle::edge_affinity_backward", mutates_args=())
-def edge_affinity_backward(
+@torch.library.custom_op("timecycle::softmax_at_backward", mutates_args=())
+def softmax_at_backward(
     gradient: Tensor,
     query: Tensor,
     key: Tensor,
@@ -130,10 +130,10 @@ def edge_affinity_backward(
     """Gradients of query, key, scale and lse, in their dtypes; `out` is what the forward returned."""
     arguments = (gradient, query, key, scale, lse, indices, out, temperature)
     # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-    return choose("edge_affinity_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
+    return choose("softmax_at_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
 
 
-@edge_affinity_backward.register_fake
+@softmax_at_backward.register_fake
 def _(gradient, query, key, scale, lse, *rest):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, scale, lse))
 
@@ -171,12 +171,12 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    d_query, d_key, d_scale, d_lse = edge_affinity_backward(gradient, *ctx.saved_tensors, ctx.temperature, ctx.backend)
+    d_query, d_key, d_scale, d_lse = softmax_at_backward(gradient, *ctx.saved_tensors, ctx.temperature, ctx.backend)
     return d_query, d_key, d_scale, d_lse, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-register("edge_affinity", *softmax_backends("edge_affinity", "edge_affinity", 0, reference))
-register("edge_affinity_backward", *softmax_backends("edge_affinity", "edge_affinity_backward", 1, reference_backward))
+register("softmax_at", *softmax_backends("softmax_at", "softmax_at", 0, reference))
+register("softmax_at_backward", *softmax_backends("softmax_at", "softmax_at_backward", 1, reference_backward))

@@ -1,0 +1,90 @@
+"""Names of version 0.1, which work for one more release with a DeprecationWarning. No other module knows them."""
+
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+OLD_VALUES = {"kept": "topk"}
+"""Of `softmax_over`, which was `normalise`."""
+
+
+def warn(old: str, new: str) -> None:
+    """Tell whoever called the public function that one of its names has changed."""
+    warnings.warn(f"{old} is called {new} now; the old name will be removed", DeprecationWarning, stacklevel=4)
+
+
+def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Keywords with `names` (old to new) replaced; a keyword given by its old name wins over the new one's value."""
+    found = {name: value for name, value in given.items() if name not in names}
+    for old in given.keys() & names.keys():
+        warn(f"{old}=", f"{names[old]}=")
+        found[names[old]] = given[old]
+    return found
+
+
+def keywords(**names: str) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator of functions, which then take keywords by their old names, too; `names` are old="new"."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def renamed(*arguments: Any, **given: Any) -> Any:
+            return function(*arguments, **(new_names(given, names) if given.keys() & names.keys() else given))
+
+        return renamed
+
+    return decorate
+
+
+def fields(**names: str) -> Callable[[type], Any]:
+    """The same for a dataclass: its constructor, attributes by their old names, and values of `softmax_over`."""
+
+    def decorate(kind: Any) -> Any:
+        construct = keywords(**names)(kind.__init__)
+
+        @functools.wraps(kind.__init__)
+        def renamed(self: Any, *arguments: Any, **given: Any) -> None:
+            for old in OLD_VALUES.keys() & {x for x in (*arguments, *given.values()) if isinstance(x, str)}:
+                warn(repr(old), repr(OLD_VALUES[old]))
+            new = [OLD_VALUES.get(x, x) if isinstance(x, str) else x for x in arguments]
+            construct(self, *new, **{k: OLD_VALUES.get(x, x) if isinstance(x, str) else x for k, x in given.items()})
+
+        kind.__init__ = renamed
+        for old, new in names.items():
+            setattr(kind, old, property(functools.partial(_attribute, old, new)))
+        return kind
+
+    return decorate
+
+
+def _attribute(old: str, new: str, instance: Any) -> Any:
+    warn(f".{old}", f".{new}")
+    return getattr(instance, new)
+
+
+def module_names(module: str, **names: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module, for names that have changed."""
+
+    def attribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(importlib.import_module(module), names[name])
+
+    return attribute
+
+
+class _PrintingModule(ModuleType):
+    """timecycle.ops.backends, which was a function that printed and is a module now."""
+
+    def __call__(self) -> None:
+        warn("timecycle.ops.backends()", "timecycle.ops.print_backends()")
+        self.print_backends()
+
+
+def callable_backends() -> None:
+    """Let `timecycle.ops.backends()` print as before."""
+    sys.modules["timecycle.ops.backends"].__class__ = _PrintingModule
