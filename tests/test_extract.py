@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.video_cases import av, levels, pictures, write_video
+from tests.video_cases import av, levels, pictures, write_two_sizes, write_video
 from timecycle.data.extract import Extraction, extract
 from timecycle.errors import InputError
 
@@ -103,18 +103,6 @@ def write_sound(path: Path, cover: bool = False) -> None:
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def write_two_sizes(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for index, size in enumerate([(64, 48), (64, 48), (96, 48)]):
-            buffer = io.BytesIO()
-            Image.new("RGB", size).save(buffer, "JPEG")
-            packet = av.Packet(buffer.getvalue())
-            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 12), index, index
-            container.mux(packet)
 
 
 def write_part(path: Path, name: str, **muxer: str) -> None:

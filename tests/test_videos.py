@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.video_cases import STEP, av, write_video
+from tests.video_cases import STEP, av, spoil, write_two_sizes, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
 from timecycle.data.video import passed_over, square_size, video_files
@@ -150,7 +150,7 @@ def test_frames_that_an_avi_leaves_out(tmp_path: Path, codec, options, lost):
     write_video(path, codec=codec, frames=10, times=[i / 12 for i in at], options=options)
     assert VideoClip(path, Cache(0)).length == 10
     np.testing.assert_allclose(clip_shows(path), range(10), atol=1)
-    times = VideoClip(path, Cache(0))._scan.times
+    times = VideoClip(path, Cache(0))._times
     assert (times - times[0])[: 10 - lost].tolist() == at[: 10 - lost]
     frames = frames_show(path)
     assert len(frames) == 33
@@ -280,9 +280,7 @@ def test_a_track_of_another_file_is_not_read(tmp_path: Path):
     (size,) = struct.unpack_from(">I", changed, begin)
     changed[begin + 8 : begin + size] = bytes(size - 8)  # no pictures of its own
     path.write_bytes(changed)
-    with pytest.raises(InputError, match=r"a\.mov is damaged"):
-        clip_shows(path)
-    assert frames_show(path) == []  # which `extract` refuses
+    refused_by_both(path, r"a\.mov is damaged or ends early")
 
 
 @pytest.mark.parametrize("pixels", ["3071", "1"])
@@ -311,7 +309,7 @@ def test_a_still_of_two_minutes_is_no_damage(tmp_path: Path, suffix, codec):
     clip = VideoClip(path, Cache(0))
     assert clip.length == 6
     assert shown(clip.read([5])[0]) in (4, 5)  # by the codec
-    assert np.diff(VideoClip(path, Cache(0))._scan.times).argmax() == 2
+    assert np.diff(VideoClip(path, Cache(0))._times).argmax() == 2
     frames = frames_show(path)
     assert len(frames) in (1502, 1503)  # milliseconds round the last one away
     np.testing.assert_allclose(frames[:3], [0, 1, 2], atol=1)
@@ -360,3 +358,61 @@ def with_times(path: Path, data: bytes, table: bytes) -> Path:
         data = data[:place] + struct.pack(">I", size + grown) + data[place + 4 :]
     path.write_bytes(data)
     return path
+
+
+def test_an_end_that_is_missing_is_noticed_from_half_a_second_on(tmp_path: Path):
+    """Also where that is little of the whole, if the header says how long the stream is."""
+    path = write_video(tmp_path / "a.mp4", rate=2, frames=60, codec="mjpeg", movflags="faststart")
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    path.write_bytes(data[: starts[-1]])
+    assert clip_shows(path) == list(range(59))
+    assert frames_show(path) == [number for number in range(59) for _ in range(6)]
+    path.write_bytes(data[: starts[-2]])
+    refused_by_both(path, r"a\.mp4 ends at 29.00 s of 30.00 s; expected a complete video file")
+
+
+def test_sound_that_ends_early_is_noticed(tmp_path: Path):
+    """Where the header says no more than how long all streams are."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream, sound = container.add_stream("mjpeg", rate=12), container.add_stream("pcm_s16le", rate=8000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for second in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8000, 8000 * second
+            container.mux(sound.encode(frame))
+            for _ in range(12):
+                picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+                container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    assert len(frames_show(path)) == len(clip_shows(path)) == 48
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused_by_both(path, r"a\.mkv ends at .* s of 4.00 s; expected a complete video file")
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path: Path):
+    write_two_sizes(tmp_path / "a.mp4")
+    refused_by_both(tmp_path / "a.mp4", r"changes its size at 0.17 s; expected one size")
+
+
+@pytest.mark.parametrize("kept", [0, 24])  # FFmpeg refuses the first and conceals the second
+def test_damage_between_the_frames_that_are_read_is_refused(tmp_path: Path, kept):
+    path = write_video(tmp_path / "a.mp4", codec="mpeg4", frames=24)
+    spoil(path, 6, kept)
+    refused_by_both(path, r"a\.mp4 is damaged")
+    clip = VideoClip(path, Cache(0))
+    assert [shown(picture) for picture in clip.read([0, 5])] == [0, 5]
+    with pytest.raises(InputError, match=r"a\.mp4 is damaged"):
+        clip.read([5, 7])
+
+
+@pytest.mark.parametrize("kept", [0, 24])
+def test_an_avi_with_a_damaged_frame_is_refused(tmp_path: Path, kept):
+    """It is decoded to know its times, so that its damage is known from the beginning."""
+    path = write_video(tmp_path / "a.avi", codec="mpeg4", frames=24)
+    spoil(path, 6, kept)
+    refused_by_both(path, r"a\.avi is damaged")
+    with pytest.raises(InputError, match=r"a\.avi is damaged"):
+        VideoClip(path, Cache(0)).read([0])

@@ -1,5 +1,6 @@
 """Small videos to read, and the folders of frames made of them."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -41,6 +42,27 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def write_two_sizes(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for index, size in enumerate([(64, 48), (64, 48), (96, 48)]):
+            buffer = io.BytesIO()
+            Image.new("RGB", size).save(buffer, "JPEG")
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 12), index, index
+            container.mux(packet)
+
+
+def spoil(path: Path, number: int, kept: int = 0) -> None:
+    """Overwrite a packet of a video, but for its first bytes, by zeros."""
+    with av.open(str(path)) as container:
+        packet = bytes(list(container.demux(video=0))[number])
+    data = path.read_bytes()
+    assert data.count(packet) == 1
+    path.write_bytes(data.replace(packet, packet[:kept].ljust(len(packet), b"\0")))
 
 
 def pictures(folder: Path) -> list[np.ndarray]:

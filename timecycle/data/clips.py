@@ -4,7 +4,6 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,12 @@ import numpy as np
 
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import SEQUENCES, Scene
-from timecycle.data.video import (
-    Clock,
-    decoded_times,
-    opened,
-    passed_over,
-    pixel_ratio,
-    square_size,
-    upright,
-    video_files,
-)
+from timecycle.data.video import Video, opened, passed_over, upright, video_files
 from timecycle.errors import InputError
 from timecycle.files import fields, read_lines
 
 FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
 SHORT_SIDE = 256  # pixels, at most, of video files
-SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
 MOST_DIGITS = 9  # of a number of frames
 SYNTHETIC_SIZE = (256, 320)
 SYNTHETIC_BYTES = 1 << 29  # of rendered frames kept by a process
@@ -150,15 +139,6 @@ def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
     return [VideoClip(path, cache) for path in videos]
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What is known of a video before its pictures are read."""
-
-    times: np.ndarray
-    """int64 [n], ascending: when the clip's frames are shown, in ticks of the stream."""
-    seekable: bool
-
-
 class VideoClip(Clip):
     """A video file, at most FRAMES_PER_SECOND frames a second of it, the short side scaled to at most SHORT_SIDE.
 
@@ -173,30 +153,18 @@ class VideoClip(Clip):
     @property
     def length(self) -> int:
         """Known from the container's packets; an AVI or a raw stream is decoded for it."""
-        return len(self._scan.times)
+        return len(self._times)
+
+    @property
+    def _times(self) -> np.ndarray:
+        return self._scan[0]
 
     @functools.cached_property
-    def _scan(self) -> Scan:
-        with opened(self.path) as (container, stream):
-            clock, shown = Clock(container, stream), []
-            for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:
-                    continue  # an editor's cut leaves packets to be discarded, of which other frames are decoded
-                clock.note(packet)
-                shown.append((packet.pts, packet.duration or 0, packet.is_corrupt))
-            timed = not clock.by_decoding and all(time is not None for time, *_ in shown)
-            raw = not clock.by_decoding and all(time is None for time, *_ in shown)
-            promised = 0.0 if raw else _promised_seconds(container, stream)  # of a raw stream FFmpeg guesses it
-            # FFmpeg guesses the times of an MPEG program stream, after a seek otherwise than from its start.
-            seekable = timed and container.format.name != "mpeg"
-        times = np.unique([time for time, *_ in shown]) if timed else decoded_times(self.path)
-        if not len(times) or any(corrupt for *_, corrupt in shown):
-            raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        end = max(time + duration for time, duration, _ in shown) if timed else times[-1] + shown[-1][1]
-        too_long = np.diff(times, append=end).max() * clock.tick > clock.longest_still
-        if too_long or (end - times[0]) * clock.tick < promised - SLACK:
-            raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return Scan(times[nearest_to_grid((times - times[0]) * clock.tick)], seekable)
+    def _scan(self) -> tuple[np.ndarray, bool]:
+        """When the clip's frames are shown, in ticks of the stream, int64 [n], ascending; whether seeks find them."""
+        with opened(self.path) as video:
+            times, seekable = video.times()
+            return times[nearest_to_grid((times - times[0]) * video.clock.tick)], seekable
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         whole = self._cache.held.get(self.path)
@@ -210,9 +178,9 @@ class VideoClip(Clip):
     def _whole(self) -> np.ndarray | None:
         """The whole clip, which the cache then holds; None if it has no room, or if a frame is bad, perhaps another."""
         self._keep = False
-        with opened(self.path) as (_, stream):
-            context = stream.codec_context
-            height, width = square_size(context.height, context.width, pixel_ratio(stream), SHORT_SIDE)
+        with opened(self.path) as video:
+            context = video.stream.codec_context
+            height, width = video.scaled_size(context.height, context.width, SHORT_SIDE)
         if self.length * height * width * 3 > self._cache.left:
             return None
         try:
@@ -224,40 +192,25 @@ class VideoClip(Clip):
 
     def _decoded(self, wanted: Sequence[int]) -> np.ndarray:
         """Frames of ascending index, uint8 [n, H, W, 3]: one seek, then everything up to the last is decoded."""
-        times = self._scan.times[list(wanted)].tolist()
-        pictures = self._pictures(times, seek=True) if self._scan.seekable else []
-        if len(pictures) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
-            pictures = self._pictures(times, seek=False)
-        if len(pictures) < len(times):
+        times = self._times[list(wanted)].tolist()
+        seekable = self._scan[1]
+        images = self._images(times, seek=True) if seekable else []
+        if len(images) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
+            images = self._images(times, seek=False)
+        if len(images) < len(times):
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
-        return _stacked(pictures, self.path)
+        return _stacked(images, self.path)
 
-    def _pictures(self, times: list[int], seek: bool) -> list[np.ndarray]:
-        """The pictures shown at ascending `times`, as many as there are; none if the seek landed behind the first."""
-        pictures: list[np.ndarray] = []
-        with opened(self.path) as (container, stream):
-            clock, ratio = Clock(container, stream), pixel_ratio(stream)
-            if seek:
-                container.seek(times[0], stream=stream)
-            for number, frame in enumerate(container.decode(stream)):
-                time = clock.time(frame)
-                if time < times[len(pictures)]:
-                    continue
-                if seek and not number and time > times[0]:
+    def _images(self, times: list[int], seek: bool) -> list[np.ndarray]:
+        """The images shown at ascending `times`, as many as there are; none if the seek landed behind the first."""
+        images: list[np.ndarray] = []
+        with opened(self.path) as video:
+            for frame in video.frames(times[0], seek):
+                if frame.pts >= times[len(images)]:
+                    images.append(_image(frame, video))
+                if len(images) == len(times):
                     break
-                if frame.is_corrupt:
-                    raise InputError(f"{self.path} is damaged at its frame {time}; expected a complete video file")
-                pictures.append(_picture(frame, ratio))
-                if len(pictures) == len(times):
-                    break
-        return pictures
-
-
-def _promised_seconds(container: Any, stream: Any) -> float:
-    """How long the container says that the video is; 0 if it says nothing, or nothing of the video alone."""
-    if stream.duration:
-        return stream.duration * float(stream.time_base)
-    return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
+        return images
 
 
 def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
@@ -274,9 +227,9 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
     return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
-def _picture(frame: Any, ratio: float) -> np.ndarray:
-    """A decoded frame as it is to be seen, RGB uint8 [H, W, 3]; `ratio`: see `square_size`."""
-    height, width = square_size(frame.height, frame.width, ratio, SHORT_SIDE)
+def _image(frame: Any, video: Video) -> np.ndarray:
+    """A decoded frame as a viewer shows it, RGB uint8 [H, W, 3], the short side scaled down to SHORT_SIDE."""
+    height, width = video.scaled_size(frame.height, frame.width, SHORT_SIDE)
     return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame)
 
 

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from timecycle.data.video import Clock, opened, pixel_ratio, square_size, upright
+from timecycle.data.video import Video, opened, upright
 from timecycle.errors import InputError
 from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
 
@@ -144,49 +144,16 @@ def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
 
     Raises InputError, possibly after some frames, if the file holds no video, is damaged or ends early.
     """
-    with opened(video) as (container, stream):
-        yield from _filtered(_decoded(container, stream, video), pixel_ratio(stream), fps, side)
+    with opened(video) as source:
+        yield from _filtered(source, fps, side)
 
 
-def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
-    """The decoded frames of a stream, in order, `pts` set. Raises InputError for damage that FFmpeg passes over."""
-    clock, size, frame, longest, end = Clock(container, stream), None, None, 0.0, 0.0
-    for packet in container.demux():
-        stamp = packet.dts if clock.by_decoding else packet.pts
-        if stamp is not None:
-            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index != stream.index:
-            continue
-        clock.note(packet)
-        for following in packet.decode():
-            following.pts = clock.time(following)
-            after = f"after {frame.time if frame else 0:.2f} s"
-            if packet.is_corrupt or following.is_corrupt:
-                raise InputError(f"{video} is damaged {after}; expected a complete video file")
-            longest = max(longest, following.time - frame.time if frame else 0.0)
-            if longest > clock.longest_still:
-                raise InputError(f"{video} has no usable time for the frame {after}; expected one for each frame")
-            size = size or (following.width, following.height)
-            if size != (following.width, following.height):
-                raise InputError(f"{video} changes its size at {following.time:.2f} s; expected one size")
-            frame = following
-            yield frame
-    if frame and max(longest, (frame.duration or 0) * clock.tick) > clock.longest_still:
-        raise InputError(f"{video} shows a frame for longer than it says to last; expected a complete video file")
-    length = (container.duration or 0) / av.time_base
-    stated = length + (container.start_time or 0) / av.time_base
-    # Headers are a little off in many files that are whole; all streams count, as for the header. Of what has no times
-    # the length is a guess.
-    if 0 < end < stated - max(0.5, 0.05 * length):
-        raise InputError(f"{video} ends at {end:.2f} s of {stated:.2f} s; expected a complete video file")
-
-
-def _filtered(frames: Iterator[Any], ratio: float, fps: float, side: int) -> Iterator[np.ndarray]:
-    """What FFmpeg's filters fps and scale make of decoded frames, turned upright: RGB uint8 [H, W, 3]."""
+def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
+    """What FFmpeg's filters fps and scale make of a video's frames, turned upright: RGB uint8 [H, W, 3]."""
     graph = None
-    for frame in frames:
+    for frame in video.frames():
         if graph is None:
-            graph = _graph(frame, fps, *square_size(frame.height, frame.width, ratio, side))
+            graph = _graph(frame, fps, *video.scaled_size(frame.height, frame.width, side))
         graph.vpush(frame)
         yield from _pulled(graph)
     if graph is not None:

@@ -1,4 +1,7 @@
-"""Video files: which of a folder's files are, how one is opened, when its frames are shown and how. Knows no torch."""
+"""Video files: which files of a folder are, and one decoder with one set of rules for damage, rotation and time.
+
+Knows no torch.
+"""
 
 import functools
 import io
@@ -22,6 +25,7 @@ VIDEO_SUFFIXES = {
 LONGEST_STILL = 3600.0  # seconds that a frame may be shown
 LONGEST_STILL_UNSTATED = 600.0  # the same where the container does not say how long the video is
 LONGEST_STILL_BEYOND = 10.0  # the same where it says that the video is shorter
+SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
 ODDEST_PIXEL = 16.0  # times as wide as high, or as high as wide; beyond, the ratio is taken for damaged
 NEARLY_SQUARE = 0.01  # as programs state it that scaled a picture to whole pixels and kept its aspect ratio
 SHOWN_NAMES = 3
@@ -87,15 +91,15 @@ def _is_video(path: Path) -> bool:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
     try:
-        with opened(path) as (container, stream):
-            return sum(not frame.is_corrupt for frame in islice(container.decode(stream), 2)) == 2
+        with opened(path) as video:
+            return len(list(islice(video.frames(), 2))) == 2
     except InputError:
         return False
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A file's container and best video stream, known by content alone and decoded in one thread.
+def opened(path: Path) -> Iterator["Video"]:
+    """Open a video file, whose format is known by its content alone; frames are decoded in one thread.
 
     Playlists are not opened, and nothing but the file itself is. Raises InputError if the file cannot be read, holds
     no video, or one of more pixels than `most_pixels`, and for what FFmpeg refuses within the block.
@@ -121,7 +125,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 context.thread_count = 1  # callers read several videos at a time
                 check_pixels(path, context.width or 1, context.height or 1)  # 0 if it is not known yet
                 context.options |= {"max_pixels": str(min(most_pixels(), _MOST_PIXELS_OF_FFMPEG))}  # of later frames
-                yield container, stream
+                yield Video(path, container, stream)
     except (av.FFmpegError, OSError) as error:
         other_kind = container is None and isinstance(error, av.ArgumentError)
         reason = "a picture, a playlist or text" if other_kind else error.strerror
@@ -137,69 +141,175 @@ def _formats() -> str:
     return ",".join(sorted(name for name in av.formats_available - others if not name.endswith("_pipe")))
 
 
-class Clock:
-    """When the frames of a stream are shown; and how long one may be, before only damage explains it."""
+class Video:
+    """The best video stream of an open file. Times are in ticks of the stream, `clock.tick` seconds each."""
 
-    def __init__(self, container: Any, stream: Any) -> None:
+    def __init__(self, path: Path, container: Any, stream: Any) -> None:
+        self.path, self.container, self.stream = path, container, stream
+        self.clock = Clock(path, container, stream)
+
+    def packets(self) -> Iterator[Any]:
+        """The stream's packets. Raises InputError for one that the container marks as damaged."""
+        for packet in self.container.demux():  # of all streams, since the stated length counts all of them
+            self.clock.note(packet)
+            if packet.stream.index == self.stream.index:
+                yield packet
+
+    def frames(self, start: int | None = None, seek: bool = False) -> Iterator[Any]:
+        """Decoded frames in the order in which they are shown; `pts` is when.
+
+        Args:
+            start: frames shown before it are passed over, and damage in them.
+            seek: begin with a seek to `start`, not at the file's beginning; no frames if the seek landed behind it.
+
+        Raises:
+            InputError: a frame is damaged, even if FFmpeg conceals it, changes its size or has no usable time; or, but
+                for seeks, the file ends earlier than its header says or holds no frames.
+        """
+        if seek:
+            self.container.seek(start, stream=self.stream)
+        size = None
+        landed = not seek
+        for packet in self.packets():
+            for frame in packet.decode():
+                after = self.clock.after
+                frame.pts = self.clock.time(frame)
+                if start is not None and frame.pts > start and not landed:
+                    return
+                landed = True
+                if start is not None and frame.pts < start:
+                    continue
+                if frame.is_corrupt:
+                    raise InputError(f"{self.path} is damaged {after}; expected a complete video file")
+                size = size or (frame.width, frame.height)
+                if size != (frame.width, frame.height):
+                    raise InputError(f"{self.path} changes its size at {frame.time:.2f} s; expected one size")
+                yield frame
+        if not seek:
+            self.clock.finish()
+
+    def times(self) -> tuple[np.ndarray, bool]:
+        """When frames are shown, int64 [n], ascending; and whether seeks find them. Reads the whole file.
+
+        Without decoding, where the packets have these times; an AVI or a raw stream is decoded.
+        Raises InputError as `frames` does, but for damage that only decoding reveals.
+        """
+        found = [packet.pts for packet in self.packets() if packet.size and not packet.is_discard]
+        if self.clock.by_decoding or None in found:
+            with opened(self.path) as anew:
+                return np.unique(np.array([frame.pts for frame in anew.frames()], np.int64)), False
+        times = np.unique(np.array(found, np.int64))
+        for time in times.tolist():
+            self.clock.advance(time)
+        self.clock.finish()
+        # FFmpeg guesses the times of an MPEG program stream, after a seek otherwise than from its start.
+        return times, self.container.format.name != "mpeg"
+
+    def scaled_size(self, height: int, width: int, side: int) -> tuple[int, int]:
+        """`square_size` of frames of `height` x `width`; pixels of an absurd or no stated ratio count as square."""
+        ratio = float(self.stream.sample_aspect_ratio or 1)
+        square = abs(ratio - 1) <= NEARLY_SQUARE or not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL
+        return square_size(height, width, 1.0 if square else ratio, side)
+
+
+class Clock:
+    """When the frames of a stream are shown, and the checks that times and length make sense.
+
+    Told of every packet of the container (`note`), of every frame in order (`time`, or `advance` where its time is
+    known), and of the end (`finish`). Each raises InputError for what only damage explains.
+    """
+
+    def __init__(self, path: Path, container: Any, stream: Any) -> None:
+        self._path, self._index = path, stream.index
         self.tick = float(stream.time_base)
         """Seconds of a tick."""
         name = container.format.name
         self.by_decoding = name == "avi"
         """Whether times are those of decoding, since AVI has no others; FFmpeg guesses times of showing."""
         self._counts_decoding = name in _STATED_FOR_DECODING
-        self._stated = 0.0 if name in _TIMES_NOT_STATED else (container.duration or 0) / 1e6
+        self._length, self._start = ((seconds or 0) / 1e6 for seconds in (container.duration, container.start_time))
+        """Of all streams, in seconds, as stated."""
+        self._stated = 0.0 if name in _TIMES_NOT_STATED else self._length
+        self._promised = self._length if len(container.streams) == 1 else 0.0
+        """How long the container says that the stream is, in seconds; 0 if it says nothing of the stream alone."""
+        if stream.duration:
+            self._promised = stream.duration * self.tick
         self._step = max(1, round(1 / (float(stream.average_rate or 25) * self.tick)))
         self._last: int | None = None
-        self._first, self._furthest = None, 0
+        self._longest = 0  # ticks from one frame to the next
+        self._first: int | None = None
+        self._furthest, self._end = (
+            0,
+            0,
+        )  # ticks: of the noted packets, by the times that the length is counted in; shown
+        self._all_end = 0.0  # seconds: of the packets of all streams
 
     def note(self, packet: Any) -> None:
-        """Take in how far a packet of the stream reaches, before its frames are asked for."""
+        """Take in how far a packet of any stream reaches, before its frames are asked for."""
+        shown = packet.dts if self.by_decoding else packet.pts
+        if shown is not None:
+            self._all_end = max(self._all_end, float((shown + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index != self._index:
+            return
+        if packet.is_corrupt:
+            raise InputError(f"{self._path} is damaged {self.after}; expected a complete video file")
+        if not packet.size or packet.is_discard:
+            return  # an editor's cut leaves packets to be discarded, of which other frames are decoded
+        if shown is not None:
+            self._end = max(self._end, shown + (packet.duration or 0))
         time = packet.dts if self._counts_decoding else packet.pts
-        if time is not None and packet.size and not packet.is_discard:
+        if time is not None:
             self._first = time if self._first is None else min(self._first, time)
             self._furthest = max(self._furthest, time + (packet.duration or 0))
 
     @property
-    def reached(self) -> float:
+    def after(self) -> str:
+        """Where in the video that is which is asked for next, in words."""
+        return f"after {(self._last or 0) * self.tick:.2f} s"
+
+    @property
+    def _reached(self) -> float:
         """Seconds from the first noted packet to the end of the farthest."""
         return 0.0 if self._first is None else (self._furthest - self._first) * self.tick
 
     @property
-    def longest_still(self) -> float:
+    def _longest_still(self) -> float:
         """Seconds that a frame may be shown, by what was noted so far."""
         if not self._stated:
             return LONGEST_STILL_UNSTATED
-        beyond = self.reached > self._stated + max(1.0, 0.05 * self._stated)
+        beyond = self._reached > self._stated + max(1.0, 0.05 * self._stated)
         return LONGEST_STILL_BEYOND if beyond else LONGEST_STILL
 
     def time(self, frame: Any) -> int:
-        """When a decoded frame is shown, in ticks. Wants the frames in order.
-
-        One of which the container does not say it follows the one before as the stream's rate has it.
-        """
+        """When a decoded frame is shown, in ticks; one without a time follows the one before at the stream's rate."""
         time = frame.dts if self.by_decoding else frame.pts
         if time is None:
             time = 0 if self._last is None else self._last + (frame.duration or self._step)
-        self._last = time
+        self.advance(time)
         return time
 
+    def advance(self, time: int) -> None:
+        """The next frame is shown at `time`."""
+        if self._last is not None:
+            self._longest = max(self._longest, time - self._last)
+        if self._longest * self.tick > self._longest_still:
+            raise InputError(f"{self._path} has no usable time for the frame {self.after}; expected one for each frame")
+        self._last = time
 
-def decoded_times(path: Path) -> np.ndarray:
-    """When the frames of a video are shown, by its `Clock`: int64 [n], ascending. Decodes all of it.
-
-    What cannot be decoded is left out. Raises InputError as `opened` does.
-    """
-    import av
-
-    times: list[int] = []
-    with opened(path) as (container, stream):
-        clock = Clock(container, stream)
-        for packet in container.demux(stream):
-            try:
-                times += map(clock.time, packet.decode())
-            except av.FFmpegError:
-                continue
-    return np.unique(np.array(times, np.int64))
+    def finish(self) -> None:
+        """There are no more packets and frames."""
+        if self._last is None:
+            raise InputError(f"{self._path} is damaged or ends early; expected a complete video file")
+        if max(self._longest, self._end - self._last) * self.tick > self._longest_still:
+            raise InputError(
+                f"{self._path} shows a frame for longer than it says to last; expected a complete video file"
+            )
+        # Headers are a little off in many files that are whole. Of what has no times the length is a guess.
+        stated = self._length + self._start
+        ends = [(self._all_end, stated, max(SLACK, 0.05 * self._length)), (self._reached, self._promised, SLACK)]
+        for end, stated, slack in ends:
+            if 0 < end < stated - slack:
+                raise InputError(f"{self._path} ends at {end:.2f} s of {stated:.2f} s; expected a complete video file")
 
 
 def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, int]:
@@ -210,13 +320,6 @@ def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, 
     width = max(1, round(width * ratio))
     short = max(side, min(height, width))
     return max(1, round(height * side / short)), max(1, round(width * side / short))
-
-
-def pixel_ratio(stream: Any) -> float:
-    """How many times as wide as high a stream's pixels are; 1 if it does not say, or says what cannot be."""
-    ratio = float(stream.sample_aspect_ratio or 1)
-    square = abs(ratio - 1) <= NEARLY_SQUARE
-    return 1.0 if square or not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL else ratio
 
 
 def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
