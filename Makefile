@@ -10,7 +10,7 @@ INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt 
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) tests/emulator/*.$(kind)))
 SAY := @printf '\n==> %s\n'
 
-.PHONY: help env build demo test nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
+.PHONY: help env build demo test test-gpu-sim test-all nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -36,10 +36,20 @@ demo: $(VENV)/.built ## carry masks through the made video set; print the scores
 	$(SAY) "label propagation on a made video set (about a minute)"
 	@$(RUN) test_davis.py --cropSize 320 --save_path out/demo
 
-# Side by side, a file at a time, since fixtures are made once a file.
-test: $(VENV)/.built ## run the test suite
-	$(SAY) "running the tests (some minutes)"
-	@$(RUN) -m pytest -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Files in parallel, the tests of one in order, since fixtures are made once a file.
+PARALLEL := -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.built ## run the test suite, without the long simulations of GPUs
+	$(SAY) "running the tests (five minutes on two cores)"
+	@$(RUN) -m pytest $(PARALLEL)
+
+test-gpu-sim: $(VENV)/.built ## run the long simulations of GPUs: compile matrices, Triton's interpreter, the CUDA emulator
+	$(SAY) "running the long simulations of GPUs (some ten minutes on two cores)"
+	@$(RUN) -m pytest $(PARALLEL) -m gpu_sim
+
+test-all: $(VENV)/.built ## both in one run
+	$(SAY) "running the tests and the long simulations of GPUs (some fifteen minutes on two cores)"
+	@$(RUN) -m pytest $(PARALLEL) -m "not nightly"
 
 nightly: $(VENV)/.built ## run what takes long: that training learns, then fuzz and crash
 	$(SAY) "running the nightly tests (some ten minutes)"

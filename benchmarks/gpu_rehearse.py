@@ -291,7 +291,7 @@ def main() -> None:
         emulator.build()
         for name in (
             "triton",
-            "tests.kernel_cases",
+            "tests.contract",
             "timecycle.kernels.topk_affinity_cuda",
             "timecycle.models.timecycle",
         ):

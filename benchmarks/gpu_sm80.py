@@ -1,7 +1,7 @@
 """The kernels for Ampere on a GPU of another kind: python -m benchmarks.gpu_sm80 MODULE.
 
 MODULE is the file of a CUDA module built as PTX of compute_80 alone (csrc/cuda/build.py --chips compute_80), which the
-driver compiles for the chip that is there. Checked as every module is (tests/kernel_cases.py), and timed.
+driver compiles for the chip that is there. Checked as every module is (tests/contract.py), and timed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from timecycle.kernels.launch import Launch
 
 from benchmarks import gpu_headline
 from benchmarks.gpu_setting import TINY, attempt, device
-from tests import emulator, kernel_cases
+from tests import contract, emulator
 from timecycle.errors import run_command_line
 from timecycle.ops import backends
 
@@ -29,7 +29,7 @@ def of_ampere(path: Path) -> Callable[[torch.Tensor], Launch]:
 
 def check(name: str) -> dict[str, Any]:
     """One of the checks. Raises what it raises."""
-    kernel_cases.run("cuda", name)
+    contract.run("cuda", name)
     return {}
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     path, where = parser.parse_args().module, device(hopper=False)
     if not TINY:  # where the emulator has a kernel for each kind of chip
         emulator.launch_with(of_ampere(path))
-    first, *others = kernel_cases.CHECKS["cuda"]
+    first, *others = contract.CHECKS["cuda"]
     attempt(f"sm_80, {first}", partial(check, first))
     attempt("sm_80, B = 16, k = 5", partial(gpu_headline.ours, 16, 5, "cuda", where))
     for name in others[:1] if TINY else others:

@@ -1,7 +1,7 @@
 """One kernel on one shape, against the reference in float64: python -m benchmarks.gpu_smoke NAME.
 
 Features are small whole numbers, of which every product and sum is exact, so that indices must agree to the last one;
-memory that nobody wrote is full of NaN. The checks are those of tests/kernel_cases.py.
+memory that nobody wrote is full of NaN. The checks are those of tests/contract.py.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_setting import TINY, attempt, device, poisoned
-from tests import kernel_cases
+from tests import contract, sequence_cases
 from timecycle.errors import run_command_line
 from timecycle.ops import Neighborhood, Select
 
 
 @dataclass(frozen=True)
 class Smoke:
-    """A call: the grid of queries and of keys, channels D, slots T, neighbours k, and a region's radius."""
+    """A call: the grid of queries and of keys, channels D, slots T, neighbours k, and a neighborhood's radius."""
 
     backend: str
     height: int
@@ -31,23 +31,22 @@ class Smoke:
 
     def check(self) -> dict[str, Any]:
         """Run it. Raises AssertionError if it is wrong."""
-        kernel_cases.BACKEND = self.backend
         count = self.height * self.width
-        query, bank = (kernel_cases.whole(seed, seed, count, self.channels) for seed in (1, 2))
+        query, bank = (contract.whole(seed, seed, count, self.channels) for seed in (1, 2))
         neighborhood = None if self.radius is None else Neighborhood(self.height, self.width, self.radius)
         select = Select(self.k, 0.5 + self.channels / 64, "frame", "all")
         with poisoned():
-            ours, exact = kernel_cases.both(
-                query, bank, [list(range(self.slots))], select, torch.bfloat16, neighborhood=neighborhood
+            ours, exact = contract.both(
+                query, bank, [list(range(self.slots))], select, torch.bfloat16, neighborhood, backend=self.backend
             )
-            kernel_cases.same(ours, exact)
+            contract.same(ours, exact)
         return {"largest error": float((ours[0].double() - exact[0]).abs().max())}
 
 
 def sequence(positions: int) -> dict[str, Any]:
     """Labels through a video. Raises AssertionError if they are wrong."""
     with poisoned():
-        kernel_cases.through_a_video(5, positions, 5, 4, 10, None, True, backend="cuda")
+        sequence_cases.through_a_video(5, positions, 5, 4, 10, None, True, backend="cuda")
     return {}
 
 
@@ -56,7 +55,7 @@ SHAPES = {
     "cuda, one patch": Smoke("cuda", 1, 128, 64, 1, 5),
     "cuda, crop 480": CROP,
     "cuda, streamed": Smoke("cuda", 15, 20, 520, 2, 5),
-    "cuda, region": Smoke("cuda", 30, 40, 64, 2, 10, 5),
+    "cuda, neighborhood": Smoke("cuda", 30, 40, 64, 2, 10, 5),
     "triton, one patch": Smoke("triton", 1, 128, 64, 1, 5),
     "triton, crop 480": replace(CROP, backend="triton"),
 }

@@ -1,4 +1,4 @@
-"""What is asked of the Triton kernels of attention and softmax_at: named checks, which tests/kernel_cases.py runs."""
+"""What is asked of the Triton kernels of attention and softmax_at: named checks, which tests/contract.py runs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +36,8 @@ def attended(
     dropped: EdgeDropout | None = None,
     scaled: bool = False,
     largest: int | None = None,
+    *,
+    backend: str,
 ) -> None:
     """Outputs and gradients against the reference in float64; `largest`: entries that the kernels hold at a time."""
     b, n, m, d, c = sizes
@@ -45,24 +47,24 @@ def attended(
     scale = made(torch.float32, generator, b, m).abs() if scaled else None
     d_out, d_lse = made(dtype, generator, b, n - max(shifts), c), made(torch.float32, generator, b, n)
     found = []
-    for backend, wide, sums in (("triton", dtype, torch.float32), ("reference", torch.float64, torch.float64)):
+    for name, wide, sums in ((backend, dtype, torch.float32), ("reference", torch.float64, torch.float64)):
         leaves = [x.to(wide, copy=True).requires_grad_() for x in (query, key, value)]
         leaves += [] if scale is None else [scale.to(sums, copy=True).requires_grad_()]
         options = {"scale": None if scale is None else leaves[3], "shifts": shifts, "dropped": dropped}
         with mock.patch("timecycle.kernels.attention.LARGEST", largest or 1 << 22):
-            out, lse = attention(*leaves[:3], temperature=d**0.5, backend=backend, **options)
+            out, lse = attention(*leaves[:3], temperature=d**0.5, backend=name, **options)
             gradients = torch.autograd.grad((out, lse), leaves, (d_out.to(out), d_lse.to(lse)))
         assert lse.dtype == sums
         found.append((out.detach(), lse.detach(), *gradients))
     agree(*found, dtype)
 
 
-def none_left(dtype: torch.dtype) -> None:
+def none_left(dtype: torch.dtype, *, backend: str) -> None:
     """A query without an edge adds nothing and passes no gradient on, whatever that of its lse is."""
     generator, dropped = torch.Generator().manual_seed(0), EdgeDropout(0.99, 7)
     query, key, value = (made(dtype, generator, *shape) for shape in ((1, 40, 8), (1, 65, 8), (1, 65, 5)))
     leaves = [x.requires_grad_() for x in (query, key, value)]
-    out, lse = attention(*leaves, temperature=1.0, dropped=dropped, backend="triton")
+    out, lse = attention(*leaves, temperature=1.0, dropped=dropped, backend=backend)
     alone = lse == -torch.inf
     assert 0 < int(alone.sum()) < 40
     assert not out[alone].any()
@@ -72,21 +74,21 @@ def none_left(dtype: torch.dtype) -> None:
     assert all(x.isfinite().all() for x in (d_query, d_key, d_value))
 
 
-def repeated(dtype: torch.dtype) -> None:
+def repeated(dtype: torch.dtype, *, backend: str) -> None:
     """The same to the last bit every time, and whichever way the input lies in memory."""
     generator, found = torch.Generator().manual_seed(0), []
     query, key, value = (made(dtype, generator, *shape) for shape in ((2, 30, 48), (2, 70, 48), (2, 70, 32)))
     turned = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (query, key, value)]
     for inputs in ((query, key, value), (query, key, value), turned):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        out, lse = attention(*leaves, temperature=2.0, shifts=(0, 7), backend="triton")
+        out, lse = attention(*leaves, temperature=2.0, shifts=(0, 7), backend=backend)
         # The gradient of a sum is one number, expanded.
         found.append((out, lse, *torch.autograd.grad(out.sum() + lse.sum(), leaves)))
     for again in found[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found[0], again, strict=True))
 
 
-def edges(b: int, n: int, m: int, d: int, e: int, dtype: torch.dtype) -> None:
+def edges(b: int, n: int, m: int, d: int, e: int, dtype: torch.dtype, *, backend: str) -> None:
     """Entries and gradients against the reference in float64; some edges and one query's denominator are missing."""
     generator = torch.Generator().manual_seed(n + m)
     query, key = made(dtype, generator, b, n, d), made(dtype, generator, b, m, d)
@@ -95,17 +97,17 @@ def edges(b: int, n: int, m: int, d: int, e: int, dtype: torch.dtype) -> None:
     gradient = made(torch.float32, generator, b, n, e)
     lse[0, 0], gradient[0, 0] = -torch.inf, torch.nan
     found = []
-    for backend, wide, sums in (("triton", dtype, torch.float32), ("reference", torch.float64, torch.float64)):
+    for name, wide, sums in ((backend, dtype, torch.float32), ("reference", torch.float64, torch.float64)):
         leaves = [x.to(wide, copy=True).requires_grad_() for x in (query, key)]
         leaves += [x.to(sums, copy=True).requires_grad_() for x in (lse, scale)]
-        options = {"temperature": 2 * d**0.5, "scale": leaves[3], "backend": backend}
+        options = {"temperature": 2 * d**0.5, "scale": leaves[3], "backend": name}
         out = softmax_at(*leaves[:3], indices, **options)
         assert out.dtype == sums
         found.append((out.detach(), *torch.autograd.grad(out, leaves, gradient.to(out))))
     agree(*found, dtype)
 
 
-def checks() -> dict[str, Callable[[], None]]:
+def checks() -> dict[str, Callable[..., None]]:
     """Every check under its name."""
     f32, bf16, f16 = DTYPES
     few, most = EdgeDropout(0.3, 2**33 + 5), EdgeDropout(0.97, 3)
@@ -121,7 +123,7 @@ def checks() -> dict[str, Callable[[], None]]:
         "values a sample, shifted, one at a time": ((3, 30, 70, 16, 5), (3, 0), False, f32, most, True, 1),
         "values a sample, shifted, float16": ((2, 20, 129, 8, 70), (0, 13), False, f16, None, True),
     }
-    found: dict[str, Callable[[], None]] = {
+    found: dict[str, Callable[..., None]] = {
         f"attention: {name}": partial(attended, *case) for name, case in cases.items()
     }
     for dtype in (f32, bf16):

@@ -1,4 +1,4 @@
-"""What is asked of the Triton kernels that nobody checked a call for: named checks, which tests/kernel_cases.py runs.
+"""What is asked of the Triton kernels that nobody checked a call for: named checks, which tests/contract.py runs.
 
 On a CPU, where they run under Triton's interpreter, the operators themselves refuse such a call; so backends are run.
 """
@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tests.pairwise import pairwise
 from timecycle.ops import Neighborhood
 from timecycle.ops.backends import choose
 
@@ -31,7 +32,7 @@ def inside(x: Tensor, end: int) -> Tensor:
     return x.masked_fill((x < 0) | (x >= end), -1)
 
 
-def frames_outside(selection: tuple[str, str, str], neighborhood: Neighborhood | None) -> None:
+def frames_outside(selection: tuple[str, str, str], neighborhood: Neighborhood | None, *, backend: str) -> None:
     """Frames and label maps that are not there are none, and do not count as filled slots."""
     generator = torch.Generator().manual_seed(0)
     query, bank, maps = (whole(generator, *s) for s in ((2, 99, TIED), (3, 99, TIED), (4, 99, 5)))
@@ -46,23 +47,23 @@ def frames_outside(selection: tuple[str, str, str], neighborhood: Neighborhood |
     assert not torch.equal(
         expected[0], run("topk_affinity", "reference", query, bank, frames % 3, multiplicity, *select)[0]
     )
-    for backend in ("triton", "reference"):
-        found = run("topk_affinity", backend, query, bank, frames, multiplicity, *select)
+    for name in (backend, "reference"):
+        found = run("topk_affinity", name, query, bank, frames, multiplicity, *select)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     weights, indices, _ = expected
     sums = run("propagate_labels", "reference", weights, indices, maps, inside(label_frames, 4))
-    carried = run("affinity_propagate", "triton", query, bank, frames, maps, label_frames, multiplicity, *select)
+    carried = run("affinity_propagate", backend, query, bank, frames, maps, label_frames, multiplicity, *select)
     torch.testing.assert_close(carried, sums, atol=1e-5, rtol=1e-4)
     before = (whole(generator, *weights.shape), *expected, query, bank)
     gradients = [
-        run("topk_affinity_backward", backend, *before, slots, multiplicity, *rest, width, half_widths)
-        for backend, slots in (("triton", frames), ("reference", frames), ("reference", inside(frames, 3)))
+        run("topk_affinity_backward", name, *before, slots, multiplicity, *rest, width, half_widths)
+        for name, slots in ((backend, frames), ("reference", frames), ("reference", inside(frames, 3)))
     ]
     for found in gradients[:2]:
         torch.testing.assert_close(found, gradients[2], atol=1e-4, rtol=1e-4)
 
 
-def indices_outside() -> None:
+def indices_outside(*, backend: str) -> None:
     """Indices beyond the slots, and slots without a label map, add nothing; nor do edges to keys that are not there."""
     generator = torch.Generator().manual_seed(0)
     weights, maps, gradient = (whole(generator, *s) for s in ((2, 65, 7), (4, 20, 5), (2, 65, 5)))
@@ -78,14 +79,18 @@ def indices_outside() -> None:
         "softmax_at_backward": [(weights, gradient, key, scale, lse, keys[i], weights, 2.0) for i in range(2)],
     }.items():
         expected = run(name, "reference", *clean)
-        for backend in ("triton", "reference"):
-            torch.testing.assert_close(run(name, backend, *given), expected, atol=1e-5, rtol=1e-4)
+        for one in (backend, "reference"):
+            torch.testing.assert_close(run(name, one, *given), expected, atol=1e-5, rtol=1e-4)
 
 
-def checks(selections: list[tuple[str, str, str]]) -> dict[str, Callable[[], None]]:
+def checks() -> dict[str, Callable[..., None]]:
     """By name."""
-    found: dict[str, Callable[[], None]] = {"indices outside": indices_outside}
-    for i, selection in enumerate(selections):
-        where, neighborhood = ("neighborhood", Neighborhood(9, 11, 3)) if i % 2 else ("everywhere", None)
-        found[f"frames outside, {where}: {' '.join(selection)}"] = partial(frames_outside, selection, neighborhood)
+    found: dict[str, Callable[..., None]] = {"indices outside": indices_outside}
+    for *selection, where in pairwise(
+        ("frame", "joint"), ("all", "topk"), ("exact", "all"), ("everywhere", "neighborhood")
+    ):
+        neighborhood = Neighborhood(9, 11, 3) if where == "neighborhood" else None
+        found[f"frames outside, {where}: {' '.join(selection)}"] = partial(
+            frames_outside, tuple(selection), neighborhood
+        )
     return found

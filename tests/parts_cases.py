@@ -1,4 +1,4 @@
-"""A call of many targets in parts: checks for tests/kernel_cases.py, of results that must not change and of memory."""
+"""A call of many targets in parts: checks for tests/contract.py, of results that must not change and of memory."""
 
 import importlib
 import weakref
@@ -47,7 +47,7 @@ def made(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None, backend: str) -> None:
+def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None, *, backend: str) -> None:
     """All at once, in as many parts as half of the memory asks for, and in as many as a short grid does."""
     frames, select = torch.tensor(FRAMES, device=DEVICE), Select(3, 0.5, *selection)
     options = {
@@ -84,15 +84,15 @@ def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None,
                 torch.testing.assert_close(a, b, rtol=1e-5 * (backend == "cuda"), atol=0)
 
 
-def checks(backend: str) -> dict[str, Callable[[], None]]:
-    """What `backend` is asked, under the names of its tests."""
+def checks(ties: bool) -> dict[str, Callable[..., None]]:
+    """By name; ties: with every key that ties, too."""
     neighborhood = Neighborhood(4, 6, 2)
     asked = [
         (("frame", "all", "exact"), None),
         (("joint", "all", "exact"), None),
         (("joint", "topk", "exact"), neighborhood),
     ]
-    if backend == "triton":
+    if ties:
         asked.append((("joint", "all", "all"), neighborhood))
     names = [f"in parts, {' '.join(selection)}{', neighborhood' * (where is not None)}" for selection, where in asked]
-    return {name: partial(in_parts, *what, backend) for name, what in zip(names, asked, strict=True)}
+    return {name: partial(in_parts, *what) for name, what in zip(names, asked, strict=True)}

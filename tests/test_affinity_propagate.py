@@ -1,13 +1,13 @@
 """affinity_propagate: both backends against the two operators it stands for."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS
-from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
+from tests.contract import DTYPES, SELECTIONS
+from tests.pairwise import pairwise
+from tests.test_topk_affinity import random_case
 from timecycle.errors import InputError
 from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
 
@@ -23,12 +23,12 @@ def case(dtype: torch.dtype, n: int = 63) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-@pytest.mark.parametrize("neighborhood", [None, Neighborhood(7, 9, 2.5)], ids=["everywhere", "neighborhood"])
-def test_equals_the_two_operators(backend, dtype, scope, softmax_over, ties, neighborhood):
+@pytest.mark.parametrize(
+    ("selection", "dtype", "neighborhood"), pairwise(SELECTIONS, DTYPES, [None, Neighborhood(7, 9, 2.5)]), ids=str
+)
+def test_equals_the_two_operators(backend, dtype, selection, neighborhood):
     query, bank, frames, labels, label_frames = case(dtype)
-    select = Select(4, 0.5, scope, softmax_over, ties)
+    select = Select(4, 0.5, *selection)
     for multiplicity in (None, torch.tensor([[3, 1], [1, 0], [0, 0], [2, 2]])):
         options = {"neighborhood": neighborhood, "multiplicity": multiplicity, "backend": backend}
         out = affinity_propagate(query, bank, frames, labels, label_frames, select, **options)
@@ -90,7 +90,7 @@ def test_is_a_well_behaved_operator(dtype):
     labels, multiplicity = labels.to(dtype), torch.ones(2, 4, 2, dtype=torch.int64)
     for leaf in (query, bank, labels):
         leaf.requires_grad_()
-    for joint, softmax_over_all, ties in itertools.product((False, True), repeat=3):
+    for joint, softmax_over_all, ties in pairwise(*[[False, True]] * 3):
         arguments = (
             query,
             bank,

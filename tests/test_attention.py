@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS, NATIVE_NEEDED, on_threads
+from tests.pairwise import pairwise
 from timecycle.errors import InputError
 from timecycle.ops import EdgeDropout, attention
 from timecycle.ops.backends import TRITON_MISSING
@@ -102,10 +103,9 @@ def test_gradients_of_the_reference_are_those_of_finite_differences(batched, dro
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batched", [False, True], ids=["shared", "batched"])
-@pytest.mark.parametrize("dropped", DROPPED, ids=["whole", "dropped"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype", "batched", "dropped"), pairwise(SIZES, DTYPES, [False, True], DROPPED), ids=str
+)
 def test_every_size_and_type_is_as_in_float64(backend, dtype, batched, dropped, size):
     Case(*size, dtype, batched=batched, dropped=dropped).assert_close(backend)
 

@@ -27,8 +27,12 @@ MOST_CYCLES = {"5": (1800, 700), "10": (1850, 1300), "20": (1950, 3100)}
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 
 
+# Seconds for the one kernel of propagate_sequence, minutes for the instances of topk_affinity.
+LONG = [pytest.param(x, marks=[pytest.mark.gpu_sim] * x.stem.startswith("topk"), id=x.stem) for x in SOURCES]
+
+
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", LONG)
 def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
     found, said = kernels(source, chip)
     assert found, said
@@ -55,7 +59,9 @@ BUILDS = {
 }
 
 
-@pytest.mark.parametrize("how", ["of PTX", pytest.param("by setup.py", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "how", [pytest.param("of PTX", marks=pytest.mark.gpu_sim), pytest.param("by setup.py", marks=pytest.mark.nightly)]
+)
 def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path, how):
     program, *options, place = BUILDS[how]
     command = [sys.executable, program, *options, tmp_path / place]

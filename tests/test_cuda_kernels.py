@@ -1,4 +1,4 @@
-"""The CUDA kernels' numerics (tests/kernel_cases.py): on a GPU, else both chips' kernels in the emulator."""
+"""The CUDA kernels' numerics (tests/contract.py): on a GPU, else both chips' kernels in the emulator."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from tests import emulator, kernel_cases
+from tests import contract, emulator
 from timecycle.ops.backends import interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.skipif(
 def run(request) -> Iterator[Callable[[str, str], None]]:
     """Run a check on a chip: here if the GPU can, else emulated in processes of their own, one a core."""
     if GPU:
-        yield lambda _, name: kernel_cases.run("cuda", name)
+        yield lambda _, name: contract.run("cuda", name)
         return
     module = emulator.build()
     context = multiprocessing.get_context("spawn")
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
     # The variable must be there before a child imports Triton, and must not be here.
-    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
+    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; torch.set_num_threads(1)"
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
         chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]
         running = {
@@ -45,10 +45,10 @@ def run(request) -> Iterator[Callable[[str, str], None]]:
 
 def emulated(module, chip, name):
     emulator.use(module, chip == "sm_90a")
-    kernel_cases.run("cuda", name)
+    contract.run("cuda", name)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("name", kernel_cases.CHECKS["cuda"])
+@pytest.mark.parametrize("name", contract.parameters("cuda"))
 def test_kernels(run, name, chip):
     run(chip, name)

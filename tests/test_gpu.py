@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.gpu_timing import DTYPES, multiplied_as
 from benchmarks.gpu_training import TOLERANCE
-from tests.kernel_cases import CONTEXT, DEVICE, MULTIPLICITY, SELECTIONS, normal, whole
+from tests.contract import CONTEXT, DEVICE, MULTIPLICITY, SELECTIONS, normal, whole
+from tests.pairwise import pairwise
 from timecycle.ops import (
     EdgeDropout,
     Neighborhood,
@@ -29,17 +30,21 @@ from timecycle.ops.backends import CUDA_MISSING
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate
 
-NEIGHBORHOODS = [None, Neighborhood(9, 11, 3)]
+NEIGHBORHOODS = [None, Neighborhood(9, 11, 3)]  # multiplicity with a neighborhood only
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
 
 
-@pytest.fixture(params=DTYPES)
-def precision(request) -> Iterator[str]:
-    """Each way to multiply, with PyTorch set up for it and memory that nobody wrote full of NaN."""
+@pytest.fixture(autouse=True)
+def multiplied(request) -> Iterator[None]:
+    """PyTorch set up for the test's `precision`, a way to multiply, and memory that nobody wrote full of NaN."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is None or "precision" not in parameters.params:
+        yield
+        return
     # On a GPU PyTorch's own products, which the reference uses, have no such mode.
     torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
-    with multiplied_as(request.param):
-        yield request.param
+    with multiplied_as(parameters.params["precision"]):
+        yield
     torch.use_deterministic_algorithms(False)
 
 
@@ -50,8 +55,9 @@ def options(neighborhood: Neighborhood | None) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
-@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=["everywhere", "neighborhood and multiplicity"])
+@pytest.mark.parametrize(
+    ("selection", "precision", "neighborhood"), pairwise(SELECTIONS, list(DTYPES), NEIGHBORHOODS), ids=str
+)
 def test_ties_multiplicity_and_empty_slots_are_as_in_float64(precision, selection, neighborhood):
     select, frames = Select(4, 2.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (whole(1, 2, 99, 3), whole(2, 3, 99, 3)))
@@ -72,8 +78,7 @@ def cut(features: Tensor) -> Tensor:
     return (features.view(torch.int32) & ~0x1FFF).view(torch.float32).double()
 
 
-@pytest.mark.parametrize("selection", SELECTIONS[::2], ids=" ".join)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("selection", "precision", "shape"), pairwise(SELECTIONS[::2], list(DTYPES), SHAPES), ids=str)
 def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selection, shape):
     n, m, d, t, k = shape
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (normal(n, 2, n, d), normal(m, 4, m, d)))
@@ -91,8 +96,9 @@ def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selectio
     assert error <= 2 * allowed + 1e-5
 
 
-@pytest.mark.parametrize("selection", SELECTIONS, ids=" ".join)
-@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=["everywhere", "neighborhood and multiplicity"])
+@pytest.mark.parametrize(
+    ("selection", "precision", "neighborhood"), pairwise(SELECTIONS, list(DTYPES), NEIGHBORHOODS), ids=str
+)
 def test_gradients_are_as_in_float64(precision, selection, neighborhood):
     select, frames = Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     inputs = (whole(1, 2, 99, 70, largest=1), whole(2, 3, 99, 70, largest=1), normal(3, 3, 99, 5))
@@ -109,6 +115,7 @@ def test_gradients_are_as_in_float64(precision, selection, neighborhood):
         torch.testing.assert_close(ours.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("batched", [False, True], ids=["a convolution", "a chain"])
 def test_what_training_runs_is_as_in_float64(precision, batched):
     """Outputs of attention, entries of its softmax, and the gradients of both together."""

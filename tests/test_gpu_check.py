@@ -38,6 +38,7 @@ TINY = Case(
 ABOUT = {"gpu": "NVIDIA Made-up (x)", "date": "2026-01-02T0304Z", "commit": "abc1234-dirty"}
 
 
+@pytest.mark.gpu_sim
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_whole_plan_runs_without_a_gpu():
     """Make gpu-rehearse: every step, with something to say, and every function of the check."""
@@ -168,13 +169,13 @@ def test_memory_that_nobody_wrote_is_seen():
 
 
 def test_a_smoke_that_is_wrong_is_an_error(monkeypatch):
-    right = gpu_smoke.kernel_cases.topk_affinity
+    right = gpu_smoke.contract.topk_affinity
 
     def wrong(*arguments, backend, **options):
         weights, indices = right(*arguments, backend="reference", **options)
         return (weights.float(), indices if backend == "reference" else indices + 1)
 
-    monkeypatch.setattr(gpu_smoke.kernel_cases, "topk_affinity", wrong)
+    monkeypatch.setattr(gpu_smoke.contract, "topk_affinity", wrong)
     with pytest.raises(AssertionError):
         gpu_smoke.smaller(gpu_smoke.CROP).check()
 

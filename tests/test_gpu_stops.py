@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_cases import normal, video
+from tests.contract import normal
+from tests.sequence_cases import video
 from timecycle.errors import InputError
 from timecycle.ops import (
     EdgeDropout,

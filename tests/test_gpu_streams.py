@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_cases import normal, video, whole
+from tests.contract import normal, whole
+from tests.sequence_cases import video
 from timecycle.ops import (
     Neighborhood,
     Select,

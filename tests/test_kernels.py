@@ -1,4 +1,4 @@
-"""The Triton kernels' numerics (tests/kernel_cases.py), on a GPU or under Triton's interpreter; and their wiring."""
+"""The Triton kernels' numerics (tests/contract.py), on a GPU or under Triton's interpreter; and their wiring."""
 
 import itertools
 import multiprocessing
@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests import kernel_cases
+from tests import contract
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
 from timecycle.ops import Neighborhood, Select, topk_affinity
@@ -26,21 +26,21 @@ from timecycle.kernels.call import Reach
 def run(request) -> Iterator[Callable[[str], None]]:
     """Run a check where Triton can: here if it can, else in processes with its interpreter, one a core."""
     if TRITON_MISSING is None:
-        yield partial(kernel_cases.run, "triton")
+        yield partial(contract.run, "triton")
         return
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
     # The variable must be there before a child imports Triton, and must not be here.
-    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'"
+    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; torch.set_num_threads(1)"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
         chosen = [item.callspec.params["name"] for item in request.session.items if item.function is test_kernels]
-        running = {name: pool.submit(kernel_cases.run, "triton", name) for name in chosen}
+        running = {name: pool.submit(contract.run, "triton", name) for name in chosen}
         yield lambda name: running[name].result()
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("name", kernel_cases.CHECKS["triton"])
+@pytest.mark.parametrize("name", contract.parameters("triton"))
 def test_kernels(run, name):
     run(name)
 

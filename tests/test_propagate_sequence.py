@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tests import kernel_cases
 from tests.conftest import on_threads
-from tests.kernel_cases import DEVICE, by_hand, video
+from tests.sequence_cases import DEVICE, VIDEOS, by_hand, through_a_video, video
 from timecycle.errors import InputError
 from timecycle.ops import propagate_sequence
 from timecycle.ops.backends import CUDA_MISSING, NATIVE_MISSING
@@ -19,10 +18,10 @@ BACKENDS += ["cuda"] if CUDA_MISSING is None else []
 @pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
 @pytest.mark.parametrize(
     ("b", "n", "k", "t", "classes", "ring"),
-    kernel_cases.VIDEOS,
+    VIDEOS,
 )
 def test_a_video_is_as_frame_by_frame(backend, rescale, b, n, k, t, classes, ring):
-    kernel_cases.through_a_video(b, n, k, t, classes, ring, rescale, backend)
+    through_a_video(b, n, k, t, classes, ring, rescale, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

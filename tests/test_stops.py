@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernel_cases import normal, video
+from tests.contract import normal
+from tests.sequence_cases import video
 from tests.stand_in import OnGpu, StandIn, stand_in
 from timecycle.errors import InputError
 from timecycle.evaluation.davis import masks as davis_masks

@@ -1,30 +1,22 @@
-"""topk_affinity: one contract for every backend, and the reference against the definition written out."""
+"""topk_affinity: the contract of its CPU backends, and the reference against the definition written out."""
 
-import functools
 import itertools
 import math
 import warnings
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ALL_BACKENDS, BACKENDS, on_threads
+from tests import contract
+from tests.conftest import ALL_BACKENDS, on_threads
+from tests.contract import DTYPES, SELECTIONS
+from tests.pairwise import pairwise
 from timecycle.errors import InputError
 from timecycle.ops import Neighborhood, Select, backends, print_backends, topk_affinity
 from timecycle.ops.selection import exact_topk
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-# (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
-SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
-SELECTIONS = [
-    (scope, softmax_over, ties)
-    for scope, softmax_over, ties in itertools.product(("frame", "joint"), ("all", "topk"), ("exact", "all"))
-]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def random_case(n: int, m: int, d: int, t: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,65 +78,40 @@ def written_out(query, bank, frames, select, neighborhood, multiplicity) -> tupl
     return weights, torch.tensor([[index for _, index in row] for row in flat]).view(shape)
 
 
-@functools.cache
-def expected(select: Select, neighborhood: Neighborhood | None, multiplicity: tuple) -> tuple[Tensor, Tensor]:
-    """The tied case written out; its features are whole numbers, so one answer serves every dtype and backend."""
-    return written_out(*tied_case(9, 11, torch.float64), select, neighborhood, multiplicity)
+NEIGHBORHOODS = {
+    "everywhere": None,
+    "circle<": Neighborhood(9, 11, 3, "circle<"),
+    "circle<=": Neighborhood(9, 11, 3, "circle<="),
+    "square<=": Neighborhood(9, 11, 2, "square<="),
+    "self": Neighborhood(9, 11, 0.5),
+}
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-@pytest.mark.parametrize(
-    "neighborhood",
-    [
-        None,
-        Neighborhood(9, 11, 3, "circle<"),
-        Neighborhood(9, 11, 3, "circle<="),
-        Neighborhood(9, 11, 2, "square<="),
-        Neighborhood(9, 11, 0.5),
-    ],
-    ids=["everywhere", "circle<", "circle<=", "square<=", "self"],
-)
-def test_equals_the_definition_written_out(backend, dtype, scope, softmax_over, ties, neighborhood):
+@pytest.mark.parametrize(("selection", "where", "dtype"), pairwise(SELECTIONS, list(NEIGHBORHOODS), DTYPES))
+def test_the_reference_equals_the_definition_written_out(selection, where, dtype):
     query, bank, frames = tied_case(9, 11, dtype)
-    select = Select(4, 2.0, scope, softmax_over, ties)
+    select, neighborhood = Select(4, 2.0, *selection), NEIGHBORHOODS[where]
     for multiplicity in (None, torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]])):
         weights, indices = topk_affinity(
-            query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
+            query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity, backend="reference"
         )
-        default = [[1, 0 if neighborhood else 1]] * frames.shape[1]
-        counts = default if multiplicity is None else multiplicity.tolist()
-        expected_weights, expected_indices = expected(select, neighborhood, tuple(map(tuple, counts)))
+        counts = [[1, 0 if neighborhood else 1]] * frames.shape[1] if multiplicity is None else multiplicity.tolist()
+        expected_weights, expected_indices = written_out(query, bank, frames, select, neighborhood, counts)
         assert torch.equal(indices, expected_indices)
         torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_is_as_exact_as_the_same_product_in_pytorch(shape, scope, softmax_over, ties, dtype, backend):
-    n, m, d, t, k = shape
-    query, bank, frames = random_case(n, m, d, t, dtype)
-    select = Select(k, 0.5, scope, softmax_over, ties)
-    exact_weights, exact_indices = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
-    weights, indices = topk_affinity(query, bank, frames, select, backend=backend)
-    assert weights.dtype == torch.float32
-    assert torch.equal(indices < 0, exact_indices < 0)
-    assert torch.equal(weights == 0, indices < 0)
-    assert (indices != exact_indices).float().mean() < 0.01  # ties of float32 that float64 tells apart
-    # Inputs are exact in float32, so all error is that of summation, which plain PyTorch has too.
-    plain, _ = topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
-    error, allowed = (weights - exact_weights).abs().max(), (plain - exact_weights).abs().max()
-    assert error <= 2 * allowed + 1e-5
+@pytest.mark.parametrize("name", contract.CHECKS["cpu"])
+def test_contract(backend, name):
+    contract.run("cpu", name, backend)
 
 
 # From 128 channels on, the CPU kernel may look for candidates in bfloat16 and decide between them in float32.
 WIDE_CASES = {
     "whole numbers, full of ties": lambda g, shape: torch.randint(-2, 3, shape, generator=g).float(),
     "nearer than bfloat16 can tell": lambda g, shape: 1 + 1e-4 * torch.rand(shape, generator=g),
-    "normalised": lambda g, shape: torch.nn.functional.normalize(torch.randn(shape, generator=g), dim=2),
+    "normalized": lambda g, shape: torch.nn.functional.normalize(torch.randn(shape, generator=g), dim=2),
     "of very different norms": lambda g, shape: (
         torch.randn(shape, generator=g) * 10 ** torch.randn((*shape[:2], 1), generator=g)
     ),
@@ -153,12 +120,12 @@ WIDE_CASES = {
 
 
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize("make", WIDE_CASES.values(), ids=WIDE_CASES.keys())
 @pytest.mark.parametrize(
-    ("scope", "ties"), [("joint", "exact"), ("joint", "all"), ("frame", "exact"), ("frame", "all")]
+    ("kind", "scope", "ties", "neighborhood"),
+    pairwise(list(WIDE_CASES), ["joint", "frame"], ["exact", "all"], [None, Neighborhood(12, 13, 4)]),
 )
-@pytest.mark.parametrize("neighborhood", [None, Neighborhood(12, 13, 4)], ids=["everywhere", "neighborhood"])
-def test_wide_features_select_exactly(backend, make, scope, ties, neighborhood):
+def test_wide_features_select_exactly(backend, kind, scope, ties, neighborhood):
+    make = WIDE_CASES[kind]
     generator = torch.Generator().manual_seed(5)
     query, bank = make(generator, (2, 156, 192)), make(generator, (3, 156, 192))
     frames = torch.tensor([[0, 1, 2, 1], [2, -1, 0, -1]])
@@ -181,90 +148,10 @@ def test_wide_features_select_exactly(backend, make, scope, ties, neighborhood):
         torch.testing.assert_close(weights.double(), exact, atol=1e-6, rtol=1e-5)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
-@hypothesis.given(data=st.data())
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
-def test_any_shape_type_neighborhood_and_selection_equals_the_reference_in_float64(backend, data):
-    """Whole-number features, so that ties abound and every backend must give the same answer to the last index."""
-    draw = data.draw
-    height, width, channels = (
-        draw(st.integers(1, 20)),
-        draw(st.integers(1, 20)),
-        draw(st.sampled_from([1, 3, 64, 128, 130])),
-    )
-    slots, k, dtype = draw(st.integers(1, 4)), draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
-    select = Select(k, 4.0, *draw(st.sampled_from(SELECTIONS)))
-    shapes = st.sampled_from(["circle<", "circle<=", "square<="])
-    neighborhood = Neighborhood(height, width, draw(st.integers(0, 9)), draw(shapes)) if draw(st.booleans()) else None
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    features = torch.randint(-1, 2, (5, height * width, channels), generator=generator)
-    query, bank = features[:2], features[2:]
-    frames = torch.randint(-1, 3, (2, slots), generator=generator)
-    multiplicity = torch.randint(0, 4, (2, slots, 2), generator=generator) if draw(st.booleans()) else None
-    options = {"neighborhood": neighborhood, "multiplicity": multiplicity}
-    exact, expected = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
-    strided = query.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
-    weights, indices = topk_affinity(strided, bank.to(dtype), frames, select, backend=backend, **options)
-    assert torch.equal(indices, expected)
-    torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=1e-4)
-
-
 def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
     """Rows of the flattened bank that indices mean; 0 for those that mean nothing."""
     frame = frames.gather(1, (indices.clamp(min=0) // positions).flatten(1)).view_as(indices)
     return torch.where(indices >= 0, frame * positions + indices % positions, 0)
-
-
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-def test_nothing_to_choose_from_gives_nothing_and_no_nan(backend, scope, softmax_over, ties):
-    query, bank, _ = random_case(12, 12, 4, 2, torch.float32)
-    select = Select(2, 1.0, scope, softmax_over, ties)
-    none = torch.zeros(2, 2, dtype=torch.int64)
-    for frames, multiplicity in ((torch.full((2, 2), -1), None), (torch.zeros(2, 2, dtype=torch.int64), none)):
-        for neighborhood in (None, Neighborhood(3, 4, 1)):
-            weights, indices = topk_affinity(
-                query, bank, frames, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
-            )
-            assert torch.equal(weights, torch.zeros_like(weights))
-            assert torch.equal(indices, torch.full_like(indices, -1))
-
-
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
-def test_flat_frames_keep_hundreds_with_ties_and_k_without(backend):
-    query, bank = torch.ones(1, 400, 4), torch.ones(1, 400, 4)
-    for ties, kept in (("exact", 5), ("all", 400)):
-        weights, indices = topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 1.0, ties=ties), backend=backend)
-        assert torch.equal(indices, torch.arange(kept).expand(1, 400, kept))
-        torch.testing.assert_close(weights, torch.full((1, 400, kept), 1 / kept))
-
-
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
-@pytest.mark.parametrize("temperature", [1.0, 0.001])
-def test_features_that_are_not_normalised_do_not_overflow(backend, temperature):
-    query, bank, frames = random_case(9, 300, 64, 2, torch.float32)
-    select = Select(4, temperature, "frame", "all")
-    exact, _ = topk_affinity(4 * query.double(), 4 * bank.double(), frames.clamp(min=0), select)
-    weights, _ = topk_affinity(4 * query, 4 * bank, frames.clamp(min=0), select, backend=backend)
-    assert torch.isfinite(weights).all()
-    # Logits half_widths the ten thousands, where float32 resolves some thousandths.
-    torch.testing.assert_close(weights.double(), exact, atol=2e-2 if temperature < 1 else 1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_inputs_are_the_same_as_contiguous_ones(backend):
-    query, bank, frames = random_case(20, 30, 6, 2, torch.float32)
-    select = Select(3, 1.0, "frame", "all")
-    plain = topk_affinity(query, bank, frames, select, backend=backend)
-    strided = topk_affinity(
-        query.transpose(1, 2).contiguous().transpose(1, 2),
-        bank.transpose(0, 1).contiguous().transpose(0, 1),
-        frames.T.contiguous().T,
-        select,
-        backend=backend,
-    )
-    torch.testing.assert_close(strided[0], plain[0])
-    assert torch.equal(strided[1], plain[1])
 
 
 @pytest.mark.parametrize("backend", [name for name in ALL_BACKENDS if name != "reference"])
@@ -280,10 +167,10 @@ def test_the_bits_are_the_same_with_any_number_of_threads(backend, neighborhood,
         assert all(map(torch.equal, found[0], other))
 
 
-def test_a_repeated_frame_equals_multiplicity_of_it():
+def test_a_repeated_frame_equals_copies_of_it():
     query, bank, _ = random_case(40, 40, 8, 1, torch.float32)
     select, neighborhood = Select(10, 0.2), Neighborhood(5, 8, 3)
-    # CRW's first target: frame 0 without a neighborhood, and four multiplicity of it with one.
+    # CRW's first target: frame 0 without a neighborhood, and four copies of it with one.
     spelled = torch.tensor([[1, 1], [1, 0], [1, 0], [1, 0], [1, 0]])
     weights, _ = topk_affinity(
         query, bank, torch.zeros(2, 5, dtype=torch.int64), select, neighborhood=neighborhood, multiplicity=spelled
@@ -324,14 +211,17 @@ def test_exact_topk_orders_ties_by_index():
     assert torch.equal(indices, expected.indices[:, :7])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("neighborhood", [None, Neighborhood(4, 5, 2)], ids=["everywhere", "neighborhood"])
+@pytest.mark.parametrize(
+    ("dtype", "neighborhood"),
+    [(torch.float32, None), (torch.float64, Neighborhood(4, 5, 2))],
+    ids=["everywhere", "neighborhood"],
+)
 def test_is_a_well_behaved_operator(dtype, neighborhood):
     query, bank, frames = random_case(20, 20, 4, 2, dtype)
     multiplicity = torch.ones(2, 2, 2, dtype=torch.int64)
     width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
     query.requires_grad_(), bank.requires_grad_()
-    for joint, softmax_over_all, ties in itertools.product((False, True), repeat=3):
+    for joint, softmax_over_all, ties in pairwise(*[[False, True]] * 3):
         arguments = (
             query,
             bank,

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import BACKENDS, on_threads
-from tests.test_topk_affinity import DTYPES, SELECTIONS, random_case
+from tests.contract import DTYPES, SELECTIONS
+from tests.pairwise import pairwise
+from tests.test_topk_affinity import random_case
 from timecycle.ops import Neighborhood, Select, backends, topk_affinity
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
@@ -110,8 +112,8 @@ def assert_close_to_float64(case: Case, backend: str) -> None:
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize(
     ("neighborhood", "multiplicity"),
-    [(None, None), (Neighborhood(3, 4, 2), None), (Neighborhood(3, 4, 2), MULTIPLICITY[1][:3])],
-    ids=["everywhere", "neighborhood", "multiplicity"],
+    [(None, None), (Neighborhood(3, 4, 2), MULTIPLICITY[1][:3])],
+    ids=["everywhere", "neighborhood and multiplicity"],
 )
 def test_gradients_are_those_of_finite_differences(scope, softmax_over, ties, neighborhood, multiplicity):
     torch.use_deterministic_algorithms(False)  # poisoning turns gradcheck's own scratch memory into NaN
@@ -126,36 +128,33 @@ def test_gradients_are_those_of_finite_differences(scope, softmax_over, ties, ne
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, scope, softmax_over, ties, size):
-    select = Select(size[3], 1.0, scope, softmax_over, ties)
-    for which in range(len(MULTIPLICITY)):
-        assert_close_to_float64(random_case_of(*size[:3], dtype, select, None, which), backend)
+@pytest.mark.parametrize(
+    ("selection", "size", "dtype", "which"), pairwise(SELECTIONS, SIZES, DTYPES, range(len(MULTIPLICITY))), ids=str
+)
+def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, selection, size, which):
+    select = Select(size[3], 1.0, *selection)
+    assert_close_to_float64(random_case_of(*size[:3], dtype, select, None, which), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=str)
-def test_every_neighborhood_is_as_in_float64(backend, dtype, scope, softmax_over, ties, neighborhood):
+@pytest.mark.parametrize(
+    ("selection", "neighborhood", "dtype", "which"),
+    pairwise(SELECTIONS, NEIGHBORHOODS, DTYPES, range(len(MULTIPLICITY))),
+    ids=str,
+)
+def test_every_neighborhood_is_as_in_float64(backend, dtype, selection, neighborhood, which):
     positions = neighborhood.height * neighborhood.width
     channels = 130 if positions < 300 else 512
-    select = Select(5, 1.0, scope, softmax_over, ties)
-    for which in range(len(MULTIPLICITY)):
-        assert_close_to_float64(
-            random_case_of(positions, positions, channels, dtype, select, neighborhood, which), backend
-        )
+    select = Select(5, 1.0, *selection)
+    assert_close_to_float64(random_case_of(positions, positions, channels, dtype, select, neighborhood, which), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS[::2])
-def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, scope, softmax_over, ties):
+@pytest.mark.parametrize(("selection", "dtype"), pairwise(SELECTIONS[::2], DTYPES), ids=str)
+def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, selection):
     query, bank, frames = random_case(300, 65, 16, 2, dtype)
-    select = Select(5, 2.0, scope, softmax_over, ties)
-    gradient = torch.randn(2, 300, 10 if scope == "frame" else 5, generator=torch.Generator().manual_seed(1))
+    select = Select(5, 2.0, *selection)
+    gradient = torch.randn(2, 300, 10 if select.scope == "frame" else 5, generator=torch.Generator().manual_seed(1))
     gradients = []
     for wide in (dtype, torch.float64):
         q, k = (x.detach().to(wide, copy=True).requires_grad_() for x in (query, bank))
@@ -180,9 +179,9 @@ def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, softmax_over):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("neighborhood", [None, NEIGHBORHOODS[-1]], ids=str)
-@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+@pytest.mark.parametrize(
+    ("dtype", "neighborhood", "softmax_over"), pairwise(DTYPES, [None, NEIGHBORHOODS[-1]], ["all", "topk"]), ids=str
+)
 def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, neighborhood, softmax_over):
     query, bank, temperature = random_features(540, 540, 64, dtype)
     case = Case(query, bank, FRAMES, Select(5, temperature, "frame", softmax_over), neighborhood)
@@ -201,9 +200,8 @@ def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dty
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-def test_nothing_to_see_has_gradient_zero(backend, dtype, scope, softmax_over, ties):
+@pytest.mark.parametrize(("selection", "dtype"), pairwise(SELECTIONS, DTYPES), ids=str)
+def test_nothing_to_see_has_gradient_zero(backend, dtype, selection):
     query, bank, _ = random_features(12, 12, 4, dtype)
     empty, zero = torch.full((2, 2), -1), torch.zeros(2, 2, dtype=torch.int64)
     for frames, multiplicity, neighborhood in itertools.product(
@@ -211,7 +209,7 @@ def test_nothing_to_see_has_gradient_zero(backend, dtype, scope, softmax_over, t
     ):
         if frames is zero and multiplicity is None:
             continue
-        case = Case(query, bank, frames, Select(2, 1.0, scope, softmax_over, ties), neighborhood, multiplicity)
+        case = Case(query, bank, frames, Select(2, 1.0, *selection), neighborhood, multiplicity)
         for gradient in case.run(backend):
             assert torch.equal(gradient, torch.zeros_like(gradient))
 

@@ -30,7 +30,7 @@ class Ended:
     @property
     def seconds(self) -> float:
         """How long after the fault that was asked for it ended."""
-        found = re.search(r"fault at (\S+)", self.out)
+        found = re.search(r"fault at ([\d.]+)", self.out)
         assert found, (self.out, self.err)
         return self.at - float(found[1])
 
@@ -189,7 +189,7 @@ def test_the_failure_of_one_process_ends_all(tmp_path):
         assert sentence in done.stderr, fault
         assert done.stderr.count("error: ") <= 1, fault
         assert "RuntimeError" not in done.stderr, fault
-        begun = max(float(found) for found in re.findall(r"fault at (\S+)", done.stdout))
+        begun = max(float(found) for found in re.findall(r"fault at ([\d.]+)", done.stdout))
         assert ended - begun < 2 * SOON, fault  # torchrun itself takes some
     assert not (tmp_path / "run" / "latest.pt").exists()
 

@@ -23,10 +23,15 @@ ODD = [
 ]  # fmt: skip
 
 
+ROOT_LENGTH = 160
+"""Characters of the path of the sets. Lists hold it, so that what is drawn of their bytes depends on its length."""
+
+
 @functools.cache
 def made() -> Path:
-    """Small sets in the layouts of DAVIS, VIP and JHMDB, made once for each process."""
-    root = Path(os.environ.get("TMPDIR", "/tmp")) / f"timecycle-fuzz-{os.getpid()}"
+    """Small sets in the layouts of DAVIS, VIP and JHMDB, made once for each process; the path's length is fixed."""
+    parent = Path(os.environ.get("TMPDIR", "/tmp")).absolute()
+    root = parent / f"timecycle-fuzz-{os.getpid()}-".ljust(ROOT_LENGTH - len(f"{parent}/"), "x")
     shutil.rmtree(root, ignore_errors=True)
     make_davis(root / "davis", 1, 2, 32, 48)
     vip(root / "vip")
