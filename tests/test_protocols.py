@@ -407,3 +407,8 @@ def test_masks_on_another_machine_s_terms():
 def test_fields_of_another_type_or_out_of_range_are_refused(field, value, expected):
     with pytest.raises(InputError, match=rf"^{field} is .*; expected .*{re.escape(expected)}"):
         protocol("dino", **{field: value})
+
+
+def test_names_of_version_0_1_are_taken():
+    assert protocol("dino", colour="lightness") == protocol("dino", color="lightness")
+    assert protocol("dino", first_mask="carried").first_mask == "propagated"

@@ -245,3 +245,29 @@ def test_a_rank_that_fails_names_its_reason_on_every_rank(small_davis: Path, tmp
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert all("no memory left" in text for text in said)
     assert said[0].startswith("rank 1 of 2 failed: ")
+
+
+def test_results_of_version_0_1_are_continued(small_davis: Path, run, tmp_path):
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour", "--save_path", "out")
+    assert run(*arguments).code == 0
+    path = tmp_path / "out" / "results.json"
+    content = json.loads(path.read_text())
+    assert content["options"]["features"] == "color"
+    assert (content["options"].pop("color"), content["options"].pop("first_mask")) == ("rgb", "given")
+    content["options"] |= {"colour": "rgb", "first_mask": "carried", "features": "colour"}
+    for entry in content["sequences"].values():
+        entry["features"] = "colour"
+    path.write_text(json.dumps(content))
+    again = run(*arguments)
+    assert (again.code, "2 of 2 sequences are finished" in again.out) == (0, True)
+    assert json.loads(path.read_text())["sequences"]["first"]["features"] == "color"
+
+
+def test_the_first_mask_is_the_annotation_unless_the_protocol_is_told_otherwise(small_davis: Path, run, tmp_path):
+    arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour", "--save_path")
+    assert run(*arguments, "out").code == 0
+    assert run(*arguments, "other", "--override", "first_mask=carried").code == 0
+    first = [read_mask(tmp_path / out / "second" / "00000.png") for out in ("out", "other")]
+    annotation = read_mask(small_davis / "Annotations" / "480p" / "second" / "00000.png")
+    np.testing.assert_array_equal(first[0], annotation)
+    assert not np.array_equal(first[1], annotation)

@@ -13,16 +13,15 @@ import pytest
 
 from timecycle.data.masks import mask_reading, write_mask
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.metrics import statistics
 from timecycle.evaluation.davis.scores import (
     CHUNK_FRAMES,
-    GLOBAL_COLUMNS,
-    Scores,
     SequenceMasks,
-    evaluate,
     score_masks,
+    score_results,
     score_sequence,
-    statistics,
 )
+from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, Scores
 
 ROOT = Path(__file__).parents[1]
 EXACT = 1e-9
@@ -90,7 +89,7 @@ def assert_equal_official(scores: Scores, official: dict) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_made_sequences_score_as_officially(shared: Path, folder: str, workers: int) -> None:
     data = shared / "oracle" / folder
-    scores = evaluate(data / "DAVIS", data / "results", workers=workers)
+    scores = score_results(data / "DAVIS", data / "results", workers=workers)
     assert_equal_official(scores, json.loads((data / "metrics.json").read_text()))
 
 
@@ -100,7 +99,7 @@ def test_real_predictions_score_as_officially(shared: Path, tmp_path: Path) -> N
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "six.txt").write_text("\n".join(official["sequences"]))
     (tmp_path / "Annotations").symlink_to(shared / "davis" / "Annotations")
-    assert_equal_official(evaluate(tmp_path, data / "results", set_name="six"), official)
+    assert_equal_official(score_results(tmp_path, data / "results", set_name="six"), official)
 
 
 def test_statistics_of_bare_vectors_are_the_official_ones(shared: Path) -> None:
@@ -113,7 +112,7 @@ def test_statistics_of_bare_vectors_are_the_official_ones(shared: Path) -> None:
 
 def test_csv_files_print_the_official_digits(shared: Path, tmp_path: Path) -> None:
     data = shared / "oracle" / "metrics"
-    evaluate(data / "DAVIS", data / "results", workers=0).write_csv(tmp_path)
+    score_results(data / "DAVIS", data / "results", workers=0).write_csv(tmp_path)
     official = json.loads((data / "metrics.json").read_text())["global_csv_3_decimals"]
     text = (tmp_path / "global_results-val.csv").read_text()
     assert text == ",".join(official) + "\n" + ",".join(official.values()) + "\n"
@@ -145,7 +144,7 @@ def test_fewer_than_three_frames_have_nan_scores_and_leave_the_means_alone(tmp_p
     davis, results = make_set(tmp_path, {"short": (masks[:frames], masks[:frames]), "long": (masks, masks)})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = evaluate(davis, results, workers=0)
+        scores = score_results(davis, results, workers=0)
     assert [math.isnan(x) for scores in scores.sequences["short"] for x in scores.jaccard_statistics] == [True] * 6
     assert scores.global_["J&F-Mean"] == 1
     assert [row.split()[1:] for row in scores.table().splitlines() if row.startswith("short")] == [["-"] * 7]
@@ -160,7 +159,7 @@ def test_a_set_of_short_sequences_alone_is_nan_without_warnings(tmp_path: Path) 
     davis, results = make_set(tmp_path, {"short": (masks, masks)})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = evaluate(davis, results)
+        scores = score_results(davis, results)
     assert all(math.isnan(value) for value in scores.global_.values())
     content = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     assert content["global"] == dict.fromkeys(GLOBAL_COLUMNS)
@@ -176,7 +175,7 @@ def test_set_means_are_over_objects_not_sequences(tmp_path: Path) -> None:
     masks = moving_squares()
     single = np.where(masks == 1, 1, 0).astype(np.uint8)
     davis, results = make_set(tmp_path, {"two": (masks, masks), "one": (single, np.zeros_like(single))})
-    scores = evaluate(davis, results, workers=0)
+    scores = score_results(davis, results, workers=0)
     assert scores.global_["J-Mean"] == pytest.approx(2 / 3)
     scores.write_csv(tmp_path)
     assert (tmp_path / "per-sequence_results-val.csv").read_text() == (
@@ -193,7 +192,7 @@ def test_set_means_are_over_objects_not_sequences(tmp_path: Path) -> None:
 def test_json_holds_every_frame_and_statistic(tmp_path: Path) -> None:
     masks = moving_squares()
     davis, results = make_set(tmp_path, {"squares": (masks, masks)})
-    content = evaluate(davis, results, workers=0).to_json()
+    content = score_results(davis, results, workers=0).to_json()
     assert list(content["global"]) == list(GLOBAL_COLUMNS)
     first = content["sequences"]["squares"]["1"]
     assert set(first) == {"J", "F", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"}
@@ -206,7 +205,7 @@ def test_files_of_the_first_and_last_result_are_not_needed(tmp_path: Path) -> No
     davis, results = make_set(tmp_path, {"squares": (masks, masks)})
     (results / "squares" / "00000.png").unlink()
     (results / "squares" / "00005.png").unlink()
-    assert evaluate(davis, results, workers=0).global_["J-Mean"] == 1
+    assert score_results(davis, results, workers=0).global_["J-Mean"] == 1
 
 
 def test_lists_of_files_need_no_davis_folder(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_workers_give_the_frames_in_order(tmp_path: Path) -> None:
     davis, folder = make_set(tmp_path, {"long": (annotations, results), "short": (annotations[:3], annotations[:3])})
     expected = score_sequence(annotations, results)
     for workers in (0, 2):
-        scores = evaluate(davis, folder, workers=workers)
+        scores = score_results(davis, folder, workers=workers)
         for ours, theirs in zip(scores.sequences["long"], expected, strict=True):
             np.testing.assert_array_equal(ours.jaccard, theirs.jaccard)
             np.testing.assert_array_equal(ours.boundary, theirs.boundary)
@@ -237,8 +236,8 @@ def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:
     davis, results = make_set(tmp_path, {"squares": (masks, masks)})
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom timecycle.evaluation.davis.scores import evaluate\nprint('started')\n"
-        f"print(evaluate(Path({str(davis)!r}), Path({str(results)!r}), workers=2).global_['J-Mean'])\n"
+        "from pathlib import Path\nfrom timecycle.evaluation.davis.scores import score_results\nprint('started')\n"
+        f"print(score_results(Path({str(davis)!r}), Path({str(results)!r}), workers=2).global_['J-Mean'])\n"
     )
     done = run(script)
     assert (done.stdout, done.returncode) == ("started\n1.0\n", 0), done.stderr
@@ -250,7 +249,7 @@ def test_an_error_in_a_worker_arrives_as_input_error(tmp_path: Path) -> None:
     path = results / "squares" / "00060.png"
     path.write_text("no picture")
     with pytest.raises(InputError, match=r"00060\.png cannot be read"):
-        evaluate(davis, results, workers=2)
+        score_results(davis, results, workers=2)
 
 
 def test_the_scorer_does_not_import_torch() -> None:
@@ -285,7 +284,7 @@ def test_ids_that_nobody_has_count_for_nothing_and_officially_as_perfect(tmp_pat
     found = far.copy()
     found[found == 9] = 0
     davis, results = make_set(tmp_path, {"far": (far, found), "near": (masks, masks)})
-    scores = evaluate(davis, results, workers=0)
+    scores = score_results(davis, results, workers=0)
     # Of the objects 3, 9, 1 and 2 all but 9 are found; officially 9 and 2 objects, of which one is lost.
     assert scores.global_["J-Mean"] == pytest.approx(3 / 4)
     assert scores.jf == scores.global_["J&F-Mean"] == pytest.approx(3 / 4)
@@ -296,7 +295,7 @@ def test_ids_that_nobody_has_count_for_nothing_and_officially_as_perfect(tmp_pat
     assert "00000.png holds the ids 3, 9 of 1 to 9" in scores.notes[0]
     assert "--remap compact" in scores.notes[0]
     assert "as the official code counts: J&F-Mean 0.909" in scores.report()
-    compact = evaluate(davis, results, workers=0, masks=mask_reading(remap=["compact"]))
+    compact = score_results(davis, results, workers=0, masks=mask_reading(remap=["compact"]))
     assert list(compact.to_json()["sequences"]["far"]) == ["1", "2"]
     assert compact.global_ == compact.official == scores.global_
     assert compact.notes == ()
@@ -308,7 +307,7 @@ def test_an_id_that_only_a_result_or_a_later_annotation_has_is_an_object(tmp_pat
     later[2, 23, 31] = 2
     result[2, 23, 31] = 2
     davis, results = make_set(tmp_path, {"annotated": (later, masks), "predicted": (masks, result)})
-    scores = evaluate(davis, results, workers=0)
+    scores = score_results(davis, results, workers=0)
     assert [len(scores.to_json()["sequences"][name]) for name in ("annotated", "predicted")] == [3, 3]
     assert scores.sequences["annotated"][1].jaccard.tolist() == [1, 0, 1, 1]
     assert scores.global_ == scores.official
@@ -321,11 +320,11 @@ def test_of_2016_any_object_is_object_1_in_annotations_and_results(tmp_path: Pat
     (davis / "ImageSets" / "480p").mkdir()
     line = "/JPEGImages/480p/squares/0000{0}.jpg /Annotations/480p/squares/0000{0}.png\n"
     (davis / "ImageSets" / "480p" / "val.txt").write_text("".join(line.format(i) for i in range(6)))
-    assert evaluate(davis, results, year="2016", workers=0).global_["J&F-Mean"] == 1
+    assert score_results(davis, results, year="2016", workers=0).global_["J&F-Mean"] == 1
     merged = (masks > 0).astype(np.uint8)
     davis, results = make_set(tmp_path / "b", {"squares": (merged, masks)})
     with pytest.raises(InputError, match=r"id 2; expected none above 1.*--year 2016"):
-        evaluate(davis, results, workers=0)
+        score_results(davis, results, workers=0)
 
 
 def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -> None:
@@ -333,7 +332,7 @@ def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -
     found = masks.copy()
     found[3][found[3] == 2] = 0
     davis, results = make_set(tmp_path, {"squares": (masks, found)})
-    scores = evaluate(davis, results, workers=0)
+    scores = score_results(davis, results, workers=0)
     assert str(scores) == repr(scores) == scores.table()
     assert scores.worst(2)[0] == ("squares", 2, "00003.png", 0.0, 0.0)
     assert scores.to_json()["worst"][0] == {
@@ -346,7 +345,7 @@ def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -
 def test_a_sequence_without_objects_is_said(tmp_path: Path) -> None:
     masks = moving_squares()
     davis, results = make_set(tmp_path, {"empty": (np.zeros_like(masks), masks * 0), "squares": (masks, masks)})
-    scores = evaluate(davis, results, workers=0)
+    scores = score_results(davis, results, workers=0)
     assert scores.jf == 1
     assert [note for note in scores.notes if "empty is not scored" in note and "holds no object" in note]
 

@@ -18,7 +18,7 @@ import pytest
 from tests.test_scores import ROOT, make_set, moving_squares
 from timecycle import workers
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.scores import evaluate
+from timecycle.evaluation.davis.scores import score_results
 from timecycle.files import is_alive
 
 
@@ -35,7 +35,7 @@ def test_a_worker_that_is_killed_ends_the_scoring_with_a_sentence(tmp_path: Path
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(InputError, match="a process that scored masks was killed, perhaps for want of memory"):
-        evaluate(davis, results, workers=2)
+        score_results(davis, results, workers=2)
     killer.join()
 
 

@@ -29,7 +29,7 @@ from timecycle.errors import run_command_line
 from timecycle.models.encoder import Trunk
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import Settings
-from timecycle.viewing.overlays import write_picture
+from timecycle.viewing.overlays import write_jpeg
 
 CLIPS = 6
 # Of a list in the working folder, which `write_list` makes.
@@ -45,7 +45,7 @@ def write_list(folder: Path) -> None:
         frames = folder / f"clip{index}"
         frames.mkdir(parents=True)
         for number, rgb in enumerate(render_clip(index, 18, 64, 80, 2).images, start=1):
-            write_picture(frames / f"{number:06d}.jpg", rgb)
+            write_jpeg(frames / f"{number:06d}.jpg", rgb)
         lines.append(f"{frames} 18\n")
     (folder / "list.txt").write_text("".join(lines))
 

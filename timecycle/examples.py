@@ -1,6 +1,6 @@
-"""Feature extractors that others made, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
+"""Published feature extractors, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
 
-Each is a callable, normalised images [B, 3, H, W] -> features [B, D, h, w]. Its library and its weights are asked for
+Each is a callable, normalized images [B, 3, H, W] -> features [B, D, h, w]. Its library and its weights are loaded
 when it is first called; they are no dependencies of this project (`pip install timm`, `pip install torchvision`).
 """
 

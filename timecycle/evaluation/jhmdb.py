@@ -59,7 +59,7 @@ def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int =
             and so on, and splits/<class>_test_split<split>.txt, whose lines `<clip>.avi 2` name the clips for testing.
         listing: a list to take instead of the splits: two paths a line, in either order, of which the one that ends in
             `joint_positions/<class>/<clip>/joint_positions.mat` names the clip, as testlist_split1.txt of TimeCycle and
-            UVC has them. What is before joint_positions, somebody's disk, is not looked at.
+            UVC has them. What precedes joint_positions, a path of another machine, is ignored.
         split: 1, 2 or 3.
 
     A clip ends with its joints: frames after them are left out.

@@ -1,4 +1,4 @@
-"""Places to maps on the feature grid, and maps back to places. Arrays in, arrays out; knows no torch."""
+"""Points to maps on the feature grid, and maps back to points. NumPy only, without torch."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGM
         InputError: sigma is not positive.
 
     Source: the pose programs of TimeCycle (Wang et al., CVPR 2019), UVC (Li et al., NeurIPS 2019) and CRW (Jabri et
-    al., NeurIPS 2020). With their sigma of 0.5 the window is 4 x 4 positions, from two before the centre to one behind.
+    al., NeurIPS 2020). With their sigma of 0.5 the window is 4 x 4 positions, two before the center to one after.
     Their rounding toward zero shifts a joint whose window crosses the left or upper border by up to two positions; here
     it is drawn where it is.
     """
@@ -32,15 +32,15 @@ def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGM
         raise InputError(f"sigma is {sigma}; expected a positive number of feature positions")
     height, width = grid
     size = 6 * sigma + 1
-    # The whole window is placed, and its centre follows: for sigma 0.5 that is rounding to the nearest position.
-    centres = np.floor(places - 3 * sigma) + size // 2
+    # The window is placed, and its center follows from it: for sigma 0.5 that is rounding to the nearest position.
+    centers = np.floor(places - 3 * sigma) + size // 2
     before, behind = size // 2, np.ceil(size) - size // 2 - 1
 
-    def factor(centre: np.ndarray, length: int) -> np.ndarray:
-        away = np.arange(length) - centre[:, None]
+    def factor(center: np.ndarray, length: int) -> np.ndarray:
+        away = np.arange(length) - center[:, None]
         return np.where((away >= -before) & (away <= behind), np.exp(-(away**2) / (2 * sigma**2)), 0)
 
-    return (factor(centres[:, 1], height)[:, :, None] * factor(centres[:, 0], width)[:, None]).astype(np.float32)
+    return (factor(centers[:, 1], height)[:, :, None] * factor(centers[:, 0], width)[:, None]).astype(np.float32)
 
 
 def bilinear_maps(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

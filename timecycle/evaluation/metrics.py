@@ -1,6 +1,6 @@
-"""Scores of poses, parts and points: arrays in, numbers out. Knows neither torch nor files.
+"""Metrics of poses, parts and points, on NumPy arrays, without torch.
 
-All are shares in [0, 1]; the papers print them as per cent.
+All are shares in [0, 1]; the papers print them as percentages.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 BOX_SHARE = 0.6
 """Of the diagonal of the person's box: the length that JHMDB's distances are measured in."""
 AREA_SHARE = 0.2
-"""Of the root of the animal's area: the distance within which BADJA takes a joint for found."""
+"""Of the square root of the animal's area: the distance below which BADJA counts a joint as found."""
 TAPVID_PIXELS = (1, 2, 4, 8, 16)
 """Distances of TAP-Vid, pixels of a 256 x 256 video."""
 
@@ -27,8 +27,8 @@ def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
         float64 [T, J]: distance over 0.6 times the diagonal of the box around the frame's annotated joints; NaN for
         joints that are lost, which count neither for the box nor for the score; infinite where the box is a point.
 
-    Source: eval_pck.py of UVC (Li et al., NeurIPS 2019), the same in CRW (Jabri et al., NeurIPS 2020). They hold the
-    longer side of the box as a comment and use the diagonal.
+    Source: eval_pck.py of UVC (Li et al., NeurIPS 2019), the same in CRW (Jabri et al., NeurIPS 2020). They
+    mention the longer side of the box in a comment and use the diagonal.
     """
     kept = ~np.isnan(predicted).any(axis=2, keepdims=True)
     most = np.where(kept, annotated, -np.inf).max(axis=1)
@@ -54,14 +54,14 @@ def pose_pck(distances: np.ndarray, threshold: float) -> np.ndarray:
 def area_pck(
     predicted: np.ndarray, annotated: np.ndarray, visible: np.ndarray, areas: np.ndarray, share: float = AREA_SHARE
 ) -> float:
-    """Share of the visible joints of a video that are closer than `share` times the root of the animal's area.
+    """Share of the visible joints of a video that are closer than `share` times the square root of the animal's area.
 
     Args:
         predicted: [T, J, 2] x and y in pixels; NaN is far away.
         annotated: [T, J, 2].
         visible: bool [T, J].
         areas: [T] pixels of the animal in each frame.
-        share: of the root of the area.
+        share: of the square root of the area.
 
     Returns:
         The share over joints and frames together; NaN if nothing is visible.
@@ -85,7 +85,7 @@ def confusion(annotation: np.ndarray, prediction: np.ndarray, classes: int) -> n
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [C], from a confusion matrix [C, C]; NaN for one that is nowhere.
+    """Intersection over union of each class, float64 [C], from a confusion matrix [C, C]; NaN for an absent one.
 
     Source: eval_vip.py of UVC (Li et al., NeurIPS 2019); the published mIoU is their mean without NaN.
     """
@@ -163,7 +163,7 @@ def mean_point_scores(videos: Sequence[PointScores]) -> PointScores:
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean without NaN, NaN if there is nothing else."""
+    """The mean of [N] without NaN; NaN if nothing is left."""
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else float("nan")

@@ -110,7 +110,7 @@ def _npz_videos(path: Path) -> Iterator[PointVideo]:
 
 
 def _npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array of an .npz, whose size is checked before there is memory for it. Raises `Refused`, or what not."""
+    """One array of an .npz, its size checked before memory is allocated. Raises `Refused`, or as NumPy and zipfile."""
     record = archive.getinfo(name)
     if record.file_size > max(LEAST_BOUNDED, MOST_DEFLATED * record.compress_size):
         raise Refused(f"it holds {record.compress_size} bytes that are said to become {record.file_size}")
@@ -181,7 +181,7 @@ def evaluate_tapvid(
     values; a point whose map is 0 everywhere stays where it was.
 
     Label propagation does not say what is occluded. Here a point is, where its map's peak has fallen below
-    `occluded_below` times the peak that it began with. That is a rule of thumb, chosen by nobody's data, and it says
+    `occluded_below` times the peak that it began with. This is a rule of thumb, not fitted to any data, and it says
     nothing where a protocol feeds back maps scaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
 
     Points that begin in the same frame are propagated together; for each such frame the video is encoded again from
@@ -192,7 +192,7 @@ def evaluate_tapvid(
         path: a file in TAP-Vid's layout, see read_tapvid.
         protocol: a preset's name, or a protocol, for how maps are propagated; only the square is set here.
         top: positions that make a place.
-        occluded_below: share of the first peak; 0 takes every point for visible unless its map is 0.
+        occluded_below: share of the first peak; with 0 every point is visible unless its map is 0.
         device: where images go; without it where a module's parameters are, else the CPU.
         progress: whether a bar is shown.
         overrides: fields of the protocol to change, such as side=480, which encodes larger images.
@@ -216,9 +216,9 @@ def evaluate_tapvid(
 def _tracks(
     video: PointVideo, features: CallableExtractor, rules: Protocol, top: int, occluded_below: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places, float64 [N, T, 2] from 0 to 1, and whether points are taken for occluded, bool [N, T].
+    """Places, float64 [N, T, 2] from 0 to 1, and whether points count as occluded, bool [N, T].
 
-    Frames before a point's query, which nobody scores, hold the query's place.
+    Frames before a point's query, which are not scored, hold the query's place.
     """
     queries = video.query_frames
     places = video.points[np.arange(len(queries)), queries][:, None].repeat(len(video.frames), axis=1)

@@ -1,4 +1,4 @@
-"""Callers' own feature extractors: found by name, set to evaluate, called, and their answers read."""
+"""Callables as feature extractors: imported by name, put into eval mode, called, and their outputs read as maps."""
 
 import dis
 import functools
@@ -18,8 +18,8 @@ from timecycle.features.maps import FLOATS, PATCHES, Form, as_maps
 from timecycle.ops.checks import check_finite
 
 Extractor = Callable[[Tensor], Any]
-"""Normalised images [B, 3, H, W] to features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` says what
-else is recognised. One with a method `begin([3, H, W])` is told of new sequences by their first frame."""
+"""Normalized images [B, 3, H, W] to features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` says what
+else is recognized. One with a method `begin([3, H, W])` is told of new sequences by their first frame."""
 
 DEPTH = 6
 """How many steps away from an extractor the modules that it calls are looked for."""
@@ -58,19 +58,19 @@ def _check_callable(name: str, extract: object) -> None:
 
 
 class CallableExtractor:
-    """A caller's own extractor, its answers read as `timecycle.features.maps.as_maps` does, all in the same way.
+    """A callable as an extractor; its outputs are read by `timecycle.features.maps.as_maps`, all in the same way.
 
     Args:
-        extract: the extractor; what modules it holds are in the mode and on the device that they are in.
+        extract: the callable; the mode and the device of modules that it holds are left as they are.
         device: where images go, and features that come back on the CPU.
         dtype: what features are turned into; as they come without it.
 
-    Raises InputError for something that is no extractor, or that fails, or whose answers cannot be read.
+    Raises InputError for something that is no extractor, or that fails, or whose outputs cannot be read.
     """
 
     l2 = False
     frame: Path | str | None = None
-    """What is encoded next, for messages. Set by those who know."""
+    """The frame that is encoded next, for error messages; set by those who encode a video."""
 
     def __init__(self, extract: Extractor, device: torch.device, dtype: torch.dtype | None = None) -> None:
         _check_callable("features", extract)
@@ -85,7 +85,7 @@ class CallableExtractor:
             self._run(begin, first.to(self.device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w], without gradient. On a GPU whether features are finite is not looked at."""
+        """[B, 3, H, W] -> [B, D, h, w], without gradient. Whether features are finite is checked on a CPU only."""
         images = images.to(self.device)
         found = self._run(self.extract, images, probe=True)
         if self._modules is not None and self._has_made_modules(self._modules):

@@ -133,15 +133,15 @@ class _Digest:
 
     def _function(self, function: types.FunctionType, done: bool = False) -> None:
         """`done`: it has run already, and is not run for an answer."""
-        home = function.__globals__.get("__name__")  # a wrapper's __module__ may be that of what it wraps
-        self._text(f"function {home}.{function.__qualname__}")
+        module = function.__globals__.get("__name__")  # a wrapper's __module__ may be that of what it wraps
+        self._text(f"function {module}.{function.__qualname__}")
         if original := getattr(function, "_torchdynamo_orig_callable", None):
             self._parts("compiled", [original])
             return
         self._parts("closure", [_content(cell) for cell in function.__closure__ or ()])
         self._parts("defaults", [function.__defaults__, function.__kwdefaults__])
-        if _of_a_library(home):
-            self._text(_version(home))
+        if _of_a_library(module):
+            self._text(_version(module))
             return
         self.add(function.__code__)
         names = _names_in(function.__code__)
@@ -263,7 +263,7 @@ def _imports(code: types.CodeType, package: str | None) -> set[str]:
 
 
 def _of_a_library(module: str | None) -> bool:
-    """Whether a module is installed, Python's own, or of this package, rather than somebody's file."""
+    """Whether a module is installed, Python's own, or of this package, rather than a file of a user."""
     if (module or "").partition(".")[0] == "timecycle":
         return True
     found = sys.modules.get(module or "")

@@ -1,4 +1,4 @@
-"""What feature extractors return, as maps [B, D, h, w]: arrays, sequences, dictionaries, tokens, channels last."""
+"""Outputs of feature extractors as maps [B, D, h, w]: arrays, sequences, dictionaries, tokens, channels last."""
 
 import math
 from collections.abc import Mapping, Sequence

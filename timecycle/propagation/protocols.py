@@ -1,4 +1,4 @@
-"""The published label-propagation protocols, as data. What each field means is done elsewhere; nothing here computes.
+"""The published label-propagation protocols, as data. Other modules implement the fields.
 
 Sources: TimeCycle (Wang, Jabri, Efros, CVPR 2019), UVC (Li et al., NeurIPS 2019), CRW (Jabri et al., NeurIPS 2020), VFS
 (Xu, Wang, ICCV 2021), DINO (Caron et al., ICCV 2021), DIFT (Tang et al., NeurIPS 2023), DINOv3 (Siméoni et al., 2025),
@@ -85,7 +85,7 @@ class Protocol:
     softmax_over: Literal["all", "topk"] = "topk"
     ties: Literal["exact", "all"] = "exact"
 
-    # From the first mask to soft labels. "nearest": centre-sampled to the grid. "twice nearest": to the working size,
+    # From the first mask to soft labels. "nearest": center-sampled to the grid. "twice nearest": to the working size,
     # then to the grid. "bilinear": one-hot at full size, OpenCV to the grid. "square": nearest to the working size,
     # one-hot, OpenCV to the grid, small classes dropped. "nearest-exact": PyTorch's.
     labels: Literal["nearest", "twice nearest", "bilinear", "square", "nearest-exact"] = "nearest"

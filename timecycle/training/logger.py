@@ -22,7 +22,7 @@ from timecycle.files import free_name, inside, not_written, write_bytes
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES
 from timecycle.training.settings import Settings
-from timecycle.viewing.overlays import write_picture
+from timecycle.viewing.overlays import write_jpeg
 
 
 class RunLogger:
@@ -140,7 +140,7 @@ class RunLogger:
         """Write an image, RGB uint8 [H, W, 3], to TensorBoard and as a file."""
         with _errors_named(self._folder / "tensorboard"):
             self._board.add_image("sample", rgb, step, dataformats="HWC")
-        write_picture(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
+        write_jpeg(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
 
     def summary(self) -> str:
         """The mean losses of the first and the last steps, in words."""

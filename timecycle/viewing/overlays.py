@@ -1,4 +1,4 @@
-"""Masks painted over frames: pictures and a video to look at."""
+"""Masks painted over frames, as images and as a video."""
 
 import io
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from timecycle.data.masks import PALETTE
 from timecycle.errors import InputError
 from timecycle.files import not_written, synced, write_bytes
 
-FRAMES_PER_SECOND = 24.0  # as DAVIS was filmed; of frames that nobody says more about
+FRAMES_PER_SECOND = 24.0  # of DAVIS; where the rate of frames is not known
 
 
 def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
@@ -27,18 +27,18 @@ def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray
     for i in np.unique(mask[mask > 0]).tolist():
         contours, _ = cv2.findContours((mask == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         # A light outline stays visible where the tint resembles what it covers.
-        colour = tuple(int(c) for c in 127 + PALETTE[i] // 2)
-        painted = cv2.drawContours(np.ascontiguousarray(painted), contours, -1, colour, 1, cv2.LINE_AA)
+        color = tuple(int(c) for c in 127 + PALETTE[i] // 2)
+        painted = cv2.drawContours(np.ascontiguousarray(painted), contours, -1, color, 1, cv2.LINE_AA)
     return painted
 
 
-def write_picture(path: Path, rgb: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] as `picture_jpeg`, atomically."""
-    write_bytes(path, picture_jpeg(rgb))
+def write_jpeg(path: Path, rgb: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as `jpeg_bytes`, atomically."""
+    write_bytes(path, jpeg_bytes(rgb))
 
 
-def picture_jpeg(rgb: np.ndarray) -> bytes:
-    """A picture, uint8 [H, W, 3], as a JPEG."""
+def jpeg_bytes(rgb: np.ndarray) -> bytes:
+    """An image, uint8 [H, W, 3], as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -62,7 +62,7 @@ class OverlayVideo:
         # Chroma is stored at half size, so sides must be even.
         self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
         self._stream.pix_fmt = "yuv420p"
-        # x264 rounds by the processor's instructions unless told; in its look-ahead that changes from run to run.
+        # Unless told, x264 picks code by the CPU's instruction set, and its look-ahead then differs from run to run.
         self._stream.options = {"crf": "20", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 
     @contextmanager

@@ -68,7 +68,7 @@ def evaluate_davis(
     should be known of the data is in `Scores.notes`, and warned of.
 
     Returns:
-        The scores, as the official evaluation defines them, but for ids that nobody has (`Scores.official`).
+        The scores, as the official evaluation defines them, but for ids that no mask has (`Scores.official`).
 
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else. Under

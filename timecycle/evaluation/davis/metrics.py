@@ -1,4 +1,4 @@
-"""J and F of one frame's masks, and DAVIS's statistics of them over the frames: arrays in, numbers out. Knows no torch.
+"""J and F of one frame's masks, and DAVIS's statistics of them over the frames, on NumPy arrays, without torch.
 
 They equal those of the official davis2017-evaluation, except that decay stays right beyond 255 scored frames.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from timecycle.data.masks import VOID, object_ids
 from timecycle.errors import InputError
+from timecycle.evaluation.metrics import mean
 
 
 class Statistics(NamedTuple):
@@ -45,7 +46,7 @@ def statistics(values: np.ndarray) -> Statistics:
     """Mean, recall and decay of one object's values over the frames, [N] with NaN allowed; all NaN if N is 0.
 
     Mean and decay leave NaN out; recall is the share strictly above 0.5, where NaN counts as a failure. Decay is the
-    mean of the first quarter minus that of the last; neighbouring quarters share a frame.
+    mean of the first quarter minus that of the last; neighboring quarters share a frame.
     """
     values = np.asarray(values, np.float64)
     if not values.size:
@@ -124,7 +125,7 @@ def _boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: int) 
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from their east, south or south-east neighbour, as far as there are such neighbours.
+    """Pixels that differ from their east, south or south-east neighbor, where there is one.
 
     The last row only looks east and the last column only south, so the corner never belongs to it.
     """
@@ -145,13 +146,6 @@ def _disk(radius: int) -> np.ndarray:
     # OpenCV's own ellipses are not this disk.
     square = np.arange(-radius, radius + 1) ** 2
     return (square[:, None] + square <= radius**2).astype(np.uint8)
-
-
-def mean(values: np.ndarray) -> float:
-    """The mean of [N], NaN left out; NaN if nothing is left."""
-    # np.nanmean warns when nothing is left.
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else math.nan
 
 
 def _size(mask: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""The results folder: masks in submission layout, overlays, results.json; whole at any moment, continued by later runs.
+"""The results folder: masks in submission layout, overlays, results.json; always consistent, continued by later runs.
 
 <sequence>/00000.png ...             palette masks
 overlays/<sequence>/00000.jpg ...    six pictures
@@ -7,7 +7,7 @@ results.json                         options, versions, seconds, memory, scores;
 *_results-<set>.csv                  the official tables
 .written/                            hashes of all of these, see `timecycle.manifest`
 
-Whoever writes here holds `timecycle.locks.owned`.
+Writers hold the lock `timecycle.locks.owned`.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from timecycle.files import (
 )
 from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
 from timecycle.propagation.protocols import current_names
-from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, paint, picture_jpeg
+from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, jpeg_bytes, paint
 
 RESULTS = "results.json"
 FIELDS = {"options", "versions", "sequences", "seconds", "command", "device", "peak_memory_mb", "scores"}
@@ -62,9 +62,9 @@ class ResultsFolder:
     Args:
         path: the folder; made if it is not there.
         options: what the masks depend on, by name; JSON values. Under FEATURES what the features are, or None if that
-            cannot be told; then earlier results are not gone on with.
+            cannot be told; then earlier results are not continued.
         overwrite: remove earlier results first.
-        reuse: go on with earlier results whatever features they are of.
+        reuse: continue earlier results whatever features they are of.
 
     Raises InputError if it holds masks made with other options, or masks that this program did not make.
     """
@@ -257,7 +257,7 @@ class SequenceWriter:
             return
         painted = paint(rgb, mask)
         if index in self._pictured:
-            self._write(f"{OVERLAYS}/{self._sequence.name}/{stem}.jpg", picture_jpeg(painted))
+            self._write(f"{OVERLAYS}/{self._sequence.name}/{stem}.jpg", jpeg_bytes(painted))
         if self._video_wanted:
             if self._video is None:
                 fps = self._sequence.fps or FRAMES_PER_SECOND

@@ -1,7 +1,6 @@
-"""DAVIS-2017 semi-supervised scores of index masks, of a set of sequences: files in, numbers out. Knows no torch.
+"""DAVIS-2017 semi-supervised scores of index masks, of a set of sequences, from files. Without torch.
 
-What one frame's masks are worth, and what the official evaluation has to do with it, is in metrics.py; what is done
-with the numbers in tables.py.
+The measures of one frame, and how they relate to the official evaluation, are in metrics.py; tables in tables.py.
 """
 
 import argparse
@@ -30,24 +29,15 @@ from timecycle.data.masks import (
 )
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.metrics import (
-    Statistics,
     count_objects,
-    frame_boundary_f,
-    frame_jaccard,
     score_frame,
     statistics,
 )
 from timecycle.evaluation.davis.sequences import annotation_files, annotations_folder, of_year, sequence_names
-from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, Frame, ObjectScores, Scores
+from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.files import json_bytes
 from timecycle.manifest import OwnFile
 from timecycle.workers import begin_worker, pool
-
-__all__ = [  # of the measures and of the set too
-    "GLOBAL_COLUMNS", "Frame", "ObjectScores", "Scores", "SequenceMasks", "Statistics", "count_objects", "evaluate",
-    "frame_boundary_f",
-    "frame_jaccard", "score_frame", "score_masks", "score_sequence", "statistics",
-]  # fmt: skip
 
 # Small enough to keep all workers busy to the end; a sequence this short is scored sooner than a worker has started.
 CHUNK_FRAMES = 64
@@ -114,7 +104,7 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
     )
 
 
-def evaluate(
+def score_results(
     davis: Path,
     results: Path,
     set_name: str = "val",
@@ -260,7 +250,7 @@ def main() -> None:
     written = None if args.json is None else OwnFile(args.json)
     if written:
         written.check()
-    scores = evaluate(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
+    scores = score_results(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
     print(scores.report())
     if written:
         written.replace(json_bytes(scores.to_json()))

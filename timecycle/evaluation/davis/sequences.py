@@ -15,7 +15,7 @@ from timecycle.files import PREPARED, component, fields, natural_key, read_json,
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FASTEST = 1000.0  # frames a second that a folder may say its frames have
-MASK_VALUES = 8  # that cover most of a mask's pixels, and of a grey picture's do not
+MASK_VALUES = 8  # that cover most of a mask's pixels, and of a gray image's do not
 DARK = 1 << 13  # of 16 bits
 LONGEST_LINE = 1500  # characters, of two paths
 SINGLE_OBJECT_YEAR = "2016"  # whose annotations tell objects from the background, and no object from another

@@ -1,4 +1,4 @@
-"""The scores of a set of sequences: means, tables, JSON, the official CSV files. Knows no torch."""
+"""The scores of a set of sequences: means, tables, JSON, the official CSV files. Without torch."""
 
 import csv
 import io
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from timecycle.errors import said
-from timecycle.evaluation.davis.metrics import Statistics, mean
+from timecycle.evaluation.davis.metrics import Statistics
+from timecycle.evaluation.metrics import mean
 from timecycle.manifest import Tables
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -59,14 +60,14 @@ class Scores:
     def global_(self) -> dict[str, float]:
         """The official columns: means over all objects (not sequences), those with nothing to score left out.
 
-        An id that nobody has is no object here, and one found perfectly in `official`. NaN if nothing is scored.
+        An id that no mask has is left out here, and an object found perfectly in `official`. NaN if nothing is scored.
         """
         found = (scores for _, _, scores in self._objects() if not scores.absent)
         return dict(zip(GLOBAL_COLUMNS, _summary(found), strict=True))
 
     @property
     def official(self) -> dict[str, float]:
-        """The same as the official code counts: an id below the largest that nobody has is a perfect object."""
+        """The same as the official code counts: an id below the largest that no mask has is a perfect object."""
         return dict(zip(GLOBAL_COLUMNS, _summary(scores for _, _, scores in self._objects()), strict=True))
 
     @property
@@ -91,7 +92,7 @@ class Scores:
         """Return everything as JSON values, NaN as None.
 
         `{"global": {column: value}, "official": the same, "sequences": {name: {id: {"J": [...], "F": [...], "J_mean":
-        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that nobody has are left out of
+        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that no mask has are left out of
         "sequences", and of all but "official".
         """
         sequences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sequences}
@@ -128,7 +129,7 @@ class Scores:
         return "\n".join(lines)
 
     def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
-        """The official evaluation's tables by file name: see `csv_names`. Ids that nobody has are left out."""
+        """The official evaluation's tables by file name: see `csv_names`. Ids that no mask has are left out."""
         rows = [
             [f"{name}_{id_}", scores.jaccard_statistics.mean, scores.boundary_statistics.mean]
             for name, id_, scores in self._objects()
@@ -149,7 +150,7 @@ class Scores:
         lines = [self.table(), "", "  ".join(f"{column} {_shown(value)}" for column, value in self.global_.items())]
         if any(scores.absent for _, _, scores in self._objects()):
             official = "  ".join(f"{column} {_shown(value)}" for column, value in self.official.items())
-            lines.append(f"with ids that nobody has, as the official code counts: {official}")
+            lines.append(f"with ids that no mask has, as the official code counts: {official}")
         for frame in self.worst(1):
             lines.append(
                 f"worst frame: {said(f'{frame.sequence}/{frame.file}')}, object {frame.object_id}: "
