@@ -2,7 +2,7 @@
 
 One line a kernel and chip: registers and spilled bytes of a thread, and how many instructions of some kinds it has. Of
 the scans also what a warp does with a patch of products (benchmarks/cuda_stages.py): instructions, branches and cycles
-of each stage, and the cycles of a patch with as many hits as were counted on real features. A kernel is empty on
+of each stage, and the cycles of a patch with as many candidates as were counted on real features. A kernel is empty on
 a chip that it is not for.
 """
 
@@ -90,7 +90,7 @@ def readable(mangled: str) -> str:
     types = re.search(r"I(?:6__(half)|13__nv_(bfloat16))Li(\d+)ELb([01])E", mangled)
     words = [name[1] if name else mangled]
     if types:
-        words += [types[1] or types[2], types[3], ("everywhere", "region")[int(types[4])]]
+        words += [types[1] or types[2], types[3], ("everywhere", "neighborhood")[int(types[4])]]
     return " ".join(words)
 
 

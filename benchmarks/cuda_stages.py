@@ -1,6 +1,6 @@
 """What warps do with a patch of products, stage by stage, counted from the machine code of csrc/cuda.
 
-The stages are the functions of csrc/cuda/row_hits.cuh, of warps that multiply, on the way that nearly every patch
+The stages are the functions of csrc/cuda/row_candidates.cuh, of warps that multiply, on the way that nearly every patch
 takes: no list is new, the buffer has room, and the lanes of a warp are together. Of row_lists.cuh, of warps that keep
 the lists, they are a round of `take` and what is around it. A stage is found by its calls in the source, whose lines
 the compiler keeps.
@@ -15,13 +15,13 @@ from pathlib import Path
 from benchmarks.sass import Instruction
 
 FOLDER = Path(__file__).parents[1] / "csrc" / "cuda"
-HITS, LISTS = "row_hits.cuh", "row_lists.cuh"
+CANDIDATES, LISTS = "row_candidates.cuh", "row_lists.cuh"
 COUNTS = Path(__file__).parent / "results" / "cuda_selection.json"
 BRANCHES = ("BRA", "BSSY", "BSYNC", "CALL", "WARPSYNC", "BRX", "JMP")
-PER_PATCH = ("find", "places_of", "write", "add_up")
-"""Stages of a warp that multiplies: hits found, their places in the buffer, written there, and the softmax."""
+PER_PATCH = ("find", "offsets_of", "push_candidates", "accumulate_softmax")
+"""Stages of a multiplying warp: candidates found, their offsets in the buffer, pushed there, and the softmax."""
 KEPT = ("round", "around")
-"""Of a warp that keeps lists: a few hits of every row merged, and what is around that."""
+"""Of a warp that keeps lists: a few candidates of every row merged, and what is around that."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def together(code: Iterable[Instruction]) -> list[Instruction]:
 
 def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
     """The stages of a patch."""
-    inside = {file: functions(file) for file in (HITS, LISTS)}
+    inside = {file: functions(file) for file in (CANDIDATES, LISTS)}
     text = {file: (FOLDER / file).read_text().splitlines() for file in inside}
     # By the line of `take` that it comes from, too: what is called from two places is there twice, and runs once.
     found: dict[str, dict[int, Stage]] = {}
@@ -75,8 +75,8 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
             if "take" not in calls:
                 continue
             called_at = chain[calls.index("take")][1]
-            if file == HITS:
-                stage = _of_hits(text[file], chain, calls, called_at)
+            if file == CANDIDATES:
+                stage = _of_candidates(text[file], chain, calls, called_at)
             else:
                 stage, called_at = KEPT[0] if _deep(text[file], called_at) else KEPT[1], 0
             if stage:
@@ -84,29 +84,32 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
     return {stage: max(copies.values(), key=lambda copy: copy.cycles) for stage, copies in found.items()}
 
 
-def _of_hits(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
-    """Which stage of row_hits an instruction belongs to, by the functions and lines it was inlined through."""
-    if "begin" in calls:
+def _of_candidates(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
+    """The stage of row_candidates.cuh of an instruction, by the functions and lines it was inlined through."""
+    if "estimate_thresholds" in calls:
         return None
     stage = next((name for name in PER_PATCH if name in calls), None)
-    if stage == "add_up" and (_deep(text, chain[calls.index("add_up")][1]) or "<true>" in text[called_at - 1]):
-        return None
+    if stage == "accumulate_softmax":
+        inside = chain[calls.index("accumulate_softmax")][1]
+        if _deep(text, inside) or "<true>" in text[called_at - 1]:
+            return None
     return stage
 
 
 def _deep(text: list[str], line: int) -> bool:
-    """Whether a line of a function is inside a block of it: of `add_up`, what it seldom does; of `take`, its loop."""
+    """Whether a line is in a nested block: the rare path of `accumulate_softmax`, or the loop of `take`."""
     return text[line - 1].startswith("      ")
 
 
 def cycles_of_a_patch(found: dict[str, Stage], k: int) -> tuple[float, float] | None:
     """Cycles of a patch of a warp that multiplies and of one that keeps lists, which has the patches of two such warps.
 
-    Hits are as many as were counted on real features; None without counts for k, or where nobody keeps lists apart.
+    Candidates are as many as were counted on real features; None without counts for k, or where no warp keeps lists
+    alone.
     """
     counted = json.loads(COUNTS.read_text()).get(str(k)) if COUNTS.is_file() else None
     if counted is None or any(stage not in found for stage in (*PER_PATCH, *KEPT)):
         return None
-    once = sum(found[stage].cycles for stage in ("find", "places_of", "add_up"))
+    once = sum(found[stage].cycles for stage in ("find", "offsets_of", "accumulate_softmax"))
     kept = found["around"].cycles * counted["flushes"] + found["round"].cycles * counted["rounds"]
-    return once + found["write"].cycles * counted["writes"], kept
+    return once + found["push_candidates"].cycles * counted["writes"], kept

@@ -10,12 +10,10 @@
 
 #include "attention/attention.h"
 #include "attention/softmax_at.h"
-#include "simd/avx512.h"
+#include "simd/loops.h"
 #include "sizes.h"
-#include "topk_affinity/product_rates.h"
+#include "topk_affinity/panels.h"
 #include "topk_affinity/propagate_sequence.h"
-#include "topk_affinity/row_sink.h"
-#include "topk_affinity/tile_product.h"
 #include "topk_affinity/topk_affinity.h"
 #include "topk_affinity/topk_affinity_backward.h"
 
@@ -25,10 +23,9 @@ using at::Tensor;
 
 thread_local timecycle::TopkAffinityReport last_report;
 
-timecycle::TopkAffinity problem_of(const Tensor& query, const Tensor& bank, const Tensor& frames,
-                                   const Tensor& multiplicity, int64_t k, double temperature, bool joint,
-                                   bool softmax_over_all, bool keep_ties, int64_t grid_width,
-                                   std::vector<int64_t> half_widths) {
+timecycle::Problem problem_of(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& multiplicity,
+                              int64_t k, double temperature, bool joint, bool softmax_over_all, bool keep_ties,
+                              int64_t grid_width, std::vector<int64_t> half_widths) {
   TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
   TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
                     "the slots have more positions than 32 bits number");
@@ -72,8 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tens
                                                  const Tensor& multiplicity, int64_t k, double temperature, bool joint,
                                                  bool softmax_over_all, bool keep_ties, int64_t grid_width,
                                                  std::vector<int64_t> half_widths, const std::string& products) {
-  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
-                                                     softmax_over_all, keep_ties, grid_width, std::move(half_widths));
+  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
+                                                softmax_over_all, keep_ties, grid_width, std::move(half_widths));
   Tensor weights, indices;
   Tensor denominators = at::empty({problem.targets, problem.queries, softmax_over_all ? problem.groups() : 0},
                                   query.options().dtype(at::kFloat));
@@ -95,8 +92,8 @@ Tensor affinity_propagate(const Tensor& query, const Tensor& bank, const Tensor&
                           const Tensor& label_frames, const Tensor& multiplicity, int64_t k, double temperature,
                           bool joint, bool softmax_over_all, bool keep_ties, int64_t grid_width,
                           std::vector<int64_t> half_widths) {
-  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
-                                                     softmax_over_all, keep_ties, grid_width, std::move(half_widths));
+  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
+                                                softmax_over_all, keep_ties, grid_width, std::move(half_widths));
   Tensor out = at::zeros({problem.targets, problem.queries, labels.size(2)}, labels.options());
   timecycle::LabelSink sink(problem, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
                             labels.size(2), out.mutable_data_ptr<float>());
@@ -112,8 +109,8 @@ std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const 
                                                   const Tensor& frames, const Tensor& multiplicity, double temperature,
                                                   bool joint, bool softmax_over_all, int64_t grid_width,
                                                   std::vector<int64_t> half_widths) {
-  const timecycle::TopkAffinity problem = problem_of(query, bank, frames, multiplicity, 1, temperature, joint,
-                                                     softmax_over_all, false, grid_width, std::move(half_widths));
+  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, 1, temperature, joint,
+                                                softmax_over_all, false, grid_width, std::move(half_widths));
   Tensor d_query = at::empty_like(query), d_bank = at::empty_like(bank);
   const timecycle::TopkAffinityGradient in{.gradient = gradient.const_data_ptr<float>(),
                                            .weights = weights.const_data_ptr<float>(),
@@ -148,7 +145,7 @@ void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tens
 // A call of attention; its tensors, made float here, must outlive it.
 struct AttentionInputs {
   Tensor query, key, value, scale;
-  timecycle::Attend call;
+  timecycle::AttentionProblem call;
 
   AttentionInputs(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& scale_in,
                   double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed)
@@ -164,7 +161,7 @@ struct AttentionInputs {
             .columns = value.size(-1),
             .shared = value.dim() == 3,
             .shifts = std::move(shifts),
-            .sharpness = static_cast<float>(1.0 / temperature),
+            .softmax_scale = static_cast<float>(1.0 / temperature),
             .threshold = static_cast<uint32_t>(threshold),
             .seed = static_cast<uint32_t>(seed)};
   }
@@ -175,7 +172,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const AttentionInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
   Tensor out = at::empty({in.call.samples, in.call.rows(), in.call.columns}, scale.options());
   Tensor lse = at::empty({in.call.samples, in.call.queries}, scale.options());
-  timecycle::attend_cpu(in.call, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+  timecycle::attention_cpu(in.call, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   return {out.to(value.scalar_type()), lse};
 }
 
@@ -192,19 +189,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& d_ou
   Tensor d_value =
       in.call.samples > 0 ? at::empty(value.sizes(), scale.options()) : at::zeros(value.sizes(), scale.options());
   Tensor d_scale = at::empty(scale.sizes(), scale.options());
-  timecycle::attend_backward_cpu(in.call, {.d_out = d_rows.const_data_ptr<float>(),
-                                           .d_lse = d_lse.const_data_ptr<float>(),
-                                           .lse = lse.const_data_ptr<float>(),
-                                           .d_query = d_query.mutable_data_ptr<float>(),
-                                           .d_key = d_key.mutable_data_ptr<float>(),
-                                           .d_value = d_value.mutable_data_ptr<float>(),
-                                           .d_scale = d_scale.mutable_data_ptr<float>()});
+  timecycle::attention_backward_cpu(in.call, {.d_out = d_rows.const_data_ptr<float>(),
+                                              .d_lse = d_lse.const_data_ptr<float>(),
+                                              .lse = lse.const_data_ptr<float>(),
+                                              .d_query = d_query.mutable_data_ptr<float>(),
+                                              .d_key = d_key.mutable_data_ptr<float>(),
+                                              .d_value = d_value.mutable_data_ptr<float>(),
+                                              .d_scale = d_scale.mutable_data_ptr<float>()});
   const at::ScalarType type = query.scalar_type();
   return {d_query.to(type), d_key.to(type), d_value.to(type), d_scale};
 }
 
-timecycle::EdgeAffinity edges_of(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
-                                 const Tensor& indices, double temperature) {
+timecycle::SoftmaxAtProblem edges_of(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
+                                     const Tensor& indices, double temperature) {
   return {.scale = scale.const_data_ptr<float>(),
           .lse = lse.const_data_ptr<float>(),
           .indices = indices.const_data_ptr<int64_t>(),
@@ -213,16 +210,16 @@ timecycle::EdgeAffinity edges_of(const Tensor& query, const Tensor& key, const T
           .keys = key.size(1),
           .channels = query.size(2),
           .edges = indices.size(2),
-          .sharpness = static_cast<float>(1.0 / temperature)};
+          .softmax_scale = static_cast<float>(1.0 / temperature)};
 }
 
 Tensor softmax_at(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse, const Tensor& indices,
                   double temperature) {
   Tensor out = at::empty(indices.sizes(), lse.options());
   for_feature_type(query, [&]<typename Feature>() {
-    timecycle::edge_affinity_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
-                                          query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
-                                          out.mutable_data_ptr<float>());
+    timecycle::softmax_at_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
+                                       query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
+                                       out.mutable_data_ptr<float>());
   });
   return out;
 }
@@ -234,11 +231,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(const Tensor& gra
   Tensor d_query = at::empty_like(query), d_key = at::empty_like(key);
   Tensor d_scale = at::empty_like(scale), d_lse = at::empty_like(lse);
   for_feature_type(query, [&]<typename Feature>() {
-    timecycle::edge_affinity_backward_cpu<Feature>(
-        edges_of(query, key, scale, lse, indices, temperature), gradient.const_data_ptr<float>(),
-        out.const_data_ptr<float>(), query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
-        d_query.mutable_data_ptr<Feature>(), d_key.mutable_data_ptr<Feature>(), d_scale.mutable_data_ptr<float>(),
-        d_lse.mutable_data_ptr<float>());
+    timecycle::softmax_at_backward_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
+                                                gradient.const_data_ptr<float>(), out.const_data_ptr<float>(),
+                                                query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
+                                                d_query.mutable_data_ptr<Feature>(), d_key.mutable_data_ptr<Feature>(),
+                                                d_scale.mutable_data_ptr<float>(), d_lse.mutable_data_ptr<float>());
   });
   return {d_query, d_key, d_scale, d_lse};
 }
@@ -264,7 +261,8 @@ PYBIND11_MODULE(_C, module) {
       "product_rates",
       [] {
         const timecycle::ProductRates& rates = timecycle::product_rates();
-        return pybind11::dict(arg("float32") = rates.floats, arg("bfloat16") = rates.pairs, arg("int8") = rates.bytes);
+        return pybind11::dict(arg("float32") = rates.float32, arg("bfloat16") = rates.bfloat16,
+                              arg("int8") = rates.int8);
       },
       "Multiply-adds per nanosecond and thread, as measured here; 0 for what cannot be multiplied");
   module.def("topk_affinity", topk_affinity, arg("query"), arg("bank"), arg("frames"), arg("multiplicity"), arg("k"),
@@ -277,7 +275,7 @@ PYBIND11_MODULE(_C, module) {
                               arg("overflown") = last_report.overflown);
       },
       "How the lists of this thread's last topk_affinity were found");
-  module.def("switch_avx512_off", timecycle::avx512::switch_off,
+  module.def("switch_avx512_off", timecycle::switch_avx512_off,
              "For tests: let the plain loops serve where AVX-512's own instructions would");
   module.def("affinity_propagate", affinity_propagate, Unlocked());
   module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 # What a kernel must multiply with, and on which chip; elsewhere it is empty, since it never runs there.
 PRODUCTS = {"topk_affinity_sm80": ("80", "HMMA"), "topk_affinity_sm90": ("90a", "HGMMA")}
 
-# Cycles of a patch, of a warp that multiplies and of one that keeps lists: softmax over all keys, hits as counted on
-# real features (benchmarks/results/cuda_selection.json).
+# Cycles of a patch, of a warp that multiplies and of one that keeps lists: softmax over all keys, candidates as counted
+# on real features (benchmarks/results/cuda_selection.json).
 MOST_CYCLES = {"5": (1800, 700), "10": (1850, 1300), "20": (1950, 3100)}
 
 # There is nothing to compile with: users without the CUDA toolkit. CI has it.
@@ -44,7 +44,8 @@ def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
         assert all(opcode in kernel.instructions for kernel in found), "\n".join(map(str, found))
     if source.stem == "topk_affinity_sm90" and chip == "90a":
         for kernel in found:
-            patch = [kernel.stages[name] for name in ("find", "write", "round", "places_of", "add_up")]
+            stages = ("find", "push_candidates", "round", "offsets_of", "accumulate_softmax")
+            patch = [kernel.stages[name] for name in stages]
             assert sum(stage.reconvergences for stage in patch) == 0, kernel
             assert [stage.branches for stage in patch[:3]] == [0] * 3, kernel
             assert patch[3].branches <= 1, kernel  # to where the lanes would be brought together

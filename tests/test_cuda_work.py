@@ -12,7 +12,7 @@ from timecycle.ops import Neighborhood
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
 from tests import work_cases
-from tests.work_cases import PUBLISHED, call_of, pieces
+from tests.work_cases import PUBLISHED, call_of, work_items
 
 # Users without a compiler have no other way to run the plan, which is C++. CI has one.
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="there is no C++ compiler for the emulator")
@@ -30,7 +30,7 @@ def test_blocks_differ_by_one_patch_at_most(library, grid, slots, neighborhood, 
     frames = torch.arange(slots).expand(targets, slots).contiguous()
     multiplicity = torch.tensor([1, 0 if neighborhood else 1]).expand(targets, slots, 2)
     call = call_of(frames, multiplicity, grid, neighborhood, joint := neighborhood is not None)
-    found, work = pieces(library, call, joint, multiprocessors)
+    found, work = work_items(library, call, joint, multiprocessors)
     assert work.blocks == multiprocessors
     shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=multiprocessors)
     assert shares.max() - shares.min() <= 1
@@ -46,7 +46,7 @@ def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
     multiplicity = torch.from_numpy(random.integers(0, 3, (targets, slots, 2)))
     call = call_of(frames, multiplicity, grid, neighborhood, joint)
     each = seed % 2 + 1  # lists of a block
-    found, work = pieces(library, call, joint, int(random.integers(1, 160)), each)
+    found, work = work_items(library, call, joint, int(random.integers(1, 160)), each)
     taken: dict[tuple[int, ...], int] = {}
     lists: dict[tuple[int, ...], tuple[int, ...]] = {}
     for block, target, queries, slot, first, last, number in found.tolist():

@@ -62,7 +62,7 @@ def test_the_archive_holds_every_header_that_its_sources_include(archived):
                 places = (beside, f"csrc/{header}", f"tests/emulator/{header}")
                 included.add(next((place for place in places if place in archived), beside))
     assert included - archived.keys() == set()
-    assert {"csrc/topk_affinity/candidates.h", "csrc/cuda/row_hits.cuh"} <= included
+    assert {"csrc/topk_affinity/candidates.h", "csrc/cuda/row_candidates.cuh"} <= included
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from timecycle.ops import Neighborhood
 def load() -> ctypes.CDLL:
     """The emulator's module, which plans as the kernels do."""
     found = ctypes.CDLL(str(emulator.build()))
-    found.work_pieces.restype = ctypes.c_int64
+    found.work_items.restype = ctypes.c_int64
     return found
 
 
@@ -27,7 +27,7 @@ def call_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Ca
     return Call.of(query, bank, frames, multiplicity, 1.0, joint, grid[1] if neighborhood else 0, half_widths)
 
 
-def pieces(library, call: Call, joint: bool, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
+def work_items(library, call: Call, joint: bool, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
     """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
     work = Work.of(call, joint, multiprocessors, lists)
     sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
@@ -36,7 +36,7 @@ def pieces(library, call: Call, joint: bool, multiprocessors: int, lists: int = 
     out = np.zeros((room, 7), np.int64)
     tensors = (call.frames, call.multiplicity, work.before)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    count = library.work_pieces(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
+    count = library.work_items(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
     assert count <= room
     return out[:count], work
 

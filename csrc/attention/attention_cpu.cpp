@@ -1,9 +1,10 @@
-// A wave's logits are computed chunk by chunk of keys, then reduced to lse, then exponentiated and multiplied with the
-// values. Values for all samples are read once a wave: samples are the inner loop.
+// attention's forward pass. A block's logits are computed chunk by chunk of keys, then reduced to lse, then
+// exponentiated and multiplied with the values. Values that all samples share are read once a block: samples are the
+// inner loop.
 #include <cmath>
 #include <limits>
 
-#include "attention/attention_wave.h"
+#include "attention/attention_block.h"
 #include "sizes.h"
 
 namespace timecycle {
@@ -11,52 +12,52 @@ namespace {
 
 class Forward {
  public:
-  Forward(const Attend& call, float* out, float* lse)
-      : call_(call), out_(out), lse_(lse), strips_(call), chunks_((call.keys + kChunk - 1) / kChunk) {}
+  Forward(const AttentionProblem& problem, float* out, float* lse)
+      : p_(problem), out_(out), lse_(lse), logits_(problem), chunks_((problem.keys + kChunk - 1) / kChunk) {}
 
-  void run(const Wave& wave) {
-    wave_ = wave;
-    if (wave.begin == 0) start_sums();
-    strips_.load(wave);
-    statistics_.resize(wave.samples() * chunks_ * 2 * wave.width());
-    shifts_.resize(wave.samples() * wave.width());
-    for_each(wave.samples() * chunks_, [&](int64_t i) { take_logits(wave.first + i / chunks_, i % chunks_); });
-    for (int64_t b = wave.first; b < wave.last; ++b) combine(b);
-    const int64_t problems = call_.shared ? 1 : wave.samples();
-    for_each(problems * groups_, [&](int64_t i) {
-      const int64_t first = call_.shared ? wave.first : wave.first + i / groups_;
-      add_group(first, call_.shared ? wave.last : first + 1, i % groups_);
+  void run(const AttentionBlock& block) {
+    block_ = block;
+    if (block.begin == 0) start_sums();
+    logits_.load(block);
+    statistics_.resize(block.samples() * chunks_ * 2 * block.width());
+    shifts_.resize(block.samples() * block.width());
+    for_each(block.samples() * chunks_, [&](int64_t i) { compute_logits(block.first + i / chunks_, i % chunks_); });
+    for (int64_t b = block.first; b < block.last; ++b) combine(b);
+    const int64_t samples = p_.shared ? 1 : block.samples();
+    for_each(samples * groups_, [&](int64_t i) {
+      const int64_t first = p_.shared ? block.first : block.first + i / groups_;
+      add_group(first, p_.shared ? block.last : first + 1, i % groups_);
     });
-    if (wave.end == call_.queries) finish_sums();
+    if (block.end == p_.queries) finish_sums();
   }
 
  private:
   // Chunks are summed in groups, so that threads have sums of their own.
   void start_sums() {
-    const int64_t size = std::max<int64_t>(1, wave_.samples() * call_.rows() * call_.columns);
+    const int64_t size = std::max<int64_t>(1, block_.samples() * p_.rows() * p_.columns);
     groups_ = std::clamp<int64_t>(kPartial / size, 1, std::min(kTasks, chunks_));
     sums_.assign(checked_product({groups_, size}), 0.0f);
   }
 
   float* sum(int64_t group, int64_t b) {
-    return sums_.data() + (group * wave_.samples() + b - wave_.first) * call_.rows() * call_.columns;
+    return sums_.data() + (group * block_.samples() + b - block_.first) * p_.rows() * p_.columns;
   }
 
-  // Of a sample and chunk: the largest logit of each query of the wave, then the sums of exponentials.
+  // Of a sample and chunk: the largest logit of each query of the block, then the sums of exponentials.
   float* statistics(int64_t b, int64_t chunk) {
-    return statistics_.data() + ((b - wave_.first) * chunks_ + chunk) * 2 * wave_.width();
+    return statistics_.data() + ((b - block_.first) * chunks_ + chunk) * 2 * block_.width();
   }
 
-  int64_t count(int64_t chunk) const { return std::min(kChunk, call_.keys - chunk * kChunk); }
+  int64_t count(int64_t chunk) const { return std::min(kChunk, p_.keys - chunk * kChunk); }
 
-  void take_logits(int64_t b, int64_t chunk) {
-    const float* tile = strips_.compute(b, chunk * kChunk, count(chunk));
+  void compute_logits(int64_t b, int64_t chunk) {
+    const float* tile = logits_.compute(b, chunk * kChunk, count(chunk));
     float* found = statistics(b, chunk);
-    column_softmax(tile, count(chunk), wave_.width(), found, found + wave_.width());
+    column_softmax(tile, count(chunk), block_.width(), found, found + block_.width());
   }
 
   void combine(int64_t b) {
-    const int64_t width = wave_.width();
+    const int64_t width = block_.width();
     for (int64_t n = 0; n < width; ++n) {
       float largest = -std::numeric_limits<float>::infinity(), sum = 0.0f;
       for (int64_t chunk = 0; chunk < chunks_; ++chunk) largest = std::max(largest, statistics(b, chunk)[n]);
@@ -64,51 +65,51 @@ class Forward {
       for (int64_t chunk = 0; chunk < chunks_; ++chunk)
         sum += statistics(b, chunk)[width + n] * std::exp(statistics(b, chunk)[n] - shift);
       const float lse = shift + std::log(sum);
-      lse_[b * call_.queries + wave_.begin + n] = lse;
-      shifts_[(b - wave_.first) * width + n] = softmax_shift(lse);
+      lse_[b * p_.queries + block_.begin + n] = lse;
+      shifts_[(b - block_.first) * width + n] = softmax_shift(lse);
     }
   }
 
   void add_group(int64_t first, int64_t last, int64_t group) {
-    const int64_t width = wave_.width();
-    std::vector<float> turned(width * kChunk);
+    const int64_t width = block_.width();
+    std::vector<float> transposed(width * kChunk);
     for (int64_t chunk = chunks_ * group / groups_; chunk < chunks_ * (group + 1) / groups_; ++chunk)
       for (int64_t b = first; b < last; ++b) {
         const int64_t keys = count(chunk), m = chunk * kChunk;
-        float* tile = strips_.at(b, m);
-        exponentiate(tile, keys, width, shifts_.data() + (b - wave_.first) * width);
-        transpose(tile, keys, width, kChunk, turned.data());
-        for (int64_t s = 0; s < call_.slices(); ++s) {
-          const Overlap part = overlap(call_, wave_, s);
-          multiply(part.count, call_.columns, keys, &turned[part.query * kChunk], kChunk,
-                   call_.value + call_.value_row(b, s, m) * call_.columns, call_.columns,
-                   sum(group, b) + part.row * call_.columns, call_.columns, true);
+        float* tile = logits_.at(b, m);
+        exponentiate(tile, keys, width, shifts_.data() + (b - block_.first) * width);
+        transpose(tile, keys, width, kChunk, transposed.data());
+        for (int64_t s = 0; s < p_.slices(); ++s) {
+          const Overlap part = overlap(p_, block_, s);
+          multiply(part.count, p_.columns, keys, &transposed[part.query * kChunk], kChunk,
+                   p_.value + p_.value_row(b, s, m) * p_.columns, p_.columns, sum(group, b) + part.row * p_.columns,
+                   p_.columns, true);
         }
       }
   }
 
   void finish_sums() {
-    const int64_t size = call_.rows() * call_.columns;
-    for_each(wave_.samples(), [&](int64_t i) {
-      const int64_t b = wave_.first + i;
+    const int64_t size = p_.rows() * p_.columns;
+    for_each(block_.samples(), [&](int64_t i) {
+      const int64_t b = block_.first + i;
       for (int64_t group = 1; group < groups_; ++group) add_scaled(1.0f, sum(group, b), size, sum(0, b));
       std::copy_n(sum(0, b), size, out_ + b * size);
     });
   }
 
-  const Attend& call_;
+  const AttentionProblem& p_;
   float *out_, *lse_;
-  Strips strips_;
+  BlockLogits logits_;
   int64_t chunks_, groups_ = 1;
-  Wave wave_{};
+  AttentionBlock block_{};
   std::vector<float> statistics_, shifts_, sums_;
 };
 
 }  // namespace
 
-void attend_cpu(const Attend& call, float* out, float* lse) {
-  Forward forward(call, out, lse);
-  for (const Wave& wave : waves_of(call)) forward.run(wave);
+void attention_cpu(const AttentionProblem& problem, float* out, float* lse) {
+  Forward forward(problem, out, lse);
+  for (const AttentionBlock& block : attention_blocks(problem)) forward.run(block);
 }
 
 }  // namespace timecycle

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "simd/column_epilogue.h"
 #include "simd/exponential.h"
 
 namespace timecycle {
@@ -11,21 +10,21 @@ namespace timecycle {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 TIMECYCLE_VARIANTS
-void finish_logits(float* tile, int64_t keys, int64_t width, const float* factor, float sharpness) {
+void finish_logits(float* tile, int64_t keys, int64_t width, const float* factor, float softmax_scale) {
   for (int64_t k = 0; k < keys; ++k) {
-    const float by = factor[k] * sharpness;
+    const float by = factor[k] * softmax_scale;
     for (int64_t n = 0; n < width; ++n) tile[k * width + n] *= by;
   }
 }
 
 TIMECYCLE_VARIANTS
-void drop_logits(float* tile, int64_t keys, int64_t width, const Dropped& dropped) {
-  const uint32_t* rows = dropped.rows;
-  const uint32_t threshold = dropped.threshold;
+void drop_logits(float* tile, int64_t keys, int64_t width, const Dropout& dropout) {
+  const uint32_t* rows = dropout.rows;
+  const uint32_t threshold = dropout.threshold;
   for (int64_t k = 0; k < keys; ++k) {
-    const uint32_t key = (dropped.first_key + static_cast<uint32_t>(k)) * 0x9e3779b9u;
+    const uint32_t key = (dropout.first_key + static_cast<uint32_t>(k)) * 0x9e3779b9u;
     for (int64_t n = 0; n < width; ++n)
-      tile[k * width + n] = finalise(key + rows[n]) < threshold ? -kInfinity : tile[k * width + n];
+      tile[k * width + n] = hash_finalize(key + rows[n]) < threshold ? -kInfinity : tile[k * width + n];
   }
 }
 
@@ -37,7 +36,7 @@ void column_softmax(const float* tile, int64_t keys, int64_t width, float* large
   std::fill_n(sum, width, 0.0f);
   for (int64_t k = 0; k < keys; ++k)
     for (int64_t n = 0; n < width; ++n) {
-      // A column of -inf alone has any finite shift.
+      // Any finite shift will do for a column of -inf alone.
       const float shift = largest[n] == -kInfinity ? 0.0f : largest[n];
       sum[n] += exp_or_zero(tile[k * width + n] - shift);
     }
@@ -58,9 +57,9 @@ void column_dots(const float* a, const float* b, int64_t keys, int64_t width, fl
 
 TIMECYCLE_VARIANTS
 void softmax_gradient(float* affinity, const float* gradient, int64_t keys, int64_t width, const float* add,
-                      float sharpness) {
+                      float softmax_scale) {
   for (int64_t k = 0; k < keys; ++k)
-    for (int64_t n = 0; n < width; ++n) affinity[k * width + n] *= (gradient[k * width + n] + add[n]) * sharpness;
+    for (int64_t n = 0; n < width; ++n) affinity[k * width + n] *= (gradient[k * width + n] + add[n]) * softmax_scale;
 }
 
 TIMECYCLE_VARIANTS

@@ -1,24 +1,25 @@
-// edge_affinity and its gradient (timecycle/ops/edge_affinity.py) on the CPU.
+// softmax_at and its gradient (timecycle/ops/softmax_at.py) on the CPU: softmax affinities at given keys of each query.
 #pragma once
 
 #include <cstdint>
 
 namespace timecycle {
 
-struct EdgeAffinity {
+struct SoftmaxAtProblem {
   const float *scale, *lse;                         // [B, M], [B, N]
-  const int64_t* indices;                           // [B, N, E]; -1 is no edge
+  const int64_t* indices;                           // [B, N, E]; -1 for none
   int64_t samples, queries, keys, channels, edges;  // B, N, M, D, E
-  float sharpness;                                  // 1 / temperature
+  float softmax_scale;                              // 1 / temperature
 };
 
 // query [B, N, D], key [B, M, D]; writes out [B, N, E].
 template <typename Feature>
-void edge_affinity_cpu(const EdgeAffinity& call, const Feature* query, const Feature* key, float* out);
+void softmax_at_cpu(const SoftmaxAtProblem& problem, const Feature* query, const Feature* key, float* out);
 
 // gradient and out [B, N, E]; writes the gradients of query, key, scale and lse.
 template <typename Feature>
-void edge_affinity_backward_cpu(const EdgeAffinity& call, const float* gradient, const float* out, const Feature* query,
-                                const Feature* key, Feature* d_query, Feature* d_key, float* d_scale, float* d_lse);
+void softmax_at_backward_cpu(const SoftmaxAtProblem& problem, const float* gradient, const float* out,
+                             const Feature* query, const Feature* key, Feature* d_query, Feature* d_key, float* d_scale,
+                             float* d_lse);
 
 }  // namespace timecycle

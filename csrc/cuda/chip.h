@@ -1,7 +1,7 @@
-// What a chip does beyond C++: the few instructions that the kernels are made of, one function each.
+// The few instructions beyond C++ that the kernels are made of, one function each.
 //
-// There are two versions. nvcc gets the real ones. tests/emulator has the same functions for a CPU, so that the
-// kernels' own code runs, and is tested, where there is no GPU.
+// There are two versions: the real ones for nvcc, and those of tests/emulator for a CPU, so that the kernels' own code
+// can be run and tested without a GPU.
 #pragma once
 
 #ifdef TIMECYCLE_EMULATOR

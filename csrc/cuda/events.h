@@ -1,4 +1,4 @@
-// What a warp does that tests/emulator counts, and that costs nothing on a GPU: see chip::note().
+// Events of a warp that tests/emulator counts, at no cost on a GPU: see chip::note().
 #pragma once
 
 namespace timecycle::chip {

@@ -37,7 +37,7 @@ using float16 = __half;
 
 ON_DEVICE int block() { return blockIdx.x; }
 ON_DEVICE int64_t blocks() { return gridDim.x; }
-// Not constants to the compiler: else all that follows from them is kept in registers through every loop.
+// Opaque to the compiler: else everything derived from them would be kept in registers through every loop.
 ON_DEVICE int thread() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -49,7 +49,7 @@ ON_DEVICE int lane() {
   return lane;
 }
 
-ON_DEVICE void note(Event) {}  // for the emulator
+ON_DEVICE void note(Event) {}  // counted by the emulator
 ON_DEVICE void sync_block() { __syncthreads(); }
 ON_DEVICE void sync_warp() { __syncwarp(); }
 ON_DEVICE bool any(bool value) { return __any_sync(0xffffffffu, value); }
@@ -82,7 +82,7 @@ ON_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// A place in shared memory that moves.
+// A moving pointer into shared memory.
 struct Cursor {
   uint32_t address;
 
@@ -90,7 +90,7 @@ struct Cursor {
   ON_DEVICE explicit Cursor(const void* place) : address(shared_address(place)) {}
 };
 
-// If wanted is not 0: two numbers at the cursor, and the cursor STEP bytes on. Not a branch.
+// If wanted is not 0, stores two numbers at the cursor and advances it by STEP bytes, without a branch.
 template <int STEP>
 ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p add.u32 %0, %0, %4;\n}"
@@ -139,7 +139,7 @@ struct Boxes {
   CUtensorMap map;
 };
 
-inline cudaError_t make_boxes(Boxes& boxes, const void* base, bool brain, const int64_t (&size)[4],
+inline cudaError_t make_boxes(Boxes& boxes, const void* base, bool is_bfloat16, const int64_t (&size)[4],
                               const int64_t (&stride)[3], int wide, int tall) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result;
@@ -155,7 +155,7 @@ inline cudaError_t make_boxes(Boxes& boxes, const void* base, bool brain, const 
   const cuuint64_t strides[3] = {cuuint64_t(2 * stride[0]), cuuint64_t(2 * stride[1]), cuuint64_t(2 * stride[2])};
   const cuuint32_t box[4] = {64, cuuint32_t(wide), cuuint32_t(tall), 1}, each[4] = {1, 1, 1, 1};
   const CUresult made = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)(
-      &boxes.map, brain ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+      &boxes.map, is_bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
       const_cast<void*>(base), sizes, strides, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return made == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;

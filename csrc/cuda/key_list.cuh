@@ -8,11 +8,11 @@
 
 namespace timecycle {
 
-constexpr int kNobody = INT_MAX;  // above every index
+constexpr int kInvalidIndex = INT_MAX;  // above every index
 
-// A key of a row as one number: larger is better, which is a larger product, or an equal one with a lower index.
+// A key of a row as one number: larger is better, that is a larger product, or an equal one with a lower index.
 using Rank = int64_t;
-constexpr Rank kOutOfTheWay = INT64_MAX, kNoRank = INT64_MIN;  // better, and worse, than every key
+constexpr Rank kPaddingRank = INT64_MAX, kWorstRank = INT64_MIN;  // better, and worse, than every key
 
 ON_DEVICE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }  // as the floats they stand for
 ON_DEVICE Rank rank_of(float product, int index) {
@@ -22,8 +22,8 @@ ON_DEVICE Rank rank_of(float product, int index) {
 ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(rank >> 32))); }
 ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
 
-// Puts N ranks that fall and then rise best first, as if BEFORE better ranks preceded them: compares those STEP apart,
-// then half of that, and so on [bitonic merge].
+// Bitonic merge: sorts N ranks that fall and then rise, best first, as if BEFORE better ranks preceded them. Compares
+// those STEP apart, then half of that, and so on.
 template <int STEP, int BEFORE, int N>
 ON_DEVICE void merge(Rank (&ranks)[N]) {
 #pragma unroll
@@ -33,8 +33,8 @@ ON_DEVICE void merge(Rank (&ranks)[N]) {
   if constexpr (STEP > 1) merge<STEP / 2, BEFORE>(ranks);
 }
 
-// Best first. Merges sorted runs of SORTED ranks into runs of twice that length: compares ranks STEP apart, then half
-// of that, and so on [odd-even merge sort].
+// Odd-even merge sort, best first: merges sorted runs of SORTED ranks into runs of twice that length. Compares ranks
+// STEP apart, then half of that, and so on.
 template <int SORTED = 1, int STEP = SORTED, int N>
 ON_DEVICE void sort(Rank (&ranks)[N]) {
   static_assert((N & (N - 1)) == 0);
@@ -50,22 +50,23 @@ ON_DEVICE void sort(Rank (&ranks)[N]) {
   }
 }
 
-// The k best keys of a row, best first. Of K entries the first K - k are out of the way.
+// The k best keys of a row, best first. The first K - k of the K entries are padding.
 template <int K>
 struct List {
   Rank entry[K];
 
   ON_DEVICE void clear(int k) {
 #pragma unroll
-    for (int e = 0; e < K; ++e) entry[e] = e < K - k ? kOutOfTheWay : rank_of(-INFINITY, kNobody);
+    for (int e = 0; e < K; ++e) entry[e] = e < K - k ? kPaddingRank : rank_of(-INFINITY, kInvalidIndex);
   }
 
-  // Keeps the best of its own and of N ranks, at most K, which are in no order.
+  // Merges N unsorted ranks, at most K, into the list.
   template <int N>
   ON_DEVICE void take(Rank (&ranks)[N]) {
     static_assert(N <= K);
     sort(ranks);
-    // The better of the worst entry and the best rank, and so on: the entries then fall and rise again [bitonic].
+    // The better of the worst entry and the best rank, and so on: the entries are then bitonic, falling and rising
+    // again.
 #pragma unroll
     for (int i = 0; i < N; ++i) entry[K - 1 - i] = max(entry[K - 1 - i], ranks[i]);
     constexpr int kAll = K <= 8 ? 8 : K <= 16 ? 16 : 32;

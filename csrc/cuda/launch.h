@@ -1,4 +1,4 @@
-// What the CUDA kernels' binding calls. Nothing here knows PyTorch, so that it compiles where there is only nvcc.
+// What the binding calls. Nothing in csrc/cuda includes PyTorch, so that it compiles with nvcc alone.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,11 +1,11 @@
-// topk_affinity on Hopper: one thread copies, two groups of four warps multiply and look for hits, and four warps keep
-// the lists. NOTES.md has the counts behind the shapes.
+// topk_affinity on Hopper: one thread copies, two warpgroups multiply and find candidates, and four warps keep the
+// lists. NOTES.md has the counts behind the shapes.
 //
-// The groups that multiply take turns at whole patches of keys, so that one looks at its products while the other
-// multiplies. Each of their warps hands its hits over to the warp that keeps the lists of its rows, which is the same
+// The multiplying groups take turns at whole patches of keys, so that one looks at its products while the other
+// multiplies. Each of their warps pushes its candidates to the warp that keeps the lists of its rows, which is the same
 // one for both groups, so that a row has one list. Queries stay in shared memory where 128 of them fit; else they are
 // streamed along with the keys, a chunk of channels each.
-#include "row_hits.cuh"
+#include "row_candidates.cuh"
 #include "row_lists.cuh"
 #include "work.cuh"
 
@@ -16,26 +16,26 @@ constexpr int kThreads = 512, kMultiplying = 2;  // groups of 128 threads; the t
 constexpr int kLists = lists_of_a_block(true);
 constexpr int kResident = 8;  // chunks of queries that stay
 constexpr int kStages = 4;    // of keys, beside them
-constexpr int kPieces = kResident + kStages;
-constexpr int kStreamedStages = kPieces / 2;  // of queries and keys
-constexpr int kRoom = 15;
-using Left = Hits<kRoom>;
+constexpr int kBuffers = kResident + kStages;
+constexpr int kStreamedStages = kBuffers / 2;  // of queries and keys
+constexpr int kCapacity = 15;
+using Buffer = CandidateBuffer<kCapacity>;
 
 struct Barriers {
-  chip::Barrier queries, free;  // the queries that stay: there, and no longer needed
+  chip::Barrier queries, free;  // the resident queries: arrived, and no longer needed
   chip::Barrier full[kStreamedStages], empty[kStreamedStages];
   chip::Barrier multiplied[kMultiplying];  // a patch, by a group
-  // Of each warp that multiplies: its buffer has something to take, and it has been taken.
+  // Of each multiplying warp: its buffer is full, and has been taken.
   chip::Barrier handed_over[4 * kMultiplying], taken[4 * kMultiplying];
 };
 constexpr int kWarps = 4 * kMultiplying, kKeepers = 4;
-constexpr int kWorks = kWarps + kKeepers + 1;  // each warp has its own Work, and the thread that copies
-constexpr int kShared =
-    kPieces * kPiece + kWarps * int(sizeof(Left)) + int(sizeof(Barriers)) + kWorks * int(sizeof(Work<true>));
-static_assert(sizeof(Work<true>) == sizeof(Work<false>) && kShared <= chip::kLargestShared);
+constexpr int kWorks = kWarps + kKeepers + 1;  // of each warp, and of the thread that copies
+constexpr int kShared = kBuffers * kChunkBytes + kWarps * int(sizeof(Buffer)) + int(sizeof(Barriers)) +
+                        kWorks * int(sizeof(BlockWork<true>));
+static_assert(sizeof(BlockWork<true>) == sizeof(BlockWork<false>) && kShared <= chip::kLargestShared);
 
 // A warp has 16 rows of either half of the queries, and all keys of a patch.
-struct WarpShare {
+struct WarpTile {
   ON_DEVICE static int first_row(int block) { return chip::thread() / 32 % 4 * 16 + 64 * block; }
   ON_DEVICE static int first_column() { return 0; }
 };
@@ -58,42 +58,44 @@ struct Ring {
   }
 };
 
-// Where chunks lie. Queries that stay are chunk after chunk; those that are streamed are beside their keys.
+// The buffers of chunks. Resident queries come first, chunk after chunk; streamed ones are beside their keys.
 struct Layout {
-  char* const pieces;
+  char* const buffers;
   const bool streamed;
 
   ON_DEVICE int stages() const { return streamed ? kStreamedStages : kStages; }
-  ON_DEVICE char* keys(int stage) const { return pieces + (streamed ? 2 * stage : kResident + stage) * kPiece; }
-  ON_DEVICE char* queries(int stage, int chunk) const { return pieces + (streamed ? 2 * stage + 1 : chunk) * kPiece; }
+  ON_DEVICE char* keys(int stage) const { return buffers + (streamed ? 2 * stage : kResident + stage) * kChunkBytes; }
+  ON_DEVICE char* queries(int stage, int chunk) const {
+    return buffers + (streamed ? 2 * stage + 1 : chunk) * kChunkBytes;
+  }
 };
 
-template <bool REGION>
-ON_DEVICE void copy(const Scan& call, const chip::Boxes& queries, const chip::Boxes& bank, Layout layout,
-                    Barriers& barriers, Work<REGION>& work) {
-  const int chunks = chunks_of(call);
+template <bool NEIGHBORHOOD>
+ON_DEVICE void copy(const Problem& p, const chip::Boxes& queries, const chip::Boxes& bank, Layout layout,
+                    Barriers& barriers, BlockWork<NEIGHBORHOOD>& work) {
+  const int chunks = chunks_of(p);
   Ring ring{layout.stages()};
   int loads = 0;
-  while (work.next(call)) {
-    const Piece& piece = work.piece;
-    if (!layout.streamed && piece.begins) {
+  while (work.next(p)) {
+    const WorkItem& item = work.item;
+    if (!layout.streamed && item.begins) {
       chip::wait(barriers.free, ++loads & 1);
-      chip::arrive_and_expect(barriers.queries, chunks * kPiece);
+      chip::arrive_and_expect(barriers.queries, chunks * kChunkBytes);
 #pragma unroll 1
       for (int c = 0; c < chunks; ++c) {
-        chip::copy_box(layout.queries(0, c), queries, c * kChunk, piece.x, piece.y, piece.target, barriers.queries);
+        chip::copy_box(layout.queries(0, c), queries, c * kChunk, item.x, item.y, item.target, barriers.queries);
       }
     }
-    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
+    for (typename BlockWork<NEIGHBORHOOD>::Keys keys(work); keys.next(p, work);) {
 #pragma unroll 1
       for (int c = 0; c < chunks; ++c, ring.advance()) {
         chip::Barrier& full = barriers.full[ring.stage];
         chip::wait(barriers.empty[ring.stage], ring.parity ^ 1);
-        chip::arrive_and_expect(full, (layout.streamed ? 2 : 1) * kPiece);
+        chip::arrive_and_expect(full, (layout.streamed ? 2 : 1) * kChunkBytes);
         chip::copy_box(layout.keys(ring.stage), bank, c * kChunk, keys.patch.x, keys.patch.y, work.slot.frame, full);
         if (!layout.streamed) continue;
         char* const to = layout.queries(ring.stage, c);
-        chip::copy_box(to, queries, c * kChunk, piece.x, piece.y, piece.target, full);
+        chip::copy_box(to, queries, c * kChunk, item.x, item.y, item.target, full);
       }
     }
   }
@@ -112,7 +114,7 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
 #pragma unroll
     for (int step = 0; step < kChunk / 16; ++step) {
       chip::multiply<T>(sums[0], queries.after(32 * step), keys.after(32 * step), c + step > 0);
-      chip::multiply<T>(sums[1], queries.after(32 * step + kPiece / 2), keys.after(32 * step), c + step > 0);
+      chip::multiply<T>(sums[1], queries.after(32 * step + kChunkBytes / 2), keys.after(32 * step), c + step > 0);
     }
     chip::products_commit();
     if (c + 1 == chunks && chip::lane() == 0) chip::arrive(multiplied);
@@ -128,17 +130,17 @@ ON_DEVICE void multiply_patch(float (&sums)[2][64], int chunks, Layout layout, R
   if (chip::lane() == 0) chip::arrive(barriers.empty[last]);
 }
 
-// The warp that keeps the lists, as a warp that multiplies sees it.
-struct Keeper {
-  Left& hits;
+// The warp that keeps the lists, as seen by a multiplying warp.
+struct ListSink {
+  Buffer& buffer;
   chip::Barrier &handed_over, &taken;
   uint32_t times = 0;
 
   ON_DEVICE void wait() const {
     if (times > 0) chip::wait(taken, times - 1 & 1);
   }
-  ON_DEVICE void take_hits(bool more) {
-    if (chip::lane() == 0) hits.more = more;
+  ON_DEVICE void take_candidates(bool more) {
+    if (chip::lane() == 0) buffer.more = more;
     take_sums();
   }
   ON_DEVICE void take_sums() {
@@ -148,17 +150,18 @@ struct Keeper {
   }
 };
 
-template <class T, int K, bool REGION>
-ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Left& hits, Work<REGION>& work) {
-  const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(call);
-  Keeper keeper{hits, barriers.handed_over[warp], barriers.taken[warp]};
-  RowHits<K, kPatch, kRoom, REGION, WarpShare, Keeper> rows(call, hits, work.piece, keeper);
+template <class T, int K, bool NEIGHBORHOOD>
+ON_DEVICE void multiply(const Problem& p, Layout layout, Barriers& barriers, Buffer& buffer,
+                        BlockWork<NEIGHBORHOOD>& work) {
+  const int warp = chip::thread() / 32, half = warp / 4, chunks = chunks_of(p);
+  ListSink sink{buffer, barriers.handed_over[warp], barriers.taken[warp]};
+  RowCandidates<K, kPatch, kCapacity, NEIGHBORHOOD, WarpTile, ListSink> rows(p, buffer, work.item, sink);
   Ring ring{layout.stages()};
   int turn = 0, loads = 0;
-  while (chip::any(chip::lane() == 0 && work.next(call))) {
-    chip::sync_warp();  // what one lane wrote of the piece is there
-    const Piece& piece = work.piece;
-    if (piece.begins) {
+  while (chip::any(chip::lane() == 0 && work.next(p))) {
+    chip::sync_warp();  // lane 0 has written the item
+    const WorkItem& item = work.item;
+    if (item.begins) {
       if (!layout.streamed) {
         if (loads > 0 && chip::lane() == 0) chip::arrive(barriers.free);
         chip::wait(barriers.queries, loads++ & 1);
@@ -166,7 +169,7 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       rows.clear();
     }
     chip::sync_warp();
-    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
+    for (typename BlockWork<NEIGHBORHOOD>::Keys keys(work); keys.next(p, work);) {
       const int before = turn++ - 1;
       if (turn % kMultiplying == half) {
         ring.advance(chunks);
@@ -178,20 +181,20 @@ ON_DEVICE void multiply(const Scan& call, Layout layout, Barriers& barriers, Lef
       multiply_patch<T>(sums, chunks, layout, ring, barriers, barriers.multiplied[half]);
       rows.take(sums, work.slot, keys.patch);
     }
-    if (piece.ends) {
+    if (item.ends) {
       rows.end();
       rows.clear();
     }
-    chip::sync_warp();  // all lanes are done with the piece
+    chip::sync_warp();  // all lanes are done with the item
   }
 }
 
-// Takes what two warps of the groups that multiply hand over, in the order of their turns.
-template <int K, bool REGION>
-ON_DEVICE void keep(const Scan& call, Barriers& barriers, Left* hits, Work<REGION>& work) {
+// Takes what two warps of the multiplying groups push, in the order of their turns.
+template <int K, bool NEIGHBORHOOD>
+ON_DEVICE void keep(const Problem& p, Barriers& barriers, Buffer* buffer, BlockWork<NEIGHBORHOOD>& work) {
   const int own = chip::thread() / 32 % kKeepers;
-  RowLists<K, REGION, WarpShare> lists(call, work.piece);
-  uint32_t parities = 0;  // a bit of each group's buffer
+  RowLists<K, NEIGHBORHOOD, WarpTile> lists(p, work.item);
+  uint32_t parities = 0;  // one bit for the buffer of each group
   const auto wait = [&](int half) {
     chip::wait(barriers.handed_over[kKeepers * half + own], parities >> half & 1);
     parities ^= 1u << half;
@@ -201,48 +204,48 @@ ON_DEVICE void keep(const Scan& call, Barriers& barriers, Left* hits, Work<REGIO
     if (chip::lane() == 0) chip::arrive(barriers.taken[kKeepers * half + own]);
   };
   int turn = 0;
-  while (chip::any(chip::lane() == 0 && work.next(call))) {
-    chip::sync_warp();  // what one lane wrote of the piece is there
-    const Piece& piece = work.piece;
-    if (piece.begins) lists.clear();
-    for (typename Work<REGION>::Keys keys(work); keys.next(call, work);) {
+  while (chip::any(chip::lane() == 0 && work.next(p))) {
+    chip::sync_warp();  // lane 0 has written the item
+    const WorkItem& item = work.item;
+    if (item.begins) lists.clear();
+    for (typename BlockWork<NEIGHBORHOOD>::Keys keys(work); keys.next(p, work);) {
       const int half = turn++ % kMultiplying;
-      Left& from = hits[kKeepers * half + own];
+      Buffer& from = buffer[kKeepers * half + own];
       for (;;) {
         wait(half);
         const bool more = from.more;
-        lists.take(from, index_of_first(call, piece, keys.patch));
+        lists.take(from, index_of_first(p, item, keys.patch));
         // The group's next patch is the next but one.
-        if (!more) from.gate[chip::lane()] = lists.gate(work.slot, keys.number + kMultiplying);
+        if (!more) from.threshold[chip::lane()] = lists.threshold(work.slot, keys.number + kMultiplying);
         taken(half);
         if (!more) break;
       }
     }
-    if (piece.ends) {
-      Left* const both[kMultiplying] = {&hits[own], &hits[kKeepers + own]};
+    if (item.ends) {
+      Buffer* const both[kMultiplying] = {&buffer[own], &buffer[kKeepers + own]};
 #pragma unroll
       for (int half = 0; half < kMultiplying; ++half) wait(half);
-      lists.store(both, piece.list);
+      lists.store(both, item.list);
 #pragma unroll
       for (int half = 0; half < kMultiplying; ++half) taken(half);
       lists.clear();
     }
-    chip::sync_warp();  // all lanes are done with the piece
+    chip::sync_warp();  // all lanes are done with the item
   }
 }
 
-template <class T, int K, bool REGION>
+template <class T, int K, bool NEIGHBORHOOD>
 KERNEL(kThreads, 1)
-scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Scan call) {
+scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes bank, KERNEL_PARAMETER Problem p) {
 #if FOR_SM90
   // Registers of a thread of each kind of group. With a neighborhood the thread that copies needs more, to plan.
-  constexpr int kToMultiply = 192, kToKeep = REGION ? 88 : 96;
+  constexpr int kToMultiply = 192, kToKeep = NEIGHBORHOOD ? 88 : 96;
   constexpr int kToCopy = 65536 / 128 - kMultiplying * kToMultiply - kToKeep;
   DYNAMIC_SHARED(shared);
-  Left* const hits = reinterpret_cast<Left*>(shared + kPieces * kPiece);
-  Barriers& barriers = *reinterpret_cast<Barriers*>(hits + kWarps);
-  Work<REGION>* const works = reinterpret_cast<Work<REGION>*>(&barriers + 1);
-  const Layout layout{shared, call.channels > kResident * kChunk};
+  Buffer* const buffer = reinterpret_cast<Buffer*>(shared + kBuffers * kChunkBytes);
+  Barriers& barriers = *reinterpret_cast<Barriers*>(buffer + kWarps);
+  BlockWork<NEIGHBORHOOD>* const works = reinterpret_cast<BlockWork<NEIGHBORHOOD>*>(&barriers + 1);
+  const Layout layout{shared, p.channels > kResident * kChunk};
   if (chip::thread() == 0) {
     chip::init(barriers.queries, 1);
     chip::init(barriers.free, kWarps);
@@ -262,38 +265,39 @@ scan_sm90(KERNEL_PARAMETER chip::Boxes queries, KERNEL_PARAMETER chip::Boxes ban
   const int warp = chip::thread() / 32;
   if (warp < kWarps) {
     chip::take_registers<kToMultiply>();
-    multiply<T, K, REGION>(call, layout, barriers, hits[warp], works[warp]);
+    multiply<T, K, NEIGHBORHOOD>(p, layout, barriers, buffer[warp], works[warp]);
   } else if (warp < kWarps + kKeepers) {
     chip::leave_registers<kToKeep>();
-    keep<K, REGION>(call, barriers, hits, works[warp]);
+    keep<K, NEIGHBORHOOD>(p, barriers, buffer, works[warp]);
   } else {
     chip::leave_registers<kToCopy>();
-    if (chip::thread() == 32 * (kWarps + kKeepers)) copy<REGION>(call, queries, bank, layout, barriers, works[warp]);
+    if (chip::thread() == 32 * (kWarps + kKeepers)) copy<NEIGHBORHOOD>(p, queries, bank, layout, barriers, works[warp]);
   }
 #endif
 }
 
-template <class T, int K, bool REGION>
-cudaError_t start(const Scan& call, int blocks, cudaStream_t stream) {
-  using P = Patch<REGION>;
-  const bool brain = call.dtype == Dtype::bfloat16;
-  const auto [height, width] = call.queries;
-  const auto [key_height, key_width] = call.positions;
+template <class T, int K, bool NEIGHBORHOOD>
+cudaError_t start(const Problem& p, int blocks, cudaStream_t stream) {
+  using P = Patch<NEIGHBORHOOD>;
+  const bool is_bfloat16 = p.dtype == Dtype::bfloat16;
+  const auto [height, width] = p.queries;
+  const auto [key_height, key_width] = p.positions;
   chip::Boxes queries, bank;
-  cudaError_t error = chip::make_boxes(queries, call.query, brain, {call.channels, width, height, call.targets},
-                                       {call.query_n, call.query_n * width, call.query_b}, P::kWide, P::kTall);
+  cudaError_t error = chip::make_boxes(queries, p.query, is_bfloat16, {p.channels, width, height, p.targets},
+                                       {p.query_n, p.query_n * width, p.query_b}, P::kWide, P::kTall);
   if (error != cudaSuccess) return error;
-  error = chip::make_boxes(bank, call.bank, brain, {call.channels, key_width, key_height, call.bank_frames},
-                           {call.bank_m, call.bank_m * key_width, call.bank_f}, P::kWide, P::kTall);
+  error = chip::make_boxes(bank, p.bank, is_bfloat16, {p.channels, key_width, key_height, p.bank_frames},
+                           {p.bank_m, p.bank_m * key_width, p.bank_f}, P::kWide, P::kTall);
   if (error != cudaSuccess) return error;
-  return chip::launch(scan_sm90<T, K, REGION>, blocks, kThreads, kShared, stream, queries, bank, call);
+  return chip::launch(scan_sm90<T, K, NEIGHBORHOOD>, blocks, kThreads, kShared, stream, queries, bank, p);
 }
 
 }  // namespace
 
-cudaError_t topk_affinity_sm90(const Scan& call, int blocks, cudaStream_t stream) {
-  if (call.lists != kLists) return cudaErrorInvalidValue;
-  return with_instance(call, [&]<class T, int K, bool REGION>() { return start<T, K, REGION>(call, blocks, stream); });
+cudaError_t topk_affinity_sm90(const Problem& p, int blocks, cudaStream_t stream) {
+  if (p.lists != kLists) return cudaErrorInvalidValue;
+  return with_instance(
+      p, [&]<class T, int K, bool NEIGHBORHOOD>() { return start<T, K, NEIGHBORHOOD>(p, blocks, stream); });
 }
 
 }  // namespace timecycle

@@ -1,8 +1,8 @@
-// Who does what: patches of keys in equal numbers to all blocks.
+// The work of each block: all blocks get the same number of patches of keys.
 //
-// Targets are taken in rounds, as many at a time as have their keys in the cache together. The patches of a round are
-// in one order, by target, patch of queries, slot and patch of keys, and every block takes a stretch of them. The
-// stretches of all rounds together differ by at most one patch from block to block. A stretch that begins or ends
+// Targets are taken in rounds, each of as many targets as have their keys in the cache together. The patches of a round
+// are in one order, by target, patch of queries, slot and patch of keys, and every block takes a contiguous stretch.
+// The stretches of all rounds together differ by at most one patch from block to block. A stretch that begins or ends
 // inside a list's keys makes one more list of the same queries: the list's parts are numbered by the blocks that have
 // some of it.
 #pragma once
@@ -11,37 +11,38 @@
 
 namespace timecycle {
 
-// The work of one block, piece by piece. In shared memory, advanced by one thread.
-template <bool REGION>
-struct Work {
-  Piece piece;
-  Slot<REGION> slot;  // the piece's
+// The work items of one block, in order. In shared memory, advanced by one thread.
+template <bool NEIGHBORHOOD>
+struct BlockWork {
+  WorkItem item;
+  SlotPatches<NEIGHBORHOOD> slot;  // the item's
 
-  ON_DEVICE Patch<REGION> queries() const { return {piece.y, piece.x}; }
+  ON_DEVICE Patch<NEIGHBORHOOD> queries() const { return {item.y, item.x}; }
 
-  // The piece's patches of keys, one after the other.
+  // Iterates over the item's patches of keys.
   struct Keys {
-    Patch<REGION> patch;
-    int number;  // of those of the slot that are wanted
+    Patch<NEIGHBORHOOD> patch;
+    int number;  // among the slot's wanted patches
 
-    ON_DEVICE explicit Keys(const Work& work) : number(REGION ? -1 : work.piece.first - 1), last(work.piece.last) {}
+    ON_DEVICE explicit Keys(const BlockWork& work)
+        : number(NEIGHBORHOOD ? -1 : work.item.first - 1), last(work.item.last) {}
 
-    // Goes to the next; whether there is one.
-    ON_DEVICE bool next(const Scan& call, const Work& work) {
-      const Slot<REGION>& slot = work.slot;
-      if constexpr (!REGION) {  // all are wanted
+    // Advances to the next; whether there is one.
+    ON_DEVICE bool next(const Problem& p, const BlockWork& work) {
+      const SlotPatches<NEIGHBORHOOD>& slot = work.slot;
+      if constexpr (!NEIGHBORHOOD) {  // all are wanted
         patch = slot.patch(++number);
         return number < last;
       }
       while (number + 1 < last && ++at < slot.count) {
         patch = slot.patch(at);
-        if (slot.wanted(call, work.queries(), patch) && ++number >= work.piece.first) return true;
+        if (slot.wanted(p, work.queries(), patch) && ++number >= work.item.first) return true;
       }
       return false;
     }
 
    private:
-    int at = -1;  // of all of the slot
+    int at = -1;  // among all of the slot
     const int last;
   };
 
@@ -55,163 +56,164 @@ struct Work {
     left = 0;
   }
 
-  // Goes to the next piece; whether there is one.
-  ON_DEVICE bool next(const Scan& call) {
+  // Advances to the next item; whether there is one.
+  ON_DEVICE bool next(const Problem& p) {
     const bool stretch = left == 0;
-    if (stretch && !next_round(call)) return false;
-    const bool same = !stretch && !step(call);
-    piece.begins = !same;
-    const int units = units_of(call, piece.target, piece.queries, piece.slot);
-    piece.last = piece.first + (left < units - piece.first ? left : units - piece.first);
-    left = left - (piece.last - piece.first);
-    piece.list = call.lists * ((call.joint ? 0 : piece.slot * call.parts) + piece.part);
-    const Patch<REGION> ours = patch_of<REGION>(call.queries, piece.queries);
-    piece.y = ours.y;
-    piece.x = ours.x;
-    slot.set(call, piece.target, piece.slot, ours);
-    piece.ends = left == 0 || !call.joint || !more_slots(call);
+    if (stretch && !next_round(p)) return false;
+    const bool same = !stretch && !step(p);
+    item.begins = !same;
+    const int units = units_of(p, item.target, item.queries, item.slot);
+    item.last = item.first + (left < units - item.first ? left : units - item.first);
+    left = left - (item.last - item.first);
+    item.list = p.lists * ((p.joint ? 0 : item.slot * p.parts) + item.part);
+    const Patch<NEIGHBORHOOD> ours = patch_of<NEIGHBORHOOD>(p.queries, item.queries);
+    item.y = ours.y;
+    item.x = ours.x;
+    slot.set(p, item.target, item.slot, ours);
+    item.ends = left == 0 || !p.joint || !more_slots(p);
     return true;
   }
 
  private:
   volatile int16_t block, blocks;
   volatile int round, end;  // of targets, and the first target after it
-  volatile int size, rest;  // patches of the round, and of all rounds before modulo blocks
+  volatile int size, rest;  // patches of the round, and those of all rounds before, modulo blocks
   volatile int sharing;     // blocks that share the round
-  volatile int left;        // patches of the stretch after the piece
+  volatile int left;        // patches of the stretch after the item
 
-  // A target's slots that see all keys, and those that see the neighborhood, which is all without one.
-  struct Slots {
-    int near, everywhere;
+  // Numbers of a target's slots of which queries see the neighborhood (without one: all keys), and of those of which
+  // they see all keys nevertheless.
+  struct SlotCounts {
+    int restricted, everywhere;
   };
 
-  ON_DEVICE static int all_keys(const Scan& call) { return patches_of<REGION>(call.positions); }
+  ON_DEVICE static int all_keys(const Problem& p) { return patches_of<NEIGHBORHOOD>(p.positions); }
 
-  ON_DEVICE static Slots slots_of(const Scan& call, int target) {
-    Slots found = {0, 0};
+  ON_DEVICE static SlotCounts count_slots(const Problem& p, int target) {
+    SlotCounts found = {0, 0};
 #pragma unroll 1
-    for (int t = 0; t < call.slots; ++t) {
-      const int64_t at = int64_t{target} * call.slots + t;
-      if (call.frames[at] < 0 || call.frames[at] >= call.bank_frames) continue;
-      const bool everywhere = REGION && call.multiplicity[2 * at + 1] > 0;
+    for (int t = 0; t < p.slots; ++t) {
+      const int64_t at = int64_t{target} * p.slots + t;
+      if (p.frames[at] < 0 || p.frames[at] >= p.bank_frames) continue;
+      const bool everywhere = NEIGHBORHOOD && p.multiplicity[2 * at + 1] > 0;
       found.everywhere += everywhere;
-      found.near += !everywhere && call.multiplicity[2 * at] > 0;
+      found.restricted += !everywhere && p.multiplicity[2 * at] > 0;
     }
     return found;
   }
 
   // Patches of keys of one slot.
-  ON_DEVICE static int units_of(const Scan& call, int target, int queries, int slot) {
-    const int64_t at = int64_t{target} * call.slots + slot;
-    if (call.frames[at] < 0 || call.frames[at] >= call.bank_frames) return 0;
-    if (REGION && call.multiplicity[2 * at + 1] > 0) return all_keys(call);
-    return call.multiplicity[2 * at] > 0 ? call.before[queries + 1] - call.before[queries] : 0;
+  ON_DEVICE static int units_of(const Problem& p, int target, int queries, int slot) {
+    const int64_t at = int64_t{target} * p.slots + slot;
+    if (p.frames[at] < 0 || p.frames[at] >= p.bank_frames) return 0;
+    if (NEIGHBORHOOD && p.multiplicity[2 * at + 1] > 0) return all_keys(p);
+    return p.multiplicity[2 * at] > 0 ? p.before[queries + 1] - p.before[queries] : 0;
   }
 
   // Patches of keys of a target before a patch of queries.
-  ON_DEVICE static int units_before(const Scan& call, Slots slots, int queries) {
-    return slots.near * call.before[queries] + slots.everywhere * all_keys(call) * queries;
+  ON_DEVICE static int units_before(const Problem& p, SlotCounts slots, int queries) {
+    return slots.restricted * p.before[queries] + slots.everywhere * all_keys(p) * queries;
   }
 
-  // Where the stretch of block number i begins, in the round.
+  // Where in the round the stretch of block number i begins.
   ON_DEVICE int cut(int i) const {
-    // Of rounds that all blocks share, what is left over goes to other blocks each time.
+    // In rounds that all blocks share, the remainder goes to other blocks each time.
     const int before = sharing == blocks && size >= blocks ? rest : 0;
     return share(before + size, i) - share(before, i);
   }
 
-  // patches * i / sharing, without numbers of 64 bits.
+  // patches * i / sharing, without 64-bit arithmetic.
   ON_DEVICE int share(int patches, int i) const { return patches / sharing * i + patches % sharing * i / sharing; }
 
-  ON_DEVICE bool next_round(const Scan& call) {
-    const int all = patches_of<REGION>(call.queries);
+  ON_DEVICE bool next_round(const Problem& p) {
+    const int all = patches_of<NEIGHBORHOOD>(p.queries);
 #pragma unroll 1
-    while (round + 1 < call.rounds) {
+    while (round + 1 < p.rounds) {
       round = round + 1;
       const int first = end;
-      end = end + int(call.targets) / call.rounds + (round < int(call.targets) % call.rounds);
+      end = end + int(p.targets) / p.rounds + (round < int(p.targets) % p.rounds);
       rest = (rest + size) % blocks;
       size = 0;
       int filled = 0;
 #pragma unroll 1
       for (int b = first; b < end; ++b) {
-        const Slots slots = slots_of(call, b);
-        size = size + units_before(call, slots, all);
-        filled += slots.near + slots.everywhere;
+        const SlotCounts slots = count_slots(p, b);
+        size = size + units_before(p, slots, all);
+        filled += slots.restricted + slots.everywhere;
       }
       // Fewer blocks where slots are empty: a list has no more parts than with all of them.
-      sharing = max(1, blocks * filled / (call.slots * max(1, end - first)));
+      sharing = max(1, blocks * filled / (p.slots * max(1, end - first)));
       if (block >= sharing) continue;
       left = cut(block + 1) - cut(block);
       if (left == 0) continue;
-      find(call, first, all);
+      find(p, first, all);
       return true;
     }
     return false;
   }
 
-  // Makes the beginning of the stretch the piece's, and tells the part of its list.
-  ON_DEVICE void find(const Scan& call, int first, int all) {
-    int at = cut(block), start = 0;  // of what is not looked through yet
+  // Sets the item to the beginning of the stretch, and its part of the list.
+  ON_DEVICE void find(const Problem& p, int first, int all) {
+    int at = cut(block), start = 0;  // of what has not been searched yet
 #pragma unroll 1
     for (int target = first;; ++target) {
-      piece.target = target;
-      const int units = units_before(call, slots_of(call, target), all);
+      item.target = target;
+      const int units = units_before(p, count_slots(p, target), all);
       if (at - start < units) break;
       start += units;
     }
-    const Slots slots = slots_of(call, piece.target);
+    const SlotCounts slots = count_slots(p, item.target);
     int low = 0, high = all - 1;
 #pragma unroll 1
     while (low < high) {  // the last patch of queries that begins no later
       const int middle = (low + high + 1) / 2;
-      if (units_before(call, slots, middle) <= at - start) {
+      if (units_before(p, slots, middle) <= at - start) {
         low = middle;
       } else {
         high = middle - 1;
       }
     }
-    piece.queries = low;
-    start += units_before(call, slots, low);
+    item.queries = low;
+    start += units_before(p, slots, low);
     int list = start;  // where it begins
 #pragma unroll 1
     for (int t = 0;; ++t) {
-      piece.slot = t;
-      const int units = units_of(call, piece.target, piece.queries, t);
+      item.slot = t;
+      const int units = units_of(p, item.target, item.queries, t);
       if (at - start < units) break;
       start += units;
-      if (!call.joint) list = start;
+      if (!p.joint) list = start;
     }
-    piece.first = at - start;
-    piece.part = 0;
+    item.first = at - start;
+    item.part = 0;
 #pragma unroll 1
-    while (cut(block - piece.part) > list) piece.part = piece.part + 1;
+    while (cut(block - item.part) > list) item.part = item.part + 1;
   }
 
-  // To the next slot that has keys; whether its queries are others.
-  ON_DEVICE bool step(const Scan& call) {
-    const int all = patches_of<REGION>(call.queries);
+  // Advances to the next slot that has keys; whether its queries are others.
+  ON_DEVICE bool step(const Problem& p) {
+    const int all = patches_of<NEIGHBORHOOD>(p.queries);
     bool other = false;
 #pragma unroll 1
     do {
-      piece.slot = piece.slot + 1;
-      if (piece.slot < call.slots) continue;
-      piece.slot = 0;
+      item.slot = item.slot + 1;
+      if (item.slot < p.slots) continue;
+      item.slot = 0;
       other = true;
-      piece.queries = piece.queries + 1;
-      if (piece.queries < all) continue;
-      piece.queries = 0;
-      piece.target = piece.target + 1;
-    } while (units_of(call, piece.target, piece.queries, piece.slot) == 0);
-    piece.first = 0;
-    if (other || !call.joint) piece.part = 0;
+      item.queries = item.queries + 1;
+      if (item.queries < all) continue;
+      item.queries = 0;
+      item.target = item.target + 1;
+    } while (units_of(p, item.target, item.queries, item.slot) == 0);
+    item.first = 0;
+    if (other || !p.joint) item.part = 0;
     return other;
   }
 
-  ON_DEVICE bool more_slots(const Scan& call) const {
+  ON_DEVICE bool more_slots(const Problem& p) const {
 #pragma unroll 1
-    for (int t = piece.slot + 1; t < call.slots; ++t) {
-      if (units_of(call, piece.target, piece.queries, t) > 0) return true;
+    for (int t = item.slot + 1; t < p.slots; ++t) {
+      if (units_of(p, item.target, item.queries, t) > 0) return true;
     }
     return false;
   }

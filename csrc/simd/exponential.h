@@ -1,20 +1,22 @@
-// An exponential that lets the loop around it be vectorised, which std::exp does not.
+// An exponential that the compiler can vectorize, unlike std::exp.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "simd/variants.h"
+
 namespace timecycle {
 
-// exp(x) for x <= 0, relative error below 2e-7: 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f. What would be less
-// than 2^-126 is 2^-126.
-inline __attribute__((always_inline)) float exp_of_negative(float x) {
+// exp(x) for x <= 0, relative error below 2e-7: 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f. Results below
+// 2^-126 become 2^-126.
+TIMECYCLE_INLINE float exp_of_negative(float x) {
   const float scaled = std::max(x * 1.44269504f, -126.0f);
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, in the low bits.
   const float shifted = scaled + 12582912.0f;
   const float fraction = scaled - (shifted - 12582912.0f);
-  uint32_t exponent;  // unsigned, so that what is no negative x, such as not-a-number, has a sum as well
+  uint32_t exponent;  // unsigned: the sum is defined also for NaN and for x > 0
   std::memcpy(&exponent, &shifted, sizeof(exponent));
   float power = 1.5403530e-4f;
   power = power * fraction + 1.3333558e-3f;
@@ -31,9 +33,9 @@ inline __attribute__((always_inline)) float exp_of_negative(float x) {
   return result;
 }
 
-// The same, and 0 for what is less than 2^-126.
-inline __attribute__((always_inline)) float exp_or_zero(float x) {
-  return x < -87.3f ? 0.0f : exp_of_negative(x);  // not-a-number stays what it is
+// The same, but 0 below 2^-126.
+TIMECYCLE_INLINE float exp_or_zero(float x) {
+  return x < -87.3f ? 0.0f : exp_of_negative(x);  // NaN stays NaN
 }
 
 }  // namespace timecycle

@@ -1,9 +1,9 @@
-// Exact neighbours from products of bytes: keep every key that the error bound cannot rule out, then look again.
+// Exact neighbors from products of bytes: keep every key that the error bound cannot rule out, then decide in float.
 //
-// With a the product of the rounded features and e its error bound (byte_panel.h), the float product c lies between
-// a - e and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best, now or later. Float
-// products of the k likeliest keys give a w without their e, which halves the window where keys lie dense. What is left
-// at the end, some dozens a query, is multiplied again in float. Not for softmax over all positions, whose denominator
+// With a the product of the quantized features and e its error bound (panels.h), the float product c lies between a - e
+// and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best, now or later. Float products
+// of the k likeliest keys give a w without their e, which halves the window where keys lie dense. The candidates left
+// at the end, some dozens a query, are multiplied again in float. Not for softmax over all keys, whose denominator
 // would carry the error.
 #pragma once
 
@@ -14,17 +14,18 @@
 #include <numeric>
 #include <vector>
 
-#include "simd/byte_epilogue.h"
-#include "topk_affinity/neighbors.h"
+#include "simd/loops.h"
+#include "sizes.h"
+#include "topk_affinity/neighbor_lists.h"
 
 namespace timecycle {
 
-// Exact is what looks again: exact.product(q, index) is the float product of lane q with a key, exact.times(q, index)
-// how often the key counts for it; exact.prefetch(index) says that a key comes next.
+// The candidates of a tile of queries. `exact` computes float products: exact.product(q, index) is that of lane q with
+// a key, exact.multiplicity(q, index) how often the key counts for it; exact.prefetch(index) announces the next key.
 class Candidates {
  public:
-  // `positions` keys may compete for a place in a list. Above a candidate in 24 keys the second look costs more than
-  // direct products would; above a thousand a query it takes too much memory.
+  // `positions` keys may compete for a place in a list. Above a candidate in 24 keys the float products cost more than
+  // direct products of all would; above a thousand a query they take too much memory.
   Candidates(int64_t k, int64_t positions)
       : k_(k),
         most_(
@@ -40,34 +41,34 @@ class Candidates {
     overflown_ = false;
   }
 
-  // Whether the bounds rule out too little: then nothing is kept, and the direct product serves these queries better.
+  // Whether the bounds rule out too little: then nothing is kept, and the direct product must be taken instead.
   bool overflown() const { return overflown_; }
 
   // Lists whose bounds have been tightened.
   int64_t tightened() const { return tightened_; }
 
-  // Takes in a tile [rows][kLanes] of integer products of consecutive keys; counts and every as Neighbours::take.
+  // Takes in a tile [rows][kLanes] of integer products of consecutive keys, as NeighborLists::take does.
   template <typename Exact>
-  void take(const int32_t* tile, const float* counts, int64_t every, const ByteRow* keys, int64_t rows,
-            int64_t first_index, int64_t queries, const ByteLanes& lanes, Hit* hits, Exact& exact) {
+  void take(const int32_t* tile, TileMultiplicity multiplicity, const ByteRow* keys, int64_t rows, int64_t first_index,
+            int64_t queries, const ByteLanes& lanes, TileCandidate* found, Exact& exact) {
     alignas(64) float error[kLanes], threshold[kLanes];
     byte_errors(keys, rows, lanes, error);
     for (int64_t q = 0; q < kLanes; ++q) {
-      threshold[q] = q < queries ? lower_->worst[q] - error[q] : -kNone;
+      threshold[q] = q < queries ? lower_->kth[q] - error[q] : -kNegInf;
       // Beyond this, sums in float might overflow.
       overflown_ |= q < queries && !(error[q] < 1e30f);
     }
     if (overflown_) return;
     seen_ += rows;
-    const int64_t found = byte_hits(tile, counts, keys, rows, lanes, threshold, hits);
-    if (found == 0) return;
-    if (static_cast<int64_t>(candidates_.size()) < count_ + found)
-      candidates_.resize(count_ + found + kRows * kLanes / 4);
-    count_ += keep_candidates(hits, found, counts, every, first_index, error, *lower_, &candidates_[count_]);
+    const int64_t count = loops().byte_candidates(tile, multiplicity.per_entry, keys, rows, lanes, threshold, found);
+    if (count == 0) return;
+    if (static_cast<int64_t>(candidates_.size()) < count_ + count)
+      candidates_.resize(count_ + count + kRows * kLanes / 4);
+    count_ += loops().keep_candidates(found, count, multiplicity, first_index, error, *lower_, &candidates_[count_]);
     if (count_ > pruned_ + pruned_ / 4 + kRows * kLanes / 4) prune(queries, lanes, exact);
   }
 
-  // Memory for the second look.
+  // Memory for the float products.
   struct Scratch {
     std::vector<Candidate> sorted;
     std::vector<int32_t> order;
@@ -76,8 +77,8 @@ class Candidates {
 
   // Offers to `lists` every key that can be in the list of a query, by rising index.
   template <typename Exact>
-  void decide(int64_t queries, const ByteLanes& lanes, Neighbours& lists, Exact& exact) {
-    count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
+  void decide(int64_t queries, const ByteLanes& lanes, NeighborLists& lists, Exact& exact) {
+    count_ = drop_candidates(candidates_.data(), count_, lower_->kth);
     for_each_query(queries, exact.scratch, [&](int64_t q, const Candidate* candidates, int64_t count) {
       decide_one(q, candidates, count, lanes.unit[q], lists, exact);
     });
@@ -98,12 +99,12 @@ class Candidates {
 
   template <typename Exact>
   void prune(int64_t queries, const ByteLanes& lanes, Exact& exact) {
-    count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
+    count_ = drop_candidates(candidates_.data(), count_, lower_->kth);
     if (count_ > tighten_at_) {
       for_each_query(queries, exact.scratch, [&](int64_t q, const Candidate* candidates, int64_t count) {
         tighten(q, candidates, count, lanes.unit[q], exact);
       });
-      count_ = drop_candidates(candidates_.data(), count_, lower_->worst);
+      count_ = drop_candidates(candidates_.data(), count_, lower_->kth);
       tighten_at_ = std::max(tighten_at_, 2 * count_);
       tightened_ = queries;
     }
@@ -111,8 +112,8 @@ class Candidates {
     overflown_ = count_ > most_ || (seen_ >= 2048 && count_ > seen_ * kLanes / 4);
   }
 
-  // Float products of the min(k, count) likeliest of a query's candidates, at their places of scratch.product; `order`
-  // begins with those places. Returns the least of them.
+  // Float products of the min(k, count) likeliest of a query's candidates, at their places in scratch.product; `order`
+  // begins with those places. Returns the smallest.
   template <typename Exact>
   float likeliest(int64_t q, const Candidate* candidates, int64_t count, Exact& exact) {
     const int64_t first = std::min(k_, count);
@@ -120,8 +121,8 @@ class Candidates {
     order.resize(count), exact.scratch.product.resize(count);
     std::iota(order.begin(), order.end(), 0);
     std::nth_element(order.begin(), order.begin() + first - 1, order.end(),
-                     [&](int32_t a, int32_t b) { return candidates[a].most > candidates[b].most; });
-    float least = -kNone;
+                     [&](int32_t a, int32_t b) { return candidates[a].upper_bound > candidates[b].upper_bound; });
+    float least = -kNegInf;
     for (int64_t i = 0; i < first; ++i) {
       if (i + 1 < first) exact.prefetch(candidates[order[i + 1]].place / kLanes);
       exact.scratch.product[order[i]] = exact.product(q, candidates[order[i]].place / kLanes);
@@ -135,32 +136,34 @@ class Candidates {
   void tighten(int64_t q, const Candidate* candidates, int64_t count, float unit, Exact& exact) {
     if (count < k_) return;
     const float least = below(likeliest(q, candidates, count, exact)) / unit;
-    if (!(least > lower_->worst[q])) return;
+    if (!(least > lower_->kth[q])) return;
     float* bounds = lower_->values + lower_->begin(q);
     for (int64_t i = 0; i < k_; ++i) bounds[i] = below(exact.scratch.product[exact.scratch.order[i]]) / unit;
     std::sort(bounds, bounds + k_, std::greater<>());
-    std::fill(bounds + k_, bounds + lower_->length, kNone);
-    lower_->worst[q] = bounds[k_ - 1];
+    std::fill(bounds + k_, bounds + lower_->length, kNegInf);
+    lower_->kth[q] = bounds[k_ - 1];
   }
 
   template <typename Exact>
-  void decide_one(int64_t q, const Candidate* candidates, int64_t count, float unit, Neighbours& lists, Exact& exact) {
+  void decide_one(int64_t q, const Candidate* candidates, int64_t count, float unit, NeighborLists& lists,
+                  Exact& exact) {
     if (count == 0) return;
-    const float least = likeliest(q, candidates, count, exact), enough = count < k_ ? kNone : below(least);
+    const float least = likeliest(q, candidates, count, exact), enough = count < k_ ? kNegInf : below(least);
     std::vector<float>& product = exact.scratch.product;
     for (int64_t i = std::min(k_, count); i < count; ++i) {
       const int32_t one = exact.scratch.order[i];
       if (i + 1 < count) exact.prefetch(candidates[exact.scratch.order[i + 1]].place / kLanes);
-      product[one] = candidates[one].most * unit < enough ? kNone : exact.product(q, candidates[one].place / kLanes);
+      product[one] =
+          candidates[one].upper_bound * unit < enough ? kNegInf : exact.product(q, candidates[one].place / kLanes);
     }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = candidates[i].place / kLanes;
-      if (product[i] > kNone && product[i] >= enough)
-        lists.offer(q, product[i], exact.times(q, index), static_cast<int32_t>(index));
+      if (product[i] > kNegInf && product[i] >= enough)
+        lists.offer(q, product[i], exact.multiplicity(q, index), static_cast<int32_t>(index));
     }
   }
 
-  // A little less, for comparisons with what was divided by a query's unit or multiplied with it.
+  // A little less, for comparisons of values that were divided by a query's unit or multiplied with it.
   static float below(float value) { return value - 1e-6f * std::abs(value); }
 
   int64_t k_, most_;

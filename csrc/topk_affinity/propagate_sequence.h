@@ -1,5 +1,5 @@
-// propagate_sequence: labels carried through a whole video, one algorithm for CPU threads and for a GPU's grid.
-// Letters as in timecycle/ops.
+// propagate_sequence: labels propagated through a whole video, one algorithm for CPU threads and for a GPU's grid.
+// Letters of shapes as in timecycle/ops/propagate_sequence.py.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@ namespace timecycle {
 
 struct Sequence {
   const float* weights;    // [B, N, K]
-  const int64_t* indices;  // [B, N, K]: t * N + m; what is outside the slots is none
-  const int64_t* frames;   // [B, T]: slot t of target b carries label map frames[b, t], below 0 for none
-  const int64_t* targets;  // [B]: the label map that target b becomes, below 0 for none; not among frames[b]
+  const int64_t* indices;  // [B, N, K]: t * N + m; an index outside the slots is no neighbor
+  const int64_t* frames;   // [B, T]: the label map of slot t of target b, below 0 for none
+  const int64_t* targets;  // [B]: the label map to write target b to, below 0 for none; not among frames[b]
   float* labels;           // [G, N, L], read and written
-  uint32_t* extremes;      // [B, L, 2]: least and largest sum, by `in_order`; begins as all ones and zero
+  uint32_t* extremes;      // [B, L, 2]: smallest and largest sum as sortable_bits; initially all ones, and zero
   int64_t target_count;    // B
   int64_t positions;       // N
   int64_t kept;            // K
@@ -27,23 +27,23 @@ struct Sequence {
   bool rescale;
 };
 
-// Whole numbers that compare as the floats do.
-TIMECYCLE_HOST_DEVICE inline uint32_t in_order(float value) {
+// Unsigned integers that compare as the floats do.
+TIMECYCLE_HOST_DEVICE inline uint32_t sortable_bits(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-TIMECYCLE_HOST_DEVICE inline float from_order(uint32_t ordered) {
-  const uint32_t bits = ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
+TIMECYCLE_HOST_DEVICE inline float from_sortable_bits(uint32_t sortable) {
+  const uint32_t bits = sortable & 0x80000000u ? sortable & 0x7fffffffu : ~sortable;
   float value;
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-// Run by every thread of a team: `team.group()` of `team.groups()` groups of Team::kLanes threads, `team.lane()` of
-// them. barrier() waits for all threads and makes their writes seen; lower and raise move a number to that of any lane.
-// A thread takes Team::kClasses classes at a time.
+// Run by every thread of a team: thread `team.lane()` of group `team.group()`; there are `team.groups()` groups of
+// Team::kLanes threads. barrier() waits for all threads and makes their writes visible; lower and raise are atomic
+// minimum and maximum over the lanes of a group. A thread takes Team::kClasses classes at a time.
 template <typename Team>
 TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) {
   constexpr int64_t kClasses = Team::kClasses;
@@ -55,7 +55,7 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
     if (call.targets[b] < 0) continue;
     float* map = call.labels + call.targets[b] * map_size;
     uint32_t* extremes = call.extremes + b * call.classes * 2;
-    // Lanes are neighbouring positions of the same classes, so that extremes need one atomic a group.
+    // Lanes are neighboring positions of the same classes, so that extremes need one atomic a group.
     for (int64_t item = team.group(); item < items; item += team.groups()) {
       const int64_t first = item / chunks * kClasses, n = item % chunks * Team::kLanes + team.lane();
       const int64_t count = call.classes - first < kClasses ? call.classes - first : kClasses;
@@ -64,7 +64,7 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
       for (int64_t k = 0; k < (exists ? call.kept : 0); ++k) {
         const int64_t at = (b * call.positions + n) * call.kept + k, index = call.indices[at];
         if (static_cast<uint64_t>(index) >= end) continue;  // below 0 too
-        // 32 bits: a GPU divides 64 some five times slower.
+        // In 32 bits: a GPU divides 64-bit integers some five times slower.
         const uint32_t place = static_cast<uint32_t>(index), wide = static_cast<uint32_t>(call.positions);
         const int64_t source = call.frames[b * call.slots + place / wide];
         if (source < 0) continue;
@@ -74,15 +74,15 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
       for (int64_t c = 0; c < count; ++c) {
         if (exists) map[n * call.classes + first + c] = sums[c];
         if (!call.rescale) continue;
-        team.lower(extremes + (first + c) * 2, exists ? in_order(sums[c]) : 0xffffffffu);
-        team.raise(extremes + (first + c) * 2 + 1, exists ? in_order(sums[c]) : 0u);
+        team.lower(extremes + (first + c) * 2, exists ? sortable_bits(sums[c]) : 0xffffffffu);
+        team.raise(extremes + (first + c) * 2 + 1, exists ? sortable_bits(sums[c]) : 0u);
       }
     }
     team.barrier();
     if (!call.rescale) continue;
     for (int64_t at = team.group() * Team::kLanes + team.lane(); at < map_size; at += threads) {
       const uint32_t* extreme = extremes + at % call.classes * 2;
-      const float least = from_order(extreme[0]), range = from_order(extreme[1]) - least;
+      const float least = from_sortable_bits(extreme[0]), range = from_sortable_bits(extreme[1]) - least;
       map[at] = range > 0 ? (map[at] - least) / range : 0.0f;  // a constant class is 0
     }
     team.barrier();

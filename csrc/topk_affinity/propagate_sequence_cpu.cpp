@@ -1,4 +1,4 @@
-// propagate_sequence on CPU threads. Targets depend on each other, so the team meets at a barrier after each.
+// propagate_sequence on CPU threads. Targets depend on each other, so there is a barrier after each.
 #include <atomic>
 #include <barrier>
 #include <thread>

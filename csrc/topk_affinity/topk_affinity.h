@@ -1,39 +1,52 @@
-// topk_affinity: what the binding hands to a kernel, and what a kernel leaves behind. Letters as in timecycle/ops.
+// topk_affinity's forward pass on the CPU: its entry point, and the sinks that take its results.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
+#include "sizes.h"
+#include "topk_affinity/problem.h"
+
 namespace timecycle {
 
-class RowSink;
-
-constexpr int64_t kIndices = int64_t{1} << 31;  // an index, slot * M + position, and k must be below
-
-// Fields are named as in timecycle/ops/problem.py. The tensors are contiguous.
-struct TopkAffinity {
-  const void* query;            // [B, N, D]; float, bfloat16 or half
-  const void* bank;             // [F, M, D], likewise
-  const int64_t* frames;        // [B, T]; -1 is an empty slot
-  const int64_t* multiplicity;  // [B, T, 2]: how often keys count inside and outside the neighborhood
-  int64_t targets;              // B
-  int64_t queries;              // N
-  int64_t channels;             // D
-  int64_t bank_frames;          // F
-  int64_t positions;            // M
-  int64_t slots;                // T; T * M < kIndices
-  int64_t k;                    // neighbors kept, per slot (scope "frame") or over all slots ("joint")
-  float softmax_scale;          // logit = dot * softmax_scale, 1 / temperature
-  bool joint;                   // scope == "joint"
-  bool softmax_over_all;        // softmax_over == "all"
-  bool keep_ties;               // ties == "all"
-  int64_t grid_width;           // columns of the grid; 0 without a neighborhood
-  // half_widths[d] is the largest |dx| inside the neighborhood d rows away; rows beyond its end are outside.
-  std::vector<int64_t> half_widths;
-
-  int64_t groups() const { return joint ? 1 : slots; }  // lists kept per query
+// How the products of a call are formed.
+enum class Products {
+  kFastest,  // whichever is measured to be fastest here
+  kDirect,   // in the features' own type or in float
+  kBytes,    // of quantized features, which leave candidates that float products decide; softmax over the top k only
 };
+
+// What a call did, for tests and measurements.
+struct TopkAffinityReport {
+  int64_t bytes = 0;      // lists found from candidates of byte products
+  int64_t tightened = 0;  // of which bounds were tightened by float products on the way
+  int64_t overflown = 0;  // lists that had too many candidates and were computed by direct products
+};
+
+struct Neighbor {
+  float value;    // dot product
+  int64_t index;  // slot * M + position
+};
+
+// Takes the lists of the queries as they are completed.
+class RowSink {
+ public:
+  virtual ~RowSink() = default;
+  // One list of query n of target b, best first, with its weights. Called from any thread, but for all lists of one
+  // query from the same one, by rising group.
+  virtual void take(int64_t b, int64_t n, int64_t group, const std::vector<Neighbor>& list,
+                    const std::vector<float>& weights, float log_denominator) = 0;
+};
+
+// Hands the lists of every query to the sink; features are of type Feature.
+template <typename Feature>
+TopkAffinityReport topk_affinity_cpu(const Problem& problem, Products products, RowSink& sink);
+
+// The direct products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
+template <typename Feature>
+void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys);
 
 struct TopkAffinityOut {
   float* weights;       // [B, N, groups, kept]
@@ -41,26 +54,86 @@ struct TopkAffinityOut {
   float* denominators;  // [B, N, groups]: log of the softmax denominator; written only if softmax_over_all
 };
 
-// How the products of a call are formed.
-enum class Products {
-  kFastest,  // whichever is measured to be fastest here
-  kDirect,   // in the features' own type or in float
-  kBytes,    // of bytes, which leave candidates that float products decide; softmax over the top k only
+// Writes weights, indices and denominators: in place, or with ties after all rows are there, since only then the
+// longest row is known.
+class TopkWriter : public RowSink {
+ public:
+  // `allocate` makes the outputs for rows of that many neighbors.
+  TopkWriter(const Problem& problem, const std::function<TopkAffinityOut(int64_t)>& allocate)
+      : p_(problem),
+        allocate_(allocate),
+        rows_(p_.keep_ties ? checked_product({p_.targets, p_.queries, p_.groups()}) : 0) {
+    if (!p_.keep_ties)
+      out_ = allocate(kept_ = p_.k);
+    else
+      denominators_.resize(p_.softmax_over_all ? rows_.size() : 0);
+  }
+
+  void take(int64_t b, int64_t n, int64_t group, const std::vector<Neighbor>& list, const std::vector<float>& weights,
+            float log_denominator) override {
+    const int64_t row = (b * p_.queries + n) * p_.groups() + group;
+    if (p_.softmax_over_all) (p_.keep_ties ? denominators_.data() : out_.denominators)[row] = log_denominator;
+    if (p_.keep_ties)
+      rows_[row] = {list, weights};
+    else
+      write(row, list, weights);
+  }
+
+  void finish() {
+    if (!p_.keep_ties) return;
+    kept_ = 1;
+    for (const Row& row : rows_) kept_ = std::max<int64_t>(kept_, row.list.size());
+    out_ = allocate_(kept_);
+    for (size_t row = 0; row < rows_.size(); ++row) write(row, rows_[row].list, rows_[row].weights);
+    std::copy(denominators_.begin(), denominators_.end(), out_.denominators);
+  }
+
+ private:
+  struct Row {
+    std::vector<Neighbor> list;
+    std::vector<float> weights;
+  };
+
+  void write(int64_t row, const std::vector<Neighbor>& list, const std::vector<float>& weights) {
+    for (int64_t i = 0; i < kept_; ++i) {
+      const bool exists = i < static_cast<int64_t>(list.size());
+      out_.weights[row * kept_ + i] = exists ? weights[i] : 0.0f;
+      out_.indices[row * kept_ + i] = exists ? list[i].index : -1;
+    }
+  }
+
+  const Problem& p_;
+  const std::function<TopkAffinityOut(int64_t)>& allocate_;
+  std::vector<Row> rows_;
+  std::vector<float> denominators_;
+  TopkAffinityOut out_{};
+  int64_t kept_ = 0;
 };
 
-// What a call did, for tests and measurements.
-struct TopkAffinityReport {
-  int64_t bytes = 0;      // lists decided between candidates of byte products
-  int64_t tightened = 0;  // of which bounds were tightened by float products on the way
-  int64_t overflown = 0;  // lists whose candidates were too many, and which were found directly
+// Sums the labels of the neighbors by their weights: affinity_propagate, which stores neither weights nor indices.
+class LabelSink : public RowSink {
+ public:
+  // labels [G, M, classes]; label_frames [B, T]: the label map of each slot, -1 for none; out [B, N, classes], zeros.
+  LabelSink(const Problem& problem, const float* labels, const int64_t* label_frames, int64_t classes, float* out)
+      : p_(problem), labels_(labels), label_frames_(label_frames), classes_(classes), out_(out) {}
+
+  void take(int64_t b, int64_t n, int64_t, const std::vector<Neighbor>& list, const std::vector<float>& weights,
+            float) override {
+    float* out = out_ + (b * p_.queries + n) * classes_;
+    for (size_t i = 0; i < list.size(); ++i) {
+      const int64_t map = label_frames_[b * p_.slots + list[i].index / p_.positions];
+      if (map < 0) continue;
+      const float* label = labels_ + (map * p_.positions + list[i].index % p_.positions) * classes_;
+      for (int64_t c = 0; c < classes_; ++c) out[c] += weights[i] * label[c];
+    }
+  }
+
+ private:
+  const Problem& p_;
+  const float* labels_;
+  const int64_t* label_frames_;
+  int64_t classes_;
+  float* out_;
 };
-
-// Hands the lists of every query to the sink; features are of type Feature.
-template <typename Feature>
-TopkAffinityReport topk_affinity_cpu(const TopkAffinity& problem, Products products, RowSink& sink);
-
-// The direct products of topk_affinity alone, for benchmarks: query [N, D] by keys [M, D] in its tiles and groups.
-template <typename Feature>
-void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys);
 
 }  // namespace timecycle

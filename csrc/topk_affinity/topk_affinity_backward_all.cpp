@@ -1,5 +1,5 @@
-// softmax_over="all": three products of the forward's size - the logits again, then both gradients - and of the matrix
-// no more than a tile a thread.
+// topk_affinity's backward pass for softmax_over "all": three products of the forward's size - the logits again, then
+// both gradients - without materializing more of the affinity matrix than a tile a thread.
 //
 // A frame of the bank is taken in chunks of keys; a chunk meets all queries of all slots that hold the frame. Threads
 // share the queries: each sums the chunk's gradient for its own, and these sums are added in the order of the threads,
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "sizes.h"
-#include "topk_affinity/product_rates.h"
+#include "topk_affinity/panels.h"
 #include "topk_affinity/topk_affinity_backward_strip.h"
 
 namespace timecycle {
@@ -19,13 +19,13 @@ namespace {
 
 constexpr int64_t kScratch = int64_t{9} << 18;  // bytes for a chunk of keys and its gradients
 
-// The sums that become d_query [B, N, D]: in it for float, half in it for 16-bit types (row_arithmetic.h).
+// The sums that become d_query [B, N, D]: held there for float, and their upper halves for 16-bit types (rows.h).
 template <typename Feature>
 class QuerySums {
  public:
-  QuerySums(const TopkAffinity& s, Feature* out)
-      : channels_(s.channels),
-        count_(checked_product({s.targets, s.queries, s.channels})),
+  QuerySums(const Problem& p, Feature* out)
+      : channels_(p.channels),
+        count_(checked_product({p.targets, p.queries, p.channels})),
         out_(out),
         lower_(std::is_same_v<Feature, float> ? 0 : count_, 0) {
     std::fill_n(out, count_, Feature(0.0f));
@@ -54,36 +54,37 @@ class QuerySums {
 template <typename Feature, typename Panel>
 class Gradient {
  public:
-  Gradient(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
+  Gradient(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
            Feature* d_query)
-      : s_(s),
+      : p_(p),
         query_(query),
         d_query_(d_query),
-        sums_(s, d_query),
+        sums_(p, d_query),
         parts_(at::get_num_threads()),
-        // Under a neighborhood small squares of queries see fewer keys in vain; else longer strips use them better.
-        strips_(patches_of(s.queries, s.grid_width, s.grid_width > 0 ? kLanes : even_strip())),
-        blocks_(patches_of(s.positions, s.grid_width, kLanes)),
-        place_(s.positions),
+        // Under a neighborhood small squares of queries see fewer keys that do not count; else longer strips are
+        // faster.
+        strips_(position_blocks(p.queries, p.grid_width, p.grid_width > 0 ? kLanes : even_strip())),
+        blocks_(position_blocks(p.positions, p.grid_width, kLanes)),
+        place_(p.positions),
         most_(blocks_in_a_chunk()),
-        chunk_(s, blocks_, most_),
-        workers_(parts_, Strip<Feature, Panel>(s, in, kept, place_)),
-        d_keys_(checked_product({parts_, most_, kLanes, s.channels})),
-        d_strips_(stays_in_place<Feature>(s) ? 0 : checked_product({parts_, kStrip, s.channels})),
-        multiplicity_(s_.multiplicity) {
+        chunk_(p, blocks_, most_),
+        workers_(parts_, Strip<Feature, Panel>(p, in, kept, place_)),
+        d_keys_(checked_product({parts_, most_, kLanes, p.channels})),
+        d_strips_(used_in_place<Feature>(p) ? 0 : checked_product({parts_, kStrip, p.channels})),
+        multiplicity_(p_.multiplicity) {
     for (size_t block = 0; block < blocks_.size(); ++block)
       for (int64_t k = 0; k < blocks_[block].count(); ++k)
         place_[blocks_[block].positions[k]] = static_cast<int32_t>(block * kLanes + k);
   }
 
   // Keys [M][D] of a frame and the slots that hold it: writes d_keys [M][D].
-  void frame(const Feature* keys, const std::vector<Use>& uses, Feature* d_keys) {
+  void frame(const Feature* keys, const std::vector<SlotOfTarget>& slots, Feature* d_keys) {
     const int64_t count = static_cast<int64_t>(blocks_.size()),
                   chunks = (count + most_ - 1) / std::max<int64_t>(1, most_);
     for (int64_t c = 0; c < chunks; ++c) {
       chunk_.load(keys, c * count / chunks, (c + 1) * count / chunks);
       at::parallel_for(0, parts_, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) take_part(part, uses);
+        for (int64_t part = begin; part < end; ++part) take_part(part, slots);
         at::native::cpublas::brgemm_release(true);
       });
       at::parallel_for(chunk_.first(), chunk_.last(), 1, [&](int64_t begin, int64_t end) {
@@ -95,75 +96,75 @@ class Gradient {
   void finish() { sums_.finish(); }
 
  private:
-  // The longest strip of which there are as many for each thread.
+  // The longest strip of which every thread gets the same number.
   int64_t even_strip() const {
-    const int64_t rounds = std::max<int64_t>(1, (s_.queries + parts_ * kStrip - 1) / (parts_ * kStrip));
-    return std::max<int64_t>(1, (s_.queries + parts_ * rounds - 1) / (parts_ * rounds));
+    const int64_t rounds = std::max<int64_t>(1, (p_.queries + parts_ * kStrip - 1) / (parts_ * kStrip));
+    return std::max<int64_t>(1, (p_.queries + parts_ * rounds - 1) / (parts_ * rounds));
   }
 
   int64_t blocks_in_a_chunk() const {
-    const int64_t duplicates = stays_in_place<Feature>(s_) ? 1 : 2;
+    const int64_t copies = used_in_place<Feature>(p_) ? 1 : 2;
     const int64_t bytes =
-        kLanes * s_.channels * (parts_ * 4 + duplicates * static_cast<int64_t>(sizeof(typename Panel::Element)));
+        kLanes * p_.channels * (parts_ * 4 + copies * static_cast<int64_t>(sizeof(typename Panel::Element)));
     return std::min<int64_t>(blocks_.size(), std::max<int64_t>(2, kScratch / std::max<int64_t>(1, bytes)));
   }
 
-  float* part_of_keys(int64_t part) { return d_keys_.data() + part * most_ * kLanes * s_.channels; }
+  float* part_of_keys(int64_t part) { return d_keys_.data() + part * most_ * kLanes * p_.channels; }
 
-  // Every parts-th strip against the chunk. Under a neighborhood those that see it lie together, and all threads have
-  // some.
-  void take_part(int64_t part, const std::vector<Use>& uses) {
-    std::fill_n(part_of_keys(part), most_ * kLanes * s_.channels, 0.0f);
+  // Every parts-th strip against the chunk. Under a neighborhood the strips that see it are adjacent, so all threads
+  // have some.
+  void take_part(int64_t part, const std::vector<SlotOfTarget>& slots) {
+    std::fill_n(part_of_keys(part), most_ * kLanes * p_.channels, 0.0f);
     const int64_t count = static_cast<int64_t>(strips_.size());
-    for (int64_t item = part; item < s_.targets * count; item += parts_) {
+    for (int64_t item = part; item < p_.targets * count; item += parts_) {
       const int64_t b = item / count;
-      const Patch& patch = strips_[item % count];
+      const PositionBlock& queries = strips_[item % count];
       float* d_queries = nullptr;
-      for (const Use& use : uses) {
-        if (use.target != b || !sees_chunk(patch, use)) continue;
+      for (const SlotOfTarget& at : slots) {
+        if (at.target != b || !sees_chunk(queries, at)) continue;
         if (d_queries == nullptr) {
-          workers_[part].load(b, patch, query_ + b * s_.queries * s_.channels);
-          d_queries = start_strip(part, b, patch);
+          workers_[part].load(b, queries, query_ + b * p_.queries * p_.channels);
+          d_queries = start_strip(part, b, queries);
         }
-        workers_[part].pass(chunk_, use.slot, part_of_keys(part), d_queries);
+        workers_[part].pass(chunk_, at.slot, part_of_keys(part), d_queries);
       }
       if (d_queries == nullptr || d_strips_.empty()) continue;
-      for (int64_t q = 0; q < patch.count(); ++q)
-        sums_.add(b * s_.queries + patch.positions[q], d_queries + q * s_.channels);
+      for (int64_t q = 0; q < queries.count(); ++q)
+        sums_.add(b * p_.queries + queries.positions[q], d_queries + q * p_.channels);
     }
   }
 
-  bool sees_chunk(const Patch& patch, const Use& use) const {
-    const int64_t* multiplicity = multiplicity_ + (use.target * s_.slots + use.slot) * 2;
+  bool sees_chunk(const PositionBlock& queries, const SlotOfTarget& at) const {
+    const int64_t* multiplicity = multiplicity_ + (at.target * p_.slots + at.slot) * 2;
     for (int64_t block = chunk_.first(); block < chunk_.last(); ++block)
-      if (sees(s_, patch, blocks_[block], multiplicity)) return true;
+      if (sees(p_, queries, blocks_[block], multiplicity)) return true;
     return false;
   }
 
-  // Where the gradient of a strip's queries is summed: in the output if that has room for it, else in a buffer of 0.
-  float* start_strip(int64_t part, int64_t b, const Patch& patch) {
+  // Where the gradient of a strip's queries is summed: in the output if that is of floats, else in a buffer of zeros.
+  float* start_strip(int64_t part, int64_t b, const PositionBlock& queries) {
     if constexpr (std::is_same_v<Feature, float>)
-      if (d_strips_.empty()) return d_query_ + (b * s_.queries + patch.positions[0]) * s_.channels;
-    float* sum = d_strips_.data() + part * kStrip * s_.channels;
-    std::fill_n(sum, patch.count() * s_.channels, 0.0f);
+      if (d_strips_.empty()) return d_query_ + (b * p_.queries + queries.positions[0]) * p_.channels;
+    float* sum = d_strips_.data() + part * kStrip * p_.channels;
+    std::fill_n(sum, queries.count() * p_.channels, 0.0f);
     return sum;
   }
 
   void write_keys(int64_t block, Feature* d_keys) {
     for (int64_t k = 0; k < blocks_[block].count(); ++k) {
-      const int64_t row = (chunk_.offset(block) + k) * s_.channels;
+      const int64_t row = (chunk_.offset(block) + k) * p_.channels;
       for (int64_t part = 1; part < parts_; ++part)
-        add_scaled(1.0f, part_of_keys(part) + row, s_.channels, part_of_keys(0) + row);
-      convert(part_of_keys(0) + row, s_.channels, d_keys + blocks_[block].positions[k] * s_.channels);
+        add_scaled(1.0f, part_of_keys(part) + row, p_.channels, part_of_keys(0) + row);
+      convert(part_of_keys(0) + row, p_.channels, d_keys + blocks_[block].positions[k] * p_.channels);
     }
   }
 
-  const TopkAffinity& s_;
+  const Problem& p_;
   const Feature* query_;
   Feature* d_query_;
   QuerySums<Feature> sums_;
   int64_t parts_;
-  std::vector<Patch> strips_, blocks_;
+  std::vector<PositionBlock> strips_, blocks_;
   std::vector<int32_t> place_;
   int64_t most_;  // blocks in a chunk
   Chunk<Feature, Panel> chunk_;
@@ -174,16 +175,16 @@ class Gradient {
 };
 
 template <typename Feature, typename Panel>
-void run(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
+void run(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
          const Feature* bank, Feature* d_query, Feature* d_bank) {
-  Gradient<Feature, Panel> gradient(s, in, kept, query, d_query);
-  const std::vector<std::vector<Use>> uses = uses_of(s);
-  const int64_t size = s.positions * s.channels;
-  for (int64_t frame = 0; frame < s.bank_frames; ++frame) {
-    if (uses[frame].empty())
+  Gradient<Feature, Panel> gradient(p, in, kept, query, d_query);
+  const std::vector<std::vector<SlotOfTarget>> slots = slots_of_frames(p);
+  const int64_t size = p.positions * p.channels;
+  for (int64_t frame = 0; frame < p.bank_frames; ++frame) {
+    if (slots[frame].empty())
       std::fill_n(d_bank + frame * size, size, Feature(0.0f));
     else
-      gradient.frame(bank + frame * size, uses[frame], d_bank + frame * size);
+      gradient.frame(bank + frame * size, slots[frame], d_bank + frame * size);
   }
   gradient.finish();
 }
@@ -191,18 +192,18 @@ void run(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& 
 }  // namespace
 
 template <typename Feature>
-void gradient_of_all(const TopkAffinity& s, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
-                     const Feature* bank, Feature* d_query, Feature* d_bank) {
+void topk_affinity_backward_all(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept,
+                                const Feature* query, const Feature* bank, Feature* d_query, Feature* d_bank) {
   if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (pairs_win(s.channels)) return run<Feature, PairPanel>(s, in, kept, query, bank, d_query, d_bank);
-  run<Feature, FloatPanel>(s, in, kept, query, bank, d_query, d_bank);
+    if (bfloat16_is_fastest(p.channels)) return run<Feature, Bf16VnniPanel>(p, in, kept, query, bank, d_query, d_bank);
+  run<Feature, FloatPanel>(p, in, kept, query, bank, d_query, d_bank);
 }
 
-template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const float*,
-                              const float*, float*, float*);
-template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const c10::BFloat16*,
-                              const c10::BFloat16*, c10::BFloat16*, c10::BFloat16*);
-template void gradient_of_all(const TopkAffinity&, const TopkAffinityGradient&, const KeptKeys&, const c10::Half*,
-                              const c10::Half*, c10::Half*, c10::Half*);
+template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&, const float*,
+                                         const float*, float*, float*);
+template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&,
+                                         const c10::BFloat16*, const c10::BFloat16*, c10::BFloat16*, c10::BFloat16*);
+template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&, const c10::Half*,
+                                         const c10::Half*, c10::Half*, c10::Half*);
 
 }  // namespace timecycle

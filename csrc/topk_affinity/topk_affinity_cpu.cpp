@@ -1,92 +1,88 @@
-// topk_affinity on the CPU: one pass over the context, tile by tile, no matrix.
+// topk_affinity on the CPU: one pass over the keys, tile by tile, without materializing the affinity matrix.
 //
 // A work item is a few tiles of kLanes queries of one target. For every slot and every few keys one small product
-// leaves a [keys][queries] tile in the first-level cache, from which Neighbours takes maxima, sums and the k largest
-// before the next product overwrites it. Where softmax runs over the kept alone, products of bytes may leave candidates
-// first (candidates.h). Extra memory: a few MB a thread at most.
+// leaves a [keys][queries] tile in the first-level cache, from which NeighborLists takes maxima, sums and the k largest
+// before the next product overwrites it. Where softmax runs over the top k alone, products of bytes may select
+// candidates first (candidates.h). Extra memory: a few MB a thread at most.
 #include <ATen/Parallel.h>
 
 #include <atomic>
 #include <type_traits>
 
-#include "topk_affinity/byte_panel.h"
 #include "topk_affinity/candidates.h"
-#include "topk_affinity/neighbors.h"
-#include "topk_affinity/product_rates.h"
-#include "topk_affinity/query_tiles.h"
-#include "topk_affinity/row_sink.h"
-#include "topk_affinity/tile_product.h"
+#include "topk_affinity/grid_tiles.h"
+#include "topk_affinity/neighbor_lists.h"
+#include "topk_affinity/panels.h"
 
 namespace timecycle {
 namespace {
 
-constexpr int64_t kGroup = 4;  // tiles of queries that take turns on the same keys while those are in the second cache
+constexpr int64_t kGroup = 4;  // tiles of queries that take turns on the same keys while those are in the L2 cache
 
-// The same for products of bytes. The more there are, the fewer times keys are rounded, and the more candidates are
-// held at a time: as many as fit beside the rest into two hundredths of the matrix.
-int64_t byte_group(const TopkAffinity& s) {
+// The same for products of bytes. The more there are, the fewer times keys are quantized, and the more candidates are
+// held at a time: as many as fit, with the rest, into two hundredths of the affinity matrix.
+int64_t byte_group(const Problem& p) {
   constexpr int64_t kLeast = 8, kMost = 64, kTypical = 160;  // candidates of a query
-  const double lower = static_cast<double>(s.k + 2 * SortedLists::kStep) * sizeof(float);
-  const double tile = kLanes * (static_cast<double>(s.channels) + lower + kTypical * sizeof(Candidate));
-  const double matrix = 4.0 * s.targets * s.queries * s.slots * s.positions;
+  const double lower = static_cast<double>(p.k + 2 * SortedLists::kStep) * sizeof(float);
+  const double tile = kLanes * (static_cast<double>(p.channels) + lower + kTypical * sizeof(Candidate));
+  const double matrix = 4.0 * p.targets * p.queries * p.slots * p.positions;
   return std::clamp(static_cast<int64_t>(0.018 * matrix / tile / at::get_num_threads()), kLeast, kMost);
 }
 
-// Below so many channels, or so many keys for every one that is kept, a second look costs more than the cheaper product
-// saves (measured with normalized random features on an Emerald Rapids).
+// With fewer channels, or fewer keys for every one that is kept, deciding between candidates costs more than the
+// cheaper product saves (measured with normalized random features on an Emerald Rapids).
 constexpr int64_t kByteChannels = 64, kKeysOfKept = 128;
 
-// What a work item is about.
+// The tensors of one target.
 template <typename Feature>
 struct Target {
-  const TopkAffinity& shape;
+  const Problem& problem;
   const Feature* query;         // [N, D]
   const Feature* bank;          // [F, M, D]
   const int64_t* context;       // [T]: frames of the slots
   const int64_t* multiplicity;  // [T, 2]
 
-  const Feature* keys(int64_t slot) const { return bank + context[slot] * shape.positions * shape.channels; }
+  const Feature* keys(int64_t slot) const { return bank + context[slot] * problem.positions * problem.channels; }
 };
 
-// Queries against the keys of one slot after another, by products that need no second look.
+// A work item by direct products: a group of query tiles against the keys of one slot after another.
 template <typename Feature, typename Panel>
 class DirectItem {
  public:
   DirectItem(const Target<Feature>& target, const QueryTile* tiles, int64_t group)
-      : t_(target), s_(target.shape), tiles_(tiles), group_(group) {
+      : t_(target), p_(target.problem), tiles_(tiles), group_(group) {
     std::vector<Element> copy;
     for (int64_t g = 0; g < group; ++g) {
-      panels_.emplace_back(s_.channels);
-      lists_.emplace_back(s_.k, s_.softmax_scale, s_.softmax_over_all, s_.keep_ties);
+      panels_.emplace_back(p_.channels);
+      lists_.emplace_back(p_);
       for (int64_t q = 0; q < tiles[g].count(); ++q)
-        panels_[g].set(q, prepare(t_.query + tiles[g].positions[q] * s_.channels, s_.channels, copy));
+        panels_[g].set(q, as_elements(t_.query + tiles[g].positions[q] * p_.channels, p_.channels, copy));
     }
   }
 
   void pass(int64_t slot) {
     const int64_t* multiplicity = t_.multiplicity + slot * 2;
-    const Element* ready = nullptr;
-    int64_t ready_first = 0;
-    walk(
-        s_, tiles_, group_, multiplicity,
+    const Element* loaded = nullptr;
+    int64_t loaded_first = 0;
+    walk_keys(
+        p_, tiles_, group_, multiplicity,
         [&](int64_t first, int64_t count) {
-          ready = prepare(t_.keys(slot) + first * s_.channels, count * s_.channels, ready_);
-          ready_first = first;
+          loaded = as_elements(t_.keys(slot) + first * p_.channels, count * p_.channels, loaded_);
+          loaded_first = first;
         },
         [&](int64_t g, int64_t first, int64_t rows) {
-          panels_[g].multiply(ready + (first - ready_first) * s_.channels, rows, tile_.data());
-          const float* counts = nullptr;
-          if (restricted(s_, multiplicity)) {
-            count_tile(s_, tiles_[g], first, rows, multiplicity, counts_.data());
-            mask_tile(tile_.data(), counts_.data(), rows);
-            counts = counts_.data();
+          panels_[g].multiply(loaded + (first - loaded_first) * p_.channels, rows, tile_.data());
+          const bool restricted = is_restricted(p_, multiplicity);
+          if (restricted) {
+            tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
+            mask_tile(tile_.data(), multiplicity_.data(), rows);
           }
-          lists_[g].take(tile_.data(), counts, multiplicity[0], rows, slot * s_.positions + first, tiles_[g].count(),
-                         hits_.data());
+          lists_[g].take(tile_.data(), {restricted ? multiplicity_.data() : nullptr, multiplicity[0]}, rows,
+                         slot * p_.positions + first, tiles_[g].count(), found_.data());
         });
   }
 
-  // Shows the lists of slots first .. last, emit(g, lists), and begins new ones.
+  // Emits the lists of slots first .. last, emit(g, lists), and begins new ones.
   template <typename Emit>
   void finish(int64_t, int64_t, TopkAffinityReport&, Emit emit) {
     for (int64_t g = 0; g < group_; ++g) {
@@ -99,56 +95,50 @@ class DirectItem {
   using Element = typename Panel::Element;
 
   const Target<Feature>& t_;
-  const TopkAffinity& s_;
+  const Problem& p_;
   const QueryTile* tiles_;
   int64_t group_;
-  std::vector<float> tile_ = std::vector<float>(kRows * kLanes), counts_ = std::vector<float>(kRows * kLanes);
-  std::vector<Hit> hits_ = std::vector<Hit>(kRows * kLanes);
-  std::vector<Element> ready_;
+  std::vector<float> tile_ = std::vector<float>(kRows * kLanes), multiplicity_ = std::vector<float>(kRows * kLanes);
+  std::vector<TileCandidate> found_ = std::vector<TileCandidate>(kRows * kLanes);
+  std::vector<Element> loaded_;
   std::vector<Panel> panels_;
-  std::vector<Neighbours> lists_;
+  std::vector<NeighborLists> lists_;
 };
 
-// The same by products of bytes and a second look. Direct: what serves where the bytes tell too little apart.
+// The same by products of bytes. Direct is the item to use where the bytes tell too little apart.
 template <typename Feature, typename Direct>
 class ByteItem {
  public:
   ByteItem(const Target<Feature>& target, const QueryTile* tiles, int64_t group)
-      : t_(target),
-        s_(target.shape),
-        tiles_(tiles),
-        group_(group),
-        lists_(s_.k, s_.softmax_scale, s_.softmax_over_all, s_.keep_ties) {
+      : t_(target), p_(target.problem), tiles_(tiles), group_(group), lists_(p_) {
     std::vector<float> copy;
     for (int64_t g = 0; g < group; ++g) {
-      panels_.emplace_back(s_.channels);
-      candidates_.emplace_back(s_.k, s_.positions * (s_.joint ? s_.slots : 1));
+      panels_.emplace_back(p_.channels);
+      candidates_.emplace_back(p_.k, p_.positions * (p_.joint ? p_.slots : 1));
       for (int64_t q = 0; q < tiles[g].count(); ++q)
-        panels_[g].set(q, widened(t_.query + tiles[g].positions[q] * s_.channels, s_.channels, copy));
+        panels_[g].set(q, as_floats(t_.query + tiles[g].positions[q] * p_.channels, p_.channels, copy));
     }
   }
 
   void pass(int64_t slot) {
     const int64_t* multiplicity = t_.multiplicity + slot * 2;
-    const int64_t stride = byte_stride(s_.channels);
-    int64_t ready_first = 0;
-    walk(
-        s_, tiles_, group_, multiplicity,
+    const int64_t stride = byte_stride(p_.channels);
+    int64_t loaded_first = 0;
+    walk_keys(
+        p_, tiles_, group_, multiplicity,
         [&](int64_t first, int64_t count) {
-          round_keys(t_.keys(slot) + first * s_.channels, count);
-          ready_first = first;
+          quantize_keys(t_.keys(slot) + first * p_.channels, count);
+          loaded_first = first;
         },
         [&](int64_t g, int64_t first, int64_t rows) {
           if (candidates_[g].overflown()) return;
-          panels_[g].multiply(&bytes_[(first - ready_first) * stride], rows, tile_.data());
-          const float* counts = nullptr;
-          if (restricted(s_, multiplicity)) {
-            count_tile(s_, tiles_[g], first, rows, multiplicity, counts_.data());
-            counts = counts_.data();
-          }
+          panels_[g].multiply(&bytes_[(first - loaded_first) * stride], rows, tile_.data());
+          const bool restricted = is_restricted(p_, multiplicity);
+          if (restricted) tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
           Exact exact{*this, g};
-          candidates_[g].take(tile_.data(), counts, multiplicity[0], &rows_[first - ready_first], rows,
-                              slot * s_.positions + first, tiles_[g].count(), panels_[g].lanes(), hits_.data(), exact);
+          candidates_[g].take(tile_.data(), {restricted ? multiplicity_.data() : nullptr, multiplicity[0]},
+                              &rows_[first - loaded_first], rows, slot * p_.positions + first, tiles_[g].count(),
+                              panels_[g].lanes(), found_.data(), exact);
         });
   }
 
@@ -161,7 +151,7 @@ class ByteItem {
         Direct direct(t_, &tiles_[g], 1);
         for (int64_t slot = first; slot <= last; ++slot)
           if (t_.context[slot] >= 0) direct.pass(slot);
-        direct.finish(first, last, report, [&](int64_t, const Neighbours& lists) { emit(g, lists); });
+        direct.finish(first, last, report, [&](int64_t, const NeighborLists& lists) { emit(g, lists); });
       } else {
         report.bytes += tiles_[g].count(), report.tightened += candidates_[g].tightened();
         Exact exact{*this, g};
@@ -174,63 +164,64 @@ class ByteItem {
   }
 
  private:
-  void round_keys(const Feature* keys, int64_t count) {
-    const int64_t stride = byte_stride(s_.channels);
+  void quantize_keys(const Feature* keys, int64_t count) {
+    const int64_t stride = byte_stride(p_.channels);
     bytes_.resize(count * stride), rows_.resize(count);
     for (int64_t i = 0; i < count; ++i)
-      rows_[i] = round_to_bytes(widened(keys + i * s_.channels, s_.channels, copy_), s_.channels, &bytes_[i * stride]);
+      rows_[i] =
+          loops().quantize(as_floats(keys + i * p_.channels, p_.channels, copy_), p_.channels, &bytes_[i * stride]);
   }
 
-  // What Candidates asks about the keys of one tile of queries.
+  // The float products that Candidates asks for, of one tile of queries.
   struct Exact {
     ByteItem& item;
     int64_t g;
     Candidates::Scratch& scratch = item.scratch_;
-    int64_t at = -1;  // the query whose features are at hand
+    int64_t at = -1;  // the query whose features are in `features`
     const float* features = nullptr;
 
     float product(int64_t q, int64_t index) {
-      const int64_t channels = item.s_.channels;
+      const int64_t channels = item.p_.channels;
       if (q != at)
-        features = widened(item.t_.query + item.tiles_[g].positions[at = q] * channels, channels, item.query_copy_);
-      return dot(features, widened(key(index), channels, item.copy_), channels);
+        features = as_floats(item.t_.query + item.tiles_[g].positions[at = q] * channels, channels, item.query_copy_);
+      return dot(features, as_floats(key(index), channels, item.copy_), channels);
     }
 
     const Feature* key(int64_t index) const {
-      return item.t_.keys(index / item.s_.positions) + index % item.s_.positions * item.s_.channels;
+      return item.t_.keys(index / item.p_.positions) + index % item.p_.positions * item.p_.channels;
     }
 
     void prefetch(int64_t index) const {
 #if defined(__GNUC__)
       const char* bytes = reinterpret_cast<const char*>(key(index));
-      for (size_t i = 0; i < item.s_.channels * sizeof(Feature); i += 64) __builtin_prefetch(bytes + i);
+      for (size_t i = 0; i < item.p_.channels * sizeof(Feature); i += 64) __builtin_prefetch(bytes + i);
 #endif
     }
 
-    int64_t times(int64_t q, int64_t index) const {
-      return times_of(item.s_, item.tiles_[g], q, index % item.s_.positions,
-                      item.t_.multiplicity + index / item.s_.positions * 2);
+    int64_t multiplicity(int64_t q, int64_t index) const {
+      return multiplicity_of(item.p_, item.tiles_[g], q, index % item.p_.positions,
+                             item.t_.multiplicity + index / item.p_.positions * 2);
     }
   };
 
   const Target<Feature>& t_;
-  const TopkAffinity& s_;
+  const Problem& p_;
   const QueryTile* tiles_;
   int64_t group_;
   std::vector<int32_t> tile_ = std::vector<int32_t>(kRows * kLanes);
-  std::vector<float> counts_ = std::vector<float>(kRows * kLanes), copy_, query_copy_;
-  std::vector<Hit> hits_ = std::vector<Hit>(kRows * kLanes);
+  std::vector<float> multiplicity_ = std::vector<float>(kRows * kLanes), copy_, query_copy_;
+  std::vector<TileCandidate> found_ = std::vector<TileCandidate>(kRows * kLanes);
   std::vector<uint8_t> bytes_;
   std::vector<ByteRow> rows_;
   std::vector<BytePanel> panels_;
-  Neighbours lists_;
+  NeighborLists lists_;
   std::vector<Candidates> candidates_;
   Candidates::Scratch scratch_;
 };
 
-// Divides `count` tiles of each target into items: as few rounds of all threads as the group size allows, then as even
-// as possible.
-int64_t items_of(int64_t targets, int64_t count, int64_t most) {
+// Items into which the `count` tiles of each target are divided: as few rounds of all threads as the group size `most`
+// allows, then as even as possible.
+int64_t item_count(int64_t targets, int64_t count, int64_t most) {
   const int64_t threads = at::get_num_threads(), a_round = threads * most;
   const int64_t rounds = std::max<int64_t>(1, (targets * count + a_round - 1) / a_round);
   return std::min(count, std::max<int64_t>(1, (rounds * threads + targets - 1) / std::max<int64_t>(1, targets)));
@@ -239,39 +230,39 @@ int64_t items_of(int64_t targets, int64_t count, int64_t most) {
 template <typename Item, typename Feature>
 void run_item(const Target<Feature>& target, const QueryTile* tiles, int64_t group, int64_t b, RowSink& sink,
               TopkAffinityReport& report) {
-  const TopkAffinity& s = target.shape;
-  const int64_t filled = std::count_if(target.context, target.context + s.slots, [](int64_t f) { return f >= 0; });
-  const float share = s.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
+  const Problem& p = target.problem;
+  const int64_t filled = std::count_if(target.context, target.context + p.slots, [](int64_t f) { return f >= 0; });
+  const float share = p.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
   Item item(target, tiles, group);
-  std::vector<Neighbour> list;
+  std::vector<Neighbor> list;
   std::vector<float> weights;
-  for (int64_t slot = 0; slot < s.slots; ++slot) {
+  for (int64_t slot = 0; slot < p.slots; ++slot) {
     if (target.context[slot] >= 0) item.pass(slot);
-    if (s.joint && slot + 1 < s.slots) continue;
-    item.finish(s.joint ? 0 : slot, slot, report, [&](int64_t g, const Neighbours& lists) {
+    if (p.joint && slot + 1 < p.slots) continue;
+    item.finish(p.joint ? 0 : slot, slot, report, [&](int64_t g, const NeighborLists& lists) {
       for (int64_t q = 0; q < tiles[g].count(); ++q) {
         lists.list(q, list);
         weights.resize(list.size());
         lists.weigh(q, list, weights.data());
         for (float& weight : weights) weight *= share;
-        sink.take(b, tiles[g].positions[q], s.joint ? 0 : slot, list, weights, lists.log_denominator(q));
+        sink.take(b, tiles[g].positions[q], p.joint ? 0 : slot, list, weights, lists.log_denominator(q));
       }
     });
   }
 }
 
 template <typename Item, typename Feature>
-TopkAffinityReport run(const TopkAffinity& s, int64_t most, RowSink& sink) {
-  const std::vector<QueryTile> tiles = make_tiles(s);
-  const int64_t count = static_cast<int64_t>(tiles.size()), items = items_of(s.targets, count, most);
+TopkAffinityReport run(const Problem& p, int64_t most, RowSink& sink) {
+  const std::vector<QueryTile> tiles = query_tiles(p);
+  const int64_t count = static_cast<int64_t>(tiles.size()), items = item_count(p.targets, count, most);
   std::atomic<int64_t> bytes{0}, tightened{0}, overflown{0};
-  at::parallel_for(0, s.targets * items, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, p.targets * items, 1, [&](int64_t begin, int64_t end) {
     TopkAffinityReport report;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / items, first = i % items * count / items, last = (i % items + 1) * count / items;
-      const Target<Feature> target{s, static_cast<const Feature*>(s.query) + b * s.queries * s.channels,
-                                   static_cast<const Feature*>(s.bank), s.frames + b * s.slots,
-                                   s.multiplicity + b * s.slots * 2};
+      const Target<Feature> target{p, static_cast<const Feature*>(p.query) + b * p.queries * p.channels,
+                                   static_cast<const Feature*>(p.bank), p.frames + b * p.slots,
+                                   p.multiplicity + b * p.slots * 2};
       run_item<Item>(target, &tiles[first], last - first, b, sink, report);
     }
     bytes += report.bytes, tightened += report.tightened, overflown += report.overflown;
@@ -283,20 +274,20 @@ TopkAffinityReport run(const TopkAffinity& s, int64_t most, RowSink& sink) {
 }  // namespace
 
 template <typename Feature>
-TopkAffinityReport topk_affinity_cpu(const TopkAffinity& s, Products products, RowSink& sink) {
-  const int64_t keys = s.slots * s.positions;
+TopkAffinityReport topk_affinity_cpu(const Problem& p, Products products, RowSink& sink) {
+  const int64_t keys = p.slots * p.positions;
   const auto run_with = [&]<typename Panel>() {
     using Direct = DirectItem<Feature, Panel>;
-    const bool can = !s.softmax_over_all && BytePanel::can_run(s.channels) && keys < kCandidateIndices;
+    const bool can = !p.softmax_over_all && BytePanel::can_run(p.channels) && keys < kCandidateIndices;
     const bool pays =
-        s.channels >= kByteChannels && keys_in_neighborhood(s) * (s.joint ? s.slots : 1) >= kKeysOfKept * s.k;
-    if (can && (products == Products::kBytes ||
-                (products == Products::kFastest && pays && bytes_win(s.channels, std::is_same_v<Panel, PairPanel>))))
-      return run<ByteItem<Feature, Direct>, Feature>(s, byte_group(s), sink);
-    return run<Direct, Feature>(s, kGroup, sink);
+        p.channels >= kByteChannels && keys_in_neighborhood(p) * (p.joint ? p.slots : 1) >= kKeysOfKept * p.k;
+    if (can && (products == Products::kBytes || (products == Products::kFastest && pays &&
+                                                 bytes_are_fastest(p.channels, std::is_same_v<Panel, Bf16VnniPanel>))))
+      return run<ByteItem<Feature, Direct>, Feature>(p, byte_group(p), sink);
+    return run<Direct, Feature>(p, kGroup, sink);
   };
   if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (pairs_win(s.channels)) return run_with.template operator()<PairPanel>();
+    if (bfloat16_is_fastest(p.channels)) return run_with.template operator()<Bf16VnniPanel>();
   return run_with.template operator()<FloatPanel>();
 }
 
@@ -304,7 +295,7 @@ template <typename Feature>
 void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys) {
   const auto run_with = [&]<typename Panel>() {
     using Element = typename Panel::Element;
-    const int64_t tiles = (queries + kLanes - 1) / kLanes, items = items_of(1, tiles, kGroup);
+    const int64_t tiles = (queries + kLanes - 1) / kLanes, items = item_count(1, tiles, kGroup);
     at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> tile(kRows * kLanes);
       std::vector<Element> copy;
@@ -312,26 +303,26 @@ void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, cons
         const int64_t first = i * tiles / items, last = (i + 1) * tiles / items;
         std::vector<Panel> panels(last - first, Panel(channels));
         for (int64_t q = first * kLanes; q < std::min(queries, last * kLanes); ++q)
-          panels[q / kLanes - first].set(q % kLanes, prepare(query + q * channels, channels, copy));
+          panels[q / kLanes - first].set(q % kLanes, as_elements(query + q * channels, channels, copy));
         for (int64_t m = 0; m < positions; m += kRows) {
           const int64_t rows = std::min(kRows, positions - m);
-          const Element* ready = prepare(keys + m * channels, rows * channels, copy);
-          for (Panel& panel : panels) panel.multiply(ready, rows, tile.data());
+          const Element* loaded = as_elements(keys + m * channels, rows * channels, copy);
+          for (Panel& panel : panels) panel.multiply(loaded, rows, tile.data());
         }
       }
       at::native::cpublas::brgemm_release(true);
     });
   };
   if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (pairs_win(channels)) return run_with.template operator()<PairPanel>();
+    if (bfloat16_is_fastest(channels)) return run_with.template operator()<Bf16VnniPanel>();
   run_with.template operator()<FloatPanel>();
 }
 
 template void tile_product_cpu(int64_t, int64_t, int64_t, const float*, const float*);
 template void tile_product_cpu(int64_t, int64_t, int64_t, const c10::BFloat16*, const c10::BFloat16*);
 
-template TopkAffinityReport topk_affinity_cpu<float>(const TopkAffinity&, Products, RowSink&);
-template TopkAffinityReport topk_affinity_cpu<c10::BFloat16>(const TopkAffinity&, Products, RowSink&);
-template TopkAffinityReport topk_affinity_cpu<c10::Half>(const TopkAffinity&, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<float>(const Problem&, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<c10::BFloat16>(const Problem&, Products, RowSink&);
+template TopkAffinityReport topk_affinity_cpu<c10::Half>(const Problem&, Products, RowSink&);
 
 }  // namespace timecycle

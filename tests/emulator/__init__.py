@@ -20,7 +20,7 @@ import pybind11
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
-SOURCES = [HERE / "emulator.cpp", HERE / "shares.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
+SOURCES = [HERE / "emulator.cpp", HERE / "block_work.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # The coroutines jump between stacks, which a fortified longjmp takes for an attack.

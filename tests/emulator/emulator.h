@@ -127,8 +127,8 @@ struct Boxes {
   int64_t size[4], stride[3];  // bytes
   int wide, tall;
 };
-cudaError_t make_boxes(Boxes& boxes, const void* base, bool brain, const int64_t (&size)[4], const int64_t (&stride)[3],
-                       int wide, int tall);
+cudaError_t make_boxes(Boxes& boxes, const void* base, bool is_bfloat16, const int64_t (&size)[4],
+                       const int64_t (&stride)[3], int wide, int tall);
 void copy_box(void* to, const Boxes& from, int channel, int column, int row, int frame, Barrier& barrier);
 
 template <int REGISTERS>

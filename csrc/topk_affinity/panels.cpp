@@ -1,21 +1,19 @@
-#include "topk_affinity/product_rates.h"
+#include "topk_affinity/panels.h"
 
 #include <algorithm>
 #include <chrono>
 #include <limits>
 #include <vector>
 
-#include "topk_affinity/byte_panel.h"
-#include "topk_affinity/tile_product.h"
-
 namespace timecycle {
 namespace {
 
 constexpr int64_t kChannels = 256;  // of the product that is timed
-constexpr int kRounds = 15;         // of which the fastest counts: whatever else the machine does only slows
-constexpr int kTiles = 4;           // a round
-// What a product of bytes may at most take of the direct one's time. The rest goes to rounding, scanning and deciding,
-// which take about as long as the product itself at four times the rate of floats (benchmarks/bench_topk_affinity.py).
+constexpr int kRounds = 15;         // of which the fastest counts
+constexpr int kTiles = 4;           // of a round
+// The largest share of the direct product's time at which a product of bytes pays. The rest goes to quantizing,
+// scanning and deciding, which take about as long as the product itself at four times the rate of floats
+// (benchmarks/bench_topk_affinity.py).
 constexpr double kWorthIt = 0.6;
 
 template <typename Panel, typename Key, typename Value>
@@ -33,12 +31,12 @@ double rate(const Panel& panel, const std::vector<Key>& keys, std::vector<Value>
 ProductRates measure() {
   ProductRates rates{};
   std::vector<float> tile(kRows * kLanes);
-  rates.floats = rate(FloatPanel(kChannels), std::vector<float>(kRows * kChannels, 1.0f), tile);
-  if (PairPanel::can_run(kChannels))
-    rates.pairs = rate(PairPanel(kChannels), std::vector<c10::BFloat16>(kRows * kChannels, 1.0f), tile);
+  rates.float32 = rate(FloatPanel(kChannels), std::vector<float>(kRows * kChannels, 1.0f), tile);
+  if (Bf16VnniPanel::can_run(kChannels))
+    rates.bfloat16 = rate(Bf16VnniPanel(kChannels), std::vector<c10::BFloat16>(kRows * kChannels, 1.0f), tile);
   if (BytePanel::can_run(kChannels)) {
     std::vector<int32_t> integers(kRows * kLanes);
-    rates.bytes = rate(BytePanel(kChannels), std::vector<uint8_t>(kRows * kChannels, 1), integers);
+    rates.int8 = rate(BytePanel(kChannels), std::vector<uint8_t>(kRows * kChannels, 1), integers);
   }
   at::native::cpublas::brgemm_release(true);
   return rates;
@@ -51,14 +49,14 @@ const ProductRates& product_rates() {
   return rates;
 }
 
-bool pairs_win(int64_t channels) {
-  return PairPanel::can_run(channels) && product_rates().pairs > product_rates().floats;
+bool bfloat16_is_fastest(int64_t channels) {
+  return Bf16VnniPanel::can_run(channels) && product_rates().bfloat16 > product_rates().float32;
 }
 
-bool bytes_win(int64_t channels, bool pairs) {
+bool bytes_are_fastest(int64_t channels, bool bfloat16) {
   if (!BytePanel::can_run(channels)) return false;
   const ProductRates& rates = product_rates();
-  return (pairs ? rates.pairs : rates.floats) < kWorthIt * rates.bytes;
+  return (bfloat16 ? rates.bfloat16 : rates.float32) < kWorthIt * rates.int8;
 }
 
 }  // namespace timecycle
