@@ -28,7 +28,7 @@ class Backend:
     missing: str | None
     """Why it cannot run anything here; None if it is there."""
     why_not: Callable[..., str | None]
-    """Called with an operator's arguments: None if it can run them, else the reason in a few words."""
+    """Called with what `run` takes: None if it can run that, else the reason in a few words."""
     run: Callable[..., Any]
     device: str | None = "cpu"
     """The type of device it is there for: whoever has tensors on one is told if it is missing; None: nobody is."""
@@ -92,6 +92,13 @@ def why_not_triton(features: Any) -> str | None:
     return None if INTERPRETED or torch.version.hip else why_not_cuda(features)
 
 
+def why_not_cpu(features: Any) -> str | None:
+    """Why the compiled kernels cannot take these features; None if they can."""
+    if features.device.type != "cpu":
+        return f"the features are on {features.device}"
+    return None if features.dtype != torch.float64 else "it has no float64 kernel"
+
+
 def why_not_cuda(tensor: Any) -> str | None:
     """Why a CUDA kernel cannot run where this tensor is; None if it can."""
     if tensor.device.type != "cuda":
@@ -114,10 +121,34 @@ def run_kernels(module: str, function: str) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         # Kernels are launched on the current device, which need not be the tensors'.
-        with torch.cuda.device_of(arguments[0]):
+        device = arguments[0].device
+        with torch.cuda.device(device.index if device.type == "cuda" else -1):
             return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
 
     return run
+
+
+def triton(module: str, function: str, why_not: Callable[..., str | None]) -> Backend:
+    """The backend that is a function of timecycle.kernels."""
+    return Backend("triton", TRITON_MISSING, why_not, run_kernels(module, function), "cuda")
+
+
+def native(function: str, why_not: Callable[..., str | None]) -> Backend:
+    """The backend that is a function of the compiled module."""
+    return Backend("cpu", NATIVE_MISSING, why_not, lambda *arguments: getattr(NATIVE, function)(*arguments))
+
+
+def reference(run: Callable[..., Any]) -> Backend:
+    """The backend that is the definition in PyTorch, which runs everything."""
+    return Backend("reference", None, lambda *_: None, run)
+
+
+def wanted_backward(backend: str) -> str | None:
+    """The backend to ask for in a backward pass whose forward was asked of `backend`, "" if of none.
+
+    The reference if that was named; any other that lacks the gradient leaves it to the next.
+    """
+    return "reference" if backend == "reference" else None
 
 
 _REGISTERED: dict[str, tuple[Backend, ...]] = {}

@@ -107,9 +107,9 @@ def _half_widths(neighborhood: Neighborhood) -> tuple[int, ...]:
 
 def inside(width: int, half_widths: list[int], queries: int, device: torch.device) -> Tensor:
     """The neighborhood as a mask, bool [M queries, M keys], M = queries positions in rows of `width`."""
-    place = torch.arange(queries, device=device)
-    dy = (place[:, None] // width - place // width).abs()
-    dx = (place[:, None] % width - place % width).abs()
+    position = torch.arange(queries, device=device)
+    dy = (position[:, None] // width - position // width).abs()
+    dx = (position[:, None] % width - position % width).abs()
     # Rows outside allow nothing: every |dx| exceeds -1.
     allowed = torch.full((queries // width,), -1, dtype=torch.int64, device=device)
     allowed[: len(half_widths)] = torch.tensor(half_widths, device=device)

@@ -15,40 +15,23 @@ Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame"
 temperature=512 ** -0.5; its successors' protocols are scope="joint", softmax_over="topk", with a neighborhood.
 """
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from timecycle.kernels.tiles import LARGEST_K
-from timecycle.ops import deprecated, speeds
-from timecycle.ops.backends import (
-    CUDA,
-    CUDA_MISSING,
-    NATIVE,
-    NATIVE_MISSING,
-    TRITON_MISSING,
-    Backend,
-    choose,
-    launch,
-    register,
-    run_kernels,
-    why_not_cuda,
-    why_not_triton,
-)
-from timecycle.ops.checks import (
-    check_shapes,
-    check_values,
-    expand_multiplicity,
-    filled,
-    list_length,
-    refuse_beyond_memory,
-)
-from timecycle.ops.selection import Neighborhood, Select, exact_topk, inside
-from timecycle.ops.topk_affinity_backward import topk_affinity_backward
+from timecycle.ops import backends, deprecated, speeds
+from timecycle.ops.backends import CUDA, CUDA_MISSING, TRITON_MISSING, Backend
+from timecycle.ops.checks import filled, refuse, wide_dtype
+from timecycle.ops.problem import Problem, list_length, refuse_beyond_memory, value_doubts
+from timecycle.ops.selection import Neighborhood, Select, exact_topk
+from timecycle.ops.topk_affinity_backward import backward, save_for_backward
+
+if TRITON_MISSING is None:  # it imports Triton, which takes a while
+    from timecycle.ops import topk_affinity_traced as traced
 
 
 @deprecated.keywords(region="neighborhood", copies="multiplicity")
@@ -92,68 +75,56 @@ def topk_affinity(
             negative or more than 2^24, a feature is not finite, the K neighbors of all queries do not fit the memory,
             or the backend that was asked for cannot run the call.
     """
-    check_shapes(query, bank, frames, neighborhood, multiplicity)
-    joint, softmax_over_all, ties = select.scope == "joint", select.softmax_over == "all", select.ties == "all"
-    width, reach = (neighborhood.width, neighborhood.half_widths()) if neighborhood is not None else (0, [])
-    multiplicity = expand_multiplicity(multiplicity, neighborhood, frames)
-    options = (select.k, select.temperature, joint, softmax_over_all)
-    if (
-        traced is not None
-        and backend == "triton"
-        and torch.compiler.is_compiling()
-        and traced.is_traceable(query, ties)
-        and why_not_triton_here(query, bank, frames, multiplicity, select.k) is None
-    ):
-        frames = checked(query, bank, frames, multiplicity, check)
-        weights, indices, _ = traced.operator(query, bank, frames, multiplicity, *options, width, reach)
-        return weights, indices
-    weights, indices, _ = operator(
-        query, bank, frames, multiplicity, *options, ties, width, reach, backend or "", check
-    )
+    problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
+    if backend == "triton" and torch.compiler.is_compiling() and _is_traceable(problem):
+        problem = replace(problem, frames=checked(*problem.pack(), check))
+        weights, indices, _ = traced.operator(*problem.pack())
+    else:
+        weights, indices, _ = operator(*problem.pack(), backend or "", check)
     return weights, indices
 
 
-@torch.library.custom_op("timecycle::topk_affinity_checked", mutates_args=())
-def checked(query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, check: bool) -> Tensor:
+def _is_traceable(problem: Problem) -> bool:
+    return TRITON_MISSING is None and traced.is_traceable(problem) and why_not_triton(problem) is None
+
+
+@torch.library.custom_op(
+    "timecycle::topk_affinity_checked", mutates_args=(), schema=f"({Problem.SCHEMA}, bool check) -> Tensor"
+)
+def checked(*arguments: Any) -> Tensor:
     """A copy of frames, once the values are checked: whoever uses it in a graph comes after the check."""
-    check_values(query, bank, frames, multiplicity, check)
-    return frames.clone()
+    problem, check = Problem.unpack(arguments)
+    refuse(value_doubts(problem, check))
+    copy: Tensor = problem.frames.clone()
+    return copy
 
 
 @checked.register_fake
-def _(query, bank, frames, multiplicity, check):  # type: ignore[no-untyped-def]
-    return torch.empty_like(frames)
+def _(*arguments):  # type: ignore[no-untyped-def]
+    problem, _ = Problem.unpack(arguments)
+    return torch.empty_like(problem.frames)
 
 
-@torch.library.custom_op("timecycle::topk_affinity", mutates_args=())
-def operator(
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    k: int,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    ties: bool,
-    width: int,
-    reach: list[int],
-    backend: str,
-    check: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "timecycle::topk_affinity",
+    mutates_args=(),
+    schema=f"({Problem.SCHEMA}, str backend, bool check) -> (Tensor, Tensor, Tensor)",
+)
+def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator as PyTorch sees it: weights, indices, and the logarithm of the softmax denominator.
 
     The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of softmax_over="all" needs; for
     softmax_over="topk" it is empty.
     """
-    check_values(query, bank, frames, multiplicity, check)
-    length, groups = list_length(k, bank, frames, multiplicity, joint, ties), 1 if joint else frames.shape[1]
-    if k > LARGEST_K and not ties:
-        places = query.shape[0] * query.shape[1] * groups * k
-        refuse_beyond_memory(places * 12, query.device, f"weights and indices of {groups * k} neighbors a query")
-    arguments = (query, bank, frames, multiplicity, length, temperature, joint, softmax_over_all, ties, width, reach)
-    weights, indices, denominators = choose("topk_affinity", backend or None, *arguments).run(*arguments)
-    if length < k and not ties:
+    problem, backend, check = Problem.unpack(arguments)
+    refuse(value_doubts(problem, check))
+    length, k, groups = list_length(problem), problem.k, problem.groups
+    if k > LARGEST_K and not problem.keep_ties:
+        entries = problem.query.shape[0] * problem.query.shape[1] * groups * k
+        refuse_beyond_memory(entries * 12, problem.device, f"weights and indices of {groups * k} neighbors a query")
+    problem = replace(problem, k=length)
+    weights, indices, denominators = backends.choose("topk_affinity", backend or None, problem).run(problem)
+    if length < k and not problem.keep_ties:
         weights, indices = _lengthened(weights, groups, k, 0.0), _lengthened(indices, groups, k, -1)
     return weights, indices, denominators
 
@@ -165,89 +136,43 @@ def _lengthened(kept: Tensor, groups: int, k: int, fill: float) -> Tensor:
 
 
 @operator.register_fake
-def _(query, bank, frames, multiplicity, k, temperature, joint, softmax_over_all, ties, width, reach, backend, check):  # type: ignore[no-untyped-def]
-    kept = torch.library.get_ctx().new_dynamic_size() if ties else k
-    rows = query.shape[:2]
-    wide = query.new_empty((*rows, kept if joint else kept * frames.shape[1]), dtype=wide_dtype(query))
-    denominators = (1 if joint else frames.shape[1]) if softmax_over_all else 0
-    return wide, torch.empty_like(wide, dtype=torch.int64), wide.new_empty((*rows, denominators))
+def _(*arguments):  # type: ignore[no-untyped-def]
+    problem, *_ = Problem.unpack(arguments)
+    kept = torch.library.get_ctx().new_dynamic_size() if problem.keep_ties else problem.k
+    rows = problem.query.shape[:2]
+    weights = problem.query.new_empty((*rows, kept * problem.groups), dtype=problem.wide_dtype)
+    denominators = weights.new_empty((*rows, problem.groups if problem.softmax_over_all else 0))
+    return weights, torch.empty_like(weights, dtype=torch.int64), denominators
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    (
-        query,
-        bank,
-        frames,
-        multiplicity,
-        _,
-        ctx.temperature,
-        ctx.joint,
-        ctx.softmax_over_all,
-        _,
-        ctx.width,
-        ctx.reach,
-        ctx.backend,
-        _,
-    ) = inputs
-    save_for_backward(ctx, query, bank, frames, multiplicity, output)
-
-
-def save_for_backward(ctx, query, bank, frames, multiplicity, output):  # type: ignore[no-untyped-def]
-    """Keep what `backward` needs, beside the numbers that the caller notes in ctx."""
-    ctx.save_for_backward(*output, query, bank, frames, multiplicity)
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
-
-
-def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-    """Gradients of query and bank from that of the weights."""
-    if gradient is None:
-        return (None,) * len(ctx.needs_input_grad)
-    rest = (ctx.temperature, ctx.joint, ctx.softmax_over_all, ctx.width, ctx.reach, ctx.backend)
-    d_query, d_bank = topk_affinity_backward(gradient, *ctx.saved_tensors, *rest)
-    return d_query, d_bank, *(None,) * (len(ctx.needs_input_grad) - 2)
+    problem, backend, _ = Problem.unpack(inputs)
+    save_for_backward(ctx, problem, output, backend)
 
 
 operator.register_autograd(backward, setup_context=_setup_context)
 
 
-def wide_dtype(features: Tensor) -> torch.dtype:
-    """What is accumulated and returned: float32, and float64 for float64."""
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
-def reference(
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    k: int,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    ties: bool,
-    width: int,
-    reach: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in plain PyTorch: "frame" works on one slot's products at a time, "joint" on all."""
-    near = inside(width, reach, query.shape[1], query.device) if width else None
-    slots, positions = frames.shape[1], bank.shape[1]
+    query, bank, frames, temperature = problem.query, problem.bank, problem.frames, problem.temperature
+    near, slots, positions = problem.inside(), problem.slots, problem.positions
     contexts = frames.where(filled(frames, len(bank)), -1).tolist()
-    groups = [range(slots)] if joint else [range(t, t + 1) for t in range(slots)]
+    groups = [range(slots)] if problem.joint else [range(t, t + 1) for t in range(slots)]
     rows = []
     for b, context in enumerate(contexts):
-        number = 1 if joint else max(1, sum(frame >= 0 for frame in context))
+        number = 1 if problem.joint else max(1, sum(frame >= 0 for frame in context))
         parts = []
         for group in groups:
             products = torch.cat([_products(query[b], bank, context[t]) for t in group], dim=1)
-            counts = torch.cat([_counts(near, multiplicity[b, t], products, positions) for t in group], dim=1)
-            values, indices = _keep(products, counts, k, ties)
+            counts = torch.cat([_counts(near, problem.multiplicity[b, t], products, positions) for t in group], dim=1)
+            values, indices = _keep(products, counts, problem.k, problem.keep_ties)
             exists = indices >= 0
             # What counts nowhere has no largest; it is -inf throughout, and its powers are 0 whatever the shift.
             largest = values[:, :1].clamp(min=torch.finfo(values.dtype).min)
             powers = ((values - largest) / temperature).exp()
             total = powers.sum(dim=1, keepdim=True)
-            if softmax_over_all:
+            if problem.softmax_over_all:
                 masses = torch.where(counts > 0, counts * ((products - largest) / temperature).exp(), 0.0)
                 total = masses.sum(dim=1, keepdim=True)
             weights = torch.where(exists, powers / total / number, 0.0)
@@ -255,10 +180,11 @@ def reference(
             parts.append((weights, indices, largest / temperature + total.log()))
         rows.append(parts)
     if not rows:
-        empty = query.new_empty((0, query.shape[1], (1 if ties else k) * len(groups)), dtype=wide_dtype(query))
-        denominators = empty.new_empty((*empty.shape[:2], len(groups) if softmax_over_all else 0))
+        kept = (1 if problem.keep_ties else problem.k) * len(groups)
+        empty = query.new_empty((0, query.shape[1], kept), dtype=problem.wide_dtype)
+        denominators = empty.new_empty((*empty.shape[:2], len(groups) if problem.softmax_over_all else 0))
         return empty, torch.empty_like(empty, dtype=torch.int64), denominators
-    return _pad(rows, softmax_over_all)
+    return _pad(rows, problem.softmax_over_all)
 
 
 def _pad(rows: list, softmax_over_all: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,92 +244,62 @@ def _keep(products: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor,
     return values, torch.where(exists, indices.gather(1, key), -1)
 
 
-def why_not_cpu(query: Tensor, bank: Tensor, frames: Tensor, *_: object) -> str | None:
-    """Why the compiled kernels cannot run a call; None if they can."""
-    if query.device.type != "cpu":
-        return f"the features are on {query.device}"
-    if query.dtype == torch.float64:
-        return "it has no float64 kernel"
-    if frames.shape[1] * bank.shape[1] >= 2**31:
-        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than 32 bits number"
-    return None
+def why_not_cpu(problem: Problem, *_: Tensor) -> str | None:
+    """Why the compiled kernels cannot run a problem; None if they can."""
+    numbers = f"{problem.slots} slots of {problem.positions} positions are more than 32 bits number"
+    too_many = problem.slots * problem.positions >= 2**31
+    return backends.why_not_cpu(problem.query) or (numbers if too_many else None)
 
 
-def _run_cpu(*arguments: object) -> tuple[Tensor, ...]:
-    assert NATIVE is not None
-    return NATIVE.topk_affinity(*(x.contiguous() if isinstance(x, Tensor) else x for x in arguments))
+def why_not_triton(problem: Problem, *_: Tensor) -> str | None:
+    """Why the Triton kernels cannot run a problem; None if they can."""
+    if problem.k > LARGEST_K:
+        return f"it keeps at most {LARGEST_K} neighbors, not {problem.k}"
+    if problem.slots * problem.positions >= 2**31 - 256:
+        return f"{problem.slots} slots of {problem.positions} positions are more than its 32-bit indices count"
+    if problem.slots >= 1 << 16:
+        return f"{problem.slots} slots are more than the 65,535 that a launch counts"
+    return backends.why_not_triton(problem.query)
 
 
-def why_not_triton_here(
-    query: Tensor, bank: Tensor, frames: Tensor, multiplicity: Tensor, k: int, *_: object
-) -> str | None:
-    """Why the Triton kernels cannot run a call; None if they can."""
-    if k > LARGEST_K:
-        return f"it keeps at most {LARGEST_K} neighbors, not {k}"
-    if frames.shape[1] * bank.shape[1] >= 2**31 - 256:
-        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than its 32-bit indices count"
-    if frames.shape[1] >= 1 << 16:
-        return f"{frames.shape[1]} slots are more than the 65,535 that a launch counts"
-    return why_not_triton(query)
-
-
-def why_not_cuda_here(
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    k: int,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    ties: bool,
-    *_: object,
-) -> str | None:
-    """Why the CUDA kernels cannot run a call; None if they can."""
-    reason = why_not_cuda(query)
+def why_not_cuda(problem: Problem, *_: Tensor) -> str | None:
+    """Why the CUDA kernels cannot run a problem; None if they can."""
+    reason = backends.why_not_cuda(problem.query)
     if reason is not None:
         return reason
     assert CUDA is not None
-    if query.dtype not in (torch.bfloat16, torch.float16):
-        return f"it multiplies bfloat16 and float16, not {str(query.dtype).removeprefix('torch.')}"
-    if ties:
+    if problem.query.dtype not in (torch.bfloat16, torch.float16):
+        return f"it multiplies bfloat16 and float16, not {str(problem.query.dtype).removeprefix('torch.')}"
+    if problem.keep_ties:
         return 'its lists are of one length, and ties="all" keeps as many as there are'
-    if k > CUDA.LARGEST_K:
-        return f"it keeps at most {CUDA.LARGEST_K} neighbors, not {k}"
-    if not bank.numel():
+    if problem.k > CUDA.LARGEST_K:
+        return f"it keeps at most {CUDA.LARGEST_K} neighbors, not {problem.k}"
+    if not problem.bank.numel():
         return "the bank is empty"
     # It shares the limits of those who finish its candidates.
-    return TRITON_MISSING or why_not_triton_here(query, bank, frames, multiplicity, k)
+    return TRITON_MISSING or why_not_triton(problem)
+
+
+def slower_than_triton(problem: Problem, *_: Tensor) -> str | None:
+    """Why Triton should run what CUDA can run too: it is faster there, or nobody measured which is."""
+    return speeds.why_not("cuda", "triton", problem.device, problem.joint, problem.grid_width > 0, problem.k)
 
 
 def run_cuda(function: str) -> Callable[..., Any]:
     """A function of kernels/topk_affinity_cuda.py, told where to launch."""
-    kernels = run_kernels("topk_affinity_cuda", function)
-    return lambda *arguments: kernels(*arguments, launch(arguments[0]))
+    kernels = backends.run_kernels("topk_affinity_cuda", function)
+    return lambda problem, *others: kernels(problem, *others, backends.launch(problem.query))
 
 
-def slower_than_triton(query: Tensor, *call: Any) -> str | None:
-    """Why Triton should run what CUDA can run too: it is faster there, or nobody measured which is."""
-    _, _, _, k, _, joint, _, _, width, _ = call
-    return speeds.why_not("cuda", "triton", query.device, joint, width > 0, k)
+def candidates(function: str, reference: Callable[..., Any]) -> tuple[Backend, ...]:
+    """The backends of a function of a Problem and other tensors; each has it under the same name."""
+    return (
+        # Triton serves on the same device, so that nobody is told if CUDA's is missing.
+        Backend("cuda", CUDA_MISSING, why_not_cuda, run_cuda(function), None, unless_asked=slower_than_triton),
+        backends.triton(function, function, why_not_triton),
+        backends.native(function, why_not_cpu),
+        backends.reference(reference),
+    )
 
 
-register(
-    "topk_affinity",
-    Backend(
-        "cuda",
-        CUDA_MISSING,
-        why_not_cuda_here,
-        run_cuda("topk_affinity"),
-        device=None,  # Triton serves as well
-        unless_asked=slower_than_triton,
-    ),
-    Backend("triton", TRITON_MISSING, why_not_triton_here, run_kernels("topk_affinity", "topk_affinity"), "cuda"),
-    Backend("cpu", NATIVE_MISSING, why_not_cpu, _run_cpu),
-    Backend("reference", None, lambda *_: None, reference),
-)
-
-# Last, since it needs what is above; and only where it can serve, since it imports Triton, which takes a while.
-traced: ModuleType | None = None
-if TRITON_MISSING is None:
-    traced = importlib.import_module("timecycle.ops.topk_affinity_traced")
+backends.register("topk_affinity", *candidates("topk_affinity", reference))

@@ -11,101 +11,90 @@ and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / tempera
 scatter of the kept keys alone; "all" is three products of the forward's size (logits again, dq, dk).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from timecycle.ops.backends import (
-    NATIVE,
-    NATIVE_MISSING,
-    TRITON_MISSING,
-    Backend,
-    choose,
-    register,
-    run_kernels,
-    why_not_triton,
-)
+from timecycle.ops import backends
+from timecycle.ops.backends import TRITON_MISSING, Backend
 from timecycle.ops.checks import filled
-from timecycle.ops.selection import inside
+from timecycle.ops.packed import empty_like, input_gradients
+from timecycle.ops.problem import Problem
 
 STRIP = 256  # queries whose logits with one frame the reference holds at once
 
 
-@torch.library.custom_op("timecycle::topk_affinity_backward", mutates_args=())
-def topk_affinity_backward(
-    gradient: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    denominators: Tensor,
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    width: int,
-    reach: list[int],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "timecycle::topk_affinity_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor weights, Tensor indices, Tensor denominators, {Problem.SCHEMA}, str backend) -> "
+    "(Tensor, Tensor)",
+)
+def topk_affinity_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, N, D] and bank [F, M, D] from that of the weights [B, N, K]; dtypes as the features'.
 
+    Takes gradient, weights, indices, denominators, a packed Problem and the backend that the forward was asked of.
     weights, indices [B, N, K] and denominators ([B, N, T] "frame", [B, N, 1] "joint") are what the forward returned.
     Sums are float32 (float64 for float64) whatever the features are. What may see nothing, and what nothing sees, has
     gradient 0.
     """
-    arguments = (gradient, weights, indices, denominators, query, bank, frames, multiplicity)
-    rest = (temperature, joint, softmax_over_all, width, reach)
-    # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-    wanted = "reference" if backend == "reference" else None
-    return choose("topk_affinity_backward", wanted, *arguments, *rest).run(*arguments, *rest)
+    gradient, weights, indices, denominators, problem, backend = Problem.unpack(arguments, before=4)
+    results = (gradient, weights, indices, denominators)
+    chosen = backends.choose("topk_affinity_backward", backends.wanted_backward(backend), problem, *results)
+    return chosen.run(problem, *results)
 
 
 @topk_affinity_backward.register_fake
-def _(gradient, weights, indices, denominators, query, bank, *rest):  # type: ignore[no-untyped-def]
-    # Contiguous, as the backends return them: empty_like alone would keep the strides of an expanded input.
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, bank))
+def _(*arguments):  # type: ignore[no-untyped-def]
+    *_, problem, _ = Problem.unpack(arguments, before=4)
+    return empty_like(problem.query, problem.bank)
+
+
+def save_for_backward(ctx: Any, problem: Problem, output: tuple[Tensor, ...], backend: str) -> None:
+    """Keep what `backward` needs of a forward whose output is weights, indices and denominators."""
+    problem.save(ctx, *output)
+    ctx.backend = backend
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
+
+
+def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+    """Gradients of the inputs, a packed Problem first, from that of the weights."""
+    if gradient is None:
+        return input_gradients(ctx)
+    problem, *results = Problem.saved(ctx)
+    return input_gradients(ctx, *topk_affinity_backward(gradient, *results, *problem.pack(), ctx.backend))
 
 
 def reference(
-    gradient: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    denominators: Tensor,
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    width: int,
-    reach: list[int],
+    problem: Problem, gradient: Tensor, weights: Tensor, indices: Tensor, denominators: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The definition, in plain PyTorch: the gradient of the logits of some queries with one slot at a time."""
-    wide, positions, slots = weights.dtype, max(1, bank.shape[1]), frames.shape[1]
+    query, bank, frames, multiplicity = problem.query, problem.bank, problem.frames, problem.multiplicity
+    wide, positions, temperature = weights.dtype, max(1, problem.positions), problem.temperature
     d_query, d_bank = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, bank))
-    near = inside(width, reach, query.shape[1], query.device) if width else None
-    groups = 1 if joint else slots
-    there = filled(frames, len(bank))
-    shares = weights if joint else weights * there.sum(dim=1)[:, None, None]
+    near = problem.inside()
+    is_filled = filled(frames, len(bank))
+    shares = weights if problem.joint else weights * is_filled.sum(dim=1)[:, None, None]
     own = torch.where(indices >= 0, weights * gradient, 0.0)  # w g, [B, N, K]
-    mean = own.unflatten(2, (groups, -1)).sum(dim=3)  # G, [B, N, groups]
-    if not softmax_over_all:
-        own = own - shares * mean.repeat_interleave(weights.shape[2] // groups, dim=2)
-    for b, context in enumerate(frames.where(there, -1).tolist()):
+    mean = own.unflatten(2, (problem.groups, -1)).sum(dim=3)  # G, [B, N, groups]
+    if not problem.softmax_over_all:
+        own = own - shares * mean.repeat_interleave(weights.shape[2] // problem.groups, dim=2)
+    for b, context in enumerate(frames.where(is_filled, -1).tolist()):
         for t, frame in enumerate(context):
             for start in range(0, query.shape[1] if frame >= 0 else 0, STRIP):
                 strip = slice(start, start + STRIP)
                 queries, keys = query[b, strip].to(wide), bank[frame].to(wide)
                 d_logits = queries.new_zeros(len(queries), len(keys))
-                if softmax_over_all:
-                    group = 0 if joint else t
+                if problem.softmax_over_all:
+                    group = 0 if problem.joint else t
                     p = (queries @ keys.T / temperature - denominators[b, strip, group, None]).exp()
                     inside_count, outside_count = multiplicity[b, t, 0], multiplicity[b, t, 1]
                     counts = inside_count if near is None else torch.where(near[strip], inside_count, outside_count)
                     # A query that may see nothing has no denominator.
                     d_logits -= torch.where(counts > 0, p * counts, 0.0) * mean[b, strip, group, None]
-                # A key that takes several places is there several times.
+                # A key that takes several places of a list is in it several times.
                 row, place = (indices[b, strip] // positions == t).logical_and(indices[b, strip] >= 0).nonzero().T
                 key = indices[b, strip][row, place] % positions
                 d_logits.index_put_((row, key), own[b, strip][row, place], accumulate=True)
@@ -114,40 +103,23 @@ def reference(
     return d_query.to(query.dtype), d_bank.to(bank.dtype)
 
 
-def _why_not_cpu(*arguments: object) -> str | None:
-    query, bank, frames = arguments[4:7]
-    assert isinstance(query, Tensor)
-    assert isinstance(bank, Tensor)
-    assert isinstance(frames, Tensor)
-    if query.device.type != "cpu":
-        return f"the features are on {query.device}"
-    if query.dtype == torch.float64:
-        return "it has no float64 kernel"
+def _why_not_cpu(problem: Problem, *_: Tensor) -> str | None:
     # On a grid of one column the squares of 8 x 8 positions that it works on are filled to an eighth.
-    if frames.shape[1] * bank.shape[1] >= 2**31 or bank.shape[1] >= 2**28:
-        return f"{frames.shape[1]} slots of {bank.shape[1]} positions are more than 32 bits number"
-    return None
+    too_many = problem.slots * problem.positions >= 2**31 or problem.positions >= 2**28
+    numbers = f"{problem.slots} slots of {problem.positions} positions are more than 32 bits number"
+    return backends.why_not_cpu(problem.query) or (numbers if too_many else None)
 
 
-def _run_cpu(*arguments: object) -> tuple[Tensor, Tensor]:
-    assert NATIVE is not None
-    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
-    return NATIVE.topk_affinity_backward(*ready)
+def _why_not_triton(problem: Problem, *_: Tensor) -> str | None:
+    return backends.why_not_triton(problem.query)
 
 
-def _why_not_triton(*arguments: object) -> str | None:
-    query = arguments[4]
-    assert isinstance(query, Tensor)
-    return why_not_triton(query)
-
-
-_run_triton = run_kernels("topk_affinity_backward", "topk_affinity_backward")
-# Which forward ran makes no difference to the gradient: whoever asked for CUDA's gets this one too.
-_TRITON = (TRITON_MISSING, _why_not_triton, _run_triton, "cuda")
-register(
+_TRITON = backends.triton("topk_affinity_backward", "topk_affinity_backward", _why_not_triton)
+backends.register(
     "topk_affinity_backward",
-    Backend("cuda", *_TRITON),
-    Backend("triton", *_TRITON),
-    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
-    Backend("reference", None, lambda *_: None, reference),
+    # Which forward ran makes no difference to the gradient: whoever asked for CUDA's gets Triton's.
+    Backend("cuda", TRITON_MISSING, _why_not_triton, _TRITON.run, "cuda"),
+    _TRITON,
+    backends.native("topk_affinity_backward", _why_not_cpu),
+    backends.reference(reference),
 )
