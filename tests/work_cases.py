@@ -31,7 +31,7 @@ def work_items(library, call: Call, joint: bool, multiprocessors: int, lists: in
     """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
     work = Work.of(call, joint, multiprocessors, lists)
     sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
-    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.half_widths, call.neighborhood, joint, lists)
+    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.reach, call.neighborhood, joint, lists)
     room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
     out = np.zeros((room, 7), np.int64)
     tensors = (call.frames, call.multiplicity, work.before)
