@@ -128,7 +128,7 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
         try:
             with _processes(min(jobs, len(waiting))) as processes:
                 while waiting or running:
-                    # No more than are worked at, so that it is known what a process that died was working at.
+                    # No more than there are processes, so that only these can have killed one that died.
                     while waiting and len(running) < jobs:
                         future = processes.submit(_extract, *waiting[0], rules)
                         running[future] = waiting.popleft()
@@ -152,17 +152,17 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that give up what they are at when the block is left."""
+    """A pool whose processes abandon their videos when the block is left."""
     stop = SPAWN.RawValue("b")  # an Event has a lock, which a process that is killed may hold
     with pool(jobs, _start_worker, stop) as processes:
         try:
-            processes.submit(int).result()  # so that what keeps processes from starting is not laid to a video
+            processes.submit(int).result()  # so that a failure to start is not blamed on a video
             yield processes
         finally:
             stop.value = True
 
 
-_STOP: Any = None  # of a worker: a shared value, true once it is asked to give up
+_STOP: Any = None  # in a worker: a shared value, true once it is asked to stop
 
 
 def _start_worker(stop: Any) -> None:
