@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timecycle.command_line import say_without_effect
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
 from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
@@ -58,8 +59,8 @@ def main() -> None:
         locked_run_folder(given, distributed) as folder,
     ):
         training = find_run(given | {"checkpoint": folder}, lambda run: set_up(given, run, distributed))
-        if unused and distributed.is_rank_zero:
-            print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
+        if distributed.is_rank_zero:
+            say_without_effect(unused)
         train(training)
 
 

@@ -1,27 +1,18 @@
 """What every benchmark stores beside its times: the commit, the chip, the versions."""
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.compare import summary
-from timecycle.evaluation.davis.results import versions
+from timecycle.provenance import commit, versions
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Called by pytest-benchmark before it stores its results."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     machine_info["timecycle"] = {
         **versions(),
-        "commit": commit.stdout.strip() or "not a git checkout",
+        "commit": commit(7) or "not a git checkout",
         "threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

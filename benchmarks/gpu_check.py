@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -84,20 +82,18 @@ def run_part(part: str, steps: Sequence[Step], results: Results, begin: Callable
     return good
 
 
-def about(commit: str | None) -> dict[str, Any]:
-    """What the figures were measured on."""
+def about(name: str | None) -> dict[str, Any]:
+    """What the figures were measured on. name: of the code, if git is not to be asked for its commit."""
     import torch
 
     from benchmarks.gpu_timing import CLOCKS, nvidia_smi
+    from timecycle.provenance import commit
 
-    if not commit and shutil.which("git"):
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H%MZ"),
-        "commit": commit or "unknown",
+        "commit": name or commit(7) or "unknown",
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_mb": round(properties.total_memory / 1e6),

@@ -110,6 +110,12 @@ def results_path(results: dict[str, Any]) -> Path:
     return ROOT / "benchmarks" / "results" / f"cpu-{name}.json"
 
 
+def splice(path: Path, begin: str, text: str, end: str) -> None:
+    """Replace what stands between two markers in a Markdown file."""
+    before, rest = path.read_text().split(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
 def main() -> None:
     """File the results under the machine's name, and rewrite the README's table and the plot beside them."""
     results = json.loads(Path(sys.argv[1]).read_text())
@@ -118,11 +124,9 @@ def main() -> None:
     path = results_path(results)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
     named = path.relative_to(ROOT)
     written = f"{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`."
-    readme.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{rest.split(END)[1]}")
+    splice(ROOT / "README.md", BEGIN, written, END)
     plot(results, path.with_suffix(".svg"))
 
 

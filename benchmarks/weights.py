@@ -9,7 +9,6 @@ timecycle/weights/README.md is written from that file alone.
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.report import ROOT, splice
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
 from timecycle.evaluation.davis.sequences import read_davis
@@ -24,8 +24,8 @@ from timecycle.features.named import SHIPPED, Features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
 from timecycle.propagation.protocols import Protocol, protocol
+from timecycle.provenance import commit
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
 CARD = SHIPPED.parent / "README.md"
 BEGIN, END = "<!-- scores: written by benchmarks/weights.py -->", "<!-- end of scores -->"
@@ -128,7 +128,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="these features alone")
     arguments = parser.parse_args()
     weights = hash_of_weights(SHIPPED)
-    git = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True, check=False)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     # What was measured of other weights says nothing of these.
     results = [r for r in results if "network" not in r["features"] or r["weights"] == weights]
@@ -139,11 +138,10 @@ def main() -> None:
                 found = measured(arguments.davis, features, frames, rules)
                 print(features, name, frames or "all", f"{100 * found['J&F']:.1f}", flush=True)
                 results = [r for r in results if any(r[key] != work[key] for key in work)]
-                about = {"commit": git.stdout.strip(), "sequence_count": len(found["sequences"])}
+                about = {"commit": commit(7) or "unknown", "sequence_count": len(found["sequences"])}
                 results.append(work | about | ({"weights": weights} if "network" in features else {}) | found)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    before, rest = CARD.read_text().split(BEGIN)
-    CARD.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}")
+    splice(CARD, BEGIN, table(results), END)
 
 
 if __name__ == "__main__":

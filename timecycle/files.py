@@ -17,8 +17,7 @@ from typing import Any
 from timecycle.errors import InputError
 
 PREPARED = ".prepared.json"
-"""In a folder of frames that were taken from a video: what they were made with."""
-
+"""In a folder of frames extracted from a video: the settings they were made with."""
 
 _BYTE_ORDER_MARKS = (  # UTF-32's first: that of UTF-16 begins it
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -56,7 +55,7 @@ def read_lines(path: Path, expected: str) -> list[str]:
 
 
 def fields(line: str) -> list[str]:
-    """The fields of a list's line: parted by tabs if there are any, else by blanks outside of quotes, " or '."""
+    """The fields of a list's line, separated by tabs if there are any, else by blanks outside of quotes, " or '."""
     if "\t" in line.strip():
         return [unquoted(field.strip()) for field in line.strip().split("\t") if field.strip()]
     return [unquoted(field) for field in re.findall(r"""\"[^"]*"(?![^ ])|'[^']*'(?![^ ])|[^ ]+""", line.strip())]
@@ -68,7 +67,7 @@ def unquoted(field: str) -> str:
 
 
 def field(text: str) -> str:
-    """A text as a field that `fields` reads back: in quotes if it holds blanks."""
+    """A text as a field that `fields` reads back, quoted if it holds blanks."""
     return f'"{text}"' if " " in text else text
 
 
@@ -79,10 +78,10 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 RESERVED = ("overlays", "results.json")
-"""What this program itself calls files and folders among those named after sequences."""
+"""Names that this program itself uses beside folders named after sequences."""
 
 LONGEST_NAME = 200
-"""Bytes of a name; file systems take 255, and what is written beside it under a longer name needs some of them."""
+"""Bytes of a name; file systems take 255, and temporary names beside it need some of them."""
 
 
 def component(name: str, source: object) -> str:
@@ -108,10 +107,9 @@ def component(name: str, source: object) -> str:
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """A path below a folder, which is to be written.
+    """A path below a folder that is to be written to.
 
-    Raises InputError if a symbolic link on the way leads elsewhere (the folder itself may be one), or if a file is
-    where a folder has to be.
+    Raises InputError if a part of it below the folder is a symbolic link, or a file where a folder has to be.
     """
     path = folder
     for name in names:
@@ -168,16 +166,16 @@ def hash_of(path: Path) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a result grows before it is moved to `path`: beside it, hidden from listings, apart from other runs'."""
+    """The temporary name that `path` is written under: beside it, hidden, with the number of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 @contextmanager
 def growing(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to be at `path`: it gets there, on disk, when the block ends, or not at all.
+    """Write a file atomically: the block writes to the path it is given, which becomes `path` when it ends.
 
-    Also when the program is killed, or the machine loses power. Folders above it are made. Raises InputError if it
-    cannot be written, by the block or here; then nothing stays.
+    `path` is whole or as it was, also when the program is killed or the machine loses power. Folders above it are made.
+    Raises InputError if it cannot be written, by the block or here; then no partial file stays.
     """
     partial = partial_path(path)
     try:
@@ -198,13 +196,13 @@ def growing(path: Path) -> Iterator[Path]:
 
 
 def not_written(path: Path, error: Exception) -> InputError:
-    """The sentence on a file or folder that could not be written, for an OSError or what a library makes of one."""
+    """The InputError for a file or folder that could not be written, from an OSError or a library's own."""
     reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
     return InputError(f"{path} cannot be written ({reason}); expected a place that can, with room")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as `growing` does: completely or not at all. Raises InputError if that fails."""
+    """Write a file atomically, see `growing`. Raises InputError if that fails."""
     with growing(path) as partial:
         partial.write_bytes(data)
 
@@ -220,7 +218,7 @@ def json_bytes(content: Any) -> bytes:
 
 
 def is_plain(value: Any, depth: int) -> bool:
-    """Whether a value of JSON that was read can be written again: so many levels deep, its numbers finite."""
+    """Whether JSON that was read can be written again: at most `depth` levels deep, its numbers finite."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(is_plain(each, depth - 1) for each in inner)
@@ -237,9 +235,9 @@ def synced(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in a folder: every `partial_path` there, or those of one name.
+    """Remove the partial files that killed processes left in a folder, or those of one name: see `partial_path`.
 
-    What a living process of this machine writes stays; no other machine may be writing to the same.
+    Those of living processes of this machine stay; no other machine may be writing to the folder.
     """
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\d{{1,9}})\.partial", re.DOTALL)
     for path in folder.glob(".*") if folder.is_dir() and not folder.is_symlink() else ():
@@ -254,13 +252,13 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """A name beside a file that is in the way, by which it is not lost."""
+    """An unused name beside a file, to which it can be renamed when it is in the way."""
     names = (f"{path.name}.set-aside{f'-{number}' if number > 1 else ''}" for number in count(1))
     return next(found for name in names if not os.path.lexists(found := path.with_name(name)))
 
 
 def set_aside(path: Path) -> Path:
-    """Give a file its `free_name`, which is returned. Raises InputError if that fails."""
+    """Rename a file to its `free_name`, which is returned. Raises InputError if that fails."""
     other = free_name(path)
     try:
         path.rename(other)

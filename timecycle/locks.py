@@ -1,7 +1,7 @@
-"""One process at a time in a folder: runs, results, prepared frames. Knows no torch.
+"""The lock of a folder that one process at a time writes to: runs, results, prepared frames. Knows no torch.
 
 <folder>/.lock     locked by the system as long as its holder lives; stays there
-<folder>/.holder   who that is, JSON; removed when the folder is given back
+<folder>/.holder   JSON that names the holder; removed when the lock is released
 """
 
 import errno
@@ -22,28 +22,27 @@ from timecycle.files import inside, is_alive, not_written, read_json, remove_lef
 
 LOCK = ".lock"
 HOLDER = ".holder"
-PATIENCE = 10.0  # seconds until the processes that a killed one had started let go of its lock
+PATIENCE = 10.0  # seconds until the children of a killed process, which inherited its lock, are gone
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system, such as some NFS
 
 
 class InUse(InputError):
-    """Another process holds a folder."""
+    """Another process holds the lock of a folder."""
 
 
 @contextmanager
 def owned(folder: Path, *below: str) -> Iterator[None]:
-    """Make a folder, and keep other processes that call this out of it until the block ends.
+    """Make a folder and hold its lock until the block ends.
 
-    What killed processes left half-written there, and in the folders `below` it, is removed. The system gives the
-    folder back when its holder ends, however that happens. Where the file system has no locks, the lock is a file,
-    which a killed process leaves behind: one of this machine is known by its number, and of another machine's process
-    the sentence says which file to remove.
+    Partial files that killed processes left there, and in the folders `below` it, are removed. The system releases the
+    lock when its holder ends, however that happens. On file systems without locks a lock file is used, which a killed
+    process leaves behind: it is removed if that process was of this machine, else the error says which file to remove.
 
     Raises InUse naming the holder (host, process, since when), or InputError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(folder)
+        lock = _lock_of(folder)
     except OSError as error:
         raise not_written(folder, error) from None
     try:
@@ -57,21 +56,21 @@ def owned(folder: Path, *below: str) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(folder: Path) -> BaseFileLock:
+def _lock_of(folder: Path) -> BaseFileLock:
     file = inside(folder, LOCK)
     try:
-        return _waited_for(FileLock(file), folder)
+        return _acquire(FileLock(file), folder)
     except NotImplementedError:  # what FileLock makes of ENOSYS, in some versions
         pass
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
     # The file that could not be locked is no sign that the folder is held.
-    return _waited_for(SoftFileLock(file.with_name(f"{LOCK}.file")), folder, file=True)
+    return _acquire(SoftFileLock(file.with_name(f"{LOCK}.file")), folder, file=True)
 
 
-def _waited_for(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFileLock:
-    """The lock, taken. Of a holder that is dead a lock file is removed, and a lock of the system waited for."""
+def _acquire(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFileLock:
+    """Acquire a lock. If its holder is dead, a lock file is removed, and a lock of the system waited for."""
     try:
         lock.acquire(timeout=0)
         return lock
@@ -97,7 +96,7 @@ def _write_holder(folder: Path) -> None:
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """What the holder wrote of itself; empty if it has not yet, or if that cannot be read."""
+    """The content of HOLDER; empty if it is not there yet or cannot be read."""
     for _ in range(5):  # it is written just after the lock was taken
         if (folder / HOLDER).exists():
             return _read_holder(folder / HOLDER)
@@ -106,7 +105,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def _read_holder(file: Path) -> dict[str, Any]:
-    """Its content; empty if it is nothing that a holder wrote."""
+    """The same of a file that is there."""
     with suppress(InputError):
         found = read_json(file, "a lock's holder")
         if isinstance(found, dict) and {"host", "pid", "since"} <= found.keys():

@@ -1,11 +1,11 @@
-"""Which files of a folder this program wrote, so that it never removes or replaces another.
+"""Hashes of the files that this program wrote, so that it never removes or replaces any other.
 
 <folder>/.written/<sequence>.json    {"<sequence>/00000.png": ["<SHA-256>", ...], "overlays/<sequence>.mp4": [...], ...}
 <folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: of the folder itself
 <folder>/.written/.<name>.file.json  {"<name>": ["<SHA-256>"]}: of a file that the user named
 
-A file is this program's if its bytes have one of the hashes noted for its name. What is about to be written is noted
-before it gets there, beside what is still there, so that a killed run's files are known too.
+A file is this program's if it has one of the hashes recorded for its name. The hash of a new file is added before the
+file is written, and that of the old one removed after, so that a killed run's files are known too.
 """
 
 import re
@@ -20,13 +20,13 @@ NOTES = ".written"
 OVERLAYS = "overlays"
 
 Hashes = dict[str, list[str]]
-"""SHA-256 by the path below the results folder, several while files are being replaced."""
+"""SHA-256 by path below the folder; several while a file is being replaced."""
 
 
 class Notes:
-    """What was written of one kind in a folder. Raises InputError if the notes are damaged.
+    """The recorded hashes of one kind of files in a folder. Raises InputError if the record is damaged.
 
-    name: of the notes; allowed: whether a path below the folder is of this kind.
+    name: of the record; allowed: whether a path, in parts, below the folder is of this kind.
     """
 
     def __init__(self, folder: Path, name: str, allowed: Callable[[list[str]], bool]) -> None:
@@ -35,7 +35,7 @@ class Notes:
         self.hashes: Hashes = _read(self._file, allowed) if self._file.is_file() else {}
 
     def check_free(self, paths: Iterable[str]) -> None:
-        """Raise InputError for a path below the folder where something else lies than what was noted."""
+        """Raise InputError for a path below the folder where there is another file than was recorded."""
         for path in paths:
             file = inside(self.folder, *path.split("/"))
             if file.exists() and not _is_ours(file, self.hashes.get(path, [])):
@@ -45,22 +45,22 @@ class Notes:
                 )
 
     def whole(self, paths: Iterable[str]) -> bool:
-        """Whether files that were noted are there, as they were written."""
+        """Whether recorded files are there, unchanged."""
         return all(_is_ours(inside(self.folder, *path.split("/")), self.hashes[path]) for path in paths)
 
     def expect(self, coming: Hashes) -> None:
-        """Note files that are about to be written, beside those that are there."""
+        """Add the hashes of files that are about to be written."""
         self.settle({path: [*self.hashes.get(path, []), *coming.get(path, [])] for path in {**self.hashes, **coming}})
 
     def settle(self, written: Hashes) -> None:
-        """Note that these files, and no others, are there."""
+        """Record that these files, and no others, are there."""
         self.hashes = {path: list(dict.fromkeys(found)) for path, found in written.items()}
         write_json(self._file, self.hashes)
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
         """Write files below the folder, or remove those that are None.
 
-        Raises InputError, and does neither, if one is there that has another origin.
+        Raises InputError, and changes nothing, if one of them is there and was not written by this program.
         """
         self.check_free(files)
         self.expect({name: [sha256(data).hexdigest()] for name, data in files.items() if data is not None})
@@ -72,7 +72,7 @@ class Notes:
         self.settle({name: hashes[-1:] for name, hashes in self.hashes.items() if files.get(name, b"") is not None})
 
     def remove_files(self) -> None:
-        """Remove the files that are as they were written, and the folders that this leaves empty; no others."""
+        """Remove the recorded files that are unchanged, and the folders that this leaves empty."""
         for path, hashes in self.hashes.items():
             file = inside(self.folder, *path.split("/"))
             if _is_ours(file, hashes):
@@ -82,14 +82,14 @@ class Notes:
                     parent.rmdir()
 
     def forget(self) -> None:
-        """Remove the notes."""
+        """Remove the record."""
         self._file.unlink(missing_ok=True)
         if self._file.parent.is_dir() and not any(self._file.parent.iterdir()):
             self._file.parent.rmdir()
 
 
 class Manifest(Notes):
-    """What was written for one sequence in a results folder: masks, pictures, a video."""
+    """Files of one sequence in a results folder: masks, overlay images, an overlay video."""
 
     def __init__(self, folder: Path, sequence: str) -> None:
         self.sequence = component(sequence, folder)
@@ -98,25 +98,25 @@ class Manifest(Notes):
         super().__init__(folder, sequence, lambda parts: parts[:-1] in places or "/".join(parts) == self.video)
 
     def check_masks(self) -> None:
-        """Raise InputError if the sequence's folder holds masks that were not noted."""
+        """Raise InputError if the sequence's folder holds masks that were not recorded."""
         folder = inside(self.folder, self.sequence, "00000.png").parent
         masks = sorted(folder.glob("*.png")) if folder.is_dir() else []
         self.check_free(f"{self.sequence}/{file.name}" for file in masks if not file.name.startswith("."))
 
 
 class Tables(Notes):
-    """What was written in a folder itself: lists and tables, whose names match a pattern."""
+    """Files directly in a folder, lists and tables, whose names match a pattern."""
 
     def __init__(self, folder: Path, names: str) -> None:
         super().__init__(folder, ".tables", lambda parts: re.fullmatch(names, "/".join(parts)) is not None)
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
-        """As of all notes, with names that are single parts of a path."""
+        """`Notes.write`, with names that are single parts of a path."""
         super().write({component(name, self.folder): data for name, data in files.items()})
 
 
 class OwnFile(Notes):
-    """One file that the user named, noted beside it: made, or replaced if it is empty or as this program wrote it."""
+    """One file that the user named: created, or replaced if it is empty or as this program wrote it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,7 +127,7 @@ class OwnFile(Notes):
         self.check_free([self.path.name])
 
     def check_free(self, paths: Iterable[str]) -> None:
-        """As of all notes, but for a file that holds nothing, as tempfile makes them."""
+        """`Notes.check_free`, but empty files, as tempfile makes them, may be replaced."""
         super().check_free(path for path in paths if not _is_empty(self.folder / path))
 
     def replace(self, data: bytes) -> None:
@@ -136,7 +136,7 @@ class OwnFile(Notes):
 
 
 def noted_sequences(folder: Path) -> list[str]:
-    """The names of all sequences of which a results folder has a manifest."""
+    """The names of the sequences that have a manifest in a results folder."""
     notes = inside(folder, NOTES)
     files = sorted(notes.glob("*.json")) if notes.is_dir() else []
     return [file.stem for file in files if not file.name.startswith(".")]

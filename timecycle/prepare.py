@@ -27,12 +27,11 @@ from timecycle.data.masks import AS_STORED, MaskReading, add_mask_options, masks
 from timecycle.data.video import on_one_line, passed_over, video_files
 from timecycle.errors import InputError, run_command_line
 from timecycle.evaluation.davis.sequences import read_davis
-from timecycle.files import field, fields, inside, not_written, remove_leftovers
+from timecycle.files import LONGEST_NAME, field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
 from timecycle.workers import SPAWN, begin_worker, pool
 
-LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and an unfinished folder's name is longer
 SHOWN_FAILURES = 10
 LIST = "list.txt"
 FAILED = "failed.txt"
@@ -76,7 +75,6 @@ def prepare_vlog(
     folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
     if others:
         print(f"{videos}: {passed_over(others)}")
-    failed: dict[Path, str] = {}
     try:
         with owned(out, NOTES):
             for parent in {folder.parent for folder in folders.values()}:
@@ -86,23 +84,26 @@ def prepare_vlog(
             own = None if listing is None else OwnFile(listing)
             if own:
                 own.check()
-            frames = {video: finished(video, folder, rules) for video, folder in folders.items()}
-            waiting = [(video, folders[video]) for video in found if frames[video] is None]
-            with (
-                closing(_extracted(waiting, rules, jobs)) as results,
-                tqdm(total=len(found), initial=len(found) - len(waiting), unit="clip", disable=None) as bar,
-            ):
-                for video, result in results:
-                    if isinstance(result, int):
-                        frames[video] = result
-                    else:
-                        failed[video] = result
-                    bar.update()
-            failed = {video: failed[video] for video in found if video in failed}
-            _report(lists, own, {folders[video]: n for video, n in frames.items() if n is not None}, failed)
+            frames, failed = _extract_all(folders, rules, jobs)
+            _report(lists, own, {folders[video]: number for video, number in frames.items()}, failed)
     except OSError as error:
         raise not_written(out, error) from None
     return failed
+
+
+def _extract_all(folders: dict[Path, Path], rules: Extraction, jobs: int) -> tuple[dict[Path, int], dict[Path, str]]:
+    """How many frames each video has in its folder, and why others have none; both in the order of `folders`."""
+    results: dict[Path, int | str | None] = {video: finished(video, folder, rules) for video, folder in folders.items()}
+    waiting = [(video, folders[video]) for video, number in results.items() if number is None]
+    with (
+        closing(_extracted(waiting, rules, jobs)) as extracted,
+        tqdm(total=len(folders), initial=len(folders) - len(waiting), unit="clip", disable=None) as bar,
+    ):
+        for video, result in extracted:
+            results[video] = result
+            bar.update()
+    frames = {video: result for video, result in results.items() if isinstance(result, int)}
+    return frames, {video: result for video, result in results.items() if isinstance(result, str)}
 
 
 def folder_name(video: Path) -> Path:
@@ -128,7 +129,7 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
         try:
             with _processes(min(jobs, len(waiting))) as processes:
                 while waiting or running:
-                    # No more than are worked at, so that it is known what a process that died was working at.
+                    # No more than there are processes, so that only these can have killed one that died.
                     while waiting and len(running) < jobs:
                         future = processes.submit(_extract, *waiting[0], rules)
                         running[future] = waiting.popleft()
@@ -152,17 +153,17 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that give up what they are at when the block is left."""
+    """A pool whose processes abandon their videos when the block is left."""
     stop = SPAWN.RawValue("b")  # an Event has a lock, which a process that is killed may hold
     with pool(jobs, _start_worker, stop) as processes:
         try:
-            processes.submit(int).result()  # so that what keeps processes from starting is not laid to a video
+            processes.submit(int).result()  # so that a failure to start is not blamed on a video
             yield processes
         finally:
             stop.value = True
 
 
-_STOP: Any = None  # of a worker: a shared value, true once it is asked to give up
+_STOP: Any = None  # in a worker: a shared value, true once it is asked to stop
 
 
 def _start_worker(stop: Any) -> None:

@@ -11,9 +11,8 @@ from tests.crash import environment, hostile, kills
 from tests.crash.processes import zygotes
 from tests.crash.programs import make_data
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation.davis.results import versions
 from timecycle.files import write_json
-from timecycle.training.run_folder import commit
+from timecycle.provenance import commit, versions
 
 PARTS = ("kills", "environment", "hostile")
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from tests.fuzz import targets, worker
 from timecycle.errors import InputError, run_command_line
-from timecycle.evaluation.davis.results import versions
 from timecycle.files import read_json, write_json
-from timecycle.training.run_folder import commit
+from timecycle.provenance import commit, versions
 
 PLAN = {
     "operators": 100_000,

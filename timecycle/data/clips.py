@@ -1,4 +1,4 @@
-"""Clips to learn from: folders of frames, video files, synthetic video. Opened when first read. Knows no torch."""
+"""Clips to train on: folders of frames, video files, synthetic video. Opened when first read. Knows no torch."""
 
 import functools
 import os
@@ -49,9 +49,9 @@ class Clip(ABC):
 
 
 class Cache:
-    """Arrays kept by a process as long as there is room; nothing is put out again.
+    """Arrays kept by a process up to `limit` bytes; nothing is evicted.
 
-    With clips in random order, putting old ones out would only mean that every clip is decoded every time.
+    With clips in random order, eviction would only mean that every clip is decoded every time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -87,7 +87,7 @@ def listed_clips(filelist: Path) -> list[Clip]:
 
 
 def _folder_and_frames(line: str) -> tuple[str, str]:
-    """The two fields of a line that is not blank; the first is empty where there is but one."""
+    """The two fields of a line that is not blank; the first is empty if there is only one."""
     parts = fields(line) if "\t" in line or line.lstrip()[0] in "\"'" else []
     if len(parts) != 2:
         parts = ["", *line.rsplit(maxsplit=1)][-2:]
@@ -116,25 +116,25 @@ class ListedClip(Clip):
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         if not os.path.isfile(last := self._file(self.frames - 1)):
             raise InputError(f"{last} does not exist; expected {self.frames} frames in {self.folder}, as listed")
-        pictures = {index: read_rgb(self._file(index)) for index in indices}
-        return _stacked([pictures[index] for index in indices], self.folder)
+        images = {index: read_rgb(self._file(index)) for index in indices}
+        return _stacked([images[index] for index in indices], self.folder)
 
 
-def _stacked(pictures: list[np.ndarray], source: Path) -> np.ndarray:
-    if len({picture.shape for picture in pictures}) > 1:
+def _stacked(images: list[np.ndarray], source: Path) -> np.ndarray:
+    if len({image.shape for image in images}) > 1:
         raise InputError(f"{source} holds frames of different sizes; expected one size")
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
     """Every video file in a folder and its subfolders, in the order of their paths, see `video_files`.
 
-    A process keeps whole decoded clips, at most `cache_bytes` of them together; of others it decodes what is asked for.
-    Says in a line which other files there are. Raises InputError if the folder is missing or holds no video files.
+    A process keeps whole decoded clips up to `cache_bytes`; of others it decodes the frames asked for. Rank 0 prints a
+    line on the files that are no videos. Raises InputError if the folder is missing or holds no video files.
     """
     cache = Cache(cache_bytes)
     videos, others = video_files(folder)
-    if others and os.environ.get("RANK", "0") == "0":  # of processes that train together the first speaks
+    if others and os.environ.get("RANK", "0") == "0":
         print(f"{folder}: {passed_over(others)}")
     return [VideoClip(path, cache) for path in videos]
 
@@ -143,7 +143,7 @@ class VideoClip(Clip):
     """A video file, at most FRAMES_PER_SECOND frames a second of it, the short side scaled to at most SHORT_SIDE.
 
     The clip's frames are those nearest in time to a regular grid, each once; so a slower video has all of its own.
-    They are as a viewer shows them: turned, mirrored, and with square pixels.
+    They are as a viewer shows them: rotated and mirrored upright, with square pixels.
     """
 
     def __init__(self, path: Path, cache: Cache) -> None:
@@ -270,7 +270,7 @@ class SyntheticClip(Clip):
     def _frame(self, index: int) -> np.ndarray:
         key = (self.name, index)
         if key not in self._cache.held:
-            picture = self._scene.frame(index)[0]
-            self._cache.offer(key, picture)
-            return picture
+            image = self._scene.frame(index)[0]
+            self._cache.offer(key, image)
+            return image
         return self._cache.held[key]

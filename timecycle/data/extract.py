@@ -5,8 +5,8 @@
 
 Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019): FFmpeg scales every video to a height of
 256 pixels, and its fps filter takes 12 frames a second, repeating those of slower videos. Here the short side becomes
-256, as training wants it, smaller videos keep their size, and nothing is encoded in between. As a viewer shows them,
-pixels are made square, and a video is turned and mirrored as its metadata say.
+256, smaller videos keep their size, and nothing is encoded in between. Frames are as a viewer shows them: rotated and
+mirrored upright, with square pixels.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from timecycle.files import PREPARED, partial_path, read_json, synced, write_jso
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the frames of a video depend on."""
+    """Settings of an extraction."""
 
     fps: float = 12.0
     side: int = 256
@@ -44,7 +44,7 @@ class Extraction:
 
 
 class Stopped(Exception):
-    """Someone asked to stop before the video was finished."""
+    """`stopped()` became true before the video was finished."""
 
 
 def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
@@ -63,7 +63,7 @@ def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
 
 
 def _prepared(folder: Path) -> dict[str, Any]:
-    """What a folder's frames were made with. Raises InputError if it is damaged, or `extract` did not make them."""
+    """The content of PREPARED. Raises InputError if it is damaged, or `extract` did not make the folder."""
     if not (folder / PREPARED).is_file():
         raise InputError(f"{folder} is there but holds no prepared frames; expected another folder")
     content = read_json(folder / PREPARED, "a folder of frames that was prepared from a video, or another folder")
@@ -95,11 +95,11 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
     partial.mkdir(parents=True)
     count, found = 0, hashlib.sha256()
     try:
-        for count, picture in enumerate(read_frames(video, rules.fps, rules.side), 1):
+        for count, image in enumerate(read_frames(video, rules.fps, rules.side), 1):
             if stopped():
                 raise Stopped
             buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "JPEG", quality=rules.quality, subsampling="4:2:0")
+            Image.fromarray(image).save(buffer, "JPEG", quality=rules.quality, subsampling="4:2:0")
             found.update(buffer.getvalue())
             (partial / f"{count:06d}.jpg").write_bytes(buffer.getvalue())
         if not count:
@@ -130,7 +130,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Put a folder in the place of one that may be there. A kill meanwhile leaves one of them, or neither."""
+    """Rename a folder to `folder`, which may exist. If killed meanwhile, one of the two or neither is there."""
     old = partial_path(folder.with_name(f"{folder.name}.old"))
     if folder.is_dir():
         folder.rename(old)
@@ -149,7 +149,7 @@ def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
 
 
 def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
-    """What FFmpeg's filters fps and scale make of a video's frames, turned upright: RGB uint8 [H, W, 3]."""
+    """What FFmpeg's filters fps and scale make of a video's frames, rotated upright: RGB uint8 [H, W, 3]."""
     graph = None
     for frame in video.frames():
         if graph is None:
@@ -179,6 +179,6 @@ def _pulled(graph: Any) -> Iterator[np.ndarray]:
     while True:
         try:
             frame = graph.vpull()
-        except (av.error.BlockingIOError, av.error.EOFError):  # it wants more, or has given all
+        except (av.error.BlockingIOError, av.error.EOFError):  # it needs more frames, or has no more
             return
         yield upright(frame.to_ndarray(), frame)

@@ -12,20 +12,20 @@ from timecycle.errors import InputError
 from timecycle.files import check_is_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Formats of pictures that are read, as Pillow calls them; of others some are read by programs that Pillow starts."""
+"""Pillow's names of the formats that are read; for some others Pillow would start other programs."""
 
 MOST_PIXELS = "TIMECYCLE_MAX_PIXELS"
-"""An environment variable: how many pixels a picture, or a frame of a video, may have.
+"""An environment variable: how many pixels an image or a frame of a video may have.
 
-Without it as many as Pillow takes without a warning.
+By default as many as Pillow takes without a warning.
 """
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a picture without decoding its pixels (its size and mode are known from the header).
+    """Open an image without decoding its pixels; size and mode are known from the header.
 
-    Raises InputError if the file is missing, is no picture of `FORMATS`, holds several pictures (but for a phone's
-    JPEG, whose first is the photo), or has more pixels than MOST_PIXELS.
+    Raises InputError if the file is missing, is no image of `FORMATS`, holds several images (but for a phone's JPEG,
+    whose first is the photo), or has more pixels than `most_pixels`.
     """
     check_is_file(path, "a picture there")
     try:
@@ -48,9 +48,9 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _opened(path: Path) -> Image.Image | None:
-    """A picture as Image.open opens it; None if it begins as none of `FORMATS` does.
+    """What Image.open returns; None if the file begins as none of `FORMATS` does.
 
-    Image.open would warn of large pictures, and refuse larger ones, before their size is known here.
+    Image.open itself warns of large images, and refuses larger ones, before their size can be checked.
     """
     Image.init()
     with path.open("rb") as file:
@@ -63,7 +63,7 @@ def _opened(path: Path) -> Image.Image | None:
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
-    """Raise InputError for a picture or a video of no pixels, or of more than `most_pixels`."""
+    """Raise InputError for an image or a video of no pixels, or of more than `most_pixels`."""
     if width < 1 or height < 1:
         raise InputError(f"{path} has {width} x {height} pixels; expected some")
     if width * height > most_pixels():
@@ -73,7 +73,7 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 
 
 def most_pixels() -> int:
-    """How many pixels a picture may have. Raises InputError if MOST_PIXELS is set to anything but a number of them."""
+    """How many pixels an image may have. Raises InputError if MOST_PIXELS is set to anything but a positive number."""
     text = os.environ.get(MOST_PIXELS, "")
     if not text:
         return Image.MAX_IMAGE_PIXELS or sys.maxsize
@@ -83,19 +83,19 @@ def most_pixels() -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line."""
+    """An error's message on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture as it is shown: turned as its EXIF orientation says. Decodes no pixels."""
+    """Width and height of an opened image after its EXIF orientation is applied. Decodes no pixels."""
     # A TIFF's size is turned already; of a PNG, Pillow would decode the pixels to look for what comes behind them.
     known = image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info)
     return image.size[::-1] if known and _orientation(image) > 4 else image.size
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1 where there is none that can be read, as viewers take it."""
+    """The EXIF orientation of an image, 1 to 8; 1 where none can be read, as viewers do."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises whatever the damage leads to
@@ -104,10 +104,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
-    """Decode an opened picture into an array, turned as its EXIF orientation says, converted to `mode` if given.
+    """Decode an opened image into an array, its EXIF orientation applied, converted to `mode` if given.
 
-    Pillow rather than OpenCV decodes, because it refuses truncated files where OpenCV fills the rest with gray;
-    their pixels are the same. Raises InputError if the data end early or are damaged.
+    By Pillow, since OpenCV fills what is missing of truncated files with gray; pixels of whole files are the same.
+    Raises InputError if the data end early or are damaged.
     """
     try:
         if image.format == "PNG":
@@ -126,11 +126,11 @@ def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarra
 
 
 _UNCHECKED = ("tiff_ccitt", "group3", "group4", "tiff_thunderscan", "tiff_sgilog", "tiff_sgilog24")
-"""Compressions of TIFF, those of fax machines among them, whose decoders make some picture of anything."""
+"""Compressions of TIFF whose decoders do not notice damage."""
 
 
 def _check_png(path: Path) -> None:
-    """Raise ValueError for a PNG whose checksums are wrong, or that ends early; of its pixels Pillow takes any."""
+    """Raise ValueError for a PNG whose checksums are wrong, or that ends early; Pillow does not check all of them."""
     data = path.read_bytes()
     at = 8
     while at + 12 <= len(data):
@@ -150,14 +150,14 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What turns a picture of an EXIF orientation upright."""
+"""The transposition that makes an image of an EXIF orientation upright."""
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read a picture as a viewer shows it: RGB, uint8 [H, W, 3], turned as its EXIF orientation says.
+    """Read an image as a viewer shows it: RGB, uint8 [H, W, 3], its EXIF orientation applied.
 
-    Gray of 16 bits is scaled to 8, floating point from 0 to 1 too. Raises InputError if it is missing, damaged, or
-    holds numbers beyond those.
+    16-bit gray, and floating point from 0 to 1, are scaled to 8 bits. Raises InputError if the file is missing,
+    damaged, or holds values outside that range.
     """
     with open_image(path) as image:
         if image.mode == "F" or image.mode.startswith("I"):
@@ -166,7 +166,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, path: Path) -> np.ndarray:
-    """Gray values of another type, [H, W], as uint8."""
+    """16-bit or floating-point gray [H, W] as uint8."""
     most = 1.0 if values.dtype.kind == "f" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= most):
         raise InputError(

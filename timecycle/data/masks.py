@@ -1,4 +1,4 @@
-"""Index masks on disk (palette PNG) and in memory. Scorer and propagation share it, so it must not import torch."""
+"""Index masks on disk (palette PNG) and in memory. Knows no torch."""
 
 import argparse
 import io
@@ -15,13 +15,13 @@ from timecycle.errors import InputError, listing
 from timecycle.files import write_bytes
 
 VOID = 255
-LEAST_SOFT = 8  # the lightest value of a picture with soft edges, at least
-MOST_THIN = 100  # objects
-SOFT_VALUES = 3  # of edges alone, from which on they are no objects
-LEAST_GRAY = 50  # of an id that may be a gray value
-_WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # of red, green and blue in one number
+LEAST_SOFT = 8  # masks with a maximum below this are not checked for soft edges
+MOST_THIN = 100  # ids 1, 2, ... up to this many are not checked for soft edges
+SOFT_VALUES = 3  # so many values found along edges alone are soft edges
+LEAST_GRAY = 50  # ids below this are never taken for gray values
+_WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # pack red, green and blue into one number
 _WEB_PALETTE = np.array(Image.new("RGB", (1, 1)).convert("P").getpalette()).reshape(-1, 3)
-"""That of Image.convert("P")."""
+"""The palette of Image.convert("P")."""
 
 
 def _davis_palette() -> np.ndarray:
@@ -39,7 +39,7 @@ PALETTE = _davis_palette()
 
 @dataclass(frozen=True)
 class MaskReading:
-    """How a mask's file becomes ids where it does not store them. `mask_reading` makes one of options."""
+    """How the values stored in a mask file become ids. Made from options by `mask_reading`."""
 
     threshold: int | None = None
     """Gray values of at least this are object 1, and all others background."""
@@ -48,15 +48,15 @@ class MaskReading:
     compact: bool = False
     """The ids of a sequence's first annotation become 1, 2, ... in order; see `of_sequence`."""
     single: bool = False
-    """Any object is object 1, as DAVIS-2016 has it."""
+    """All objects become object 1, as in DAVIS-2016."""
 
     @property
     def named(self) -> bool:
-        """Whether stored values are named one by one, so that what they are is known."""
+        """Whether `remap` names stored values, which are then taken as given."""
         return bool(set(self.remap) - {(VOID, 1)})
 
     def of_sequence(self, first: Path) -> "MaskReading":
-        """The same for the sequence of this first annotation: `compact` as the pairs that it means there."""
+        """The reading for a sequence with this first annotation: `compact` replaced by the pairs it means there."""
         if not self.compact:
             return self
         given = dict(self.remap)
@@ -64,7 +64,7 @@ class MaskReading:
         places = {id_: place for place, id_ in enumerate(ids, 1)}
         pairs = {id_: place for id_, place in places.items() if id_ not in given}
         pairs |= {value: places.get(id_, 0) for value, id_ in given.items()}
-        # Others' numbers are taken by now, and what the first annotation does not have is no object.
+        # Ids that the first annotation lacks are no objects, and their numbers may be in use.
         pairs |= {value: 0 for value in range(1, VOID) if value not in pairs}
         return replace(self, compact=False, remap=tuple(sorted(pairs.items())))
 
@@ -77,7 +77,7 @@ def mask_reading(
     threshold: int | None = None,
     remap: Mapping[int, int] | Iterable[str] = (),
 ) -> MaskReading:
-    """How masks are read, of the options of a command line.
+    """A `MaskReading` from the options of a command line.
 
     remap: stored values and the ids they become, as a mapping, words `3=1`, or one word; `compact` makes the ids of
     each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
@@ -104,7 +104,7 @@ def mask_reading(
 
 
 def add_mask_options(parser: argparse._ActionsContainer) -> None:
-    """Give a command line the options that `masks_of` reads."""
+    """Add the options that `masks_of` reads."""
     parser.add_argument("--remap-255", action="store_true", help="read masks stored as 0/255: 255 is object 1")
     parser.add_argument(
         "--threshold",
@@ -122,7 +122,7 @@ def add_mask_options(parser: argparse._ActionsContainer) -> None:
 
 
 def masks_of(arguments: argparse.Namespace) -> MaskReading:
-    """How masks are read, as the command line says."""
+    """The `MaskReading` of a parsed command line."""
     return mask_reading(arguments.remap_255, arguments.threshold, arguments.remap)
 
 
@@ -151,7 +151,7 @@ def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
 
 
 def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
-    """Look at a sequence's first annotation: what its user should know of its ids, a sentence each.
+    """Notes for the user on the ids of a sequence's first annotation, a sentence each.
 
     Raises InputError as `read_annotation`.
     """
@@ -159,10 +159,10 @@ def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
 
 
 def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.ndarray, list[str]]:
-    """Read a sequence's first annotation, as `read_mask`, and say what its user should know of its ids.
+    """Read a sequence's first annotation, as `read_mask`, with notes for the user on its ids.
 
-    Raises InputError, naming the file and an option, for a picture that is no mask of ids: black and white, soft edges,
-    gray values that nobody takes for ids.
+    Raises InputError, naming the file and an option, for an image that is no mask of ids: black and white, soft edges,
+    gray values.
     """
     mask, values = _read(path, reading)
     if values is not None and reading.threshold is None:
@@ -210,10 +210,10 @@ def refuse_black_and_white(mask: np.ndarray, name: str, remedy: str) -> None:
 
 
 def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for gray values, uint8 [H, W], as smooth resizing leaves them along edges.
+    """Raise InputError for values, uint8 [H, W], such as interpolation leaves along edges.
 
-    Such a value has no 3x3 pixels of its own anywhere, and most of its pixels lie between a darker and a lighter one.
-    Values that are all of 1, 2, ... to some number of objects are ids, however thin.
+    Such a value never fills a 3 x 3 neighborhood, and at least half of its pixels have both a darker and a lighter
+    neighbor. Values 1, 2, ... without gaps are ids, however thin.
     """
     ids = object_ids(values)
     if values.max() < LEAST_SOFT or ids == list(range(1, min(len(ids), MOST_THIN) + 1)):
@@ -241,12 +241,12 @@ def refuse_gray_values(mask: np.ndarray, name: str, remedy: str) -> None:
 
 
 def object_ids(mask: np.ndarray) -> list[int]:
-    """The ids of objects in a mask, uint8 [H, W], rising."""
+    """The ids of objects in a mask, uint8 [H, W], ascending."""
     return [i for i in np.flatnonzero(np.bincount(mask.ravel())).tolist() if i not in (0, VOID)]
 
 
 def _notes(mask: np.ndarray, path: Path) -> list[str]:
-    """What there is to say of the ids of a first annotation, uint8 [H, W]."""
+    """Notes on the ids of a first annotation, uint8 [H, W]."""
     ids = object_ids(mask)
     if not ids or ids[-1] == len(ids):
         return []
@@ -259,13 +259,13 @@ def _notes(mask: np.ndarray, path: Path) -> list[str]:
 
 
 def _palette_in_gray(ids: list[int]) -> bool:
-    """Whether these are the first colors of the DAVIS palette as Pillow turns them gray."""
+    """Whether these are the first colors of the DAVIS palette converted to gray by Pillow."""
     grays = np.array(Image.fromarray(PALETTE[None, 1 : len(ids) + 1]).convert("L"))[0]
     return ids == sorted(grays.tolist())
 
 
 def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids, and the gray values, uint8, that they were read from, if they were."""
+    """Ids, and the gray values, uint8, that they were read from (None if stored otherwise)."""
     with open_image(path) as image:
         if reading.threshold is not None:
             gray = _narrow(decode(image, path), path) if image.mode.startswith("I") else decode(image, path, "L")
@@ -282,7 +282,7 @@ def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bool]:
-    """What an opened picture stores, int [H, W], and whether that are gray values."""
+    """The values that an opened image stores, int [H, W], and whether they are gray values."""
     mode = image.mode
     if mode == "P":
         indices = decode(image, path)  # which says it if the file is damaged
@@ -333,7 +333,7 @@ def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: boo
 
 
 def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
-    """The ids, uint8 [H, W], whose colors in the DAVIS palette these are, uint8 [H, W, 3]."""
+    """The ids, uint8 [H, W], of DAVIS palette colors, uint8 [H, W, 3]."""
     wanted = PALETTE.astype(np.int64) @ _WEIGHTS
     order = np.argsort(wanted)
     packed = rgb.astype(np.int64) @ _WEIGHTS
@@ -349,7 +349,7 @@ def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
 
 
 def _narrow(values: np.ndarray, path: Path) -> np.ndarray:
-    """Gray of 16 bits as uint8; values that are all below 256 are taken for 8 bits."""
+    """16-bit gray as uint8; if all values are below 256 they are taken as they are."""
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
     return (values // (257 if values.max() > VOID else 1)).astype(np.uint8)

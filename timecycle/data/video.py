@@ -20,7 +20,7 @@ from timecycle.errors import InputError
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv",
 }  # fmt: skip
-"""Of files that are taken for videos without a look inside, so that damaged ones are named where they are read."""
+"""Suffixes of files that count as videos without being opened, so that damaged ones are reported when read."""
 
 LONGEST_STILL = 3600.0  # seconds that a frame may be shown
 LONGEST_STILL_UNSTATED = 600.0  # the same where the container does not say how long the video is
@@ -48,9 +48,9 @@ _STATED_FOR_DECODING = {"avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2"}  # their length
 def video_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Every video file in a folder and its subfolders, and the files that are none, each in the order of their paths.
 
-    Those with one of VIDEO_SUFFIXES count as videos; others are looked into, and do if they hold a moving picture of
-    any format that FFmpeg reads. Links are followed, but no folder is entered twice; names with a leading dot are
-    passed over. Raises InputError if the folder is missing or holds no video files.
+    Files with one of VIDEO_SUFFIXES count as videos; of others those that FFmpeg finds at least two frames in. Links
+    are followed, but no folder is entered twice; names with a leading dot are skipped.
+    Raises InputError if the folder is missing or holds no video files.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected one with video files")
@@ -74,14 +74,14 @@ def video_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def passed_over(paths: list[Path]) -> str:
-    """A few words that name the first of some files and count them all."""
+    """The number of files that are no videos, and the names of the first few."""
     names = ", ".join(on_one_line(path.name) for path in paths[:SHOWN_NAMES])
     more = f" and {len(paths) - SHOWN_NAMES} more" if len(paths) > SHOWN_NAMES else ""
     return f"{len(paths)} other {'file' if len(paths) == 1 else 'files'} passed over: {names}{more}"
 
 
 def on_one_line(text: str) -> str:
-    """A file's name may hold line breaks, and bytes that are no text."""
+    """A file's name with line breaks, and bytes that are no text, escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -322,8 +322,8 @@ def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, 
     return max(1, round(height * side / short)), max(1, round(width * side / short))
 
 
-def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
-    """A picture [H, W, 3] of a decoded frame as a viewer shows it, turned and mirrored as the frame's metadata say.
+def upright(image: np.ndarray, frame: Any) -> np.ndarray:
+    """A decoded frame's image [H, W, 3] as a viewer shows it, rotated and mirrored as the display matrix says.
 
     Source: the matrix of ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y, of which the nearest multiple of 90 degrees
     counts.
@@ -332,8 +332,8 @@ def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
     if matrix is not None:
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
         if abs(b) + abs(c) > abs(a) + abs(d):
-            picture, to_right, down = picture.transpose(1, 0, 2), c, b
+            image, to_right, down = image.transpose(1, 0, 2), c, b
         else:
             to_right, down = a, d
-        picture = picture[:: -1 if down < 0 else 1, :: -1 if to_right < 0 else 1]
-    return np.ascontiguousarray(picture)
+        image = image[:: -1 if down < 0 else 1, :: -1 if to_right < 0 else 1]
+    return np.ascontiguousarray(image)

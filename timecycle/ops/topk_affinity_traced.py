@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timecycle.kernels import topk_affinity
+from timecycle.kernels.topk_affinity import topk_affinity as run_kernels
 from timecycle.kernels.traced import traced
 from timecycle.ops.problem import Problem
 from timecycle.ops.topk_affinity_backward import backward, save_for_backward
@@ -28,7 +28,7 @@ def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators as topk_affinity's operator returns them; ties="exact"."""
     (problem,) = Problem.unpack(arguments)
     with traced():
-        return topk_affinity.topk_affinity(problem)
+        return run_kernels(problem)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

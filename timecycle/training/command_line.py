@@ -1,11 +1,11 @@
 """The command line of train.py: options from the fields of `timecycle.training.settings`, and a run's settings."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from timecycle.command_line import TRAINING, add_without_effect, check_fixed, take_without_effect
 from timecycle.errors import InputError
 from timecycle.training.settings import (
     OPTIONS,
@@ -16,15 +16,6 @@ from timecycle.training.settings import (
     settings_class,
 )
 
-# Options of the published program that never reached its result, and their values.
-WITHOUT_EFFECT = "-d/--data -e/--evaluate --classNum --seperate2d"
-# Options of it that did, and the one value that is offered.
-FIXED: dict[str, tuple[float, str]] = {
-    "--T": (512**-0.5, "the temperature is 512 ** -0.5"),
-    "--gridSize": (9, "motion is summed over 9 x 9 cells"),
-    "--hist": (1, "one query is carried"),
-    "--pretrained_imagenet": (0, "no such weights are shipped; --pretrained takes a file of them"),
-}
 OLD_OPTIONS = ("side", "patch")
 """Options of version 0.1 that are another field in each objective, see `RunSettings.aliases`."""
 OLD_SETTINGS = {
@@ -42,12 +33,9 @@ def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Exits with status 2 on unknown options. Raises InputError for values of the published program that
     are not offered.
     """
-    given = vars(_parser(words).parse_args(words))
-    others = {name.removeprefix("other "): given.pop(name) for name in list(given) if name.startswith("other ")}
-    for name, (value, why) in FIXED.items():
-        if name in others and _number(others[name]) != value:
-            raise InputError(f"{name} is {others[name]}; expected it left out, as {why}")
-    return given, [name.split("/")[-1] for name in others if name not in FIXED]
+    arguments = _parser(words).parse_args(words)
+    ignored = check_fixed(take_without_effect(arguments))
+    return vars(arguments), ignored
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -80,8 +68,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         parser.add_argument(*_flags(name), dest=name, **about)
     for name in OLD_OPTIONS:
         parser.add_argument(flag(name), type=int, help=argparse.SUPPRESS)
-    for names in (*WITHOUT_EFFECT.split(), *FIXED):
-        parser.add_argument(*names.split("/"), nargs="?", const="", dest=f"other {names}", help=argparse.SUPPRESS)
+    add_without_effect(parser, TRAINING)
     return parser
 
 
@@ -104,15 +91,6 @@ def _parsing(name: str, default: Any, shown: bool) -> dict[str, Any]:
         return {"choices": get_args(kind), "help": about}
     plain = next(part for part in (*get_args(kind), kind) if part is not type(None))
     return {"type": plain, "help": about, "metavar": plain.__name__.upper()}
-
-
-def _number(text: str) -> float:
-    """A number of the published program's command line, where words stand for truth values."""
-    words = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "": 1.0}
-    try:
-        return words[text.lower()] if text.lower() in words else float(text)
-    except ValueError:
-        return math.nan
 
 
 def resolved(given: dict[str, Any], stored: Any = None, source: str = "the checkpoint") -> RunSettings:

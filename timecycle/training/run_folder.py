@@ -13,7 +13,6 @@ images/                 the images, as JPEG
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,11 +25,11 @@ import torch
 
 from timecycle.checkpoints import torch_files
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.results import versions
 from timecycle.files import check_is_file, growing, hash_of, inside, is_plain, read_json, set_aside, write_json
 from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.manifest import NOTES, Hashes, Notes
 from timecycle.models.timecycle import current_names
+from timecycle.provenance import commit, versions
 from timecycle.training.command_line import usual_objective
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import RunSettings
@@ -273,18 +272,6 @@ def _earlier_runs(file: Path) -> list[Any]:
     if not isinstance(runs, list) or not all(isinstance(run, dict) and is_plain(run, 5) for run in runs):
         raise InputError(f"{file} is damaged (it has no list of runs); expected {expected}")
     return runs
-
-
-def commit() -> str | None:
-    """The commit of this code, "-dirty" if files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 class RunFiles(Notes):

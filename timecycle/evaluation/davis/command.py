@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from timecycle.checkpoints.networks import LAYOUTS
+from timecycle.command_line import EVALUATION, add_without_effect, say_without_effect, take_without_effect
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
@@ -30,13 +31,6 @@ from timecycle.models.encoder import STRIDE
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 
 MADE_SET = Path("data/made-davis")
-
-# Options of the original script that never reached its result, or that other options serve here, and their values.
-WITHOUT_EFFECT = (
-    "-d/--data -j/--workers --lr/--learning-rate --drop/--dropout --schedule --gamma --momentum --weight-decay/--wd "
-    "-c/--checkpoint --manualSeed -e/--evaluate --pretrained --gpu-id --seperate2d --batchSize --T --gridSize "
-    "--classNum --lamda --pretrained_imagenet --frame_gap --cropSize2 --temporal_out"
-)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     run.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features (default: %(default)s)")
     run.add_argument("--debug", action="store_true", help="show where an error came from")
-    for names in WITHOUT_EFFECT.split():
-        parser.add_argument(*names.split("/"), nargs="*", dest=f"without effect {names}", help=argparse.SUPPRESS)
+    add_without_effect(parser, EVALUATION)
 
 
 def _add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -192,10 +185,7 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
 def run(arguments: argparse.Namespace) -> None:
     """Settings -> sequences -> masks -> scores."""
     start = time.perf_counter()
-    given = [name for name, value in vars(arguments).items() if value is not None]
-    unused = [name.split("/")[-1].split()[-1] for name in given if name.startswith("without effect")]
-    if unused:
-        print(f"accepted without effect, as they do not change the result here: {', '.join(unused)}")
+    say_without_effect(take_without_effect(arguments))
     arguments.features = arguments.features or ("network" if arguments.resume else "+".join(DEFAULT))
     if arguments.resume and "network" not in arguments.features.split("+"):
         raise InputError(

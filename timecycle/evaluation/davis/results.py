@@ -13,7 +13,6 @@ Writers hold the lock `timecycle.locks.owned`.
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
 import sys
@@ -22,11 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-import timecycle
 from timecycle.data.masks import mask_png
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.sequences import Sequence
@@ -45,6 +42,7 @@ from timecycle.files import (
 )
 from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
 from timecycle.propagation.protocols import current_names
+from timecycle.provenance import versions
 from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, jpeg_bytes, paint
 
 RESULTS = "results.json"
@@ -303,18 +301,6 @@ class SequenceWriter:
         if self._video is not None:
             self._video.discard()
         shutil.rmtree(self._work, ignore_errors=True)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can move a number."""
-    return {
-        "timecycle": timecycle.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "opencv": cv2.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
 
 
 def peak_memory_mb(device: torch.device) -> dict[str, float]:
