@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
 from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
+from timecycle.training.command_line import read_command_line, resolved
 from timecycle.training.distributed import Distributed, init_distributed
 from timecycle.training.loader import data_loader, make_sampler
 from timecycle.training.logger import RunLogger
@@ -41,7 +42,6 @@ from timecycle.training.objectives import (
 )
 from timecycle.training.precision import prepare_model
 from timecycle.training.run_folder import ENCODER, Run, RunFiles, find_run, locked_run_folder, start_run
-from timecycle.training.settings import read_command_line, resolved
 from timecycle.training.signals import StopRequest, failures_as_input_errors
 
 Batch = dict[str, Any]
@@ -80,7 +80,7 @@ def set_up(given: dict[str, Any], run: Run, distributed: Distributed) -> Trainin
     settings = resolved(given, run.stored, str(run.path))
     clips = choose_clips(settings)
     seed_everything(settings.seed)
-    model = prepare_model(OBJECTIVES[settings.objective].model(settings), settings, distributed)
+    model = prepare_model(OBJECTIVES[type(settings)].model(settings), settings, distributed)
     if settings.pretrained and not run.checkpoint:
         load_pretrained(model, settings.pretrained, settings.part)
     length = settings.steps or settings.epochs * make_sampler(len(clips), settings, 0, distributed).steps_per_epoch
@@ -97,7 +97,7 @@ def train(training: Training) -> None:
     """Dataset -> steps -> encoder on disk."""
     run, checkpointer, length = training.run, training.checkpointer, training.length
     settings, distributed, progress = checkpointer.settings, checkpointer.distributed, checkpointer.progress
-    dataset = OBJECTIVES[settings.objective].dataset(settings, training.clips)
+    dataset = OBJECTIVES[type(settings)].dataset(settings, training.clips)
     validation = validation_set(settings, distributed) if settings.evaluate_every else None
     sampler = make_sampler(len(training.clips), settings, progress.step, distributed)
     with data_loader(dataset, sampler, settings, distributed) as batches:
@@ -137,7 +137,7 @@ def run_steps(
         snapshot = StepSnapshot(model)
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
         scalars, losses = backpropagate(wrapped, micro_batches, distributed)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip).item()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
         asked_to_stop = stop.name is not None or logger.out_of_time
         *means, any_stop = distributed.all_reduce_mean([*scalars.values(), float(asked_to_stop)])
         scalars = dict(zip(scalars, means, strict=True))
@@ -154,9 +154,9 @@ def run_steps(
         for batch in micro_batches:
             checkpointer.newly_skipped.update(line for lines in batch["skipped"] for line in lines.splitlines())
         clock = logger.log_step(progress.step, scalars, clock)
-        if due(progress.step, settings.pictures_every) and distributed.is_rank_zero:
+        if due(progress.step, settings.visualize_every) and distributed.is_rank_zero:
             encoder = export_encoder(settings, model).cpu()
-            image = OBJECTIVES[settings.objective].visualize(encoder, micro_batches[-1], losses)
+            image = OBJECTIVES[type(settings)].visualize(encoder, micro_batches[-1], losses)
             logger.log_image(progress.step, image)
         best = False
         if validation and (due(progress.step, settings.evaluate_every) or progress.step == length):

@@ -18,7 +18,7 @@ from timecycle.errors import run_command_line
 from timecycle.models.timecycle import TimeCycle
 from timecycle.training.distributed import Distributed
 from timecycle.training.precision import prepare_model
-from timecycle.training.settings import Settings
+from timecycle.training.settings import RunSettings
 
 SAMPLES, SIDE, PATCH, LENGTH = (1, 64, 56, 1) if TINY else (8, 240, 80, 4)
 WAYS: dict[str, tuple[str, dict[str, bool]]] = {
@@ -58,7 +58,7 @@ def way(name: str, plain: TimeCycle, exact: tuple[Tensor, Tensor], where: torch.
     precision, fields = WAYS[name]
     inputs = batch(0, where)
     with multiplied_as(precision):
-        model = prepare_model(copy.deepcopy(plain), Settings(**fields), Distributed(0, 1, where))
+        model = prepare_model(copy.deepcopy(plain), RunSettings(**fields), Distributed(0, 1, where))
         loss, gradient = step(model, inputs)
         timing = measure([partial(step, model, inputs)], where)
         peak = peak_mb(partial(step, model, inputs), where)

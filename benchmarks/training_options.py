@@ -14,14 +14,14 @@ import time
 import torch
 
 from timecycle.evaluation.davis.results import peak_memory_mb
+from timecycle.training.command_line import read_command_line, resolved
 from timecycle.training.distributed import Distributed
 from timecycle.training.objectives import OBJECTIVES, choose_clips, make_optimizer
 from timecycle.training.precision import prepare_model
-from timecycle.training.settings import read_command_line, resolved
 
 CASES = {
-    "walk": ["--objective", "walk", "--side", "128", "--width", "32", "--batchSize", "12"],
-    "timecycle": ["--objective", "timecycle", "--side", "128", "--patch", "56", "--batchSize", "2"],
+    "walk": ["--objective", "walk", "--crop-side", "128", "--width", "32", "--batchSize", "12"],
+    "timecycle": ["--objective", "timecycle", "--frame-side", "128", "--patch-side", "56", "--batchSize", "2"],
 }
 OPTIONS = ["", "--channels-last", "--autocast", "--autocast --channels-last", "--checkpoint-activations", "--compile"]
 
@@ -30,9 +30,9 @@ def measure(words: list[str], steps: int) -> dict[str, float]:
     """Median seconds of a step after the first, MB that steps add, and the first step's loss."""
     settings = resolved(read_command_line(words)[0])
     torch.manual_seed(0)
-    objective, distributed = OBJECTIVES[settings.objective], Distributed(0, 1, torch.device("cpu"))
-    samples = objective.dataset(settings, choose_clips(settings))
-    batch = torch.utils.data.default_collate([samples[0, index] for index in range(settings.batch)])
+    objective, distributed = OBJECTIVES[type(settings)], Distributed(0, 1, torch.device("cpu"))
+    dataset = objective.dataset(settings, choose_clips(settings))
+    batch = torch.utils.data.default_collate([dataset[0, index] for index in range(settings.batch)])
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     model = prepare_model(objective.model(settings), settings, distributed)
     optimizer = make_optimizer(settings, model)
@@ -64,7 +64,7 @@ def main() -> None:
         return
     for name in [arguments.only] if arguments.only else CASES:
         for option in OPTIONS:
-            case = json.dumps([*CASES[name], "--made-clips", "12", *option.split()])
+            case = json.dumps([*CASES[name], "--synthetic-clips", "12", *option.split()])
             command = [sys.executable, "-m", "benchmarks.training_options", "--case", case]
             command += ["--threads", str(arguments.threads), "--steps", str(arguments.steps)]
             found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

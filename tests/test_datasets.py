@@ -17,9 +17,9 @@ from timecycle.data.datasets import (
     cropped,
     motion_partner,
     motion_scores,
-    reach,
     sampled,
     short_side,
+    span,
 )
 from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
@@ -46,7 +46,7 @@ def dogs(shared, tmp_path_factory):
 
 def drawn(clip, seed, original, **options):
     generators = Generators(random.Random(seed), np.random.RandomState(seed))
-    return TimeCycleDataset([clip], 0, original=original, **options).draw(clip, generators)
+    return TimeCycleDataset([clip], 0, original=original, **options).sample(clip, generators)
 
 
 def test_the_originals_samples(recorded, dogs):
@@ -69,7 +69,7 @@ def test_the_originals_motion(recorded, dogs):
     for record in recorded:
         (_, flip), *_, (_, scores), (_, best), _ = record["draws"]
         meta, clip = record["meta"], dogs[record["clip"]]
-        used, gap = reach(clip.length, 8, 2, original=True)
+        used, gap = span(clip.length, 8, 2, original=True)
         assert meta["startframe"] + used - 1 == meta["future_idx"]
         assert float(gap) == meta["frame_gap"]
         partner = motion_partner(meta["future_idx"], gap, clip.length, original=True)
@@ -138,7 +138,7 @@ def test_the_patch_covers_the_motion_also_when_mirrored():
 
 def test_frames_of_a_long_clip():
     for seed in range(20):
-        sample = drawn(Spot(20), seed, original=False, side=63, patch=21)
+        sample = drawn(Spot(20), seed, original=False, frame_side=63, patch_side=21)
         start = int(sample["first"])
         assert 0 <= start <= 4
         assert numbers(sample) == [start + i for i in (0, 2, 4, 6, 15)]
@@ -156,19 +156,19 @@ def test_frames_of_a_long_clip():
 def test_frames_of_a_short_clip_are_spread(frames, spread, originally):
     starts = set()
     for seed in range(30):
-        sample = drawn(Spot(frames), seed, original=False, side=63, patch=21)
+        sample = drawn(Spot(frames), seed, original=False, frame_side=63, patch_side=21)
         start = int(sample["first"])
         starts.add(start)
         assert numbers(sample) == [start + i for i in spread]
         assert abs(spot_from_patch(sample)) < 0.3  # motion is seen, also where the target is the last frame
-        sample = drawn(Spot(frames), seed, original=True, side=63, patch=21)
+        sample = drawn(Spot(frames), seed, original=True, frame_side=63, patch_side=21)
         assert numbers(sample) == [start + i for i in originally]
     assert starts == set(range(frames - 2 * frames // 3 + 1))
 
 
 def test_motion_is_never_measured_against_the_target_itself():
     for frames in range(3, 40):
-        used, gap = reach(frames, 8, 2, original=False)
+        used, gap = span(frames, 8, 2, original=False)
         for target in range(used - 1, frames):
             partner = motion_partner(target, gap, frames, original=False)
             assert 0 <= partner < frames
@@ -186,12 +186,12 @@ def jitters(samples, epoch):
 
 
 def test_no_two_samples_share_their_jitter():
-    samples = TimeCycleDataset([Spot(3)] * 24, seed=5, side=45, patch=15)
+    samples = TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15)
     angles = jitters(samples, 0) + jitters(samples, 1)
     assert len(set(angles)) == 48
     assert max(map(abs, angles)) <= math.pi / 4
     assert max(angles) > 0.5 > -0.5 > min(angles)
-    originally = TimeCycleDataset([Spot(3)] * 24, seed=5, side=45, patch=15, original=True)
+    originally = TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15, original=True)
     shared = jitters(originally, 0) + jitters(originally, 1)
     assert len(set(shared)) == 2  # 24 samples among twelve workers, whose second epoch is as their first
     places = [tuple(map(tuple, originally[0, index]["theta"].tolist())) for index in range(24)]
@@ -201,10 +201,10 @@ def test_no_two_samples_share_their_jitter():
 @pytest.mark.parametrize("original", [False, True])
 def test_samples_depend_on_epoch_and_index_alone(original):
     clips = synthetic_clips(5, 20, seed=0)
-    samples = TimeCycleDataset(clips, seed=1, side=63, patch=21, original=original)
+    samples = TimeCycleDataset(clips, seed=1, frame_side=63, patch_side=21, original=original)
     alone = {(e, i): samples[e, i] for e, i in [(1, 4), (0, 0), (1, 0), (0, 3), (0, 2), (0, 1), (0, 4), (1, 1)]}
     assert not torch.equal(alone[0, 0]["target"], alone[1, 0]["target"])
-    other = TimeCycleDataset(clips, seed=2, side=63, patch=21, original=original)
+    other = TimeCycleDataset(clips, seed=2, frame_side=63, patch_side=21, original=original)
     assert not torch.equal(alone[0, 0]["target"], other[0, 0]["target"])
     batches = DistributedBatchSampler(5, batch=2, seed=0)
     for workers in (0, 2):
@@ -246,7 +246,7 @@ class Bad(Clip):
 
 def test_a_clip_of_no_use_is_replaced_and_reported():
     clips = [Bad("a"), Spot(2, name="b"), Spot(name="c"), Spot(name="d"), Bad("e")]
-    samples = TimeCycleDataset(clips, 0, side=45, patch=15)
+    samples = TimeCycleDataset(clips, 0, frame_side=45, patch_side=15)
     replacements, reports = set(), set()
     for epoch in range(20):
         sample = samples[epoch, 0]
@@ -277,7 +277,7 @@ def test_other_sizes(side, patch, size):
     assert min(height, width) == round(side * 16 / 15)
     assert abs(height / width - size[0] / size[1]) < 1 / min(height, width) * max(size) / min(size)
     for seed in range(3):
-        sample = drawn(Spot(17, size), seed, original=False, side=side, patch=patch)
+        sample = drawn(Spot(17, size), seed, original=False, frame_side=side, patch_side=patch)
         assert sample["frames"].shape == (4, 3, side, side)
         assert sample["patch"].shape == (3, patch, patch)
         assert torch.isfinite(sample["patch"]).all()

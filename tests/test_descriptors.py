@@ -10,7 +10,7 @@ from tests.training_runs import assert_same
 from timecycle.checkpoints.networks import load_features, save_encoder
 from timecycle.errors import InputError
 from timecycle.features.named import Features
-from timecycle.models.descriptors import ColourDescriptor, GradientDescriptor
+from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, Trunk
 from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
@@ -22,7 +22,7 @@ def frame(seed: int = 0) -> torch.Tensor:
 
 
 def test_features_are_unit_vectors_of_thirteen_on_the_stride_8_grid():
-    descriptor = ColourDescriptor()
+    descriptor = ColorDescriptor()
     descriptor.begin(frame())
     features = descriptor(torch.stack([frame(), frame(1)]))
     assert features.shape == (2, 13, 6, 6)
@@ -30,7 +30,7 @@ def test_features_are_unit_vectors_of_thirteen_on_the_stride_8_grid():
 
 
 def test_places_are_most_similar_to_their_own_colour():
-    descriptor = ColourDescriptor()
+    descriptor = ColorDescriptor()
     descriptor.begin(frame())
     features = descriptor(frame()[None])[0].flatten(1)
     shifted = descriptor(torch.roll(frame(), 8, dims=2)[None])[0].roll(-1, dims=2).flatten(1)
@@ -40,7 +40,7 @@ def test_places_are_most_similar_to_their_own_colour():
 
 
 def test_a_frame_of_one_colour_gives_finite_features():
-    descriptor = ColourDescriptor()
+    descriptor = ColorDescriptor()
     flat = torch.zeros(3, 16, 16)
     descriptor.begin(flat)
     assert torch.isfinite(descriptor(flat[None])).all()
@@ -48,7 +48,7 @@ def test_a_frame_of_one_colour_gives_finite_features():
 
 def test_statistics_of_the_first_frame_are_required():
     with pytest.raises(RuntimeError, match="begin"):
-        ColourDescriptor()(frame()[None])
+        ColorDescriptor()(frame()[None])
 
 
 @pytest.mark.parametrize("name", ["dino", "dift"])
@@ -57,7 +57,7 @@ def test_colours_are_the_same_however_a_protocol_normalises_them(name):
     found = []
     for rules in (protocol("crw"), protocol(name, resize="native")):
         image = preprocess(rgb, rules)
-        descriptor = ColourDescriptor(rules.mean, rules.std)
+        descriptor = ColorDescriptor(rules.mean, rules.std)
         descriptor.begin(image)
         found.append(descriptor(image[None]))
     assert found[0].shape == (1, 13, 3, 4)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny_training import CYCLE, WALK, TinyEncoder, write_list
+from tests.tiny_training import CYCLE, GRID, WALK, TinyEncoder, write_list
 from tests.training_runs import assert_same, assert_same_run, latest, log
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
@@ -23,21 +23,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_without_data_there_is_made_video(tiny):
-    done = tiny("--steps", 2, "-c", "run", "--side", 32, "--made-clips", 2, "--workers", 0)
+    done = tiny("--steps", 2, "-c", "run", "--crop-side", 32, "--synthetic-clips", 2, "--workers", 0)
     assert done.code == 0, done.err
     assert "no data given: learning from synthetic video, at sizes for a demonstration" in done.out
     settings = json.loads(Path("run/settings.json").read_text())["settings"]
-    assert {name: settings[name] for name in ("objective", "width", "minutes", "side")} == {
-        "objective": "walk", "width": 16, "minutes": 1.0, "side": 32,
+    assert {name: settings[name] for name in ("objective", "width", "minutes", "crop_side")} == {
+        "objective": "walk", "width": 16, "minutes": 1.0, "crop_side": 32,
     }  # fmt: skip
 
 
 def test_a_run_leaves_what_it_says(tiny):
-    done = tiny(*CYCLE, "-c", "run", "--log-every", 2, "--pictures-every", 2, "-e", "--classNum", 49)
+    done = tiny(*CYCLE, "-c", "run", "--log-every", 2, "--visualize-every", 2, "-e", "--classNum", 49)
     assert done.code == 0, done.err
     assert "6 clips from list.txt; 4 steps of 4 samples" in done.out
     assert "accepted without effect, as they do not change the result here: --evaluate, --classNum" in done.out
-    assert done.out.count("side=64") == 1
+    assert done.out.count("frame_side=64") == 1
     assert re.search(r"step 2/4  loss \S+  \(skip .*\)  \S+ samples/s  \d+ MB  \d:\d\d:\d\d left", done.out)
     assert "over the first 1 of 4 steps" in done.out
     stored = json.loads(Path("run/settings.json").read_text())
@@ -55,13 +55,13 @@ def test_a_run_leaves_what_it_says(tiny):
 
 
 def test_walks_over_crops_and_over_a_grid(tiny):
-    assert tiny(*WALK, "-c", "crops", "--pictures-every", 6).code == 0
+    assert tiny(*WALK, "-c", "crops", "--visualize-every", 6).code == 0
     assert read_rgb(Path("crops/images/0000006.jpg")).shape == (2 * 64, 4 * (32 * 2 + 4), 3)
-    done = tiny(*WALK, "--walk-over", "grid", "--patch", 16, "-c", "grid", "--pictures-every", 6)
+    done = tiny(*GRID, "--cell-side", 16, "-c", "grid", "--visualize-every", 6)
     assert done.code == 0, done.err
     assert read_rgb(Path("grid/images/0000006.jpg")).shape == (2 * 96, 4 * (48 * 2 + 4), 3)
     for folder in ("crops", "grid"):
-        assert {"walk/3", "home/3"} <= log(folder)[0].keys()
+        assert {"nll/3", "accuracy/3"} <= log(folder)[0].keys()
 
 
 def test_resumed_is_uninterrupted(tiny):

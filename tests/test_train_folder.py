@@ -19,10 +19,10 @@ from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
 from timecycle.training import checkpointer as checkpoints
+from timecycle.training.command_line import resolved
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.run_folder import Run, RunFiles, find_run, start_run
-from timecycle.training.settings import resolved
 
 ALONE = Distributed(0, 1, torch.device("cpu"))
 OPTIONS = (*WALK, "--schedule", "constant", "--keep", 9)
@@ -205,7 +205,7 @@ def test_two_processes_do_not_meet_in_a_folder(tiny):
 
 
 @pytest.mark.parametrize(
-    "options", [("--side", 1), ("--batchSize", 5, "--accumulate", 2), ("--resume", "auto", "--lr", -1)]
+    "options", [("--crop-side", 1), ("--batchSize", 5, "--accumulate", 2), ("--resume", "auto", "--lr", -1)]
 )
 def test_a_run_that_does_not_begin_leaves_nothing(tiny, options):
     Path("empty").mkdir()
@@ -230,7 +230,7 @@ def test_nothing_is_written_through_links(tiny, name):
     Path("elsewhere").mkdir()
     Path("run").mkdir()
     Path("run", name).symlink_to(Path("elsewhere").absolute())
-    refused = tiny(*WALK, "--pictures-every", 1, "-c", "run")
+    refused = tiny(*WALK, "--visualize-every", 1, "-c", "run")
     assert refused.code == 2
     assert f"error: run/{name} is a symbolic link, through which nothing is written; expected" in refused.err
     assert not list(Path("elsewhere").iterdir())
@@ -244,7 +244,7 @@ def test_something_in_the_way_is_named(tiny, name):
         path.touch()
     else:
         (path / "x").mkdir(parents=True)
-    refused = tiny(*WALK, "--pictures-every", 1, "-c", "run")
+    refused = tiny(*WALK, "--visualize-every", 1, "-c", "run")
     assert refused.code == 2
     assert refused.err.count("\n") == 1
     said = rf"error: run(/{name} (cannot be written|is not a folder|is there)| holds a run)"

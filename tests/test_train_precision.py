@@ -10,7 +10,7 @@ from tests.training_runs import latest, log
 from timecycle.models.encoder import Trunk
 from timecycle.training import precision
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import Settings
+from timecycle.training.settings import RunSettings
 
 SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channels-last")
 
@@ -65,7 +65,9 @@ def test_images_take_the_order_that_is_asked_for(innermost):
     model = torch.nn.Sequential(Trunk(18, width=4))
     met: list[bool] = []
     model[0].conv1.register_forward_hook(lambda module, given, found: met.append(given[0].stride(1) == 1))
-    prepared = precision.prepare_model(model, Settings(channels_last=innermost), Distributed(0, 1, torch.device("cpu")))
+    prepared = precision.prepare_model(
+        model, RunSettings(channels_last=innermost), Distributed(0, 1, torch.device("cpu"))
+    )
     images = torch.randn(2, 3, 32, 32)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         prepared(given)

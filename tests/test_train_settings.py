@@ -10,8 +10,18 @@ import torch
 
 from timecycle.errors import InputError
 from timecycle.training.checkpointer import restore_rng_states, rng_states, seed_everything
+from timecycle.training.command_line import read_command_line, resolved
 from timecycle.training.objectives import make_optimizer, make_schedule
-from timecycle.training.settings import FIELDS, Settings, flag, read_command_line, resolved
+from timecycle.training.settings import (
+    KINDS,
+    OPTIONS,
+    CropWalkSettings,
+    GridWalkSettings,
+    RunSettings,
+    TimeCycleSettings,
+    applies,
+    flag,
+)
 
 PUBLISHED = shlex.split("""
     --batchSize 36 --workers 12 --epochs 30 --lr 2e-4 --momentum 0.5 --weight-decay 0 --checkpoint runs/a --manualSeed 3
@@ -24,13 +34,123 @@ def test_the_published_command_line_gives_the_published_numbers():
     given, unused = read_command_line([*PUBLISHED, "--filelist", "list.txt"])
     settings = resolved(given)
     assert sorted(unused) == ["--classNum", "--data", "--evaluate", "--seperate2d"]
-    assert settings == Settings(
+    assert settings == TimeCycleSettings(
         filelist=settings.filelist, checkpoint=settings.checkpoint, workers=12, seed=3, gpu_id="0,1"
     )
-    assert (settings.batch, settings.side, settings.patch, settings.clip) == (36, 240, 80, 10.0)
+    assert (settings.batch, settings.frame_side, settings.patch_side, settings.max_grad_norm) == (36, 240, 80, 10.0)
     optimizer = make_optimizer(settings, torch.nn.Linear(1, 1))
     assert type(optimizer) is torch.optim.Adam
     assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.5, 0.999), 0.0)
+
+
+WALK_DEMO = "walk 4 0.001 adamw cosine 300 1.0"
+OLD_SETTINGS = {
+    "filelist": None, "videos": "v", "made_clips": 64, "cache_mb": 2000, "original_sampling": False,
+    "objective": "timecycle", "side": 64, "patch": 56, "video_length": 4, "frame_gap": 1, "pred_distance": 4,
+    "lamda": 0.1, "walk_over": "crops", "width": 64, "temperature": 0.07, "edge_dropout": 0.1, "batch": 2,
+    "epochs": 30, "steps": 3, "minutes": None, "optimiser": "adam", "lr": 0.0002, "momentum": 0.25,
+    "weight_decay": 0.0, "clip": 1.0, "schedule": "constant", "warmup": 0, "pretrained": None, "part": None,
+    "freeze_batchnorm": False, "sync_batchnorm": False, "accumulate": 2, "seed": 3, "device": "auto", "gpu_id": None,
+    "workers": 0, "autocast": False, "channels_last": True, "compile": False, "checkpoint_activations": False,
+    "checkpoint": "run", "resume": None, "save_every": 1, "keep": 20, "log_every": 10, "pictures_every": 3,
+    "evaluate_every": 0, "evaluate_on": None,
+}  # fmt: skip
+"""As version 0.1 stored them in checkpoints."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "expected"),
+    [
+        (
+            {},
+            TimeCycleSettings,
+            {"frame_side": 64, "patch_side": 56, "frame_gap": 1, "optimizer": "adam", "beta1": 0.25},
+        ),
+        ({"optimiser": "sgd"}, TimeCycleSettings, {"optimizer": "sgd", "momentum": 0.95}),
+        ({"objective": "walk"}, CropWalkSettings, {"crop_side": 64, "max_frame_gap": 1, "width": 64}),
+        (
+            {"objective": "walk", "walk_over": "grid", "optimiser": "adamw"},
+            GridWalkSettings,
+            {"frame_side": 64, "cell_side": 56, "max_frame_gap": 1, "optimizer": "adamw", "beta1": 0.25},
+        ),
+    ],
+)
+def test_settings_of_version_0_1_are_read_by_their_names_now(changes, kind, expected):
+    settings = resolved({"resume": "auto"}, OLD_SETTINGS | changes)
+    assert type(settings) is kind
+    expected = expected | {"max_grad_norm": 1.0, "visualize_every": 3, "synthetic_clips": 64, "seed": 3}
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert resolved({"resume": "auto"}, settings.to_json()) == settings
+    with pytest.raises(InputError, match="-side is 32, and 64 in the run that is gone on from"):
+        resolved({"side": 32}, OLD_SETTINGS | changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--objective timecycle --side 64 --patch 56", {"frame_side": 64, "patch_side": 56}),
+        ("--objective walk --side 64 --frame_gap 5", {"crop_side": 64, "max_frame_gap": 5}),
+        ("--objective walk --walk-over grid --side 64 --patch 16", {"frame_side": 64, "cell_side": 16}),
+        ("--optim adam --momentum 0.25", {"optimizer": "adam", "beta1": 0.25}),
+        ("--optimiser sgd --momentum 0.25", {"optimizer": "sgd", "momentum": 0.25}),
+        ("--momentum 0.25", {"optimizer": "adamw", "beta1": 0.25}),
+        (
+            "--clip 3 --made-clips 5 --pictures-every 7",
+            {"max_grad_norm": 3, "synthetic_clips": 5, "visualize_every": 7},
+        ),
+    ],
+)
+def test_options_of_version_0_1_are_those_of_the_objective(words, expected):
+    settings = resolved(read_command_line(words.split())[0])
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "--objective timecycle --temperature 1",
+            "--temperature is given; expected it left out with --objective timecycle",
+        ),
+        (
+            "--objective timecycle --walk-over grid",
+            "--walk-over is given; expected it left out with --objective timecycle",
+        ),
+        ("--videos v --width 32", "--width is given; expected it left out with --objective timecycle"),
+        (
+            "--objective walk --lamda 1",
+            "--lamda is given; expected it left out with --objective walk --walk-over crops",
+        ),
+        ("--patch 16", "--patch is given; expected it left out with --objective walk --walk-over crops"),
+        ("--original-sampling", "--original-sampling is given; expected it left out with --objective walk"),
+        (
+            "--walk-over grid --crop-side 64",
+            "--crop-side is given; expected it left out with --objective walk --walk-over grid",
+        ),
+        ("--optim sgd --beta1 0.5", "--beta1 is given; expected it left out with --optimizer sgd"),
+        ("--momentum 0.5 --beta1 0.5", "--momentum is given beside --beta1, of which it is another name; expected one"),
+        ("--side 64 --crop-side 64", "--side is given beside --crop-side, of which it is another name; expected one"),
+    ],
+)
+def test_no_option_is_ignored(words, sentence):
+    """One that the objective or the optimizer does not have is refused, also beside a checkpoint."""
+    given = read_command_line(words.split())[0]
+    with pytest.raises(InputError) as refused:
+        resolved(given)
+    assert str(refused.value).startswith(sentence)
+    choice = {name: given[name] for name in ("objective", "optimizer", "videos") if name in given}
+    choice |= {"walk_over": "grid"} if "grid --crop-side" in words else {}
+    with pytest.raises(InputError) as refused:
+        resolved(given, resolved(choice).to_json())
+    assert str(refused.value).startswith(sentence)
+
+
+def test_momentum_is_that_of_the_optimizer():
+    weight = torch.nn.Linear(1, 1)
+    sgd = make_optimizer(resolved({"optimizer": "sgd", "momentum": 0.25}), weight)
+    assert (type(sgd), sgd.defaults["momentum"]) == (torch.optim.SGD, 0.25)
+    assert make_optimizer(resolved({"optimizer": "sgd"}), weight).defaults["momentum"] == 0.95
+    assert make_optimizer(resolved({"momentum": 0.25}), weight).defaults["betas"] == (0.25, 0.999)
 
 
 def test_other_names_of_the_same():
@@ -67,13 +187,15 @@ def test_what_argparse_refuses(words, capsys):
         ({"batch": 0}, "--batchSize is 0; expected 1 or more"),
         ({"lr": 0.0}, "--lr is 0.0; expected a positive number"),
         ({"minutes": float("inf")}, "--minutes is inf; expected a positive number"),
-        ({"momentum": 1.0}, "--momentum is 1.0 and --weight-decay 0.0; expected one in [0, 1) and one of 0 or more"),
+        ({"momentum": 1.0}, "--momentum is 1.0; expected a number in [0, 1)"),
+        ({"beta1": -0.1}, "--beta1 is -0.1; expected a number in [0, 1)"),
+        ({"weight_decay": -1.0}, "--weight-decay is -1.0; expected 0 or more"),
         ({"compile": True, "checkpoint_activations": True}, "expected one of them"),
     ],
 )
 def test_values_that_mean_nothing_are_named(values, sentence):
     with pytest.raises(InputError) as refused:
-        Settings(**values)
+        RunSettings(**values)
     assert sentence in str(refused.value)
 
 
@@ -81,6 +203,7 @@ def test_where_values_come_from():
     """Command line, checkpoint, demo, objective, field: the first that says it."""
     stored = resolved({"filelist": None, "objective": "walk", "lr": 0.3}).to_json()
     assert (stored["lr"], stored["optimizer"], stored["width"], stored["minutes"]) == (0.3, "adamw", 16, 1.0)
+    assert "momentum" not in stored
     again = resolved({"log_every": 7, "resume": "auto"}, stored)
     assert (again.lr, again.log_every, again.width, again.minutes) == (0.3, 7, 16, None)
     with pytest.raises(InputError, match="--width is 8, and 16 in the run that is gone on from"):
@@ -104,64 +227,73 @@ def helped(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[st
 
 
 @pytest.mark.parametrize(
-    ("words", "about", "expected"),
+    ("words", "about", "sizes", "expected"),
     [
-        (
-            "--help",
-            "those of --objective walk --walk-over crops with no data given",
-            "walk 96 3 4 16 0.001 adamw cosine 300 1.0",
-        ),
+        ("--help", "walk --walk-over crops with no data given", "crop-side 96 max-frame-gap 3 width 16", WALK_DEMO),
         (
             "--objective walk --help",
-            "those of --objective walk --walk-over crops with no data given",
-            "walk 96 3 4 16 0.001 adamw cosine 300 1.0",
+            "walk --walk-over crops with no data given",
+            "crop-side 96 max-frame-gap 3 width 16",
+            WALK_DEMO,
         ),
         (
             "-h --objective=timecycle",
-            "those of --objective timecycle with no data given",
-            "walk 96 2 2 64 0.0002 adam constant 300 1.0",
+            "timecycle with no data given",
+            "frame-side 96 patch-side 56 frame_gap 2",
+            "walk 2 0.0002 adam constant 300 1.0",
         ),
         (
             "--videos x --help",
-            "those of --objective timecycle with data given",
-            "timecycle 240 2 36 64 0.0002 adam constant --epochs-decides no-limit",
+            "timecycle with data given",
+            "frame-side 240 patch-side 80 frame_gap 2",
+            "timecycle 36 0.0002 adam constant --epochs-decides no-limit",
         ),
         (
             "--help --filelist x --objective walk",
-            "those of --objective walk --walk-over crops with data given",
-            "timecycle 128 3 12 32 0.001 adamw cosine --epochs-decides no-limit",
+            "walk --walk-over crops with data given",
+            "crop-side 128 max-frame-gap 3 width 32",
+            "timecycle 12 0.001 adamw cosine --epochs-decides no-limit",
         ),
         (
             "--objective walk --walk-over grid --videos x -h",
-            "those of --objective walk --walk-over grid with data given",
-            "timecycle 256 2 20 64 0.001 adamw cosine --epochs-decides no-limit",
+            "walk --walk-over grid with data given",
+            "frame-side 256 cell-side 64 max-frame-gap 2 width 64",
+            "timecycle 20 0.001 adamw cosine --epochs-decides no-limit",
         ),
     ],
 )
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_help_shows_the_defaults_of_the_objective_at_hand(words, about, expected, columns, capsys, monkeypatch):
+def test_help_shows_the_options_of_the_objective_at_hand(words, about, sizes, expected, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    said, defaults = helped(words, capsys)
-    assert about in said
-    shown = shlex.split("--objective --side --frame_gap --batchSize --width --lr --optim --schedule --steps --minutes")
-    assert [defaults[name].replace(" ", "-") for name in shown] == expected.split()
+    said, shown = helped(words, capsys)
+    assert f"those of --objective {about}" in said
+    names, values = sizes.split()[::2], sizes.split()[1::2]
+    assert [shown[f"--{name}"] for name in names] == values
+    common = shlex.split("--objective --batchSize --lr --optim --schedule --steps --minutes")
+    assert [shown[name].replace(" ", "-") for name in common] == expected.split()
+    assert not {"--side", "--patch"} & shown.keys()
 
 
-@pytest.mark.parametrize("objective", ["timecycle", "walk --walk-over crops", "walk --walk-over grid"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("data", ["", "--videos x"])
-def test_help_shows_every_default_that_is_used(objective, data, capsys, monkeypatch):
+def test_help_shows_every_default_that_is_used_and_no_other_option(kind, optimizer, data, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    words = f"--objective {objective} {data}".split()
+    words = f"{kind.command()} --optimizer {optimizer} {data}".split()
     settings = resolved(read_command_line(words)[0])
-    _, defaults = helped(" ".join([*words, "--help"]), capsys)
-    for name, each in FIELDS.items():
+    assert type(settings) is kind
+    _, shown = helped(" ".join([*words, "--help"]), capsys)
+    for name, each in OPTIONS.items():
+        if name not in kind.names() or not applies(name, optimizer):
+            assert flag(name) not in shown, name
+            continue
         value = getattr(settings, name)
         if flag(name) in words:
             continue
         expected = each.metadata["none"] if value is None else str(value)
         if isinstance(value, bool):
             expected = flag(name) if value else flag(name).replace("--", "--no-", 1)
-        assert defaults[flag(name)] == expected, name
+        assert shown[flag(name)] == expected, name
 
 
 def test_help_comes_before_what_follows_it_and_is_wrong(capsys):
@@ -181,7 +313,7 @@ def test_epochs_take_the_place_of_the_demos_steps():
 
 
 def test_schedules():
-    settings = Settings(lr=1.0, schedule="cosine", warmup=2)
+    settings = RunSettings(lr=1.0, schedule="cosine", warmup=2)
     optimizer = make_optimizer(settings, torch.nn.Linear(1, 1))
     schedule = make_schedule(settings, optimizer, 6)
     rates = []

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.models.walk import NOWHERE, CropWalk, GridWalk, Step, palindromes, walk_losses
+from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk, Step, palindromes, walk_losses
 from timecycle.ops.attention import EdgeDropout, _logits
 
 TEMPERATURE = 0.07
@@ -73,49 +73,49 @@ def test_the_steps_of_the_model_are_softmax_affinities_with_edges_left_out(walk:
     torch.testing.assert_close(walk._steps(4)(1, True)(nodes, others, rest), _plain(nodes, others))
 
 
-def test_the_loss_is_the_surprise_at_being_home() -> None:
+def test_the_loss_is_the_negative_log_likelihood_of_the_target() -> None:
     end = torch.tensor([[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], [[0.1, 0.2, 0.7], [1.0, 0.0, 0.0]]], dtype=torch.float64)
-    losses = walk_losses([end], torch.tensor([[0, NOWHERE], [1, 0]]))
+    losses = walk_losses([end], torch.tensor([[0, NO_TARGET], [1, 0]]))
     expected = (-torch.log(torch.tensor(0.5)) - torch.log(torch.tensor(0.2)) / 2) / 2
-    assert losses.walks.tolist() == pytest.approx([expected.item()])
-    assert losses.home.tolist() == pytest.approx([(1 + 0.5) / 2])
-    assert losses.scalars() == pytest.approx({"loss": expected.item(), "walk/1": expected.item(), "home/1": 0.75})
+    assert losses.nll.tolist() == pytest.approx([expected.item()])
+    assert losses.accuracy.tolist() == pytest.approx([(1 + 0.5) / 2])
+    assert losses.scalars() == pytest.approx({"loss": expected.item(), "nll/1": expected.item(), "accuracy/1": 0.75})
 
 
-def test_a_walker_that_cannot_come_home_has_a_finite_loss_and_gradient() -> None:
+def test_a_walk_that_cannot_reach_its_target_has_a_finite_loss_and_gradient() -> None:
     end = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
     losses = walk_losses([end], torch.tensor([[1]]))
     losses.total.backward()
     assert losses.total.isfinite()
     assert end.grad is not None
     assert end.grad.isfinite().all()
-    assert walk_losses([end], torch.tensor([[NOWHERE]])).total.item() == 0
+    assert walk_losses([end], torch.tensor([[NO_TARGET]])).total.item() == 0
 
 
 def test_gradients_of_walks(walk: CropWalk) -> None:
     """Finite differences, with edges left out."""
     ahead, back = _nodes(3, 1, 4, 3), _nodes(2, 1, 4, 3, seed=1)
     steps = walk._steps(3)
-    home = torch.tensor([[2, NOWHERE, 0, 1]])
+    target = torch.tensor([[2, NO_TARGET, 0, 1]])
 
     def loss(*nodes: Tensor) -> Tensor:
         unit = [functional.normalize(x, dim=2) for x in nodes]
-        return walk_losses(palindromes(unit[:3], unit[3:], steps), home).total
+        return walk_losses(palindromes(unit[:3], unit[3:], steps), target).total
 
     inputs = [x.requires_grad_() for x in (*ahead, *back)]
     assert torch.autograd.gradcheck(loss, inputs)
 
 
-def test_crops_of_a_still_video_lead_home_once_they_are_told_apart(walk: CropWalk) -> None:
+def test_crops_of_a_still_video_reach_their_targets_once_they_are_told_apart(walk: CropWalk) -> None:
     """The same crop both ways and walkers that do not blur: every node's nearest neighbour is itself."""
     walk.eval()
     walk.temperature = 1e-4
     frame = torch.randn(1, 1, 3, 64, 64)
-    home = torch.arange(64)[None]
-    losses = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), home)
-    assert losses.home.tolist() == [1, 1, 1]
+    target = torch.arange(64)[None]
+    losses = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), target)
+    assert losses.accuracy.tolist() == [1, 1, 1]
     assert losses.total.item() < 1e-3
-    shuffled = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), home.roll(1, dims=1))
+    shuffled = walk(frame.expand(1, 4, -1, -1, -1), frame.expand(1, 3, -1, -1, -1), target.roll(1, dims=1))
     assert shuffled.total.item() > 1
 
 
@@ -138,22 +138,22 @@ def test_some_steps_of_training_lower_the_loss(form: str, walk: CropWalk) -> Non
         losses.total.backward()
         optimizer.step()
         found.append(losses.total.item())
-    assert losses.walks.shape == (3,)
+    assert losses.nll.shape == (3,)
     assert found[-1] < 0.9 * found[0]
 
 
 @pytest.mark.parametrize(
-    ("ahead", "back", "home", "said"),
+    ("ahead", "back", "target", "said"),
     [
         ((1, 1, 3, 64, 64), (1, 0, 3, 64, 64), (1, 64), "ahead has shape"),
         ((1, 4, 3, 64, 60), (1, 3, 3, 64, 60), (1, 64), "whole 8 pixels"),
         ((1, 4, 3, 64, 64), (1, 4, 3, 64, 64), (1, 64), "back has shape"),
-        ((1, 4, 3, 64, 64), (1, 3, 3, 64, 64), (1, 63), "home [1, 63]"),
+        ((1, 4, 3, 64, 64), (1, 3, 3, 64, 64), (1, 63), "target [1, 63]"),
     ],
 )
-def test_refuses_what_does_not_fit(walk: CropWalk, ahead: tuple, back: tuple, home: tuple, said: str) -> None:
+def test_refuses_what_does_not_fit(walk: CropWalk, ahead: tuple, back: tuple, target: tuple, said: str) -> None:
     with pytest.raises(InputError) as refused:
-        walk(torch.zeros(ahead), torch.zeros(back), torch.zeros(home, dtype=torch.int64))
+        walk(torch.zeros(ahead), torch.zeros(back), torch.zeros(target, dtype=torch.int64))
     assert said in str(refused.value)
 
 

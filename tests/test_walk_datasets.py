@@ -17,14 +17,14 @@ from timecycle.data.walk_datasets import (
     CropWalkDataset,
     GridWalkDataset,
     Window,
-    homes,
-    part,
-    spaced,
+    evenly_spaced,
+    random_part,
+    target_cells,
     two_windows,
 )
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.models.walk import NOWHERE, CropWalk, GridWalk
+from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk
 
 
 class Ramp(Clip):
@@ -66,14 +66,14 @@ def test_a_window_shows_what_lies_in_it() -> None:
     np.testing.assert_array_equal(small, picture[15:40:10, 25:50:10, 0])
 
 
-def test_home_is_the_cell_that_shows_the_same_place() -> None:
-    assert homes(Window(0, 0, 64, 64), Window(0, 0, 64, 64), 8).tolist() == list(range(64))
-    shifted = homes(Window(8, 16, 64, 64), Window(0, 0, 64, 64), 8).reshape(8, 8)
+def test_the_target_is_the_cell_that_shows_the_same_place() -> None:
+    assert target_cells(Window(0, 0, 64, 64), Window(0, 0, 64, 64), 8).tolist() == list(range(64))
+    shifted = target_cells(Window(8, 16, 64, 64), Window(0, 0, 64, 64), 8).reshape(8, 8)
     assert shifted[0, 0] == 2 * 8 + 1
-    assert (shifted[6:] == NOWHERE).all()
-    assert (shifted[:, 7] == NOWHERE).all()
+    assert (shifted[6:] == NO_TARGET).all()
+    assert (shifted[:, 7] == NO_TARGET).all()
     assert (shifted[:6, :7] >= 0).all()
-    wide = homes(Window(16, 16, 32, 32), Window(0, 0, 64, 64), 8).reshape(8, 8)
+    wide = target_cells(Window(16, 16, 32, 32), Window(0, 0, 64, 64), 8).reshape(8, 8)
     assert np.unique(wide).tolist() == [8 * r + c for r in range(2, 6) for c in range(2, 6)]
 
 
@@ -101,26 +101,26 @@ def test_windows_fit_into_small_frames(generator: np.random.RandomState) -> None
 
 
 def test_frames_are_evenly_spaced_and_in_the_clip(generator: np.random.RandomState) -> None:
-    drawn = [spaced(Ramp(20), 4, 3, generator) for _ in range(300)]
+    drawn = [evenly_spaced(Ramp(20), 4, 3, generator) for _ in range(300)]
     assert {b - a for numbers in drawn for a, b in itertools.pairwise(numbers)} == {1, 2, 3}
     assert all(len(set(np.diff(numbers))) == 1 for numbers in drawn)
     assert min(numbers[0] for numbers in drawn) == 0
     assert max(numbers[-1] for numbers in drawn) == 19
-    assert {tuple(spaced(Ramp(5), 4, 3, generator)) for _ in range(50)} == {(0, 1, 2, 3), (1, 2, 3, 4)}
+    assert {tuple(evenly_spaced(Ramp(5), 4, 3, generator)) for _ in range(50)} == {(0, 1, 2, 3), (1, 2, 3, 4)}
     with pytest.raises(InputError, match="ramp has 3 frames; expected at least 4"):
-        spaced(Ramp(3), 4, 3, generator)
+        evenly_spaced(Ramp(3), 4, 3, generator)
 
 
-def test_both_windows_show_the_same_place_where_home_says_so() -> None:
+def test_both_windows_show_the_same_place_where_the_target_says_so() -> None:
     """Colours tell places: of two cells that are one place they agree to half a cell."""
-    sample = CropWalkDataset([Ramp(12)], seed=1, crop=64)[0, 0]
+    sample = CropWalkDataset([Ramp(12)], seed=1, crop_side=64)[0, 0]
     ahead, back = (_coloured(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
     assert ahead.shape[0] == 4
     assert back.shape[0] == 3
-    home = sample["home"].numpy()
-    known = home >= 0
+    target = sample["target"].numpy()
+    known = target >= 0
     assert known.sum() > 8
-    np.testing.assert_allclose(ahead[0, known, :2], back[0, home[known], :2], atol=6)
+    np.testing.assert_allclose(ahead[0, known, :2], back[0, target[known], :2], atol=6)
     np.testing.assert_allclose(ahead[:3, :, 2].mean(1), back[:, :, 2].mean(1), atol=0.5)  # the same frames
     assert sample["name"] == f"ramp from frame {round(float(ahead[0, 0, 2]))}"
 
@@ -135,7 +135,7 @@ def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
     np.testing.assert_allclose(centres[..., 0], np.broadcast_to(cells, (4, 7, 7)), atol=10)
     np.testing.assert_allclose(centres[..., 1], np.broadcast_to(cells[:, None], (4, 7, 7)), atol=10)
     np.testing.assert_allclose(np.diff(centres[:, 0, 0, 2]), 2, atol=0.1)
-    parts = [part(10, 20, 64, generator) for _ in range(200)]
+    parts = [random_part(10, 20, 64, generator) for _ in range(200)]
     shares = [piece.width * piece.height / 64**2 for piece in parts]
     assert min(shares) >= PATCH_AREA[0]
     assert max(shares) <= PATCH_AREA[1]
@@ -146,9 +146,12 @@ def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
 def test_samples_are_what_the_objective_takes(form: str) -> None:
     trunk = Trunk(18, 3, "reflect", 4)
     if form == "crops":
-        samples, model = CropWalkDataset([Ramp(9), Ramp(7)], 0, crop=64), CropWalk(trunk, 8)
+        samples, model = CropWalkDataset([Ramp(9), Ramp(7)], 0, crop_side=64), CropWalk(trunk, 8)
     else:
-        samples, model = GridWalkDataset([Ramp(9), Ramp(7)], 0, side=96, patch=32, length=3), GridWalk(trunk, 8)
+        samples, model = (
+            GridWalkDataset([Ramp(9), Ramp(7)], 0, frame_side=96, cell_side=32, length=3),
+            GridWalk(trunk, 8),
+        )
     batch = default_collate([samples[0, 0], samples[0, 1]])
     losses = model(**{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
     assert losses.total.isfinite()
@@ -161,7 +164,7 @@ def test_samples_are_what_the_objective_takes(form: str) -> None:
         (CropWalkDataset, {"crop": 264}, "at most 256"),
         (CropWalkDataset, {"length": 1}, "length is 1"),
         (GridWalkDataset, {"patch": 300}, "patch 300 pixels"),
-        (GridWalkDataset, {"frame_gap": 0}, "frame_gap 0"),
+        (GridWalkDataset, {"max_frame_gap": 0}, "max_frame_gap 0"),
     ],
 )
 def test_refuses_sizes_that_mean_nothing(kind: type, settings: dict, said: str) -> None:

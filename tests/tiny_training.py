@@ -28,18 +28,19 @@ from timecycle.data.synthetic import render_clip
 from timecycle.errors import run_command_line
 from timecycle.models.encoder import Trunk
 from timecycle.training.objectives import OBJECTIVES
-from timecycle.training.settings import Settings
+from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings
 from timecycle.viewing.overlays import write_jpeg
 
 CLIPS = 6
 # Of a list in the working folder, which `write_list` makes.
 COMMON = ("--filelist", "list.txt", "--batchSize", "4", "--workers", "0")
-WALK = (*COMMON, "--objective", "walk", "--side", "32", "--width", "4", "--steps", "6")
-CYCLE = (*COMMON, "--objective", "timecycle", "--side", "64", "--patch", "56", "--steps", "4")
+WALK = (*COMMON, "--objective", "walk", "--crop-side", "32", "--width", "4", "--steps", "6")
+GRID = (*COMMON, "--objective", "walk", "--walk-over", "grid", "--frame-side", "32", "--width", "4", "--steps", "6")
+CYCLE = (*COMMON, "--objective", "timecycle", "--frame-side", "64", "--patch-side", "56", "--steps", "4")
 
 
 def write_list(folder: Path) -> None:
-    """Write list.txt and the frames that it lists: `CLIPS` small made videos of 18 frames."""
+    """Write list.txt and the frames that it lists: `CLIPS` small synthetic videos of 18 frames."""
     lines = []
     for index in range(CLIPS):
         frames = folder / f"clip{index}"
@@ -103,10 +104,10 @@ class Fault:
         return losses
 
 
-def faulty(build: Callable[[Settings], nn.Module]) -> Callable[[Settings], nn.Module]:
+def faulty(build: Callable[[RunSettings], nn.Module]) -> Callable[[RunSettings], nn.Module]:
     """A model's maker, with faults."""
 
-    def made(settings: Settings) -> nn.Module:
+    def made(settings: RunSettings) -> nn.Module:
         model = build(settings)
         if settings.objective == "timecycle":
             model.encoder = TinyEncoder()
@@ -116,10 +117,9 @@ def faulty(build: Callable[[Settings], nn.Module]) -> Callable[[Settings], nn.Mo
     return made
 
 
-OBJECTIVES["walk"] = replace(OBJECTIVES["walk"], model=faulty(OBJECTIVES["walk"].model))
-OBJECTIVES["timecycle"] = replace(
-    OBJECTIVES["timecycle"], model=faulty(OBJECTIVES["timecycle"].model), encoder=lambda settings: TinyEncoder()
-)
+for kind in (TimeCycleSettings, CropWalkSettings, GridWalkSettings):
+    OBJECTIVES[kind] = replace(OBJECTIVES[kind], model=faulty(OBJECTIVES[kind].model))
+OBJECTIVES[TimeCycleSettings] = replace(OBJECTIVES[TimeCycleSettings], encoder=lambda settings: TinyEncoder())
 
 
 if __name__ == "__main__":

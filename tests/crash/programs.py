@@ -37,8 +37,9 @@ class Program:
 
 EVALUATE = ("--davis", "{data}/davis", "--features", "colour", "--save_path", "out", "--cropSize")
 TRAIN = (
-    *("--objective", "walk", "--side", "48", "--batchSize", "2", "--width", "4", "--steps", "4", "--made-clips", "4"),
-    *("--videoLen", "3", "-j", "0", "--minutes", "9", "--pictures-every", "2", "--save-every", "1", "--keep", "2"),
+    *("--objective", "walk", "--crop-side", "48", "--batchSize", "2", "--width", "4", "--steps", "4"),
+    *("--synthetic-clips", "4"),
+    *("--videoLen", "3", "-j", "0", "--minutes", "9", "--visualize-every", "2", "--save-every", "1", "--keep", "2"),
     *("-c", "out", "--resume", "auto"),
 )
 PREPARE = ("vlog", "--videos", "{data}/videos", "--out", "out", "--fps", "4", "--side", "32", "--jobs")

@@ -8,7 +8,7 @@ The layouts that are read, told apart by what stands before torchvision's names 
     crw-zeropad    the same of a network that pads with zeros (model_type scratch_zeropad, imagenet18, ...), which no
                    name tells: it must be asked for
     uvc            gray_encoder.<names>
-    vfs            backbone.<names>, where a convolution and its normalisation are conv1.conv.weight and conv1.bn.weight
+    vfs            backbone.<names>, where a convolution and its normalization are conv1.conv.weight and conv1.bn.weight
     moco           encoder_q.<names> (v1, v2), base_encoder.<names> (v3); the key encoder (encoder_k, momentum_encoder)
                    only if it is asked for, or stands alone
     walk           walk.<names>: ours, of any width (`save_encoder`)

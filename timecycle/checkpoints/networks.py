@@ -54,7 +54,7 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
     keys that lead to it and what stands before its names, such as "teacher.backbone", or some of these in a row,
     "teacher". Not needed where the file holds only one that is whole.
 
-    TimeCycle's features come L2-normalised (D = 512); the others are as their `Trunk` leaves them, for a protocol to
+    TimeCycle's features come L2-normalized (D = 512); the others are as their `Trunk` leaves them, for a protocol to
     normalise, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
     key encoders, queues, stages that are cut off) are left out.
 

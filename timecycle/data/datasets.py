@@ -1,4 +1,4 @@
-"""What a training step looks at: frames and a patch drawn from clips, reproducible from (seed, epoch, index) alone.
+"""Datasets of clips: samples reproducible from (seed, epoch, index) alone; TimeCycle's frames and patch.
 
 Source: Wang, Jabri, Efros, CVPR 2019, as its published program draws.
 """
@@ -21,8 +21,8 @@ from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
 
 GRID = 9  # cells along a side, in which motion is summed
-WINDOWS = GRID - 2  # places along a side of a window of three cells, a patch's size
-BEST = 10  # places of most motion, of which one is drawn
+WINDOWS = GRID - 2  # positions along a side of a window of three cells, a patch's size
+TOP_WINDOWS = 10  # of most motion, of which one is drawn
 ORIGINAL_WORKERS = 12  # the published default
 
 
@@ -43,10 +43,10 @@ class Generators:
 
 
 class ClipDataset(Dataset[dict[str, Tensor | str]]):
-    """ClipDataset of clips, fetched as `samples[epoch, index]`; one of each clip an epoch.
+    """Samples of clips, fetched as `dataset[epoch, index]`; one of each clip an epoch.
 
     A sample depends on (seed, epoch, index) and on the clips, on nothing else: neither on workers nor on what was
-    fetched before. A clip that is damaged or too short is replaced by another, which the sample's generator draws.
+    fetched before. A clip that is damaged or too short is replaced by another, drawn with the sample's generator.
     """
 
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
@@ -60,10 +60,10 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         return len(self.clips)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor | str]:
-        """The sample of a clip in an epoch: what `draw` gives, and two texts.
+        """The sample of a clip in an epoch: what `sample` returns, and two strings.
 
         "name": the clip and its first frame. "skipped": a line "name: reason" for every clip that was replaced.
-        Raises InputError if no clip is of use.
+        Raises InputError if no clip can be used.
         """
         epoch, index = place
         generators = self.generators(epoch, index)
@@ -71,7 +71,7 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         for candidate in self._candidates(index, generators.python):
             clip = self.clips[candidate]
             try:
-                tensors = self.draw(clip, generators)
+                tensors = self.sample(clip, generators)
             except InputError as error:
                 skipped.append(f"{clip.name}: {error}")
             else:
@@ -92,19 +92,19 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         return Generators.of(own, own.spawn(1)[0])
 
     @abstractmethod
-    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
-        """What a step takes, and "first", int64 [], the number of the clip's first frame that is in it.
+    def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+        """The tensors of a sample, and "first", int64 [], the number of the first frame of the clip that is in it.
 
-        All chance comes from `generators`. Raises InputError if the clip is damaged or too short.
+        Only `generators` are drawn from. Raises InputError if the clip is damaged or too short.
         """
 
 
 class TimeCycleDataset(ClipDataset):
     """TimeCycle's: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and the patch's theta [2, 3], float32.
 
-    S = `side` and h = `patch` in pixels, T = `length` frames `frame_gap` apart, the target (T + `pred_distance`) *
-    `frame_gap` - 1 frames after the first; images normalised as ImageNet's. The patch is a third of the target's side,
-    where much moves, turned by up to 45 degrees.
+    S = `frame_side` and h = `patch_side` in pixels, T = `length` frames `frame_gap` apart, the target (T +
+    `pred_distance`) * `frame_gap` - 1 frames after the first; images normalized with ImageNet's statistics. The patch
+    is a third of the target's side, where much moves, rotated by up to 45 degrees.
 
     `original` reproduces three accidents of the published program. (1) On mirrored samples the patch lies opposite the
     motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself, as it is
@@ -117,8 +117,8 @@ class TimeCycleDataset(ClipDataset):
         self,
         clips: Sequence[Clip],
         seed: int,
-        side: int = 240,
-        patch: int = 80,
+        frame_side: int = 240,
+        patch_side: int = 80,
         length: int = 4,
         frame_gap: int = 2,
         pred_distance: int = 4,
@@ -126,15 +126,15 @@ class TimeCycleDataset(ClipDataset):
     ) -> None:
         super().__init__(clips, seed)
         for name, value, least in (
-            ("side", side, GRID),
-            ("patch", patch, 2),
+            ("frame_side", frame_side, GRID),
+            ("patch_side", patch_side, 2),
             ("length", length, 1),
             ("frame_gap", frame_gap, 1),
             ("pred_distance", pred_distance, 1),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; expected at least {least}")
-        self.side, self.patch = side, patch
+        self.frame_side, self.patch_side = frame_side, patch_side
         self.length, self.frame_gap, self.pred_distance, self.original = length, frame_gap, pred_distance, original
 
     def generators(self, epoch: int, index: int) -> Generators:
@@ -145,11 +145,11 @@ class TimeCycleDataset(ClipDataset):
         number = int(own.spawn(1)[0].generate_state(1)[0]) % -(-len(self) // ORIGINAL_WORKERS)
         return Generators.of(own, np.random.SeedSequence(self.seed, spawn_key=(number,)))
 
-    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+    def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
         """One sample of a clip. The draws and their order are the original's, those it does not use included."""
         python, numpy = generators.python, generators.numpy
         mirrored = python.random() <= 0.5
-        used, gap = reach(clip.length, self.length + self.pred_distance, self.frame_gap, self.original)
+        used, gap = span(clip.length, self.length + self.pred_distance, self.frame_gap, self.original)
         if used < 2:
             raise InputError(f"{clip.name} has {clip.length} frames; expected at least 3")
         start = python.randint(0, clip.length - used)
@@ -157,12 +157,14 @@ class TimeCycleDataset(ClipDataset):
         positions = [start + int(i * gap) for i in range(self.length)]
         target = start + used - 1
         frames = clip.read([*positions, target, motion_partner(target, gap, clip.length, self.original)])
-        height, width = short_side(frames.shape[1], frames.shape[2], self.side)
-        left = python.randint(0, width - self.side - 1)
-        top = python.randint(0, height - self.side - 1)
-        images = torch.stack([cropped(frame, (height, width), top, left, self.side, mirrored) for frame in frames])
+        height, width = short_side(frames.shape[1], frames.shape[2], self.frame_side)
+        left = python.randint(0, width - self.frame_side - 1)
+        top = python.randint(0, height - self.frame_side - 1)
+        images = torch.stack(
+            [cropped(frame, (height, width), top, left, self.frame_side, mirrored) for frame in frames]
+        )
         scores = motion_scores(images[-2], images[-1])
-        place = int(np.argsort(scores, kind="stable")[-BEST:][python.randint(0, BEST - 1)])
+        place = int(np.argsort(scores, kind="stable")[-TOP_WINDOWS:][python.randint(0, TOP_WINDOWS - 1)])
         column, row = divmod(place, WINDOWS)
         if self.original and mirrored:
             column = WINDOWS - 1 - column
@@ -171,14 +173,14 @@ class TimeCycleDataset(ClipDataset):
         return {
             "frames": images[:-2],
             "target": target_image,
-            "patch": sampled(target_image, theta, self.patch),
+            "patch": sampled(target_image, theta, self.patch_side),
             "theta": theta,
             "first": torch.tensor(start),
         }
 
 
-def reach(frames: int, steps: int, frame_gap: int, original: bool) -> tuple[int, Fraction]:
-    """How many frames of a clip a sample extends over, and how many lie between its base frames.
+def span(frames: int, steps: int, frame_gap: int, original: bool) -> tuple[int, Fraction]:
+    """How many frames of a clip a sample extends over, and the distance between its base frames.
 
     `steps`: base frames from the first to the target. A clip of fewer than steps * frame_gap frames is used for two
     thirds; of those the original takes `frame_gap` into account twice.
@@ -208,18 +210,18 @@ def short_side(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def cropped(rgb: np.ndarray, size: tuple[int, int], top: int, left: int, side: int, mirrored: bool) -> Tensor:
-    """A crop of a resized frame (uint8 RGB [H, W, 3] to `size`), normalised: float32 [3, side, side]."""
+    """A crop of a resized frame (uint8 RGB [H, W, 3] to `size`), normalized: float32 [3, side, side]."""
     image: np.ndarray = rgb.astype(np.float32) / 255.0
     if image.shape[:2] != size:
         image = cv2.resize(image, size[::-1])
     crop = image[top : top + side, left : left + side]
     if mirrored:
         crop = crop[:, ::-1]
-    return normalised(crop)
+    return normalized(crop)
 
 
-def normalised(rgb: np.ndarray) -> Tensor:
-    """Pictures, float32 RGB in [0, 1] [.., H, W, 3], normalised as ImageNet's: float32 [.., 3, H, W]."""
+def normalized(rgb: np.ndarray) -> Tensor:
+    """Images, float32 RGB in [0, 1] [.., H, W, 3], normalized with ImageNet's statistics: float32 [.., 3, H, W]."""
     mean, std = (np.array(values, np.float32) for values in IMAGENET)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis((rgb - mean) / std, -1, -3)))
 
@@ -227,7 +229,7 @@ def normalised(rgb: np.ndarray) -> Tensor:
 def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:
     """How much moves between two images [3, S, S], in windows of 3 x 3 of 9 x 9 cells: float64 [49], column * 7 + row.
 
-    The border that a ninth of S leaves over counts for nothing.
+    Pixels beyond nine whole cells are ignored.
     """
     cell = target.shape[-1] // GRID
     moved = (target - partner).double().abs().sum(0)[: GRID * cell, : GRID * cell]
@@ -236,7 +238,7 @@ def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:
 
 
 def patch_theta(column: int, row: int, numpy: np.random.RandomState) -> Tensor:
-    """The patch's map from its own square [-1, 1]^2 to the image's, float32 [2, 3]: scale 1/3, jittered, turned."""
+    """The patch's map from its own square [-1, 1]^2 to the image's, float32 [2, 3]: scale 1/3, jittered, rotated."""
     numpy.rand(6)
     x, y = (np.array([column, row]) / (WINDOWS - 1) + (numpy.rand(2) - 0.5) / 6).clip(0, 1)
     angle = (numpy.rand(1)[0] - 0.5) * np.pi / 2
@@ -245,6 +247,6 @@ def patch_theta(column: int, row: int, numpy: np.random.RandomState) -> Tensor:
 
 
 def sampled(image: Tensor, theta: Tensor, side: int) -> Tensor:
-    """The patch [3, side, side] of an image [3, S, S] under theta [2, 3]: bilinear, corner-aligned."""
+    """The patch [3, side, side] of an image [3, S, S] under theta [2, 3]: bilinear, align_corners."""
     grid = affine_grid(theta[None], [1, 3, side, side], align_corners=True)
     return grid_sample(image[None], grid, align_corners=True)[0]

@@ -1,4 +1,4 @@
-"""ClipDataset for contrastive random walks: two windows on a video, or a grid of patches of it.
+"""Datasets for contrastive random walks: two windows on a video, or a grid of patches of it.
 
 Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two windows are this project's
 (`timecycle.models.walk`).
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from timecycle.data.clips import Clip
-from timecycle.data.datasets import ClipDataset, Generators, normalised
+from timecycle.data.datasets import ClipDataset, Generators, normalized
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE
-from timecycle.models.walk import NOWHERE
+from timecycle.models.walk import NO_TARGET
 
 SHORT_SIDE = 256  # pixels that a frame's short side counts as
 SCALES = (0.8, 1.25)  # of a window's side
@@ -48,7 +48,7 @@ class Window:
         return np.stack([cv2.warpAffine(f, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE) for f in frames])
 
 
-def homes(window: Window, other: Window, side: int) -> np.ndarray:
+def target_cells(window: Window, other: Window, side: int) -> np.ndarray:
     """For each of side x side cells of a window the cell of the other that shows its centre, int64 [side * side].
 
     Cells row by row; -1 where the other window does not reach.
@@ -57,7 +57,7 @@ def homes(window: Window, other: Window, side: int) -> np.ndarray:
     column = np.floor((window.left + centres * window.width - other.left) / other.width * side).astype(np.int64)
     row = np.floor((window.top + centres * window.height - other.top) / other.height * side).astype(np.int64)
     inside = ((row >= 0) & (row < side))[:, None] & ((column >= 0) & (column < side))[None]
-    return np.where(inside, row[:, None] * side + column[None], NOWHERE).ravel()
+    return np.where(inside, row[:, None] * side + column[None], NO_TARGET).ravel()
 
 
 def two_windows(height: int, width: int, crop: int, generator: np.random.RandomState) -> tuple[Window, Window]:
@@ -76,7 +76,7 @@ def two_windows(height: int, width: int, crop: int, generator: np.random.RandomS
     return Window(left, top, first, first), Window(float(there[0]), float(there[1]), second, second)
 
 
-def spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState) -> list[int]:
+def evenly_spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState) -> list[int]:
     """Frames of a clip: `length` of them, equally far apart, by 1 to `most`, from a random one on.
 
     A clip that is too short for a drawn distance takes the largest that it has. Raises InputError below `length`.
@@ -90,48 +90,50 @@ def spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState)
 
 
 class _WalkDataset(ClipDataset):
-    """ClipDataset of frames that are evenly spaced."""
+    """Samples of evenly spaced frames."""
 
-    def __init__(self, clips: list[Clip], seed: int, length: int, frame_gap: int) -> None:
+    def __init__(self, clips: list[Clip], seed: int, length: int, max_frame_gap: int) -> None:
         super().__init__(clips, seed)
-        if length < 2 or frame_gap < 1:
-            raise InputError(f"length is {length} and frame_gap {frame_gap}; expected at least 2 and 1")
-        self.length, self.frame_gap = length, frame_gap
+        if length < 2 or max_frame_gap < 1:
+            raise InputError(f"length is {length} and max_frame_gap {max_frame_gap}; expected at least 2 and 1")
+        self.length, self.max_frame_gap = length, max_frame_gap
 
     def frames(self, clip: Clip, generator: np.random.RandomState) -> tuple[int, np.ndarray]:
-        """The first frame's number, and the frames of `spaced`, uint8 [T, H, W, 3]."""
-        numbers = spaced(clip, self.length, self.frame_gap, generator)
+        """The first frame's number, and the frames of `evenly_spaced`, uint8 [T, H, W, 3]."""
+        numbers = evenly_spaced(clip, self.length, self.max_frame_gap, generator)
         return numbers[0], clip.read(numbers)
 
 
 class CropWalkDataset(_WalkDataset):
-    """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], home [(c / 8)^2].
+    """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], target [(c / 8)^2].
 
     Args:
         clips: to draw from, as `ClipDataset`.
         seed: likewise.
-        crop: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
+        crop_side: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
         length: frames of a sample, T, at least 2.
-        frame_gap: the largest distance between neighbours; 1 to it are drawn.
+        max_frame_gap: the largest distance between neighbours; 1 to it are drawn.
 
     Raises InputError for sizes that mean nothing.
     """
 
-    def __init__(self, clips: list[Clip], seed: int, crop: int = 128, length: int = 4, frame_gap: int = 3) -> None:
-        super().__init__(clips, seed, length, frame_gap)
-        if crop < STRIDE or crop % STRIDE or crop > SHORT_SIDE:
-            raise InputError(f"the crop is {crop} pixels; expected a multiple of {STRIDE}, at most {SHORT_SIDE}")
-        self.crop = crop
+    def __init__(
+        self, clips: list[Clip], seed: int, crop_side: int = 128, length: int = 4, max_frame_gap: int = 3
+    ) -> None:
+        super().__init__(clips, seed, length, max_frame_gap)
+        if crop_side < STRIDE or crop_side % STRIDE or crop_side > SHORT_SIDE:
+            raise InputError(f"crop_side is {crop_side} pixels; expected a multiple of {STRIDE}, at most {SHORT_SIDE}")
+        self.crop_side = crop_side
 
-    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+    def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
         """One sample of a clip."""
         generator = generators.numpy
         first_number, frames = self.frames(clip, generator)
-        first, second = two_windows(frames.shape[1], frames.shape[2], self.crop, generator)
+        first, second = two_windows(frames.shape[1], frames.shape[2], self.crop_side, generator)
         return {
-            "ahead": normalised(_unit(first.cut(frames, self.crop))),
-            "back": normalised(_unit(second.cut(frames[:-1], self.crop))),
-            "home": torch.from_numpy(homes(first, second, self.crop // STRIDE)),
+            "ahead": normalized(_unit(first.cut(frames, self.crop_side))),
+            "back": normalized(_unit(second.cut(frames[:-1], self.crop_side))),
+            "target": torch.from_numpy(target_cells(first, second, self.crop_side // STRIDE)),
             "first": torch.tensor(first_number),
         }
 
@@ -144,40 +146,51 @@ class GridWalkDataset(_WalkDataset):
     Args:
         clips: to draw from, as `ClipDataset`.
         seed: likewise.
-        side: pixels of the square that a frame is resized to, 256 as published.
-        patch: of a cell and a patch, p; 64 as published, which makes 7 x 7 of them.
+        frame_side: pixels of the square that a frame is resized to, 256 as published.
+        cell_side: of a cell and its patch, p; 64 as published, which makes 7 x 7 of them.
         length: frames of a sample, T.
-        frame_gap: as of `CropWalkDataset`; the published program has one distance.
+        max_frame_gap: as of `CropWalkDataset`; the published program has one distance.
 
     Raises InputError for sizes that mean nothing.
     """
 
     def __init__(
-        self, clips: list[Clip], seed: int, side: int = 256, patch: int = 64, length: int = 4, frame_gap: int = 2
+        self,
+        clips: list[Clip],
+        seed: int,
+        frame_side: int = 256,
+        cell_side: int = 64,
+        length: int = 4,
+        max_frame_gap: int = 2,
     ) -> None:
-        super().__init__(clips, seed, length, frame_gap)
-        if patch < STRIDE or side < patch:
-            raise InputError(f"side is {side} and patch {patch} pixels; expected at least {STRIDE} and side >= patch")
-        self.side, self.patch = side, patch
+        super().__init__(clips, seed, length, max_frame_gap)
+        if cell_side < STRIDE or frame_side < cell_side:
+            raise InputError(
+                f"frame_side is {frame_side} and cell_side {cell_side} pixels; expected at least {STRIDE} and "
+                "frame_side >= cell_side"
+            )
+        self.frame_side, self.cell_side = frame_side, cell_side
 
-    def draw(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
+    def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
         """One sample of a clip."""
         generator = generators.numpy
         first_number, frames = self.frames(clip, generator)
-        squares = [cv2.resize(frame, (self.side, self.side), interpolation=cv2.INTER_AREA) for frame in frames]
-        corners = range(0, self.side - self.patch + 1, self.patch // 2)
+        squares = [
+            cv2.resize(frame, (self.frame_side, self.frame_side), interpolation=cv2.INTER_AREA) for frame in frames
+        ]
+        corners = range(0, self.frame_side - self.cell_side + 1, self.cell_side // 2)
         patches = [
-            part(left, top, self.patch, generator).cut([square], self.patch)
+            random_part(left, top, self.cell_side, generator).cut([square], self.cell_side)
             for square in squares
             for top in corners
             for left in corners
         ]
         nodes = len(corners) ** 2
-        pictures = normalised(_unit(np.concatenate(patches)))
-        return {"patches": pictures.unflatten(0, (self.length, nodes)), "first": torch.tensor(first_number)}
+        images = normalized(_unit(np.concatenate(patches)))
+        return {"patches": images.unflatten(0, (self.length, nodes)), "first": torch.tensor(first_number)}
 
 
-def part(left: int, top: int, side: int, generator: np.random.RandomState) -> Window:
+def random_part(left: int, top: int, side: int, generator: np.random.RandomState) -> Window:
     """A random part of a square cell, of random area and ratio; as torchvision's RandomResizedCrop draws it."""
     while True:
         area = generator.uniform(*PATCH_AREA) * side**2

@@ -10,7 +10,7 @@ from timecycle.checkpoints.networks import load_features
 from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
 from timecycle.files import hash_of
-from timecycle.models.descriptors import ColourDescriptor, GradientDescriptor
+from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
 from timecycle.propagation.protocols import Protocol
 
@@ -78,7 +78,7 @@ class Features:
         if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
             raise InputError(f"features are {'+'.join(parts)!r}; expected some of {', '.join(PARTS)}, each once")
         self.device, self.dtype = device, dtype
-        self._color = ColourDescriptor(protocol.mean, protocol.std) if "color" in parts else None
+        self._color = ColorDescriptor(protocol.mean, protocol.std) if "color" in parts else None
         self._gradients = GradientDescriptor(protocol.mean, protocol.std) if "gradients" in parts else None
         network = load_features(checkpoint or SHIPPED, layout, part) if "network" in parts else None
         self._network = None if network is None else fold_batch_norm(network).to(device, dtype)

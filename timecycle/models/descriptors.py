@@ -2,10 +2,10 @@
 
 Both describe a stride-8 position by its four cells of 4 x 4 pixels:
 
-    colour       the slightly blurred CIE Lab values of the cells (12 numbers), standardised by the first frame's
-                 statistics, and a constant component, L2-normalised together
+    color       the slightly blurred CIE Lab values of the cells (12 numbers), standardized by the first frame's
+                 statistics, and a constant component, L2-normalized together
     gradients    how much lightness rises in each of 8 directions around the cells (32 numbers), under a square root,
-                 L2-normalised; as histograms of oriented gradients (Dalal, Triggs, CVPR 2005) and SIFT do
+                 L2-normalized; as histograms of oriented gradients (Dalal, Triggs, CVPR 2005) and SIFT do
 """
 
 import cv2
@@ -17,7 +17,7 @@ from timecycle.data.normalization import IMAGENET, denormalize
 from timecycle.models.encoder import STRIDE
 
 _BLUR_SIGMA = 2.0  # pixels at crop size
-_CONSTANT = 2.0  # against 12 standardised components: keeps average places, whose own are small, apart from noise
+_CONSTANT = 2.0  # against 12 standardized components: keeps average places, whose own are small, apart from noise
 _DIRECTIONS = 8
 _EDGE_SIGMA = 1.0  # pixels, before differences are taken
 _POOL_SIGMA = 3.0  # pixels, of what a cell sums
@@ -37,30 +37,30 @@ def _cell_means(values: np.ndarray) -> np.ndarray:
     return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
 
 
-class ColourDescriptor:
-    """Callable like the encoder: normalised images [B, 3, H, W] -> L2-normalised features [B, 13, H / 8, W / 8].
+class ColorDescriptor:
+    """Callable like the encoder: normalized images [B, 3, H, W] -> L2-normalized features [B, 13, H / 8, W / 8].
 
     Rounded up where 8 does not divide a side.
 
     `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
 
     Args:
-        mean: what the images were normalised with, the protocol's.
+        mean: what the images were normalized with, the protocol's.
         std: likewise.
     """
 
     channels = 13
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
-        self._normalised = (mean, std)
+        self._normalized = (mean, std)
         self._mean: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
 
     def begin(self, first: Tensor) -> None:
         """Take the statistics of a sequence's first frame, [3, H, W]."""
-        lab = self._cells(denormalize(first[None], *self._normalised)[0]).reshape(-1, 3)
+        lab = self._cells(denormalize(first[None], *self._normalized)[0]).reshape(-1, 3)
         self._mean = np.tile(lab.mean(axis=0), 4)
-        # A frame of one colour has no deviation; 1 Lab unit is below what is visible.
+        # A frame of one color has no deviation; 1 Lab unit is below what is visible.
         self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
 
     @staticmethod
@@ -71,27 +71,27 @@ class ColourDescriptor:
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
         if self._mean is None or self._deviation is None:
-            raise RuntimeError("ColourDescriptor.begin must be called with a sequence's first frame before its frames")
-        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in denormalize(images, *self._normalised)]
+            raise RuntimeError("ColorDescriptor.begin must be called with a sequence's first frame before its frames")
+        standard = [(self._cells(rgb) - self._mean) / self._deviation for rgb in denormalize(images, *self._normalized)]
         features = torch.from_numpy(np.stack(standard)).permute(0, 3, 1, 2)
         features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 1), value=_CONSTANT)
         return torch.nn.functional.normalize(features, dim=1).to(images)
 
 
 class GradientDescriptor:
-    """Callable like the encoder: normalised images [B, 3, H, W] -> L2-normalised features [B, 32, H / 8, W / 8].
+    """Callable like the encoder: normalized images [B, 3, H, W] -> L2-normalized features [B, 32, H / 8, W / 8].
 
     Rounded up where 8 does not divide a side.
 
     Args:
-        mean: what the images were normalised with, the protocol's.
+        mean: what the images were normalized with, the protocol's.
         std: likewise.
     """
 
     channels = 4 * _DIRECTIONS
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
-        self._normalised = (mean, std)
+        self._normalized = (mean, std)
 
     @staticmethod
     def _cells(rgb: np.ndarray) -> np.ndarray:
@@ -108,5 +108,5 @@ class GradientDescriptor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 32, H / 8, W / 8] on the images' device, in their dtype."""
-        cells = np.stack([self._cells(rgb) for rgb in denormalize(images, *self._normalised)])
+        cells = np.stack([self._cells(rgb) for rgb in denormalize(images, *self._normalized)])
         return torch.nn.functional.normalize(torch.from_numpy(cells).permute(0, 3, 1, 2), dim=1).to(images)

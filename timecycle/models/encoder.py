@@ -100,7 +100,7 @@ class Bottleneck(nn.Module):
 class Trunk(nn.Module):
     """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
 
-    Args of forward: images [B, 3, H, W], normalised as the method's protocol says. Returns [B, channels, H / 8, W / 8],
+    Args of forward: images [B, 3, H, W], normalized as the method's protocol says. Returns [B, channels, H / 8, W / 8],
     sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50, of
     the standard `width` 64, the channels of the first stage; 32 halves every stage.
     Raises InputError for a depth, a number of stages, a padding or a width that does not exist here.
@@ -143,8 +143,8 @@ class Trunk(nn.Module):
 class Encoder(nn.Module):
     """TimeCycle's: images to correspondence features.
 
-    Args of forward: images [B, 3, H, W], normalised RGB (ImageNet mean and standard deviation), H and W multiples of 8.
-    Returns [B, 512, H / 8, W / 8], L2-normalised over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
+    Args of forward: images [B, 3, H, W], normalized RGB (ImageNet mean and standard deviation), H and W multiples of 8.
+    Returns [B, 512, H / 8, W / 8], L2-normalized over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
     """
 
     channels = 512
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
 
 
 def fold_batch_norm(encoder: Network) -> Network:
-    """A copy for inference: batch normalisation (running statistics) folded into the convolutions, channels-last.
+    """A copy for inference: batch normalization (running statistics) folded into the convolutions, channels-last.
 
     encoder: an `Encoder` or a `Trunk`. The result computes what encoder.eval() computes, to rounding, in fewer passes
     over memory.

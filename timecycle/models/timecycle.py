@@ -20,7 +20,7 @@ POINTS = 20  # along each side of the grid that transforms are compared on
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step minimises, and the transforms [.., 2, 3] that it found."""
+    """What a step minimizes, and the transforms [.., 2, 3] that it found."""
 
     cycle: Tensor
     """[T]: of cycles of length 1 .. T, each the mean squared distance of a point from where it began."""
@@ -59,7 +59,7 @@ def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TimeCycle(nn.Module):
-    """Encoder and localizer, and what is minimised of a sample.
+    """Encoder and localizer, and what is minimized of a sample.
 
     Args:
         side: pixels along a frame's side, a multiple of 8; 240 in the paper.
@@ -107,7 +107,7 @@ class TimeCycle(nn.Module):
         """One step's losses.
 
         Args:
-            frames: [B, T, 3, H, W] base frames, normalised, H = W = side.
+            frames: [B, T, 3, H, W] base frames, normalized, H = W = side.
             target: [B, 3, H, W], a later frame.
             patch: [B, 3, h, w] cut from the target, h = w.
             theta: [B, 2, 3] where it was cut: a point of the patch to a point of the target, both over [-1, 1].
@@ -125,7 +125,7 @@ class TimeCycle(nn.Module):
     def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
         """The same from features: of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
 
-        They are rows of a feature map, row by row, after the ReLU, not normalised; theta as in `losses`.
+        They are rows of a feature map, row by row, after the ReLU, not normalized; theta as in `losses`.
         """
         with torch.autocast(theta.device.type, enabled=False):
             query = functional.normalize(patch, dim=2)
@@ -185,7 +185,7 @@ class TimeCycle(nn.Module):
         return self.losses(frames, target, patch, theta)
 
     def _features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row by row, after the ReLU, not normalised; at least float32."""
+        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row by row, after the ReLU, not normalized; at least float32."""
         images = images.contiguous(memory_format=torch.channels_last)  # whose features are rows as they lie
         features = functional.relu(self.encoder.head(self.encoder.trunk(images)))
         return features.flatten(2).transpose(1, 2).to(torch.promote_types(features.dtype, torch.float32))

@@ -33,7 +33,7 @@ class Frame:
     """A frame's features as keys."""
 
     features: Tensor
-    """[B, S * S, D], row by row, not normalised."""
+    """[B, S * S, D], row by row, not normalized."""
     scale: Tensor
     """[B, S * S]: one over their lengths."""
 
@@ -88,7 +88,7 @@ class Localizer(nn.Module):
         """Places of G patches in a frame.
 
         Args:
-            queries: G times [B, s * s, D], row by row, L2-normalised.
+            queries: G times [B, s * s, D], row by row, L2-normalized.
             frame: where they are looked for.
 
         Returns:
@@ -119,7 +119,7 @@ class Localizer(nn.Module):
 def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
     """How alike each position of a patch is to every position of a frame, a softmax over the frame.
 
-    patch [B, D, s, s] and frame [B, D, S, S], L2-normalised. Returns [B, S * S, s, s], keys column by column (channel
+    patch [B, D, s, s] and frame [B, D, S, S], L2-normalized. Returns [B, S * S, s, s], keys column by column (channel
     x * S + y), in the features' dtype.
     """
     keys = frame.transpose(2, 3).flatten(2)
@@ -156,7 +156,7 @@ def warp(frame: Tensor, theta: Tensor, side: int) -> Tensor:
 
 
 def warp_rows(frame: Frame, theta: Tensor, side: int) -> list[Tensor]:
-    """What is at each of G places theta [G, B, 2, 3] in a frame, L2-normalised: the next queries, [B, side * side, D].
+    """What is at each of G places theta [G, B, 2, 3] in a frame, L2-normalized: the next queries, [B, side * side, D].
 
     As `warp` finds it, by weights and indices instead of a frame laid out as an image.
     """

@@ -1,19 +1,19 @@
-"""Contrastive random walks: a walker steps along a video by affinity, turns, and must come home.
+"""Contrastive random walks: a walker steps along a video by affinity, turns around, and should end where it began.
 
-Nodes are places of frames with features of length 1. A walker at node i of one frame steps to node j of another with
-probability softmax over j of <f_i, f_j> / temperature; some edges are left out at random. Walks go forward k frames and
-back again, for every k, and the loss is the surprise at the walker's being home: -log of the probability, in the chain
-of matrices, of ending where it began.
+Nodes are positions of frames with features of length 1. A walker at node i of one frame steps to node j of another with
+probability softmax over j of <f_i, f_j> / temperature; some edges are dropped at random. Walks go forward k frames and
+back again, for every k, and the loss is the negative log-likelihood of ending at the target, the node of the start,
+under the product of the transition matrices.
 
 Source: Jabri, Owens, Efros, "Space-time correspondence as a contrastive random walk" (NeurIPS 2020, arXiv 2006.14613),
 equations 1 to 4 and section 3.2. Letters: B samples, T frames, N nodes of a frame, D channels. Two forms:
 
     GridWalk   the published one: nodes are overlapping patches, encoded one by one and pooled
     CropWalk   nodes are the positions of a dense feature map, and the way back leads through other crops of the same
-               frames, so that features that tell where in the crop they are do not lead home
+               frames, so that features that encode their position in the crop do not solve the task
 
-The chain is multiplied from its end, each step an `attention` whose values are the rest of the chain: no affinity
-matrix is kept, only the chain's states [B, N, N].
+The product is computed from its end, each step an `attention` whose values are the rest of the product: no affinity
+matrix is kept, only the partial products [B, N, N].
 """
 
 from collections.abc import Callable
@@ -28,44 +28,44 @@ from timecycle.models.encoder import STRIDE, Trunk
 from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published
-NOWHERE = -1  # the home of a node whose place the way back does not show
+NO_TARGET = -1  # of a node whose place the way back does not show
 
 
 @dataclass(frozen=True)
 class WalkLosses:
     """What a step minimises."""
 
-    walks: Tensor
-    """[T - 1]: the surprise of walks 1 .. T - 1 frames forward and back, means over samples of means over nodes."""
-    home: Tensor
-    """[T - 1]: the share of nodes from which the likeliest end is home."""
+    nll: Tensor
+    """[T - 1]: negative log-likelihood of walks 1 .. T - 1 frames forward and back, mean over samples of node means."""
+    accuracy: Tensor
+    """[T - 1]: the share of nodes whose most likely end is their target."""
     total: Tensor
-    """[]: the mean over the lengths."""
+    """[]: the mean of nll over the lengths."""
 
     def scalars(self) -> dict[str, float]:
         """What a log shows of a step; the total under `loss`."""
         found = {"loss": self.total.item()}
-        for name, values in (("walk", self.walks), ("home", self.home)):
+        for name, values in (("nll", self.nll), ("accuracy", self.accuracy)):
             found |= {f"{name}/{length}": value for length, value in enumerate(values.tolist(), start=1)}
         return found
 
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Nodes [B, N, D], the nodes [B, M, D] that their walkers step to, and the rest of the chain [B, M, C]: [B, N, C]."""
+"""Nodes [B, N, D], the nodes [B, M, D] that walkers step to, and the rest of the product [B, M, C] -> [B, N, C]."""
 
 
 def palindromes(ahead: list[Tensor], back: list[Tensor] | None, step: Callable[[int, bool], Step]) -> list[Tensor]:
-    """Where walkers end that go k = 1 .. T - 1 frames forward and back: probabilities [B, N, N of the first back].
+    """Where walks of k = 1 .. T - 1 frames forward and back end: probabilities [B, N, N of the first back].
 
     Args:
         ahead: T times [B, N, D], nodes of the frames on the way forward.
         back: T - 1 times [B, N, D], nodes of the frames 0 .. T - 2 on the way back; None: those of `ahead`.
-        step: for the earlier frame of a step and whether the step leads back, how it is taken. Walks of several
-            lengths share their steps.
+        step: (number of the step's earlier frame, whether it leads back) -> the step. Walks of several lengths share
+            their steps.
     """
     behind = ahead[:-1] if back is None else back
     samples, nodes = behind[0].shape[:2]
-    # The walk back to frame 0, from the frame that the next round starts from.
+    # The way back to frame 0, from the frame where the next longer walk turns around.
     rest = torch.eye(nodes, dtype=behind[0].dtype, device=behind[0].device).expand(samples, -1, -1)
     ends = []
     for k in range(1, len(ahead)):
@@ -79,43 +79,44 @@ def palindromes(ahead: list[Tensor], back: list[Tensor] | None, step: Callable[[
     return ends
 
 
-def walk_losses(ends: list[Tensor], home: Tensor) -> WalkLosses:
-    """The losses of walks that end with probabilities [B, N, M], each of which should at home [B, N] int64.
+def walk_losses(ends: list[Tensor], target: Tensor) -> WalkLosses:
+    """The losses of walks that end with probabilities [B, N, M], each of which should end at target [B, N] int64.
 
-    A home of -1 is none: that node is ignored. A sample without any home counts as 0.
+    Nodes whose target is -1 are ignored. A sample without any target counts as 0.
     """
-    known = home >= 0
-    many = known.sum(dim=1).clamp(min=1)
-    at = home.clamp(min=0)[:, :, None]
-    walks, shares = [], []
+    known = target >= 0
+    count = known.sum(dim=1).clamp(min=1)
+    index = target.clamp(min=0)[:, :, None]
+    losses, accuracies = [], []
     for end in ends:
-        surprise = -(end.gather(2, at)[:, :, 0].to(torch.float32 if end.dtype.itemsize < 4 else end.dtype) + EPS).log()
-        walks.append((torch.where(known, surprise, 0.0).sum(dim=1) / many).mean())
-        right = (end.argmax(dim=2) == home) & known
-        shares.append((right.sum(dim=1) / many).mean())
-    losses = torch.stack(walks)
-    return WalkLosses(losses, torch.stack(shares).detach(), losses.mean())
+        likelihood = end.gather(2, index)[:, :, 0].to(torch.float32 if end.dtype.itemsize < 4 else end.dtype)
+        nll = -(likelihood + EPS).log()
+        losses.append((torch.where(known, nll, 0.0).sum(dim=1) / count).mean())
+        correct = (end.argmax(dim=2) == target) & known
+        accuracies.append((correct.sum(dim=1) / count).mean())
+    stacked = torch.stack(losses)
+    return WalkLosses(stacked, torch.stack(accuracies).detach(), stacked.mean())
 
 
 class Walk(nn.Module):
     """What both forms share: encoder, head, and the steps of a walk.
 
     Args:
-        trunk: the encoder; one that pads with zeros tells its features where they are, reflection does not.
+        trunk: the encoder; zero padding would encode positions in its features, reflection does not.
         channels: of the head that is used in training alone.
         temperature: of the softmax.
-        edge_dropout: the share of edges that are left out in training mode.
+        edge_dropout: the share of edges that are dropped in training mode.
 
-    Raises InputError for a temperature or a share that means nothing.
+    Raises InputError for a temperature or a share out of range.
     """
 
     def __init__(self, trunk: Trunk, channels: int = 128, temperature: float = 0.07, edge_dropout: float = 0.1) -> None:
         super().__init__()
-        EdgeDropout(edge_dropout, 0)  # refuses a rate that is none
+        EdgeDropout(edge_dropout, 0)  # checks the rate
         if temperature <= 0:
             raise InputError(f"temperature is {temperature}; expected more than 0")
         self.encoder = trunk
-        # For training alone: what is before it makes the better features.
+        # For training alone: the features before it are the better ones.
         self.head = nn.Linear(trunk.channels, channels)
         self.temperature, self.edge_dropout = temperature, edge_dropout
         for module in trunk.modules():
@@ -128,7 +129,7 @@ class Walk(nn.Module):
 
     def _steps(self, frames: int) -> Callable[[int, bool], Step]:
         """The steps of one batch's walks, between neighbours of so many frames."""
-        # From the process's generator, so that a run that is taken up again draws the same.
+        # From the process's generator, so that a resumed run draws the same.
         seeds = torch.randint(2**32, (frames, 2)).tolist()
 
         def step(earlier: int, back: bool) -> Step:
@@ -148,13 +149,13 @@ class Walk(nn.Module):
 class CropWalk(Walk):
     """Walks over dense features, forward through crops of one window and back through crops of another."""
 
-    def forward(self, ahead: Tensor, back: Tensor, home: Tensor) -> WalkLosses:
+    def forward(self, ahead: Tensor, back: Tensor, target: Tensor) -> WalkLosses:
         """One step's losses.
 
         Args:
-            ahead: [B, T, 3, H, W], T >= 2 frames, normalised; H and W multiples of 8.
+            ahead: [B, T, 3, H, W], T >= 2 frames, normalized; H and W multiples of 8.
             back: [B, T - 1, 3, H, W], the first T - 1 of them through another window.
-            home: [B, N] int64, N = H / 8 * W / 8, row by row: the position of back's frames that shows what this
+            target: [B, N] int64, N = H / 8 * W / 8, row by row: the position of back's frames that shows what this
                 position of ahead's shows, or -1.
 
         Raises InputError if shapes do not fit together.
@@ -165,12 +166,12 @@ class CropWalk(Walk):
                 f"ahead has shape {list(ahead.shape)}; expected [B, T, 3, H, W], T at least 2, sides of whole 8 pixels"
             )
         nodes = ahead.shape[3] // STRIDE * (ahead.shape[4] // STRIDE)
-        if list(back.shape) != [samples, frames - 1, *ahead.shape[2:]] or list(home.shape) != [samples, nodes]:
+        if list(back.shape) != [samples, frames - 1, *ahead.shape[2:]] or list(target.shape) != [samples, nodes]:
             raise InputError(
-                f"back has shape {list(back.shape)} and home {list(home.shape)}; expected "
+                f"back has shape {list(back.shape)} and target {list(target.shape)}; expected "
                 f"{[samples, frames - 1, *ahead.shape[2:]]} and {[samples, nodes]}"
             )
-        # All at once, so that both ways share their batch statistics.
+        # In one batch, so that both ways share batch statistics.
         features = self.encoder(torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)]))
         rows = self._nodes(features.flatten(2).transpose(1, 2))
         forward, behind = rows.split([samples * frames, samples * (frames - 1)])
@@ -180,7 +181,7 @@ class CropWalk(Walk):
             list(behind.unflatten(0, (samples, frames - 1)).unbind(1)),
             steps,
         )
-        return walk_losses(ends, home)
+        return walk_losses(ends, target)
 
 
 class GridWalk(Walk):
@@ -191,7 +192,7 @@ class GridWalk(Walk):
     """
 
     def forward(self, patches: Tensor) -> WalkLosses:
-        """One step's losses of patches [B, T, N, 3, h, w], normalised. Raises InputError for fewer than 2 frames."""
+        """One step's losses of patches [B, T, N, 3, h, w], normalized. Raises InputError for fewer than 2 frames."""
         if patches.ndim != 6 or patches.shape[1] < 2:
             raise InputError(f"patches has shape {list(patches.shape)}; expected [B, T, N, 3, h, w], T at least 2")
         samples, frames, nodes = patches.shape[:3]

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from timecycle.errors import InputError
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import FORMAT, RunFiles
-from timecycle.training.settings import Settings
+from timecycle.training.settings import RunSettings
 
 MT_WORDS = 624  # of the state of a Mersenne Twister
 
@@ -48,7 +48,7 @@ class Checkpointer:
     """
 
     folder: Path
-    settings: Settings
+    settings: RunSettings
     clips: str
     distributed: Distributed
     model: nn.Module

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from timecycle.data.datasets import ClipDataset
 from timecycle.errors import InputError
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import GPU_WORKERS, Settings
+from timecycle.training.settings import GPU_WORKERS, RunSettings
 from timecycle.training.signals import failure_sentence
 
 PATIENCE = 2.0  # seconds until workers that were asked to end are killed
@@ -99,7 +99,7 @@ def _permutation(clips: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(clips)
 
 
-def make_sampler(clips: int, settings: Settings, first: int, distributed: Distributed) -> DistributedBatchSampler:
+def make_sampler(clips: int, settings: RunSettings, first: int, distributed: Distributed) -> DistributedBatchSampler:
     """The micro-batches of this process, of every step from `first` on: `--accumulate` of them a step.
 
     Raises InputError if a batch cannot be divided evenly.
@@ -116,7 +116,7 @@ def make_sampler(clips: int, settings: Settings, first: int, distributed: Distri
 
 @contextmanager
 def data_loader(
-    dataset: ClipDataset, sampler: DistributedBatchSampler, settings: Settings, distributed: Distributed
+    dataset: ClipDataset, sampler: DistributedBatchSampler, settings: RunSettings, distributed: Distributed
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Batches without end, each a dict of stacked tensors and of lists of strings.
 

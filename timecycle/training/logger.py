@@ -21,7 +21,7 @@ from timecycle.evaluation.davis.results import peak_memory_mb
 from timecycle.files import free_name, inside, not_written, write_bytes
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES
-from timecycle.training.settings import Settings
+from timecycle.training.settings import RunSettings
 from timecycle.viewing.overlays import write_jpeg
 
 
@@ -36,7 +36,7 @@ class RunLogger:
         distributed: the processes, and the device whose memory is reported.
     """
 
-    def __init__(self, folder: Path, settings: Settings, step: int, length: int, distributed: Distributed) -> None:
+    def __init__(self, folder: Path, settings: RunSettings, step: int, length: int, distributed: Distributed) -> None:
         self._folder, self._length, self._every, self._batch = folder, length, settings.log_every, settings.batch
         self._device, self._active = distributed.device, distributed.is_rank_zero
         self._deadline = time.monotonic() + settings.minutes * 60 if settings.minutes else math.inf

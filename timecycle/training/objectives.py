@@ -25,12 +25,11 @@ from timecycle.models.encoder import Encoder, Trunk
 from timecycle.models.timecycle import TimeCycle, current_names
 from timecycle.models.walk import CropWalk, GridWalk
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import Settings
+from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings, WalkSettings
 from timecycle.viewing.training import visualize_timecycle, visualize_walk
 
 SYNTHETIC_FRAMES = 32  # of a synthetic clip
 ADAM_BETA2 = 0.999
-SGD_MOMENTUM = 0.95  # of the release's program
 VALIDATION_SET = Path("data/synthetic-validation")
 VALIDATION_SEED = 1_000_007  # far from any clip's
 VALIDATION_SIDE = 240
@@ -39,29 +38,29 @@ MIN_FRAMES = 3  # of a validation sequence; the first and the last are not score
 
 @dataclass(frozen=True)
 class Objective:
-    """An entry of `OBJECTIVES`.
+    """An entry of `OBJECTIVES`; each function takes the objective's settings.
 
     The model is called with a batch's tensors by name, and returns losses with `total` and `scalars()`.
     """
 
-    model: Callable[[Settings], nn.Module]
-    dataset: Callable[[Settings, list[Clip]], ClipDataset]
-    encoder: Callable[[Settings], nn.Module]
+    model: Callable[[Any], nn.Module]
+    dataset: Callable[[Any, list[Clip]], ClipDataset]
+    encoder: Callable[[Any], nn.Module]
     """The model's submodule of that name, new: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
     visualize: Callable[[nn.Module, dict[str, Any], Any], np.ndarray]
     """(encoder, batch, losses) -> image of the batch's first sample, RGB uint8 [H, W, 3]."""
 
 
-def _timecycle_model(settings: Settings) -> nn.Module:
-    return TimeCycle(settings.side, settings.patch, settings.lamda)
+def _timecycle_model(settings: TimeCycleSettings) -> nn.Module:
+    return TimeCycle(settings.frame_side, settings.patch_side, settings.lamda)
 
 
-def _timecycle_dataset(settings: Settings, clips: list[Clip]) -> ClipDataset:
+def _timecycle_dataset(settings: TimeCycleSettings, clips: list[Clip]) -> ClipDataset:
     return TimeCycleDataset(
         clips,
         settings.seed,
-        side=settings.side,
-        patch=settings.patch,
+        frame_side=settings.frame_side,
+        patch_side=settings.patch_side,
         length=settings.video_length,
         frame_gap=settings.frame_gap,
         pred_distance=settings.pred_distance,
@@ -69,35 +68,38 @@ def _timecycle_dataset(settings: Settings, clips: list[Clip]) -> ClipDataset:
     )
 
 
-def _trunk(settings: Settings) -> Trunk:
+def _walk_encoder(settings: WalkSettings) -> Trunk:
     return Trunk(18, padding="reflect", width=settings.width)
 
 
-def _walk_model(settings: Settings) -> nn.Module:
-    form = CropWalk if settings.walk_over == "crops" else GridWalk
-    return form(_trunk(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout)
+def _walk_model(settings: WalkSettings) -> nn.Module:
+    kind = CropWalk if isinstance(settings, CropWalkSettings) else GridWalk
+    return kind(_walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout)
 
 
-def _walk_dataset(settings: Settings, clips: list[Clip]) -> ClipDataset:
-    seed, side, length, gap = settings.seed, settings.side, settings.video_length, settings.frame_gap
-    if settings.walk_over == "crops":
-        return CropWalkDataset(clips, seed, side, length, gap)
-    return GridWalkDataset(clips, seed, side, settings.patch, length, gap)
+def _crop_walk_dataset(settings: CropWalkSettings, clips: list[Clip]) -> ClipDataset:
+    return CropWalkDataset(clips, settings.seed, settings.crop_side, settings.video_length, settings.max_frame_gap)
 
 
-OBJECTIVES = {
-    "timecycle": Objective(_timecycle_model, _timecycle_dataset, lambda settings: Encoder(), visualize_timecycle),
-    "walk": Objective(_walk_model, _walk_dataset, _trunk, visualize_walk),
+def _grid_walk_dataset(settings: GridWalkSettings, clips: list[Clip]) -> ClipDataset:
+    sides = settings.frame_side, settings.cell_side
+    return GridWalkDataset(clips, settings.seed, *sides, settings.video_length, settings.max_frame_gap)
+
+
+OBJECTIVES: dict[type[RunSettings], Objective] = {
+    TimeCycleSettings: Objective(_timecycle_model, _timecycle_dataset, lambda settings: Encoder(), visualize_timecycle),
+    CropWalkSettings: Objective(_walk_model, _crop_walk_dataset, _walk_encoder, visualize_walk),
+    GridWalkSettings: Objective(_walk_model, _grid_walk_dataset, _walk_encoder, visualize_walk),
 }
 
 
-def choose_clips(settings: Settings) -> list[Clip]:
+def choose_clips(settings: RunSettings) -> list[Clip]:
     """The clips that the settings name. Raises InputError if there are none."""
     if settings.filelist:
         return listed_clips(settings.filelist)
     if settings.videos:
         return video_clips(settings.videos, settings.cache_mb * 1_000_000)
-    return synthetic_clips(settings.made_clips, SYNTHETIC_FRAMES, settings.seed)
+    return synthetic_clips(settings.synthetic_clips, SYNTHETIC_FRAMES, settings.seed)
 
 
 def clips_digest(clips: list[Clip]) -> str:
@@ -105,16 +107,16 @@ def clips_digest(clips: list[Clip]) -> str:
     return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> optim.Optimizer:
-    """Adam with the release's betas, AdamW with the same, or SGD, over all parameters."""
+def make_optimizer(settings: RunSettings, model: nn.Module) -> optim.Optimizer:
+    """Adam, AdamW or SGD over all parameters."""
     if settings.optimizer == "sgd":
-        return optim.SGD(model.parameters(), settings.lr, SGD_MOMENTUM, weight_decay=settings.weight_decay)
+        return optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     kind = optim.Adam if settings.optimizer == "adam" else optim.AdamW
-    betas = (settings.momentum, ADAM_BETA2)
+    betas = (settings.beta1, ADAM_BETA2)
     return kind(model.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
 
 
-def make_schedule(settings: Settings, optimizer: optim.Optimizer, length: int) -> LambdaLR:
+def make_schedule(settings: RunSettings, optimizer: optim.Optimizer, length: int) -> LambdaLR:
     """The learning rate over `length` steps: rising over the warm-up, then constant or half a cosine down to 0."""
 
     def factor(step: int) -> float:
@@ -168,22 +170,22 @@ def _release(state: State) -> State:
     return {unwrapped(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def export_encoder(settings: Settings, model: nn.Module) -> nn.Module:
+def export_encoder(settings: RunSettings, model: nn.Module) -> nn.Module:
     """A copy of the model's encoder without changes made for training, in evaluation mode, on its device."""
     learned = model.get_submodule("encoder")
     with torch.random.fork_rng(devices=[]):  # building it draws random weights
-        encoder = OBJECTIVES[settings.objective].encoder(settings)
+        encoder = OBJECTIVES[type(settings)].encoder(settings)
     encoder.load_state_dict(learned.state_dict())
     return encoder.to(next(learned.parameters()).device).eval()
 
 
-def encoder_safetensors(settings: Settings, model: nn.Module, steps: int) -> bytes:
+def encoder_safetensors(settings: RunSettings, model: nn.Module, steps: int) -> bytes:
     """The encoder as safetensors, for `test_davis.py --resume`."""
     notes = {"objective": settings.objective, "steps": str(steps)}
     return encoder_bytes(export_encoder(settings, model), notes)  # type: ignore[arg-type]  # one of both, by the objective
 
 
-def validation_set(settings: Settings, distributed: Distributed) -> Path:
+def validation_set(settings: RunSettings, distributed: Distributed) -> Path:
     """The folder in DAVIS layout to validate on; synthetic video is rendered if it is not there.
 
     Raises InputError if it is not in that layout, or has a sequence that cannot be scored.

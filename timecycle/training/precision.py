@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import Settings
+from timecycle.training.settings import RunSettings
 
 
-def prepare_model(model: nn.Module, settings: Settings, distributed: Distributed) -> nn.Module:
+def prepare_model(model: nn.Module, settings: RunSettings, distributed: Distributed) -> nn.Module:
     """Put the model on its device in training mode and configure its trunk, in place; tensors keep their names.
 
     Raises InputError for what the device does not support.
@@ -41,7 +41,7 @@ def prepare_model(model: nn.Module, settings: Settings, distributed: Distributed
     return model
 
 
-def _configure_trunk(trunk: Trunk, settings: Settings, device: torch.device) -> None:
+def _configure_trunk(trunk: Trunk, settings: RunSettings, device: torch.device) -> None:
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     trunk.to(memory_format=memory_format)  # type: ignore[call-overload]
     if settings.checkpoint_activations:

@@ -31,8 +31,9 @@ from timecycle.files import check_is_file, growing, hash_of, inside, is_plain, r
 from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.manifest import NOTES, Hashes, Notes
 from timecycle.models.timecycle import current_names
+from timecycle.training.command_line import usual_objective
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import Settings, usual_objective
+from timecycle.training.settings import RunSettings
 
 RUNS = Path("out")  # where runs without --checkpoint go
 SETTINGS = "settings.json"
@@ -233,7 +234,7 @@ def _newest_default_folder(given: dict[str, Any]) -> Path:
     return folder
 
 
-def start_run(run: Run, settings: Settings, distributed: Distributed, step: int, best_step: int) -> str | None:
+def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: int, best_step: int) -> str | None:
     """Write settings.json; of a resumed run remove checkpoints of later steps than `step`, the one resumed from.
 
     Returns what was lost, in words: a damaged settings.json is written anew from the checkpoint.

@@ -1,79 +1,71 @@
-"""Settings of a training run: one frozen dataclass whose fields are the command line.
+"""Settings of a training run: one frozen dataclass per objective, whose fields are its command-line options.
 
-What a field is comes from the first that says it: the command line, the checkpoint that is gone on from, the demo's
-values where no data are given, the objective's, the field's own. Option names of the published program
-(train_video_cycle_simple.py of TimeCycle's release) keep working.
+A value comes from the first that has it: the command line, the checkpoint that is resumed, the demo's values if no data
+are given, the field's default, which is the objective's. An option that the objective or the optimizer does not have is
+refused. Option names of the published program (train_video_cycle_simple.py of TimeCycle's release) keep working, as do
+those of version 0.1 for one more release.
 """
 # ruff: noqa: RUF009  (`option` returns a dataclass field)
 
-import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from timecycle.errors import InputError
 
-# Options of the published program that never reached its result, and their values.
-WITHOUT_EFFECT = "-d/--data -e/--evaluate --classNum --seperate2d"
-# Options of it that did, and the one value that is offered.
-FIXED: dict[str, tuple[float, str]] = {
-    "--T": (512**-0.5, "the temperature is 512 ** -0.5"),
-    "--gridSize": (9, "motion is summed over 9 x 9 cells"),
-    "--hist": (1, "one query is carried"),
-    "--pretrained_imagenet": (0, "no such weights are shipped; --pretrained takes a file of them"),
-}
-# Where they differ from the fields' own, which are those of TimeCycle's release. Of walks: what was seen to work on a
-# CPU (over crops), and the published form (over a grid).
-WALK = {"optimizer": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine", "clip": 1e3}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "timecycle": {},
-    "walk over crops": WALK | {"side": 128, "frame_gap": 3, "batch": 12, "width": 32},
-    "walk over grid": WALK | {"side": 256, "patch": 64, "batch": 20},
-}
 GPU_WORKERS = 8  # processes that prepare samples for a GPU
-# Of a run that is given no data: sizes at which a minute of CPU shows something.
-DEMO_OBJECTIVE = "walk"
-DEMO: dict[str, dict[str, Any]] = {
-    "timecycle": {"side": 96, "patch": 56, "batch": 2},
-    "walk over crops": {"side": 96, "batch": 4, "width": 16},
-    "walk over grid": {"side": 128, "patch": 32, "batch": 1, "width": 16},
-}
-DEMO_RUN = {"steps": 300, "minutes": 1.0, "made_clips": 16}
+ADAMS = ("adam", "adamw")
 
 
-def option(default: Any, about: str, *flags: str, result: bool = True, none: str = "none") -> Any:
-    """A field. `flags` replace --its-name; `result`: whether another value gives other weights than the same run.
+def option(
+    default: Any,
+    about: str,
+    *flags: str,
+    result: bool = True,
+    none: str = "none",
+    optimizers: tuple[str, ...] = (*ADAMS, "sgd"),
+) -> Any:
+    """A field.
 
-    `none`: what the default None means, in words.
+    Args:
+        default: its value if nothing else gives one.
+        about: for --help.
+        flags: instead of --its-name; the first long one is the one that messages show.
+        result: whether another value gives other weights.
+        none: what the default None means, in words.
+        optimizers: those that have it.
     """
-    return field(default=default, metadata={"help": about, "flags": flags, "result": result, "none": none})
+    metadata = {"help": about, "flags": flags, "result": result, "none": none, "optimizers": optimizers}
+    return field(default=default, metadata=metadata)
+
+
+def changed(base: type["RunSettings"], name: str, default: Any) -> Any:
+    """A field of a base class with another default."""
+    return field(default=default, metadata=base.__dataclass_fields__[name].metadata)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a run is made with. Sizes are pixels unless they say otherwise."""
+class RunSettings:
+    """What every objective has. Raises InputError for values out of range."""
 
-    # Data; neither list nor folder: made video.
+    demo: ClassVar[dict[str, Any]] = {}
+    """Defaults where no data are given: sizes at which a minute of CPU shows something."""
+    aliases: ClassVar[dict[str, str]] = {}
+    """Names of version 0.1, and the fields that they are here."""
+
+    # Data; neither list nor folder: synthetic video.
     filelist: Path | None = option(None, "list of frame folders, 'folder number-of-frames' a line")
     videos: Path | None = option(None, "folder of video files")
-    made_clips: int = option(64, "number of made videos where no data are given")
+    synthetic_clips: int = option(
+        64, "number of synthetic videos where no data are given", "--synthetic-clips", "--made-clips"
+    )
     cache_mb: int = option(2000, "memory for decoded video of --videos, MB", result=False)
-    original_sampling: bool = option(False, "with the three accidents of the release's sampling")
 
     # What is learned.
-    objective: Literal["timecycle", "walk"] = option("timecycle", "what is minimised")
-    side: int = option(240, "of a frame, or of walk's crop")
-    patch: int = option(80, "of timecycle's patch, or of a cell of walk's grid")
-    video_length: int = option(4, "base frames of a sample", "--videoLen")
-    frame_gap: int = option(2, "frames from one base frame to the next", "--frame_gap")
-    pred_distance: int = option(4, "timecycle's target comes (videoLen + predDistance) gaps on", "--predDistance")
-    lamda: float = option(0.1, "weight of timecycle's cycles against its inlier score")
-    walk_over: Literal["crops", "grid"] = option("crops", "walk's nodes: positions in two crops, or a grid of patches")
-    width: int = option(64, "channels of the first stage of walk's ResNet-18")
-    temperature: float = option(0.07, "of walk's softmax")
-    edge_dropout: float = option(0.1, "share of edges that walk leaves out")
+    objective: Literal["timecycle", "walk"] = option("timecycle", "what is minimized")
+    video_length: int = option(4, "frames of a sample; timecycle's target is another", "--videoLen")
 
     # How.
     batch: int = option(36, "samples of a step, over all processes", "--batchSize", "--train-batch")
@@ -86,9 +78,10 @@ class Settings:
         "adam", "the optimizer", "--optimizer", "--optim", "--optimiser"
     )
     lr: float = option(2e-4, "learning rate", "--lr", "--learning-rate")
-    momentum: float = option(0.5, "Adam's first beta; SGD has 0.95", "--momentum")
+    beta1: float = option(0.5, "decay rate of Adam's and AdamW's first moment", optimizers=ADAMS)
+    momentum: float = option(0.95, "SGD's momentum; for Adam and AdamW another name of --beta1", optimizers=("sgd",))
     weight_decay: float = option(0.0, "weight decay", "--weight-decay", "--wd")
-    clip: float = option(10.0, "largest norm of the gradient")
+    max_grad_norm: float = option(10.0, "norm that the gradient is clipped to", "--max-grad-norm", "--clip")
     schedule: Literal["constant", "cosine"] = option("constant", "of the learning rate, over the length of the run")
     warmup: int = option(0, "steps over which the learning rate rises from 0")
     pretrained: Path | None = option(
@@ -97,9 +90,9 @@ class Settings:
     part: str | None = option(
         None, "which network of a file of weights that holds several, such as teacher", none="the file has one"
     )
-    freeze_batchnorm: bool = option(False, "batch normalisation with its running statistics, which stay")
+    freeze_batchnorm: bool = option(False, "batch normalization with its running statistics, which stay")
     sync_batchnorm: bool = option(False, "statistics over the batches of all processes (GPU)")
-    accumulate: int = option(1, "pieces that each process's share of a batch is worked through in")
+    accumulate: int = option(1, "micro-batches that each process's part of a batch is divided into")
     seed: int = option(0, "of weights and samples", "--manualSeed")
 
     # Speed; what changes numbers by rounding alone may change when a run is resumed.
@@ -109,62 +102,67 @@ class Settings:
         None, "processes that prepare samples", "-j", "--workers", result=False, none=f"1, with a GPU {GPU_WORKERS}"
     )
     autocast: bool = option(False, "trunk in bfloat16")
-    channels_last: bool = option(True, "trunk with channels innermost in memory, faster on CPUs too", result=False)
+    channels_last: bool = option(True, "trunk in the channels-last memory format, faster on CPUs too", result=False)
     compile: bool = option(False, "trunk through torch.compile", result=False)
-    checkpoint_activations: bool = option(False, "compute the trunk twice rather than keep it", result=False)
+    checkpoint_activations: bool = option(False, "recompute the trunk's activations in the backward pass", result=False)
 
     # The run's folder.
     checkpoint: Path | None = option(
         None, "the run's folder", "-c", "--checkpoint", result=False, none="a new one, out/train-OBJECTIVE-DATA"
     )
     resume: str | None = option(
-        None, "go on from a checkpoint; auto: from the folder's newest, if any", result=False, none="a new run"
+        None, "checkpoint to resume; auto: the folder's newest, if any", result=False, none="a new run"
     )
     save_every: int = option(200, "steps from one checkpoint to the next", result=False)
     keep: int = option(3, "checkpoints kept", result=False)
     log_every: int = option(10, "steps from one console line to the next", result=False)
-    pictures_every: int = option(200, "steps from one picture to the next; 0: none", result=False)
-    evaluate_every: int = option(0, "steps from one evaluation to the next; 0: none", result=False)
-    evaluate_on: Path | None = option(None, "folder in DAVIS layout", result=False, none="made video of its own")
+    visualize_every: int = option(
+        200, "steps from one image to the next; 0: none", "--visualize-every", "--pictures-every", result=False
+    )
+    evaluate_every: int = option(0, "steps from one validation to the next; 0: none", result=False)
+    evaluate_on: Path | None = option(
+        None, "folder in DAVIS layout to validate on", result=False, none="synthetic video of its own"
+    )
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that mean nothing."""
+        """Raise InputError for values out of range."""
         for name, value in vars(self).items():
             most = 2**63 if name == "seed" else 2**31
             if isinstance(value, int) and value >= most:
                 raise InputError(f"{flag(name)} is {value}; expected less than {most}")
-        least = {"save_every": 1, "keep": 1, "log_every": 1, "batch": 1, "epochs": 1, "accumulate": 1, "made_clips": 1}
-        least |= {"video_length": 1, "frame_gap": 1, "pred_distance": 1, "steps": 1, "cache_mb": 0, "seed": 0}
-        least |= {"workers": 0, "warmup": 0, "pictures_every": 0, "evaluate_every": 0}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"{flag(name)} is {value}; expected {lowest} or more")
-        for name in ("lr", "clip", "minutes", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{flag(name)} is {value}; expected a positive number")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value) and name not in _POSITIVE:
                 raise InputError(f"{flag(name)} is {value}; expected a finite number")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise InputError(
-                f"--momentum is {self.momentum} and --weight-decay {self.weight_decay}; expected one in [0, 1) and one "
-                "of 0 or more"
-            )
+            if value is not None and name in _LEAST and value < _LEAST[name]:
+                raise InputError(f"{flag(name)} is {value}; expected {_LEAST[name]} or more")
+            if value is not None and name in _POSITIVE and not 0 < value < math.inf:
+                raise InputError(f"{flag(name)} is {value}; expected a positive number")
+            if name in ("beta1", "momentum") and not 0 <= value < 1:
+                raise InputError(f"{flag(name)} is {value}; expected a number in [0, 1)")
         if self.filelist and self.videos:
             raise InputError("--filelist and --videos are both given; expected one of them")
         if self.compile and self.checkpoint_activations:
             raise InputError("--compile and --checkpoint-activations are both given; expected one of them")
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The fields' names."""
+        return [each.name for each in fields(cls)]
+
+    @classmethod
+    def command(cls) -> str:
+        """The options that choose this objective."""
+        over = f" --walk-over {cls.walk_over}" if issubclass(cls, WalkSettings) else ""
+        return f"--objective {cls.objective}{over}"
+
     @property
     def source(self) -> str:
         """Where the clips are from, in words."""
-        return str(self.filelist or self.videos or "made video")
+        return str(self.filelist or self.videos or "synthetic video")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """Plain values by name, without those that the optimizer does not have."""
+        values = {name: getattr(self, name) for name in self.names() if applies(name, self.optimizer)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def table(self) -> str:
         """The settings in lines, for the console."""
@@ -177,145 +175,90 @@ class Settings:
         return "\n".join(f"  {line.rstrip()}" for line in lines)
 
 
-FIELDS = {each.name: each for each in fields(Settings)}
-TYPES = get_type_hints(Settings)
+@dataclass(frozen=True)
+class TimeCycleSettings(RunSettings):
+    """Of `--objective timecycle`; the defaults are those of TimeCycle's release."""
+
+    demo: ClassVar[dict[str, Any]] = {"frame_side": 96, "patch_side": 56, "batch": 2}
+    aliases: ClassVar[dict[str, str]] = {"side": "frame_side", "patch": "patch_side"}
+
+    frame_side: int = option(240, "side of the square frames, pixels")
+    patch_side: int = option(80, "side of the patch that is tracked, pixels")
+    frame_gap: int = option(2, "frames from one frame of a sample to the next", "--frame_gap")
+    pred_distance: int = option(4, "the target comes (videoLen + predDistance) gaps on", "--predDistance")
+    lamda: float = option(0.1, "weight of the cycles against the inlier score")
+    original_sampling: bool = option(False, "with the three accidents of the release's sampling")
+
+
+@dataclass(frozen=True)
+class WalkSettings(RunSettings):
+    """Of `--objective walk`."""
+
+    objective: Literal["timecycle", "walk"] = changed(RunSettings, "objective", "walk")
+    walk_over: Literal["crops", "grid"] = option("crops", "nodes: positions in two crops, or a grid of patches")
+    max_frame_gap: int = option(2, "most frames from one frame of a sample to the next; 1 to it are drawn")
+    width: int = option(64, "channels of the first stage of the ResNet-18")
+    temperature: float = option(0.07, "of the softmax over the nodes of the next frame")
+    edge_dropout: float = option(0.1, "share of edges that are left out")
+    optimizer: Literal["adam", "adamw", "sgd"] = changed(RunSettings, "optimizer", "adamw")
+    lr: float = changed(RunSettings, "lr", 1e-3)
+    beta1: float = changed(RunSettings, "beta1", 0.9)
+    weight_decay: float = changed(RunSettings, "weight_decay", 1e-4)
+    max_grad_norm: float = changed(RunSettings, "max_grad_norm", 1e3)
+    schedule: Literal["constant", "cosine"] = changed(RunSettings, "schedule", "cosine")
+
+
+@dataclass(frozen=True)
+class CropWalkSettings(WalkSettings):
+    """Of `--walk-over crops`; the defaults are what was seen to work on a CPU."""
+
+    demo: ClassVar[dict[str, Any]] = {"crop_side": 96, "batch": 4, "width": 16}
+    aliases: ClassVar[dict[str, str]] = {"side": "crop_side", "frame_gap": "max_frame_gap"}
+
+    crop_side: int = option(128, "side of the square crops, pixels of frames whose short side counts as 256")
+    batch: int = changed(RunSettings, "batch", 12)
+    max_frame_gap: int = changed(WalkSettings, "max_frame_gap", 3)
+    width: int = changed(WalkSettings, "width", 32)
+
+
+@dataclass(frozen=True)
+class GridWalkSettings(WalkSettings):
+    """Of `--walk-over grid`; the defaults are the published ones."""
+
+    demo: ClassVar[dict[str, Any]] = {"frame_side": 128, "cell_side": 32, "batch": 1, "width": 16}
+    aliases: ClassVar[dict[str, str]] = {"side": "frame_side", "patch": "cell_side", "frame_gap": "max_frame_gap"}
+
+    walk_over: Literal["crops", "grid"] = changed(WalkSettings, "walk_over", "grid")
+    frame_side: int = option(256, "side of the square frames, pixels")
+    cell_side: int = option(64, "side of a cell of the grid, and of its patch, pixels")
+    batch: int = changed(RunSettings, "batch", 20)
+
+
+_POSITIVE = {"lr", "max_grad_norm", "minutes", "temperature"}
+_LEAST = {
+    "save_every": 1, "keep": 1, "log_every": 1, "batch": 1, "epochs": 1, "accumulate": 1, "synthetic_clips": 1,
+    "video_length": 1, "frame_gap": 1, "max_frame_gap": 1, "pred_distance": 1, "steps": 1, "cache_mb": 0, "seed": 0,
+    "workers": 0, "warmup": 0, "visualize_every": 0, "evaluate_every": 0, "weight_decay": 0,
+}  # fmt: skip
+KINDS: tuple[type[RunSettings], ...] = (TimeCycleSettings, CropWalkSettings, GridWalkSettings)
+OPTIONS = {each.name: each for kind in reversed(KINDS) for each in fields(kind)}
+"""The fields of all objectives."""
+TYPES = {name: value for kind in KINDS for name, value in get_type_hints(kind).items() if name in OPTIONS}
+
+
+def settings_class(values: Mapping[str, Any]) -> type[RunSettings]:
+    """The settings of the objective that some values choose."""
+    if values.get("objective", "timecycle") == "timecycle":
+        return TimeCycleSettings
+    return GridWalkSettings if values.get("walk_over") == "grid" else CropWalkSettings
 
 
 def flag(name: str) -> str:
-    """The option that a field is given by, the first of its long names."""
-    long = (option for option in FIELDS[name].metadata["flags"] if option.startswith("--"))
-    return next(long, "--" + name.replace("_", "-"))
+    """The option of a field, the first of its long names."""
+    flags = OPTIONS[name].metadata["flags"] if name in OPTIONS else ()
+    return next((each for each in flags if each.startswith("--")), "--" + name.replace("_", "-"))
 
 
-def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The fields that a command line gives, and its options that are accepted without effect.
-
-    Exits with status 2 on unknown options. Raises InputError for values of the published program that
-    are not offered.
-    """
-    given = vars(_parser(words).parse_args(words))
-    others = {name.removeprefix("other "): given.pop(name) for name in list(given) if name.startswith("other ")}
-    for name, (value, why) in FIXED.items():
-        if name in others and _number(others[name]) != value:
-            raise InputError(f"{name} is {others[name]}; expected it left out, as {why}")
-    return given, [name.split("/")[-1] for name in others if name not in FIXED]
-
-
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line, whose help shows the defaults of the objective and data that the line names."""
-    chosen = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    for name in ("objective", "walk_over", "filelist", "videos"):
-        chosen.add_argument(flag(name), dest=name, nargs="?")
-    given = vars(chosen.parse_known_args(words)[0])
-    for name in ("objective", "walk_over"):
-        if given.get(name) not in get_args(TYPES[name]):  # which the whole parser refuses, if it is not asked for help
-            given.pop(name, None)
-    values = defaults(given)
-    objective = f"--objective {values['objective']}"
-    if values["objective"] == "walk":
-        objective += f" --walk-over {given.get('walk_over', values['walk_over'])}"
-    data = "data given" if given.get("filelist") or given.get("videos") else "no data given (made video, as a demo)"
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=f"Learn correspondence from unlabelled video. The defaults shown are those of {objective} with "
-        f"{data}; give --objective, --walk-over, --filelist or --videos beside --help to see those of another "
-        "objective, or with data. A resumed run keeps its own settings.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    values["objective"] = usual_objective(given)
-    for name, each in FIELDS.items():
-        parser.add_argument(*(each.metadata["flags"] or (flag(name),)), dest=name, **_parsing(name, values[name]))
-    for names in (*WITHOUT_EFFECT.split(), *FIXED):
-        parser.add_argument(*names.split("/"), nargs="?", const="", dest=f"other {names}", help=argparse.SUPPRESS)
-    return parser
-
-
-def _parsing(name: str, default: Any) -> dict[str, Any]:
-    """What argparse needs to know of a field; `default` is shown."""
-    kind, metadata = TYPES[name], FIELDS[name].metadata
-    if kind is bool:
-        default = flag(name) if default else f"--no-{flag(name).removeprefix('--')}"
-    about = f"{metadata['help']} (default: {metadata['none'] if default is None else default})"
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction, "help": about}
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind), "help": about}
-    plain = next(part for part in (*get_args(kind), kind) if part is not type(None))
-    return {"type": plain, "help": about, "metavar": plain.__name__.upper()}
-
-
-def _number(text: str) -> float:
-    """A number of the published program's command line, where words stand for truth."""
-    words = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "": 1.0}
-    try:
-        return words[text.lower()] if text.lower() in words else float(text)
-    except ValueError:
-        return math.nan
-
-
-def resolved(given: dict[str, Any], stored: Any = None, source: str = "the checkpoint") -> Settings:
-    """The settings of a run: what is given, over those of the checkpoint (by name), over defaults.
-
-    source: what the stored ones are from, for the error's sentence.
-
-    Raises InputError naming the first setting that is given otherwise than the checkpoint's and would change the
-    result, or that the checkpoint has as another type. The length of a run may change as long as the learning rate does
-    not depend on it.
-    """
-    if stored is None:
-        return Settings(**defaults(given) | given)
-    if not isinstance(stored, dict):
-        raise InputError(f"the settings in {source} are a {type(stored).__name__}; expected values by name")
-    stored = {name: _typed(name, stored[name], source) for name in FIELDS if name in stored}
-    schedule = stored.get("schedule", "constant")
-    for name, value in given.items():
-        free = not FIELDS[name].metadata["result"] or (schedule == "constant" and name in ("steps", "epochs"))
-        if not free and name in stored and value != stored[name]:
-            raise InputError(
-                f"{flag(name)} is {value}, and {stored[name]} in the run that is gone on from; expected the same, as "
-                "it changes the result"
-            )
-    of_this_process = {"minutes": None, "resume": None}
-    return Settings(**{**stored, **of_this_process, **given})
-
-
-def defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Every field's value in a new run, where its command line does not say it.
-
-    Of what is given the objective, walk's nodes and the data decide; epochs take the place of the demo's steps.
-    """
-    demo = not given.get("filelist") and not given.get("videos")
-    objective = given.get("objective", usual_objective(given))
-    kind = f"walk over {given.get('walk_over', 'crops')}" if objective == "walk" else objective
-    values = {name: each.default for name, each in FIELDS.items()} | {"objective": objective} | DEFAULTS[kind]
-    if demo:
-        values |= DEMO[kind] | DEMO_RUN
-    if "epochs" in given:
-        values["steps"] = None
-    return values
-
-
-def usual_objective(given: dict[str, Any]) -> str:
-    """The objective of a command line that names none: TimeCycle's, unless no data are given."""
-    return str(FIELDS["objective"].default if given.get("filelist") or given.get("videos") else DEMO_OBJECTIVE)
-
-
-def _typed(name: str, value: Any, source: str) -> Any:
-    """A checkpoint's value of a field, as the field has it. Raises InputError if it is of another type."""
-    kind = TYPES[name]
-    if get_origin(kind) is Literal:
-        fits = isinstance(value, str) and value in get_args(kind)
-        expected = " or ".join(get_args(kind))
-    else:
-        kinds = get_args(kind) or (kind,)
-        stored = {Path: (str,), float: (float, int)}  # how to_json and JSON have them
-        fits = any(type(value) in stored.get(each, (each,)) for each in kinds)
-        fits = fits and not (isinstance(value, str) and "\0" in value)
-        expected = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
-        if fits and isinstance(value, str) and Path in kinds:
-            return Path(value)
-    if not fits:
-        shown = " ".join(repr(value).split())[:50] if not isinstance(value, int) or value < 2**64 else "a huge number"
-        raise InputError(f"the setting {name} in {source} is {shown}; expected {expected}")
-    return value
+def applies(name: str, optimizer: str) -> bool:
+    """Whether the optimizer uses a field; those that are not an optimizer's apply to all."""
+    return optimizer in OPTIONS[name].metadata["optimizers"]

@@ -1,4 +1,4 @@
-"""Pictures of a sample, to see what is being learned."""
+"""Images of a training sample: where the objective looks, and what the features say."""
 
 import math
 from typing import Any
@@ -15,42 +15,42 @@ from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
 
 # RGB of the cycles by length, the first being the shortest.
-COLOURS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
-TRUE_COLOUR = (255, 255, 255)
-BACK_COLOUR = (0, 220, 90)
+COLORS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
+TRUE_COLOR = (255, 255, 255)
+BACK_COLOR = (0, 220, 90)
 ZOOM = 2
-TEMPERATURE = 0.07  # of a pictured walk
+TEMPERATURE = 0.07  # of the walk that is drawn
 
 
 def as_rgb(images: Tensor) -> np.ndarray:
-    """Normalised images [B, 3, H, W] -> uint8 RGB [B, ZOOM * H, ZOOM * W, 3]."""
+    """Normalized images [B, 3, H, W] -> uint8 RGB [B, ZOOM * H, ZOOM * W, 3]."""
     rgb = denormalize(images.detach(), *IMAGENET)
-    pictures = np.rint(rgb.clip(0, 1) * 255).astype(np.uint8)
-    return np.stack([cv2.resize(picture, None, fx=ZOOM, fy=ZOOM) for picture in pictures])
+    images = np.rint(rgb.clip(0, 1) * 255).astype(np.uint8)
+    return np.stack([cv2.resize(image, None, fx=ZOOM, fy=ZOOM) for image in images])
 
 
-def outline(picture: np.ndarray, theta: Tensor, colour: tuple[int, int, int], thickness: int = 1) -> None:
-    """Draw where theta [2, 3] takes the patch's edge into a picture, uint8 [H, W, 3], in place."""
+def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 1) -> None:
+    """Draw where theta [2, 3] takes the patch's edge into an image, uint8 [H, W, 3], in place."""
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     at = (corners @ theta.detach().float().cpu().T).numpy()  # x, y over [-1, 1], corner-aligned
-    size = np.array([picture.shape[1] - 1, picture.shape[0] - 1])
+    size = np.array([image.shape[1] - 1, image.shape[0] - 1])
     points = np.rint((at + 1) / 2 * size).clip(-30_000, 30_000).astype(np.int32)
-    cv2.polylines(picture, [points], True, colour, thickness, cv2.LINE_AA)
+    cv2.polylines(image, [points], True, color, thickness, cv2.LINE_AA)
 
 
-def heat(picture: np.ndarray, shares: Tensor) -> np.ndarray:
-    """Shares [h, w] of at most 1, the largest red, over a picture: uint8 [H, W, 3]."""
+def heat(image: np.ndarray, shares: Tensor) -> np.ndarray:
+    """Shares [h, w] of at most 1, the largest red, over an image: uint8 [H, W, 3]."""
     values = shares.detach().float().cpu().numpy()
     values = np.rint(values / max(float(values.max()), 1e-12) * 255).astype(np.uint8)
-    large = cv2.resize(values, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap(large, cv2.COLORMAP_JET)[:, :, ::-1]
-    return cv2.addWeighted(picture, 0.5, np.ascontiguousarray(colours), 0.5, 0)
+    large = cv2.resize(values, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colors = cv2.applyColorMap(large, cv2.COLORMAP_JET)[:, :, ::-1]
+    return cv2.addWeighted(image, 0.5, np.ascontiguousarray(colors), 0.5, 0)
 
 
-def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures in a row, the lower ones filled up with black, a dark line between them."""
-    height = max(picture.shape[0] for picture in pictures)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in pictures]
+def side_by_side(images: list[np.ndarray]) -> np.ndarray:
+    """Images in a row, the lower ones filled up with black, a dark line between them."""
+    height = max(image.shape[0] for image in images)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in images]
     return np.concatenate(padded, axis=1)
 
 
@@ -58,19 +58,19 @@ def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
 def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losses) -> np.ndarray:
     """TimeCycle's first sample: the patch; the base frames; the target; the patch's mean affinity with the target.
 
-    Green: where the way back found the patch. Colours from yellow to blue: where each cycle went on its way forward and
+    Green: where the way back found the patch. Colors from yellow to blue: where each cycle went on its way forward and
     ended in the target, by its length. White: where the patch was cut.
     """
     frames, target = as_rgb(batch["frames"][0]), as_rgb(batch["target"][:1])[0]
     length = len(frames)
     for step, theta in enumerate(losses.back[:, 0]):
-        outline(frames[length - 1 - step], theta, BACK_COLOUR)
+        outline(frames[length - 1 - step], theta, BACK_COLOR)
     ends = target.copy()
-    outline(ends, batch["theta"][0], TRUE_COLOUR, 2)
+    outline(ends, batch["theta"][0], TRUE_COLOR, 2)
     for cycle, track in enumerate(losses.forward, start=1):
-        colour = COLOURS[(cycle - 1) % len(COLOURS)]
-        for picture, theta in zip((*frames[length - cycle + 1 :], ends), track[:, 0], strict=True):
-            outline(picture, theta, colour)
+        color = COLORS[(cycle - 1) % len(COLORS)]
+        for image, theta in zip((*frames[length - cycle + 1 :], ends), track[:, 0], strict=True):
+            outline(image, theta, color)
     query, keys = encoder(batch["patch"][:1]), encoder(batch["target"][:1])
     shares = patch_affinity(query, keys)[0].mean(dim=(1, 2))  # column by column
     shares = shares.unflatten(0, (keys.shape[3], keys.shape[2])).T
@@ -83,7 +83,7 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
     """A walk's first sample: upper row the way forward, lower row the way back, below the frames that it passes.
 
     The heat is where a walker is that begins at the green cell and follows the encoder's features; on the way back the
-    white cell is home. Of a grid, the patches are put side by side.
+    white cell is its target. Of a grid, the patches are put side by side.
     """
     if "patches" in batch:
         patches = batch["patches"][0]  # [T, N, 3, h, w]
@@ -92,7 +92,7 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
         rows = [torch.cat(list(line), dim=2) for line in patches.unflatten(1, (side, side)).flatten(0, 1)]
         frames = as_rgb(torch.cat([torch.cat(rows[i : i + side], dim=1)[None] for i in range(0, len(rows), side)]))
         nodes = list(functional.normalize(features, dim=2))
-        forward, back, homes = list(frames), list(frames[:-1]), torch.arange(side**2)
+        forward, back, targets = list(frames), list(frames[:-1]), torch.arange(side**2)
         behind = nodes[:-1]
     else:
         ahead, returned = encoder(batch["ahead"][0]), encoder(batch["back"][0])
@@ -101,28 +101,29 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
             list(functional.normalize(found.flatten(2).transpose(1, 2), dim=2)) for found in (ahead, returned)
         )
         forward, back = list(as_rgb(batch["ahead"][0])), list(as_rgb(batch["back"][0]))
-        homes = batch["home"][0].cpu()
-    # The node nearest to the middle that has a home.
-    middle = (torch.arange(len(homes)) % side - side / 2).abs() + (torch.arange(len(homes)) // side - side / 2).abs()
-    start = int(torch.where(homes >= 0, middle, math.inf).argmin())
-    at = functional.one_hot(torch.tensor(start), len(homes)).to(nodes[0])
+        targets = batch["target"][0].cpu()
+    # The node nearest to the middle that has a target.
+    positions = torch.arange(len(targets))
+    middle = (positions % side - side / 2).abs() + (positions // side - side / 2).abs()
+    start = int(torch.where(targets >= 0, middle, math.inf).argmin())
+    at = functional.one_hot(torch.tensor(start), len(targets)).to(nodes[0])
     upper = [forward[0].copy()]
-    _mark(upper[0], start, side, BACK_COLOUR)
+    _mark(upper[0], start, side, BACK_COLOR)
     lower: list[np.ndarray] = []
     path = [*zip(nodes[1:], forward[1:], strict=True), *zip(behind[::-1], back[::-1], strict=True)]
     here = nodes[0]
-    for number, (there, picture) in enumerate(path):
-        at = at @ (here @ there.T / TEMPERATURE).softmax(dim=1)
-        here = there
-        (upper if number < len(forward) - 1 else lower).append(heat(picture, at.unflatten(0, (-1, side))))
-    if homes[start] >= 0:
-        _mark(lower[-1], int(homes[start]), side, TRUE_COLOUR)
+    for number, (other, image) in enumerate(path):
+        at = at @ (here @ other.T / TEMPERATURE).softmax(dim=1)
+        here = other
+        (upper if number < len(forward) - 1 else lower).append(heat(image, at.unflatten(0, (-1, side))))
+    if targets[start] >= 0:
+        _mark(lower[-1], int(targets[start]), side, TRUE_COLOR)
     return np.concatenate([side_by_side(upper), side_by_side([*lower[::-1], np.zeros_like(upper[0])])])
 
 
-def _mark(picture: np.ndarray, node: int, side: int, colour: tuple[int, int, int]) -> None:
-    """Draw the edge of a cell of side x side, counted row by row, into a picture, in place."""
-    cell = picture.shape[0] / side
+def _mark(image: np.ndarray, node: int, side: int, color: tuple[int, int, int]) -> None:
+    """Draw the edge of a cell of side x side, counted row by row, into an image, in place."""
+    cell = image.shape[0] / side
     corner = np.array([node % side, node // side]) * cell
     low, high = (tuple(np.rint(corner + part).astype(int).tolist()) for part in (0, cell))
-    cv2.rectangle(picture, low, high, colour, 1)
+    cv2.rectangle(image, low, high, color, 1)

@@ -36,7 +36,7 @@ from timecycle.errors import InputError, sentence
 from timecycle.evaluation.davis import command, scores
 from timecycle.features.named import PARTS, SHIPPED
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
-from timecycle.training import settings
+from timecycle.training import command_line, settings
 from timecycle.training.run_folder import find_run
 
 ROOT = Path(__file__).parents[3]
@@ -210,14 +210,14 @@ def case_train(rng: random.Random, folder: Path) -> None:
     with inside(folder, *DATA):
         words = words_of(rng, training(), rng.choice([(), ("--objective", "walk"), ("--videos", "videos")]))
 
-        def main() -> settings.Settings:
-            given, _ = settings.read_command_line(words)
-            return find_run(given, lambda run: settings.resolved(given, run.stored, str(run.path)))
+        def main() -> settings.RunSettings:
+            given, _ = command_line.read_command_line(words)
+            return find_run(given, lambda run: command_line.resolved(given, run.stored, str(run.path)))
 
         found = called(main, words)
     if found is not None:
         # As a checkpoint would bring them back.
-        again = settings.resolved({}, found.to_json())
+        again = command_line.resolved({}, found.to_json())
         gone = {"minutes": None, "resume": None}
         assert asdict(again) | gone == asdict(found) | gone or found != found or "nan" in str(found)
 
@@ -226,7 +226,7 @@ def case_train(rng: random.Random, folder: Path) -> None:
 def training() -> Options:
     """The options of train.py, with values that mean something for each."""
     found: Options = {}
-    for name, field in settings.FIELDS.items():
+    for name, field in settings.OPTIONS.items():
         kind = settings.TYPES[name]
         if kind is bool:
             found[settings.flag(name)] = ()

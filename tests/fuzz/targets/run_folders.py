@@ -17,11 +17,12 @@ from torch import nn
 from tests.fuzz.targets.json_files import changed, json_bytes, odd_value
 from timecycle.training import run_folder as folders
 from timecycle.training.checkpointer import Checkpointer, seed_everything
+from timecycle.training.command_line import resolved
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.objectives import make_optimizer, make_schedule
 from timecycle.training.run_folder import Run, find_run, load_checkpoint, start_run
-from timecycle.training.settings import Settings, resolved
+from timecycle.training.settings import RunSettings
 
 ALONE = Distributed(0, 1, torch.device("cpu"))
 CLIPS = "0" * 64
@@ -30,7 +31,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 LOG = b"".join(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}).encode() + b"\n" for step in range(1, 6))
 
 
-def checkpointer(folder: Path, settings: Settings) -> Checkpointer:
+def checkpointer(folder: Path, settings: RunSettings) -> Checkpointer:
     """A run of a model with few parameters, before its first step."""
     seed_everything(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -42,7 +43,7 @@ def contents(optimizer: str) -> list[dict[str, Any]]:
     """What checkpoints hold after the two STEPS."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        run = checkpointer(Path(folder), resolved({"optimizer": optimizer, "made_clips": 2}))
+        run = checkpointer(Path(folder), resolved({"optimizer": optimizer, "synthetic_clips": 2}))
         for _ in range(STEPS[-1]):
             run.optimizer.zero_grad()
             run.model(torch.randn(4, 2)).square().sum().backward()
@@ -144,7 +145,7 @@ def case_checkpoint(rng: random.Random, folder: Path) -> None:
 
 
 @functools.cache
-def settings() -> Settings:
+def settings() -> RunSettings:
     """Of a run."""
     return resolved({"checkpoint": Path("x")})
 
