@@ -19,7 +19,7 @@ TRAINING = f"{_OF_BOTH} --T --gridSize --hist --pretrained_imagenet"
 FIXED: dict[str, tuple[float, str]] = {
     "--T": (512**-0.5, "the temperature is 512 ** -0.5"),
     "--gridSize": (9, "motion is summed over 9 x 9 cells"),
-    "--hist": (1, "one query is carried"),
+    "--hist": (1, "one query is propagated"),
     "--pretrained_imagenet": (0, "no such weights are shipped; --pretrained takes a file of them"),
 }
 _PREFIX = "without effect "
