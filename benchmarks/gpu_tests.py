@@ -47,6 +47,7 @@ def lines_from(descriptor: int, seconds: float) -> Iterator[str | None]:
 def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
     """Say what every test of a share comes to. Starts a process anew behind a test that ended it."""
     done, plugin = 0, ("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q")
+    plugin += ("-m", "not nightly")  # the long simulations too, of which a rehearsal runs some
     # A rehearsal's tests are those of any machine without a GPU, which choose the interpreter themselves.
     environment = {name: x for name, x in os.environ.items() if not TINY or name not in (REHEARSAL, "TRITON_INTERPRET")}
     while True:

@@ -1,7 +1,8 @@
 """The operators as this machine runs them, on its GPU if it has one, against the reference in float64.
 
-`make gpu-check` runs this file on a GPU; elsewhere it runs on the CPU, so that it is known to work. Features are small
-whole numbers where indices must agree: every product is then exact in every dtype, TF32 included.
+`make gpu-check` runs this file on a GPU; elsewhere `make test-gpu-sim` runs it on the CPU, so that it is known to work,
+where other files ask the same of the CPU's kernels. Features are small whole numbers where indices must agree: every
+product is then exact in every dtype, TF32 included.
 """
 
 import itertools
@@ -30,6 +31,7 @@ from timecycle.ops.backends import CUDA_MISSING
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate
 
+pytestmark = [pytest.mark.gpu_sim] * (DEVICE == "cpu")
 NEIGHBORHOODS = [None, Neighborhood(9, 11, 3)]  # multiplicity with a neighborhood only
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
 
