@@ -63,6 +63,7 @@ def check_finite(name: str, features: Tensor) -> None:
 
 def finite_doubt(name: str, features: Tensor) -> Doubt:
     """Whether a feature of the argument of that name is not finite."""
+
     def sentence() -> str:
         place = (~features.isfinite()).nonzero()[0].tolist()
         return f"{name} holds {float(features[tuple(place)])} at {place}; expected finite features"
