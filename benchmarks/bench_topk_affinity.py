@@ -10,6 +10,7 @@ from benchmarks import rivals
 from benchmarks.compare import compare
 from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
 from timecycle.ops.backends import NATIVE
+from timecycle.ops.problem import Problem
 from timecycle.ops.selection import inside
 
 TEMPERATURE = 512**-0.5
@@ -83,9 +84,8 @@ def direct(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> dict[
     """Our kernel without its low-precision candidates: what they gain."""
     if NATIVE is None:
         return {}
-    multiplicity = torch.ones(*frames.shape, 2, dtype=torch.int64)
-    rest = (select.k, select.temperature, select.scope == "joint", False, False, 0, [])
-    return {"ours, products in float": lambda: NATIVE.topk_affinity(query, bank, frames, multiplicity, *rest, "direct")}
+    problem = Problem.of(query, bank, frames, select, None, None)
+    return {"ours, products in float": lambda: NATIVE.topk_affinity(problem, "direct")}
 
 
 @pytest.mark.parametrize("k", [10, 20])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.work_cases import PUBLISHED, call_of, load, work_items
+from tests.work_cases import PUBLISHED, load, plan_of, work_items
 
 RESULTS = Path(__file__).parent / "results" / "cuda_balance.json"
 
@@ -26,9 +26,9 @@ def main() -> None:
             frames = torch.arange(slots).expand(targets, slots).contiguous()
             multiplicity = torch.tensor([1, 0 if neighborhood else 1]).expand(targets, slots, 2)
             joint = neighborhood is not None
-            call = call_of(frames, multiplicity, grid, neighborhood, joint)
+            plan = plan_of(frames, multiplicity, grid, neighborhood, joint)
             for chip in (132, 108, 114, 78):
-                found, work = work_items(library, call, joint, chip)
+                found, work = work_items(library, plan, chip)
                 shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=chip).astype(int)
                 # Whole slots of a patch of queries, dealt out in order.
                 seen = np.diff(work.before.numpy())

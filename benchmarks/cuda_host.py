@@ -19,6 +19,7 @@ from timecycle.kernels.launch import Launch
 
 from timecycle.kernels import topk_affinity_cuda
 from timecycle.ops import Select, backends, topk_affinity
+from timecycle.ops.problem import Problem
 
 ROUNDS, CALLS = 40, 150
 
@@ -45,8 +46,8 @@ def no_launches() -> Iterator[Launch]:
     ]
     with ExitStack() as stack:
         for name, value in (
-            ("timecycle.ops.topk_affinity.launch", lambda tensor: there),
-            ("timecycle.ops.topk_affinity.check_values", lambda *arguments: None),  # on a GPU nothing without `check`
+            ("timecycle.ops.backends.launch", lambda tensor: there),
+            ("timecycle.ops.topk_affinity.value_doubts", lambda *arguments: []),  # on a GPU nothing without `check`
             ("timecycle.kernels.topk_affinity.finish", Nothing()),
             ("timecycle.kernels.tiles.programs_at_once", lambda device: 264),
         ):
@@ -61,12 +62,11 @@ def main() -> None:
     torch.set_num_threads(1)
     query, bank = torch.zeros(1, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 64, 64, dtype=torch.bfloat16)
     frames, select = torch.arange(8)[None], Select(5, 512**-0.5, "frame", "all")
-    multiplicity = torch.ones(1, 8, 2, dtype=torch.int64)
-    options = (query, bank, frames, multiplicity, 5, select.temperature, False, True, False, 0, [])
+    problem = Problem.of(query, bank, frames, select, None, None)
     with no_launches() as launch:
         calls = {
             "whole call": lambda: topk_affinity(query, bank, frames, select, backend="cuda", check=False),
-            "below the dispatcher": lambda: topk_affinity_cuda.topk_affinity(*options, launch),
+            "below the dispatcher": lambda: topk_affinity_cuda.topk_affinity(problem, launch),
         }
         for name, call in calls.items():
             least = min(timeit.repeat(call, number=CALLS, repeat=ROUNDS)) / CALLS

@@ -7,6 +7,8 @@
 #include <functional>
 #include <string>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "attention/attention.h"
 #include "attention/softmax_at.h"
@@ -23,31 +25,49 @@ using at::Tensor;
 
 thread_local timecycle::TopkAffinityReport last_report;
 
-timecycle::Problem problem_of(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& multiplicity,
-                              int64_t k, double temperature, bool joint, bool softmax_over_all, bool keep_ties,
-                              int64_t grid_width, std::vector<int64_t> half_widths) {
-  TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
-  TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
-                    "the slots have more positions than 32 bits number");
-  TORCH_CHECK_VALUE(k > 0 && k < timecycle::kIndices, "k is ", k, "; expected 1 to ", timecycle::kIndices - 1);
-  return {.query = query.const_data_ptr(),
-          .bank = bank.const_data_ptr(),
-          .frames = frames.const_data_ptr<int64_t>(),
-          .multiplicity = multiplicity.const_data_ptr<int64_t>(),
-          .targets = query.size(0),
-          .queries = query.size(1),
-          .channels = query.size(2),
-          .bank_frames = bank.size(0),
-          .positions = bank.size(1),
-          .slots = frames.size(1),
-          .k = k,
-          .softmax_scale = static_cast<float>(1.0 / temperature),
-          .joint = joint,
-          .softmax_over_all = softmax_over_all,
-          .keep_ties = keep_ties,
-          .grid_width = grid_width,
-          .half_widths = std::move(half_widths)};
+// What an attribute of a Python object is, as T; a tensor is made contiguous.
+template <typename T>
+T get(pybind11::handle object, const char* name) {
+  if constexpr (std::is_same_v<T, Tensor>)
+    return object.attr(name).cast<Tensor>().contiguous();
+  else
+    return object.attr(name).cast<T>();
 }
+
+// A timecycle.ops.problem.Problem, and the tensors that it points into.
+struct ProblemInputs {
+  Tensor query, bank, frames, multiplicity;
+  timecycle::Problem problem;
+
+  explicit ProblemInputs(pybind11::handle object)
+      : query(get<Tensor>(object, "query")),
+        bank(get<Tensor>(object, "bank")),
+        frames(get<Tensor>(object, "frames")),
+        multiplicity(get<Tensor>(object, "multiplicity")) {
+    const auto k = get<int64_t>(object, "k");
+    TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
+    TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
+                      "the slots have more positions than 32 bits number");
+    TORCH_CHECK_VALUE(k > 0 && k < timecycle::kIndices, "k is ", k, "; expected 1 to ", timecycle::kIndices - 1);
+    problem = {.query = query.const_data_ptr(),
+               .bank = bank.const_data_ptr(),
+               .frames = frames.const_data_ptr<int64_t>(),
+               .multiplicity = multiplicity.const_data_ptr<int64_t>(),
+               .targets = query.size(0),
+               .queries = query.size(1),
+               .channels = query.size(2),
+               .bank_frames = bank.size(0),
+               .positions = bank.size(1),
+               .slots = frames.size(1),
+               .k = k,
+               .softmax_scale = static_cast<float>(1.0 / get<double>(object, "temperature")),
+               .joint = get<bool>(object, "joint"),
+               .softmax_over_all = get<bool>(object, "softmax_over_all"),
+               .keep_ties = get<bool>(object, "keep_ties"),
+               .grid_width = get<int64_t>(object, "grid_width"),
+               .half_widths = get<std::vector<int64_t>>(object, "half_widths")};
+  }
+};
 
 timecycle::Products products_of(const std::string& name) {
   if (name == "fastest") return timecycle::Products::kFastest;
@@ -65,60 +85,56 @@ auto for_feature_type(const Tensor& features, const Function& run) {
                                     AT_DISPATCH_CASE(at::kHalf, [&] { return run.template operator()<scalar_t>(); }));
 }
 
-std::tuple<Tensor, Tensor, Tensor> topk_affinity(const Tensor& query, const Tensor& bank, const Tensor& frames,
-                                                 const Tensor& multiplicity, int64_t k, double temperature, bool joint,
-                                                 bool softmax_over_all, bool keep_ties, int64_t grid_width,
-                                                 std::vector<int64_t> half_widths, const std::string& products) {
-  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
-                                                softmax_over_all, keep_ties, grid_width, std::move(half_widths));
+std::tuple<Tensor, Tensor, Tensor> topk_affinity(pybind11::handle object, const std::string& products) {
+  const ProblemInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  const timecycle::Problem& problem = in.problem;
   Tensor weights, indices;
-  Tensor denominators = at::empty({problem.targets, problem.queries, softmax_over_all ? problem.groups() : 0},
-                                  query.options().dtype(at::kFloat));
+  Tensor denominators = at::empty({problem.targets, problem.queries, problem.softmax_over_all ? problem.groups() : 0},
+                                  in.query.options().dtype(at::kFloat));
   const std::function<timecycle::TopkAffinityOut(int64_t)> allocate = [&](int64_t kept) {
     weights = at::empty({problem.targets, problem.queries, problem.groups() * kept}, denominators.options());
-    indices = at::empty({problem.targets, problem.queries, problem.groups() * kept}, frames.options());
+    indices = at::empty({problem.targets, problem.queries, problem.groups() * kept}, in.frames.options());
     return timecycle::TopkAffinityOut{weights.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>(),
                                       denominators.mutable_data_ptr<float>()};
   };
   timecycle::TopkWriter writer(problem, allocate);
-  last_report = for_feature_type(query, [&]<typename Feature>() {
+  last_report = for_feature_type(in.query, [&]<typename Feature>() {
     return timecycle::topk_affinity_cpu<Feature>(problem, products_of(products), writer);
   });
   writer.finish();
   return {weights, indices, denominators};
 }
 
-Tensor affinity_propagate(const Tensor& query, const Tensor& bank, const Tensor& frames, const Tensor& labels,
-                          const Tensor& label_frames, const Tensor& multiplicity, int64_t k, double temperature,
-                          bool joint, bool softmax_over_all, bool keep_ties, int64_t grid_width,
-                          std::vector<int64_t> half_widths) {
-  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, k, temperature, joint,
-                                                softmax_over_all, keep_ties, grid_width, std::move(half_widths));
-  Tensor out = at::zeros({problem.targets, problem.queries, labels.size(2)}, labels.options());
-  timecycle::LabelSink sink(problem, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
+Tensor affinity_propagate(pybind11::handle object, const Tensor& labels_in, const Tensor& label_frames_in) {
+  const ProblemInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  const Tensor labels = labels_in.contiguous(), label_frames = label_frames_in.contiguous();
+  Tensor out = at::zeros({in.problem.targets, in.problem.queries, labels.size(2)}, labels.options());
+  timecycle::LabelSink sink(in.problem, labels.const_data_ptr<float>(), label_frames.const_data_ptr<int64_t>(),
                             labels.size(2), out.mutable_data_ptr<float>());
-  for_feature_type(query, [&]<typename Feature>() {
-    timecycle::topk_affinity_cpu<Feature>(problem, timecycle::Products::kFastest, sink);
+  for_feature_type(in.query, [&]<typename Feature>() {
+    timecycle::topk_affinity_cpu<Feature>(in.problem, timecycle::Products::kFastest, sink);
   });
   return out;
 }
 
-// Gradients of query and bank from `gradient`, that of the weights; the rest is what the forward took and gave.
-std::tuple<Tensor, Tensor> topk_affinity_backward(const Tensor& gradient, const Tensor& weights, const Tensor& indices,
-                                                  const Tensor& denominators, const Tensor& query, const Tensor& bank,
-                                                  const Tensor& frames, const Tensor& multiplicity, double temperature,
-                                                  bool joint, bool softmax_over_all, int64_t grid_width,
-                                                  std::vector<int64_t> half_widths) {
-  const timecycle::Problem problem = problem_of(query, bank, frames, multiplicity, 1, temperature, joint,
-                                                softmax_over_all, false, grid_width, std::move(half_widths));
-  Tensor d_query = at::empty_like(query), d_bank = at::empty_like(bank);
-  const timecycle::TopkAffinityGradient in{.gradient = gradient.const_data_ptr<float>(),
-                                           .weights = weights.const_data_ptr<float>(),
-                                           .indices = indices.const_data_ptr<int64_t>(),
-                                           .denominators = denominators.const_data_ptr<float>(),
-                                           .kept = weights.size(2) / problem.groups()};
-  for_feature_type(query, [&]<typename Feature>() {
-    timecycle::topk_affinity_backward_cpu<Feature>(problem, in, d_query.mutable_data_ptr<Feature>(),
+// Gradients of query and bank from `gradient`, that of the weights; the other tensors are what the forward returned.
+std::tuple<Tensor, Tensor> topk_affinity_backward(pybind11::handle object, const Tensor& gradient_in,
+                                                  const Tensor& weights_in, const Tensor& indices_in,
+                                                  const Tensor& denominators_in) {
+  const ProblemInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  const Tensor gradient = gradient_in.contiguous(), weights = weights_in.contiguous();
+  const Tensor indices = indices_in.contiguous(), denominators = denominators_in.contiguous();
+  Tensor d_query = at::empty_like(in.query), d_bank = at::empty_like(in.bank);
+  const timecycle::TopkAffinityGradient results{.gradient = gradient.const_data_ptr<float>(),
+                                                .weights = weights.const_data_ptr<float>(),
+                                                .indices = indices.const_data_ptr<int64_t>(),
+                                                .denominators = denominators.const_data_ptr<float>(),
+                                                .kept = weights.size(2) / in.problem.groups()};
+  for_feature_type(in.query, [&]<typename Feature>() {
+    timecycle::topk_affinity_backward_cpu<Feature>(in.problem, results, d_query.mutable_data_ptr<Feature>(),
                                                    d_bank.mutable_data_ptr<Feature>());
   });
   return {d_query, d_bank};
@@ -142,100 +158,114 @@ void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tens
   timecycle::propagate_sequence_cpu(call, at::get_num_threads());
 }
 
-// A call of attention; its tensors, made float here, must outlive it.
+// A timecycle.ops.attention.AttentionProblem, and its tensors, made float here.
 struct AttentionInputs {
   Tensor query, key, value, scale;
-  timecycle::AttentionProblem call;
+  at::ScalarType type;
+  timecycle::AttentionProblem problem;
 
-  AttentionInputs(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& scale_in,
-                  double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed)
-      : query(query_in.to(at::kFloat)), key(key_in.to(at::kFloat)), value(value_in.to(at::kFloat)), scale(scale_in) {
-    call = {.query = query.const_data_ptr<float>(),
-            .key = key.const_data_ptr<float>(),
-            .value = value.const_data_ptr<float>(),
-            .scale = scale.const_data_ptr<float>(),
-            .samples = query.size(0),
-            .queries = query.size(1),
-            .keys = key.size(1),
-            .channels = query.size(2),
-            .columns = value.size(-1),
-            .shared = value.dim() == 3,
-            .shifts = std::move(shifts),
-            .softmax_scale = static_cast<float>(1.0 / temperature),
-            .threshold = static_cast<uint32_t>(threshold),
-            .seed = static_cast<uint32_t>(seed)};
+  explicit AttentionInputs(pybind11::handle object)
+      : query(get<Tensor>(object, "query")),
+        key(get<Tensor>(object, "key").to(at::kFloat)),
+        value(get<Tensor>(object, "value").to(at::kFloat)),
+        scale(get<Tensor>(object, "scale")),
+        type(query.scalar_type()) {
+    query = query.to(at::kFloat);
+    problem = {.query = query.const_data_ptr<float>(),
+               .key = key.const_data_ptr<float>(),
+               .value = value.const_data_ptr<float>(),
+               .scale = scale.const_data_ptr<float>(),
+               .samples = query.size(0),
+               .queries = query.size(1),
+               .keys = key.size(1),
+               .channels = query.size(2),
+               .columns = value.size(-1),
+               .shared = value.dim() == 3,
+               .shifts = get<std::vector<int64_t>>(object, "shifts"),
+               .softmax_scale = static_cast<float>(1.0 / get<double>(object, "temperature")),
+               .threshold = static_cast<uint32_t>(get<int64_t>(object, "threshold")),
+               .seed = static_cast<uint32_t>(get<int64_t>(object, "seed"))};
   }
 };
 
-std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& scale,
-                                     double temperature, std::vector<int64_t> shifts, int64_t threshold, int64_t seed) {
-  const AttentionInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
-  Tensor out = at::empty({in.call.samples, in.call.rows(), in.call.columns}, scale.options());
-  Tensor lse = at::empty({in.call.samples, in.call.queries}, scale.options());
-  timecycle::attention_cpu(in.call, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
-  return {out.to(value.scalar_type()), lse};
+std::tuple<Tensor, Tensor> attention(pybind11::handle object) {
+  const AttentionInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  Tensor out = at::empty({in.problem.samples, in.problem.rows(), in.problem.columns}, in.scale.options());
+  Tensor lse = at::empty({in.problem.samples, in.problem.queries}, in.scale.options());
+  timecycle::attention_cpu(in.problem, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+  return {out.to(in.type), lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& d_out, const Tensor& d_lse,
-                                                              const Tensor& query, const Tensor& key,
-                                                              const Tensor& value, const Tensor& scale, const Tensor&,
-                                                              const Tensor& lse, double temperature,
-                                                              std::vector<int64_t> shifts, int64_t threshold,
-                                                              int64_t seed) {
-  const AttentionInputs in(query, key, value, scale, temperature, std::move(shifts), threshold, seed);
-  const Tensor d_rows = d_out.to(at::kFloat);
-  Tensor d_query = at::empty(query.sizes(), scale.options()), d_key = at::empty(key.sizes(), scale.options());
+// Gradients of query, key, value and scale from those of the forward's outputs, out and lse.
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(pybind11::handle object, const Tensor& d_out_in,
+                                                              const Tensor& d_lse_in, const Tensor&,
+                                                              const Tensor& lse_in) {
+  const AttentionInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  const Tensor d_out = d_out_in.to(at::kFloat).contiguous(), d_lse = d_lse_in.contiguous(), lse = lse_in.contiguous();
+  const at::TensorOptions options = in.scale.options();
+  Tensor d_query = at::empty(in.query.sizes(), options), d_key = at::empty(in.key.sizes(), options);
   // Values for all samples have a gradient, 0, even if there is no sample.
-  Tensor d_value =
-      in.call.samples > 0 ? at::empty(value.sizes(), scale.options()) : at::zeros(value.sizes(), scale.options());
-  Tensor d_scale = at::empty(scale.sizes(), scale.options());
-  timecycle::attention_backward_cpu(in.call, {.d_out = d_rows.const_data_ptr<float>(),
-                                              .d_lse = d_lse.const_data_ptr<float>(),
-                                              .lse = lse.const_data_ptr<float>(),
-                                              .d_query = d_query.mutable_data_ptr<float>(),
-                                              .d_key = d_key.mutable_data_ptr<float>(),
-                                              .d_value = d_value.mutable_data_ptr<float>(),
-                                              .d_scale = d_scale.mutable_data_ptr<float>()});
-  const at::ScalarType type = query.scalar_type();
-  return {d_query.to(type), d_key.to(type), d_value.to(type), d_scale};
+  Tensor d_value = in.problem.samples > 0 ? at::empty(in.value.sizes(), options) : at::zeros(in.value.sizes(), options);
+  Tensor d_scale = at::empty(in.scale.sizes(), options);
+  timecycle::attention_backward_cpu(in.problem, {.d_out = d_out.const_data_ptr<float>(),
+                                                 .d_lse = d_lse.const_data_ptr<float>(),
+                                                 .lse = lse.const_data_ptr<float>(),
+                                                 .d_query = d_query.mutable_data_ptr<float>(),
+                                                 .d_key = d_key.mutable_data_ptr<float>(),
+                                                 .d_value = d_value.mutable_data_ptr<float>(),
+                                                 .d_scale = d_scale.mutable_data_ptr<float>()});
+  return {d_query.to(in.type), d_key.to(in.type), d_value.to(in.type), d_scale};
 }
 
-timecycle::SoftmaxAtProblem edges_of(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse,
-                                     const Tensor& indices, double temperature) {
-  return {.scale = scale.const_data_ptr<float>(),
-          .lse = lse.const_data_ptr<float>(),
-          .indices = indices.const_data_ptr<int64_t>(),
-          .samples = query.size(0),
-          .queries = query.size(1),
-          .keys = key.size(1),
-          .channels = query.size(2),
-          .edges = indices.size(2),
-          .softmax_scale = static_cast<float>(1.0 / temperature)};
-}
+// A timecycle.ops.softmax_at.SoftmaxAtProblem, and the tensors that it points into.
+struct SoftmaxAtInputs {
+  Tensor query, key, scale, lse, indices;
+  timecycle::SoftmaxAtProblem problem;
 
-Tensor softmax_at(const Tensor& query, const Tensor& key, const Tensor& scale, const Tensor& lse, const Tensor& indices,
-                  double temperature) {
-  Tensor out = at::empty(indices.sizes(), lse.options());
-  for_feature_type(query, [&]<typename Feature>() {
-    timecycle::softmax_at_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
-                                       query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
+  explicit SoftmaxAtInputs(pybind11::handle object)
+      : query(get<Tensor>(object, "query")),
+        key(get<Tensor>(object, "key")),
+        scale(get<Tensor>(object, "scale")),
+        lse(get<Tensor>(object, "lse")),
+        indices(get<Tensor>(object, "indices")) {
+    problem = {.scale = scale.const_data_ptr<float>(),
+               .lse = lse.const_data_ptr<float>(),
+               .indices = indices.const_data_ptr<int64_t>(),
+               .samples = query.size(0),
+               .queries = query.size(1),
+               .keys = key.size(1),
+               .channels = query.size(2),
+               .edges = indices.size(2),
+               .softmax_scale = static_cast<float>(1.0 / get<double>(object, "temperature"))};
+  }
+};
+
+Tensor softmax_at(pybind11::handle object) {
+  const SoftmaxAtInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  Tensor out = at::empty(in.indices.sizes(), in.lse.options());
+  for_feature_type(in.query, [&]<typename Feature>() {
+    timecycle::softmax_at_cpu<Feature>(in.problem, in.query.const_data_ptr<Feature>(), in.key.const_data_ptr<Feature>(),
                                        out.mutable_data_ptr<float>());
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(const Tensor& gradient, const Tensor& query,
-                                                               const Tensor& key, const Tensor& scale,
-                                                               const Tensor& lse, const Tensor& indices,
-                                                               const Tensor& out, double temperature) {
-  Tensor d_query = at::empty_like(query), d_key = at::empty_like(key);
-  Tensor d_scale = at::empty_like(scale), d_lse = at::empty_like(lse);
-  for_feature_type(query, [&]<typename Feature>() {
-    timecycle::softmax_at_backward_cpu<Feature>(edges_of(query, key, scale, lse, indices, temperature),
-                                                gradient.const_data_ptr<float>(), out.const_data_ptr<float>(),
-                                                query.const_data_ptr<Feature>(), key.const_data_ptr<Feature>(),
-                                                d_query.mutable_data_ptr<Feature>(), d_key.mutable_data_ptr<Feature>(),
-                                                d_scale.mutable_data_ptr<float>(), d_lse.mutable_data_ptr<float>());
+// Gradients of query, key, scale and lse from that of `out`, which the forward returned.
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(pybind11::handle object, const Tensor& gradient_in,
+                                                               const Tensor& out_in) {
+  const SoftmaxAtInputs in(object);
+  const pybind11::gil_scoped_release unlocked;
+  const Tensor gradient = gradient_in.contiguous(), out = out_in.contiguous();
+  Tensor d_query = at::empty_like(in.query), d_key = at::empty_like(in.key);
+  Tensor d_scale = at::empty_like(in.scale), d_lse = at::empty_like(in.lse);
+  for_feature_type(in.query, [&]<typename Feature>() {
+    timecycle::softmax_at_backward_cpu<Feature>(
+        in.problem, gradient.const_data_ptr<float>(), out.const_data_ptr<float>(), in.query.const_data_ptr<Feature>(),
+        in.key.const_data_ptr<Feature>(), d_query.mutable_data_ptr<Feature>(), d_key.mutable_data_ptr<Feature>(),
+        d_scale.mutable_data_ptr<float>(), d_lse.mutable_data_ptr<float>());
   });
   return {d_query, d_key, d_scale, d_lse};
 }
@@ -256,7 +286,7 @@ void tile_product(const Tensor& query, const Tensor& keys) {
 PYBIND11_MODULE(_C, module) {
   using pybind11::arg;
   using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
-  module.doc() = "timecycle's compiled kernels; all tensors contiguous, on the CPU";
+  module.doc() = "timecycle's compiled kernels; tensors on the CPU";
   module.def(
       "product_rates",
       [] {
@@ -265,9 +295,7 @@ PYBIND11_MODULE(_C, module) {
                               arg("int8") = rates.int8);
       },
       "Multiply-adds per nanosecond and thread, as measured here; 0 for what cannot be multiplied");
-  module.def("topk_affinity", topk_affinity, arg("query"), arg("bank"), arg("frames"), arg("multiplicity"), arg("k"),
-             arg("temperature"), arg("joint"), arg("softmax_over_all"), arg("keep_ties"), arg("grid_width"),
-             arg("half_widths"), arg("products") = "fastest", Unlocked());
+  module.def("topk_affinity", topk_affinity, arg("problem"), arg("products") = "fastest");
   module.def(
       "last_report",
       [] {
@@ -277,12 +305,12 @@ PYBIND11_MODULE(_C, module) {
       "How the lists of this thread's last topk_affinity were found");
   module.def("switch_avx512_off", timecycle::switch_avx512_off,
              "For tests: let the plain loops serve where AVX-512's own instructions would");
-  module.def("affinity_propagate", affinity_propagate, Unlocked());
-  module.def("topk_affinity_backward", topk_affinity_backward, Unlocked());
-  module.def("attention", attention, Unlocked());
-  module.def("attention_backward", attention_backward, Unlocked());
-  module.def("softmax_at", softmax_at, Unlocked());
-  module.def("softmax_at_backward", softmax_at_backward, Unlocked());
+  module.def("affinity_propagate", affinity_propagate);
+  module.def("topk_affinity_backward", topk_affinity_backward);
+  module.def("attention", attention);
+  module.def("attention_backward", attention_backward);
+  module.def("softmax_at", softmax_at);
+  module.def("softmax_at_backward", softmax_at_backward);
   module.def("propagate_sequence", propagate_sequence, Unlocked());
   module.def("tile_product", tile_product, Unlocked());
 }

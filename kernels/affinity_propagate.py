@@ -4,145 +4,70 @@ The candidates are those of topk_affinity; a second kernel merges and weighs the
 labels at once, so that neither weights nor indices reach memory.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .call import Call
 from .limits import cdiv, power_of_two, taken
-from .merge import filled_slots, merge, softmax, weigh
+from .merge import MERGE_SIZES, filled_slots, merge, softmax, weigh
+from .plan import Plan
 from .propagate_labels import propagate_labels
-from .topk_affinity import Best, Candidates, candidates_of, finish_constants, topk_affinity
+from .topk_affinity import Best, Candidates, candidates_of, merge_constants, merge_numbers, topk_affinity
 
 WIDEST = 64  # columns of labels that one program adds up, beside the candidates that it merges
 
 
-def affinity_propagate(
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    labels: Tensor,
-    label_frames: Tensor,
-    multiplicity: Tensor,
-    k: int,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    ties: bool,
-    width: int,
-    reach: list[int],
-) -> Tensor:
+def affinity_propagate(problem: Any, labels: Tensor, label_frames: Tensor) -> Tensor:
     """Soft labels [B, N, L] float32 of the queries, as `timecycle.ops.affinity_propagate` defines them.
 
-    labels [G, M, L] float32; label_frames [B, T] int64, a slot outside G carries none. The others are those of
-    topk_affinity.py.
+    labels [G, M, L] float32; label_frames [B, T] int64, a slot outside G carries none. Problems as topk_affinity.py.
     """
-    if ties:  # a row keeps as many as there are, which the fixed lists of one pass cannot hold
-        weights, indices, _ = topk_affinity(
-            query, bank, frames, multiplicity, k, temperature, joint, softmax_over_all, ties, width, reach
-        )
+    if problem.keep_ties:  # a row keeps as many as mask are, which the fixed lists of one pass cannot hold
+        weights, indices, _ = topk_affinity(problem)
         return propagate_labels(weights, indices, labels, label_frames)
-    call = Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach)
-    if not query.shape[0] * query.shape[1]:
-        return labels.new_empty((*query.shape[:2], labels.shape[2]))
-    best = candidates_of(call, k, joint, softmax_over_all)
-    return carry_candidates(call, *best, labels, label_frames, k, joint, softmax_over_all)
+    plan = Plan.of(problem)
+    if not plan.targets * plan.queries:
+        return labels.new_empty((plan.targets, plan.queries, labels.shape[2]))
+    return propagate_candidates(plan, *candidates_of(plan), labels, label_frames)
 
 
-def carry_candidates(
-    call: Call,
-    best: Best,
-    lists: int,
-    labels: Tensor,
-    label_frames: Tensor,
-    k: int,
-    joint: bool,
-    softmax_over_all: bool,
-) -> Tensor:
+def propagate_candidates(plan: Plan, best: Best, lists: int, labels: Tensor, label_frames: Tensor) -> Tensor:
     """Soft labels [B, N, L], as affinity_propagate returns them, from candidates as finish_candidates takes them."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
-    out = labels.new_empty((*call.query.shape[:2], labels.shape[2]))
+    out = labels.new_empty((plan.targets, plan.queries, labels.shape[2]))
     if out.numel():
-        groups = 1 if joint else call.slots
-        for targets in call.parts(lists, k, softmax_over_all):
-            part = call.part(targets)
-            own, sums = taken(label_frames, targets), taken(out, targets)
-            _carry(part, best(part), labels, own, sums, groups, k, softmax_over_all)
+        for targets in plan.parts(lists):
+            part = plan.part(targets)
+            _propagate(part, best(part), labels, taken(label_frames, targets), taken(out, targets))
     return out
 
 
-def _carry(
-    call: Call,
-    candidates: Candidates,
-    labels: Tensor,
-    label_frames: Tensor,
-    out: Tensor,
-    groups: int,
-    k: int,
-    softmax_over_all: bool,
-) -> None:
-    """Write the soft labels of a part of a call."""
-    merged = candidates[0].shape[1] // groups
-    constants = carry_constants(call, k, merged, softmax_over_all, out.shape[2])
-    grid = (
-        cdiv(call.queries, constants["ROWS"]),
-        cdiv(out.shape[2], constants["COLUMNS"]),
-        call.targets,
-    )
-    carry[grid](
-        *candidates,
-        call.frames,
-        call.multiplicity,
-        labels,
-        label_frames,
-        out,
-        groups,
-        call.queries,
-        call.positions,
-        call.bank_frames,
-        len(labels),
-        call.slots,
-        merged,
-        out.shape[2],
-        max(1, call.width),
-        *call.reach,
-        k,
-        call.scale,
-        **constants,
-        **carry_options(tiles.family(call.query.device)),
-    )
+def _propagate(plan: Plan, candidates: Candidates, labels: Tensor, label_frames: Tensor, out: Tensor) -> None:
+    """Write the soft labels of a part of a plan."""
+    maps, length = len(labels), out.shape[2]
+    merged = candidates[0].shape[1] // plan.groups
+    constants = propagate_constants(plan, merged, length)
+    tensors = (*candidates, plan.frames, plan.multiplicity, labels, label_frames, out)
+    numbers = (plan.groups, maps, length, *merge_numbers(plan, merged))
+    grid = (cdiv(plan.queries, constants["ROWS"]), cdiv(length, constants["COLUMNS"]), plan.targets)
+    propagate[grid](*tensors, *numbers, **constants, **propagate_options(tiles.family(plan.query.device)))
 
 
-def carry_constants(call: Call, k: int, merged: int, softmax_over_all: bool, length: int) -> dict:
-    """The compile-time arguments of carry, which merges that many lists of k and adds up labels of that length."""
-    constants = finish_constants(call, k, merged, softmax_over_all, False)
-    del constants["TIES"]
-    return {**constants, "COLUMNS": min(WIDEST, power_of_two(length))}
+def propagate_constants(plan: Plan, merged: int, length: int) -> dict:
+    """The compile-time arguments of propagate, which merges that many lists and adds up labels of that length."""
+    return {**merge_constants(plan, merged), "COLUMNS": min(WIDEST, power_of_two(length))}
 
 
-def carry_options(chip: str) -> dict[str, int]:
-    """How carry is compiled."""
+def propagate_options(chip: str) -> dict[str, int]:
+    """How propagate is compiled."""
     return {"num_warps": 4, **tiles.all_registers(chip)}
 
 
-@triton.jit(
-    do_not_specialize=[
-        "groups",
-        "queries",
-        "positions",
-        "bank_frames",
-        "maps",
-        "slots",
-        "merged",
-        "width",
-        "rows",
-        "columns",
-        "limit",
-        "k",
-    ]
-)
-def carry(
+@triton.jit(do_not_specialize=["groups", "maps", *MERGE_SIZES])
+def propagate(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
     indices,  # [B, S, N, k] int32
     tops,  # [B, S, N] float32
@@ -153,28 +78,13 @@ def carry(
     label_frames,  # [B, T] int64
     out,  # out [B, N, L] float32
     groups,
-    queries,
-    positions,
-    bank_frames,
     maps,
-    slots,
-    merged,
     length,
-    width,
-    rows,
-    columns,
-    limit,
-    k,
-    scale,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    ROWS: tl.constexpr,
-    MEAN: tl.constexpr,
-    SOFTMAX_OVER_ALL: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr,
+    queries, positions, bank_frames, slots, merged, width, rows, columns, limit, k, softmax_scale_log2,
+    K: tl.constexpr, P: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, MEAN: tl.constexpr,
+    SOFTMAX_OVER_ALL: tl.constexpr, NEIGHBORHOOD: tl.constexpr,
     COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     """Merge and weigh the candidates of every group, and add up COLUMNS of their labels.
 
     Grid: (tiles of ROWS queries, tiles of columns, B).
@@ -185,41 +95,27 @@ def carry(
     q_mask, inside = n < queries, column < length
     place = tl.arange(0, K)[None, :]
     sum_of_labels = tl.zeros((ROWS, COLUMNS), tl.float32)
+    lists, bounds = (values, indices, queries, positions, merged), (rows, columns, limit)
     for group in range(groups):
         part = (b * groups + group) * merged
         out_v, out_i = merge(
-            values,
-            indices,
-            multiplicity + b * slots * 2,
-            part,
-            n,
-            q_mask,
-            queries,
-            positions,
-            merged,
-            width,
-            rows,
-            columns,
-            limit,
-            k,
-            K,
-            P,
-            ROWS,
-            NEIGHBORHOOD,
+            lists, multiplicity + b * slots * 2, part, n, q_mask, width, bounds, k, K, P, ROWS, NEIGHBORHOOD
         )
-        shift, total = softmax(out_v, tops, sums, part, n, q_mask, queries, merged, scale, S, SOFTMAX_OVER_ALL)
-        share = weigh(out_v, shift, total, scale)
+        shift, total = softmax(
+            out_v, tops, sums, part, n, q_mask, queries, merged, softmax_scale_log2, S, SOFTMAX_OVER_ALL
+        )
+        share = weigh(out_v, shift, total, softmax_scale_log2)
         if MEAN:
             share /= filled_slots(frames + b * slots, bank_frames, slots)
         index = tl.where(out_v > float("-inf"), out_i, -1)
         for j in range(k):
             weight = tl.sum(tl.where(place == j, share, 0.0), axis=1)
             key = tl.max(tl.where(place == j, index, -1), axis=1)
-            there = q_mask & (key >= 0)
-            source = tl.load(label_frames + b * slots + key // positions, mask=there, other=-1)
-            there &= (source >= 0) & (source < maps)
-            row = tl.where(there, source * positions + key % positions, 0)
-            label = tl.load(labels + row[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
+            mask = q_mask & (key >= 0)
+            source = tl.load(label_frames + b * slots + key // positions, mask=mask, other=-1)
+            mask &= (source >= 0) & (source < maps)
+            row = tl.where(mask, source * positions + key % positions, 0)
+            label = tl.load(labels + row[:, None] * length + column, mask=mask[:, None] & inside, other=0.0)
             sum_of_labels += weight[:, None] * label
     at = (b * queries + n[:, None]) * length + column
     tl.store(out + at, sum_of_labels, mask=q_mask[:, None] & inside)

@@ -3,7 +3,7 @@
 The matrix of logits is there for a few samples at a time (`LARGEST`), as memory that the products of contract.py write
 and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads
 the softmax at other rows, and a kernel that kept tiles of it in registers would have to take the product of queries and
-keys once for each shift (16 for TimeCycle's localiser), and again for the gradient of the values.
+keys once for each shift (16 for TimeCycle's localizer), and again for the gradient of the values.
 
 Multiplications of a sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32, and what
 the softmax is multiplied by later sees it in the features' dtype; of float16 in float32, in which its shares fit.
@@ -11,6 +11,7 @@ the softmax is multiplied by later sees it in the features' dtype; of float16 in
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -39,9 +40,12 @@ class Softmax:
     salt: int  # the hash of the seed; both as signed 32 bits
 
     @staticmethod
-    def of(query: Tensor, key: Tensor, scale: Tensor, temperature: float, threshold: int, seed: int) -> "Softmax":
-        """Arguments as `attention` documents them."""
-        return Softmax(fit(query), fit(key), scale.contiguous(), temperature, _signed(threshold), _signed(_mixed(seed)))
+    def of(problem: Any) -> "Softmax":
+        """Of a timecycle.ops.attention.AttentionProblem, or what has its fields."""
+        query, key, scale = fit(problem.query), fit(problem.key), problem.scale.contiguous()
+        return Softmax(
+            query, key, scale, problem.temperature, _signed(problem.threshold), _signed(_mixed(problem.seed))
+        )
 
     def parts(self) -> list[slice]:
         """Samples that are worked on at a time, about as many each."""
@@ -71,22 +75,13 @@ class Softmax:
         return cdiv(self.query.shape[1], ROWS), samples
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
+def attention(problem: Any) -> tuple[Tensor, Tensor]:
     """Out [B, N - max(shifts), C] and lse [B, N] float32, as `timecycle.ops.attention` defines them.
 
-    query [B, N, D], key [B, M, D] and value [S, M, C] or [B, S, M, C] are of one dtype: float32, bfloat16 or float16;
-    scale [B, M] float32. Edges with a hash below `threshold`, which the seed takes part in, are dropped.
+    Features are float32, bfloat16 or float16; scale is float32.
     """
-    softmax, value_fit = Softmax.of(query, key, scale, temperature, threshold, seed), fit(value)
+    query, value, shifts = problem.query, problem.value, problem.shifts
+    softmax, value_fit = Softmax.of(problem), fit(value)
     samples, queries, channels = *query.shape[:2], value.shape[-1]
     rows = queries - max(shifts)
     out = value.new_empty((samples, rows, channels))
@@ -95,13 +90,10 @@ def attention(
     for part in softmax.parts():
         logits = softmax.logits(part)
         shares = softmax.kept(logits)
-        normalise[softmax.grid(len(logits))](
-            logits,
-            softmax.scale,
-            shares,
-            lse,
+        normalize[softmax.grid(len(logits))](
+            *(logits, softmax.scale, shares, lse),
             *softmax.numbers(part, logits.shape[2]),
-            **softmax_constants(threshold > 0),
+            **softmax_constants(problem.threshold > 0),
             num_warps=WARPS,
         )
         values = value_fit if value.ndim == 3 else value_fit[part]
@@ -116,24 +108,14 @@ def attention(
 
 
 def attention_backward(
-    d_out: Tensor,
-    d_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
+    problem: Any, d_out: Tensor, d_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and scale, in their dtypes, from those of `out` and lse.
 
-    d_out [B, R, C] and d_lse [B, N] belong to the results of the forward pass, the others are its arguments.
+    d_out [B, R, C] and d_lse [B, N] belong to `out` and lse, the results of the forward pass.
     """
-    softmax = Softmax.of(query, key, scale, temperature, threshold, seed)
+    query, key, value, scale, shifts = problem.query, problem.key, problem.value, problem.scale, problem.shifts
+    softmax = Softmax.of(problem)
     d_out, value_fit, d_lse, lse = fit(d_out), fit(value), d_lse.contiguous(), lse.contiguous()
     d_query, d_key, d_scale = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, scale))
     shared = value.ndim == 3
@@ -147,18 +129,10 @@ def attention_backward(
         shares, d_logits = softmax.kept(logits), softmax.kept(d_shares)
         grid = softmax.grid(len(logits))
         d_scales = lse.new_empty((*grid, key.shape[1]))
-        normalise_backward[grid](
-            logits,
-            d_shares,
-            softmax.scale,
-            lse,
-            d_lse,
-            shares,
-            d_logits,
-            d_scales,
-            1 / temperature,
+        normalize_backward[grid](
+            *(logits, d_shares, softmax.scale, lse, d_lse, shares, d_logits, d_scales, 1 / problem.temperature),
             *softmax.numbers(part, logits.shape[2]),
-            **softmax_constants(threshold > 0),
+            **softmax_constants(problem.threshold > 0),
             num_warps=WARPS,
         )
         d_scale[part] = d_scales.sum(dim=0)
@@ -175,7 +149,7 @@ def _moves(shifts: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def softmax_constants(drop: bool) -> dict[str, int | bool]:
-    """The compile-time arguments of normalise and normalise_backward."""
+    """The compile-time arguments of normalize and normalize_backward."""
     return {"DROP": drop, "ROWS": ROWS, "COLUMNS": COLUMNS}
 
 
@@ -203,30 +177,22 @@ def mixed(word):
 @triton.jit
 def scaled(logit, factor, row, m, keys, threshold, salt, DROP: tl.constexpr):
     """Logits [N, M] of rows number row [N] and keys m [M] times factor [M]; -inf of what is dropped or no key."""
-    there = (m < keys)[None, :]
+    mask = (m < keys)[None, :]
     if DROP:
         word = mixed(row.to(tl.uint32) + salt.to(tl.uint32, bitcast=True))
         edge = mixed(m.to(tl.uint32)[None, :] * 0x9E3779B9 + word[:, None])
-        there &= edge >= threshold.to(tl.uint32, bitcast=True)
-    return tl.where(there, logit * factor[None, :], float("-inf"))
+        mask &= edge >= threshold.to(tl.uint32, bitcast=True)
+    return tl.where(mask, logit * factor[None, :], float("-inf"))
 
 
 @triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
-def normalise(
+def normalize(
     logits,  # [b, N, pitch] float32, without their factors
     scale,  # [B, M] float32
     shares,  # out [b, N, pitch]: the softmax, 0 beyond M; may be `logits`
     lse,  # out [B, N] float32
-    first,
-    queries,
-    keys,
-    pitch,
-    threshold,
-    salt,
-    DROP: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    first, queries, keys, pitch, threshold, salt, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The softmax of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -256,7 +222,7 @@ def normalise(
 
 
 @triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
-def normalise_backward(
+def normalize_backward(
     logits,  # [b, N, pitch] float32, without their factors
     gradient,  # [b, N, pitch] float32, of the softmax
     scale,  # [B, M] float32
@@ -266,16 +232,8 @@ def normalise_backward(
     d_products,  # out [b, N, pitch]: the gradient of <query, key>, 0 beyond M; may be `gradient`
     d_scale,  # out [tiles, b, M] float32: of these queries
     softmax_scale,
-    first,
-    queries,
-    keys,
-    pitch,
-    threshold,
-    salt,
-    DROP: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    first, queries, keys, pitch, threshold, salt, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The gradient of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -21,9 +21,9 @@ def patch_corner(tile, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def patch_places(top, left, height, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
+def patch_places(corner, height, width, SIZE: tl.constexpr, WIDE: tl.constexpr):
     """Rows [SIZE], columns [SIZE], positions [SIZE] of a patch, and which of them are on the grid (else position 0)."""
-    place = tl.arange(0, SIZE)
+    (top, left), place = corner, tl.arange(0, SIZE)
     y = top + place // WIDE
     x = left + place % WIDE
     exists = (y < height) & (x < width)
@@ -32,24 +32,17 @@ def patch_places(top, left, height, width, SIZE: tl.constexpr, WIDE: tl.constexp
 
 @triton.jit
 def near(dy, dx, rows, columns, limit):
-    """Whether a key that many rows and columns away is inside the neighborhood; integers, see call.Reach."""
+    """Whether a key that many rows and columns away is inside the neighborhood; integers, see plan.Bounds."""
     return (dy < rows) & (dx <= columns) & (dy * dy + dx * dx <= limit)
 
 
 @triton.jit
-def box(
-    top,
-    left,
-    height,
-    width,
-    rows,
-    columns,
-    outside_count,
-    NEIGHBORHOOD: tl.constexpr,
-    SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """The rows and columns (first, end, first, end) that a patch may see; all if `outside_count` > 0."""
+def box(corner, size, bounds, outside_count, NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """The rows and columns (first, end, first, end) that a patch at a corner may see of a grid of some size.
+
+    A neighborhood is given by its bounds: rows, columns, limit. If `outside_count` > 0 all is seen.
+    """
+    (top, left), (height, width), (rows, columns, _) = corner, size, bounds
     first_y, end_y, first_x, end_x = 0, height, 0, width
     if NEIGHBORHOOD:  # noqa: SIM102 - known when the kernel is compiled, `outside_count` is not
         if outside_count == 0:
@@ -61,31 +54,53 @@ def box(
 
 
 @triton.jit
-def apart(first, size, other, other_size):
-    """Rows (or columns) between two patches that begin at `first` and `other`, 0 where they overlap."""
-    return tl.maximum(0, tl.maximum(other - (first + size - 1), first - (other + other_size - 1)))
+def counts_of(multiplicity, slot):
+    """How often the keys of a slot [B * T] count inside and outside the neighborhood."""
+    inside_count = tl.load(multiplicity + slot * 2).to(tl.int32)
+    outside_count = tl.load(multiplicity + slot * 2 + 1).to(tl.int32)
+    return inside_count, outside_count
 
 
 @triton.jit
-def tile_at(
-    i,
-    first_y,
-    first_x,
-    across,
-    top,
-    left,
-    inside_count,
+def patches_seen(
+    corner,
+    size,
+    bounds,
     outside_count,
-    rows,
-    columns,
-    limit,
     NEIGHBORHOOD: tl.constexpr,
     SIZE: tl.constexpr,
     WIDE: tl.constexpr,
     OTHER: tl.constexpr,
     OTHER_WIDE: tl.constexpr,
 ):
-    """Where patch i of OTHER positions of a box begins, and whether any of it counts for the patch at (top, left)."""
+    """The box that a patch sees in patches of OTHER positions: its first row and column, how many across and in all."""
+    first_y, end_y, first_x, end_x = box(corner, size, bounds, outside_count, NEIGHBORHOOD, SIZE, WIDE)
+    across = tl.cdiv(end_x - first_x, OTHER_WIDE)
+    return first_y, first_x, across, tl.cdiv(end_y - first_y, OTHER // OTHER_WIDE) * across
+
+
+@triton.jit
+def apart(first, size, other, other_size):
+    """Rows (or columns) between two patches that begin at `first` and `other`, 0 where they overlap."""
+    return tl.maximum(0, tl.maximum(other - (first + size - 1), first - (other + other_size - 1)))
+
+
+@triton.jit
+def patch_at(
+    i,
+    seen,
+    corner,
+    counts,
+    bounds,
+    NEIGHBORHOOD: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    OTHER: tl.constexpr,
+    OTHER_WIDE: tl.constexpr,
+):
+    """Where patch i of those in a box that is `seen` begins, and whether any of it counts for the patch at `corner`."""
+    (first_y, first_x, across), (top, left) = seen, corner
+    (inside_count, outside_count), (rows, columns, limit) = counts, bounds
     y = first_y + i // across * (OTHER // OTHER_WIDE)
     x = first_x + i % across * OTHER_WIDE
     wanted = inside_count > 0
@@ -97,10 +112,9 @@ def tile_at(
 
 
 @triton.jit
-def times_counted(
-    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD: tl.constexpr
-):
+def times_counted(qy, qx, ky, kx, exists, multiplicities, bounds, NEIGHBORHOOD: tl.constexpr):
     """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
+    (inside_count, outside_count), (rows, columns, limit) = multiplicities, bounds
     counts = tl.where(exists, inside_count, 0)[None, :]
     if NEIGHBORHOOD:
         inside = near(tl.abs(qy[:, None] - ky[None, :]), tl.abs(qx[:, None] - kx[None, :]), rows, columns, limit)

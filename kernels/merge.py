@@ -8,21 +8,19 @@ from .grid import near
 INVALID = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbor that does not exist
 
 
+MERGE_SIZES = ["queries", "positions", "bank_frames", "slots", "merged", "width", "rows", "columns", "limit", "k"]
+"""Numbers of a kernel that merges which Triton is not to compile it anew for."""
+
+
 @triton.jit
 def merge(
-    values,
-    indices,
+    lists,  # values and indices [lists, N, k], which scan leaves; queries, positions, and how many are merged
     multiplicity,  # of the target: [T, 2] int64
     part,
     n,
     q_mask,
-    queries,
-    positions,
-    merged,
     width,
-    rows,
-    columns,
-    limit,
+    bounds,
     k,
     K: tl.constexpr,
     P: tl.constexpr,
@@ -31,20 +29,21 @@ def merge(
 ):
     """Products and indices [ROWS, K] of the k best of the `merged` lists from `part` on, in order; -inf where none is.
 
-    values, indices [lists, N, k] are what scan leaves. A key takes as many places as it counts.
+    A key takes as many places as it counts.
     """
+    (values, indices, queries, positions, merged), (rows, columns, limit) = lists, bounds
     candidate = tl.arange(0, P)[None, :]
     at = ((part + candidate // k) * queries + n[:, None]) * k + candidate % k
-    there = q_mask[:, None] & (candidate < merged * k)
-    value = tl.load(values + at, mask=there, other=float("-inf"))
-    index = tl.load(indices + at, mask=there, other=INVALID)
-    there &= value > float("-inf")
-    t, m = tl.where(there, index // positions, 0), index % positions
-    left = tl.load(multiplicity + t * 2, mask=there, other=0).to(tl.int32)
+    mask = q_mask[:, None] & (candidate < merged * k)
+    value = tl.load(values + at, mask=mask, other=float("-inf"))
+    index = tl.load(indices + at, mask=mask, other=INVALID)
+    mask &= value > float("-inf")
+    t, m = tl.where(mask, index // positions, 0), index % positions
+    left = tl.load(multiplicity + t * 2, mask=mask, other=0).to(tl.int32)
     if NEIGHBORHOOD:
         dy, dx = tl.abs(n[:, None] // width - m // width), tl.abs(n[:, None] % width - m % width)
         inside = near(dy, dx, rows, columns, limit)
-        left = tl.where(inside, left, tl.load(multiplicity + t * 2 + 1, mask=there, other=0).to(tl.int32))
+        left = tl.where(inside, left, tl.load(multiplicity + t * 2 + 1, mask=mask, other=0).to(tl.int32))
     place = tl.arange(0, K)[None, :]
     out_v = tl.full((ROWS, K), float("-inf"), tl.float32)
     out_i = tl.full((ROWS, K), -1, tl.int32)
@@ -60,7 +59,17 @@ def merge(
 
 @triton.jit
 def softmax(
-    out_v, tops, sums, part, n, q_mask, queries, merged, scale, S: tl.constexpr, SOFTMAX_OVER_ALL: tl.constexpr
+    out_v,
+    tops,
+    sums,
+    part,
+    n,
+    q_mask,
+    queries,
+    merged,
+    softmax_scale_log2,
+    S: tl.constexpr,
+    SOFTMAX_OVER_ALL: tl.constexpr,
 ):
     """Shift and sum [ROWS] of the softmax over all keys, or over the kept products out_v; the sum of none is 0."""
     if SOFTMAX_OVER_ALL:
@@ -71,18 +80,18 @@ def softmax(
         total = tl.where(top > float("-inf"), total, 0.0)  # of a list that nobody wrote it is anything
         shift = tl.max(top, axis=1)
         shift = tl.where(shift == float("-inf"), 0.0, shift)
-        total = tl.sum(total * tl.exp2((top - shift[:, None]) * scale), axis=1)
+        total = tl.sum(total * tl.exp2((top - shift[:, None]) * softmax_scale_log2), axis=1)
     else:
         shift = tl.max(out_v, axis=1)
         shift = tl.where(shift == float("-inf"), 0.0, shift)
-        total = tl.sum(tl.exp2((out_v - shift[:, None]) * scale), axis=1)
+        total = tl.sum(tl.exp2((out_v - shift[:, None]) * softmax_scale_log2), axis=1)
     return shift, total
 
 
 @triton.jit
-def weigh(out_v, shift, total, scale):
+def weigh(out_v, shift, total, softmax_scale_log2):
     """Shares [ROWS, K] of the softmax; 0 of what does not exist."""
-    part = tl.exp2((out_v - shift[:, None]) * scale) / tl.where(total == 0, 1.0, total)[:, None]
+    part = tl.exp2((out_v - shift[:, None]) * softmax_scale_log2) / tl.where(total == 0, 1.0, total)[:, None]
     return tl.where(out_v > float("-inf"), part, 0.0)
 
 

@@ -94,10 +94,10 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
 def table_row(indices, frames, at, b, slots, maps, positions, mask):
     """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist: no other is to be read."""
     index = tl.load(indices + at, mask=mask, other=-1)
-    there = (index >= 0) & (index // positions < slots)
-    frame = tl.load(frames + b * slots + index // positions, mask=there, other=-1)
-    there &= (frame >= 0) & (frame < maps)
-    return frame * positions + index % positions, there
+    exists = (index >= 0) & (index // positions < slots)
+    frame = tl.load(frames + b * slots + index // positions, mask=exists, other=-1)
+    exists &= (frame >= 0) & (frame < maps)
+    return frame * positions + index % positions, exists
 
 
 @triton.jit(do_not_specialize=["count", "queries", "kept", "slots", "maps", "positions"])
@@ -123,9 +123,9 @@ def gather(
     q_mask, inside = row < count, column < length
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(kept):
-        source, there = table_row(indices, frames, row * kept + k, row // queries, slots, maps, positions, q_mask)
-        weight = tl.load(weights + row * kept + k, mask=there, other=0.0).to(tl.float32)
-        label = tl.load(labels + source[:, None] * length + column, mask=there[:, None] & inside, other=0.0)
+        source, exists = table_row(indices, frames, row * kept + k, row // queries, slots, maps, positions, q_mask)
+        weight = tl.load(weights + row * kept + k, mask=exists, other=0.0).to(tl.float32)
+        label = tl.load(labels + source[:, None] * length + column, mask=exists[:, None] & inside, other=0.0)
         total += weight[:, None] * label.to(tl.float32)
     tl.store(out + row[:, None] * length + column, total.to(out.dtype.element_ty), mask=q_mask[:, None] & inside)
 
@@ -150,11 +150,11 @@ def products(
     """ROWS of the B * N * K = count products. Grid: (tiles of products,)."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = at // kept
-    source, there = table_row(indices, frames, at, row // queries, slots, maps, positions, at < count)
+    source, exists = table_row(indices, frames, at, row // queries, slots, maps, positions, at < count)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
-        mask = there[:, None] & (column < length)
+        mask = exists[:, None] & (column < length)
         left = tl.load(gradient + row[:, None] * length + column, mask=mask, other=0.0).to(tl.float32)
         right = tl.load(labels + source[:, None] * length + column, mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(left * right, axis=1)

@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from . import (
     topk_affinity_backward,
     topk_affinity_ties,
 )
-from .call import Call
+from .plan import Plan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -75,13 +75,37 @@ class Report:
         return f"{self.registers} registers, {self.spills} spilled, {self.shared} bytes shared, {self.matrix} matrix"
 
 
-def _call(dtype: torch.dtype, precision: str, neighborhood: bool) -> Call:
-    """A call of D = 512 channels, of which only what is known at compile time matters."""
+@dataclass(frozen=True)
+class _Problem:
+    """A problem of D = 512 channels, of which only what is known at compile time matters."""
+
+    query: torch.Tensor
+    k: int = 1
+    softmax_over_all: bool = False
+    keep_ties: bool = False
+    grid_width: int = 0
+    joint: bool = False
+    temperature: float = 1.0
+
+    @property
+    def bank(self) -> torch.Tensor:
+        return self.query
+
+    @property
+    def frames(self) -> torch.Tensor:
+        return torch.empty((1, 8), dtype=torch.int64, device="meta")
+
+    multiplicity = frames
+
+    @property
+    def half_widths(self) -> list[int]:
+        return [12] * 13 if self.grid_width else []
+
+
+def _plan(dtype: torch.dtype, precision: str, neighborhood: bool, **options: Any) -> Plan:
     features = torch.empty((1, 3600, 512), dtype=dtype, device="meta")
-    slots = torch.empty((1, 8), dtype=torch.int64, device="meta")
-    width, reach = (60, [12] * 13) if neighborhood else (0, [])
-    call = Call.of(features, features, slots, slots, 1.0, False, width, reach)
-    return Call(**{**call.__dict__, "precision": precision})
+    problem = _Problem(features, grid_width=60 if neighborhood else 0, **options)
+    return replace(Plan.of(problem), precision=precision)
 
 
 def cases(chip: str) -> list[Case]:
@@ -96,25 +120,26 @@ def cases(chip: str) -> list[Case]:
             found.append(Case(f"{kernel.__name__} {kind} {name}", kernel, constants, options, types, forward, matrix))
 
         for neighborhood in (False, True):
-            call, where = _call(dtype, precision, neighborhood), "neighborhood" if neighborhood else "everywhere"
+            where = "neighborhood" if neighborhood else "everywhere"
             for k in (5, 10, 20, 64, 128) if kind == "bfloat16" else (20, 128):
                 tile = tiles.forward_tile(chip, dtype, precision, k)
-                # As published: softmax over all without a neighborhood, over the kept with one; and both once.
+                # As published: softmax over all without a neighborhood, over the top k with one; and both once.
                 for softmax_over_all in (True, False) if k == 20 else (not neighborhood,):
-                    constants = topk_affinity.scan_constants(call, tile, k, softmax_over_all)
+                    plan = _plan(dtype, precision, neighborhood, k=k, softmax_over_all=softmax_over_all)
+                    constants = topk_affinity.scan_constants(plan, tile)
                     add(
-                        f"k={k} {where} {'all' if softmax_over_all else 'kept'}",
+                        f"k={k} {where} {'all' if softmax_over_all else 'topk'}",
                         topk_affinity.scan,
                         constants,
                         tile.options(),
                     )
             tile = tiles.forward_tile(chip, dtype, precision, 5)
             for fill in (False, True):
-                constants = {"FILL": fill, **call.constants(tile)}
+                constants = {"FILL": fill, **plan.constants(tile)}
                 options = topk_affinity_ties.ties_options(chip, tile)
                 add(f"{where} {'fill' if fill else 'count'}", topk_affinity_ties.reached, constants, options)
             tile = tiles.gradient_tile(chip, dtype, precision)
-            constants = topk_affinity_backward.gradient_constants(call, tile)
+            constants = topk_affinity_backward.gradient_constants(plan, tile)
             for kernel in (topk_affinity_backward.to_queries, topk_affinity_backward.to_keys):
                 add(where, kernel, constants, tile.options(), forward=False)
     return found + _small_cases(chip) + _attention_cases(chip)
@@ -128,8 +153,8 @@ def _small_cases(chip: str) -> list[Case]:
         (20, 8, True, True, False),
         (10, 21, False, True, True),
     ):
-        call = _call(torch.float32, "ieee", neighborhood)
-        constants = topk_affinity.finish_constants(call, k, merged, softmax_over_all, ties)
+        options = {"k": k, "softmax_over_all": softmax_over_all, "keep_ties": ties}
+        constants = topk_affinity.finish_constants(_plan(torch.float32, "ieee", neighborhood, **options), merged)
         name = f"finish k={k} of {merged} lists"
         types = {"indices": "*i32", "kept": "*i64"}
         found.append(Case(name, topk_affinity.finish, constants, {"num_warps": 4}, types, True, False))
@@ -138,12 +163,11 @@ def _small_cases(chip: str) -> list[Case]:
         (20, 1, True, True, 100),
         (10, 21, False, True, 10),
     ):
-        constants = affinity_propagate.carry_constants(
-            _call(torch.float32, "ieee", neighborhood), k, merged, softmax_over_all, length
-        )
-        name = f"carry k={k} of {merged} lists L={length}"
-        types, options = {"indices": "*i32", "label_frames": "*i64"}, affinity_propagate.carry_options(chip)
-        found.append(Case(name, affinity_propagate.carry, constants, options, types, True, False))
+        plan = _plan(torch.float32, "ieee", neighborhood, k=k, softmax_over_all=softmax_over_all)
+        constants = affinity_propagate.propagate_constants(plan, merged, length)
+        name = f"propagate k={k} of {merged} lists L={length}"
+        types, options = {"indices": "*i32", "label_frames": "*i64"}, affinity_propagate.propagate_options(chip)
+        found.append(Case(name, affinity_propagate.propagate, constants, options, types, True, False))
     for length in (10, 512):
         columns, rows = propagate_labels.block(length)
         shape = {"COLUMNS": columns, "ROWS": rows}
@@ -185,7 +209,7 @@ def _attention_cases(chip: str) -> list[Case]:
             continue
         types = dict.fromkeys(("logits", "gradient", "scale", "lse", "d_lse", "d_scale"), "*fp32")
         types |= {"shares": TYPES[kept], "d_products": TYPES[kept], "softmax_scale": "fp32"}
-        for kernel, forward in ((attention.normalise, True), (attention.normalise_backward, False)):
+        for kernel, forward in ((attention.normalize, True), (attention.normalize_backward, False)):
             for drop in (False, True) if kind != "tf32" else ():
                 constants, options = attention.softmax_constants(drop), {"num_warps": attention.WARPS}
                 name = f"{kernel.__name__} {TYPES[kept]} {'dropped' if drop else 'whole'}"
@@ -200,9 +224,11 @@ def compile_case(case: Case, chip: str) -> Report:
         if name in case.constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = case.types.get(name) or POINTERS.get(name) or ("fp32" if name == "scale" else "i32")
-        specialised = case.kernel.params[place].do_not_specialize is False
-        if signature[name].startswith("*") or (specialised and signature[name] == "i32"):
+        signature[name] = (
+            case.types.get(name) or POINTERS.get(name) or ("fp32" if name == "softmax_scale_log2" else "i32")
+        )
+        specialized = case.kernel.params[place].do_not_specialize is False
+        if signature[name].startswith("*") or (specialized and signature[name] == "i32"):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, case.constants, attributes)
     compiled = triton.compile(source, target=TARGETS[chip], options=case.options)

@@ -5,39 +5,32 @@ queries with gathered keys, and in the gradient a sum of gathered keys and one s
 of the size of the indices, and PyTorch's. The same result every time.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .propagate_labels import propagate_labels, row_products, scatter_rows
 
 
-def softmax_at(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float) -> Tensor:
+def softmax_at(problem: Any) -> Tensor:
     """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.softmax_at` defines it.
 
-    query [B, N, D] and key [B, M, D] are of one dtype: float32, bfloat16 or float16; scale [B, M] and lse [B, N]
-    float32; indices [B, N, E] int64, those that are of no key for no edge.
+    Features are float32, bfloat16 or float16; scale and lse are float32. Indices that are of no key are no edge.
     """
-    logits = _products(query, key, indices) * _factors(scale, indices) / temperature
-    return torch.where(_exist(key, lse, indices), (logits - lse[:, :, None]).exp(), 0.0)
+    logits = _products(problem) * _factors(problem) / problem.temperature
+    return torch.where(_exist(problem), (logits - problem.lse[:, :, None]).exp(), 0.0)
 
 
-def softmax_at_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    lse: Tensor,
-    indices: Tensor,
-    out: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def softmax_at_backward(problem: Any, gradient: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, scale and lse, in their dtypes, from that of `out`, which the forward pass returned."""
-    d_logits = torch.where(_exist(key, lse, indices), out * gradient, 0.0)
-    d_dots, own = d_logits / temperature, _own(query)
-    d_products = d_dots * _factors(scale, indices)
+    query, key, scale, indices = problem.query, problem.key, problem.scale, problem.indices
+    d_logits = torch.where(_exist(problem), out * gradient, 0.0)
+    d_dots, own = d_logits / problem.temperature, _own(query)
+    d_products = d_dots * _factors(problem)
     d_query = propagate_labels(d_products, indices, key, own, dtype=torch.float32)
     d_key = scatter_rows(query, d_products, indices, own, torch.zeros(key.shape, device=key.device))
-    d_scales, ones = d_dots * _products(query, key, indices), torch.ones_like(d_dots[:, :, :1])
+    d_scales, ones = d_dots * _products(problem), torch.ones_like(d_dots[:, :, :1])
     d_scale = scatter_rows(ones, d_scales, indices, own, torch.zeros((*scale.shape, 1), device=scale.device))
     return d_query.to(query.dtype), d_key.to(key.dtype), d_scale.squeeze(2), -d_logits.sum(dim=2)
 
@@ -47,16 +40,19 @@ def _own(query: Tensor) -> Tensor:
     return torch.arange(len(query), device=query.device)[:, None]
 
 
-def _products(query: Tensor, key: Tensor, indices: Tensor) -> Tensor:
+def _products(problem: Any) -> Tensor:
     """<query, key> of each edge, float32; 0 where there is none."""
+    query, indices = problem.query, problem.indices
     out = torch.empty(indices.shape, dtype=torch.float32, device=query.device)
-    return row_products(query, indices, key, _own(query), out)
+    return row_products(query, indices, problem.key, _own(query), out)
 
 
-def _factors(scale: Tensor, indices: Tensor) -> Tensor:
+def _factors(problem: Any) -> Tensor:
     """The factor of each edge's key, that of some key where there is no edge."""
+    scale, indices = problem.scale, problem.indices
     return scale.gather(1, indices.clamp(0, scale.shape[1] - 1).flatten(1)).view_as(indices)
 
 
-def _exist(key: Tensor, lse: Tensor, indices: Tensor) -> Tensor:
-    return (indices >= 0) & (indices < key.shape[1]) & (lse > -torch.inf)[:, :, None]
+def _exist(problem: Any) -> Tensor:
+    indices = problem.indices
+    return (indices >= 0) & (indices < problem.key.shape[1]) & (problem.lse > -torch.inf)[:, :, None]

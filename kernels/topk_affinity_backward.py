@@ -8,6 +8,7 @@ slice takes the products again for each slice.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
@@ -15,86 +16,73 @@ import triton.language as tl
 from torch import Tensor
 
 from . import limits, tiles
-from .call import Call
-from .grid import box, dots, patch_corner, patch_places, product, tile_at, times_counted
+from .grid import counts_of, dots, patch_at, patch_corner, patch_places, patches_seen, product, times_counted
 from .limits import cdiv, power_of_two
+from .plan import SIZES, Plan
 from .propagate_labels import propagate_labels, scatter_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def topk_affinity_backward(
-    gradient: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    denominators: Tensor,
-    query: Tensor,
-    bank: Tensor,
-    frames: Tensor,
-    multiplicity: Tensor,
-    temperature: float,
-    joint: bool,
-    softmax_over_all: bool,
-    width: int,
-    reach: list[int],
+    problem: Any, gradient: Tensor, weights: Tensor, indices: Tensor, denominators: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, N, D] and bank [F, M, D], in their dtypes, summed in float32.
 
     gradient and weights [B, N, K] float32, indices [B, N, K] int64 and denominators [B, N, G] float32 belong to the
-    result of the forward pass; the others are its arguments (topk_affinity.py).
+    result of the forward pass (topk_affinity.py).
     """
-    groups = 1 if joint else frames.shape[1]
+    query, bank, frames = problem.query, problem.bank, problem.frames
+    groups = 1 if problem.joint else frames.shape[1]
     own = torch.where(indices >= 0, weights * gradient, 0.0).unflatten(2, (groups, -1))  # w g
     mean = own.sum(dim=3, keepdim=True)  # G
-    if not softmax_over_all:
-        there = (frames >= 0) & (frames < len(bank))
-        filled = 1 if joint else there.sum(dim=1)[:, None, None, None]
+    if not problem.softmax_over_all:
+        is_filled = (frames >= 0) & (frames < len(bank))
+        filled = 1 if problem.joint else is_filled.sum(dim=1)[:, None, None, None]
         own = own - weights.unflatten(2, (groups, -1)) * filled * mean
-    share = own.flatten(2) / temperature
+    share = own.flatten(2) / problem.temperature
     d_query = propagate_labels(share, indices, bank, frames, dtype=torch.float32)
     d_bank = scatter_rows(query, share, indices, frames, torch.zeros(bank.shape, device=bank.device))
-    if softmax_over_all and d_query.numel() and d_bank.numel():
-        call = Call.of(query, bank, frames, multiplicity, temperature, joint, width, reach)
-        _through_denominators(call, denominators.contiguous(), mean.squeeze(3) / temperature, d_query, d_bank)
+    if problem.softmax_over_all and d_query.numel() and d_bank.numel():
+        plan, mean = Plan.of(problem), mean.squeeze(3) / problem.temperature
+        _through_denominators(plan, denominators.contiguous(), mean, d_query, d_bank)
     return d_query.to(query.dtype), d_bank.to(bank.dtype)
 
 
-def _through_denominators(call: Call, denominators: Tensor, mean: Tensor, d_query: Tensor, d_bank: Tensor) -> None:
+def _through_denominators(plan: Plan, denominators: Tensor, mean: Tensor, d_query: Tensor, d_bank: Tensor) -> None:
     """Add to d_query [B, N, D] and d_bank [F, M, D], float32: the part through the denominators.
 
     denominators, mean [B, N, G] float32: of each list, the logarithm of its denominator, and the sum of weight *
     gradient over its kept keys divided by the temperature.
     """
-    tile = tiles.gradient_tile(tiles.family(d_query.device), call.query.dtype, call.precision)
-    (targets, _, channels), bank_frames = d_query.shape, len(d_bank)
-    constants = gradient_constants(call, tile)
-    slices = cdiv(channels, constants["WIDE"])
-    groups = denominators.shape[2]
-    for some in limits.evenly(targets, limits.MOST_PROGRAMS):
-        part, tensors = call.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
-        grid = (call.patches(tile.n), slices, len(part.query))
-        to_queries[grid](*part.tensors(), *tensors, groups, *part.numbers(), **constants, **tile.options())
-    for some in limits.evenly(bank_frames, limits.MOST_PROGRAMS):
+    tile = tiles.gradient_tile(tiles.family(d_query.device), plan.query.dtype, plan.precision)
+    constants = gradient_constants(plan, tile)
+    slices = cdiv(plan.channels, constants["WIDE"])
+    for some in limits.evenly(plan.targets, limits.MOST_PROGRAMS):
+        part, tensors = plan.part(some), (limits.taken(x, some) for x in (denominators, mean, d_query))
+        grid = (plan.patches(tile.n), slices, part.targets)
+        to_queries[grid](*part.tensors(), *tensors, plan.groups, *part.numbers(), **constants, **tile.options())
+    for some in limits.evenly(plan.bank_frames, limits.MOST_PROGRAMS):
         # Numbered from the first of them, the others' frames and empty slots equal none.
-        frames = call.frames - some.start if some.start else call.frames
-        part = replace(call, bank=limits.taken(call.bank, some), frames=frames)
-        arguments = (*part.tensors(), denominators, mean, limits.taken(d_bank, some), groups, targets)
-        grid = (call.patches(tile.m, keys=True), slices, len(part.bank))
-        to_keys[grid](*arguments, *part.numbers(), **constants, **tile.options())
+        frames = plan.frames - some.start if some.start else plan.frames
+        part = replace(plan, bank=limits.taken(plan.bank, some), frames=frames)
+        tensors = (*part.tensors(), denominators, mean, limits.taken(d_bank, some))
+        grid = (plan.patches(tile.m, keys=True), slices, part.bank_frames)
+        to_keys[grid](*tensors, plan.groups, plan.targets, *part.numbers(), **constants, **tile.options())
 
 
-def gradient_constants(call: Call, tile: tiles.Tile) -> dict:
+def gradient_constants(plan: Plan, tile: tiles.Tile) -> dict:
     """The compile-time arguments of to_queries and to_keys."""
-    return {"WIDE": min(tile.wide, max(16, power_of_two(call.query.shape[2]))), **call.constants(tile)}
+    return {"WIDE": min(tile.wide, max(16, power_of_two(plan.channels))), **plan.constants(tile)}
 
 
 @triton.jit
-def shares(scores, counts, denominator, mean, scale):
+def shares(scores, counts, denominator, mean, softmax_scale_log2):
     """-mean * count * exp(product / temperature) / denominator, float32 [N, M]: the gradient of the products.
 
     scores, counts [N, M]; denominator, mean [N], the first as a logarithm of base 2.
     """
-    part = tl.exp2(scores * scale - denominator[:, None]) * counts
+    part = tl.exp2(scores * softmax_scale_log2 - denominator[:, None]) * counts
     # A query that may see nothing has no denominator, and no gradient.
     return tl.where(counts > 0, part, 0.0) * -mean[:, None]
 
@@ -111,20 +99,7 @@ def multiply(share, features, total, PRECISION: tl.constexpr):
     return total
 
 
-@triton.jit(
-    do_not_specialize=[
-        "groups",
-        "bank_frames",
-        "slots",
-        "height",
-        "width",
-        "key_height",
-        "key_width",
-        "rows",
-        "columns",
-        "limit",
-    ]
-)
+@triton.jit(do_not_specialize=["groups", *SIZES])
 def to_queries(
     query,  # [B, N, D]
     bank,  # [F, M, D]
@@ -134,80 +109,41 @@ def to_queries(
     mean,  # [B, N, groups] float32
     out,  # [B, N, D] float32, added to
     groups,
-    bank_frames,
-    slots,
-    height,
-    width,
-    key_height,
-    key_width,
-    channels,
-    query_b,
-    query_n,
-    bank_f,
-    bank_m,
-    rows,
-    columns,
-    limit,
-    scale,
+    bank_frames, slots, height, width, key_height, key_width, channels, query_b, query_n, bank_f, bank_m, rows,
+    columns, limit, softmax_scale_log2,
     WIDE: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    D: tl.constexpr,
-    N_WIDE: tl.constexpr,
-    M_WIDE: tl.constexpr,
-):
+    NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr, N_WIDE: tl.constexpr, M_WIDE: tl.constexpr,
+):  # fmt: skip
     """WIDE channels of the gradient of a tile of queries. Grid: (tiles of queries, slices of channels, B)."""
     b = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
-    qy, qx, n, q_mask = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), width, N, N_WIDE)
+    qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     at = b * (height * width) + n
     total = tl.zeros((N, WIDE), tl.float32)
     for t in range(slots):
         frame = tl.load(frames + b * slots + t)
-        inside_count = tl.load(multiplicity + (b * slots + t) * 2).to(tl.int32)
-        outside_count = tl.load(multiplicity + (b * slots + t) * 2 + 1).to(tl.int32)
+        counted = counts_of(multiplicity, b * slots + t)
         group = tl.minimum(t, groups - 1)
         denominator = tl.load(denominators + at * groups + group, mask=q_mask, other=float("inf")) * LOG2_E
         weight = tl.load(mean + at * groups + group, mask=q_mask, other=0.0)
-        first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, rows, columns, outside_count, NEIGHBORHOOD, N, N_WIDE
+        first_y, first_x, across, tiles = patches_seen(
+            corner, (key_height, key_width), bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
         )
-        across = tl.cdiv(end_x - first_x, M_WIDE)
-        tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
         if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
-            key_y, key_x, wanted = tile_at(
-                i,
-                first_y,
-                first_x,
-                across,
-                top_y,
-                left_x,
-                inside_count,
-                outside_count,
-                rows,
-                columns,
-                limit,
-                NEIGHBORHOOD,
-                N,
-                N_WIDE,
-                M,
-                M_WIDE,
+            key_y, key_x, wanted = patch_at(
+                i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
             )
             if wanted:
-                ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
+                ky, kx, m, exists = patch_places((key_y, key_x), key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(
-                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
-                )
-                share = shares(scores, counts, denominator, weight, scale)
+                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+                share = shares(scores, counts, denominator, weight, softmax_scale_log2)
                 features = tl.load(keys[:, None] + channel, mask=channel < channels, other=0.0)
                 total = multiply(share, features, total, PRECISION)
     place = out + at[:, None] * channels + channel
@@ -215,21 +151,7 @@ def to_queries(
     tl.store(place, tl.load(place, mask=mask, other=0.0) + total, mask=mask)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "groups",
-        "targets",
-        "bank_frames",
-        "slots",
-        "height",
-        "width",
-        "key_height",
-        "key_width",
-        "rows",
-        "columns",
-        "limit",
-    ]
-)
+@triton.jit(do_not_specialize=["groups", "targets", *SIZES])
 def to_keys(
     query,  # [B, N, D]
     bank,  # [F, M, D]
@@ -240,80 +162,41 @@ def to_keys(
     out,  # [F, M, D] float32, added to
     groups,
     targets,
-    bank_frames,
-    slots,
-    height,
-    width,
-    key_height,
-    key_width,
-    channels,
-    query_b,
-    query_n,
-    bank_f,
-    bank_m,
-    rows,
-    columns,
-    limit,
-    scale,
+    bank_frames, slots, height, width, key_height, key_width, channels, query_b, query_n, bank_f, bank_m, rows,
+    columns, limit, softmax_scale_log2,
     WIDE: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    D: tl.constexpr,
-    N_WIDE: tl.constexpr,
-    M_WIDE: tl.constexpr,
-):
+    NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr, N_WIDE: tl.constexpr, M_WIDE: tl.constexpr,
+):  # fmt: skip
     """WIDE channels of the gradient of a tile of keys. Grid: (tiles of keys, slices of channels, F)."""
     f = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    top_y, left_x = patch_corner(tl.program_id(0), key_width, M, M_WIDE)
-    ky, kx, m, exists = patch_places(top_y, left_x, key_height, key_width, M, M_WIDE)
+    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), key_width, M, M_WIDE)
+    ky, kx, m, exists = patch_places(corner, key_height, key_width, M, M_WIDE)
     keys = bank + f * bank_f + m.to(tl.int64) * bank_m
     total = tl.zeros((M, WIDE), tl.float32)
     for use in range(targets * slots):
         b, t = (use // slots).to(tl.int64), use % slots
-        inside_count = tl.load(multiplicity + use * 2).to(tl.int32)
-        outside_count = tl.load(multiplicity + use * 2 + 1).to(tl.int32)
+        counted = counts_of(multiplicity, use)
         group = tl.minimum(t, groups - 1)
-        first_y, end_y, first_x, end_x = box(
-            top_y, left_x, height, width, rows, columns, outside_count, NEIGHBORHOOD, M, M_WIDE
+        first_y, first_x, across, tiles = patches_seen(
+            corner, (height, width), bounds, counted[1], NEIGHBORHOOD, M, M_WIDE, N, N_WIDE
         )
-        across = tl.cdiv(end_x - first_x, N_WIDE)
-        tiles = tl.cdiv(end_y - first_y, N // N_WIDE) * across
         if tl.load(frames + use) != f:
             tiles = 0
         for i in range(tiles):
-            query_y, query_x, wanted = tile_at(
-                i,
-                first_y,
-                first_x,
-                across,
-                top_y,
-                left_x,
-                inside_count,
-                outside_count,
-                rows,
-                columns,
-                limit,
-                NEIGHBORHOOD,
-                M,
-                M_WIDE,
-                N,
-                N_WIDE,
+            query_y, query_x, wanted = patch_at(
+                i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, M, M_WIDE, N, N_WIDE
             )
             if wanted:
-                qy, qx, n, q_mask = patch_places(query_y, query_x, height, width, N, N_WIDE)
+                qy, qx, n, q_mask = patch_places((query_y, query_x), height, width, N, N_WIDE)
                 row = query + b * query_b + n.to(tl.int64) * query_n
                 at = (b * (height * width) + n) * groups + group
                 denominator = tl.load(denominators + at, mask=q_mask, other=float("inf")) * LOG2_E
                 weight = tl.load(mean + at, mask=q_mask, other=0.0)
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(
-                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
-                )
-                share = shares(scores, counts, denominator, weight, scale)
+                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+                share = shares(scores, counts, denominator, weight, softmax_scale_log2)
                 features = tl.load(row[:, None] + channel, mask=channel < channels, other=0.0)
                 total = multiply(tl.trans(share), features, total, PRECISION)
     place = out + (f * (key_height * key_width) + m)[:, None] * channels + channel

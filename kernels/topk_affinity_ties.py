@@ -11,20 +11,18 @@ import triton.language as tl
 from torch import Tensor
 
 from . import limits, tiles
-from .call import Call
-from .grid import box, dots, near, patch_corner, patch_places, tile_at, times_counted
+from .grid import counts_of, dots, near, patch_at, patch_corner, patch_places, patches_seen, times_counted
 from .merge import INVALID
+from .plan import SIZES, Plan
 from .tiles import Tile
 
 
-def with_ties(
-    call: Call, tile: Tile, kth: Tensor, denominators: Tensor, softmax_over_all: bool
-) -> tuple[Tensor, Tensor]:
+def with_ties(plan: Plan, tile: Tile, kth: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and indices [B, N, G, K] of all keys that reach kth [B, G, N], K the most of any row.
 
-    denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if `softmax_over_all`.
+    denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if softmax_over_all.
     """
-    (_, shares, _), _ = call.grid(tile, call.joint)
+    (_, shares, _), _ = plan.launch_grid(tile)
     targets, groups, queries = kth.shape
     # In [B, G, groups of slots per list, N]: where each program's share of a list ends.
     numbers = torch.empty((targets, shares, queries), dtype=torch.int32, device=kth.device)
@@ -33,8 +31,8 @@ def with_ties(
 
     def run(fill: bool, starts: Tensor, values: Tensor, indices: Tensor, longest: int) -> None:
         for some in limits.evenly(targets, limits.MOST_PROGRAMS):
-            part, tensors = call.part(some), (limits.taken(x, some) for x in (kth, starts, values, indices))
-            grid, each = part.grid(tile, call.joint)
+            part, tensors = plan.part(some), (limits.taken(x, some) for x in (kth, starts, values, indices))
+            grid, each = part.launch_grid(tile)
             arguments = (*part.tensors(), *tensors, each, *part.numbers(), groups, longest)
             reached[grid](*arguments, FILL=fill, **part.constants(tile), **options)
 
@@ -47,12 +45,12 @@ def with_ties(
     run(True, starts, values, indices, longest)
     order = indices.sort(dim=3)
     best = values.gather(3, order.indices).sort(dim=3, descending=True, stable=True)
-    logits, indices = best.values / call.temperature, order.values.gather(3, best.indices)
+    logits, indices = best.values / plan.problem.temperature, order.values.gather(3, best.indices)
     exists = logits > -torch.inf
-    shift = denominators[..., None] if softmax_over_all else logits.logsumexp(dim=3, keepdim=True)
+    shift = denominators[..., None] if plan.problem.softmax_over_all else logits.logsumexp(dim=3, keepdim=True)
     weights = torch.where(exists, (logits - shift).exp(), 0.0)
-    if not call.joint:
-        filled = (call.frames >= 0) & (call.frames < call.bank_frames)
+    if not plan.problem.joint:
+        filled = (plan.frames >= 0) & (plan.frames < plan.bank_frames)
         weights /= filled.sum(dim=1).clamp(min=1)[:, None, None, None]
     return weights, torch.where(exists, indices, -1).long()
 
@@ -62,22 +60,7 @@ def ties_options(chip: str, tile: Tile) -> dict[str, int]:
     return {**tile.options(), **(tiles.all_registers(chip) if chip == "sm_80" else {})}
 
 
-@triton.jit(
-    do_not_specialize=[
-        "each",
-        "bank_frames",
-        "slots",
-        "height",
-        "width",
-        "key_height",
-        "key_width",
-        "rows",
-        "columns",
-        "limit",
-        "groups",
-        "longest",
-    ]
-)
+@triton.jit(do_not_specialize=["each", *SIZES, "groups", "longest"])
 def reached(
     query,  # [B, N, D]
     bank,  # [F, M, D]
@@ -88,38 +71,19 @@ def reached(
     values,  # out [B, N, groups, longest] float32
     indices,  # out [B, N, groups, longest] int32
     each,
-    bank_frames,
-    slots,
-    height,
-    width,
-    key_height,
-    key_width,
-    channels,
-    query_b,
-    query_n,
-    bank_f,
-    bank_m,
-    rows,
-    columns,
-    limit,
-    scale,
+    bank_frames, slots, height, width, key_height, key_width, channels, query_b, query_n, bank_f, bank_m, rows,
+    columns, limit, softmax_scale_log2,
     groups,
     longest,
     FILL: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    D: tl.constexpr,
-    N_WIDE: tl.constexpr,
-    M_WIDE: tl.constexpr,
-):
+    NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr, N_WIDE: tl.constexpr, M_WIDE: tl.constexpr,
+):  # fmt: skip
     """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles are those of scan."""
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = split // (tl.num_programs(1) // groups)
-    top_y, left_x = patch_corner(tl.program_id(0), width, N, N_WIDE)
-    qy, qx, n, q_mask = patch_places(top_y, left_x, height, width, N, N_WIDE)
+    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), width, N, N_WIDE)
+    qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     threshold = tl.load(kth + (b * groups + group) * (height * width) + n)
     number = tl.zeros((N,), tl.int32)
@@ -128,41 +92,21 @@ def reached(
         out += tl.load(numbers + (b * tl.num_programs(1) + split) * (height * width) + n)
     for t in range(split * each, tl.minimum(slots, (split + 1) * each)):
         frame = tl.load(frames + b * slots + t)
-        inside_count = tl.load(multiplicity + (b * slots + t) * 2).to(tl.int32)
-        outside_count = tl.load(multiplicity + (b * slots + t) * 2 + 1).to(tl.int32)
-        first_y, end_y, first_x, end_x = box(
-            top_y, left_x, key_height, key_width, rows, columns, outside_count, NEIGHBORHOOD, N, N_WIDE
+        counted = counts_of(multiplicity, b * slots + t)
+        first_y, first_x, across, tiles = patches_seen(
+            corner, (key_height, key_width), bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
         )
-        across = tl.cdiv(end_x - first_x, M_WIDE)
-        tiles = tl.cdiv(end_y - first_y, M // M_WIDE) * across
         if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
-            key_y, key_x, wanted = tile_at(
-                i,
-                first_y,
-                first_x,
-                across,
-                top_y,
-                left_x,
-                inside_count,
-                outside_count,
-                rows,
-                columns,
-                limit,
-                NEIGHBORHOOD,
-                N,
-                N_WIDE,
-                M,
-                M_WIDE,
+            key_y, key_x, wanted = patch_at(
+                i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
             )
             if wanted:
-                ky, kx, m, exists = patch_places(key_y, key_x, key_height, key_width, M, M_WIDE)
+                ky, kx, m, exists = patch_places((key_y, key_x), key_height, key_width, M, M_WIDE)
                 keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
                 scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(
-                    qy, qx, ky, kx, exists, inside_count, outside_count, rows, columns, limit, NEIGHBORHOOD
-                )
+                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
                 hit = (scores >= threshold[:, None]) & (counts > 0) & q_mask[:, None]
                 if FILL:
                     scores = tl.where(hit, scores, float("-inf"))
@@ -170,12 +114,12 @@ def reached(
                     # One key a row at a time, by rising index, each as often as it counts.
                     while tl.min(index, axis=0) < INVALID:
                         value = tl.max(tl.where(m[None, :] == index[:, None], scores, float("-inf")), axis=1)
-                        times = tl.full((N,), inside_count, tl.int32)
+                        times = tl.full((N,), counted[0], tl.int32)
                         if NEIGHBORHOOD:
                             inside = near(
                                 tl.abs(qy - index // key_width), tl.abs(qx - index % key_width), rows, columns, limit
                             )
-                            times = tl.where(inside, inside_count, outside_count)
+                            times = tl.where(inside, *counted)
                         times = tl.where(index < INVALID, times, 0)
                         for again in range(tl.max(times, axis=0)):
                             tl.store(values + out + again, value, mask=again < times)

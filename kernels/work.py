@@ -1,4 +1,4 @@
-"""How the CUDA scan shares its work among blocks: the numbers that csrc/cuda/work.cuh needs of a call.
+"""How the CUDA scan shares its work among blocks: the numbers that csrc/cuda/work.cuh needs of a plan.
 
 Keys are taken in patches of 128. Every block, one a multiprocessor, gets a stretch of the patches of a round of
 targets. What a query finds in one stretch is a list of its own, or two (lists_of_a_block in
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import tiles
-from .call import Call, Reach
 from .limits import cdiv
+from .plan import Bounds, Plan
 
 KEYS = 128
 """Positions of a patch, of queries and of keys alike."""
@@ -36,24 +36,24 @@ class Work:
     """Lists of a query: so many of every part of every group of slots as a block makes."""
 
     @staticmethod
-    def of(call: Call, joint: bool, blocks: int, lists_of_a_block: int) -> "Work":
-        """For a call, or a part of one, on at most so many blocks. `parts` is the same for all parts of a call."""
-        before, through_region, most = patches(
-            *call.grids, call.reach if call.neighborhood else None, call.query.device
+    def of(plan: Plan, blocks: int, lists_of_a_block: int) -> "Work":
+        """For a plan, or a part of one, on at most so many blocks. `parts` is the same for all parts of a plan."""
+        before, through_neighborhood, most = patches(
+            *plan.grids, plan.bounds if plan.neighborhood else None, plan.query.device
         )
-        all_keys = call.patches(KEYS, keys=True)
-        together = CACHE // max(1, call.positions * call.query.shape[2] * call.query.element_size()) - call.slots
-        rounds = cdiv(call.targets, max(1, min(call.targets, together)))
+        all_keys = plan.patches(KEYS, keys=True)
+        together = CACHE // max(1, plan.positions * plan.channels * plan.query.element_size()) - plan.slots
+        rounds = cdiv(plan.targets, max(1, min(plan.targets, together)))
         # Of one target: all slots seen through the neighborhood, or all seen whole. Every block has a share of either.
-        units = [call.slots * units for units in (through_region, all_keys * call.patches(KEYS))]
+        units = [plan.slots * units for units in (through_neighborhood, all_keys * plan.patches(KEYS))]
         blocks = max(1, min(blocks, MOST_BLOCKS, *units))
         shares = [max(1, total // blocks) for total in units]
-        if joint:
-            lists = [(call.slots * most, shares[0]), (call.slots * all_keys, shares[1])]
+        if plan.problem.joint:
+            lists = [(plan.slots * most, shares[0]), (plan.slots * all_keys, shares[1])]
         else:  # one slot may be seen whole where the others are not
-            lists = [(all_keys if call.neighborhood else most, shares[0])]
+            lists = [(all_keys if plan.neighborhood else most, shares[0])]
         parts = max(1, *(cdiv(keys - 1, share) + 1 for keys, share in lists))
-        return Work(before, blocks, rounds, parts, lists_of_a_block * parts * (1 if joint else call.slots))
+        return Work(before, blocks, rounds, parts, lists_of_a_block * parts * plan.groups)
 
 
 def blocks_at_once(device: torch.device) -> int:
@@ -67,13 +67,13 @@ _COUNTED: dict[tuple, tuple[Counts, torch.cuda.Event | None]] = {}
 that makes `before`, until it is known to be over."""
 
 
-def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
+def patches(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | None, device: torch.device) -> Counts:
     """Work.before, its last entry, and the most that one query patch sees; counted as csrc/cuda/patches.cuh does.
 
     Counted once and kept for good, since a CUDA graph may read `before` as long as it lives; but what is made while one
     is captured is the graph's own, and holds nothing before the graph has run.
     """
-    shape = (queries, keys, reach, device)
+    shape = (queries, keys, bounds, device)
     if shape not in _COUNTED:
         counts, made = _counted(*shape), None
         if device.type != "cpu":
@@ -92,23 +92,23 @@ def patches(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None
     return counts
 
 
-def _counted(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Counts:
-    here = _before(queries, keys, reach, torch.device("cpu"))
+def _counted(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | None, device: torch.device) -> Counts:
+    here = _before(queries, keys, bounds, torch.device("cpu"))
     # Made anew where it is needed: a copy would have the CPU wait.
-    before = here if device.type == "cpu" else _before(queries, keys, reach, device)
+    before = here if device.type == "cpu" else _before(queries, keys, bounds, device)
     counts = here.diff().tolist()
     return before, sum(counts), max(counts, default=0)
 
 
-def _before(queries: tuple[int, int], keys: tuple[int, int], reach: Reach | None, device: torch.device) -> Tensor:
-    wide = tiles.side(KEYS, reach is not None)
+def _before(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | None, device: torch.device) -> Tensor:
+    wide = tiles.side(KEYS, bounds is not None)
     tall = KEYS // wide
     down, across = (cdiv(size, step) for size, step in zip(queries, (tall, wide), strict=True))
-    if reach is None:
+    if bounds is None:
         return torch.arange(down * across + 1, dtype=torch.int32, device=device) * cdiv(keys[1], wide)
-    dy = _apart(down, tall, reach.rows - 1, keys[0], device)[:, None, :, None]
-    dx = _apart(across, wide, reach.columns, keys[1], device)[None, :, None, :]
-    near = (dy < reach.rows) & (dx <= reach.columns) & (dy * dy + dx * dx <= reach.limit)
+    dy = _apart(down, tall, bounds.rows - 1, keys[0], device)[:, None, :, None]
+    dx = _apart(across, wide, bounds.columns, keys[1], device)[None, :, None, :]
+    near = (dy < bounds.rows) & (dx <= bounds.columns) & (dy * dy + dx * dx <= bounds.limit)
     counts = near.sum(dim=(2, 3)).flatten().cumsum(0)
     return torch.nn.functional.pad(counts, (1, 0)).to(torch.int32)
 

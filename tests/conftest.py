@@ -26,6 +26,7 @@ from timecycle.errors import run_command_line
 from timecycle.models.encoder import Encoder
 from timecycle.ops import backends
 from timecycle.ops.backends import NATIVE_MISSING
+from timecycle.ops.problem import Problem
 
 # What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -35,10 +36,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
 
-    def run(*arguments: object) -> tuple[torch.Tensor, ...]:
+    def run(problem: Problem) -> tuple[torch.Tensor, ...]:
         backends.NATIVE.switch_avx512_off(plain)
         try:
-            return NATIVE_TOPK.run(*arguments, products)
+            return backends.NATIVE.topk_affinity(problem, products)
         finally:
             backends.NATIVE.switch_avx512_off(False)
 

@@ -4,14 +4,17 @@ On a CPU, where they run under Triton's interpreter, the operators themselves re
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from tests.pairwise import pairwise
-from timecycle.ops import Neighborhood
+from timecycle.ops import Neighborhood, Select
 from timecycle.ops.backends import choose
+from timecycle.ops.problem import Problem
+from timecycle.ops.softmax_at import SoftmaxAtProblem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIED = 6
@@ -36,28 +39,26 @@ def frames_outside(selection: tuple[str, str, str], neighborhood: Neighborhood |
     """Frames and label maps that are not there are none, and do not count as filled slots."""
     generator = torch.Generator().manual_seed(0)
     query, bank, maps = (whole(generator, *s) for s in ((2, 99, TIED), (3, 99, TIED), (4, 99, 5)))
-    width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
-    rest = (2.0, selection[0] == "joint", selection[1] == "all")
-    select = (4, *rest, selection[2] == "all", width, half_widths)
-    multiplicity = torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]], device=DEVICE).expand(2, 4, 2)
+    scope, softmax_over, ties = selection
+    select = Select(4, 2.0, scope, softmax_over, ties)
+    multiplicity = torch.tensor([[1, 0], [3, 1], [0, 0], [2, 2]], device=DEVICE)
     frames = torch.tensor([[0, 3, 2, 1], [2, -7, 0, 1 << 40]], device=DEVICE)
     label_frames = torch.tensor([[3, 0, 4, 2], [-2, 1, 99, 0]], device=DEVICE)
-    clean = (query, bank, inside(frames, 3), multiplicity, *select)
-    expected = run("topk_affinity", "reference", *clean)
-    assert not torch.equal(
-        expected[0], run("topk_affinity", "reference", query, bank, frames % 3, multiplicity, *select)[0]
-    )
+    problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
+    clean, other = (replace(problem, frames=x) for x in (inside(frames, 3), frames % 3))
+    expected = run("topk_affinity", "reference", clean)
+    assert not torch.equal(expected[0], run("topk_affinity", "reference", other)[0])
     for name in (backend, "reference"):
-        found = run("topk_affinity", name, query, bank, frames, multiplicity, *select)
+        found = run("topk_affinity", name, problem)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     weights, indices, _ = expected
     sums = run("propagate_labels", "reference", weights, indices, maps, inside(label_frames, 4))
-    carried = run("affinity_propagate", backend, query, bank, frames, maps, label_frames, multiplicity, *select)
+    carried = run("affinity_propagate", backend, problem, maps, label_frames)
     torch.testing.assert_close(carried, sums, atol=1e-5, rtol=1e-4)
-    before = (whole(generator, *weights.shape), *expected, query, bank)
+    results = (whole(generator, *weights.shape), *expected)
     gradients = [
-        run("topk_affinity_backward", name, *before, slots, multiplicity, *rest, width, half_widths)
-        for name, slots in ((backend, frames), ("reference", frames), ("reference", inside(frames, 3)))
+        run("topk_affinity_backward", name, given, *results)
+        for name, given in ((backend, problem), ("reference", problem), ("reference", clean))
     ]
     for found in gradients[:2]:
         torch.testing.assert_close(found, gradients[2], atol=1e-4, rtol=1e-4)
@@ -72,11 +73,12 @@ def indices_outside(*, backend: str) -> None:
     frames = torch.tensor([[3, 0, 4], [-5, 2, 1]], device=DEVICE)
     key, scale, lse = maps[:2], torch.full((2, 20), 0.5, device=DEVICE), 4 + whole(generator, 2, 65)
     slots, labels, keys = (indices, inside(indices, 60)), (frames, inside(frames, 4)), (indices, inside(indices, 20))
+    edges = [SoftmaxAtProblem(gradient, key, scale, lse, x, 2.0) for x in keys]
     for name, (given, clean) in {
         "propagate_labels": [(weights, slots[i], maps, labels[i]) for i in range(2)],
         "propagate_labels_backward": [(gradient, weights, slots[i], maps, labels[i]) for i in range(2)],
-        "softmax_at": [(gradient, key, scale, lse, keys[i], 2.0) for i in range(2)],
-        "softmax_at_backward": [(weights, gradient, key, scale, lse, keys[i], weights, 2.0) for i in range(2)],
+        "softmax_at": [(edges[i],) for i in range(2)],
+        "softmax_at_backward": [(edges[i], weights, weights) for i in range(2)],
     }.items():
         expected = run(name, "reference", *clean)
         for one in (backend, "reference"):

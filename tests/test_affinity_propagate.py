@@ -10,6 +10,7 @@ from tests.pairwise import pairwise
 from tests.test_topk_affinity import random_case
 from timecycle.errors import InputError
 from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
+from timecycle.ops.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -87,27 +88,12 @@ def test_gradients_equal_those_of_the_two_operators(dtype, scope, softmax_over, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_is_a_well_behaved_operator(dtype):
     query, bank, frames, labels, label_frames = case(dtype)
-    labels, multiplicity = labels.to(dtype), torch.ones(2, 4, 2, dtype=torch.int64)
+    labels = labels.to(dtype)
     for leaf in (query, bank, labels):
         leaf.requires_grad_()
-    for joint, softmax_over_all, ties in pairwise(*[[False, True]] * 3):
-        arguments = (
-            query,
-            bank,
-            frames,
-            labels,
-            label_frames,
-            multiplicity,
-            3,
-            0.5,
-            joint,
-            softmax_over_all,
-            ties,
-            0,
-            [],
-            "",
-            True,
-        )
+    for scope, softmax_over, ties in pairwise(("frame", "joint"), ("topk", "all"), ("exact", "all")):
+        problem = Problem.of(query, bank, frames, Select(3, 0.5, scope, softmax_over, ties), None, None)
+        arguments = (labels, label_frames, *problem.pack(), "", True)
         torch.library.opcheck(torch.ops.timecycle.affinity_propagate.default, arguments)
 
 

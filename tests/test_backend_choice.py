@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,24 +11,13 @@ import torch
 from benchmarks import gpu_speeds
 from timecycle.errors import InputError
 from timecycle.ops import Select, backends, speeds, topk_affinity
-from timecycle.ops.topk_affinity import slower_than_triton, why_not_cuda_here
+from timecycle.ops.problem import Problem
+from timecycle.ops.topk_affinity import slower_than_triton, why_not_cuda
 
 HALF = torch.zeros(1, 4, 8, dtype=torch.bfloat16)
 FRAMES = torch.tensor([[0, -1]])
-CALL = {
-    "query": HALF,
-    "bank": HALF,
-    "frames": FRAMES,
-    "multiplicity": torch.ones(1, 2, 2, dtype=torch.int64),
-    "k": 5,
-    "temperature": 1.0,
-    "joint": False,
-    "every": True,
-    "ties": False,
-    "width": 0,
-    "half_widths": [],
-}
-WORK = {"chip": "9.0", "joint": False, "neighborhood": False, "k": 5, "work": "w", "us": {"cuda": 1.0, "triton": 2.0}}
+PROBLEM = Problem.of(HALF, HALF, FRAMES, Select(5, 1.0, "frame", "all"), None, None)
+WORK = {"chip": "9.0", "joint": False, "region": False, "k": 5, "work": "w", "us": {"cuda": 1.0, "triton": 2.0}}
 
 
 @pytest.fixture
@@ -38,10 +28,10 @@ def a_gpu(monkeypatch):
     for name, value in (
         ("CUDA", module),
         ("TRITON_MISSING", None),
-        ("why_not_cuda", lambda tensor: None),
-        ("why_not_triton_here", lambda *call: None),
+        ("why_not_triton", lambda *call: None),
     ):
         monkeypatch.setattr(importlib.import_module("timecycle.ops.topk_affinity"), name, value)
+    monkeypatch.setattr(backends, "why_not_cuda", lambda tensor: None)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +40,7 @@ def a_gpu(monkeypatch):
         ({}, None),
         ({"query": HALF.half(), "bank": HALF.half()}, None),
         ({"query": HALF.float()}, "it multiplies bfloat16 and float16, not float32"),
-        ({"ties": True}, 'its lists are of one length, and ties="all" keeps as many as there are'),
+        ({"keep_ties": True}, 'its lists are of one length, and ties="all" keeps as many as there are'),
         ({"k": 20}, None),
         ({"k": 21}, "it keeps at most 20 neighbors, not 21"),
         ({"bank": HALF[:0]}, "the bank is empty"),
@@ -58,7 +48,7 @@ def a_gpu(monkeypatch):
 )
 @pytest.mark.usefixtures("a_gpu")
 def test_cuda_says_what_it_cannot_run(change, reason):
-    assert why_not_cuda_here(*(CALL | change).values()) == reason
+    assert why_not_cuda(replace(PROBLEM, **change)) == reason
 
 
 # Where it can run there is no such reason to see; the refusals that are left have a test above.
@@ -76,7 +66,11 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
         ([WORK | {"us": {"cuda": 2.0, "triton": 1.0}}], {}, "similar work takes 2 us, and 1 us with triton"),
         ([WORK | {"us": {"cuda": 1.0}}], {}, "it was not measured against triton on compute capability 9.0 yet"),
         ([WORK | {"chip": "8.0"}], {}, "it was not measured against triton on compute capability 9.0 yet"),
-        ([WORK], {"width": 2, "half_widths": [1]}, "it was not measured against triton on compute capability 9.0 yet"),
+        (
+            [WORK],
+            {"grid_width": 2, "half_widths": [1]},
+            "it was not measured against triton on compute capability 9.0 yet",
+        ),
         # The nearest k, on a scale of ratios, of the same scope if there is any.
         ([WORK, WORK | {"k": 20, "us": {"cuda": 9.0, "triton": 8.0}}], {"k": 9}, None),
         (
@@ -94,7 +88,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
 @pytest.mark.usefixtures("a_gpu")
 def test_what_was_measured_decides(table, change, reason, monkeypatch):
     monkeypatch.setattr(speeds, "records", lambda: table)
-    assert slower_than_triton(*(CALL | change).values()) == reason
+    assert slower_than_triton(replace(PROBLEM, **change)) == reason
 
 
 def test_who_should_not_run_unasked_runs_by_name(monkeypatch):
@@ -109,7 +103,7 @@ def test_who_should_not_run_unasked_runs_by_name(monkeypatch):
 
 def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
     def results(name, date, us, **change):
-        case = {"backward": False, "joint": True, "neighborhood": False, "k": 10, "work": "w"} | change
+        case = {"backward": False, "joint": True, "region": False, "k": 10, "work": "w"} | change
         cases = [case | {"backend": backend, "us": value} for backend, value in us.items()]
         cases.append(case | {"backend": "triton", "work": "only Triton's", "us": 1.0})
         cases.append({"name": "failed", "error": "no"})
@@ -125,7 +119,7 @@ def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gpu_speeds", str(later), str(earlier), str(gradient)])
     gpu_speeds.main()
     assert json.loads((tmp_path / "speeds.json").read_text()) == [
-        {"chip": "9.0", "joint": True, "neighborhood": False, "k": 10, "work": "w", "us": {"cuda": 3.0, "triton": 4.0}}
+        {"chip": "9.0", "joint": True, "region": False, "k": 10, "work": "w", "us": {"cuda": 3.0, "triton": 4.0}}
     ]
     assert "1 pieces of work" in capsys.readouterr().out
     monkeypatch.setattr(speeds.resources, "files", lambda package: tmp_path)

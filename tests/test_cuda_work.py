@@ -12,7 +12,7 @@ from timecycle.ops import Neighborhood
 
 pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
 from tests import work_cases
-from tests.work_cases import PUBLISHED, call_of, work_items
+from tests.work_cases import PUBLISHED, plan_of, work_items
 
 # Users without a compiler have no other way to run the plan, which is C++. CI has one.
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="there is no C++ compiler for the emulator")
@@ -29,8 +29,8 @@ def library() -> ctypes.CDLL:
 def test_blocks_differ_by_one_patch_at_most(library, grid, slots, neighborhood, targets, multiprocessors):
     frames = torch.arange(slots).expand(targets, slots).contiguous()
     multiplicity = torch.tensor([1, 0 if neighborhood else 1]).expand(targets, slots, 2)
-    call = call_of(frames, multiplicity, grid, neighborhood, joint := neighborhood is not None)
-    found, work = work_items(library, call, joint, multiprocessors)
+    plan = plan_of(frames, multiplicity, grid, neighborhood, neighborhood is not None)
+    found, work = work_items(library, plan, multiprocessors)
     assert work.blocks == multiprocessors
     shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=multiprocessors)
     assert shares.max() - shares.min() <= 1
@@ -44,9 +44,9 @@ def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
     targets, slots, joint = int(random.integers(1, 5)), int(random.integers(1, 6)), bool(random.integers(2))
     frames = torch.from_numpy(random.integers(-1, 34, (targets, slots)))  # of which 32 and 33 are outside the bank
     multiplicity = torch.from_numpy(random.integers(0, 3, (targets, slots, 2)))
-    call = call_of(frames, multiplicity, grid, neighborhood, joint)
+    plan = plan_of(frames, multiplicity, grid, neighborhood, joint)
     each = seed % 2 + 1  # lists of a block
-    found, work = work_items(library, call, joint, int(random.integers(1, 160)), each)
+    found, work = work_items(library, plan, int(random.integers(1, 160)), each)
     taken: dict[tuple[int, ...], int] = {}
     lists: dict[tuple[int, ...], tuple[int, ...]] = {}
     for block, target, queries, slot, first, last, number in found.tolist():
@@ -55,7 +55,7 @@ def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
         group = 0 if joint else slot
         assert each * work.parts * group <= number < each * work.parts * (group + 1)
         assert lists.setdefault((target, queries, number), (block, group)) == (block, group)
-    before, whole = work.before.tolist(), call.patches(128, keys=True)
+    before, whole = work.before.tolist(), plan.patches(128, keys=True)
     for b, p, t in itertools.product(range(targets), range(len(before) - 1), range(slots)):
         inside, outside = multiplicity[b, t].tolist()
         seen = whole if neighborhood and outside else (before[p + 1] - before[p]) * (inside > 0)

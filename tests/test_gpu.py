@@ -28,6 +28,7 @@ from timecycle.ops import (
     topk_affinity,
 )
 from timecycle.ops.backends import CUDA_MISSING
+from timecycle.ops.problem import Problem
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate
 
@@ -181,18 +182,15 @@ def test_operators_are_well_behaved():
     query, bank, labels = (
         x.float().to(DEVICE) for x in (normal(1, 2, 20, 4), normal(2, 3, 20, 4), normal(3, 3, 20, 5))
     )
-    frames, multiplicity = (
-        torch.tensor([[0, 1], [1, -1]], device=DEVICE),
-        torch.ones(2, 2, 2, dtype=torch.int64, device=DEVICE),
-    )
+    frames = torch.tensor([[0, 1], [1, -1]], device=DEVICE)
     for leaf in (query, bank, labels):
         leaf.requires_grad_()
     operators = torch.ops.timecycle
-    for joint, softmax_over_all in itertools.product((False, True), repeat=2):
-        select = (multiplicity, 3, 0.5, joint, softmax_over_all, False, 0, [], "", True)
-        torch.library.opcheck(operators.topk_affinity.default, (query, bank, frames, *select))
-        fused_arguments = (query, bank, frames, labels, frames, *select)
-        torch.library.opcheck(operators.affinity_propagate.default, fused_arguments)
+    for scope, softmax_over in itertools.product(("frame", "joint"), ("topk", "all")):
+        select = Select(3, 0.5, scope, softmax_over)
+        problem = Problem.of(query, bank, frames, select, None, None).pack()
+        torch.library.opcheck(operators.topk_affinity.default, (*problem, "", True))
+        torch.library.opcheck(operators.affinity_propagate.default, (labels, frames, *problem, "", True))
     weights, indices = topk_affinity(query.detach(), bank.detach(), frames, Select(3, 0.5))
     arguments = (weights.requires_grad_(), indices, labels, frames)
     torch.library.opcheck(operators.propagate_labels.default, arguments)

@@ -5,10 +5,16 @@ A grid's second and third dimension count to 65,535. Nothing runs: stand-ins tak
 
 import math
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
+
+from timecycle.ops import Select
+from timecycle.ops.attention import AttentionProblem
+from timecycle.ops.problem import Problem
+from timecycle.ops.softmax_at import SoftmaxAtProblem
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from timecycle.kernels.launch import Launch
@@ -32,10 +38,10 @@ KERNELS = {
     topk_affinity: ["scan", "finish"],
     topk_affinity_ties: ["reached"],
     topk_affinity_backward: ["to_queries", "to_keys"],
-    affinity_propagate: ["carry"],
+    affinity_propagate: ["propagate"],
     propagate_labels: ["gather", "products", "scatter"],
     contract: ["contract"],
-    attention: ["softmax_over", "normalise_backward"],
+    attention: ["normalize", "normalize_backward"],
 }
 
 
@@ -68,45 +74,43 @@ def programs(request, monkeypatch) -> dict[str, int]:
     return found
 
 
-def context(targets: int, frames: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
-    """Query, bank, frames and multiplicity of as many targets of one query, one slot and one channel."""
-    query, bank = torch.zeros(targets, 1, 1, dtype=dtype), torch.zeros(frames, 1, 1, dtype=dtype)
-    return query, bank, torch.zeros(targets, 1, dtype=torch.int64), torch.ones(targets, 1, 2, dtype=torch.int64)
+def problem(targets: int, frames: int, ties: Literal["exact", "all"] = "exact") -> Problem:
+    """Of as many targets of one query, one slot and one channel."""
+    query, bank = torch.zeros(targets, 1, 1, dtype=torch.bfloat16), torch.zeros(frames, 1, 1, dtype=torch.bfloat16)
+    select = Select(1, 1.0, "frame", "all", ties)
+    return Problem.of(query, bank, torch.zeros(targets, 1, dtype=torch.int64), select, None, None)
 
 
-SELECTED = (1, 1.0, False, True)  # k, temperature, joint, every
 LABELS = torch.zeros(1, 1, 1)
 
 
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("ties", ["exact", "all"])
 def test_topk_affinity(programs, ties):
-    topk_affinity.topk_affinity(*context(MANY, 1), *SELECTED, ties, 0, [])
-    assert programs == {"scan": MANY, "finish": MANY} | ({"reached": 2 * MANY} if ties else {})
+    topk_affinity.topk_affinity(problem(MANY, 1, ties))
+    assert programs == {"scan": MANY, "finish": MANY} | ({"reached": 2 * MANY} if ties == "all" else {})
 
 
 def test_affinity_propagate(programs):
-    call = context(MANY, 1)
-    affinity_propagate.affinity_propagate(*call[:3], LABELS, call[2], call[3], *SELECTED, False, 0, [])
-    assert programs == {"scan": MANY, "carry": MANY}
+    call = problem(MANY, 1)
+    affinity_propagate.affinity_propagate(call, LABELS, call.frames)
+    assert programs == {"scan": MANY, "propagate": MANY}
 
 
 def test_what_the_cuda_module_finds(programs):
     targets = []
     module = SimpleNamespace(
-        topk_affinity=lambda *arguments: targets.append(arguments[9]), lists_of_a_block=lambda hopper: 1
+        topk_affinity=lambda plan, *_: targets.append(plan.targets), lists_of_a_block=lambda hopper: 1
     )
-    call, launch = context(MANY, 1), Launch(module, 0, 0, True)
-    topk_affinity_cuda.topk_affinity(*call, *SELECTED, False, 0, [], launch)
-    topk_affinity_cuda.affinity_propagate(*call[:3], LABELS, call[2], call[3], *SELECTED, False, 0, [], launch)
-    assert programs == {"finish": MANY, "carry": MANY}
+    call, launch = problem(MANY, 1), Launch(module, 0, 0, True)
+    topk_affinity_cuda.topk_affinity(call, launch)
+    topk_affinity_cuda.affinity_propagate(call, LABELS, call.frames, launch)
+    assert programs == {"finish": MANY, "propagate": MANY}
     assert sum(targets) == 2 * MANY
 
 
 def test_gradient_of_topk_affinity(programs):
-    query, bank, frames, multiplicity = context(MANY, MANY)
     weights, indices = torch.ones(MANY, 1, 1), torch.zeros(MANY, 1, 1, dtype=torch.int64)
-    arguments = (weights, weights, indices, weights, query, bank, frames, multiplicity, 1.0, False, True, 0, [])
-    topk_affinity_backward.topk_affinity_backward(*arguments)
+    topk_affinity_backward.topk_affinity_backward(problem(MANY, MANY), weights, weights, indices, weights)
     assert programs["to_queries"] == programs["to_keys"] == MANY
 
 
@@ -117,8 +121,9 @@ def test_labels_and_edges(programs):
     propagate_labels.propagate_labels(weights, indices, LABELS, frames)
     assert programs == {"gather": -(-MANY // rows)}
     ones = torch.ones(MANY, 1, 1)
-    softmax_at.softmax_at(ones, ones, ones[:, :, 0], ones[:, :, 0], indices, 1.0)
-    softmax_at.softmax_at_backward(weights, ones, ones, ones[:, :, 0], ones[:, :, 0], indices, ones, 1.0)
+    edges = SoftmaxAtProblem(ones, ones, ones[:, :, 0], ones[:, :, 0], indices, 1.0)
+    softmax_at.softmax_at(edges)
+    softmax_at.softmax_at_backward(edges, weights, ones)
     assert programs["scatter"] == 2 * MANY
 
 
@@ -126,10 +131,10 @@ def test_labels_and_edges(programs):
 def test_attention(programs, samples, shifts):
     query, key = torch.zeros(samples, shifts, 1), torch.zeros(samples, 1, 1)
     value, scale = torch.zeros(samples, shifts, 1, 1), torch.ones(samples, 1)
-    rest = (1.0, list(range(shifts)), 0, 0)
-    out, lse = attention.attention(query, key, value, scale, *rest)
-    attention.attention_backward(out, lse, query, key, value, scale, out, lse, *rest)
-    assert programs["softmax_over"] == programs["normalise_backward"] == samples * -(-shifts // attention.ROWS)
+    call = AttentionProblem(query, key, value, scale, 1.0, list(range(shifts)), 0, 0)
+    out, lse = attention.attention(call)
+    attention.attention_backward(call, out, lse, out, lse)
+    assert programs["normalize"] == programs["normalize_backward"] == samples * -(-shifts // attention.ROWS)
     # Logits forward and backward, out, and the gradients of softmax, queries and keys; and one a shift of the values'.
     assert programs["contract"] == (6 + shifts) * samples
 

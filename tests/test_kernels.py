@@ -19,7 +19,7 @@ from timecycle.ops import Neighborhood, Select, topk_affinity
 from timecycle.ops.backends import TRITON_MISSING, interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from timecycle.kernels.call import Reach
+from timecycle.kernels.plan import Bounds
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,14 @@ def test_a_neighborhood_is_three_numbers_or_refused():
     for height, width, radius in itertools.product((1, 2, 7, 20), (1, 3, 20), (0, 0.5, 2, 3.7, 12, 30)):
         for shape in ("circle<", "circle<=", "square<="):
             half_widths = Neighborhood(height, width, radius, shape).half_widths()
-            rows, columns, limit = Reach.of(half_widths)
+            rows, columns, limit = Bounds.of(half_widths)
             near = [
                 [dx <= columns and dy < rows and dy * dy + dx * dx <= limit for dx in range(width)]
                 for dy in range(height)
             ]
             assert [sum(row) - 1 for row in near if any(row)] == half_widths
     with pytest.raises(ValueError, match="expected that of a disc or a square"):
-        Reach.of([3, 3, 0])
+        Bounds.of([3, 3, 0])
 
 
 @pytest.mark.skipif(TRITON_MISSING is None, reason="Triton can run here")

@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from timecycle.ops import (
     topk_affinity,
 )
 from timecycle.ops.backends import NATIVE
-from timecycle.ops.checks import LARGEST_MULTIPLICITY
+from timecycle.ops.problem import LARGEST_MULTIPLICITY, Problem
 from timecycle.ops.selection import MOST_KEPT
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -272,9 +273,8 @@ def test_dtypes_that_no_kernel_has_are_refused(dtype, backend):
 @pytest.mark.parametrize("k", [0, 2**31, 2**58, 2**62])
 def test_the_compiled_kernels_check_sizes_of_their_own(k):
     query, bank = case()
-    rest = (0.1, True, False, False, 0, [])
-    multiplicity = torch.ones(2, 3, 2, dtype=torch.int64)
+    problem = Problem.of(query, bank, FRAMES, Select(1, 0.1), None, None)
     with pytest.raises(ValueError, match=rf"k is {k}; expected 1 to 2147483647"):
-        NATIVE.topk_affinity(query, bank, FRAMES, multiplicity, k, *rest)
+        NATIVE.topk_affinity(replace(problem, k=k))
     with pytest.raises(ValueError, match=r"the features have no channels"):
-        NATIVE.topk_affinity(query[:, :, :0], bank[:, :, :0], FRAMES, multiplicity, 1, *rest)
+        NATIVE.topk_affinity(replace(problem, query=query[:, :, :0], bank=bank[:, :, :0]))

@@ -14,6 +14,7 @@ from tests.contract import DTYPES, SELECTIONS
 from tests.pairwise import pairwise
 from timecycle.errors import InputError
 from timecycle.ops import Neighborhood, Select, backends, print_backends, topk_affinity
+from timecycle.ops.problem import Problem
 from timecycle.ops.selection import exact_topk
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -218,28 +219,13 @@ def test_exact_topk_orders_ties_by_index():
 )
 def test_is_a_well_behaved_operator(dtype, neighborhood):
     query, bank, frames = random_case(20, 20, 4, 2, dtype)
-    multiplicity = torch.ones(2, 2, 2, dtype=torch.int64)
-    width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
     query.requires_grad_(), bank.requires_grad_()
-    for joint, softmax_over_all, ties in pairwise(*[[False, True]] * 3):
-        arguments = (
-            query,
-            bank,
-            frames,
-            multiplicity,
-            3,
-            0.5,
-            joint,
-            softmax_over_all,
-            ties,
-            width,
-            half_widths,
-            "",
-            True,
-        )
+    for scope, softmax_over, ties in pairwise(("frame", "joint"), ("topk", "all"), ("exact", "all")):
+        problem = Problem.of(query, bank, frames, Select(3, 0.5, scope, softmax_over, ties), neighborhood, None)
+        arguments = (*problem.pack(), "", True)
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         # The number kept with ties is known only from the data, which this one check does not provide for.
-        checks += [] if ties else ["test_aot_dispatch_dynamic"]
+        checks += [] if ties == "all" else ["test_aot_dispatch_dynamic"]
         torch.library.opcheck(torch.ops.timecycle.topk_affinity.default, arguments, test_utils=checks)
 
 

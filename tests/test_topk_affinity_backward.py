@@ -13,6 +13,7 @@ from tests.contract import DTYPES, SELECTIONS
 from tests.pairwise import pairwise
 from tests.test_topk_affinity import random_case
 from timecycle.ops import Neighborhood, Select, backends, topk_affinity
+from timecycle.ops.problem import Problem
 from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -42,17 +43,11 @@ class Case:
     def __init__(
         self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, neighborhood=None, multiplicity=None
     ):
-        joint, softmax_over_all = select.scope == "joint", select.softmax_over == "all"
-        width, half_widths = (neighborhood.width, neighborhood.half_widths()) if neighborhood else (0, [])
-        if multiplicity is None:
-            multiplicity = torch.tensor([1, 0 if neighborhood else 1])
-        self.features, self.slots = (query, bank), (frames, multiplicity.expand(*frames.shape, 2))
-        self.rest = (select.temperature, joint, softmax_over_all, width, half_widths)
-        keep_ties = select.ties == "all"
+        self.problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
+        exact = replace(self.problem, query=query.double(), bank=bank.double())
         self.weights, self.indices, self.denominators = torch.ops.timecycle.topk_affinity(
-            query.double(), bank.double(), *self.slots, select.k, select.temperature, joint, softmax_over_all,
-            keep_ties, width, half_widths, "reference", True,
-        )  # fmt: skip
+            *exact.pack(), "reference", True
+        )
         generator = torch.Generator().manual_seed(1)
         self.gradient = torch.randn(self.weights.shape, generator=generator, dtype=torch.float64)
 
@@ -63,12 +58,12 @@ class Case:
 
     def run(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """The gradients in the features' dtype, or another."""
-        features = [x if dtype is None else x.to(dtype) for x in self.features]
-        wide = torch.promote_types(features[0].dtype, torch.float32)
-        gradient, weights, denominators = (x.to(wide) for x in (self.gradient, self.weights, self.denominators))
-        return topk_affinity_backward(
-            gradient, weights, self.indices, denominators, *features, *self.slots, *self.rest, backend
-        )
+        problem = self.problem
+        if dtype is not None:
+            problem = replace(problem, query=problem.query.to(dtype), bank=problem.bank.to(dtype))
+        results = (x.to(problem.wide_dtype) for x in (self.gradient, self.weights, self.denominators))
+        gradient, weights, denominators = results
+        return topk_affinity_backward(gradient, weights, self.indices, denominators, *problem.pack(), backend)
 
 
 def random_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
@@ -90,7 +85,7 @@ def errors(case: Case, backend: str) -> list[tuple[float, float]]:
     """Largest error over the largest gradient, and 1 - cosine, of both gradients."""
     found = []
     for ours, exact in zip(case.run(backend), case.exact, strict=True):
-        assert ours.dtype == case.features[0].dtype
+        assert ours.dtype == case.problem.query.dtype
         # Where a key is alone its gradient is 0 but for rounding, and is compared with 1, as large as its features.
         largest = float(exact.abs().max())
         error = float((ours.double() - exact).abs().max())
@@ -103,7 +98,7 @@ def errors(case: Case, backend: str) -> list[tuple[float, float]]:
 
 
 def assert_close_to_float64(case: Case, backend: str) -> None:
-    dtype = case.features[0].dtype
+    dtype = case.problem.query.dtype
     for largest, turned in errors(case, backend):
         assert largest <= LARGEST[dtype]
         assert turned <= TURNED[dtype]
@@ -266,9 +261,9 @@ def test_the_gradient_heeds_the_backend_that_was_asked_for(monkeypatch):
     ran = []
 
     def spy(name: str) -> backends.Backend:
-        def run(*arguments: object) -> tuple[Tensor, Tensor]:
+        def run(problem: Problem, *results: Tensor) -> tuple[Tensor, Tensor]:
             ran.append(name)
-            return torch.zeros_like(arguments[4]), torch.zeros_like(arguments[5])
+            return torch.zeros_like(problem.query), torch.zeros_like(problem.bank)
 
         return backends.Backend(name, None, lambda *_: None, run)
 

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import torch
-from timecycle.kernels.call import Call
+from timecycle.kernels.plan import Plan
 from timecycle.kernels.work import Work
 
 from tests import emulator
-from timecycle.ops import Neighborhood
+from timecycle.ops import Neighborhood, Select
+from timecycle.ops.problem import Problem
 
 
 def load() -> ctypes.CDLL:
@@ -20,21 +21,21 @@ def load() -> ctypes.CDLL:
     return found
 
 
-def call_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Call:
-    """A call of features that take no memory."""
-    half_widths = neighborhood.half_widths() if neighborhood else []
+def plan_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Plan:
+    """A plan of features that take no memory."""
     query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
-    return Call.of(query, bank, frames, multiplicity, 1.0, joint, grid[1] if neighborhood else 0, half_widths)
+    select = Select(1, 1.0, "joint" if joint else "frame")
+    return Plan.of(Problem.of(query, bank, frames, select, neighborhood, multiplicity))
 
 
-def work_items(library, call: Call, joint: bool, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
+def work_items(library, plan: Plan, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
     """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
-    work = Work.of(call, joint, multiprocessors, lists)
-    sizes = (len(call.query), len(call.bank), *itertools.chain(*call.grids), call.slots, work.parts, work.rounds)
-    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *call.reach, call.neighborhood, joint, lists)
-    room = work.blocks * (len(call.query) * call.slots + 1) * 2 + call.patches(128) * len(call.query) * call.slots
+    work = Work.of(plan, multiprocessors, lists)
+    sizes = (len(plan.query), len(plan.bank), *itertools.chain(*plan.grids), plan.slots, work.parts, work.rounds)
+    numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *plan.bounds, plan.neighborhood, plan.problem.joint, lists)
+    room = work.blocks * (len(plan.query) * plan.slots + 1) * 2 + plan.patches(128) * len(plan.query) * plan.slots
     out = np.zeros((room, 7), np.int64)
-    tensors = (call.frames, call.multiplicity, work.before)
+    tensors = (plan.frames, plan.multiplicity, work.before)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     count = library.work_items(*pointers, numbers, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(room))
     assert count <= room

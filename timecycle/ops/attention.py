@@ -22,19 +22,10 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops.backends import (
-    NATIVE,
-    NATIVE_MISSING,
-    TRITON_MISSING,
-    Backend,
-    choose,
-    register,
-    run_kernels,
-    why_not_triton,
-)
-from timecycle.ops.checks import DTYPE_NAMES, DTYPES
+from timecycle.ops import backends
+from timecycle.ops.checks import DTYPE_NAMES, DTYPES, wide_dtype
+from timecycle.ops.packed import Packed, empty_like, input_gradients
 from timecycle.ops.selection import check_temperature
-from timecycle.ops.topk_affinity import wide_dtype
 
 _WORD = 2**32 - 1
 
@@ -60,6 +51,30 @@ class EdgeDropout:
     def threshold(self) -> int:
         """An edge with a hash below it is dropped."""
         return int(self.rate * 2**32)
+
+
+@dataclass(frozen=True)
+class AttentionProblem(Packed):
+    """A call, which every backend is handed."""
+
+    query: Tensor
+    """[B, N, D]."""
+    key: Tensor
+    """[B, M, D]."""
+    value: Tensor
+    """[S, M, C] or [B, S, M, C]."""
+    scale: Tensor
+    """[B, M]."""
+    temperature: float
+    shifts: list[int]
+    threshold: int
+    """Edges with a hash below it are dropped; of EdgeDropout, as is the seed."""
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """Of the output, R."""
+        return self.query.shape[1] - max(self.shifts)
 
 
 def attention(
@@ -102,7 +117,8 @@ def attention(
     shifts = list(shifts)
     _check(query, key, value, scale, temperature, shifts)
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed & _WORD)
-    return _operator(query, key, value, scale, temperature, shifts, threshold, seed, backend or "")
+    problem = AttentionProblem(query, key, value, scale, temperature, shifts, threshold, seed)
+    return _operator(*problem.pack(), backend or "")
 
 
 def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
@@ -141,59 +157,44 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, temperature
     check_like(query, "value", value, query.dtype)
 
 
-@torch.library.custom_op("timecycle::attention", mutates_args=())
-def _operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "timecycle::attention", mutates_args=(), schema=f"({AttentionProblem.SCHEMA}, str backend) -> (Tensor, Tensor)"
+)
+def _operator(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator as PyTorch sees it; edges with a hash below the threshold are dropped."""
-    arguments = (query, key, value, scale, temperature, shifts, threshold, seed)
-    return choose("attention", backend or None, *arguments).run(*arguments)
+    problem, backend = AttentionProblem.unpack(arguments)
+    return backends.choose("attention", backend or None, problem).run(problem)
 
 
 @_operator.register_fake
-def _(query, key, value, scale, temperature, shifts, *rest):  # type: ignore[no-untyped-def]
-    rows = query.shape[1] - max(shifts)
-    return value.new_empty((query.shape[0], rows, value.shape[-1])), scale.new_empty(query.shape[:2])
+def _(*arguments):  # type: ignore[no-untyped-def]
+    problem, _ = AttentionProblem.unpack(arguments)
+    samples, queries, _ = problem.query.shape
+    out = problem.value.new_empty((samples, problem.rows, problem.value.shape[-1]))
+    return out, problem.scale.new_empty((samples, queries))
 
 
-def reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
+def reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """The definition, in plain PyTorch: it holds the matrix [B, N, M]."""
-    logits = _logits(query, key, scale, temperature, threshold, seed)
+    logits, rows = _logits(problem), problem.rows
     lse = logits.logsumexp(dim=2)
-    affinity, rows = _affinity(logits, lse), query.shape[1] - max(shifts)
-    out = sum(affinity[:, s : s + rows] @ part for s, part in zip(shifts, _slices(value, scale.dtype), strict=True))
+    affinity, slices = _affinity(logits, lse), _slices(problem)
+    out = sum(affinity[:, s : s + rows] @ part for s, part in zip(problem.shifts, slices, strict=True))
     assert isinstance(out, Tensor)
-    return out.to(value.dtype), lse
+    return out.to(problem.value.dtype), lse
 
 
-def _logits(query: Tensor, key: Tensor, scale: Tensor, temperature: float, threshold: int, seed: int) -> Tensor:
+def _logits(problem: AttentionProblem) -> Tensor:
     """Logits [B, N, M], -inf where the edge is dropped."""
-    wide = scale.dtype
-    logits = query.to(wide) @ key.to(wide).transpose(1, 2) * (scale / temperature)[:, None]
-    if not threshold:
+    query, key, scale = problem.query, problem.key, problem.scale
+    logits = query.to(scale.dtype) @ key.to(scale.dtype).transpose(1, 2) * (scale / problem.temperature)[:, None]
+    if not problem.threshold:
         return logits
     samples, queries, keys = logits.shape
     device = logits.device
-    rows = _hash(torch.arange(samples * queries, device=device) + _hash(torch.full((), seed, device=device)))
-    edges = _hash(torch.arange(keys, device=device) * 0x9E3779B9 + rows[:, None]).view_as(logits)
-    return logits.masked_fill(edges < threshold, -torch.inf)
+    rows = torch.arange(samples * queries, device=device) + _hash(torch.full((), problem.seed, device=device))
+    edges = _hash(torch.arange(keys, device=device) * 0x9E3779B9 + _hash(rows)[:, None]).view_as(logits)
+    return logits.masked_fill(edges < problem.threshold, -torch.inf)
 
 
 def _hash(words: Tensor) -> Tensor:
@@ -209,67 +210,49 @@ def _affinity(logits: Tensor, lse: Tensor) -> Tensor:
     return (logits - torch.where(lse > -torch.inf, lse, torch.inf)[:, :, None]).exp()
 
 
-def _slices(value: Tensor, wide: torch.dtype) -> list[Tensor]:
+def _slices(problem: AttentionProblem) -> list[Tensor]:
     """The values of each shift, [M, C] or [B, M, C]."""
-    return list(value.to(wide).unbind(value.ndim - 3))
+    return list(problem.value.to(problem.scale.dtype).unbind(problem.value.ndim - 3))
 
 
-@torch.library.custom_op("timecycle::attention_backward", mutates_args=())
-def attention_backward(
-    d_out: Tensor,
-    d_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "timecycle::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_out, Tensor d_lse, Tensor out, Tensor lse, {AttentionProblem.SCHEMA}, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+)
+def attention_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and scale, in their dtypes, from those of the outputs.
 
     `out` and `lse` are what the forward returned. Values for all samples get the sum over samples.
     """
-    arguments = (d_out, d_lse, query, key, value, scale, out, lse, temperature, shifts, threshold, seed)
-    # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-    return choose("attention_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
+    *outputs, problem, backend = AttentionProblem.unpack(arguments, before=4)
+    chosen = backends.choose("attention_backward", backends.wanted_backward(backend), problem, *outputs)
+    return chosen.run(problem, *outputs)
 
 
 @attention_backward.register_fake
-def _(d_out, d_lse, query, key, value, scale, *rest):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, scale))
+def _(*arguments):  # type: ignore[no-untyped-def]
+    *_, problem, _ = AttentionProblem.unpack(arguments, before=4)
+    return empty_like(problem.query, problem.key, problem.value, problem.scale)
 
 
 def reference_backward(
-    d_out: Tensor,
-    d_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    temperature: float,
-    shifts: list[int],
-    threshold: int,
-    seed: int,
+    problem: AttentionProblem, d_out: Tensor, d_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The formulas at the top, with the matrix [B, N, M]."""
-    wide, rows = scale.dtype, query.shape[1] - max(shifts)
-    affinity = _affinity(_logits(query, key, scale, temperature, threshold, seed), lse)
+    query, key, value, scale = problem.query, problem.key, problem.value, problem.scale
+    wide, rows = scale.dtype, problem.rows
+    affinity = _affinity(_logits(problem), lse)
     d_affinity, d_slices, d_rows = torch.zeros_like(affinity), [], d_out.to(wide)
-    for shift, part in zip(shifts, _slices(value, wide), strict=True):
+    for shift, part in zip(problem.shifts, _slices(problem), strict=True):
         d_affinity[:, shift : shift + rows] += d_rows @ part.transpose(-2, -1)
         d_slice = affinity[:, shift : shift + rows].transpose(1, 2) @ d_rows
         d_slices.append(d_slice if value.ndim == 4 else d_slice.sum(dim=0))
     # A query without an edge may have any gradient of its lse, -inf; it passes none on.
     d_lse = torch.where(lse > -torch.inf, d_lse, 0.0)
     mean = (affinity * d_affinity).sum(dim=2)
-    d_logits = affinity * (d_affinity + (d_lse - mean)[:, :, None]) / temperature
+    d_logits = affinity * (d_affinity + (d_lse - mean)[:, :, None]) / problem.temperature
     d_query = d_logits @ (key.to(wide) * scale[:, :, None])
     d_product = d_logits.transpose(1, 2) @ query.to(wide)  # by scale this is d_key, by key d_scale
     return (
@@ -281,44 +264,26 @@ def reference_backward(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, key, value, scale, *ctx.rest = inputs
-    ctx.save_for_backward(query, key, value, scale, *output)
+    problem, ctx.backend = AttentionProblem.unpack(inputs)
+    problem.save(ctx, *output)
 
 
 def _backward(ctx, d_out, d_lse):  # type: ignore[no-untyped-def]
-    gradients = attention_backward(d_out, d_lse, *ctx.saved_tensors, *ctx.rest)
-    return *gradients, None, None, None, None, None
+    problem, *output = AttentionProblem.saved(ctx)
+    return input_gradients(ctx, *attention_backward(d_out, d_lse, *output, *problem.pack(), ctx.backend))
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-def why_not_native(query: Tensor) -> str | None:
-    """Why the compiled kernels cannot take these queries; None if they can."""
-    if query.device.type != "cpu":
-        return f"the features are on {query.device}"
-    return None if query.dtype != torch.float64 else "it has no float64 kernel"
-
-
-def softmax_backends(module: str, function: str, place: int, plain: Callable[..., Any]) -> tuple[Backend, ...]:
-    """The backends of a function of attention's kind, whose queries are the argument at `place`."""
-
-    def native(*arguments: Any) -> Any:
-        ready = (x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
-        return getattr(NATIVE, function)(*ready)
-
+def softmax_backends(module: str, function: str, plain: Callable[..., Any]) -> tuple[backends.Backend, ...]:
+    """The backends of a function of a problem with queries, like attention's."""
     return (
-        Backend(
-            "triton",
-            TRITON_MISSING,
-            lambda *arguments: why_not_triton(arguments[place]),
-            run_kernels(module, function),
-            "cuda",
-        ),
-        Backend("cpu", NATIVE_MISSING, lambda *arguments: why_not_native(arguments[place]), native),
-        Backend("reference", None, lambda *_: None, plain),
+        backends.triton(module, function, lambda problem, *_: backends.why_not_triton(problem.query)),
+        backends.native(function, lambda problem, *_: backends.why_not_cpu(problem.query)),
+        backends.reference(plain),
     )
 
 
-register("attention", *softmax_backends("attention", "attention", 0, reference))
-register("attention_backward", *softmax_backends("attention", "attention_backward", 2, reference_backward))
+backends.register("attention", *softmax_backends("attention", "attention", reference))
+backends.register("attention_backward", *softmax_backends("attention", "attention_backward", reference_backward))

@@ -3,6 +3,7 @@
 Only this module knows the order of an operator's arguments, which is that of the dataclass's fields.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,13 @@ class Packed:
         """An operator's arguments, of which `before` come first, with one instance in place of its fields."""
         end = before + len(cls._names)
         return *arguments[:before], cls(*arguments[before:end]), *arguments[end:]
+
+    @classmethod
+    def signature(cls, returns: Any) -> inspect.Signature:
+        """Of a function of the fields."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        fields = [inspect.Parameter(name, kind, annotation=of) for name, of in cls.__annotations__.items()]
+        return inspect.Signature(fields, return_annotation=returns)
 
     def save(self, ctx: Any, *others: Tensor) -> None:
         """Keep this, and tensors beside it, for the backward pass."""

@@ -5,14 +5,34 @@
 `attention` gives the lse. With z the exponent, dz = out * gradient, and lse gets minus its sum over e.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.ops import backends
 from timecycle.ops.attention import check_like, check_pair, softmax_backends
-from timecycle.ops.backends import choose, register
-from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse
-from timecycle.ops.topk_affinity import wide_dtype
+from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse, wide_dtype
+from timecycle.ops.packed import Packed, empty_like, input_gradients
+
+
+@dataclass(frozen=True)
+class SoftmaxAtProblem(Packed):
+    """A call, which every backend is handed."""
+
+    query: Tensor
+    """[B, N, D]."""
+    key: Tensor
+    """[B, M, D]."""
+    scale: Tensor
+    """[B, M]."""
+    lse: Tensor
+    """[B, N]."""
+    indices: Tensor
+    """[B, N, E] int64."""
+    temperature: float
 
 
 def softmax_at(
@@ -56,58 +76,47 @@ def softmax_at(
     if indices.ndim != 3 or list(indices.shape[:2]) != rows:
         raise InputError(f"indices has shape {list(indices.shape)}; expected [{rows[0]}, {rows[1]}, E]")
     check_like(query, "indices", indices, torch.int64)
-    return _operator(query, key, scale, lse, indices, temperature, backend or "", check)
+    problem = SoftmaxAtProblem(query, key, scale, lse, indices, temperature)
+    return _operator(*problem.pack(), backend or "", check)
 
 
-@torch.library.custom_op("timecycle::softmax_at", mutates_args=())
-def _operator(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    lse: Tensor,
-    indices: Tensor,
-    temperature: float,
-    backend: str,
-    check: bool = True,
-) -> Tensor:
+@torch.library.custom_op(
+    "timecycle::softmax_at",
+    mutates_args=(),
+    schema=f"({SoftmaxAtProblem.SCHEMA}, str backend, bool check) -> Tensor",
+)
+def _operator(*arguments: Any) -> Tensor:
     """The operator as PyTorch sees it."""
-    keys = key.shape[1]
-    if bounds_checked(check, query):
-        refuse(
-            [
-                Doubt(
-                    outside(indices, -1, keys),
-                    lambda: (
-                        f"indices runs from {int(indices.min())} to {int(indices.max())}; expected keys, -1 to "
-                        f"{keys - 1}"
-                    ),
-                )
-            ]
-        )
-    arguments = (query, key, scale, lse, indices, temperature)
-    return choose("softmax_at", backend or None, *arguments).run(*arguments)
+    problem, backend, check = SoftmaxAtProblem.unpack(arguments)
+    indices, keys = problem.indices, problem.key.shape[1]
+    if bounds_checked(check, indices):
+        least, most = indices.min, indices.max
+        message = "indices runs from {} to {}; expected keys, -1 to {}"
+        refuse([Doubt(outside(indices, -1, keys), lambda: message.format(int(least()), int(most()), keys - 1))])
+    return backends.choose("softmax_at", backend or None, problem).run(problem)
 
 
 @_operator.register_fake
-def _(query, key, scale, lse, indices, temperature, backend, check=True):  # type: ignore[no-untyped-def]
-    return lse.new_empty(indices.shape)
+def _(*arguments):  # type: ignore[no-untyped-def]
+    problem, *_ = SoftmaxAtProblem.unpack(arguments)
+    return problem.lse.new_empty(problem.indices.shape)
 
 
-def reference(query: Tensor, key: Tensor, scale: Tensor, lse: Tensor, indices: Tensor, temperature: float) -> Tensor:
+def reference(problem: SoftmaxAtProblem) -> Tensor:
     """The definition, one edge of every query at a time."""
-    wide = scale.dtype
-    exists, m = _edges(key, lse, indices)
-    out = torch.empty(indices.shape, dtype=wide, device=query.device)
-    for e in range(indices.shape[2]):
-        dots = (query.to(wide) * _rows(key, m[:, :, e])).sum(dim=2)
-        out[:, :, e] = (dots * scale.gather(1, m[:, :, e]) / temperature - lse).exp()
+    scale, (exists, m) = problem.scale, _edges(problem)
+    out = torch.empty(m.shape, dtype=scale.dtype, device=scale.device)
+    for e in range(m.shape[2]):
+        dots = (problem.query.to(scale.dtype) * _rows(problem.key, m[:, :, e])).sum(dim=2)
+        out[:, :, e] = (dots * scale.gather(1, m[:, :, e]) / problem.temperature - problem.lse).exp()
     return torch.where(exists, out, 0.0)
 
 
-def _edges(key: Tensor, lse: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _edges(problem: SoftmaxAtProblem) -> tuple[Tensor, Tensor]:
     """Which edges [B, N, E] exist, and their keys; 0 for the others."""
-    exists = (indices >= 0) & (indices < key.shape[1])
-    return exists & (lse > -torch.inf)[:, :, None], indices.where(exists, 0)
+    indices = problem.indices
+    is_key = (indices >= 0) & (indices < problem.key.shape[1])
+    return is_key & (problem.lse > -torch.inf)[:, :, None], indices.where(is_key, 0)
 
 
 def _rows(key: Tensor, m: Tensor) -> Tensor:
@@ -115,45 +124,34 @@ def _rows(key: Tensor, m: Tensor) -> Tensor:
     return key.gather(1, m[:, :, None].expand(-1, -1, key.shape[2])).to(torch.promote_types(key.dtype, torch.float32))
 
 
-@torch.library.custom_op("timecycle::softmax_at_backward", mutates_args=())
-def softmax_at_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    lse: Tensor,
-    indices: Tensor,
-    out: Tensor,
-    temperature: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "timecycle::softmax_at_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor out, {SoftmaxAtProblem.SCHEMA}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def softmax_at_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, scale and lse, in their dtypes; `out` is what the forward returned."""
-    arguments = (gradient, query, key, scale, lse, indices, out, temperature)
-    # A caller who named the reference gets it here as well; any other kernel that lacks this leaves it to the next.
-    return choose("softmax_at_backward", "reference" if backend == "reference" else None, *arguments).run(*arguments)
+    gradient, out, problem, backend = SoftmaxAtProblem.unpack(arguments, before=2)
+    chosen = backends.choose("softmax_at_backward", backends.wanted_backward(backend), problem, gradient, out)
+    return chosen.run(problem, gradient, out)
 
 
 @softmax_at_backward.register_fake
-def _(gradient, query, key, scale, lse, *rest):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, scale, lse))
+def _(*arguments):  # type: ignore[no-untyped-def]
+    *_, problem, _ = SoftmaxAtProblem.unpack(arguments, before=2)
+    return empty_like(problem.query, problem.key, problem.scale, problem.lse)
 
 
 def reference_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    lse: Tensor,
-    indices: Tensor,
-    out: Tensor,
-    temperature: float,
+    problem: SoftmaxAtProblem, gradient: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same, one edge of every query at a time; what does not exist has out 0."""
-    wide, (exists, m) = scale.dtype, _edges(key, lse, indices)
+    query, key, scale, (exists, m) = problem.query, problem.key, problem.scale, _edges(problem)
+    wide = scale.dtype
     d_logits = torch.where(exists, out * gradient, 0.0)
     d_query, d_product = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (query, key))
-    for e in range(indices.shape[2]):
-        d_dots = d_logits[:, :, e] / temperature
+    for e in range(m.shape[2]):
+        d_dots = d_logits[:, :, e] / problem.temperature
         d_query += (d_dots * scale.gather(1, m[:, :, e]))[:, :, None] * _rows(key, m[:, :, e])
         place = m[:, :, e, None].expand(-1, -1, key.shape[2])
         d_product.scatter_add_(1, place, d_dots[:, :, None] * query.to(wide))
@@ -166,17 +164,17 @@ def reference_backward(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.temperature, ctx.backend, _ = inputs
-    ctx.save_for_backward(*tensors, output)
+    problem, ctx.backend, _ = SoftmaxAtProblem.unpack(inputs)
+    problem.save(ctx, output)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    d_query, d_key, d_scale, d_lse = softmax_at_backward(gradient, *ctx.saved_tensors, ctx.temperature, ctx.backend)
-    return d_query, d_key, d_scale, d_lse, None, None, None, None
+    problem, out = SoftmaxAtProblem.saved(ctx)
+    d_query, d_key, d_scale, d_lse = softmax_at_backward(gradient, out, *problem.pack(), ctx.backend)
+    return input_gradients(ctx, d_query, d_key, d_scale, d_lse)
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
-
-register("softmax_at", *softmax_backends("softmax_at", "softmax_at", 0, reference))
-register("softmax_at_backward", *softmax_backends("softmax_at", "softmax_at_backward", 1, reference_backward))
+backends.register("softmax_at", *softmax_backends("softmax_at", "softmax_at", reference))
+backends.register("softmax_at_backward", *softmax_backends("softmax_at", "softmax_at_backward", reference_backward))

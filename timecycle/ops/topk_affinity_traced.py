@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timecycle.kernels.topk_affinity import topk_affinity as run_kernels
+from timecycle.kernels.topk_affinity import topk_affinity
 from timecycle.kernels.traced import traced
 from timecycle.ops.problem import Problem
 from timecycle.ops.topk_affinity_backward import backward, save_for_backward
@@ -21,14 +21,16 @@ def is_traceable(problem: Problem) -> bool:
     return not problem.keep_ties and problem.query.dtype in (torch.bfloat16, torch.float16)
 
 
-@torch.library.triton_op(
-    "timecycle::topk_affinity_triton", mutates_args=(), schema=f"({Problem.SCHEMA}) -> (Tensor, Tensor, Tensor)"
-)
-def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators as topk_affinity's operator returns them; ties="exact"."""
     (problem,) = Problem.unpack(arguments)
     with traced():
-        return run_kernels(problem)
+        return topk_affinity(problem)
+
+
+# triton_op takes no schema, only what it reads off a function.
+_run.__signature__ = Problem.signature(tuple[Tensor, Tensor, Tensor])  # type: ignore[attr-defined]
+operator: Any = torch.library.triton_op("timecycle::topk_affinity_triton", _run, mutates_args=())
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
