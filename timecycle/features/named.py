@@ -9,7 +9,7 @@ from torch.nn import functional
 from timecycle.checkpoints.networks import load_features
 from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
-from timecycle.files import hash_of
+from timecycle.files import check_is_file, hash_of
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
 from timecycle.propagation.protocols import Protocol
@@ -38,8 +38,7 @@ def current_features(description: str) -> str:
 
 def hash_of_weights(path: Path) -> str:
     """SHA-256 of a file of weights. Raises InputError if it is not there."""
-    if not path.is_file():
-        raise InputError(f"--resume {path} does not exist; expected a .pth.tar of the release, or .safetensors")
+    check_is_file(path, "a .pth.tar of the release, or .safetensors, for --resume")
     return hash_of(path)
 
 
