@@ -312,8 +312,8 @@ def test_a_patch_is_the_bilinear_sample_of_its_place():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"side": 8}, "side is 8; expected at least 9"),
-        ({"patch": 1}, "patch is 1; expected at least 2"),
+        ({"frame_side": 8}, "frame_side is 8; expected at least 9"),
+        ({"patch_side": 1}, "patch_side is 1; expected at least 2"),
         ({"frame_gap": 0}, "frame_gap is 0; expected at least 1"),
         ({"length": 0}, "length is 0; expected at least 1"),
         ({"pred_distance": 0}, "pred_distance is 0; expected at least 1"),

@@ -32,6 +32,15 @@ def test_training_starts_from_the_part_that_is_named(tmp_path):
     assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
 
 
+def test_training_starts_from_a_checkpoint_of_version_0_1(tmp_path):
+    """Which named the localizer otherwise."""
+    path, learned, model = tmp_path / "weights.pth", TimeCycle(64, 56).state_dict(), TimeCycle(64, 56)
+    torch.save({"model": {name.replace("localizer.", "localiser."): value for name, value in learned.items()}}, path)
+    assert load_pretrained(model, path) == "all weights"
+    assert all(torch.equal(value, learned[name]) for name, value in model.state_dict().items())
+    path.unlink()
+
+
 RELEASED = {
     "encoder.trunk.": "encoderVideo.",
     "encoder.head.": "afterconv1.",

@@ -10,7 +10,7 @@ import torch
 
 from timecycle.errors import InputError
 from timecycle.models.timecycle import TimeCycle, grid_loss
-from timecycle.models.tracking import Localizer, inlier_scores, patch_affinity, places, warp
+from timecycle.models.tracking import Localizer, inlier_scores, patch_affinity, transformed_grid, warp
 
 TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9, 1e-8)}
 
@@ -147,7 +147,7 @@ def test_a_warp_under_the_identity_is_the_frame():
     frame = torch.rand(1, 2, 5, 5)
     identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     torch.testing.assert_close(warp(frame, identity, 5), frame)
-    assert places(identity, 3)[0, 0, 2].tolist() == [1, -1]  # x runs along a row
+    assert transformed_grid(identity, 3)[0, 0, 2].tolist() == [1, -1]  # x runs along a row
 
 
 def test_gradients_are_those_of_finite_differences():

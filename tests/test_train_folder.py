@@ -126,6 +126,32 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(whole):
     assert_same_run("parts", "whole")
 
 
+OLD_SETTINGS = {
+    "optimizer": "optimiser", "beta1": "momentum", "max_grad_norm": "clip", "synthetic_clips": "made_clips",
+    "visualize_every": "pictures_every", "crop_side": "side", "frame_side": "side", "patch_side": "patch",
+    "max_frame_gap": "frame_gap",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [OPTIONS, (*CYCLE, "--keep", 9)], ids=["walk", "timecycle"])
+def test_a_run_of_version_0_1_is_gone_on_with(tiny, options):
+    """Whose checkpoints have other names of settings, of the optimizer and of parameters."""
+    assert tiny(*options, "-c", "whole").code == 0
+    assert tiny(*options, "--steps", 2, "-c", "parts").code == 0
+    path = Path("parts/checkpoint_0000002.pt")
+    content = torch.load(path, weights_only=True)
+    content["optimiser"] = content.pop("optimizer")
+    content["model"] = {name.replace("localizer.", "localiser."): value for name, value in content["model"].items()}
+    settings = {OLD_SETTINGS.get(name, name): value for name, value in content["settings"].items()}
+    # All objectives' settings were stored.
+    content["settings"] = {"patch": 80, "lamda": 0.1, "walk_over": "crops", "temperature": 0.07} | settings
+    torch.save(content, path)
+    done = tiny(*options, "-c", "parts", "--resume", "auto")
+    assert done.code == 0, done.err
+    assert "going on from parts/checkpoint_0000002.pt, step 2" in done.out
+    assert_same_run("parts", "whole")
+
+
 def test_a_checkpoint_under_another_name_is_gone_on_from(whole):
     Path("alone").mkdir()
     Path("parts/checkpoint_0000004.pt").rename("alone/mine.pt")

@@ -148,10 +148,8 @@ def test_samples_are_what_the_objective_takes(form: str) -> None:
     if form == "crops":
         samples, model = CropWalkDataset([Ramp(9), Ramp(7)], 0, crop_side=64), CropWalk(trunk, 8)
     else:
-        samples, model = (
-            GridWalkDataset([Ramp(9), Ramp(7)], 0, frame_side=96, cell_side=32, length=3),
-            GridWalk(trunk, 8),
-        )
+        samples = GridWalkDataset([Ramp(9), Ramp(7)], 0, frame_side=96, cell_side=32, length=3)
+        model = GridWalk(trunk, 8)
     batch = default_collate([samples[0, 0], samples[0, 1]])
     losses = model(**{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
     assert losses.total.isfinite()
@@ -160,10 +158,10 @@ def test_samples_are_what_the_objective_takes(form: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        (CropWalkDataset, {"crop": 60}, "the crop is 60 pixels"),
-        (CropWalkDataset, {"crop": 264}, "at most 256"),
+        (CropWalkDataset, {"crop_side": 60}, "crop_side is 60 pixels"),
+        (CropWalkDataset, {"crop_side": 264}, "at most 256"),
         (CropWalkDataset, {"length": 1}, "length is 1"),
-        (GridWalkDataset, {"patch": 300}, "patch 300 pixels"),
+        (GridWalkDataset, {"cell_side": 300}, "cell_side 300 pixels"),
         (GridWalkDataset, {"max_frame_gap": 0}, "max_frame_gap 0"),
     ],
 )

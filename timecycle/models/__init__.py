@@ -1,1 +1,1 @@
-"""The networks: the encoder, what needs no training, and the objectives that train it."""
+"""Networks: encoders, training-free descriptors, and the objectives that train an encoder."""

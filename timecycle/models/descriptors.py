@@ -25,7 +25,7 @@ _FAINT = 1e-6  # Lab units a pixel, under the square root: flat places get equal
 
 
 def _whole_cells(rgb: np.ndarray) -> np.ndarray:
-    """A picture [H, W, 3] continued to sides that are multiples of 8."""
+    """An image [H, W, 3] padded by its edge to sides that are multiples of 8."""
     below, beside = -rgb.shape[0] % STRIDE, -rgb.shape[1] % STRIDE
     return cv2.copyMakeBorder(rgb, 0, below, 0, beside, cv2.BORDER_REPLICATE)
 

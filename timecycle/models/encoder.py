@@ -28,15 +28,14 @@ Padding = Literal["zeros", "reflect"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-# Of oneDNN's 1x1 kernels: 16 channels with AVX-512, 8 with AVX2.
-_LARGEST_BLOCK = 16
+_ONEDNN_BLOCK = 16  # channels of a block in oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
 
 
-class _Thinning(nn.Conv2d):
-    """A 1x1 convolution of stride s as one of stride 1 over every s-th row and column: the same products and sums.
+class _StridedConv1x1(nn.Conv2d):
+    """A 1x1 convolution of stride s as one of stride 1 on every s-th row and column: the same products and sums.
 
-    For fewer channels than a block, oneDNN 3.12 writes past its own workspace in the gradient of a strided one's
-    weights if channels lie innermost: a damaged heap, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
+    With fewer channels than a block, oneDNN 3.12 writes past its own workspace in the weight gradient of a strided
+    channels-last one: a damaged heap, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential
     """The projection that a block's input needs where its output has another shape, named as torchvision names it."""
     if stride == 1 and channels_in == channels_out:
         return None
-    kind = _Thinning if stride > 1 and channels_in < _LARGEST_BLOCK else nn.Conv2d
+    kind = _StridedConv1x1 if stride > 1 and channels_in < _ONEDNN_BLOCK else nn.Conv2d
     return nn.Sequential(kind(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
 
 

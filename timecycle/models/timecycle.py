@@ -1,4 +1,4 @@
-"""TimeCycle's training objective: a patch is tracked back through a video and forward again, and must come home.
+"""TimeCycle's objective: a patch is tracked back through a video and forward again, and should end where it began.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples, T
 base frames, S x S feature positions of a frame, s x s of a patch, D channels.
@@ -12,32 +12,32 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE, Encoder
-from timecycle.models.tracking import Frame, Localizer, inlier_scores_of, places, warp_rows
+from timecycle.models.tracking import Frame, Localizer, inlier_scores_of, transformed_grid, warp_rows
 
 CYCLE_WEIGHT = 0.2
-POINTS = 20  # along each side of the grid that transforms are compared on
+GRID_POINTS = 20  # along each side of the grid on which transforms are compared
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step minimizes, and the transforms [.., 2, 3] that it found."""
+    """The losses of a step, and the transforms [.., 2, 3] that were predicted."""
 
     cycle: Tensor
-    """[T]: of cycles of length 1 .. T, each the mean squared distance of a point from where it began."""
+    """[T]: of cycles of length 1 .. T, each the mean squared distance of the patch's points from where they began."""
     skip: Tensor
-    """[]: the same from the patch over one base frame straight to the target, mean over base frames."""
+    """[]: the same of skip-cycles, from the patch to one base frame and straight to the target, mean over frames."""
     inliers: Tensor
-    """[]: the mean share of affinity on the place that was found, of the patch in each base frame; to be large."""
+    """[]: the inlier score, mean share of affinity at the predicted location in each base frame; to be maximized."""
     total: Tensor
     """[]: 0.2 * lamda * mean(cycle) + lamda * skip - inliers."""
     back: Tensor
-    """[T, B, 2, 3]: of the patch in frames T-1, T-2, .. 0, one after the other."""
+    """[T, B, 2, 3]: of the patch tracked back through frames T-1, T-2, .. 0."""
     forward: tuple[Tensor, ...]
     """For each length c, [c, B, 2, 3]: in frames T-c+1 .. T-1, then the target."""
     direct: Tensor
-    """[B, T, 2, 3]: of the patch in each base frame."""
+    """[B, T, 2, 3]: of the patch in each base frame, directly."""
     skips: Tensor
-    """[B, T, 2, 3]: of what was found there in the target."""
+    """[B, T, 2, 3]: of these in the target."""
 
     def scalars(self) -> dict[str, float]:
         """What a log shows of a step; the total under `loss`."""
@@ -45,9 +45,9 @@ class Losses:
         return {"loss": self.total.item(), "skip": self.skip.item(), "inliers": self.inliers.item(), **cycles}
 
 
-def grid_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared distance between where two transforms [B, 2, 3] take a 20 x 20 grid of points over [-1, 1]."""
-    return (places(found - wanted, POINTS)).square().sum(dim=-1).mean()
+def grid_loss(predicted: Tensor, expected: Tensor) -> Tensor:
+    """Mean squared distance between a 20 x 20 grid of points over [-1, 1] under two transforms [B, 2, 3]."""
+    return (transformed_grid(predicted - expected, GRID_POINTS)).square().sum(dim=-1).mean()
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TimeCycle(nn.Module):
-    """Encoder and localizer, and what is minimized of a sample.
+    """Encoder, localizer and the losses of a sample.
 
     Args:
         side: pixels along a frame's side, a multiple of 8; 240 in the paper.
@@ -117,26 +117,26 @@ class TimeCycle(nn.Module):
         """
         self._check(frames, target, patch, theta)
         samples, length = frames.shape[:2]
-        # Three calls, in this order: each has batch statistics of its own and moves the running ones once.
+        # Three calls, in this order: each has its own batch statistics and updates the running ones once.
         base = self._features(frames.transpose(0, 1).flatten(0, 1)).unflatten(0, (length, samples))
         query = self._features(patch)
         return self.losses_of(base, query, self._features(target), theta)
 
     def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
-        """The same from features: of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
+        """The same from features of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
 
-        They are rows of a feature map, row by row, after the ReLU, not normalized; theta as in `losses`.
+        They are feature maps flattened row-major, after the ReLU, not normalized; theta as in `losses`.
         """
         with torch.autocast(theta.device.type, enabled=False):
             query = functional.normalize(patch, dim=2)
-            # Of each frame by itself: an index into all has a gradient as large as all, at every use.
+            # Frame by frame: the gradient of an index into the whole tensor would be as large as that, at every use.
             frames, goal = [Frame.of(features) for features in base.unbind(0)], Frame.of(target)
             return self._losses(query, frames, goal, theta)
 
     def _losses(self, query: Tensor, frames: list[Frame], goal: Frame, theta: Tensor) -> Losses:
         length, side = len(frames), self._sides[1] // STRIDE
-        # Back from the last frame, where the patch was seen before: the one track serves cycles of every length. On the
-        # way every frame is searched for the patch itself, too; in the last one that is the same.
+        # Backward from the last frame: one track, shared by cycles of every length. In every frame the patch itself is
+        # localized too, for the skip-cycles; in the last one that is the same.
         back: list[Tensor] = []
         tracked: list[Tensor] = []
         direct: list[Tensor] = []
@@ -149,18 +149,18 @@ class TimeCycle(nn.Module):
             direct, seen = [found[0], *direct], [moved[0], *seen]
             back.append(found[-1])
             tracked.append(moved[-1])
-        # Forward, the longest cycle first; each frame is where a shorter one sets out, from what was tracked before it.
+        # Forward, the longest cycle first; a shorter one starts at each frame, from what was tracked before it.
         forward: list[list[Tensor]] = []
-        under_way: list[Tensor] = []
+        queries: list[Tensor] = []
         for t, frame in enumerate(frames[1:], start=1):
-            under_way.append(tracked[length - t])
+            queries.append(tracked[length - t])
             forward.append([])
-            found, _ = self.localizer.locate(under_way, frame)
-            under_way = warp_rows(frame, found, side)
+            found, _ = self.localizer.locate(queries, frame)
+            queries = warp_rows(frame, found, side)
             for track, place in zip(forward, found, strict=True):
                 track.append(place)
-        # All arrive in the target, and what was seen in single frames with them; of the last frame both are the same.
-        found, _ = self.localizer.locate([*under_way, *seen], goal)
+        # All cycles and skip-cycles end in the target; those of the last frame are the same.
+        found, _ = self.localizer.locate([*queries, *seen], goal)
         skips = found[length - 1 :]
         ends = [*found[: length - 1], skips[-1]]
         tracks = [torch.stack([*track, end]) for track, end in zip([*forward, []], ends, strict=True)][::-1]
@@ -181,12 +181,12 @@ class TimeCycle(nn.Module):
         )
 
     def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
-        """`losses`, under the name that wrappers such as DistributedDataParallel call."""
+        """`losses`, as wrappers such as DistributedDataParallel call it."""
         return self.losses(frames, target, patch, theta)
 
     def _features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row by row, after the ReLU, not normalized; at least float32."""
-        images = images.contiguous(memory_format=torch.channels_last)  # whose features are rows as they lie
+        """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row-major, after the ReLU, not normalized; at least float32."""
+        images = images.contiguous(memory_format=torch.channels_last)  # so that features are rows in memory
         features = functional.relu(self.encoder.head(self.encoder.trunk(images)))
         return features.flatten(2).transpose(1, 2).to(torch.promote_types(features.dtype, torch.float32))
 

@@ -1,8 +1,8 @@
-"""Where a patch is in a frame, and what is there: localizer, warp and inlier score, with the affinity and without.
+"""Tracking of a patch: localizer, warp and inlier score, each with the affinity matrix and without.
 
-What training runs takes features position by position and goes through the operators, and no affinity matrix exists.
-Beside it stand the plain forms of the paper, which define what it computes: `patch_affinity`, `Localizer.forward`,
-`warp`, `inlier_scores`.
+Training uses the forms on features and the fused operators, which never materialize the affinity matrix
+(`Localizer.locate`, `warp_rows`, `inlier_scores_of`). The paper's forms define what they compute: `patch_affinity`,
+`Localizer.forward`, `warp`, `inlier_scores`.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples,
 S x S feature positions of a frame, s x s of a patch, D channels, G queries of one frame.
@@ -20,7 +20,7 @@ from timecycle.ops import attention, propagate_labels, softmax_at
 
 TEMPERATURE = 512**-0.5
 SCALE = 1 / 3  # of the patch in the frame
-# Of the translation in the inlier score alone. The release has the same quotient in its warp, where Python 2's integer
+# Of the translation, in the inlier score alone: the release has the same factor in its warp, where Python 2's integer
 # division made it 1.
 INLIER_FACTOR = 227 / 210
 INLIER_EPS = 1e-5
@@ -35,16 +35,16 @@ class Frame:
     features: Tensor
     """[B, S * S, D], row by row, not normalized."""
     scale: Tensor
-    """[B, S * S]: one over their lengths."""
+    """[B, S * S]: 1 / L2 norm."""
 
     @staticmethod
     def of(features: Tensor) -> "Frame":
-        """The frame of these features; lengths as `functional.normalize` takes them."""
+        """The frame of these features, with the eps of `functional.normalize`."""
         return Frame(features, 1 / torch.linalg.vector_norm(features, dim=2).clamp_min(1e-12))
 
 
 class Localizer(nn.Module):
-    """From the affinity of a patch with a frame to the place of the patch: an affine transform of rotation and shift.
+    """From the affinity of a patch and a frame to the location of the patch: a transform of rotation and translation.
 
     Args:
         side: feature positions along a frame's side, S; its S * S keys are the channels of the first convolution.
@@ -68,9 +68,9 @@ class Localizer(nn.Module):
     def forward(self, affinity: Tensor, convolution: Tensor | None = None) -> Tensor:
         """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3].
 
-        convolution: what `convolution` returns, for callers who want it made once for many calls.
+        convolution: what `convolution` returns, to compute it once for many calls.
         """
-        return self._place(functional.conv2d(affinity, self.convolution() if convolution is None else convolution))
+        return self._predict(functional.conv2d(affinity, self.convolution() if convolution is None else convolution))
 
     def convolution(self) -> Tensor:
         """The first convolution's weights as a release has them: [128, S * S, 4, 4], keys column by column."""
@@ -78,37 +78,36 @@ class Localizer(nn.Module):
         return taps.permute(4, 3, 2, 0, 1).flatten(1, 2)
 
     def taps_of(self, convolution: Tensor) -> Tensor:
-        """The `taps` of such weights; others are returned as they are."""
+        """The `taps` of such weights; weights of other shapes are returned as they are."""
         if list(convolution.shape) != [WIDTH, self.taps.shape[1], KERNEL, KERNEL]:
             return convolution
         taps = convolution.unflatten(1, (self._sides[0], -1)).permute(3, 4, 2, 1, 0)
         return taps.reshape(self.taps.shape)
 
     def locate(self, queries: list[Tensor], frame: Frame) -> tuple[Tensor, Tensor]:
-        """Places of G patches in a frame.
+        """Localize G patches in a frame.
 
         Args:
             queries: G times [B, s * s, D], row by row, L2-normalized.
-            frame: where they are looked for.
+            frame: to search.
 
         Returns:
-            theta [G, B, 2, 3], as `forward` finds it in the affinity, and the logarithms of the softmax's denominators
-            [G, B, s * s], as `attention` returns them.
+            theta [G, B, 2, 3], as `forward` predicts from the affinity, and the logarithms of the softmax's
+            denominators [G, B, s * s], as `attention` returns them.
         """
         count, side = len(queries), self._sides[1]
-        # Patch by patch within a position: a shift of positions is then one of rows, and rows across two patches do
-        # not exist.
+        # Patches innermost: a shift of positions is then a shift of rows, which never mixes patches.
         rows = torch.stack(queries, dim=2).flatten(1, 2)
         shifts = [(dy * side + dx) * count for dy in range(KERNEL) for dx in range(KERNEL)]
         out, lse = attention(rows, frame.features, self.taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
-        # The last KERNEL - 1 places of each row of the grid would reach into the next; the very last are not there.
+        # The last KERNEL - 1 positions of each row of the grid reach into the next row; the last of all are missing.
         inside = side - KERNEL + 1
         grid = functional.pad(out, (0, 0, 0, (KERNEL - 1) * count)).unflatten(1, (inside, side, count))[:, :, :inside]
-        theta = self._place(grid.permute(3, 0, 4, 1, 2).flatten(0, 1)).unflatten(0, (count, -1))
+        theta = self._predict(grid.permute(3, 0, 4, 1, 2).flatten(0, 1)).unflatten(0, (count, -1))
         return theta, lse.unflatten(1, (-1, count)).permute(2, 0, 1)
 
-    def _place(self, x: Tensor) -> Tensor:
-        """What the first convolution found [B, 128, s - 3, s - 3] -> theta [B, 2, 3]."""
+    def _predict(self, x: Tensor) -> Tensor:
+        """Output of the first convolution [B, 128, s - 3, s - 3] -> theta [B, 2, 3]."""
         x = functional.leaky_relu(self.conv2(functional.leaky_relu(x, 0.1)), 0.1)
         shift_x, shift_y, angle = self.linear(x.flatten(1)).unbind(1)
         cosine, sine = angle.cos() * SCALE, angle.sin() * SCALE
@@ -117,7 +116,7 @@ class Localizer(nn.Module):
 
 
 def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
-    """How alike each position of a patch is to every position of a frame, a softmax over the frame.
+    """Affinity of each position of a patch with every position of a frame, a softmax over the frame.
 
     patch [B, D, s, s] and frame [B, D, S, S], L2-normalized. Returns [B, S * S, s, s], keys column by column (channel
     x * S + y), in the features' dtype.
@@ -127,21 +126,21 @@ def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
     return logits.softmax(dim=1).unflatten(2, patch.shape[2:])
 
 
-def places(theta: Tensor, side: int) -> Tensor:
-    """Where theta [B, 2, 3] takes a corner-aligned grid over [-1, 1]: [B, side, side, 2], x then y."""
+def transformed_grid(theta: Tensor, side: int) -> Tensor:
+    """A corner-aligned grid over [-1, 1] transformed by theta [B, 2, 3]: [B, side, side, 2], x then y."""
     steps = torch.linspace(-1, 1, side, dtype=theta.dtype, device=theta.device)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1)
     return torch.einsum("bij,yxj->byxi", theta, points)
 
 
-def corners(theta: Tensor, side: int, height: int) -> tuple[Tensor, Tensor]:
-    """The four positions of a height x height frame around where theta [B, 2, 3] takes each of side x side places.
+def bilinear_corners(theta: Tensor, side: int, height: int) -> tuple[Tensor, Tensor]:
+    """Bilinear interpolation of a height x height frame at side x side points transformed by theta [B, 2, 3].
 
-    Returns their bilinear weights [B, side * side, 4], differentiable in theta, and indices, row by row; -1 and weight
-    0 beyond the frame's edge.
+    Returns weights [B, side * side, 4], differentiable in theta, and row-major indices of the four positions around
+    each point; -1 and weight 0 beyond the frame's edge.
     """
-    at = (places(theta, side).flatten(1, 2) + 1) * ((height - 1) / 2)  # in positions of the frame, [B, n, 2]
+    at = (transformed_grid(theta, side).flatten(1, 2) + 1) * ((height - 1) / 2)  # in positions of the frame, [B, n, 2]
     offsets = at.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
     corner = at.detach().floor()[:, :, None] + offsets
     inside = ((corner >= 0) & (corner <= height - 1)).all(dim=-1)
@@ -152,52 +151,52 @@ def corners(theta: Tensor, side: int, height: int) -> tuple[Tensor, Tensor]:
 
 def warp(frame: Tensor, theta: Tensor, side: int) -> Tensor:
     """Bilinear samples [B, D, side, side] of a frame [B, D, S, S] under theta [B, 2, 3]; zero beyond its edge."""
-    return functional.grid_sample(frame, places(theta, side), padding_mode="zeros", align_corners=True)
+    return functional.grid_sample(frame, transformed_grid(theta, side), padding_mode="zeros", align_corners=True)
 
 
 def warp_rows(frame: Frame, theta: Tensor, side: int) -> list[Tensor]:
-    """What is at each of G places theta [G, B, 2, 3] in a frame, L2-normalized: the next queries, [B, side * side, D].
+    """Features of a frame at each of G locations theta [G, B, 2, 3], L2-normalized: the next queries, [B, side^2, D].
 
-    As `warp` finds it, by weights and indices instead of a frame laid out as an image.
+    Computes `warp`, by bilinear weights and indices.
     """
     count, samples = theta.shape[:2]
-    weights, indices = corners(theta.flatten(0, 1), side, math.isqrt(frame.features.shape[1]))
+    weights, indices = bilinear_corners(theta.flatten(0, 1), side, math.isqrt(frame.features.shape[1]))
     weights, indices = (
         x.unflatten(0, (count, samples)).transpose(0, 1).flatten(1, 2).contiguous() for x in (weights, indices)
     )
     slots = torch.arange(samples, device=theta.device)[:, None]
-    # Unchecked, since corners gives no others.
+    # Unchecked, since corners returns valid indices.
     rows = functional.normalize(propagate_labels(weights, indices, frame.features, slots, check=False), dim=2)
     return list(rows.unflatten(1, (count, -1)).unbind(1))
 
 
-def _moved(theta: Tensor) -> Tensor:
-    """Where the inlier score looks."""
+def _inlier_theta(theta: Tensor) -> Tensor:
+    """The transform of the inlier score."""
     return torch.cat([theta[:, :, :2], theta[:, :, 2:] * INLIER_FACTOR], dim=2)
 
 
-def _share(weights: Tensor, affinity: Tensor, keys: int) -> Tensor:
-    """The mean of affinity [B, n, 4] under weights [B, n, 4], which count a little for every key: [B]."""
+def _weighted_mean(weights: Tensor, affinity: Tensor, keys: int) -> Tensor:
+    """Mean of affinity [B, n, 4] under weights [B, n, 4], to whose sum eps is added for every key: [B]."""
     total = weights.sum((1, 2)) + INLIER_EPS * keys * weights.shape[1]
     return (weights * affinity).sum((1, 2)) / total
 
 
 def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
-    """The share of affinity on the four keys around where theta takes each position of the patch, [B].
+    """The share of affinity on the four keys around each transformed position of the patch, [B].
 
     affinity [B, S * S, s, s] as `patch_affinity` returns it; theta [B, 2, 3], whose shift counts 227/210 times here.
     Differentiable in both.
     """
     keys, side = affinity.shape[1], affinity.shape[2]
     height = math.isqrt(keys)
-    weights, indices = corners(_moved(theta), side, height)
+    weights, indices = bilinear_corners(_inlier_theta(theta), side, height)
     channel = indices.clamp(min=0) % height * height + indices.clamp(min=0) // height
-    return _share(weights, affinity.flatten(2).transpose(1, 2).gather(2, channel), keys)
+    return _weighted_mean(weights, affinity.flatten(2).transpose(1, 2).gather(2, channel), keys)
 
 
 def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) -> Tensor:
     """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localizer.locate`."""
     side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
-    weights, indices = corners(_moved(theta), side, math.isqrt(keys))
+    weights, indices = bilinear_corners(_inlier_theta(theta), side, math.isqrt(keys))
     affinity = softmax_at(query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale, check=False)
-    return _share(weights, affinity, keys)
+    return _weighted_mean(weights, affinity, keys)

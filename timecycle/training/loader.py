@@ -23,6 +23,7 @@ from timecycle.errors import InputError
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import GPU_WORKERS, RunSettings
 from timecycle.training.signals import failure_sentence
+from timecycle.workers import end
 
 PATIENCE = 2.0  # seconds until workers that were asked to end are killed
 
@@ -165,14 +166,10 @@ def _shut_down(batches: Any, workers: Collection[BaseProcess]) -> None:
 
 
 def _kill(workers: Collection[BaseProcess]) -> None:
-    """Kill workers; they hold nothing that could be lost."""
-    if not workers:
-        return
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
+    """Kill workers, without PyTorch's handler, which would raise."""
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        end(workers)
 
 
 def _init_worker(_: int) -> None:
