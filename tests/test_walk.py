@@ -164,3 +164,13 @@ def test_refuses_settings_that_mean_nothing() -> None:
         GridWalk(Trunk(18, 3, "reflect", 4), edge_dropout=1.0)
     with pytest.raises(InputError, match="patches has shape"):
         GridWalk(Trunk(18, 3, "reflect", 4))(torch.zeros(1, 1, 9, 3, 64, 64))
+
+
+def test_names_of_version_0_1_work(walk: CropWalk) -> None:
+    ahead, target = torch.rand(1, 2, 3, 64, 64), torch.arange(64)[None]
+    with pytest.warns(DeprecationWarning, match="home= is called target= now"):
+        losses = walk(ahead, ahead[:, :1], home=target)
+    with pytest.warns(DeprecationWarning, match=".walks is called .nll now"):
+        assert losses.walks is losses.nll
+    with pytest.warns(DeprecationWarning, match=".home is called .accuracy now"):
+        assert losses.home is losses.accuracy

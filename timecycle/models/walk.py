@@ -25,15 +25,17 @@ from torch.nn import functional
 
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE, Trunk
+from timecycle.ops import deprecated
 from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published
 NO_TARGET = -1  # of a node whose place the way back does not show
 
 
+@deprecated.fields(walks="nll", home="accuracy")
 @dataclass(frozen=True)
 class WalkLosses:
-    """What a step minimises."""
+    """The losses of a step."""
 
     nll: Tensor
     """[T - 1]: negative log-likelihood of walks 1 .. T - 1 frames forward and back, mean over samples of node means."""
@@ -149,6 +151,7 @@ class Walk(nn.Module):
 class CropWalk(Walk):
     """Walks over dense features, forward through crops of one window and back through crops of another."""
 
+    @deprecated.keywords(home="target")
     def forward(self, ahead: Tensor, back: Tensor, target: Tensor) -> WalkLosses:
         """One step's losses.
 
