@@ -1,1 +1,1 @@
-"""Checkpoints of others and our own: read without running pickled code, recognized, converted."""
+"""Published and own checkpoints: read without running pickled code, recognized, converted."""

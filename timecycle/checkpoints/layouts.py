@@ -1,25 +1,25 @@
-"""Layouts of published checkpoints: which networks a file may hold, and which one of them is meant.
+"""Layouts of published checkpoints: which networks a file holds, and which of them to load.
 
-The layouts that are read, told apart by what stands before torchvision's names of a ResNet:
+Layouts are recognized by the prefix of torchvision's names of a ResNet:
 
     timecycle      encoderVideo.<names>, afterconv1.weight, 3-D convolutions [out, in, 1, kh, kw]: the release;
                    trunk.<names>, head.weight: ours
-    crw            encoder.model.<names>, under 'model'; in some files conv1.1.weight, after a module that pads
-    crw-zeropad    the same of a network that pads with zeros (model_type scratch_zeropad, imagenet18, ...), which no
-                   name tells: it must be asked for
+    crw            encoder.model.<names>, under 'model'; in some files conv1.1.weight, after a padding module
+    crw-zeropad    the same with zero padding (model_type scratch_zeropad, imagenet18, ...), which the names do not
+                   tell: only on request
     uvc            gray_encoder.<names>
     vfs            backbone.<names>, where a convolution and its normalization are conv1.conv.weight and conv1.bn.weight
     moco           encoder_q.<names> (v1, v2), base_encoder.<names> (v3); the key encoder (encoder_k, momentum_encoder)
-                   only if it is asked for, or stands alone
+                   only on request, or if it is the only one
     walk           walk.<names>: ours, of any width (`save_encoder`)
     torchvision    <names> alone; also VFS's converted files, and our own `convert`'s resnet18 and resnet50
 
-Before them may stand, in any order and number, what training programs wrap around a network: model., net., encoder.,
-backbone., student., teacher. and the like (SimSiam's files are torchvision's under encoder.), and anywhere what PyTorch
-adds, such as module. and _orig_mod. (`timecycle.checkpoints.state_dicts`).
+Before the prefix there may be, in any order and number, names of wrapping modules: model., net., encoder., backbone.,
+student., teacher. and the like (SimSiam's files are torchvision's under encoder.), and anywhere what PyTorch's wrappers
+add, such as module. and _orig_mod. (`timecycle.checkpoints.state_dicts`).
 
 Sources: the published code of each, as in `timecycle.models.encoder`; facebookresearch/moco and moco-v3 (builder.py).
-No published file of crw, uvc, vfs or moco was at hand: the names are what that code writes and reads.
+Names of crw, uvc, vfs and moco are from that code, not from published files.
 """
 
 import re
@@ -41,7 +41,7 @@ _RELEASE_TRUNK = "encoderVideo."
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a method's checkpoint keeps its trunk, and what its weights do not say of the network."""
+    """Prefixes of a method's trunk in its checkpoints, and what a state dict does not tell of the network."""
 
     prefixes: tuple[str, ...]
     stages: Literal[3, 4] = 3
@@ -58,7 +58,7 @@ LAYOUTS = {
     "walk": Layout(("walk.",), padding="reflect"),
     "torchvision": Layout(("",)),
 }
-"""By name. The first that fits a file's names is taken, so the one without a prefix comes last."""
+"""By name. The first that matches is used, so the one without a prefix comes last."""
 
 _WRAPPERS = {
     "model", "net", "network", "encoder", "backbone", "student", "teacher", "state_dict", "model_ema", "ema", "params",
@@ -66,7 +66,7 @@ _WRAPPERS = {
 }  # fmt: skip
 _KEY_ENCODERS = {"encoder_k": "encoder_q", "momentum_encoder": "base_encoder"}
 
-# Names inside a convolution's own module (mmcv's ConvModule, crw's padding and convolution) under torchvision's.
+# Names of convolutions in modules of their own (mmcv's ConvModule, crw's padding and convolution), and torchvision's.
 _INNER_NAMES = (
     (re.compile(r"conv(\d)\.(?:conv|1)\."), r"conv\1."),
     (re.compile(r"conv(\d)\.bn\."), r"bn\1."),
@@ -96,12 +96,12 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """A 3-D convolution of temporal extent 1 as the 2-D convolution that it is; anything else as it came."""
+    """A 3-D convolution of temporal extent 1 as a 2-D convolution; anything else as it is."""
     return weight.squeeze(2).contiguous() if weight.ndim == 5 and weight.shape[2] == 1 else weight
 
 
 def standard_names(state: State, layout: Layout) -> State:
-    """The trunk of a checkpoint, with all that it holds, under torchvision's names and in torchvision's shapes.
+    """The trunk of a checkpoint, all its tensors, under torchvision's names and in torchvision's shapes.
 
     Prefixes dropped, temporal axes of extent 1 squeezed. For our layouts that is a standard ResNet-50 without its
     classifier, layer4 (stored by the release, never trained) included where it is stored. The published notebook puts
@@ -125,14 +125,14 @@ def _standard_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a file may hold, as `find_network` returns it.
+    """A candidate network of a file, as `find_network` returns it.
 
     place: as in `StoredTrunk`.
-    layout: a name of `LAYOUTS`, which says what is built of it.
-    known: whether the names, or the caller, say the layout; without, it is only what it could be.
+    layout: a name of `LAYOUTS`, which determines the module.
+    known: whether the names, or the caller, determine the layout; if not, it is a guess.
     tensors: under torchvision's names and in torchvision's shapes, all that is stored.
     head: TimeCycle's, of its layout.
-    doubled: names that several tensors have.
+    doubled: names that several tensors map to.
     """
 
     place: str
@@ -148,28 +148,28 @@ class Network:
         return 50 if any(".conv3." in name for name in self.tensors) else 18
 
     def blank(self) -> Encoder | Trunk:
-        """The module that the tensors are of."""
+        """A new module of the network's kind."""
         if self.layout == "timecycle":
             return Encoder()
-        # Ours alone come in other widths; of a published one another width is an error.
+        # Only our own come in other widths; a published one of another width is an error.
         stem = self.tensors.get("conv1.weight")
         width = len(stem) if self.layout == "walk" and stem is not None and stem.ndim == 4 and len(stem) else 64
         return Trunk(self.depth, LAYOUTS[self.layout].stages, LAYOUTS[self.layout].padding, width)
 
     def state(self) -> State:
-        """The tensors under the names of `blank`, and others, in the order of the file."""
+        """The tensors under the names of `blank`, others included, in the order of the file."""
         if self.layout != "timecycle":
             return self.tensors
         head = {} if self.head is None else {"head.weight": self.head}
         return {f"trunk.{name}": value for name, value in self.tensors.items()} | head
 
     def problems(self) -> list[tuple[str, str]]:
-        """What keeps the tensors from being those of `blank`: names, and what is wrong with each."""
+        """Why the tensors do not fit `blank`: names, and what is wrong with each."""
         with torch.device("meta"):
             expected = self.blank().state_dict()
         found, problems = self.state(), [(name, "stored twice") for name in self.doubled]
         for name, value in expected.items():
-            # Counts of batches are missing from files of PyTorch 0.4.0 and older; evaluation does not read them.
+            # Batch counts are missing from files of PyTorch 0.4.0 and older; evaluation does not use them.
             counts = name.endswith("num_batches_tracked")
             if name not in found:
                 problems += [] if counts else [(name, "missing")]
@@ -181,14 +181,14 @@ class Network:
         return problems + [(name, "unexpected") for name in found if name not in expected and unexpected.match(name)]
 
     def load(self) -> Encoder | Trunk:
-        """`blank` with the tensors as its weights, float32, in evaluation mode. Only where there are no `problems`."""
+        """`blank` with the tensors loaded, float32, in evaluation mode. Only if there are no `problems`."""
         network, found = self.blank(), self.state()
         expected = network.state_dict()
         network.load_state_dict({name: found.get(name, expected[name]) for name in expected})
         return network.eval()
 
     def computes_as(self, other: "Network") -> bool:
-        """Whether two networks without problems give the same features: one is often stored under two names."""
+        """Whether two networks without problems compute the same: one is often stored under two names."""
         facts, others = LAYOUTS[self.layout], LAYOUTS[other.layout]
         ours, theirs = self._learned(), other._learned()
         return (
@@ -215,7 +215,7 @@ class Network:
 
 
 def unfit(value: Tensor, counts: bool) -> str | None:
-    """What keeps a tensor from being weights of a network, or counts of batches, whatever its shape."""
+    """Why a tensor, whatever its shape, is not a network's weight, or batch count; None if it is."""
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return "stored in another form than dense values"
     if not counts and not value.is_floating_point():
@@ -229,8 +229,8 @@ def find_network(checkpoint: Checkpoint, layout: str | None = None, part: str | 
     """The network that a file holds, all its tensors there.
 
     layout: a name of `LAYOUTS`, or None for what the names say. part: which of several, as `choose` takes it.
-    Raises InputError if the file holds none, or several and it is not said which; networks that would give the same
-    features count as one.
+    Raises InputError if the file holds none, or several of which none is chosen; networks that compute the same count
+    as one.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
@@ -258,7 +258,7 @@ def find_network(checkpoint: Checkpoint, layout: str | None = None, part: str | 
 
 
 def _query_encoders(place: str) -> set[str]:
-    """Of a key encoder the place of the query encoder beside it, which is the one that the method tests."""
+    """Places of the query encoder beside a key encoder, which is the one that the method evaluates."""
     parts = place.split(".")
     return {
         ".".join([*parts[:i], _KEY_ENCODERS[part], *parts[i + 1 :]])
@@ -268,12 +268,12 @@ def _query_encoders(place: str) -> set[str]:
 
 
 def _network(trunk: StoredTrunk, layout: str | None, notes: dict[str, str]) -> Network:
-    """A stored trunk as a network of the layout; of the one that its names, or the file's notes, say if None."""
+    """A stored trunk as a network of the layout; if None, of that of its names or of the file's notes."""
     guessed, known = _guessed_layout(trunk.before)
     if layout is not None:
         guessed, known = layout, any(_ends_with(trunk.before, prefix) for prefix in LAYOUTS[layout].prefixes)
     elif guessed == "torchvision" and notes.get("layout") in LAYOUTS and notes["layout"] != "timecycle":
-        guessed = notes["layout"]  # standard names say nothing of padding and stages
+        guessed = notes["layout"]  # standard names do not tell padding and stages
     counts = Counter(map(_standard_name, trunk.tensors))
     return Network(
         trunk.place,
@@ -286,9 +286,9 @@ def _network(trunk: StoredTrunk, layout: str | None, notes: dict[str, str]) -> N
 
 
 def _guessed_layout(before: tuple[str, ...]) -> tuple[str, bool]:
-    """The layout whose prefix ends what stands before a trunk's names; whether all before it is known to mean nothing.
+    """The layout whose prefix a trunk's names end in, and whether all before that are known wrappers.
 
-    Where crw's prefix is followed by others, it may be crw's, which pads in its own way, or wrapped twice.
+    If crw's prefix is followed by others, it may be crw's, with its padding, or another wrapped twice.
     """
     for layout, known in LAYOUTS.items():
         for prefix in known.prefixes:

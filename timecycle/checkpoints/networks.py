@@ -1,4 +1,4 @@
-"""Weights in and out: the networks of checkpoints and safetensors read, written, and converted into each other.
+"""Networks of checkpoint and safetensors files: load, save and convert.
 
 Which files and names are read: layouts.py, state_dicts.py. Nothing stored in a file is executed.
 
@@ -45,9 +45,9 @@ def load_encoder(path: Path, part: str | None = None) -> Encoder:
 
 
 def load_features(path: Path | str, layout: str | None = None, part: str | None = None) -> Encoder | Trunk:
-    """The network of a published checkpoint, images [B, 3, H, W] -> features [B, D, H / 8, W / 8], float32, evaluating.
+    """The network of a published checkpoint: images [B, 3, H, W] -> features [B, D, H / 8, W / 8].
 
-    The module is one that `evaluate_davis` takes.
+    Float32, in evaluation mode, as `evaluate_davis` takes it.
 
     layout: a name of `LAYOUTS`; by default the file's names decide. The depth, 18 or 50, follows from the names.
     part: which network of a file that holds several (a teacher and a student, weights and their moving average): the
@@ -73,8 +73,8 @@ def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], ha
 def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = False) -> bytes:
     """An encoder as safetensors for `load_features`: TimeCycle's, or a walk's trunk.
 
-    notes: kept in the file's header. half: floating-point weights as float16, which reading widens again.
-    Raises InputError for a trunk that the layout of walks does not describe: three stages, padded by reflection.
+    notes: kept in the file's header. half: floating-point weights as float16, which are read as float32.
+    Raises InputError for a trunk other than the walk layout's: three stages, reflection padding.
     """
     layout = LAYOUTS["walk"]
     prefix = ""
@@ -86,8 +86,8 @@ def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = 
 
 
 def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> bytes:
-    """A file of tensors, the same bytes each time."""
-    # Copies, since a file of safetensors holds no views.
+    """A safetensors file as bytes, the same for the same tensors."""
+    # Copies, since safetensors holds no views.
     stored = {
         name: (value.half() if half and value.is_floating_point() else value)
         .detach()
@@ -99,7 +99,7 @@ def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> byt
     length = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:length])
     header["__metadata__"][DIGEST] = safetensors_notes(io.BytesIO(data))[1]
-    # The library writes the header's fields in another order each time.
+    # The library's order of the header's fields is not deterministic.
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[length:]
@@ -133,7 +133,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
         write_bytes(ours, _safetensors(state, notes))
     elif layout is not None or part is not None or not is_safetensors(checkpoint):
         raise InputError(f"{checkpoint} would be overwritten; expected another folder than {folder} (--out)")
-    # Strides and padding are no weights, and the later stages' strides are not the standard ones.
+    # Strides and padding are not in a state dict, and the strides of later stages are not the standard ones.
     facts = LAYOUTS[network.layout]
     notes |= {
         "strides": "layer1 1, layer2 2, layer3 1" + (", layer4 1" if facts.stages == 4 else ""),
@@ -156,12 +156,12 @@ def _made_from(path: Path, checkpoint: Path) -> bool:
         with path.open("rb") as file:
             notes, digest = safetensors_notes(file)
         return digest is not None and notes[DIGEST] == digest and notes["source"] == checkpoint.name
-    except Exception:  # of a file that is none of safetensors anything may come
+    except Exception:  # a file of another kind may raise anything
         return False
 
 
 def _own_prefix(layout: str) -> str:
-    """What stands before a network's names in our files, so that they tell what is built of them."""
+    """The prefix of a network's names in our files, from which its layout is recognized."""
     if layout == "timecycle":
         return ""
     facts = LAYOUTS[layout]
@@ -170,7 +170,7 @@ def _own_prefix(layout: str) -> str:
 
 
 def _standard_resnet(network: Network) -> State:
-    """What is stored of a standard ResNet, classifier included: other tensors (projections, ...) are left out."""
+    """The stored tensors of a standard ResNet, classifier included, without others (projections, ...)."""
     with torch.device("meta"):
         whole = Trunk(network.depth, 4, width=len(network.tensors["conv1.weight"])).state_dict()
     classifier = ("fc.weight", "fc.bias")

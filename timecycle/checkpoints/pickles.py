@@ -18,11 +18,11 @@ _PYTHON_2 = {"long": "int", "xrange": "range", "unicode": "str"}  # its built-in
 
 
 class Refused(UnpicklingError):
-    """A pickle that is whole, and asks for what is not given."""
+    """A whole pickle that names something that is not allowed."""
 
 
 class _Bounded:
-    """A file from which no more is asked for than it holds."""
+    """A file whose reads are bounded by its size."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -43,14 +43,14 @@ class _Bounded:
 
 
 class _Operations(dict[int, Callable[..., None]]):
-    """What reads each of a pickle's operations."""
+    """The handlers of a pickle's opcodes."""
 
     def __missing__(self, code: int) -> Any:
         raise UnpicklingError(f"it holds {bytes([code])!r} where an operation should be")
 
 
-# The unpickler in Python: that in C has no place for these checks. It hashes a tuple in tuples a million deep, which
-# overflows the stack, and reserves what a length says before it looks whether there is as much.
+# The unpickler in Python: the one in C has no hooks for these checks. It hashes tuples nested a million deep, which
+# overflows the stack, and allocates by a length before it checks that there is as much.
 class PlainUnpickler(pickle._Unpickler):
     """Reads one pickle of protocol 0 to 5 from a file, from where it stands to where the pickle ends.
 

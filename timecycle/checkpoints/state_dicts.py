@@ -1,7 +1,7 @@
-"""State dicts in checkpoint files: files opened without running pickled code, and what training programs wrap around.
+"""State dicts of checkpoint files, read without running pickled code.
 
-A file holds dicts in dicts ({"checkpoint": {"model": {...}}}); every one with tensors is a state dict, and is called by
-the keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
+A file holds nested dicts ({"checkpoint": {"model": {...}}}); every one with tensors is a state dict. Its *place* is the
+keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Content = TypeVar("Content")
 State = dict[str, Tensor]
 
 DIGEST = "timecycle_sha256"
-"""In the header of a safetensors file that this program wrote: the hash of everything else in it."""
+"""Key in the header of a safetensors file written by this program: the hash of everything else in it."""
 
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
@@ -39,19 +39,19 @@ _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
 def _empty_dict(*arguments: Any) -> dict[Any, Any]:
-    """In place of defaultdict(factory), whose items follow."""
+    """Replaces defaultdict(factory), whose items follow."""
     return {}
 
 
 def _empty_list(*arguments: Any) -> list[Any]:
-    """In place of deque(items, maxlen), whose items follow."""
+    """Replaces deque(items, maxlen), whose items follow."""
     return []
 
 
 def _harmless() -> dict[str, Any]:
-    """What stands in for types of the standard library and NumPy, by the full names under which they are pickled.
+    """Replacements of types of the standard library and NumPy, by the full names under which they are pickled.
 
-    NumPy's own functions would trust what a file says of its arrays: dtypes whose flags are wrong, bytes as pointers.
+    NumPy's own functions would trust what a file says of its arrays: dtypes with wrong flags, bytes as pointers.
     """
     modules = {
         "argparse": "Namespace",
@@ -93,7 +93,7 @@ _HARMLESS = _harmless()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: its state dicts, at least one, by place; and notes, such as a safetensors file's header."""
+    """The content of a file: its state dicts, at least one, by place; notes, such as a safetensors file's metadata."""
 
     path: Path
     states: dict[str, State]
@@ -103,9 +103,9 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
 
-    path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Beside the
-    weights there may be values of the standard library's and NumPy's types, which are passed over. The checksums of
-    the zip form are verified, and the hash that this program writes into safetensors; other files hold none.
+    path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Other
+    values may be of the standard library's and NumPy's types; they are ignored. The checksums of
+    the zip form are verified, and the hash that this program writes into safetensors; other files have none.
     Raises InputError if it is missing, damaged, of another form, holds pickled code or objects of other types, or no
     tensors.
     """
@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         state = safetensors.torch.load_file(path)
         with path.open("rb") as file:
             notes, digest = safetensors_notes(file)
-    except Exception as error:  # of damaged headers: its own error, those of torch for types and shapes, and others
+    except Exception as error:  # damaged headers raise its own error, torch's for types and shapes, and others
         raise InputError(
             f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
         ) from None
@@ -154,9 +154,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
-    """The notes in the header of a safetensors file, and the hash of all but the note DIGEST; None if it has none.
+    """The metadata of a safetensors file, and the hash of all but its entry DIGEST; None if it has none.
 
-    The format itself has no checksums. Raises whatever damage leads to.
+    The format itself has no checksums. A damaged file may raise any exception.
     """
     header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
     notes = header.pop("__metadata__", {})
@@ -170,7 +170,7 @@ def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
 
 
 def _allowed() -> dict[str, Any]:
-    """What the caller has allowed torch.load to read, but for what `_HARMLESS` stands in for, by full name."""
+    """The safe globals of torch.load, without those that `_HARMLESS` replaces, by full name."""
     entries = torch.serialization.get_safe_globals()
     named = {
         entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}": entry for entry in entries
@@ -191,12 +191,12 @@ def _dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tu
 
 
 def _key_name(key: Any) -> str:
-    """A dict's key as a part of names; one that is no text is shortened."""
+    """A dict's key as a part of names; one that is not a string is shortened."""
     return key if isinstance(key, str) else said(key) if isinstance(key, int | float | bytes) else type(key).__name__
 
 
 def _notes(content: Any) -> dict[str, str]:
-    """Of a run's own checkpoint: the layout of its encoder, which its names do not tell."""
+    """The layout of the encoder in a checkpoint of train.py, which its names do not tell."""
     settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
     layout = settings.get("objective") if isinstance(settings, dict) else None
     return {"layout": layout} if isinstance(layout, str) else {}
@@ -213,7 +213,7 @@ def read_state_dict(path: Path, part: str | None = None) -> State:
 
 
 def choose(found: Mapping[str, Content], part: str | None, path: Path) -> Content:
-    """The only one of what was found in a file, by place, or the one that `part` names.
+    """The only item found in a file, by place, or the one that `part` names.
 
     part: a whole place, "teacher.backbone", or some successive keys of one place alone, "teacher".
     Raises InputError naming the choice if it names none or leaves several.
@@ -242,12 +242,12 @@ _FIRST_STAGE = re.compile(r"(|.*?\.)layer1\.")
 
 @dataclass(frozen=True)
 class StoredTrunk:
-    """Tensors that may be a ResNet's, and where in the file they were.
+    """Tensors that may be a ResNet's, and where in the file they are.
 
-    place: the state dict's and what stands before the tensors' names, "teacher.module.backbone"; "." for neither.
-    before: the parts of names that stand before the tensors', without what PyTorch's wrappers add: ("backbone",).
-    tensors: by what follows, without that either.
-    siblings: the state dict from where the last of `before` stands, in the same form.
+    place: the state dict's, and the prefix of the tensors' names, "teacher.module.backbone"; "." for neither.
+    before: the parts of that prefix, without what PyTorch's wrappers add: ("backbone",).
+    tensors: by the rest of their names, likewise without.
+    siblings: the tensors beside the last part of `before`, by the rest of their names.
     """
 
     place: str
@@ -257,13 +257,13 @@ class StoredTrunk:
 
 
 def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
-    """All places of a file where a ResNet may be: where names go on with layer1."""
+    """All prefixes in a file that are followed by layer1, as a ResNet's are."""
     trunks = []
     for place, state in checkpoint.states.items():
         prefixes = sorted({found[1] for name in state if (found := _FIRST_STAGE.match(name))}, key=len, reverse=True)
         if len(prefixes) > _MOST_NETWORKS:
             raise InputError(f"{checkpoint.path} holds {len(prefixes)} networks; expected {_MOST_NETWORKS} at most")
-        # A name belongs to the longest prefix that it begins with: that of one trunk may begin that of another.
+        # A name belongs to its longest prefix: that of one trunk may begin with that of another.
         owner = {name: next((prefix for prefix in prefixes if name.startswith(prefix)), None) for name in state}
         for prefix in reversed(prefixes):
             before = tuple(part for part in prefix.split(".")[:-1] if part not in TRANSPARENT)
@@ -275,8 +275,8 @@ def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
 
 
 def _from(prefix: str, state: State) -> State:
-    """The tensors whose names begin with the prefix, by what follows it, without what PyTorch's wrappers add."""
-    # Of names that become equal the shortest is taken, which was wrapped least.
+    """The tensors whose names begin with the prefix, by the rest, without what PyTorch's wrappers add."""
+    # Of names that become equal the shortest is used, which has the fewest wrappers.
     names = sorted((name for name in state if name.startswith(prefix)), key=len, reverse=True)
     return {unwrapped(name.removeprefix(prefix)): state[name] for name in names}
 
