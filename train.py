@@ -1,4 +1,4 @@
-"""Learn correspondence from unlabelled video.
+"""Learn correspondence from unlabeled video.
 
     python train.py                                            # synthetic video, a minute of CPU, no download
     python train.py --videos FOLDER                            # video files as they are
@@ -159,13 +159,8 @@ def run_steps(
             encoder = export_encoder(settings, model).cpu()
             image = OBJECTIVES[type(settings)].visualize(encoder, micro_batches[-1], losses)
             logger.log_image(progress.step, image)
-        best = False
-        if validation and (due(progress.step, settings.evaluate_every) or progress.step == length):
-            score = validate(export_encoder(settings, model), validation)
-            logger.log_score(progress.step, score)
-            best = score > progress.best_score
-            if best:
-                progress.best_score, progress.best_step = score, progress.step
+        at_validation = due(progress.step, settings.evaluate_every) or progress.step == length
+        best = validation is not None and at_validation and is_best(checkpointer, validation, logger)
         if best or ended or due(progress.step, settings.save_every):
             logger.flush()
             path = checkpointer.save()
@@ -195,6 +190,17 @@ def backpropagate(
         for name, value in losses.scalars().items():
             scalars[name] += value / len(micro_batches)
     return scalars, losses
+
+
+def is_best(checkpointer: Checkpointer, validation: Path, logger: RunLogger) -> bool:
+    """Validate, log the score and note the best one; whether this is it."""
+    progress = checkpointer.progress
+    score = validate(export_encoder(checkpointer.settings, checkpointer.model), validation)
+    logger.log_score(progress.step, score)
+    if score <= progress.best_score:
+        return False
+    progress.best_score, progress.best_step = score, progress.step
+    return True
 
 
 def due(step: int, every: int) -> bool:

@@ -22,7 +22,7 @@ from timecycle.data.synthetic import make_davis
 ROOT = Path(__file__).parents[1]
 
 
-def test_without_data_there_is_made_video(tiny):
+def test_without_data_there_is_synthetic_video(tiny):
     done = tiny("--steps", 2, "-c", "run", "--crop-side", 32, "--synthetic-clips", 2, "--workers", 0)
     assert done.code == 0, done.err
     assert "no data given: learning from synthetic video, at sizes for a demonstration" in done.out

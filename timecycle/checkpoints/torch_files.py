@@ -48,7 +48,7 @@ _TENSOR_MODULES = {"torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse"}
 
 
 class Ignored:
-    """Stands for an object beside the weights: takes whatever it is built from, keeps nothing and runs nothing."""
+    """Replaces an object that is not a tensor: accepts any arguments and state, keeps nothing and runs nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -62,8 +62,8 @@ def load(path: Path, beside: Mapping[str, Any] | None = None, allowed: Mapping[s
 
     Args:
         path: a file of either form.
-        beside: what stands for further names, by full name. None for files in which there is nothing but tensors and
-            plain values; else tensors of other forms (sparse, quantized, without values) are empty ones on "meta".
+        beside: replacements of further names, by full name. None for files that hold nothing but tensors and plain
+            values; else tensors of other forms (sparse, quantized, without values) become empty ones on "meta".
         allowed: objects that a file may name and give a state to, by full name.
 
     Raises:

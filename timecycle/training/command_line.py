@@ -54,7 +54,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     data = "data given" if given.get("filelist") or given.get("videos") else "no data given (synthetic video, a demo)"
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description=f"Learn correspondence from unlabelled video. The options and defaults shown are those of "
+        description=f"Learn correspondence from unlabeled video. The options and defaults shown are those of "
         f"{objective} with {data}; give --objective, --walk-over, --optimizer, --filelist or --videos beside --help to "
         "see others. A resumed run keeps its own settings.",
         argument_default=argparse.SUPPRESS,
