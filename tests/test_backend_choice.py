@@ -129,4 +129,4 @@ def test_the_table_is_made_from_results_files(tmp_path, monkeypatch, capsys):
 
 
 def test_the_committed_table_is_readable():
-    assert all({"chip", "joint", "neighborhood", "k", "us"} <= record.keys() for record in speeds.records())
+    assert all({"chip", "joint", "region", "k", "us"} <= record.keys() for record in speeds.records())

@@ -109,7 +109,7 @@ def test_opcheck():
     case = Case(2, 5, 6, 3, 4)
     tensors = [x.requires_grad_() for x in (*case.features, case.scale, case.lse)]
     for backend in ("", "reference"):
-        arguments = (*tensors, case.indices, 0.5, backend)
+        arguments = (*tensors, case.indices, 0.5, backend, True)
         torch.library.opcheck(torch.ops.timecycle.softmax_at.default, arguments)
 
 

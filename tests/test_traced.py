@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from timecycle.ops import Neighborhood, Select, topk_affinity
 from timecycle.ops import topk_affinity_traced as traced
 from timecycle.ops.backends import INTERPRETED
+from timecycle.ops.problem import Problem
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -98,5 +99,7 @@ def test_their_gradient_is_the_operators(operators_in):
 
 
 def test_ties_are_never_recorded():
-    assert traced.is_traceable(torch.empty(0, dtype=torch.bfloat16), ties=False)
-    assert not traced.is_traceable(torch.empty(0, dtype=torch.bfloat16), ties=True)
+    query, frames = torch.empty(1, 2, 3, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
+    for ties in ("exact", "all"):
+        problem = Problem.of(query, query, frames, Select(1, 1.0, ties=ties), None, None)
+        assert traced.is_traceable(problem) == (ties == "exact")

@@ -30,6 +30,7 @@ from timecycle.ops.problem import Problem, list_length, refuse_beyond_memory, va
 from timecycle.ops.selection import Neighborhood, Select, exact_topk
 from timecycle.ops.topk_affinity_backward import backward, save_for_backward
 
+traced: Any = None
 if TRITON_MISSING is None:  # it imports Triton, which takes a while
     from timecycle.ops import topk_affinity_traced as traced
 
@@ -85,7 +86,7 @@ def topk_affinity(
 
 
 def _is_traceable(problem: Problem) -> bool:
-    return TRITON_MISSING is None and traced.is_traceable(problem) and why_not_triton(problem) is None
+    return traced is not None and traced.is_traceable(problem) and why_not_triton(problem) is None
 
 
 @torch.library.custom_op(
