@@ -367,7 +367,6 @@ ALWAYS = {
     "triton": (
         "ties and multiplicity, everywhere: joint all all",
         "ties and multiplicity, neighborhood: joint all exact",
-        "ties and multiplicity, neighborhood: frame all all",
         "ties and multiplicity, neighborhood: joint topk all",
         "propagated, neighborhood: frame all exact",
         "all equal: joint all all",

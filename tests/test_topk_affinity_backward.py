@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BACKENDS, on_threads
+from tests.conftest import BACKENDS, NATIVE_NEEDED, on_threads
 from tests.contract import DTYPES, SELECTIONS
 from tests.pairwise import pairwise
 from tests.test_topk_affinity import random_case
@@ -173,9 +173,12 @@ def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, softmax_over):
     assert_close_to_float64(case, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+REPEATED = pairwise(DTYPES, [None, NEIGHBORHOODS[-1]], ["all", "topk"])
+
+
 @pytest.mark.parametrize(
-    ("dtype", "neighborhood", "softmax_over"), pairwise(DTYPES, [None, NEIGHBORHOODS[-1]], ["all", "topk"]), ids=str
+    ("backend", "dtype", "neighborhood", "softmax_over"),
+    [pytest.param("cpu", *case, marks=NATIVE_NEEDED) for case in REPEATED] + [("reference", *REPEATED[0])],
 )
 def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, neighborhood, softmax_over):
     query, bank, temperature = random_features(540, 540, 64, dtype)
