@@ -6,7 +6,10 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type)
 
 OLD_VALUES = {"kept": "topk"}
 """Of `softmax_over`, which was `normalise`."""
@@ -26,23 +29,24 @@ def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def keywords(**names: str) -> Callable[[Callable[..., Any]], Any]:
+def keywords(**names: str) -> Callable[[Function], Function]:
     """A decorator of functions, which then take keywords by their old names, too; `names` are old="new"."""
 
-    def decorate(function: Callable[..., Any]) -> Any:
+    def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def renamed(*arguments: Any, **given: Any) -> Any:
             return function(*arguments, **(new_names(given, names) if given.keys() & names.keys() else given))
 
-        return renamed
+        return renamed  # type: ignore[return-value]  # it takes what the function takes
 
     return decorate
 
 
-def fields(**names: str) -> Callable[[type], Any]:
+def fields(**names: str) -> Callable[[Class], Class]:
     """The same for a dataclass: its constructor, attributes by their old names, and values of `softmax_over`."""
 
-    def decorate(kind: Any) -> Any:
+    def decorate(decorated: Class) -> Class:
+        kind: Any = decorated
         construct = keywords(**names)(kind.__init__)
 
         @functools.wraps(kind.__init__)
@@ -55,7 +59,7 @@ def fields(**names: str) -> Callable[[type], Any]:
         kind.__init__ = renamed
         for old, new in names.items():
             setattr(kind, old, property(functools.partial(_attribute, old, new)))
-        return kind
+        return decorated
 
     return decorate
 

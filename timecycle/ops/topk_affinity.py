@@ -8,7 +8,7 @@ For a query q of target frame b, and context slot t that holds frame f = frames[
 A position takes part as often as it counts; 0 times is not at all. `select.scope` says where the k largest logits are
 found: in every slot ("frame") or over all slots together ("joint"). `select.softmax_over` says what they
 weigh: their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the
-softmax over the kept ones alone ("kept"). For "frame" the weights are divided by the number of filled slots, so that
+softmax over the kept ones alone ("topk"). For "frame" the weights are divided by the number of filled slots, so that
 they are the mean over the context frames.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", softmax_over="all", k=5,
