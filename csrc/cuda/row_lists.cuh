@@ -43,7 +43,7 @@ struct RowLists {
     // The candidates that are left: `here` those in columns 0 to 3 of each eighth, `later` those in columns 4 to 7.
     uint32_t here = uint32_t(columns), later = uint32_t(columns >> 32);
     int start = first, done = 0;
-    Rank smaller = kWorstRank;  // product of the last pair, if `both` of them belong here
+    Rank smaller = kWorstRank;  // rank of the smaller product of the last pair, if `both` belong here
     bool both = false;
     chip::note(chip::Event::flush);
     while (chip::any(here != 0 || later != 0 || both)) {
