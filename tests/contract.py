@@ -100,10 +100,10 @@ def any_shape(seed, selections, dtypes, most=12, channels=(1, 3, 64, 70), *, bac
     multiplicity = [[draw(0, 3), draw(0, 3) if draw(0, 1) else 0] for _ in range(slots)] if draw(0, 1) else None
     frames = torch.randint(-1, 3, (2, slots), generator=generator)
     query, bank = (whole(x, 2 + (x < 0), height * width, d, largest=1) for x in (seed, -seed))
-    select = Select(draw(1, 2 * most), 4.0, *selections[draw(0, len(selections) - 1)])
+    select = Select(draw(1, 5 * most // 3), 4.0, *selections[draw(0, len(selections) - 1)])
     dtype = dtypes[draw(0, len(dtypes) - 1)]
-    # As a view of what lies the other way in memory.
-    query = query.transpose(1, 2).contiguous().transpose(1, 2)
+    if device_of(backend) == "cpu" and backend not in ("triton", "cuda"):  # a view of what lies the other way in memory
+        query = query.transpose(1, 2).contiguous().transpose(1, 2)
     same(*both(query, bank, frames, select, dtype, neighborhood, multiplicity, backend=backend), atol=1e-5)
 
 
