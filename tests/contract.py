@@ -87,8 +87,8 @@ def shape(n, m, d, t, k, selection, dtype, *, backend):
     assert (weights - exact).abs().max() <= 2 * (plain - exact.cpu()).abs().max() + rounding
 
 
-def any_shape(seed, selections, dtypes, most=12, channels=(1, 3, 64, 70), *, backend):
-    """Sizes up to `most`, neighborhood, multiplicity, selection and dtype drawn by the seed."""
+def any_shape(seed, selections, dtypes, most=12, channels=(1, 3, 64, 70), largest_k=20, *, backend):
+    """Sizes up to `most`, neighborhood, multiplicity, selection and dtype drawn by the seed; k fits the CUDA lists."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -100,7 +100,7 @@ def any_shape(seed, selections, dtypes, most=12, channels=(1, 3, 64, 70), *, bac
     multiplicity = [[draw(0, 3), draw(0, 3) if draw(0, 1) else 0] for _ in range(slots)] if draw(0, 1) else None
     frames = torch.randint(-1, 3, (2, slots), generator=generator)
     query, bank = (whole(x, 2 + (x < 0), height * width, d, largest=1) for x in (seed, -seed))
-    select = Select(draw(1, 2 * most), 4.0, *selections[draw(0, len(selections) - 1)])
+    select = Select(draw(1, largest_k), 4.0, *selections[draw(0, len(selections) - 1)])
     dtype = dtypes[draw(0, len(dtypes) - 1)]
     # As a view of what lies the other way in memory.
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
@@ -295,7 +295,7 @@ def _cpu_checks() -> Checks:
         found[name] = partial(ties_and_multiplicity, selection, neighborhoods[where], dtype, counts[times])
     for first in range(0, 60, 10):
         seeds = range(first, first + 10)
-        found[f"any shape, {seeds}"] = partial(any_shapes, seeds, SELECTIONS, DTYPES, 20, (1, 3, 64, 128, 130))
+        found[f"any shape, {seeds}"] = partial(any_shapes, seeds, SELECTIONS, DTYPES, 20, (1, 3, 64, 128, 130), 40)
     return found
 
 
