@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
-from timecycle.data.video import Video, opened, upright
+from timecycle.data.video import Video, opened, pyav, upright
 from timecycle.errors import InputError
 from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
 
@@ -163,7 +162,7 @@ def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
 
 def _graph(first: Any, fps: float, height: int, width: int) -> Any:
     """The filters for frames like `first`."""
-    graph = av.filter.Graph()
+    graph = pyav().filter.Graph()
     graph.threads = 1
     graph.link_nodes(
         graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base),
@@ -176,6 +175,7 @@ def _graph(first: Any, fps: float, height: int, width: int) -> Any:
 
 
 def _pulled(graph: Any) -> Iterator[np.ndarray]:
+    av = pyav()
     while True:
         try:
             frame = graph.vpull()

@@ -104,8 +104,7 @@ def opened(path: Path) -> Iterator["Video"]:
     Playlists are not opened, and nothing but the file itself is. Raises InputError if the file cannot be read, holds
     no video, or one of more pixels than `most_pixels`, and for what FFmpeg refuses within the block.
     """
-    import av
-
+    av = pyav()
     container = None
     options = {
         "format_whitelist": _formats(),
@@ -132,11 +131,19 @@ def opened(path: Path) -> Iterator["Video"]:
         raise InputError(f"{path} is damaged or no video ({reason}); expected a video file") from None
 
 
+def pyav() -> Any:
+    """The PyAV module. Raises InputError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError("PyAV, which reads video files, is not installed; expected it (pip install av)") from None
+    return av
+
+
 @functools.cache
 def _formats() -> str:
     """Names of the formats that may be videos, as FFmpeg takes them."""
-    import av
-
+    av = pyav()
     others = set(f"{_TEXT} {_DEVICES} {_LISTS} {_PICTURES} {_SUBTITLES}".split())
     return ",".join(sorted(name for name in av.formats_available - others if not name.endswith("_pipe")))
 

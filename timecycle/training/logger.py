@@ -11,10 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.results import peak_memory_mb
@@ -23,6 +22,9 @@ from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES
 from timecycle.training.settings import RunSettings
 from timecycle.viewing.overlays import write_jpeg
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger:
@@ -62,12 +64,21 @@ class RunLogger:
         self._earlier_hook, threading.excepthook = threading.excepthook, _ignoring_os_errors(threading.excepthook)
         try:
             with _errors_named(board):
-                self._board = SummaryWriter(str(board), purge_step=step + 1)
+                self._board = self._open_board(board, step)
             with _errors_named(path):
                 self._log = path.open("a", buffering=1)
         except BaseException:
             threading.excepthook = self._earlier_hook
             raise
+
+    def _open_board(self, board: Path, step: int) -> Optional["SummaryWriter"]:
+        """TensorBoard's files; None, with a line that says so, where it is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.info("TensorBoard's files are left out: it is not installed (pip install tensorboard)")
+            return None
+        return SummaryWriter(str(board), purge_step=step + 1)
 
     def info(self, text: str) -> None:
         """Print a line."""
@@ -118,9 +129,10 @@ class RunLogger:
         """A line of the log; its numbers and others in TensorBoard. Raises InputError if they cannot be written."""
         with _errors_named(self._path):
             self._log.write(json.dumps({"step": step, **logged}) + "\n")
-        with _errors_named(self._folder / "tensorboard"):
-            for name, value in (logged | others).items():
-                self._board.add_scalar(name, value, step)
+        if self._board:
+            with _errors_named(self._folder / "tensorboard"):
+                for name, value in (logged | others).items():
+                    self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Sync the log to disk, before a checkpoint is saved that has its steps."""
@@ -138,8 +150,9 @@ class RunLogger:
 
     def log_image(self, step: int, rgb: np.ndarray) -> None:
         """Write an image, RGB uint8 [H, W, 3], to TensorBoard and as a file."""
-        with _errors_named(self._folder / "tensorboard"):
-            self._board.add_image("sample", rgb, step, dataformats="HWC")
+        if self._board:
+            with _errors_named(self._folder / "tensorboard"):
+                self._board.add_image("sample", rgb, step, dataformats="HWC")
         write_jpeg(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
 
     def summary(self) -> str:
@@ -164,7 +177,8 @@ class RunLogger:
             stack.callback(setattr, threading, "excepthook", self._earlier_hook)
             stack.enter_context(_errors_named(self._folder))
             stack.callback(self._log.close)
-            self._board.close()
+            if self._board:
+                self._board.close()
 
 
 def kept_lines(path: Path, step: int) -> tuple[list[dict[str, float]], int]:
