@@ -29,7 +29,7 @@ def smooth_features(side: int, slots: int, channels: int) -> tuple[Tensor, Tenso
 
 
 def features(positions: int, slots: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [1, N, D], bank [T, M, D], frames [1, T]; L2-normalised as every encoder's are."""
+    """Queries [1, N, D], bank [T, M, D], frames [1, T]; L2-normalized as every encoder's are."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn(slots + 1, positions, channels, generator=generator).relu()
     frames = torch.nn.functional.normalize(frames, dim=2).to(dtype)
@@ -75,7 +75,7 @@ def bench_per_frame(benchmark, crop, dtype, k):
     select = Select(k, TEMPERATURE, scope="frame", softmax_over="all")
     check(query, bank, frames, select)
     others = products(query, bank) | {
-        "PyTorch, materialised": lambda: rivals.materialise_per_frame(query[0], bank, k, TEMPERATURE)
+        "PyTorch, materialised": lambda: rivals.materialize_per_frame(query[0], bank, k, TEMPERATURE)
     }
     compare(benchmark, lambda: topk_affinity(query, bank, frames, select), others)
 
@@ -96,7 +96,7 @@ def bench_joint(benchmark, dtype, k):
     select = Select(k, 0.07)
     check(query, bank, frames, select)
     others = products(query, bank) | direct(query, bank, frames, select)
-    others["PyTorch, materialised"] = lambda: rivals.materialise_joint(query[0], bank, k, 0.07)
+    others["PyTorch, materialised"] = lambda: rivals.materialize_joint(query[0], bank, k, 0.07)
     search = rivals.faiss_search(query[0], bank, k) if dtype == torch.float32 else None
     if search is not None:
         others["FAISS IndexFlatIP (no softmax)"] = search

@@ -101,7 +101,7 @@ class Video:
 
     @staticmethod
     def random(case: Case, seed: int, device: torch.device) -> "Video":
-        """L2-normalised after a ReLU, as every encoder's features are."""
+        """L2-normalized after a ReLU, as every encoder's features are."""
         generator = torch.Generator(device).manual_seed(seed)
         shape = (case.slots + case.targets, case.height * case.width, case.channels)
         bank = torch.randn(shape, generator=generator, device=device).relu_()
@@ -175,10 +175,10 @@ def check_backward(case: Case, video: Video, weights: Tensor, gradient: Tensor) 
         torch.testing.assert_close(ours.double(), wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
 
 
-def materialised(case: Case, video: Video, compiled: bool) -> Callable[[], object]:
+def materialized(case: Case, video: Video, compiled: bool) -> Callable[[], object]:
     """What PyTorch users write, one target after the other, for the first two targets."""
     joint = case.select.scope == "joint"
-    function = rivals.materialise_joint if joint else rivals.materialise_per_frame
+    function = rivals.materialize_joint if joint else rivals.materialize_per_frame
     if compiled:
         # Inductor's C++ would take a rehearsal minutes.
         function = torch.compile(function, dynamic=False, backend="aot_eager" if TINY else "inductor")
@@ -194,7 +194,7 @@ def materialised(case: Case, video: Video, compiled: bool) -> Callable[[], objec
 def rival(name: str, case: Case, video: Video) -> tuple[Callable[[], object], int] | None:
     """A rival's call, and for how many targets it is; None where it is not installed."""
     if name in ("eager", "compiled"):
-        return materialised(case, video, name == "compiled"), min(2, case.targets)
+        return materialized(case, video, name == "compiled"), min(2, case.targets)
     if name == "finite check":
         return lambda: forward(case, video, check=True), case.targets
     if name == "forward":
@@ -356,8 +356,8 @@ def once(case: Case, where: torch.device) -> None:
 
 
 def compile_rival(case: Case, where: torch.device) -> None:
-    """What PyTorch makes of the materialised form."""
-    materialised(case, Video.random(case, 0, where), compiled=True)()
+    """What PyTorch makes of the materialized form."""
+    materialized(case, Video.random(case, 0, where), compiled=True)()
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The evaluator from end to end, pictures a second: python -m benchmarks.gpu_evaluator.
 
-Made video at 480p, the network that ships joined with colours and gradients, TimeCycle's protocol; frames are read from
+Made video at 480p, the network that ships joined with colors and gradients, TimeCycle's protocol; frames are read from
 JPEG files and masks written, as in test_davis.py, without its overlays. A first run compiles and is not timed.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_cases import TEMPERATURE, Case, Video, check_forward, forward, materialised, smaller
+from benchmarks.gpu_cases import TEMPERATURE, Case, Video, check_forward, forward, materialized, smaller
 from benchmarks.gpu_setting import TINY, attempt, device, say
 from benchmarks.gpu_timing import measure, peak_mb, rotation
 from timecycle.errors import run_command_line
@@ -96,7 +96,7 @@ def ours(targets: int, k: int, backend: str, where: torch.device) -> dict[str, A
 def plain(targets: int, k: int, where: torch.device) -> dict[str, Any]:
     """Time what PyTorch users write: every affinity in memory, softmax, top-k."""
     work = case(targets, k, None)
-    calls = [materialised(work, video, compiled=False) for video in videos_of(work, where)]
+    calls = [materialized(work, video, compiled=False) for video in videos_of(work, where)]
     return {"eager_us": round(measure(calls, where, 0.3)["us"] / min(2, targets), 2)}
 
 

@@ -17,7 +17,7 @@ from timecycle.ops.propagate_sequence import rescaled
 def video(
     device: torch.device, targets: int, positions: int, kept: int, slots: int, classes: int
 ) -> tuple[Tensor, ...]:
-    """Arguments of propagate_sequence: random neighbours in frame 0 and the frames just before, a map a frame."""
+    """Arguments of propagate_sequence: random neighbors in frame 0 and the frames just before, a map a frame."""
     generator = torch.Generator(device).manual_seed(0)
     weights = torch.rand(targets, positions, slots * kept, generator=generator, device=device)
     weights /= weights.sum(dim=2, keepdim=True)

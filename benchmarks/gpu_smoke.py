@@ -19,7 +19,7 @@ from timecycle.ops import Neighborhood, Select
 
 @dataclass(frozen=True)
 class Smoke:
-    """A call: the grid of queries and of keys, channels D, slots T, neighbours k, and a neighborhood's radius."""
+    """A call: the grid of queries and of keys, channels D, slots T, neighbors k, and a neighborhood's radius."""
 
     backend: str
     height: int

@@ -2,7 +2,7 @@
 
 What it repeats is repeated here: every cycle tracks back anew; a frame's place in the target is found a second time,
 from the longest track, for nothing; the inlier score samples a mask of one channel a key. Written from the paper's
-protocol and the program's records; frames are normalised once, and the mask's identity maps are made once and shared by
+protocol and the program's records; frames are normalized once, and the mask's identity maps are made once and shared by
 the samples, which is kinder than the program is.
 """
 
@@ -24,7 +24,7 @@ class _Search:
         return self.localizer(affinity, self.convolution)
 
     def __call__(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalised; `unit` has length 1."""
+        """Place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalized; `unit` has length 1."""
         theta = self.place(patch_affinity(query, unit))
         return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
 

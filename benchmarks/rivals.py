@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 
-def materialise_per_frame(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+def materialize_per_frame(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
     """TimeCycle's way, vectorised: logits, softmax and top-k of every context frame. query [N, D], bank [T, M, D]."""
     affinity = (torch.einsum("nd,tmd->tnm", query, bank) / temperature).softmax(dim=2)
     return affinity.topk(k, dim=2)
 
 
-def materialise_joint(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+def materialize_joint(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
     """All logits over all context frames, top-k, softmax over the kept."""
     values, indices = (query @ bank.flatten(0, 1).T).topk(k, dim=1)
     return (values / temperature).softmax(dim=1), indices

@@ -156,7 +156,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def write_sequence(root: Path, name: str, frames: int = 4, size: tuple[int, int] = (64, 48)) -> None:
-    """Add a small sequence to a folder in DAVIS layout: a coloured square that moves over a gradient."""
+    """Add a small sequence to a folder in DAVIS layout: a colored square that moves over a gradient."""
     width, height = size
     listing = root / "ImageSets" / "2017" / "val.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_la
 Checks = dict[str, Callable[..., None]]
 SELECTIONS = list(itertools.product(("frame", "joint"), ("all", "topk"), ("exact", "all")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbours than keys.
+# (N, M, D, T, k): single elements, sizes around a tile's 64 and a chain's 128, more neighbors than keys.
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130, 1, 64), (10, 4, 8, 3, 9)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MULTIPLICITY = [[1, 0], [3, 1], [0, 0], [2, 2]]

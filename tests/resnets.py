@@ -10,7 +10,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 def convolutions(depth: int) -> Iterator[tuple[str, str, tuple[int, int, int, int]]]:
-    """Name, name of the normalisation that follows, and shape of each convolution, in torchvision's order."""
+    """Name, name of the normalization that follows, and shape of each convolution, in torchvision's order."""
     yield "conv1", "bn1", (64, 3, 7, 7)
     channels = 64
     for stage, blocks in enumerate(BLOCKS[depth], start=1):

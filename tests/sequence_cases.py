@@ -7,7 +7,7 @@ from timecycle.ops import propagate_labels, propagate_sequence
 from timecycle.ops.backends import choose
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Videos: targets, positions, neighbours, slots, classes, and how many label maps they share, None for one each.
+# Videos: targets, positions, neighbors, slots, classes, and how many label maps they share, None for one each.
 VIDEOS = [
     (1, 1, 1, 1, 1, None),
     (7, 65, 5, 3, 4, None),

@@ -1,4 +1,4 @@
-"""Made data for the tasks beside masks: frames of cells that features recognise without fail, and MATLAB files."""
+"""Made data for the tasks beside masks: frames of cells that features recognize without fail, and MATLAB files."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 from scipy.io import savemat
 from torch import Tensor
 
-STEP = 8  # grey levels from one cell's id to the next, wide enough for JPEG
+STEP = 8  # gray levels from one cell's id to the next, wide enough for JPEG
 
 
 def cell_frame(ids: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Grey RGB frame, uint8, in which each id [h, w], below 32, is a cell of height x width pixels."""
-    grey = np.kron(ids * STEP, np.ones((height, width))).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    """Gray RGB frame, uint8, in which each id [h, w], below 32, is a cell of height x width pixels."""
+    gray = np.kron(ids * STEP, np.ones((height, width))).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def numbered(height: int, width: int, right: int = 0) -> np.ndarray:
@@ -22,7 +22,7 @@ def numbered(height: int, width: int, right: int = 0) -> np.ndarray:
 
 
 class CellFeatures:
-    """Normalised images -> the id of each cell as a one-hot feature: a position matches its own past, and no other."""
+    """Normalized images -> the id of each cell as a one-hot feature: a position matches its own past, and no other."""
 
     def __init__(self, stride: int = 8) -> None:
         self.stride = stride

@@ -191,7 +191,7 @@ def test_what_is_dropped_is_told_by_a_hash(backend, seed):
 def test_the_share_that_is_dropped_is_the_rate(backend):
     kept = kept_edges(backend, EdgeDropout(0.1, 5), 2, 200, 250).double()
     assert 1 - float(kept.mean()) == pytest.approx(0.1, abs=0.004)  # four standard deviations
-    for rest in ((0, 1), (0, 2)):  # no key and no query is favoured
+    for rest in ((0, 1), (0, 2)):  # no key and no query is favored
         assert float((1 - kept.mean(rest)).sub(0.1).abs().max()) < 0.1
 
 

@@ -91,7 +91,7 @@ def test_the_originals_training_input(oracle, dogs):
 
 
 class Spot(Clip):
-    """Grey frames in which one square changes; it lies left of the middle. Each frame is a little brighter."""
+    """Gray frames in which one square changes; it lies left of the middle. Each frame is a little brighter."""
 
     def __init__(self, frames=60, size=(256, 256), name="spot"):
         self.name, self.length, self.size = name, frames, size
@@ -107,7 +107,7 @@ class Spot(Clip):
 
 
 def uncovered(image):
-    """Bytes of a normalised image [3, S, S]."""
+    """Bytes of a normalized image [3, S, S]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     return ((image * std + mean) * 255).round()
 

@@ -29,17 +29,17 @@ def test_features_are_unit_vectors_of_thirteen_on_the_stride_8_grid():
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2, 6, 6))
 
 
-def test_places_are_most_similar_to_their_own_colour():
+def test_places_are_most_similar_to_their_own_color():
     descriptor = ColorDescriptor()
     descriptor.begin(frame())
     features = descriptor(frame()[None])[0].flatten(1)
     shifted = descriptor(torch.roll(frame(), 8, dims=2)[None])[0].roll(-1, dims=2).flatten(1)
     best = (features.T @ shifted).argmax(dim=1).view(6, 6)
-    # The border columns wrap around and see other neighbours through the blur.
+    # The border columns wrap around and see other neighbors through the blur.
     assert torch.equal(best[:, 1:-2], torch.arange(36).view(6, 6)[:, 1:-2])
 
 
-def test_a_frame_of_one_colour_gives_finite_features():
+def test_a_frame_of_one_color_gives_finite_features():
     descriptor = ColorDescriptor()
     flat = torch.zeros(3, 16, 16)
     descriptor.begin(flat)
@@ -52,7 +52,7 @@ def test_statistics_of_the_first_frame_are_required():
 
 
 @pytest.mark.parametrize("name", ["dino", "dift"])
-def test_colours_are_the_same_however_a_protocol_normalises_them(name):
+def test_colors_are_the_same_however_a_protocol_normalizes_them(name):
     rgb = np.random.default_rng(1).integers(0, 255, (20, 27, 3)).astype(np.uint8)  # 8 divides neither side
     found = []
     for rules in (protocol("crw"), protocol(name, resize="native")):
@@ -68,8 +68,8 @@ def stripes(angle: float) -> torch.Tensor:
     """A picture whose lightness rises and falls along a direction, degrees from the x axis towards y: [3, 48, 64]."""
     y, x = np.mgrid[:48, :64]
     along = x * np.cos(np.deg2rad(angle)) + y * np.sin(np.deg2rad(angle))
-    grey = np.rint(127 + 100 * np.sin(along / 5)).astype(np.uint8)
-    return preprocess(grey[:, :, None].repeat(3, 2), protocol("crw"))
+    gray = np.rint(127 + 100 * np.sin(along / 5)).astype(np.uint8)
+    return preprocess(gray[:, :, None].repeat(3, 2), protocol("crw"))
 
 
 def test_gradients_are_unit_vectors_that_tell_directions():
@@ -109,7 +109,7 @@ def test_a_dot_product_of_joined_features_is_the_mean_of_the_parts():
     torch.testing.assert_close(products[3], (products[0] + products[1] + products[2]) / 3)
 
 
-def test_the_shipped_network_sees_the_same_however_a_protocol_normalises():
+def test_the_shipped_network_sees_the_same_however_a_protocol_normalizes():
     rgb = np.random.default_rng(1).integers(0, 255, (24, 32, 3)).astype(np.uint8)
     found = []
     for name in ("crw", "dift"):

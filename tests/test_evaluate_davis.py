@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def patches(images: Tensor) -> Tensor:
-    """The colours of 4 x 4 pixel patches, as a callable of another stride than 8."""
+    """The colors of 4 x 4 pixel patches, as a callable of another stride than 8."""
     return torch.nn.functional.pixel_unshuffle(images[:, :, : images.shape[2] // 4 * 4, : images.shape[3] // 4 * 4], 4)
 
 
@@ -59,7 +59,7 @@ def test_every_protocol_scores_a_davis_folder(small_davis: Path, name):
         lengthened if name == "uvc" else patches, small_davis, name, progress=False, k=3, **small
     )
     assert set(scores.sequences) == {"first", "second"}
-    assert scores.global_["J-Mean"] > 0.6  # a red square on grey
+    assert scores.global_["J-Mean"] > 0.6  # a red square on gray
 
 
 def test_masks_are_those_of_features_frame_by_frame(small_davis: Path, tmp_path):
@@ -168,7 +168,7 @@ def test_a_published_checkpoint_under_its_protocol_from_the_shell(run, small_dav
     ended = run(*arguments, "--resume", "walk.pth")
     assert ended.code == 0, ended.err
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["scores"]["global"]["J-Mean"] > 0.4  # even random features tell red from grey
+    assert results["scores"]["global"]["J-Mean"] > 0.4  # even random features tell red from gray
     assert results["options"]["layout"] is None
     assert run(*arguments, "--resume", "walk.pth", "--layout", "crw-zeropad").code == 2  # another network's masks
 

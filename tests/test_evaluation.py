@@ -54,7 +54,7 @@ def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["options"]["side"] == 64
     assert results["options"]["temperature"] == pytest.approx(512**-0.5)
-    assert results["scores"]["global"]["J-Mean"] > 0.7  # a red square on grey, on an 8 x 8 grid
+    assert results["scores"]["global"]["J-Mean"] > 0.7  # a red square on gray, on an 8 x 8 grid
     assert set(results["seconds"]) == {"read", "encode", "propagate", "write", "total", "this run"}
     assert results["peak_memory_mb"]["host"] > 50
     assert results["versions"]["torch"] == torch.__version__
@@ -193,8 +193,8 @@ def test_a_vanished_class_stays_background_for_good(run, tmp_path):
 
 BAD = {
     "crop": (("--cropSize", 100), "--cropSize is 100; expected a positive multiple of 8"),
-    "neighbours": (("--cropSize", 64, "--topk_vis", 65), "--topk_vis is 65; expected 1 to 64"),
-    "no neighbours": (("--topk_vis", 0), "--topk_vis is 0"),
+    "neighbors": (("--cropSize", 64, "--topk_vis", 65), "--topk_vis is 65; expected 1 to 64"),
+    "no neighbors": (("--topk_vis", 0), "--topk_vis is 0"),
     "context": (("--videoLen", 0), "--videoLen is 0"),
     "checkpoint": (("--resume", "nothing.pth.tar"), "nothing.pth.tar does not exist"),
     "two features": (

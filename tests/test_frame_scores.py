@@ -25,14 +25,14 @@ def slow_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: i
         points = []
         for y in range(height):
             for x in range(width):
-                neighbours = []
+                neighbors = []
                 if x + 1 < width:
-                    neighbours.append((y, x + 1))
+                    neighbors.append((y, x + 1))
                 if y + 1 < height:
-                    neighbours.append((y + 1, x))
+                    neighbors.append((y + 1, x))
                 if x + 1 < width and y + 1 < height:
-                    neighbours.append((y + 1, x + 1))
-                if any(mask[y, x] != mask[neighbour] for neighbour in neighbours):
+                    neighbors.append((y + 1, x + 1))
+                if any(mask[y, x] != mask[neighbor] for neighbor in neighbors):
                     points.append((y, x))
         return np.array(points, int).reshape(-1, 2)
 
@@ -49,9 +49,9 @@ def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     drawn = np.zeros((height, width), bool)
     for _ in range(rng.integers(0, 4)):
-        centre_y, centre_x = rng.uniform(-2, height + 2), rng.uniform(-2, width + 2)
+        center_y, center_x = rng.uniform(-2, height + 2), rng.uniform(-2, width + 2)
         radius_y, radius_x = rng.uniform(0.5, height / 2 + 1), rng.uniform(0.5, width / 2 + 1)
-        drawn |= ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= 1
+        drawn |= ((y - center_y) / radius_y) ** 2 + ((x - center_x) / radius_x) ** 2 <= 1
     return drawn
 
 
@@ -140,9 +140,9 @@ def test_bool_and_uint8_masks_score_alike() -> None:
     rng = np.random.default_rng(3)
     a, b = blobs(rng, 20, 30), blobs(rng, 20, 30)
     a[3:9, 4:9] = b[5:9, 4:11] = True
-    grey = a.astype(np.uint8) * 255, b.astype(np.uint8) * 7
-    assert frame_jaccard(*grey) == frame_jaccard(a, b)
-    assert frame_boundary_f(*grey) == frame_boundary_f(a, b)
+    gray = a.astype(np.uint8) * 255, b.astype(np.uint8) * 7
+    assert frame_jaccard(*gray) == frame_jaccard(a, b)
+    assert frame_boundary_f(*gray) == frame_boundary_f(a, b)
 
 
 def test_views_that_are_not_contiguous_score_alike() -> None:
@@ -169,7 +169,7 @@ def test_void_in_the_annotation_counts_as_background() -> None:
 
 
 def test_decay_of_300_frames_is_right() -> None:
-    # Quarters of 1 .. 300 end at 75.75, 150.5 and 225.25; their rounded neighbours share a frame.
+    # Quarters of 1 .. 300 end at 75.75, 150.5 and 225.25; their rounded neighbors share a frame.
     values = np.linspace(1, 0, 300)
     assert statistics(values).decay == pytest.approx(values[0:76].mean() - values[224:300].mean(), abs=EXACT)
 

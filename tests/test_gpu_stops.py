@@ -102,7 +102,7 @@ CASES: dict[str, Callable[[int], Case]] = {"labels": summed, "edges": edges, "at
 for backend in ("triton", *["cuda"] * (CUDA_MISSING is None)):
     for neighborhood in (None, NEIGHBORHOOD):
         where = f"{backend}, {'everywhere' if neighborhood is None else 'neighborhood'}"
-        CASES[f"neighbours by {where}"] = kept(backend, neighborhood)
+        CASES[f"neighbors by {where}"] = kept(backend, neighborhood)
         CASES[f"carried by {where}"] = carried(backend, neighborhood)
 if CUDA_MISSING is None:
     CASES["a video"] = through_a_video

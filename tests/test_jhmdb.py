@@ -91,8 +91,8 @@ def test_a_joint_outside_the_first_frame_is_left_out(jhmdb: Path):
 
 
 def test_crw_takes_three_positions_and_others_five(jhmdb: Path):
-    # Of three, the upper and the left neighbour weigh exp(-2): 0.1065 of a cell away, 1.70 pixels and 0.85 pixels, 1.90
-    # together; of five the neighbours cancel out wherever they are on the grid.
+    # Of three, the upper and the left neighbor weigh exp(-2): 0.1065 of a cell away, 1.70 pixels and 0.85 pixels, 1.90
+    # together; of five the neighbors cancel out wherever they are on the grid.
     places = joints()
     places[1:, 5] += [2.5, 2.5]  # 3.54 pixels from the middle, 5.37 from where three point to
     places[1:, 6] -= [2.5, 2.5]  # 3.54 pixels, and 1.83

@@ -27,13 +27,13 @@ def prefixed(prefix: str, weights: State, *, classifier: bool = False) -> State:
 
 
 def crw(weights: State) -> dict:
-    """As train.py of videowalk saves it: an optimiser, a scheduler and the command line stand beside the model."""
-    optimiser = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [20, 30])
+    """As train.py of videowalk saves it: an optimizer, a scheduler and the command line stand beside the model."""
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 30])
     head = {"selfsim_fc.0.weight": torch.randn(128, 512), "selfsim_fc.0.bias": torch.randn(128)}
     return {
         "model": prefixed("encoder.model.", weights) | head,
-        "optimizer": optimiser.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "lr_scheduler": scheduler.state_dict(),
         "epoch": 24,
         "args": argparse.Namespace(model_type="scratch", patch_size=[64, 64, 3], dropout=0.1),
@@ -51,7 +51,7 @@ def crw_with_padding_modules(weights: State) -> dict:
 
 
 def vfs(weights: State) -> dict:
-    """As mmcv saves a SimSiamBaseTracker: convolution, normalisation and activation in one ConvModule."""
+    """As mmcv saves a SimSiamBaseTracker: convolution, normalization and activation in one ConvModule."""
     state = {"iteration": torch.tensor(0.0)}
     for name, value in prefixed("", weights).items():
         *block, module, part = name.split(".")
@@ -185,7 +185,7 @@ def test_a_loaded_network_is_evaluated_under_its_protocol(method, layout, saved,
     # Not the protocol's 480 pixels: what is tested is that the two fit together.
     sizes = {} if method == "crw" else {"side": 64}
     scores = evaluate_davis(network, small_davis, method, progress=False, **sizes)
-    # The square moves two pixels a frame: even random weights follow it, where features are normalised (uvc's are not).
+    # The square moves two pixels a frame: even random weights follow it, where features are normalized (uvc's are not).
     assert scores.global_["J-Mean"] > 0.5
 
 

@@ -44,7 +44,7 @@ def case() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize("multiplicity", [None, [[1, 0], [3, 1], [0, 2]]], ids=["once", "counted"])
-def test_more_neighbours_than_there_are_places_change_nothing(scope, softmax_over, ties, multiplicity, backend):
+def test_more_neighbors_than_there_are_places_change_nothing(scope, softmax_over, ties, multiplicity, backend):
     query, bank = case()
     multiplicity = None if multiplicity is None else torch.tensor(multiplicity)
     options = {
@@ -68,7 +68,7 @@ def test_more_neighbours_than_there_are_places_change_nothing(scope, softmax_ove
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-def test_labels_need_no_room_for_neighbours_that_do_not_exist(scope, softmax_over, ties, backend):
+def test_labels_need_no_room_for_neighbors_that_do_not_exist(scope, softmax_over, ties, backend):
     features, bank = case()
     labels, found, start = whole(2, 3, 9, 4), [], time.monotonic()
     for k in (100, MOST_KEPT):
@@ -82,7 +82,7 @@ def test_labels_need_no_room_for_neighbours_that_do_not_exist(scope, softmax_ove
 
 
 @pytest.mark.parametrize("k", [0, -(2**63), 2**31, 2**59, 2**62, 2**63, 2**100, 1.5, "3"])
-def test_a_number_of_neighbours_that_no_list_has_is_refused(k):
+def test_a_number_of_neighbors_that_no_list_has_is_refused(k):
     with pytest.raises(InputError, match=f"^Select.k is {re.escape(str(k))}; expected at (least|most)"):
         Select(k, 0.1)
 
@@ -212,7 +212,7 @@ def test_no_labels_positions_or_slots_sum_to_nothing(sizes, dtype):
         assert (result == 0).all()
 
 
-def test_what_is_no_neighbour_brings_no_label_that_is_not_a_number():
+def test_what_is_no_neighbor_brings_no_label_that_is_not_a_number():
     labels = torch.tensor([[[torch.nan], [1.0]]])
     weights, indices, frames = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1, -1]]]), torch.tensor([[0]])
     assert propagate_labels(weights, indices, labels, frames).item() == 1

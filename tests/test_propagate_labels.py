@@ -8,7 +8,7 @@ from timecycle.ops import propagate_labels
 
 
 def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """B 2, N 5, K 4, T 3, M 6, G 4, L 2; with missing neighbours and an empty slot."""
+    """B 2, N 5, K 4, T 3, M 6, G 4, L 2; with missing neighbors and an empty slot."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(2, 5, 4, generator=generator, dtype=torch.float64)
     indices = torch.randint(-1, 3 * 6, (2, 5, 4), generator=generator)

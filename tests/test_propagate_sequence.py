@@ -27,7 +27,7 @@ def test_a_video_is_as_frame_by_frame(backend, rescale, b, n, k, t, classes, rin
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_left_of_what_was_not_written(backend):
     weights, indices, labels, frames, targets = (x.to(DEVICE) for x in video(3, 4, 40, 3, 2, 5))
-    # No target, no neighbours, and neighbours that all do not exist, whose classes are constant.
+    # No target, no neighbors, and neighbors that all do not exist, whose classes are constant.
     none = propagate_sequence(weights[:0], indices[:0], labels, frames[:0], targets[:0], backend=backend)
     assert torch.equal(none, labels)
     for empty in (weights[:, :, :0], weights):

@@ -207,8 +207,8 @@ def test_annotation_is_resized_by_centre_sampled_nearest():
     expected = mask[rows][:, columns]
     np.testing.assert_array_equal(np.array(Image.fromarray(mask).resize((40, 40), Image.Resampling.NEAREST)), expected)
     soft = labels_of(mask, 40).soft[1]
-    centre = expected.reshape(5, 8, 5, 8)[:, 3:5, :, 3:5].mean(axis=(1, 3))
-    np.testing.assert_allclose(soft, centre, atol=1e-6)
+    center = expected.reshape(5, 8, 5, 8)[:, 3:5, :, 3:5].mean(axis=(1, 3))
+    np.testing.assert_allclose(soft, center, atol=1e-6)
 
 
 def test_masks_hold_ids_and_ties_go_to_the_earlier_class():

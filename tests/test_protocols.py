@@ -196,11 +196,11 @@ def test_which_classes_there_are():
     mask[0, 0] = 5  # lost on the grid
     ids = {rule: soft_labels(mask, protocol("dino", classes=rule), (4, 5), (32, 40)).ids for rule in
            ("grid", "full", "annotated")}  # fmt: skip
-    # The palette's colours, blue first: background, then 2 (green), then 5 (purple).
+    # The palette's colors, blue first: background, then 2 (green), then 5 (purple).
     assert ids == {"grid": (0, 1, 2), "full": (0, 1, 2, 3, 4, 5), "annotated": (0, 2, 5)}
 
 
-def test_crw_orders_classes_by_colour_blue_first():
+def test_crw_orders_classes_by_color_blue_first():
     mask = np.array([[0, 1, 2, 3, 4]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     # red (128, 0, 0), green (0, 128, 0), olive (128, 128, 0), navy (0, 0, 128)
     assert soft_labels(mask, PRESETS["crw"], (1, 5), (8, 40)).ids == (0, 1, 2, 3, 4)
@@ -212,16 +212,16 @@ def test_labels_on_the_grid_by_every_rule():
     generator = np.random.default_rng(0)
     mask = generator.integers(0, 2, (33, 47)).astype(np.uint8)
 
-    def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
         rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(int)
         columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(int)
         return image[rows][:, columns]
 
     grid, working = (4, 6), (32, 48)
     found = {name: soft_labels(mask, PRESETS[name], grid, working).soft[1] for name in ("dino", "vfs", "dinov3", "crw")}
-    np.testing.assert_array_equal(found["dino"], centre(mask, *grid))
-    np.testing.assert_array_equal(found["vfs"], centre(centre(mask, *working), *grid))
-    np.testing.assert_array_equal(found["dinov3"], centre(mask, *grid))
+    np.testing.assert_array_equal(found["dino"], center(mask, *grid))
+    np.testing.assert_array_equal(found["vfs"], center(center(mask, *working), *grid))
+    np.testing.assert_array_equal(found["dinov3"], center(mask, *grid))
     assert (found["crw"] % 1 > 0).any()  # bilinear, straight from the full size
 
 
@@ -285,7 +285,7 @@ def test_images_have_the_published_sizes(name, frame, expected):
     assert image_size(*frame, PRESETS[name]) == expected
 
 
-def test_images_are_normalised_as_published():
+def test_images_are_normalized_as_published():
     rgb = np.full((64, 64, 3), 255, np.uint8)
     white = {name: preprocess(rgb, protocol(name, resize="native"))[:, 0, 0] for name in ("dino", "dift", "uvc", "crw")}
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -309,7 +309,7 @@ def test_threshold_protocols_keep_ties_and_exact_ones_do_not():
     )
 
 
-def test_large_features_without_normalisation_stay_finite():
+def test_large_features_without_normalization_stay_finite():
     features, mask = features_and_mask()
     found = propagate(features * 100, mask, "uvc")  # dot products of some ten thousands
     assert torch.isfinite(found.soft).all()

@@ -80,7 +80,7 @@ def test_fewer_clips_than_a_step_go_on_into_the_next_epochs():
 
 
 class Places(Dataset):
-    """ClipDataset that are the places they are fetched from."""
+    """Samples that are the places they are fetched from."""
 
     def __getitem__(self, place):
         return place

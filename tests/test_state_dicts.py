@@ -331,8 +331,8 @@ def test_a_folder_is_called_one(tmp_path):
 
 def test_a_state_dict_is_read_by_its_full_names(tmp_path):
     path = tmp_path / "weights.pth"
-    optimiser = {"state": {"0": {"exp_avg": torch.ones(2)}}}
-    torch.save({"optimizer": optimiser, "state_dict": under("module.")}, path)
+    optimizer = {"state": {"0": {"exp_avg": torch.ones(2)}}}
+    torch.save({"optimizer": optimizer, "state_dict": under("module.")}, path)
     assert list(read_state_dict(path)) == [f"module.{name}" for name in WEIGHTS]
 
 

@@ -62,7 +62,7 @@ def test_strongest_places_are_weighted_means():
 
 
 def test_crw_s_three_positions_lean_to_the_first():
-    # The peak, and of its four equal neighbours the upper and the left one.
+    # The peak, and of its four equal neighbors the upper and the left one.
     found = strongest_places(gaussian_maps(np.array([[2.0, 2]]), (5, 5)), 3)
     lean = NEAR / (1 + 2 * NEAR)
     np.testing.assert_allclose(found, [[2 - lean, 2 - lean]], rtol=1e-6)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 LARGEST = {torch.float32: 1.2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1e-3}
 TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
 
-# (N, M, D, k): odd sizes, more neighbours than keys, several strips of queries; the last has several chunks of keys.
+# (N, M, D, k): odd sizes, more neighbors than keys, several strips of queries; the last has several chunks of keys.
 SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
 # Patches of queries and keys that just see each other, and that just do not.
 NEIGHBORHOODS = [

@@ -1,4 +1,4 @@
-"""topk_affinity on the CPU: which products find the neighbours, and that it makes no difference to which they are."""
+"""topk_affinity on the CPU: which products find the neighbors, and that it makes no difference to which they are."""
 
 import pytest
 import torch

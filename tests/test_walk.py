@@ -107,7 +107,7 @@ def test_gradients_of_walks(walk: CropWalk) -> None:
 
 
 def test_crops_of_a_still_video_reach_their_targets_once_they_are_told_apart(walk: CropWalk) -> None:
-    """The same crop both ways and walkers that do not blur: every node's nearest neighbour is itself."""
+    """The same crop both ways and walkers that do not blur: every node's nearest neighbor is itself."""
     walk.eval()
     walk.temperature = 1e-4
     frame = torch.randn(1, 1, 3, 64, 64)

@@ -44,8 +44,8 @@ class Ramp(Clip):
         return np.stack([np.stack([2 * x / 3, y, np.full_like(x, i)], axis=2) for i in indices]).astype(np.uint8)
 
 
-def _coloured(tensor: torch.Tensor) -> np.ndarray:
-    """StepSnapshot the normalisation: [.., 3, h, w] -> RGB of 255, [.., h, w, 3]."""
+def _colored(tensor: torch.Tensor) -> np.ndarray:
+    """Undo the normalization: [.., 3, h, w] -> RGB of 255, [.., h, w, 3]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     return ((tensor * std + mean) * 255).movedim(-3, -1).numpy()
 
@@ -112,9 +112,9 @@ def test_frames_are_evenly_spaced_and_in_the_clip(generator: np.random.RandomSta
 
 
 def test_both_windows_show_the_same_place_where_the_target_says_so() -> None:
-    """Colours tell places: of two cells that are one place they agree to half a cell."""
+    """Colors tell places: of two cells that are one place they agree to half a cell."""
     sample = CropWalkDataset([Ramp(12)], seed=1, crop_side=64)[0, 0]
-    ahead, back = (_coloured(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
+    ahead, back = (_colored(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
     assert ahead.shape[0] == 4
     assert back.shape[0] == 3
     target = sample["target"].numpy()
@@ -127,14 +127,14 @@ def test_both_windows_show_the_same_place_where_the_target_says_so() -> None:
 
 def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
     sample = GridWalkDataset([Ramp(8, 256, 384)], seed=0)[0, 0]
-    patches = _coloured(sample["patches"])
+    patches = _colored(sample["patches"])
     assert patches.shape == (4, 49, 64, 64, 3)
     # The ramp's 384 columns become 256, each of its red.
-    centres = patches.mean((2, 3)).reshape(4, 7, 7, 3)
+    centers = patches.mean((2, 3)).reshape(4, 7, 7, 3)
     cells = 32 * np.arange(7) + 31.5
-    np.testing.assert_allclose(centres[..., 0], np.broadcast_to(cells, (4, 7, 7)), atol=10)
-    np.testing.assert_allclose(centres[..., 1], np.broadcast_to(cells[:, None], (4, 7, 7)), atol=10)
-    np.testing.assert_allclose(np.diff(centres[:, 0, 0, 2]), 2, atol=0.1)
+    np.testing.assert_allclose(centers[..., 0], np.broadcast_to(cells, (4, 7, 7)), atol=10)
+    np.testing.assert_allclose(centers[..., 1], np.broadcast_to(cells[:, None], (4, 7, 7)), atol=10)
+    np.testing.assert_allclose(np.diff(centers[:, 0, 0, 2]), 2, atol=0.1)
     parts = [random_part(10, 20, 64, generator) for _ in range(200)]
     shares = [piece.width * piece.height / 64**2 for piece in parts]
     assert min(shares) >= PATCH_AREA[0]

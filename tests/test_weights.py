@@ -54,7 +54,7 @@ def test_the_scores_of_its_card_are_its_own() -> None:
 
 
 def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
-    """The share of places whose nearest neighbour in an unrelated picture is at the same place, give or take one."""
+    """The share of places whose nearest neighbor in an unrelated picture is at the same place, give or take one."""
     with torch.no_grad():
         maps = [functional.normalize(network(frame[None])[0].flatten(1), dim=0) for frame in frames]
     side = round(maps[0].shape[1] ** 0.5)

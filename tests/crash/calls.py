@@ -15,7 +15,7 @@ SMALL = {"side": 64, "k": 2, "progress": False}
 
 
 def cells(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] -> features [B, 3, H / 8, W / 8]: mean colours."""
+    """Images [B, 3, H, W] -> features [B, 3, H / 8, W / 8]: mean colors."""
     return functional.avg_pool2d(images, 8)
 
 

@@ -55,7 +55,7 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
     "teacher". Not needed where the file holds only one that is whole.
 
     TimeCycle's features come L2-normalized (D = 512); the others are as their `Trunk` leaves them, for a protocol to
-    normalise, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
+    normalize, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
     key encoders, queues, stages that are cut off) are left out.
 
     Raises InputError for a layout or a part that is unknown, a file that holds several networks where none is chosen,

@@ -21,14 +21,14 @@ from timecycle.models.walk import NO_TARGET
 
 SHORT_SIDE = 256  # pixels that a frame's short side counts as
 SCALES = (0.8, 1.25)  # of a window's side
-SHIFT = 0.3  # of the second window's centre from the first's, in sides of a crop
+SHIFT = 0.3  # of the second window's center from the first's, in sides of a crop
 PATCH_AREA = (0.7, 0.9)  # of a cell of the grid that its patch shows
 PATCH_RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a frame, in pixels between corners, not between pixel centres."""
+    """A rectangle of a frame, in pixels between corners, not between pixel centers."""
 
     left: float
     top: float
@@ -38,7 +38,7 @@ class Window:
     def cut(self, frames: Iterable[np.ndarray], size: int) -> np.ndarray:
         """What the window shows of frames [H, W, 3], bilinear, uint8 [T, size, size, 3]."""
         across, down = size / self.width, size / self.height
-        # From pixel centres to pixel centres.
+        # From pixel centers to pixel centers.
         matrix = np.array(
             [
                 [across, 0, (0.5 - self.left) * across - 0.5],
@@ -49,13 +49,13 @@ class Window:
 
 
 def target_cells(window: Window, other: Window, side: int) -> np.ndarray:
-    """For each of side x side cells of a window the cell of the other that shows its centre, int64 [side * side].
+    """For each of side x side cells of a window the cell of the other that shows its center, int64 [side * side].
 
     Cells row by row; -1 where the other window does not reach.
     """
-    centres = (np.arange(side) + 0.5) / side
-    column = np.floor((window.left + centres * window.width - other.left) / other.width * side).astype(np.int64)
-    row = np.floor((window.top + centres * window.height - other.top) / other.height * side).astype(np.int64)
+    centers = (np.arange(side) + 0.5) / side
+    column = np.floor((window.left + centers * window.width - other.left) / other.width * side).astype(np.int64)
+    row = np.floor((window.top + centers * window.height - other.top) / other.height * side).astype(np.int64)
     inside = ((row >= 0) & (row < side))[:, None] & ((column >= 0) & (column < side))[None]
     return np.where(inside, row[:, None] * side + column[None], NO_TARGET).ravel()
 
@@ -70,7 +70,7 @@ def two_windows(height: int, width: int, crop: int, generator: np.random.RandomS
     first, second = side(), side()
     left, top = generator.uniform(0, width - first), generator.uniform(0, height - first)
     shift = generator.uniform(-SHIFT, SHIFT, 2) * unit
-    # Centres that far apart, as far as the frame reaches.
+    # Centers that far apart, as far as the frame reaches.
     near = [left + (first - second) / 2 + shift[0], top + (first - second) / 2 + shift[1]]
     there = np.clip(near, 0, [width - second, height - second])
     return Window(left, top, first, first), Window(float(there[0]), float(there[1]), second, second)
@@ -112,7 +112,7 @@ class CropWalkDataset(_WalkDataset):
         seed: likewise.
         crop_side: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
         length: frames of a sample, T, at least 2.
-        max_frame_gap: the largest distance between neighbours; 1 to it are drawn.
+        max_frame_gap: the largest distance between neighbors; 1 to it are drawn.
 
     Raises InputError for sizes that mean nothing.
     """

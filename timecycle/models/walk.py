@@ -130,7 +130,7 @@ class Walk(nn.Module):
         return functional.normalize(self.head(rows), dim=-1)
 
     def _steps(self, frames: int) -> Callable[[int, bool], Step]:
-        """The steps of one batch's walks, between neighbours of so many frames."""
+        """The steps of one batch's walks, between neighbors of so many frames."""
         # From the process's generator, so that a resumed run draws the same.
         seeds = torch.randint(2**32, (frames, 2)).tolist()
 

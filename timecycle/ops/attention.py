@@ -96,7 +96,7 @@ def attention(
         value: [S, M, C] for all samples or [B, S, M, C], a slice for each shift; same dtype and device.
         temperature: what the logits are divided by, as `Select.temperature`.
         scale: [B, M] factors of each key's logits, float32 (float64 for float64): with 1 / |key| keys need no
-            normalised copy. 1 if not given.
+            normalized copy. 1 if not given.
         shifts: S whole numbers, 0 <= shift < N.
         dropped: the edges that are left out.
         backend: 'triton', 'cpu' or 'reference'; the first that can run the call if not given.

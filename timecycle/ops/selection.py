@@ -26,7 +26,7 @@ def check_temperature(name: str, temperature: float) -> None:
         )
 
 
-@deprecated.fields(normalise="softmax_over")
+@deprecated.fields(normalize="softmax_over")
 @dataclass(frozen=True)
 class Select:
     """Which keys are kept for a query, and their weights. Raises InputError for values out of range."""

@@ -142,7 +142,7 @@ def _rounding(call: Call, gradient: bool) -> float:
     """What the rounding of logits in float32 does to their exponentials; infinite if an input is not finite.
 
     A gradient may be a small difference of large terms, which the temperature divides; where logits are so large that
-    float32 does not tell them from their neighbours it is infinite.
+    float32 does not tell them from their neighbors it is infinite.
     """
     _, tensors, others, _ = call
     if not _finite(tensors):
