@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from timecycle import deprecated
 from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE, Trunk
-from timecycle.ops import deprecated
 from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published

@@ -12,7 +12,7 @@ In training, where a sample has queries and keys of its own, B counts samples, a
     E  edges asked of a query
 """
 
-from timecycle.ops import deprecated
+from timecycle import deprecated
 from timecycle.ops.affinity_propagate import affinity_propagate
 from timecycle.ops.attention import EdgeDropout, attention
 from timecycle.ops.backends import print_backends

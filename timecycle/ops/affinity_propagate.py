@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timecycle import deprecated
 from timecycle.errors import InputError
-from timecycle.ops import backends, deprecated
+from timecycle.ops import backends
 from timecycle.ops.checks import bounds_checked, refuse, wide_dtype
 from timecycle.ops.packed import empty_like, input_gradients
 from timecycle.ops.problem import Problem, list_length, value_doubts

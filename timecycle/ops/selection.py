@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from timecycle import deprecated
 from timecycle.errors import InputError
-from timecycle.ops import deprecated
 
 MOST_KEPT = 2**31 - 1
 """The largest k: lists and their indices are counted in 32 bits."""
@@ -26,7 +26,7 @@ def check_temperature(name: str, temperature: float) -> None:
         )
 
 
-@deprecated.fields(normalize="softmax_over")
+@deprecated.fields(normalise="softmax_over")
 @dataclass(frozen=True)
 class Select:
     """Which keys are kept for a query, and their weights. Raises InputError for values out of range."""

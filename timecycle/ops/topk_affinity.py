@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timecycle import deprecated
 from timecycle.kernels.tiles import LARGEST_K
-from timecycle.ops import backends, deprecated, speeds
+from timecycle.ops import backends, speeds
 from timecycle.ops.backends import CUDA, CUDA_MISSING, TRITON_MISSING, Backend
 from timecycle.ops.checks import filled, refuse, wide_dtype
 from timecycle.ops.problem import Problem, list_length, refuse_beyond_memory, value_doubts

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
+from timecycle import deprecated
 from timecycle.data.normalization import HALF, IMAGENET
 from timecycle.errors import InputError
-from timecycle.ops import deprecated
 from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15

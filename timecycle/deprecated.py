@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
-OLD_VALUES = {"kept": "topk"}
-"""Of `softmax_over`, which was `normalise`."""
+OLD_VALUES = {"kept": "topk", "carried": "propagated"}
+"""Of `softmax_over`, which was `normalise`, and of `first_mask`."""
 
 
-def warn(old: str, new: str) -> None:
-    """Tell whoever called the public function that one of its names has changed."""
-    warnings.warn(f"{old} is called {new} now; the old name will be removed", DeprecationWarning, stacklevel=4)
+def warn(old: str, new: str, stacklevel: int = 4) -> None:
+    """Warn that a name has changed, as of the line that used it: the caller's caller's caller, unless said."""
+    warnings.warn(f"{old} is called {new} now; the old name will be removed", DeprecationWarning, stacklevel=stacklevel)
 
 
 def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -43,16 +43,18 @@ def keywords(**names: str) -> Callable[[Function], Function]:
 
 
 def fields(**names: str) -> Callable[[Class], Class]:
-    """The same for a dataclass: its constructor, attributes by their old names, and values of `softmax_over`."""
+    """The same for a dataclass: its constructor, attributes by their old names, and old values."""
 
     def decorate(decorated: Class) -> Class:
         kind: Any = decorated
-        construct = keywords(**names)(kind.__init__)
+        construct = kind.__init__
 
-        @functools.wraps(kind.__init__)
+        @functools.wraps(construct)
         def renamed(self: Any, *arguments: Any, **given: Any) -> None:
             for old in OLD_VALUES.keys() & {x for x in (*arguments, *given.values()) if isinstance(x, str)}:
-                warn(repr(old), repr(OLD_VALUES[old]))
+                warn(repr(old), repr(OLD_VALUES[old]), stacklevel=3)
+            if given.keys() & names.keys():
+                given = new_names(given, names)
             new = [OLD_VALUES.get(x, x) if isinstance(x, str) else x for x in arguments]
             construct(self, *new, **{k: OLD_VALUES.get(x, x) if isinstance(x, str) else x for k, x in given.items()})
 
@@ -65,7 +67,7 @@ def fields(**names: str) -> Callable[[Class], Class]:
 
 
 def _attribute(old: str, new: str, instance: Any) -> Any:
-    warn(f".{old}", f".{new}")
+    warn(f".{old}", f".{new}", stacklevel=3)
     return getattr(instance, new)
 
 
@@ -75,7 +77,7 @@ def module_names(module: str, **names: str) -> Callable[[str], Any]:
     def attribute(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn(f"{module}.{name}", f"{module}.{names[name]}")
+        warn(f"{module}.{name}", f"{module}.{names[name]}", stacklevel=3)
         return getattr(importlib.import_module(module), names[name])
 
     return attribute
@@ -85,7 +87,7 @@ class _PrintingModule(ModuleType):
     """timecycle.ops.backends, which was a function that printed and is a module now."""
 
     def __call__(self) -> None:
-        warn("timecycle.ops.backends()", "timecycle.ops.print_backends()")
+        warn("timecycle.ops.backends()", "timecycle.ops.print_backends()", stacklevel=3)
         self.print_backends()
 
 

@@ -1,0 +1,83 @@
+"""Names of version 0.1 that work for one more release, each with a warning that shows the line which uses it."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import timecycle
+from timecycle import ops
+from timecycle.ops import Neighborhood, Select, affinity_propagate, topk_affinity
+from timecycle.propagation.protocols import Protocol, protocol
+
+QUERY, BANK = torch.eye(4)[None], torch.eye(4).expand(2, 4, 4).contiguous()
+FRAMES, COUNTS = torch.tensor([[0, 1]]), torch.tensor([[2, 1], [1, 0]])
+SELECT, GRID = Select(2, 0.5), Neighborhood(2, 2, 1, "square<=")
+CALL, LABELLED = (QUERY, BANK, FRAMES, SELECT), (QUERY, BANK, FRAMES, BANK, FRAMES, SELECT)
+
+
+def said(use: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What `use` returns, and the old names that it is warned of, as of its own first line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = use()
+    for each in caught:
+        assert each.category is DeprecationWarning
+        assert (each.filename, each.lineno) == (__file__, use.__code__.co_firstlineno)
+    return found, [str(each.message).partition(" is called ")[0] for each in caught]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        (
+            lambda: Select(2, 0.5, normalise="kept"),
+            lambda: Select(2, 0.5, softmax_over="topk"),
+            ["'kept'", "normalise="],
+        ),
+        (lambda: Select(2, 0.5, "joint", "kept"), lambda: Select(2, 0.5, "joint", "topk"), ["'kept'"]),
+        (lambda: SELECT.normalise, lambda: SELECT.softmax_over, [".normalise"]),
+        (lambda: ops.Region(2, 2, 1), lambda: Neighborhood(2, 2, 1), ["timecycle.ops.Region"]),
+        (lambda: GRID.reach(), lambda: GRID.half_widths(), [".reach"]),
+        (lambda: ops.attend, lambda: ops.attention, ["timecycle.ops.attend"]),
+        (lambda: ops.edge_affinity, lambda: ops.softmax_at, ["timecycle.ops.edge_affinity"]),
+        (lambda: protocol("dino", normalise="all"), lambda: protocol("dino", softmax_over="all"), ["normalise="]),
+        (lambda: protocol("dino", colour="rgb"), lambda: protocol("dino", color="rgb"), ["colour="]),
+        (lambda: protocol("crw").colour, lambda: protocol("crw").color, [".colour"]),
+        (lambda: protocol("crw").region(2, 2), lambda: protocol("crw").neighborhood(2, 2), [".region"]),
+        (
+            lambda: Protocol("own", "native", first_mask="carried"),
+            lambda: Protocol("own", "native", first_mask="propagated"),
+            ["'carried'"],
+        ),
+    ],
+)
+def test_an_old_name_means_the_new_one(old, new, names):
+    found, warned = said(old)
+    assert found == new()
+    assert sorted(warned) == sorted(names)
+
+
+@pytest.mark.parametrize(("function", "arguments"), [(topk_affinity, CALL), (affinity_propagate, LABELLED)])
+def test_operators_take_keywords_by_their_old_names(function, arguments):
+    found, warned = said(lambda: function(*arguments, region=GRID, copies=COUNTS))
+    expected = function(*arguments, neighborhood=GRID, multiplicity=COUNTS)
+    assert sorted(warned) == ["copies=", "region="]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_backends_are_printed_by_the_old_name(capsys):
+    _, warned = said(lambda: ops.backends())
+    assert warned == ["timecycle.ops.backends()"]
+    assert "topk_affinity: reference: ready" in capsys.readouterr().out
+
+
+def test_new_names_are_silent():
+    def use() -> None:
+        topk_affinity(*CALL, neighborhood=GRID, multiplicity=COUNTS)
+        timecycle.protocol("dino", softmax_over="all")
+
+    assert said(use)[1] == []
