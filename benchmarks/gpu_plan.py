@@ -23,7 +23,7 @@ SMOKES = (  # benchmarks/gpu_smoke.py's, which imports too much to ask
     "cuda, one patch",
     "cuda, crop 480",
     "cuda, streamed",
-    "cuda, region",
+    "cuda, neighborhood",
     "cuda, labels through a video",
     "triton, one patch",
     "triton, crop 480",

@@ -16,7 +16,6 @@ from timecycle.ops import (
     Select,
     affinity_propagate,
     attention,
-    checks,
     propagate_labels,
     propagate_sequence,
     softmax_at,
@@ -90,7 +89,7 @@ def test_a_number_of_neighbors_that_no_list_has_is_refused(k):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_results_and_lists_beyond_the_memory_are_refused(backend, monkeypatch):
     query, bank = case()
-    monkeypatch.setattr(checks.os, "sysconf", lambda name: 1000)  # a megabyte
+    monkeypatch.setattr("os.sysconf", lambda name: 1000)  # a megabyte
     with pytest.raises(InputError, match=r"^weights and indices of 3000 neighbors a query take 0 GB; expected"):
         topk_affinity(query.repeat(2, 1, 1), bank, FRAMES.repeat(2, 1), Select(1000, 0.1, "frame"), backend=backend)
     multiplicity = torch.full((3, 2), 1000)
