@@ -285,7 +285,7 @@ def test_float64_and_unfit_devices_are_left_to_the_reference():
     assert all(map(torch.equal, case.run(""), case.run("reference")))
     meta = torch.empty(1, 1, 1, device="meta")
     cpu = next(b for b in backends._REGISTERED["topk_affinity_backward"] if b.name == "cpu")
-    assert cpu.why_not(*(None,) * 4, meta, meta, FRAMES) == "the features are on meta"
-    assert cpu.why_not(*(None,) * 4, query, bank, FRAMES) == "it has no float64 kernel"
+    assert cpu.why_not(replace(case.problem, query=meta, bank=meta)) == "the features are on meta"
+    assert cpu.why_not(case.problem) == "it has no float64 kernel"
     huge = torch.empty(1, 1, 1).expand(1, 2**28, 1)
-    assert "positions are more than 32 bits number" in cpu.why_not(*(None,) * 4, huge, huge, FRAMES)
+    assert "positions are more than 32 bits number" in cpu.why_not(replace(case.problem, query=huge, bank=huge))

@@ -7,7 +7,6 @@ adds a query's labels up as soon as its list is complete, so that neither weight
 keep more than others (ties="all") need no padding.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ def _operator(*arguments: Any) -> Tensor:
     if bounds_checked(check, labels):
         doubts.append(label_frame_doubt(labels, label_frames, "label_frames"))
     refuse(doubts)
-    problem = replace(problem, k=list_length(problem))
+    problem = problem.keeping(list_length(problem))
     chosen = backends.choose("affinity_propagate", backend or None, problem, labels, label_frames)
     return chosen.run(problem, labels, label_frames)
 
@@ -107,7 +106,7 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 def _gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of labels, query and bank. Weights and indices are made again: the forward spares storing them."""
     gradient, labels, label_frames, problem, backend = Problem.unpack(arguments, before=3)
-    problem = replace(problem, k=list_length(problem))
+    problem = problem.keeping(list_length(problem))
     weights, indices, denominators = topk_operator(*problem.pack(), backend, False)
     d_weights, d_labels = propagate_labels_backward(gradient, weights, indices, labels, label_frames)
     results = (d_weights, weights, indices, denominators)

@@ -4,7 +4,7 @@ The kernels in Triton, C++ and CUDA name its fields as they are named here.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,6 +92,10 @@ class Problem(Packed):
     def groups(self) -> int:
         """Lists of a query."""
         return 1 if self.joint else self.slots
+
+    def keeping(self, k: int) -> "Problem":
+        """The same with another k."""
+        return self if k == self.k else replace(self, k=k)
 
     def inside(self) -> Tensor | None:
         """Which keys [N, M] of a frame each query may see, bool; None without a neighborhood."""

@@ -124,7 +124,7 @@ def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if k > LARGEST_K and not problem.keep_ties:
         entries = problem.query.shape[0] * problem.query.shape[1] * groups * k
         refuse_beyond_memory(entries * 12, problem.device, f"weights and indices of {groups * k} neighbors a query")
-    problem = replace(problem, k=length)
+    problem = problem.keeping(length)
     weights, indices, denominators = backends.choose("topk_affinity", backend or None, problem).run(problem)
     if length < k and not problem.keep_ties:
         weights, indices = _lengthened(weights, groups, k, 0.0), _lengthened(indices, groups, k, -1)
