@@ -34,9 +34,7 @@ class Packed:
     def unpack(cls, arguments: Sequence[Any], before: int = 0) -> tuple[Any, ...]:
         """An operator's arguments, of which `before` come first, with one instance in place of its fields."""
         end = before + len(cls._names)
-        packed = cls.__new__(cls)  # a frozen dataclass takes its time to set fields one by one
-        packed.__dict__.update(zip(cls._names, arguments[before:end], strict=True))
-        return *arguments[:before], packed, *arguments[end:]
+        return *arguments[:before], cls(*arguments[before:end]), *arguments[end:]
 
     @classmethod
     def signature(cls, returns: Any) -> inspect.Signature:
