@@ -10,7 +10,7 @@ from torch.nn import functional
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk, Step, palindromes, walk_losses
-from timecycle.ops.attention import EdgeDropout, _logits
+from timecycle.ops.attention import AttentionProblem, EdgeDropout, _logits
 
 TEMPERATURE = 0.07
 
@@ -25,7 +25,8 @@ def _plain(nodes: Tensor, others: Tensor, dropped: EdgeDropout | None = None) ->
     """The matrix of a step."""
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed)
     ones = torch.ones(others.shape[:2], dtype=nodes.dtype)
-    return _logits(nodes, others, ones, TEMPERATURE, threshold, seed).softmax(dim=2)
+    problem = AttentionProblem(nodes, others, others[None], ones, TEMPERATURE, [0], threshold, seed)
+    return _logits(problem).softmax(dim=2)
 
 
 def _matrices(earlier: int, back: bool) -> Step:
