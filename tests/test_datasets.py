@@ -21,8 +21,8 @@ from timecycle.data.datasets import (
     short_side,
     span,
 )
-from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
+from timecycle.normalization import IMAGENET
 from timecycle.training.loader import DistributedBatchSampler
 
 

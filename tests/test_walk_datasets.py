@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import default_collate
 
 from timecycle.data.clips import Clip
-from timecycle.data.normalization import IMAGENET
 from timecycle.data.walk_datasets import (
     PATCH_AREA,
     SCALES,
@@ -25,6 +24,7 @@ from timecycle.data.walk_datasets import (
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk
+from timecycle.normalization import IMAGENET
 
 
 class Ramp(Clip):

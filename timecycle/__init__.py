@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from timecycle.errors import InputError
 from timecycle.native import say_if_installed_without
+from timecycle.version import __version__ as __version__
 
 if TYPE_CHECKING:  # below they are imported when they are first used, since scoring masks needs no torch
     from timecycle import ops
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # below they are imported when they are first used, since sco
     from timecycle.propagation.protocols import Protocol, protocol
     from timecycle.propagation.video import Propagation, propagate
 
-__version__ = "0.1.0"
 __all__ = [
     "CropWalk",
     "GridWalk",

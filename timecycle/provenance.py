@@ -4,7 +4,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-import timecycle
+from timecycle.version import __version__
 
 
 def commit(digits: int = 40) -> str | None:
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     import torch
 
     return {
-        "timecycle": timecycle.__version__,
+        "timecycle": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "opencv": cv2.__version__,

@@ -17,8 +17,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import Dataset
 
 from timecycle.data.clips import Clip
-from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
+from timecycle.normalization import IMAGENET
 
 GRID = 9  # cells along a side, in which motion is summed
 WINDOWS = GRID - 2  # positions along a side of a window of three cells, a patch's size

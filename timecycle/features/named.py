@@ -1,5 +1,6 @@
 """Features by name: trained networks, and descriptors that need no training."""
 
+import typing
 from pathlib import Path
 
 import torch
@@ -7,12 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from timecycle.checkpoints.networks import load_features
-from timecycle.data.normalization import IMAGENET
 from timecycle.errors import InputError
 from timecycle.files import check_is_file, hash_of
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
-from timecycle.propagation.protocols import Protocol
+from timecycle.normalization import IMAGENET
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
@@ -42,6 +42,18 @@ def hash_of_weights(path: Path) -> str:
     return hash_of(path)
 
 
+class Normalization(typing.Protocol):
+    """What images were normalized by, channel by channel; a propagation protocol has it."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of red, green and blue."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of red, green and blue."""
+
+
 class Features:
     """Frames to features on a device, in a dtype: a trained network, descriptors, or several side by side.
 
@@ -68,7 +80,7 @@ class Features:
         parts: tuple[str, ...],
         device: torch.device,
         dtype: torch.dtype,
-        protocol: Protocol,
+        protocol: Normalization,
         checkpoint: Path | None = None,
         layout: str | None = None,
         part: str | None = None,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timecycle.data.normalization import IMAGENET, denormalize
 from timecycle.models.encoder import STRIDE
+from timecycle.normalization import IMAGENET, denormalize
 
 _BLUR_SIGMA = 2.0  # pixels at crop size
 _CONSTANT = 2.0  # against 12 standardized components: keeps average places, whose own are small, apart from noise

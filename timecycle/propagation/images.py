@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timecycle.data.normalization import normalize
+from timecycle.normalization import normalize
 from timecycle.propagation.protocols import Protocol
 
 

@@ -13,8 +13,8 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
 from timecycle import deprecated
-from timecycle.data.normalization import HALF, IMAGENET
 from timecycle.errors import InputError
+from timecycle.normalization import HALF, IMAGENET
 from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from timecycle.data.normalization import IMAGENET, denormalize
 from timecycle.models.timecycle import Losses
 from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
+from timecycle.normalization import IMAGENET, denormalize
 
 # RGB of the cycles by length, the first being the shortest.
 COLORS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
