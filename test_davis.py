@@ -1,6 +1,6 @@
 """Evaluate features on DAVIS-2017 by label propagation: first-frame masks in, masks of every frame and J&F out.
 
-    python test_davis.py --cropSize 480                                   # a made video set, no download
+    python test_davis.py --cropSize 480                                   # synthetic video, no download
     python test_davis.py --davis DAVIS --resume checkpoint_14.pth.tar     # DAVIS-2017 with the released weights
     python test_davis.py --davis DAVIS --protocol dino --features my_model:extract
 

@@ -1,4 +1,4 @@
-"""The operators. Each has one home page here: formula, shapes, reference, public function.
+"""The operators. Each has a module here with its formula, shapes, reference and public function.
 
 Letters, everywhere in the project:
 

@@ -1,4 +1,4 @@
-"""attention: values summed by softmax affinities that nobody holds.
+"""attention: softmax attention without materializing the affinity matrix, with values at shifted queries.
 
 For query n, key m and slice s of the values, in sample b:
 

@@ -1,1 +1,1 @@
-"""The rooms of train.py, one idea each."""
+"""What train.py is made of: settings, loader, checkpointer, logger, distributed, precision, signals."""

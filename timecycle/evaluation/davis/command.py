@@ -30,12 +30,12 @@ from timecycle.manifest import NOTES
 from timecycle.models.encoder import STRIDE
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 
-MADE_SET = Path("data/made-davis")
+SYNTHETIC_SET = Path("data/made-davis")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    data = parser.add_argument_group("data (neither: a made video set, scores on which say nothing about DAVIS)")
+    data = parser.add_argument_group("data (neither: a synthetic video set, scores on which say nothing about DAVIS)")
     data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
     data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
     data.add_argument("--year", default="2017", help="of 2016, any object is object 1 (default: %(default)s)")
@@ -172,8 +172,8 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
     else:
         source = arguments.davis
         if source is None:
-            print(f"no data given: evaluating the made video set in {MADE_SET} (its scores say nothing about DAVIS)")
-            source = make_davis(MADE_SET)
+            print(f"no data given: evaluating synthetic video in {SYNTHETIC_SET} (its scores say nothing about DAVIS)")
+            source = make_davis(SYNTHETIC_SET)
         sequences = read_davis(source, arguments.set, arguments.year, arguments.sequences, masks)
     if arguments.fps is None:
         return str(source), sequences
