@@ -81,3 +81,13 @@ def test_new_names_are_silent():
         timecycle.protocol("dino", softmax_over="all")
 
     assert said(use)[1] == []
+
+
+def test_modules_that_the_readme_named_are_there():
+    import timecycle.checkpoint
+    import timecycle.protocols
+    import timecycle.scores
+
+    assert timecycle.checkpoint.load_features is timecycle.load_features
+    assert timecycle.protocols.Protocol is timecycle.Protocol
+    assert timecycle.scores.evaluate.__module__ == "timecycle.evaluation.davis.scores"

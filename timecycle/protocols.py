@@ -1,0 +1,5 @@
+"""The name of timecycle.propagation.protocols in version 0.1."""
+
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
+
+__all__ = ["PRESETS", "Protocol", "protocol"]
