@@ -21,9 +21,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timecycle.command_line import say_without_effect
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
+from timecycle.published_options import say_without_effect
 from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
 from timecycle.training.command_line import read_command_line, resolved
 from timecycle.training.distributed import Distributed, init_distributed

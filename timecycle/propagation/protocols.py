@@ -20,8 +20,8 @@ from timecycle.ops.selection import Neighborhood, Select
 LARGEST_SIDE = 1 << 15
 RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
 """Fields by the name that they had in version 0.1."""
-RENAMED_VALUES = {"first_mask": {"carried": "propagated"}, "softmax_over": {"kept": "topk"}}
-"""Values by field and by the name that they had in version 0.1."""
+RENAMED_VALUES = ("first_mask", "softmax_over")
+"""Fields of which a value had another name in version 0.1, see `deprecated.OLD_VALUES`."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:
@@ -45,7 +45,7 @@ def _unlike(value: Any, kind: Any) -> str | None:
     return None if fits[kind] else words[kind]
 
 
-@deprecated.fields(colour="color", normalise="softmax_over", region="neighborhood")
+@deprecated.fields(**RENAMED_FIELDS, region="neighborhood")
 @dataclass(frozen=True)
 class Protocol:
     """How labels are propagated, from frames to masks. Lengths are feature positions unless they say pixels."""
@@ -196,9 +196,9 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
 def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """A protocol's fields, among other options, under today's names and with today's values."""
     renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}
-    for name, values in RENAMED_VALUES.items():
+    for name in RENAMED_VALUES:
         if isinstance(value := renamed.get(name), str):
-            renamed[name] = values.get(value, value)
+            renamed[name] = deprecated.OLD_VALUES.get(value, value)
     return renamed
 
 

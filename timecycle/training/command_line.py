@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from timecycle.command_line import TRAINING, add_without_effect, check_fixed, take_without_effect
 from timecycle.errors import InputError
+from timecycle.published_options import TRAINING, add_without_effect, check_fixed, take_without_effect
 from timecycle.training.settings import (
     OPTIONS,
     TYPES,

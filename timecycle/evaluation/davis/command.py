@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from timecycle.checkpoints.networks import LAYOUTS
-from timecycle.command_line import EVALUATION, add_without_effect, say_without_effect, take_without_effect
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
@@ -29,6 +28,7 @@ from timecycle.locks import owned
 from timecycle.manifest import NOTES
 from timecycle.models.encoder import STRIDE
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
+from timecycle.published_options import EVALUATION, add_without_effect, say_without_effect, take_without_effect
 
 SYNTHETIC_SET = Path("data/made-davis")
 
