@@ -1,5 +1,7 @@
-"""Made data for the tasks beside masks: frames of cells that features recognize without fail, and MATLAB files."""
+"""Synthetic data of the tasks beside masks: frames of cells that features tell apart exactly, MATLAB files, damage."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,12 @@ def cell_frame(ids: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def numbered(height: int, width: int, right: int = 0) -> np.ndarray:
-    """Ids in raster order, moved to the right; what leaves comes in at the left."""
+    """Ids in raster order, rolled to the right."""
     return np.roll(np.arange(height * width).reshape(height, width), right, axis=1)
 
 
 class CellFeatures:
-    """Normalized images -> the id of each cell as a one-hot feature: a position matches its own past, and no other."""
+    """Normalized images -> one-hot features of the cells' ids: a position matches the same cell only."""
 
     def __init__(self, stride: int = 8) -> None:
         self.stride = stride
@@ -40,3 +42,22 @@ def write_mat(path: Path, **arrays: np.ndarray) -> None:
     """A MATLAB file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     savemat(path, arrays)
+
+
+Damage = Callable[[Path], object]
+"""What is done to the folder of a data set."""
+
+
+def remove(name: str) -> Damage:
+    """Remove a file or a folder."""
+    return lambda root: shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
+
+
+def empty(name: str) -> Damage:
+    """Remove the files of a folder."""
+    return lambda root: [path.unlink() for path in (root / name).iterdir()]
+
+
+def write(name: str, text: str) -> Damage:
+    """Give a file another content."""
+    return lambda root: (root / name).write_text(text)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.assertions import raises_input_error
 from tests.conftest import BACKENDS
 from tests.contract import DTYPES, SELECTIONS
 from tests.pairwise import pairwise
 from tests.test_topk_affinity import random_case
-from timecycle.errors import InputError
 from timecycle.ops import Neighborhood, Select, affinity_propagate, propagate_labels, topk_affinity
 from timecycle.ops.problem import Problem
 
@@ -150,6 +150,5 @@ def test_bad_arguments_are_named(change, named):
         "label_frames": torch.tensor([[0]]),
     } | change
     backend = arguments.pop("backend", None)
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(named):
         affinity_propagate(*arguments.values(), Select(1, 1.0), backend=backend)
-    assert named in str(refused.value)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.assertions import raises_input_error
 from tests.video_cases import spoil
 from timecycle.data.clips import Cache, VideoClip, listed_clips, nearest_to_grid, synthetic_clips, video_clips
 from timecycle.data.synthetic import SEQUENCES, Scene
@@ -250,9 +251,8 @@ def test_frames_that_are_not_there(tmp_path):
     ],
 )
 def test_sources_that_hold_nothing(tmp_path, make, said):
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(said):
         make(tmp_path)
-    assert said in str(refused.value)
 
 
 def write_folder(folder, frames=3, mode="RGB"):
@@ -344,9 +344,8 @@ def test_a_damaged_folder_is_told_when_it_is_read(tmp_path, spoil, said):
     (tmp_path / "list.txt").write_text("folder 3\n")
     (clip,) = listed_clips(tmp_path / "list.txt")
     spoil(tmp_path / "folder")
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(said):
         clip.read([0, 1])
-    assert said in str(refused.value)
 
 
 def test_synthetic_clips_are_rendered_when_read(monkeypatch):
@@ -388,6 +387,5 @@ def test_real_videos(shared):
 @pytest.mark.parametrize("line", ["a " + "9" * 5000, "a 9999999999", "a \u0663", "x" * 5000, '"' + "a" * 3000])
 def test_numbers_of_frames_have_a_few_digits(tmp_path, line):
     (tmp_path / "list.txt").write_text(line)
-    with pytest.raises(InputError, match=r"line 1, is .*; expected a folder and its number of frames") as refused:
+    with raises_input_error(match=r"line 1, is .*; expected a folder and its number of frames"):
         listed_clips(tmp_path / "list.txt")
-    assert len(str(refused.value)) < 500

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.assertions import raises_input_error
 from timecycle.data.clips import listed_clips
 from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.masks import mask_reading, read_mask, write_mask
@@ -88,11 +89,8 @@ BAD = {
 @pytest.mark.parametrize(("damage", "said"), BAD.values(), ids=BAD.keys())
 def test_what_does_not_fit_is_said_in_one_sentence(small_davis: Path, damage, said):
     damage(small_davis)
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(said, str(small_davis)):
         read_davis(small_davis)
-    assert said in str(refused.value)
-    assert str(small_davis) in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_black_and_white_annotations_can_be_remapped(small_davis: Path):
@@ -341,10 +339,8 @@ NO_NAMES = [
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_names_in_a_list_are_those_of_single_folders(tmp_path: Path, name):
-    with pytest.raises(InputError, match=r"val\.txt") as refused:
+    with raises_input_error(match=r"val\.txt"):
         sequence_names(listed(tmp_path, "bear", name))
-    assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["a b", "**", "[a]", "caf\u00e9"])
@@ -362,9 +358,8 @@ def test_sets_and_years_are_names(tmp_path: Path, option, name):
 @pytest.mark.parametrize("line", ["{0}/.. {0}", "{0}/overlays {0}", "{0}/.a {0}"])
 def test_a_filelists_sequences_have_names_of_single_folders(tmp_path: Path, line):
     (tmp_path / "list.txt").write_text(line.format(tmp_path))
-    with pytest.raises(InputError, match=r"list\.txt: the name") as refused:
+    with raises_input_error(match=r"list\.txt: the name"):
         read_filelist(tmp_path / "list.txt")
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("line", ["x" * 300 + " b", "x" * 5000 + " b", "a/" * 600 + " b"])

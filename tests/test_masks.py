@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.assertions import raises_input_error
 from timecycle.data.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
 from timecycle.errors import InputError
 
@@ -128,9 +129,8 @@ REFUSED = {
 @pytest.mark.parametrize(("image", "said"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_mask_of_ids_is_refused_with_the_remedy(tmp_path, image, said):
     image().save(tmp_path / "mask.png")
-    with pytest.raises(InputError, match=rf"mask\.png .*{said}") as refused:
+    with raises_input_error(match=rf"mask\.png .*{said}"):
         check_annotation(tmp_path / "mask.png")
-    assert "\n" not in str(refused.value)
 
 
 def test_the_remedies_read_what_was_meant(tmp_path):
@@ -238,9 +238,8 @@ def test_of_2016_soft_edges_are_no_object_either(tmp_path):
 
 @pytest.mark.parametrize("word", ["9" * 5000 + "=1", "1=" + "9" * 5000, "\u0663=1", "1=\u00b2", "-1=1", "1=1=1"])
 def test_values_to_remap_are_numbers(word):
-    with pytest.raises(InputError, match="is no pair; expected VALUE=ID") as refused:
+    with raises_input_error(match="is no pair; expected VALUE=ID"):
         mask_reading(remap=[word])
-    assert len(str(refused.value)) < 200
 
 
 def test_a_changed_bit_of_a_mask_is_noticed(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.assertions import raises_input_error
 from timecycle.data.images import FORMATS, decode, open_image, read_rgb
 from timecycle.errors import InputError
 
@@ -18,10 +19,8 @@ NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
 
 def refused(path: Path, said: str) -> None:
-    with pytest.raises(InputError, match=said) as error:
+    with raises_input_error(str(path), match=said):
         read_rgb(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -106,9 +105,8 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(width, 
 def test_the_most_pixels_are_a_number(number, tmp_path, monkeypatch):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
     monkeypatch.setenv("TIMECYCLE_MAX_PIXELS", number)
-    with pytest.raises(InputError, match=r"TIMECYCLE_MAX_PIXELS is .*; expected a number of pixels") as error:
+    with raises_input_error(match=r"TIMECYCLE_MAX_PIXELS is .*; expected a number of pixels"):
         read_rgb(tmp_path / "a.png")
-    assert len(str(error.value)) < 200
 
 
 def test_a_text_that_unpacks_to_much_more_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.assertions import raises_input_error
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
 from timecycle.features.extractors import CallableExtractor
@@ -187,9 +188,8 @@ def test_later_labels_that_do_not_fit_are_refused_and_change_nothing():
         (torch.rand(2, 5, 5), "labels has shape [1, 2, 5, 5]; expected [1, L, 4, 5]"),
         ([1.0], "labels is list; expected"),
     ):
-        with pytest.raises(InputError) as error:
+        with raises_input_error(sentence):
             propagator.step(FEATURES[1], labels)
-        assert sentence in str(error.value)
     with pytest.raises(InputError, match="features holds nan"):
         propagator.step(FEATURES[1] * torch.nan, torch.rand(5, 4, 5))
     assert torch.equal(propagator.step(FEATURES[1]), other.step(FEATURES[1]))

@@ -1,4 +1,4 @@
-"""TAP-Vid in its published layout, made small: pickles that are read and refused, and scores worked out by hand."""
+"""TAP-Vid on a small set in its published layout: pickles that are read or refused, and scores computed by hand."""
 
 import io
 import os
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import timecycle
+from tests.assertions import may_be_refused, raises_input_error
+from tests.pickle_cases import Call
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
 from timecycle.evaluation import pickled
@@ -21,7 +23,7 @@ EXACT = {"k": 1, "progress": False}
 
 
 def parts() -> dict[str, np.ndarray]:
-    """A video and four points: two that are there from the start, one that shows in frame 1, one that never does."""
+    """A video and four points: two visible from the start, one from frame 1 on, one never."""
     video = np.stack([cell_frame(numbered(4, 8, right), 64, 32) for right in range(4)])
     columns, rows = np.array([1, 2, 5, 0]), np.array([1, 3, 0, 2])
     points = np.empty((4, 4, 2))
@@ -68,7 +70,7 @@ def test_reads_pickled_arrays_of_every_protocol(tmp_path: Path, version):
 
 
 @pytest.mark.parametrize("version", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_reads_arrays_however_they_lie_in_memory(tmp_path: Path, version):
+def test_reads_arrays_of_any_memory_layout(tmp_path: Path, version):
     made = parts()
     made["video"] = made["video"].transpose(2, 0, 1, 3).copy().transpose(1, 2, 0, 3)
     made["points"] = np.repeat(made["points"].astype(">f4"), 2, axis=1)[:, ::2]
@@ -109,19 +111,9 @@ def test_reads_arrays_without_pickle(tmp_path: Path):
     np.testing.assert_array_equal(second.frames, parts()["video"])
 
 
-class Attack:
-    """What a pickle can do to whoever loads it."""
-
-    def __init__(self, function: Any, *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
-        return self.call
-
-
 @pytest.mark.parametrize("function", [os.system, eval, np.load, getattr])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, function):
-    path = write(tmp_path / "bad.pkl", {"bear": Attack(function, f"touch {tmp_path / 'ran'}")})
+    path = write(tmp_path / "bad.pkl", {"bear": Call(function, (f"touch {tmp_path / 'ran'}",))})
     with pytest.raises(InputError, match=r"bad.pkl is refused: it names \S+; expected nothing but NumPy arrays"):
         list(read_tapvid(path))
     assert not (tmp_path / "ran").exists()
@@ -147,46 +139,34 @@ def test_arrays_of_anything_but_numbers_are_refused(tmp_path: Path, points, reas
 
 
 ARRAY = (np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"))
-TYPE = (np.dtype, ("V8", False, True))
-
-
-class Forged:
-    """An object that a pickle says was made by a call, and then given a state."""
-
-    def __init__(self, call: tuple[Any, tuple[object, ...]], state: object) -> None:
-        self.call = (*call, state)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
+FLOAT = (np.dtype, ("f8", False, True))
 
 
 @pytest.mark.parametrize(
     "forged",
     [
-        # Memory beyond an array's own: of more elements than there are bytes, of sizes whose product is right, of a
-        # number that is said to be longer, and of pointers that the bytes would give.
-        Forged(ARRAY, (1, (10**6,), np.dtype("u1"), False, b"abc")),
-        Forged(ARRAY, (1, (-1, -3), np.dtype("u1"), False, b"abc")),
-        Forged(ARRAY, (1, (True,), np.dtype("u1"), False, b"a")),
-        Forged(ARRAY, (1, (1,), np.dtype("O"), False, [1])),
-        Forged(ARRAY, (1, (1,), Forged((np.dtype, ("f8", False, True)), (3, "<", None, None, None, 64, 8, 0)), False,
-                       b"12345678")),
-        Forged(TYPE, (3, "|", None, ("x",), {"x": (np.dtype("O"), 0)}, 8, 1, 0)),
-        Forged((np.dtype, ("f8", False, True)), (4, "<", (np.dtype("O"), (1,)), None, None, -1, -1, 0)),
-        Attack(np.ndarray, (10**3,)),
-        Attack(np.dtype, [("x", "O")], False, True),
+        # Memory beyond the array's own: more elements than bytes, negative sizes with the right product, items longer
+        # than the dtype's, and bytes taken for pointers.
+        Call(*ARRAY, (1, (10**6,), np.dtype("u1"), False, b"abc")),
+        Call(*ARRAY, (1, (-1, -3), np.dtype("u1"), False, b"abc")),
+        Call(*ARRAY, (1, (True,), np.dtype("u1"), False, b"a")),
+        Call(*ARRAY, (1, (1,), np.dtype("O"), False, [1])),
+        Call(*ARRAY, (1, (1,), Call(*FLOAT, (3, "<", None, None, None, 64, 8, 0)), False, b"12345678")),
+        Call(np.dtype, ("V8", False, True), (3, "|", None, ("x",), {"x": (np.dtype("O"), 0)}, 8, 1, 0)),
+        Call(*FLOAT, (4, "<", (np.dtype("O"), (1,)), None, None, -1, -1, 0)),
+        Call(np.ndarray, ((10**3,),)),
+        Call(np.dtype, ([("x", "O")], False, True)),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("version", [2, 5])
-def test_what_numpy_has_not_written_is_refused(tmp_path: Path, forged, version):
+def test_states_that_numpy_does_not_write_are_refused(tmp_path: Path, forged, version):
     path = write(tmp_path / "bad.pkl", {"bear": forged}, version)
-    with pytest.raises(InputError, match=r"bad.pkl is (refused: it holds|damaged)") as refused:
+    with raises_input_error(match=r"bad.pkl is (refused: it holds|damaged)"):
         list(read_tapvid(path))
-    assert "\n" not in str(refused.value)
 
 
 def test_a_pickle_does_not_change_how_others_are_read(tmp_path: Path):
-    """Protocol 2's BUILD sets attributes of whatever stands before it, functions as well."""
+    """BUILD of protocol 2 sets attributes of any object, functions included."""
     attributes = pickle.dumps((None, {"__defaults__": ("", ""), "__name__": "changed"}), protocol=2)[2:-1]
     (tmp_path / "bad.pkl").write_bytes(b"\x80\x02c_codecs\nencode\n" + attributes + b"b.")
     with pytest.raises(InputError, match=r"bad\.pkl is refused: it gives a state to a function"):
@@ -195,7 +175,7 @@ def test_a_pickle_does_not_change_how_others_are_read(tmp_path: Path):
     assert pickled._latin1.__defaults__ is None
 
 
-def test_scores_worked_out_by_hand(tapvid: Path):
+def test_scores_equal_the_hand_computed_values(tapvid: Path):
     # Eight places count, 3 + 2 + 3; six are visible; all are said to be. Of the six, four are exactly where the cells
     # are, one is 3 pixels away and one 6.
     found = timecycle.evaluate_tapvid(WideCells(stride=32), tapvid, "dino", **EXACT).mean
@@ -221,7 +201,7 @@ def test_videos_are_averaged(tmp_path: Path):
 
 
 def test_a_point_is_occluded_below_a_share_of_its_first_peak(tapvid: Path):
-    # Maps keep the peak of 1 that they begin with: below 1 nothing is occluded, above it everything.
+    # The maps keep their first peak of 1: with a share below 1 nothing is occluded, above it everything.
     features = WideCells(stride=32)
     below = timecycle.evaluate_tapvid(features, tapvid, "dino", occluded_below=0.99, **EXACT).mean
     above = timecycle.evaluate_tapvid(features, tapvid, "dino", occluded_below=1.01, **EXACT).mean
@@ -229,7 +209,7 @@ def test_a_point_is_occluded_below_a_share_of_its_first_peak(tapvid: Path):
     assert (above.average_jaccard, above.average_within) == (0, below.average_within)
 
 
-def test_frames_become_squares_of_256_and_each_beginning_is_encoded_once(tapvid: Path):
+def test_frames_become_squares_of_256_and_are_encoded_once_per_query_frame(tapvid: Path):
     features = WideCells(stride=32)
     timecycle.evaluate_tapvid(features, tapvid, "dino", **EXACT)
     assert features.sizes == [(256, 256)] * (4 + 3)  # four frames for the points of frame 0, three for that of frame 1
@@ -245,11 +225,6 @@ def changed(part: str, change) -> dict[str, Any]:
     return {"bear": made}
 
 
-def without_a_place(points: np.ndarray) -> np.ndarray:
-    points[0, 0] = np.nan
-    return points
-
-
 @pytest.mark.parametrize(
     ("videos", "sentence"),
     [
@@ -260,45 +235,26 @@ def without_a_place(points: np.ndarray) -> np.ndarray:
         ([parts(), 1], "bad.pkl: 1 is a int; expected video, points, occluded"),
         ([{"video": [b"jpeg"]}], "bad.pkl: 0 has no array 'video'; expected video, points, occluded"),
         ({"bear": 3}, "bad.pkl: bear is a int; expected video, points, occluded"),
-        (
-            {"bear": {"video": parts()["video"]}},
-            "bad.pkl: bear has no array 'points'; expected video, points, occluded",
-        ),
-        (
-            changed("video", lambda a: a.astype(float)),
-            "video of bear is float64 [4, 256, 256, 3]; expected uint8 [T, H, W, 3]",
-        ),
+        ({"bear": {"video": parts()["video"]}}, "bad.pkl: bear has no array 'points'; expected video, points, occ"),
+        (changed("video", lambda a: a.astype(float)), "video of bear is float64 [4, 256, 256, 3]; expected uint8 [T,"),
         (changed("video", list), "bad.pkl: bear has no array 'video'"),
         (changed("points", lambda a: a[:, :3]), "points of bear is float64 [4, 3, 2]; expected float [N, 4, 2]"),
-        (
-            changed("points", without_a_place),
-            "points of bear holds a visible point that is not finite; expected 0 to 1",
-        ),
+        (changed("points", lambda a: a * np.nan), "points of bear holds a visible point that is not finite; expected"),
         (changed("occluded", lambda a: a[1:]), "occluded of bear is bool [3, 4]; expected bool [4, 4]"),
         (changed("occluded", lambda a: a.astype(float)), "occluded of bear is float64 [4, 4]; expected bool [4, 4]"),
     ],
 )
-def test_bad_arrays_are_one_sentence(tmp_path: Path, videos, sentence):
+def test_bad_arrays_are_refused(tmp_path: Path, videos, sentence):
     path = write(tmp_path / "bad.pkl", videos)
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(sentence):
         timecycle.evaluate_tapvid(WideCells(stride=32), path, **EXACT)
-    assert sentence in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_damaged_files_are_one_sentence(tapvid: Path, cut):
+def test_truncated_pickles_are_refused(tapvid: Path, cut):
     tapvid.write_bytes(tapvid.read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"tapvid_davis.pkl is (damaged|refused)") as refused:
+    with raises_input_error(match=r"tapvid_davis.pkl is (damaged|refused)"):
         list(read_tapvid(tapvid))
-    assert "\n" not in str(refused.value)
-
-
-def test_objects_in_an_npz_are_refused(tmp_path: Path):
-    path = tmp_path / "bad.npz"
-    np.savez(path, **{"bear/video": np.array([{}], object)})
-    with pytest.raises(InputError, match=r"bad.npz is refused: it holds an array of type 'O'"):
-        list(read_tapvid(path))
 
 
 def test_an_empty_npz_is_refused(tmp_path: Path):
@@ -314,15 +270,14 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".a", "x" * 300, "a\nb", "a\\b"])
 @pytest.mark.parametrize("form", ["pkl", "npz"])
-def test_names_of_videos_are_single_names(tmp_path: Path, form, name):
+def test_names_of_videos_are_single_folder_names(tmp_path: Path, form, name):
     path = tmp_path / f"points.{form}"
     if form == "pkl":
         write(path, {name: parts()})
     else:
         np.savez(path, **{f"{name}/{part}": array for part, array in parts().items()})
-    with pytest.raises(InputError, match=rf"points\.{form}: the name") as refused:
+    with raises_input_error(match=rf"points\.{form}: the name"):
         list(read_tapvid(path))
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", [1, b"bear", None, ("a", 1)])
@@ -332,7 +287,7 @@ def test_names_of_videos_are_text(tmp_path: Path, name):
 
 
 def npz(path: Path, **changed: bytes) -> Path:
-    """An .npz of a video of which some records are replaced, with checksums that are right."""
+    """An .npz of a video with some records replaced; checksums are valid."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for part, array in parts().items():
             buffer = io.BytesIO()
@@ -349,10 +304,7 @@ def header(descr: object, shape: object) -> bytes:
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        (
-            header("|u1", (10**12, 1, 1, 3)) + bytes(9),
-            r"is refused: it holds 9 bytes for an array \[1000000000000, 1, 1",
-        ),
+        (header("|u1", (10**12, 1, 1, 3)) + bytes(9), r"is refused: it holds 9 bytes for an array \[1000000000000, 1"),
         (header("|u1", (-1, -3)) + bytes(3), "is refused: it holds an array that NumPy has not written"),
         (header("|O", (1,)) + b"cos\nsystem\n(tR.", "is refused: it holds an array of type 'O'"),
         (header([("a", "|u1")], (1,)) + bytes(1), "is refused: it holds an array of type 'V1'"),
@@ -364,23 +316,18 @@ def header(descr: object, shape: object) -> bytes:
         (header("|u1", (1 << 25,)) + bytes(1 << 25), r"is refused: it holds \d+ bytes that are said to become \d+"),
     ],
 )
-def test_records_of_an_npz_that_do_not_fit(tmp_path: Path, record, said):
+def test_bad_records_of_an_npz_are_refused(tmp_path: Path, record, said):
     path = npz(tmp_path / "points.npz")
     assert len(list(read_tapvid(path))) == 1
-    with pytest.raises(InputError, match=said) as refused:
+    with raises_input_error(match=said):
         list(read_tapvid(npz(path, video=record)))
-    assert "\n" not in str(refused.value)
 
 
-def test_damaged_npz_are_one_sentence(tmp_path: Path):
+def test_damaged_npz_are_read_or_refused(tmp_path: Path):
     path = npz(tmp_path / "points.npz")
     data = path.read_bytes()
     for at in [*range(0, 60), *range(len(data) - 60, len(data))]:
         for bit in (1, 16, 128):
             path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
-            said = ""
-            try:
+            with may_be_refused():
                 list(read_tapvid(path))
-            except InputError as error:
-                said = str(error)
-            assert "\n" not in said

@@ -1,9 +1,8 @@
-"""Checkpoints: torch.save's two forms and safetensors, damaged in their bytes, their archives and their pickles."""
+"""Checkpoints: both formats of torch.save and safetensors, with damaged bytes, archives or pickles."""
 
 import collections
 import functools
 import io
-import pickle
 import random
 import struct
 import zipfile
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.damage import NUMBERS, damaged
+from tests.pickle_cases import Call, Stored, dumps
 from timecycle.checkpoints.networks import load_features, read_state_dict
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
@@ -25,14 +25,14 @@ from timecycle.training.run_folder import FORMAT, load_checkpoint
 
 @functools.cache
 def weights() -> dict[str, Tensor]:
-    """Those of a small network, as a run on walks has it."""
+    """Weights of a small network of the walk objective."""
     torch.manual_seed(0)
     return Trunk(18, 3, "reflect", 4).state_dict()
 
 
 @functools.cache
 def content() -> dict[str, Any]:
-    """A run's checkpoint, made small, with values of many types."""
+    """A small checkpoint of a run, with values of many types."""
     some = dict(list(weights().items())[:3])
     return {
         "format": FORMAT,
@@ -48,7 +48,7 @@ def content() -> dict[str, Any]:
 
 @functools.cache
 def files() -> list[bytes]:
-    """Whole files, of each form."""
+    """Undamaged files of each format."""
     found = []
     beside = {"args": [np.arange(3.0), np.float32(1), Path("a"), {1, 2}, 1 + 2j, b"a"]}
     for zipped in (True, False):
@@ -60,8 +60,9 @@ def files() -> list[bytes]:
     return found
 
 
-def check_read(path: Path) -> None:
-    """Read a file in each of three ways. What is read is whole tensors; InputError if no way takes it."""
+def check_read(path: Path, data: bytes) -> None:
+    """Write and read a file with three readers. Tensors must be complete; raises InputError if all readers refuse."""
+    path.write_bytes(data)
     taken = 0
     for reader in (read_state_dict, load_features, load_checkpoint):
         try:
@@ -87,7 +88,7 @@ def records(data: bytes) -> dict[str, bytes]:
 
 
 def archive(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive of such records, with checksums that are right."""
+    """An archive of these records, with valid checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as made:
         for name, part in parts.items():
@@ -97,27 +98,23 @@ def archive(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> b
 
 def case_bytes(rng: random.Random, folder: Path) -> None:
     """Any file with some bytes changed."""
-    path = folder / "weights.pth"
-    path.write_bytes(damaged(rng, rng.choice(files()), 900))
-    check_read(path)
+    check_read(folder / "weights.pth", damaged(rng, rng.choice(files()), 900))
 
 
 def case_bits(rng: random.Random, folder: Path) -> None:
-    """An archive with one bit changed in one of its records is never read as another."""
+    """An archive with one bit of a record changed must be refused."""
     data = bytearray(files()[0])
     with zipfile.ZipFile(io.BytesIO(data)) as whole:
         info = rng.choice([info for info in whole.infolist() if info.file_size])
     name, extra = struct.unpack_from("<HH", data, info.header_offset + 26)
     at = info.header_offset + 30 + name + extra + rng.randrange(info.file_size)
     data[at] ^= 1 << rng.randrange(8)
-    path = folder / "weights.pth"
-    path.write_bytes(data)
-    check_read(path)
+    check_read(folder / "weights.pth", data)
     raise AssertionError("a changed bit was not noticed")
 
 
 def case_records(rng: random.Random, folder: Path) -> None:
-    """An archive whose records are damaged, renamed, doubled or left out, with checksums that are right."""
+    """An archive with records damaged, renamed, duplicated or removed, and valid checksums."""
     parts = records(rng.choice(files()[:3]))
     for _ in range(rng.choice([1, 1, 2])):
         name = rng.choice([*parts, *[name for name in parts if name.endswith("data.pkl")] * 3])
@@ -127,17 +124,13 @@ def case_records(rng: random.Random, folder: Path) -> None:
         elif way == 3:
             del parts[name]
         elif way == 4:
-            other = rng.choice(
-                ["archive/constants.pkl", "data.pkl", "b/data.pkl", "archive/data/99", "../x", "byteorder"]
-            )
-            parts[other] = parts[name]
+            others = ["archive/constants.pkl", "data.pkl", "b/data.pkl", "archive/data/99", "../x", "byteorder"]
+            parts[rng.choice(others)] = parts[name]
         else:
             parts[name] = bytes(rng.choice([0, 1, 1000, 1 << 20]))
         if not parts:
             break
-    path = folder / "weights.pth"
-    path.write_bytes(archive(parts, rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
-    check_read(path)
+    check_read(folder / "weights.pth", archive(parts, rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
 
 
 CODES = [bytes([code]) for code in b"(.01abcdeghijlopqrstuBCGIJKLMNPQRSTUVX)]}\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89"]
@@ -150,7 +143,7 @@ NAMES = [
 
 
 def case_pickles(rng: random.Random, folder: Path) -> None:
-    """An archive whose pickle has operations replaced, put in or doubled."""
+    """An archive whose pickle has opcodes replaced, inserted or repeated."""
     parts = records(rng.choice(files()[:3]))
     (name,) = [name for name in parts if name.endswith("/data.pkl")]
     data = bytearray(parts[name])
@@ -175,28 +168,11 @@ def case_pickles(rng: random.Random, folder: Path) -> None:
         else:
             data[at:at] = b"\x85" * rng.choice([3, 3000]) + rng.choice([b"", b"K\x01s"])
     parts[name] = bytes(data)
-    path = folder / "weights.pth"
-    path.write_bytes(archive(parts))
-    check_read(path)
-
-
-class _Call:
-    """Pickles to a call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-class _Pickler(pickle._Pickler):
-    def persistent_id(self, value: Any) -> Any:
-        return value[1] if isinstance(value, tuple) and value[:1] == ("persistent",) else None
+    check_read(folder / "weights.pth", archive(parts))
 
 
 def case_tensors(rng: random.Random, folder: Path) -> None:
-    """A tensor with made-up storage, offset, sizes and strides: it is within its storage, or refused."""
+    """A tensor with random storage, offset, sizes and strides: within its storage, or refused."""
 
     def number() -> Any:
         return rng.choice([0, 1, 1, 2, 2, 3, 4, 8, 9, -1, 1 << 20, *NUMBERS, True, 1.0, None, "a"])
@@ -208,27 +184,23 @@ def case_tensors(rng: random.Random, folder: Path) -> None:
         [torch.FloatStorage, torch.LongStorage, torch.HalfStorage, torch.BoolStorage, torch.UntypedStorage]
     )
     key = rng.choice(["0", "0", "0", "0", "1", 0, None])
-    storage = ("persistent", ("storage", kind, key, "cpu", rng.choice([2, 4, 8, number()])))
+    storage = Stored(kind, rng.choice([2, 4, 8, number()]), key)
     size = rng.choice([numbers(), (2, 2), (8,), (4,)])
     stride = rng.choice([numbers(), (2, 1), (0,) * len(size), (1,) * len(size)])
     arguments = [storage, rng.choice([0, 0, 0, number()]), size, stride, False, collections.OrderedDict()]
     function = rng.choice([torch._utils._rebuild_tensor_v2, torch._utils._rebuild_tensor_v3])
     if function is torch._utils._rebuild_tensor_v3:
         arguments.append(rng.choice([torch.float32, torch.uint16, torch.int64, torch.float8_e5m2, "a"]))
-    value: Any = _Call(function, *arguments)
+    value = Call(function, tuple(arguments))
     if rng.random() < 0.2:
-        value = _Call(torch._utils._rebuild_parameter, value, True, collections.OrderedDict())
-    buffer = io.BytesIO()
-    _Pickler(buffer, rng.choice([0, 1, 2, 3, 4, 5]) if key != 0 else 2).dump({"format": 1, "layer1.a": value})
-    path = folder / "weights.pth"
-    path.write_bytes(
-        archive({"a/data.pkl": buffer.getvalue(), "a/data/0": rng.randbytes(rng.choice([16, 16, 8, 0, 64]))})
-    )
-    check_read(path)
+        value = Call(torch._utils._rebuild_parameter, (value, True, collections.OrderedDict()))
+    data = dumps({"format": 1, "layer1.a": value}, rng.choice([0, 1, 2, 3, 4, 5]) if key != 0 else 2)
+    parts = {"a/data.pkl": data, "a/data/0": rng.randbytes(rng.choice([16, 16, 8, 0, 64]))}
+    check_read(folder / "weights.pth", archive(parts))
 
 
 def case_safetensors(rng: random.Random, folder: Path) -> None:
-    """A file of safetensors whose header is changed as text, or whose lengths are."""
+    """A safetensors file with its header's text, or its lengths, changed."""
     data = files()[-1]
     (length,) = struct.unpack_from("<Q", data)
     header, body = data[8 : 8 + length], data[8 + length :]
@@ -238,31 +210,25 @@ def case_safetensors(rng: random.Random, folder: Path) -> None:
             header = damaged(rng, header, len(header))
         elif way == 1:
             old = rng.choice([b'"F32"', b"[4]", b"data_offsets", b"[0,", b"walk.", b"shape", b'"I64"'])
-            new = rng.choice(
-                [b'"F64"', b'"F4"', b"[0]", b"[-1]", b"[9223372036854775807,4]", b"[4,0]", b"[]", b'"', b"x"]
-            )
-            header = header.replace(old, new, rng.choice([1, -1]))
+            others = [b'"F64"', b'"F4"', b"[0]", b"[-1]", b"[9223372036854775807,4]", b"[4,0]", b"[]", b'"', b"x"]
+            header = header.replace(old, rng.choice(others), rng.choice([1, -1]))
         elif way == 2:
             body = body[: rng.randrange(len(body) + 1)] if rng.random() < 0.5 else body + rng.randbytes(9)
         else:
             length = rng.choice([0, 1, 2, length + 1, length - 1, *NUMBERS])
     claimed = length if rng.random() < 0.3 else len(header)
-    path = folder / "weights.safetensors"
-    path.write_bytes(struct.pack("<Q", claimed) + header + body)
-    check_read(path)
+    check_read(folder / "weights.safetensors", struct.pack("<Q", claimed) + header + body)
 
 
 def case_old_form(rng: random.Random, folder: Path) -> None:
-    """The old form with its pickles or its lengths of storages changed."""
+    """The format before zip archives, with its pickles or storage lengths changed."""
     data = rng.choice(files()[3:6])
     if rng.random() < 0.5:
         data = damaged(rng, data, len(data))
     else:
         at = rng.randrange(len(data) - 8)
         data = data[:at] + struct.pack("<Q", rng.choice(NUMBERS)) + data[at + 8 :]
-    path = folder / "weights.pth"
-    path.write_bytes(data)
-    check_read(path)
+    check_read(folder / "weights.pth", data)
 
 
 def case_bombs(rng: random.Random, folder: Path) -> None:
@@ -278,6 +244,4 @@ def case_bombs(rng: random.Random, folder: Path) -> None:
         if at >= 0:
             struct.pack_into("<I", data, at + rng.choice([20, 24]), rng.choice([1 << 20, 0xFFFFFFFF, 0x7FFFFFFF]))
             struct.pack_into("<I", data, at + 16, rng.choice([zlib.crc32(b""), zlib.crc32(parts[name])]))
-    path = folder / "weights.pth"
-    path.write_bytes(data)
-    check_read(path)
+    check_read(folder / "weights.pth", data)

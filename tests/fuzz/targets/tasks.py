@@ -16,6 +16,7 @@ from PIL import Image
 from tests.fuzz.damage import NUMBERS, damaged
 from tests.fuzz.targets.checkpoints import CODES, archive, records
 from tests.fuzz.targets.json_files import changed, json_bytes
+from tests.pickle_cases import Call
 from timecycle.evaluation.badja import read_badja
 from timecycle.evaluation.jhmdb import read_jhmdb
 from timecycle.evaluation.tapvid import read_tapvid
@@ -36,8 +37,9 @@ def video(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def check_tapvid(path: Path) -> None:
-    """Read all videos; arrays are of their types, and points that are seen are finite."""
+def check_tapvid(path: Path, data: bytes) -> None:
+    """Write a file and read its videos: dtypes and shapes must be right, visible points finite."""
+    path.write_bytes(data)
     for found in read_tapvid(path):
         assert found.frames.dtype == np.uint8
         assert found.frames.ndim == 4
@@ -49,7 +51,7 @@ def check_tapvid(path: Path) -> None:
 
 
 def case_pickle(rng: random.Random, folder: Path) -> None:
-    """A pickle with some bytes changed, or operations replaced or put in."""
+    """A pickle with bytes changed, or opcodes replaced or inserted."""
     content: Any = {"bear": video(rng), "dog": video(rng)} if rng.random() < 0.7 else [video(rng)]
     if rng.random() < 0.3:
         content = changed(rng, content)
@@ -64,47 +66,33 @@ def case_pickle(rng: random.Random, folder: Path) -> None:
                  b"\x96" + b"\0" * 5 + b"\1\0\0", b"\x94h\0",
                  b"cnumpy\ndtype\n(X\x02\0\0\0O8\x89\x88tR", b"cbuiltins\neval\n", b"0", b"2", b"l" + b"9" * 5000]
             )  # fmt: skip
-    path = folder / "points.pkl"
-    path.write_bytes(data)
-    check_tapvid(path)
-
-
-class _Call:
-    """Pickles to a call, and perhaps a state."""
-
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self) -> Any:
-        return self.call
+    check_tapvid(folder / "points.pkl", data)
 
 
 def case_forged_arrays(rng: random.Random, folder: Path) -> None:
-    """Arrays and dtypes with states that NumPy has not written."""
+    """Arrays and dtypes with states that NumPy does not write."""
     number = functools.partial(rng.choice, [0, 1, 2, 3, 8, -1, True, None, *NUMBERS])
     text = rng.choice(["u1", "f8", "b1", "O8", "V8", "U4", "S8", "M8", "f16", "", "u1,f4", 8, None, ("u1", (2,))])
-    dtype: Any = _Call(np.dtype, (text, False, True))
+    dtype = Call(np.dtype, (text, False, True))
     if rng.random() < 0.7:
         order = rng.choice(["|", "<", ">", "=", "x", None, 3])
         state = [3, order, None, None, None, -1, -1, 0]
         if rng.random() < 0.5:
             state[rng.randrange(8)] = rng.choice([number(), ("a",), {"a": 1}, np.dtype("u1"), 63])
-        dtype = _Call(np.dtype, (text, False, True), tuple(state[: rng.choice([8, 8, 8, 9, 3])]))
+        dtype = Call(np.dtype, (text, False, True), tuple(state[: rng.choice([8, 8, 8, 9, 3])]))
     shape = tuple(number() for _ in range(rng.choice([0, 1, 2, 4, 70])))
     data = rng.choice([b"", b"abcdefgh", bytearray(8), [1, 2], None, "abc"])
     if rng.random() < 0.5:
-        array = _Call(
-            np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, shape, dtype, rng.random() < 0.5, data)
-        )
+        state = (1, shape, dtype, rng.random() < 0.5, data)
+        array = Call(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)
     else:
-        array = _Call(np._core.numeric._frombuffer, (data, dtype, shape, rng.choice(["C", "F", "K", "A", 3]), number()))
-    path = folder / "points.pkl"
-    path.write_bytes(pickle.dumps({"bear": video(rng) | {"points": array}}, protocol=rng.randrange(6)))
-    check_tapvid(path)
+        array = Call(np._core.numeric._frombuffer, (data, dtype, shape, rng.choice(["C", "F", "K", "A", 3]), number()))
+    content = {"bear": video(rng) | {"points": array}}
+    check_tapvid(folder / "points.pkl", pickle.dumps(content, protocol=rng.randrange(6)))
 
 
 def case_npz(rng: random.Random, folder: Path) -> None:
-    """An .npz damaged in its bytes, or in its records with checksums that are right."""
+    """An .npz with damaged bytes, or damaged records with valid checksums."""
     buffer = io.BytesIO()
     save = rng.choice([np.savez, np.savez_compressed])
     name = rng.choice(["bear", "bear", "bear", "bear", "a/b", "..", ""])
@@ -122,26 +110,22 @@ def case_npz(rng: random.Random, folder: Path) -> None:
             parts[name] = parts[name].replace(old, new)
         else:
             parts[name] = damaged(rng, parts[name])
-        data = archive(
-            parts, rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-        )
-    path = folder / "points.npz"
-    path.write_bytes(data)
-    check_tapvid(path)
+        methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2]
+        data = archive(parts, rng.choice(methods))
+    check_tapvid(folder / "points.npz", data)
 
 
 @functools.cache
 def matlab_files() -> list[bytes]:
-    """JHMDB's annotation, and others that a file may hold, in MATLAB's forms 4 and 5."""
+    """JHMDB's annotation and other values, in MATLAB's file formats 4 and 5."""
     joints = np.random.default_rng(0).random((2, 15, 3))
     cells = np.empty((1, 2), object)
     cells[:] = [[np.ones(2), "a"]]
     found = []
     for value in (joints, joints[:, :, 0], joints.astype(np.uint16), {"a": joints}, cells, "text", joints[0] * 1j):
         for options in ({}, {"do_compression": True}, {"format": "4"}):
-            if options == {"format": "4"} and not (
-                isinstance(value, np.ndarray) and value.ndim == 2 and value is not cells
-            ):
+            matrix = isinstance(value, np.ndarray) and value.ndim == 2 and value is not cells
+            if options == {"format": "4"} and not matrix:
                 continue
             buffer = io.BytesIO()
             scipy_io.savemat(buffer, {"pos_img": value, "scale": np.ones(3)}, **options)
@@ -150,7 +134,7 @@ def matlab_files() -> list[bytes]:
 
 
 def case_matlab(rng: random.Random, folder: Path) -> None:
-    """A MATLAB file of joints, damaged or of another content."""
+    """A MATLAB file of joints, damaged or with other content."""
     files = matlab_files()
     data = rng.choice([*files[:2] * 3, *files])
     clip = folder / "joint_positions/pour/tea"
@@ -192,7 +176,7 @@ def case_badja(rng: random.Random, folder: Path) -> None:
 
 
 def case_vip(rng: random.Random, folder: Path) -> None:
-    """VIP's folders with files that are missing, doubled or under other names."""
+    """VIP's folders with files missing, duplicated or renamed."""
     for part, suffix in (("Images", "jpg"), ("Annotations/Category_ids", "png")):
         (folder / part / "a").mkdir(parents=True)
         for number in (1, 2, 10):
