@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_setting import TINY, attempt, device
+from timecycle.data.davis import Sequence, read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
 from timecycle.evaluation.davis.evaluate import masks_to_score
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.scores import score_masks
-from timecycle.evaluation.davis.sequences import Sequence, read_davis
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.propagation.protocols import Protocol
 
