@@ -1,7 +1,7 @@
-"""The evaluator from end to end, pictures a second: python -m benchmarks.gpu_evaluator.
+"""The evaluator from end to end, images per second: python -m benchmarks.gpu_evaluator.
 
-Made video at 480p, the network that ships joined with colors and gradients, TimeCycle's protocol; frames are read from
-JPEG files and masks written, as in test_davis.py, without its overlays. A first run compiles and is not timed.
+Synthetic video at 480p, the shipped network with colors and gradients, TimeCycle's protocol; frames are read from JPEG
+files and masks written as in test_davis.py, without overlays. A first run, which compiles, is not timed.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from timecycle.propagation.protocols import Protocol
 
 
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
-    """Evaluate; seconds in all and by stage, and the score."""
+    """Evaluate; returns images per second, seconds by stage, and J&F."""
     folder = ResultsFolder(out, asdict(rules))
     features = Features(DEFAULT, where, DTYPES[dtype], rules)
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
 
 
 def main() -> None:
-    """Two sequences, in both types of features."""
+    """Evaluate two sequences with bfloat16 and float32 features."""
     where = device()
     size = {"frames": 2, "height": 48, "width": 64} if TINY else {"frames": 30}
     with tempfile.TemporaryDirectory() as made:
