@@ -1,1 +1,1 @@
-"""The benchmarks; README.md has the contract."""
+"""Benchmarks; README.md says how they measure."""

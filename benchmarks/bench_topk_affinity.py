@@ -1,4 +1,4 @@
-"""topk_affinity against the bare product, plain PyTorch and the published programs' own ways. One target frame each."""
+"""topk_affinity against the matrix product alone, plain PyTorch and the published programs; one target frame each."""
 
 from collections.abc import Callable
 
@@ -16,16 +16,16 @@ from timecycle.ops.selection import inside
 TEMPERATURE = 512**-0.5
 
 
-def smooth_features(side: int, slots: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same on a square grid, but alike where they are near in space and time, as a network's are: the hard case for
-    whatever must tell keys apart in low precision.
+def smooth_maps(frames: int, coarse_frames: int, channels: int, height: int, width: int) -> Tensor:
+    """L2-normalized features [F, D, h, w] that vary smoothly over space and time, as a network's do.
+
+    Low precision distinguishes their keys least, which is the hard case for our candidates.
     """
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(1, channels, (slots + 1) // 3 + 1, side // 6, side // 6, generator=generator)
-    fields = torch.nn.functional.interpolate(coarse, (slots + 1, side, side), mode="trilinear", align_corners=True)[0]
+    coarse = torch.randn(1, channels, coarse_frames, height // 6, width // 6, generator=generator)
+    fields = torch.nn.functional.interpolate(coarse, (frames, height, width), mode="trilinear", align_corners=True)[0]
     fields = (fields + 0.3 * torch.randn(fields.shape, generator=generator)).relu()
-    frames = torch.nn.functional.normalize(fields.flatten(2).permute(1, 2, 0), dim=2).contiguous()
-    return frames[-1:], frames[:-1], torch.arange(slots)[None]
+    return torch.nn.functional.normalize(fields.transpose(0, 1).contiguous(), dim=1)
 
 
 def features(positions: int, slots: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +37,7 @@ def features(positions: int, slots: int, channels: int, dtype: torch.dtype) -> t
 
 
 def products(query: Tensor, bank: Tensor) -> dict[str, Callable[[], object]]:
-    """The bare product of the same type: fresh as a user writes it, into memory that is there, by our own tiles."""
+    """The matrix product in the same dtype: into new memory, into preallocated memory, and by our own tiles."""
     keys = bank.flatten(0, 1)
     held = torch.empty(len(query[0]), len(keys), dtype=query.dtype)
     found: dict[str, Callable[[], object]] = {
@@ -50,13 +50,11 @@ def products(query: Tensor, bank: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def check(query: Tensor, bank: Tensor, frames: Tensor, select: Select, **options: object) -> None:
-    """No speed without green: the first queries against the reference in float64."""
+    """Compare the first queries with the float64 reference."""
     neighborhood = options.get("neighborhood")
     few = slice(None) if neighborhood else slice(0, 64)
     weights, indices = topk_affinity(query, bank, frames, select, **options)
-    if (
-        neighborhood
-    ):  # the reference would hold every query's logits; one context frame is enough to see that it is right
+    if neighborhood:  # the reference materializes all logits, so one context frame has to do
         frames, options = frames[:, :1], options | {"multiplicity": None}
         weights, indices = topk_affinity(query, bank, frames, select, **options)
     exact, expected = topk_affinity(
@@ -70,7 +68,7 @@ def check(query: Tensor, bank: Tensor, frames: Tensor, select: Select, **options
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("crop", [320, 400, 480])
 def bench_per_frame(benchmark, crop, dtype, k):
-    """TimeCycle: k of each of 8 frames, softmax over all positions; D = 512."""
+    """TimeCycle: top k of each of 8 frames, softmax over all positions; D = 512."""
     query, bank, frames = features((crop // 8) ** 2, 8, 512, dtype)
     select = Select(k, TEMPERATURE, scope="frame", softmax_over="all")
     check(query, bank, frames, select)
@@ -81,7 +79,7 @@ def bench_per_frame(benchmark, crop, dtype, k):
 
 
 def direct(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> dict[str, Callable[[], object]]:
-    """Our kernel without its low-precision candidates: what they gain."""
+    """Our kernel without its low-precision candidates, which shows what they gain."""
     if NATIVE is None:
         return {}
     problem = Problem.of(query, bank, frames, select, None, None)
@@ -91,7 +89,7 @@ def direct(query: Tensor, bank: Tensor, frames: Tensor, select: Select) -> dict[
 @pytest.mark.parametrize("k", [10, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def bench_joint(benchmark, dtype, k):
-    """The k best over 8 frames together, softmax over the kept; crop 480, D = 512."""
+    """Top k over 8 frames together, softmax over the kept ones; crop 480, D = 512."""
     query, bank, frames = features(3600, 8, 512, dtype)
     select = Select(k, 0.07)
     check(query, bank, frames, select)
@@ -105,7 +103,8 @@ def bench_joint(benchmark, dtype, k):
 
 def bench_joint_smooth(benchmark):
     """As bench_joint, k = 10, float32, with features that vary smoothly over space and time."""
-    query, bank, frames = smooth_features(60, 8, 512)
+    rows = smooth_maps(9, 4, 512, 60, 60).flatten(2).transpose(1, 2).contiguous()
+    query, bank, frames = rows[-1:], rows[:-1], torch.arange(8)[None]
     select = Select(10, 0.07)
     check(query, bank, frames, select)
     others = products(query, bank) | direct(query, bank, frames, select)
@@ -113,7 +112,7 @@ def bench_joint_smooth(benchmark):
 
 
 def bench_propagate(benchmark):
-    """Labels in one call against the two operators; crop 480, 10 classes, k = 20 of each of 8 frames, float32."""
+    """affinity_propagate against two operators; crop 480, 10 classes, k = 20 of each of 8 frames, float32."""
     query, bank, frames = features(3600, 8, 512, torch.float32)
     select, labels = Select(20, TEMPERATURE, "frame", "all"), torch.rand(8, 3600, 10)
 
@@ -147,7 +146,7 @@ def bench_region(benchmark):
 
 
 def bench_dino(benchmark):
-    """DINO at 480 x 854, stride 16: a 30 x 53 grid, 8 frames, D = 384, k = 5 and what equals it, square 12; float32."""
+    """DINO at 480 x 854, stride 16: a 30 x 53 grid, 8 frames, D = 384, k = 5, all ties, square 12; float32."""
     query, bank, frames = features(30 * 53, 8, 384, torch.float32)
     select, neighborhood = Select(5, 0.1, ties="all"), Neighborhood(30, 53, 12, "square<=")
     check(query, bank, frames, select, neighborhood=neighborhood)
@@ -168,7 +167,7 @@ def bench_full_hd(benchmark):
     "select", [Select(5, TEMPERATURE, "frame", "all"), Select(10, 0.07)], ids=["per frame, all", "joint, kept"]
 )
 def bench_backward(benchmark, select, dtype):
-    """The gradient to queries and context, against the forward; crop 480, D = 512."""
+    """The gradient to queries and bank, against the forward pass; crop 480, D = 512."""
     query, bank, frames = features(3600, 8, 512, dtype)
     query, bank = query.requires_grad_(), bank.requires_grad_()
     weights, _ = topk_affinity(query, bank, frames, select)

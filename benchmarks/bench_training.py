@@ -1,8 +1,8 @@
-"""One step of TimeCycle's training against the published order of work by the plain forms (plain_training.py).
+"""A step of TimeCycle's training against the published program's order of operations (plain_training.py).
 
-B = 2 samples, T = 4 base frames, a patch of 80 px, float32. Memory is that of a process of its own, whose allocator
-gives freed memory back at once, beyond what was held before: the gradients of features and weights are in it, and
-`gradients_mb` says how much they are.
+B = 2 samples, T = 4 base frames, a patch of 80 px, float32. Memory is measured in a process of its own, whose allocator
+returns freed memory at once, beyond what was in use before the call. It includes the gradients of features and
+weights, whose size is `gradients_mb`.
 """
 
 import copy
@@ -23,24 +23,24 @@ from timecycle.models.timecycle import TimeCycle
 
 SAMPLES, LENGTH, PATCH = 2, 4, 80
 RIVAL = "the published order, plain forms"
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # larger pieces of memory are not kept when they are freed
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # larger blocks are returned to the system when freed
 
 
 def made_theta() -> Tensor:
-    """Where the patches were cut: [B, 2, 3]."""
+    """Affine maps of the patches, [B, 2, 3]."""
     angle = torch.linspace(-0.5, 0.6, SAMPLES)
     cosine, sine = angle.cos() / 3, angle.sin() / 3
     return torch.stack([torch.stack([cosine, -sine, angle], 1), torch.stack([sine, cosine, -angle], 1)], 1)
 
 
 def smooth(generator: torch.Generator, images: int, channels: int, side: int, coarse: int) -> Tensor:
-    """[images, channels, side, side], alike where they are near."""
+    """Random maps [images, channels, side, side] that vary smoothly in space."""
     fields = torch.randn(images, channels, coarse, coarse, generator=generator)
     return functional.interpolate(fields, (side, side), mode="bilinear", align_corners=True)
 
 
 class LossPart:
-    """Both forms of the losses and their gradients, from the same features."""
+    """The losses and their gradients from the same features, in both forms."""
 
     def __init__(self, side: int) -> None:
         torch.manual_seed(0)
@@ -61,23 +61,23 @@ class LossPart:
 
     @property
     def gradients_mb(self) -> float:
-        """What the gradients of features and weights take."""
+        """Size of the gradients of features and weights."""
         return round(sum(x.numel() * 4 for x in (*self.images, self.taps, *self.rest)) / 1e6, 1)
 
     def ours(self) -> tuple[Tensor, ...]:
-        """The gradients of features and weights."""
+        """Gradients of features and weights, by our operators."""
         total = self.model.losses_of(*self.rows, self.theta).total
         return torch.autograd.grad(total, [*self.rows, self.taps, *self.rest])
 
     def plain(self) -> tuple[Tensor, ...]:
-        """The same, base frames and maps as images and the first convolution as one."""
+        """The same by the plain forms, from features as images and the first convolution's own weights."""
         if self.maps is None:
             self.maps = plain_training.identity_maps(round(self.taps.shape[1] ** 0.5))
         losses = plain_training.losses_of(self.model, self.convolution, *self.images, self.theta, self.maps)
         return torch.autograd.grad(losses[0], [*self.images, self.convolution, *self.rest])
 
     def check(self) -> None:
-        """No speed without green."""
+        """Compare the gradients of both forms."""
         ours, plain = list(self.ours()), list(self.plain())
         ours[0] = ours[0].transpose(0, 1)
         for i in range(3):
@@ -88,7 +88,7 @@ class LossPart:
 
 
 def peak_in_a_process(side: int, which: str) -> float | None:
-    """Peak memory in MB of one call of LossPart(side), "ours" or "plain", beyond what was held there before."""
+    """Peak memory in MB of one call of LossPart(side).ours or .plain, beyond what was in use before it."""
     command = [sys.executable, "-m", "benchmarks.bench_training", str(side), which]
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
@@ -105,14 +105,14 @@ def bench_losses(benchmark, side):
 
 
 def bench_losses_of_large_frames(benchmark):
-    """The same at 960 px, where the identity maps of the plain form's inlier score alone take 0.8 GB."""
+    """The same at 960 px, without the plain form, whose identity maps alone take 0.8 GB."""
     part = LossPart(960)
     benchmark.extra_info["gradients_mb"] = part.gradients_mb
     compare(benchmark, part.ours, {}, rounds=1, warm=False, peaks={"ours": peak_in_a_process(960, "ours")})
 
 
 def bench_step(benchmark):
-    """A whole step at 240 px: encoder, losses and gradients, ours with channels innermost as train.py has it."""
+    """A whole step at 240 px: encoder, losses and gradients; ours in channels_last, train.py's default."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model, theta = TimeCycle(240, PATCH), made_theta()
@@ -141,7 +141,7 @@ def main() -> None:
     """Print the memory that one call takes: SIDE ours|plain."""
     part = LossPart(int(sys.argv[1]))
     call: Callable[[], object] = getattr(part, sys.argv[2])
-    call()  # what is made once, kernels and threads among it, is not the call's
+    call()  # one-time allocations, such as thread pools, do not count
     print(json.dumps(peak_mb(call)))
 
 

@@ -1,4 +1,4 @@
-"""Timing an operator and its rivals in turn, and the memory they take, as the contract in README.md demands."""
+"""Time and memory of an operator and its rivals, measured in turn as README.md says."""
 
 import ctypes
 import statistics
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 COMPARED: list[tuple[str, dict[str, Any]]] = []
-"""(benchmark, what compare stored) of this run, for the summary at its end."""
+"""(benchmark, its results) of this run, for the summary."""
 
 
 def compare(
@@ -20,11 +20,11 @@ def compare(
     warm: bool = True,
     peaks: dict[str, float | None] | None = None,
 ) -> None:
-    """Time `ours` with pytest-benchmark and every rival before each of its rounds.
+    """Time `ours` with pytest-benchmark, and every rival before each of its rounds.
 
-    Stores in extra_info: peak memory beyond what was held before, MB, of each; medians of the rivals, s; and for each
-    rival the median over rounds of ours / rival, the only figure that survives a noisy machine. `peaks` is for memory
-    that was measured elsewhere: of "ours" and of each rival by its name.
+    Stores in extra_info the peak memory of each beyond what was in use, MB; the rivals' medians, s; and for each rival
+    the median over rounds of ours / rival, the figure that a noisy machine distorts least. peaks: memory measured
+    elsewhere, of "ours" and of each rival by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     ratios: dict[str, list[float]] = {name: [] for name in rivals}
@@ -54,7 +54,7 @@ def compare(
 
 
 def summary() -> list[str]:
-    """A line a rival: our time and memory, its, and our time in per cent of its."""
+    """Our time and memory, and a line per rival: our time in per cent of its, its time and memory."""
     lines = []
     for name, info in COMPARED:
         lines.append(f"{name}: {info['seconds']:.3f} s, {info['peak_mb']} MB")
@@ -67,12 +67,11 @@ def summary() -> list[str]:
 
 
 def peak_mb(function: Callable[[], Any]) -> float | None:
-    """Peak resident memory of a call beyond what was resident before, MB; None where Linux does not tell."""
+    """Peak resident memory of a call beyond what was resident before it, MB; None outside Linux."""
     if sys.platform != "linux":
         return None
-    # Freed memory that the allocator holds back would hide what the call takes.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    ctypes.CDLL(None).malloc_trim(0)  # else the call could reuse freed memory that is still resident
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_kb("VmRSS")
     function()
     return round((_status_kb("VmHWM") - before) * 1024 / 1e6, 1)

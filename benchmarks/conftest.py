@@ -1,4 +1,4 @@
-"""What every benchmark stores beside its times: the commit, the chip, the versions."""
+"""Commit, chip and versions stored with every benchmark, and a summary at the end."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Called by pytest at the end: times and memory side by side, which pytest-benchmark's table cannot show."""
+    """Called by pytest at the end: times and memory, which pytest-benchmark's table does not show."""
     lines = summary()
     if lines:
-        terminalreporter.section("ours and the rivals (medians; memory beyond what was held before)")
+        terminalreporter.section("ours and the rivals (medians; memory beyond what was in use before)")
         for line in lines:
             terminalreporter.write_line(line)

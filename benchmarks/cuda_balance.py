@@ -1,8 +1,7 @@
-"""The work of the CUDA scan's blocks at published shapes: python -m benchmarks.cuda_balance.
+"""How evenly the CUDA scan's blocks share the work at published shapes: python -m benchmarks.cuda_balance.
 
-Patches of keys of all targets, the least and the most that a block has, and what the most would be with whole patches
-of queries against whole slots as the unit, one after the other on every multiprocessor. Writes
-benchmarks/results/cuda_balance.json.
+Patches of keys in all, the least and most per block, and the most if whole slots were dealt out in turn to the
+multiprocessors. Writes benchmarks/results/cuda_balance.json.
 """
 
 import json
@@ -20,7 +19,7 @@ def main() -> None:
     """Print the table, and write it."""
     library = load()
     rows = []
-    print("grid, slots, neighborhood, targets, chips: patches, least, most, lists a query; whole slots as the unit")
+    print("grid, slots, neighborhood, targets, chips: patches, least, most, lists per query; whole slots as the unit")
     for grid, slots, neighborhood in PUBLISHED:
         for targets in (1, 16):
             frames = torch.arange(slots).expand(targets, slots).contiguous()
@@ -30,7 +29,6 @@ def main() -> None:
             for chip in (132, 108, 114, 78):
                 found, work = work_items(library, plan, chip)
                 shares = np.bincount(found[:, 0], weights=found[:, 5] - found[:, 4], minlength=chip).astype(int)
-                # Whole slots of a patch of queries, dealt out in order.
                 seen = np.diff(work.before.numpy())
                 units = np.repeat(np.tile(seen, targets), slots)
                 whole = max(units[i::chip].sum() for i in range(chip))

@@ -1,9 +1,8 @@
-"""What nvcc makes of csrc/cuda, on a machine without a GPU: python -m benchmarks.cuda_report.
+"""Registers and instructions of the CUDA kernels, without a GPU: python -m benchmarks.cuda_report.
 
-One line a kernel and chip: registers and spilled bytes of a thread, and how many instructions of some kinds it has. Of
-the scans also what a warp does with a patch of products (benchmarks/cuda_stages.py): instructions, branches and cycles
-of each stage, and the cycles of a patch with as many candidates as were counted on real features. A kernel is empty on
-a chip that it is not for.
+A line per kernel and chip: registers and spilled bytes per thread, and instruction counts by kind. For the scans also
+the instructions, branches and cycles of each stage of a patch of products (benchmarks/cuda_stages.py), and the cycles
+of a patch with as many candidates as were counted on real features. A kernel is empty on chips it is not meant for.
 """
 
 import re
@@ -35,20 +34,20 @@ FIGURES = re.compile(
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as compiled for a chip."""
+    """A kernel compiled for a chip."""
 
     name: str
     registers: int
     spilled: int
-    """Bytes of a thread's stack, of spill stores and of spill loads, together."""
+    """Bytes per thread of stack frame, spill stores and spill loads together."""
     instructions: dict[str, int]
-    """By the opcode's first part; all of them under ""."""
+    """Counts by opcode without modifiers; the total under ""."""
     stages: dict[str, Stage]
-    """What a warp does with a patch, of the scans."""
+    """Stages of a patch, for the scans."""
 
     @property
     def cycles(self) -> tuple[float, float] | None:
-        """Cycles of a patch of a warp that multiplies, and of one that keeps lists: benchmarks/cuda_stages.py."""
+        """`cycles_of_a_patch` for the scans of Hopper."""
         scan = self.name.startswith("scan_sm90") and self.stages
         return cycles_of_a_patch(self.stages, int(self.name.split()[2])) if scan else None
 
@@ -61,13 +60,13 @@ class Kernel:
             for name, stage in self.stages.items()
         ]
         if self.cycles:
-            multiplies, keeps = self.cycles
-            lines += [f"    a patch: {multiplies:.0f} cycles of a warp that multiplies, {keeps:.0f} of one that keeps"]
+            multiplying, keeping = self.cycles
+            lines += [f"    a patch: {multiplying:.0f} cycles of a multiplying warp, {keeping:.0f} of a list warp"]
         return "\n".join(lines)
 
 
 def kernels(source: Path, chip: str) -> tuple[list[Kernel], str]:
-    """Every kernel of a source for a chip, such as "90a", and all that the compiler said; CalledProcessError."""
+    """Every kernel of a source for a chip, such as "90a", and the compiler's output. Raises CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "cubin"
         chosen = ("-gencode", f"arch=compute_{chip},code=sm_{chip}", "-lineinfo", "-Xptxas", "-v,-warn-spills")
@@ -85,7 +84,7 @@ def kernels(source: Path, chip: str) -> tuple[list[Kernel], str]:
 
 
 def readable(mangled: str) -> str:
-    """A kernel's name and template arguments: scan_sm90 bfloat16 5 everywhere."""
+    """A kernel's name and template arguments, such as scan_sm90 bfloat16 5 everywhere."""
     name = re.search(r"\d+((?:scan|propagate)_[a-z0-9_]+?)(?:I|ENS)", mangled)
     types = re.search(r"I(?:6__(half)|13__nv_(bfloat16))Li(\d+)ELb([01])E", mangled)
     words = [name[1] if name else mangled]

@@ -1,9 +1,8 @@
 """How often the CUDA scan inserts into its lists: python -m benchmarks.cuda_selection --davis DIR.
 
-Counted in the emulator, of features of real video: the shipped network's with colors and gradients, at TimeCycle's crop
-480, one target against the frame before, four before and the first. Writes benchmarks/results/cuda_selection.json: per
-k, what a warp does per patch of keys that it looks at. benchmarks/cuda_report.py
-multiplies them with the cycles of a round.
+Counted in the emulator on features of real video (the shipped network with colors and gradients, crop 480), for one
+target with three context frames. Writes benchmarks/results/cuda_selection.json: events per patch and warp for each k,
+which benchmarks/cuda_report.py multiplies with the cycles of a stage.
 """
 
 import argparse
@@ -12,30 +11,30 @@ import json
 import os
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, since the emulator works on CPU tensors
+os.environ["TRITON_INTERPRET"] = "1"  # must be set before Triton is imported
 
 import torch
 from torch import Tensor
 
 from benchmarks.cuda_stages import COUNTS
 from tests import emulator
+from timecycle.data.davis import read_davis
 from timecycle.data.images import read_rgb
-from timecycle.evaluation.davis.sequences import read_davis
 from timecycle.features.named import Features
 from timecycle.ops import Select, topk_affinity
 from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
 
 QUERIES = 1024
-"""Query positions of a target, rows of the grid from the top: enough, and soon done."""
+"""Query positions of a target that are used, from the top of the grid."""
 EVENTS = ("flushes", "rounds", "writes")
 """In the order of chip::Event in csrc/cuda/events.h."""
 TARGET, CONTEXT = 22, (21, 18, 0)
-"""Frames: the target, and its slots."""
+"""Frame numbers of the target and its slots."""
 
 
 def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
-    """Features [N, D] bfloat16 of the target and of its slots, at a crop size."""
+    """Features [N, D] bfloat16 of the target and its slots, at a crop size."""
     rules, device = protocol("timecycle", side=size), torch.device("cpu")
     extract = Features(("network", "color", "gradients"), device, torch.float32, rules)
     images = [preprocess(read_rgb(frames[i]), rules) for i in (TARGET, *CONTEXT)]
@@ -44,13 +43,13 @@ def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
 
 
 def count(found: list[Tensor], k: int, library: ctypes.CDLL) -> dict[str, float]:
-    """How often a warp does what is in EVENTS, per patch of keys that it looks at."""
+    """EVENTS per warp and patch of keys."""
     query, bank = found[0][None, :QUERIES], torch.stack(found[1:])
     counts = (ctypes.c_int64 * len(EVENTS))()
-    library.count_events(counts)  # from here on
+    library.count_events(counts)  # resets the counts
     topk_affinity(query, bank, torch.arange(len(bank))[None], Select(k, 512**-0.5, "frame", "all"), backend="cuda")
     library.count_events(counts)
-    # Each patch of 128 queries and 128 keys is looked at by four warps.
+    # Each patch of 128 queries and 128 keys is processed by four warps.
     patches = 4 * -(-query.shape[1] // 128) * -(-bank.shape[1] // 128) * len(bank)
     return {event: value / patches for event, value in zip(EVENTS, counts, strict=True)}
 

@@ -1,9 +1,8 @@
-"""What warps do with a patch of products, stage by stage, counted from the machine code of csrc/cuda.
+"""Instructions per stage of a patch of products, counted in the machine code of csrc/cuda.
 
-The stages are the functions of csrc/cuda/row_candidates.cuh, of warps that multiply, on the way that nearly every patch
-takes: no list is new, the buffer has room, and the lanes of a warp are together. Of row_lists.cuh, of warps that keep
-the lists, they are a round of `take` and what is around it. A stage is found by its calls in the source, whose lines
-the compiler keeps.
+The stages of multiplying warps are functions of csrc/cuda/row_candidates.cuh, on the common path: no new list, room in
+the buffer, converged lanes. Those of list warps, in row_lists.cuh, are a round of `take` and the code around it.
+Instructions are assigned to stages by the source lines that they were inlined through.
 """
 
 import json
@@ -19,23 +18,23 @@ CANDIDATES, LISTS = "row_candidates.cuh", "row_lists.cuh"
 COUNTS = Path(__file__).parent / "results" / "cuda_selection.json"
 BRANCHES = ("BRA", "BSSY", "BSYNC", "CALL", "WARPSYNC", "BRX", "JMP")
 PER_PATCH = ("find", "offsets_of", "push_candidates", "accumulate_softmax")
-"""Stages of a multiplying warp: candidates found, their offsets in the buffer, pushed there, and the softmax."""
+"""Stages of a multiplying warp: find candidates, compute their buffer offsets, push them, accumulate the softmax."""
 KEPT = ("round", "around")
-"""Of a warp that keeps lists: a few candidates of every row merged, and what is around that."""
+"""Stages of a list warp: a round that merges a few candidates of every row, and the code around it."""
 
 
 @dataclass
 class Stage:
-    """Instructions of a stage, how many of them branch or make ready for it, and the cycles they take to issue."""
+    """Instructions of a stage, how many of them branch or prepare to, and the cycles to issue them."""
 
     instructions: int = 0
     branches: int = 0
     reconvergences: int = 0
-    """BSSY: the warp may take both ways."""
+    """BSSY: the warp may diverge."""
     cycles: int = 0
 
     def add(self, instruction: Instruction) -> None:
-        """Count one more."""
+        """Count an instruction."""
         self.instructions += 1
         self.branches += instruction.opcode in BRANCHES
         self.reconvergences += instruction.opcode == "BSSY"
@@ -52,23 +51,20 @@ def functions(file: str) -> dict[int, str]:
     return found
 
 
-def together(code: Iterable[Instruction]) -> list[Instruction]:
-    """The code up to its last EXIT.
-
-    Behind it the compiler puts what a warp does at an exchange or a vote whose lanes it finds apart [BRA.DIV].
-    """
+def converged(code: Iterable[Instruction]) -> list[Instruction]:
+    """The code up to its last EXIT, behind which the compiler puts paths of diverged warps (BRA.DIV)."""
     code = list(code)
     end = max((i for i, instruction in enumerate(code) if instruction.opcode == "EXIT"), default=len(code))
     return code[:end]
 
 
 def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
-    """The stages of a patch."""
+    """The stages of a patch, by name."""
     inside = {file: functions(file) for file in (CANDIDATES, LISTS)}
     text = {file: (FOLDER / file).read_text().splitlines() for file in inside}
-    # By the line of `take` that it comes from, too: what is called from two places is there twice, and runs once.
+    # Separately by calling line of `take`: code inlined at two places is there twice, and runs once.
     found: dict[str, dict[int, Stage]] = {}
-    for instruction in together(code):
+    for instruction in converged(code):
         for file, names in inside.items():
             chain = [(names[line], line) for name, line in instruction.lines if name == file and names[line]]
             calls = [name for name, _ in chain]
@@ -85,7 +81,7 @@ def stages(code: Iterable[Instruction]) -> dict[str, Stage]:
 
 
 def _of_candidates(text: list[str], chain: list[tuple[str, int]], calls: list[str], called_at: int) -> str | None:
-    """The stage of row_candidates.cuh of an instruction, by the functions and lines it was inlined through."""
+    """An instruction's stage of row_candidates.cuh, by the functions and lines it was inlined through."""
     if "estimate_thresholds" in calls:
         return None
     stage = next((name for name in PER_PATCH if name in calls), None)
@@ -102,10 +98,9 @@ def _deep(text: list[str], line: int) -> bool:
 
 
 def cycles_of_a_patch(found: dict[str, Stage], k: int) -> tuple[float, float] | None:
-    """Cycles of a patch of a warp that multiplies and of one that keeps lists, which has the patches of two such warps.
+    """Cycles per patch of a multiplying warp, and of a list warp, which serves two of these.
 
-    Candidates are as many as were counted on real features; None without counts for k, or where no warp keeps lists
-    alone.
+    With the number of candidates counted on real features; None without counts for k, or where there are no list warps.
     """
     counted = json.loads(COUNTS.read_text()).get(str(k)) if COUNTS.is_file() else None
     if counted is None or any(stage not in found for stage in (*PER_PATCH, *KEPT)):

@@ -1,7 +1,7 @@
-"""What is timed on a GPU, each case checked against the reference first: python -m benchmarks.gpu_cases GROUP.
+"""The cases timed on a GPU, each checked against the reference first: python -m benchmarks.gpu_cases GROUP.
 
-All target frames of a video are one call, since affinities do not depend on labels; figures are of one target frame.
-With --warm I N every N-th case of all groups runs once, from the I-th on, so that what it compiles lies on the disk.
+All target frames of a video are one call, since affinities do not depend on labels; figures are per target frame.
+With --warm I N every N-th case of all groups, from the I-th on, runs once to fill the compilation caches.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TEMPERATURE = 512**-0.5
 
 @dataclass(frozen=True)
 class Case:
-    """A piece of work: `targets` frames of a video, each against the `slots` frames before it."""
+    """One call: `targets` frames of a video, each with the `slots` frames before it as context."""
 
     name: str
     precision: str
@@ -52,22 +52,21 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The work, and what does it."""
+        """The name, with the backend."""
         return self.name if self.backend is None else f"{self.name} ({self.backend})"
 
     @property
     def neighborhood(self) -> Neighborhood | None:
-        """The neighborhood of the case, a circle; None without one."""
+        """A circle of `radius`; None without one."""
         return None if self.radius is None else Neighborhood(self.height, self.width, self.radius)
 
     @property
     def pairs(self) -> int:
-        """Of queries and keys of one target frame that meet: all, or those inside the neighborhood."""
+        """Number of (query, key) pairs of one target frame: all, or those inside the neighborhood."""
         if self.neighborhood is None:
             return self.slots * (self.height * self.width) ** 2
-        apart = enumerate(
-            self.neighborhood.half_widths()
-        )  # d rows apart: that many pairs of rows, times pairs within the rows
+        apart = enumerate(self.neighborhood.half_widths())
+        # For each distance d in rows: pairs of rows, times pairs of columns at most dx apart.
         return self.slots * sum(
             (1 + (d > 0)) * (self.height - d) * (self.width + 2 * sum(self.width - x for x in range(1, dx + 1)))
             for d, dx in apart
@@ -75,9 +74,10 @@ class Case:
 
     @property
     def operations(self) -> int:
-        """Of the products of one target frame.
+        """Floating-point operations of one target frame's matrix products.
 
-        The gradient through all denominators takes three such products, that through the kept keys two of each row.
+        The gradient of a softmax over all keys takes three products of that size, of one over the top k two dot
+        products per kept key.
         """
         if self.backward and self.select.softmax_over == "topk":
             kept = self.select.k * (self.slots if self.select.scope == "frame" else 1)
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def matrix_mb(self) -> float:
-        """What the affinities of all targets would take, in the features' own type."""
+        """Size of the affinity matrices of all targets in the features' dtype."""
         count = self.targets * self.slots * (self.height * self.width) ** 2
         return count * DTYPES[self.precision].itemsize / 1e6
 
@@ -114,8 +114,14 @@ class Video:
         return Video(self.query.clone().requires_grad_(), self.bank.requires_grad_(), self.frames)
 
 
+def rotating_videos(case: Case, device: torch.device) -> list[Video]:
+    """Inputs that exceed the L2 cache together, see `rotation`."""
+    first = Video.random(case, 0, device)
+    return [first, *(Video.random(case, seed, device) for seed in range(1, rotation(first.bank.nbytes, device)))]
+
+
 def forward(case: Case, video: Video, check: bool = False) -> tuple[Tensor, Tensor]:
-    """The call that is timed; without the check of its input, which is timed as a rival."""
+    """The timed call, without the finite check, which is timed as a rival."""
     return topk_affinity(
         video.query,
         video.bank,
@@ -128,12 +134,12 @@ def forward(case: Case, video: Video, check: bool = False) -> tuple[Tensor, Tens
 
 
 def check_forward(case: Case, video: Video) -> None:
-    """Some queries of the first and the last target against the reference in float64; AssertionError if they differ."""
+    """Compare some queries of the first and last target with the float64 reference; AssertionError if they differ."""
     weights, indices = forward(case, video)
     positions = case.height * case.width
     keys, compared, neighborhood = positions, min(64, positions), None
     if case.radius is not None:
-        # The reference wants a whole grid: the last rows, of which the very last see all that they may see.
+        # The reference needs a whole grid: the last rows, of which the last six have their full neighborhoods.
         rows = min(case.height, case.radius + 6)
         keys, neighborhood = rows * case.width, Neighborhood(rows, case.width, case.radius)
         compared = keys if rows == case.height else 6 * case.width
@@ -154,15 +160,15 @@ def check_forward(case: Case, video: Video) -> None:
 
 
 def gradient_of(video: Video, weights: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of queries and bank."""
+    """Gradients of the queries and the bank."""
     return torch.autograd.grad(weights, (video.query, video.bank), gradient, retain_graph=True)
 
 
 def check_backward(case: Case, video: Video, weights: Tensor, gradient: Tensor) -> None:
-    """The part of the gradient that the first target has, against the reference's in float64."""
+    """Compare the gradient through the first target with the float64 reference's."""
     query, bank = (x.detach().double().requires_grad_() for x in (video.query[:1], video.bank[: case.slots]))
     exact, indices = topk_affinity(query, bank, video.frames[:1], case.select, backend="reference")
-    # Where two products differ by less than float32 knows, the kept keys may be others, and so is the gradient.
+    # Where two products are equal in float32, other keys may be kept; those queries are left out.
     same = (forward(case, video)[1][:1] == indices).all(dim=2, keepdim=True)
     assert float(same.double().mean()) > 0.99, "more than 1 % of the queries keep other keys than the reference's"
     first = torch.zeros_like(gradient)
@@ -170,17 +176,17 @@ def check_backward(case: Case, video: Video, weights: Tensor, gradient: Tensor) 
     d_query, d_bank = gradient_of(video, weights, first)
     expected = torch.autograd.grad(exact, (query, bank), first[:1].double())
     for ours, wanted in zip((d_query[:1], d_bank[: case.slots]), expected, strict=True):
-        # Features are positive, so that most of what is rounded to 16 bits cancels: 4 % was seen, of a right kernel.
+        # Features are positive, so cancellation amplifies rounding to 16 bits; 4 % was seen with a correct kernel.
         tolerance = 1e-4 if case.precision == "float32" else 8e-2
         torch.testing.assert_close(ours.double(), wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
 
 
 def materialized(case: Case, video: Video, compiled: bool) -> Callable[[], object]:
-    """What PyTorch users write, one target after the other, for the first two targets."""
+    """The materialized form in PyTorch, for the first two targets in turn."""
     joint = case.select.scope == "joint"
     function = rivals.materialize_joint if joint else rivals.materialize_per_frame
     if compiled:
-        # Inductor's C++ would take a rehearsal minutes.
+        # Inductor would compile C++ for minutes in a rehearsal.
         function = torch.compile(function, dynamic=False, backend="aot_eager" if TINY else "inductor")
     k, temperature = case.select.k, case.select.temperature
 
@@ -192,7 +198,7 @@ def materialized(case: Case, video: Video, compiled: bool) -> Callable[[], objec
 
 
 def rival(name: str, case: Case, video: Video) -> tuple[Callable[[], object], int] | None:
-    """A rival's call, and for how many targets it is; None where it is not installed."""
+    """A rival's call and its number of targets; None where it is not installed."""
     if name in ("eager", "compiled"):
         return materialized(case, video, name == "compiled"), min(2, case.targets)
     if name == "finite check":
@@ -204,7 +210,7 @@ def rival(name: str, case: Case, video: Video) -> tuple[Callable[[], object], in
 
 
 def time_rivals(case: Case, videos: list[Video], device: torch.device) -> dict[str, Any]:
-    """Time and memory of each rival that is there; the reason where one fails, which is not our failure."""
+    """Time and memory of each installed rival, or its error; a rival that fails does not fail the case."""
     found: dict[str, Any] = {}
     for name in case.rivals:
         try:
@@ -213,7 +219,7 @@ def time_rivals(case: Case, videos: list[Video], device: torch.device) -> dict[s
                 timing = measure([call for call, _ in calls], device)
                 targets = calls[0][1]
                 found[name] = _per_target(timing, targets) | {"peak_mb": peak_mb(calls[0][0], device)}
-        except Exception as error:  # out of memory, or a compiler that gives up
+        except Exception as error:  # such as out of memory, or a compilation error
             found[name] = {"error": one_line(error)}
     return found
 
@@ -223,11 +229,10 @@ def _per_target(timing: dict[str, Any], targets: int) -> dict[str, Any]:
 
 
 def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
-    """Check a case, then time it and its rivals: figures of one target frame. `rates`: TFLOP/s by precision."""
+    """Check a case, then time it and its rivals per target frame. `rates`: the chip's TFLOP/s by precision."""
     with multiplied_as(case.precision):
-        videos = [Video.random(case, 0, device)]
+        videos = rotating_videos(case, device)
         check_forward(case, videos[0])
-        videos += [Video.random(case, seed, device) for seed in range(1, rotation(videos[0].bank.nbytes, device))]
         if case.backward:
             videos = [video.requires_grad() for video in videos[:2]]
             made = [forward(case, video)[0] for video in videos]
@@ -267,7 +272,7 @@ def run_case(case: Case, device: torch.device, rates: dict[str, float]) -> dict[
 
 
 def groups() -> dict[str, list[Case]]:
-    """The cases, by what they tell: each group is timed by a process of its own."""
+    """The cases in groups; each group is timed by a process of its own."""
     per_frame, joint = Select(5, TEMPERATURE, "frame", "all"), Select(10, 0.07)
     eager = ("eager",)
 
@@ -301,35 +306,32 @@ def groups() -> dict[str, list[Case]]:
 
 def smaller(case: Case) -> Case:
     """The same kind of work on a grid of 4 x 6, for a CPU."""
-    return replace(
-        case,
-        targets=min(2, case.targets),
-        height=4,
-        width=6,
-        slots=1,
-        channels=16,
-        radius=None if case.radius is None else 2,
-    )
+    radius = None if case.radius is None else 2
+    return replace(case, targets=min(2, case.targets), height=4, width=6, slots=1, channels=16, radius=radius)
 
 
 def by_backend(case: Case) -> list[Case]:
-    """A case once for each backend that can run it on a GPU; the rivals are timed once."""
+    """The case for each backend that can run it on a GPU; rivals are timed with the first only."""
     if case.backward or case.precision not in ("bfloat16", "float16"):
         return [replace(case, backend="triton")]
     return [replace(case, backend="cuda"), replace(case, backend="triton", rivals=())]
 
 
 def ceilings(where: torch.device) -> dict[str, Any]:
-    """What the chip reaches in products and copies."""
+    """Rates that the chip reaches in matrix products and copies."""
     rates = {precision: dense_tflops(precision, where) for precision in DTYPES}
     return {"dense_tflops": rates, "copy_tbs": copy_tbs(where), "clocks at work": clocks_at_work(where)}
 
 
 def warm(first: int, step: int, where: torch.device) -> dict[str, Any]:
-    """Run some cases and their compiled rivals once. What fails here fails where it is timed, and is reported there."""
+    """Run some cases and compiled rivals once. A case that fails here fails again where it is timed."""
     cases = [case for group in groups().values() for case in group]
     kinds: list[list[Callable[[], object]]] = [
-        [lambda case=case: compile_rival(case, where) for case in cases if "compiled" in case.rivals],
+        [
+            lambda case=case: materialized(case, Video.random(case, 0, where), compiled=True)()
+            for case in cases
+            if "compiled" in case.rivals
+        ],
         [lambda case=case: once(case, where) for case in cases if case.backend != "cuda"],
         [lambda case=case: gpu_training.once(case, where) for case in gpu_training.cases()],
     ]
@@ -345,7 +347,7 @@ def warm(first: int, step: int, where: torch.device) -> dict[str, Any]:
 
 
 def once(case: Case, where: torch.device) -> None:
-    """A case without timing."""
+    """Run a case without timing it."""
     with multiplied_as(case.precision):
         video = Video.random(case, 0, where)
         if case.backward:
@@ -355,13 +357,8 @@ def once(case: Case, where: torch.device) -> None:
             gradient_of(video, weights, torch.ones_like(weights))
 
 
-def compile_rival(case: Case, where: torch.device) -> None:
-    """What PyTorch makes of the materialized form."""
-    materialized(case, Video.random(case, 0, where), compiled=True)()
-
-
 def main() -> None:
-    """Time a group, or run some cases of all once."""
+    """Time a group, or run a share of all cases once."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_cases", description=__doc__.splitlines()[0])
     parser.add_argument("group", nargs="?", choices=("ceilings", "sequence", *groups()))
     parser.add_argument("--warm", nargs=2, type=int, metavar=("I", "N"))

@@ -1,7 +1,7 @@
 """Build, test and measure the GPU kernels on a machine with a GPU, into one results file: make gpu-check.
 
-What runs is benchmarks/gpu_plan.py: four parts, a call each. Everything that is found out by a process of its own with
-a time limit is in the results file the moment it is known, however the run ends, and beside it what was predicted.
+benchmarks/gpu_plan.py lists what runs, in four parts, one per call. Every program has a process and a time limit of
+its own, and each result is written to the file as soon as it is known, together with its prediction.
 """
 
 import argparse
@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_plan import LIMITS, build_folder, plan
-from benchmarks.gpu_steps import ROOT, Command, Process, Step, run_step, start
+from benchmarks.gpu_steps import ROOT, Command, Step, run_step, start
 from benchmarks.gpu_table import table
 from timecycle.errors import InputError, run_command_line
 
 PREDICTIONS = Path(__file__).parent / "predictions.json"
-NEEDED = ("torch", "triton", "numpy", "PIL")  # to begin at all
-WANTED = ("pytest", "pybind11", "safetensors", "cv2", "tqdm")  # by a step or another
-WORKERS = max(1, min(14, (os.cpu_count() or 1) - 2))
-"""Processes that compile or test side by side."""
+NEEDED = ("torch", "triton", "numpy", "PIL")  # to run at all
+WANTED = ("pytest", "pybind11", "safetensors", "cv2", "tqdm")  # by some steps
+WORKERS = max(1, min(14, (os.cpu_count() or 1) - 2))  # processes that compile or test in parallel
 
 
 def why_not() -> str | None:
-    """Why there is nothing to check here, in one sentence; None if there is a GPU."""
+    """Why the check cannot run on this machine, in one sentence; None if it can."""
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed for {sys.executable}; expected what has it (make PYTHON=...)"
@@ -42,29 +41,29 @@ def why_not() -> str | None:
 
 
 def missing() -> list[str]:
-    """What a step will lack, a sentence each."""
+    """A sentence for each missing package that some steps need."""
     lacking = (package for package in WANTED if importlib.util.find_spec(package) is None)
     return [f"{package} is not installed for {sys.executable}" for package in lacking]
 
 
 class Results:
-    """The results file of a run: whole at any moment."""
+    """The results file of a run, replaced atomically after every result."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.content = path, about | {"parts": {}}
 
     def save(self, part: str, step: str, outcome: dict[str, Any]) -> None:
-        """Write the file with what a step has come to so far."""
-        from timecycle.files import write_bytes  # needs packages that why_not asks for first
+        """Write the file with a step's outcome so far."""
+        from timecycle.files import write_bytes  # imported after why_not has checked the packages
 
         self.content["parts"].setdefault(part, {})[step] = outcome
         write_bytes(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-def run_part(part: str, steps: Sequence[Step], results: Results, begin: Callable[[Command], Process] = start) -> bool:
-    """Run a part's steps in turn; whether all went well. A step that fails does not stop the next.
+def run_part(part: str, steps: Sequence[Step], results: Results, begin: Callable[[Command], Any] = start) -> bool:
+    """Run a part's steps in turn; returns whether all succeeded. A failed step does not stop the next.
 
-    A step that ends early leaves its time to those behind it.
+    Time that a step does not use is added to the next ones.
     """
     predictions = json.loads(PREDICTIONS.read_text())
     lacking = missing()
@@ -83,7 +82,7 @@ def run_part(part: str, steps: Sequence[Step], results: Results, begin: Callable
 
 
 def about(name: str | None) -> dict[str, Any]:
-    """What the figures were measured on. name: of the code, if git is not to be asked for its commit."""
+    """The hardware, versions and commit of the measurements. name: used instead of git's commit."""
     import torch
 
     from benchmarks.gpu_timing import CLOCKS, nvidia_smi
@@ -106,9 +105,9 @@ def about(name: str | None) -> dict[str, Any]:
 
 
 def results_path(folder: Path | None, about: dict[str, Any], part: str) -> Path:
-    """<folder>/<gpu>/<date>-<commit>-<part>.json, in letters that every file system takes.
+    """<folder>/<gpu>/<date>-<commit>-<part>.json, in portable characters.
 
-    Without a folder, in $OUT if there is one: what brings files from one machine to another takes few folders.
+    Without a folder: $OUT/<gpu>-<date>-<commit>-<part>.json if OUT is set, else below benchmarks/results.
     """
     gpu, commit = (re.sub(r"[^A-Za-z0-9]+", "-", about[key]).strip("-") for key in ("gpu", "commit"))
     name = f"{about['date']}-{commit}-{part}.json"
@@ -118,11 +117,11 @@ def results_path(folder: Path | None, about: dict[str, Any], part: str) -> Path:
 
 
 def main() -> None:
-    """Check, and print the table last. Status 1 if anything failed, 2 without a GPU."""
+    """Run the check and print the table. Exits with status 1 if anything failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="make gpu-check", description=__doc__)
     parser.add_argument("part", choices=["all", *LIMITS])
     parser.add_argument("--results", help="folder of the results (default: $OUT, else benchmarks/results)")
-    parser.add_argument("--commit", help="what to call the code where there is no git")
+    parser.add_argument("--commit", help="name of the code where git is not available")
     options = parser.parse_args()
     reason = why_not()
     if reason:

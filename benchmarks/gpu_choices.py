@@ -1,8 +1,8 @@
-"""What decides how train.py multiplies on a GPU by default: python -m benchmarks.gpu_choices.
+"""Precisions of train.py on a GPU, on which its default is based: python -m benchmarks.gpu_choices.
 
-TimeCycle's whole step, forward and backward, as train.py prepares it: float32, TF32, and the trunk in bfloat16
-(--autocast). Each is timed, and its loss and gradient compared with those of the same weights and images in float64.
-How much a gradient differs from that of another batch is the noise that the differences count against.
+TimeCycle's training step, forward and backward, as train.py prepares it: float32, TF32, and the trunk in bfloat16
+(--autocast). Each is timed, and its loss and gradient are compared with float64's of the same weights and images. The
+difference between the gradients of two batches is printed as the noise level to compare with.
 """
 
 import copy
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu_setting import TINY, attempt, device, not_interpreted
 from benchmarks.gpu_timing import measure, multiplied_as, peak_mb
+from benchmarks.gpu_training import batch
 from timecycle.errors import run_command_line
 from timecycle.models.timecycle import TimeCycle
 from timecycle.training.distributed import Distributed
@@ -27,20 +28,11 @@ WAYS: dict[str, tuple[str, dict[str, bool]]] = {
     "TF32, trunk in bfloat16": ("tf32", {"autocast": True}),
     "TF32, trunk in bfloat16, channels outermost": ("tf32", {"autocast": True, "channels_last": False}),
 }
-"""How PyTorch multiplies float32, and fields of train.py's settings."""
-
-
-def batch(seed: int, where: torch.device) -> list[Tensor]:
-    """Frames, target, patch and theta, as TimeCycle.losses takes them."""
-    generator = torch.Generator(where).manual_seed(seed)
-    sizes = ((LENGTH, 3, SIDE, SIDE), (3, SIDE, SIDE), (3, PATCH, PATCH))
-    images = [torch.randn((SAMPLES, *size), generator=generator, device=where) for size in sizes]
-    theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=where).expand(SAMPLES, -1, -1)
-    return [*images, theta]
+"""The precision for `multiplied_as`, and fields of train.py's settings."""
 
 
 def step(model: TimeCycle, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient of all weights in one row."""
+    """The loss, and the gradient of all weights as one vector, float64."""
     model.zero_grad()
     total = model.losses(*inputs).total
     total.backward()
@@ -49,14 +41,14 @@ def step(model: TimeCycle, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def apart(ours: Tensor, exact: Tensor) -> float:
-    """How far a gradient is from another, of the other's length."""
+    """Relative distance of a gradient from the exact one."""
     return round(float((ours - exact).norm() / exact.norm()), 6)
 
 
 def way(name: str, plain: TimeCycle, exact: tuple[Tensor, Tensor], where: torch.device) -> dict[str, Any]:
-    """Time a way, and compare it."""
+    """Time one of WAYS and compare it with float64."""
     precision, fields = WAYS[name]
-    inputs = batch(0, where)
+    inputs = batch(SAMPLES, SIDE, PATCH, LENGTH, where)
     with multiplied_as(precision):
         model = prepare_model(copy.deepcopy(plain), RunSettings(**fields), Distributed(0, 1, where))
         loss, gradient = step(model, inputs)
@@ -71,12 +63,12 @@ def way(name: str, plain: TimeCycle, exact: tuple[Tensor, Tensor], where: torch.
 
 
 def main() -> None:
-    """Every way, and the noise."""
+    """Run all of WAYS, and measure the noise level."""
     where = device()
     with not_interpreted():
         torch.manual_seed(0)
         plain = TimeCycle(SIDE, PATCH).to(where).train()
-        batches = [[x.double() for x in batch(seed, where)] for seed in (0, 1)]
+        batches = [[x.double() for x in batch(SAMPLES, SIDE, PATCH, LENGTH, where, seed)] for seed in (0, 1)]
         exact, other = (step(copy.deepcopy(plain).double(), inputs) for inputs in batches)
         attempt("step, another batch in float64", lambda: {"gradient apart": apart(other[1], exact[1])})
         for name in list(WAYS)[::2] if TINY else WAYS:

@@ -1,7 +1,7 @@
-"""The evaluator from end to end, pictures a second: python -m benchmarks.gpu_evaluator.
+"""The evaluator from end to end, images per second: python -m benchmarks.gpu_evaluator.
 
-Made video at 480p, the network that ships joined with colors and gradients, TimeCycle's protocol; frames are read from
-JPEG files and masks written, as in test_davis.py, without its overlays. A first run compiles and is not timed.
+Synthetic video at 480p, the shipped network with colors and gradients, TimeCycle's protocol; frames are read from JPEG
+files and masks written as in test_davis.py, without overlays. A first run, which compiles, is not timed.
 """
 
 import tempfile
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_setting import TINY, attempt, device
+from timecycle.data.davis import Sequence, read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
 from timecycle.evaluation.davis.evaluate import masks_to_score
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.scores import score_masks
-from timecycle.evaluation.davis.sequences import Sequence, read_davis
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.propagation.protocols import Protocol
 
 
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
-    """Evaluate; seconds in all and by stage, and the score."""
+    """Evaluate; returns images per second, seconds by stage, and J&F."""
     folder = ResultsFolder(out, asdict(rules))
     features = Features(DEFAULT, where, DTYPES[dtype], rules)
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
 
 
 def main() -> None:
-    """Two sequences, in both types of features."""
+    """Evaluate two sequences with bfloat16 and float32 features."""
     where = device()
     size = {"frames": 2, "height": 48, "width": 64} if TINY else {"frames": 30}
     with tempfile.TemporaryDirectory() as made:

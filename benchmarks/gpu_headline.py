@@ -1,8 +1,8 @@
-"""The headline: python -m benchmarks.gpu_headline cuda|triton|plain, or `once` with a backend, for a profiler.
+"""The headline case: python -m benchmarks.gpu_headline cuda|triton|plain; with --once for a profiler.
 
-N = M = 3600, D = 512, T = 8, bfloat16, softmax over all keys of each frame; B = 16 and 1, k = 5 and 20. The kernel
-alone is what takes features to candidates; the whole call merges and weighs them as well. torch.mm of the same shape
-and dtype is timed beside them, in the same process. Times are of one target frame, microseconds.
+N = M = 3600, D = 512, T = 8, bfloat16, softmax over all keys of each frame; B = 16 and 1, k = 5 and 20. "Kernel" is
+the launch from features to candidates; the call also merges them and computes the weights. torch.mm of the same shape
+and dtype is timed in the same process. Times are microseconds per target frame.
 """
 
 import argparse
@@ -13,9 +13,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_cases import TEMPERATURE, Case, Video, check_forward, forward, materialized, smaller
+from benchmarks.gpu_cases import (
+    TEMPERATURE,
+    Case,
+    Video,
+    check_forward,
+    forward,
+    materialized,
+    rotating_videos,
+    smaller,
+)
 from benchmarks.gpu_setting import TINY, attempt, device, say
-from benchmarks.gpu_timing import measure, peak_mb, rotation
+from benchmarks.gpu_timing import measure, peak_mb
 from timecycle.errors import run_command_line
 from timecycle.ops import Select
 
@@ -24,13 +33,13 @@ MODULES = {"cuda": "timecycle.kernels.topk_affinity_cuda", "triton": "timecycle.
 
 
 def case(targets: int, k: int, backend: str | None) -> Case:
-    """The headline's work; in a rehearsal a small one of the same kind."""
+    """The headline case; in a rehearsal a small one of the same kind."""
     found = Case("headline", "bfloat16", Select(k, TEMPERATURE, "frame", "all"), targets, backend=backend)
     return smaller(found) if TINY else found
 
 
 def kernel_alone(work: Case, video: Video) -> Callable[[], object]:
-    """What a call gives its backend's kernel, again and again, without what comes before and after."""
+    """The kernel launches of a call, recorded, without what the call does before and after them."""
     module = importlib.import_module(MODULES[work.backend or "triton"])
     launch, seen = module.best_of_groups, []
 
@@ -53,7 +62,7 @@ def kernel_alone(work: Case, video: Video) -> Callable[[], object]:
 
 
 def matrix_product(work: Case, video: Video) -> Callable[[], object]:
-    """torch.mm(out=) of every target's queries with all its keys: the same products, written to memory."""
+    """torch.mm(out=) of every target's queries with all its keys: the same products, materialized."""
     banks = [video.bank[b : b + work.slots].flatten(0, 1) for b in range(work.targets)]
     out = video.query.new_empty((video.query.shape[1], len(banks[0])))
 
@@ -64,16 +73,10 @@ def matrix_product(work: Case, video: Video) -> Callable[[], object]:
     return run
 
 
-def videos_of(work: Case, where: torch.device) -> list[Video]:
-    """As many inputs as lie beyond the L2 cache."""
-    first = Video.random(work, 0, where)
-    return [first, *(Video.random(work, seed, where) for seed in range(1, rotation(first.bank.nbytes, where)))]
-
-
 def ours(targets: int, k: int, backend: str, where: torch.device) -> dict[str, Any]:
-    """Check a backend's call, then time its kernel, the call and the product, of one target frame."""
+    """Check a backend's call, then time its kernel, the call and torch.mm, per target frame."""
     work = case(targets, k, backend)
-    videos = videos_of(work, where)
+    videos = rotating_videos(work, where)
     check_forward(work, videos[0])
     timed = {
         "kernel": measure([kernel_alone(work, video) for video in videos], where, 0.3, queued=True),
@@ -94,14 +97,14 @@ def ours(targets: int, k: int, backend: str, where: torch.device) -> dict[str, A
 
 
 def plain(targets: int, k: int, where: torch.device) -> dict[str, Any]:
-    """Time what PyTorch users write: every affinity in memory, softmax, top-k."""
+    """Time the materialized form in PyTorch: all affinities, softmax, top-k."""
     work = case(targets, k, None)
-    calls = [materialized(work, video, compiled=False) for video in videos_of(work, where)]
+    calls = [materialized(work, video, compiled=False) for video in rotating_videos(work, where)]
     return {"eager_us": round(measure(calls, where, 0.3)["us"] / min(2, targets), 2)}
 
 
 def warm(k: int, backend: str, where: torch.device) -> dict[str, Any]:
-    """Run the calls, so that what they compile lies on the disk."""
+    """Run the calls once to fill the compilation caches."""
     for targets in TARGETS:
         work = case(targets, k, backend)
         forward(work, Video.random(work, 0, where))
@@ -109,7 +112,7 @@ def warm(k: int, backend: str, where: torch.device) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Time a backend, or run it a few times."""
+    """Time a backend, or run it a few times without timing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_headline", description=__doc__.splitlines()[0])
     parser.add_argument("backend", choices=("cuda", "triton", "plain"))
     parser.add_argument("--once", action="store_true", help="run the kernel of B = 16, k = 5 three times, no timing")

@@ -1,16 +1,14 @@
 """One launch of the CUDA kernel under Nsight Compute: python -m benchmarks.gpu_ncu.
 
-Tensor pipe, L2, shared memory, registers, and what warps wait for. Whole sections are asked for, since names of single
-metrics change from chip to chip and one that is unknown ends the program; what counts is picked from them.
+Tensor pipe, L2, shared memory, registers and warp stalls. Whole sections are collected, from which WANTED selects:
+names of single metrics differ between chips, and ncu ends at an unknown one.
 """
 
 import csv
 import re
-import subprocess
-import sys
 from typing import Any
 
-from benchmarks.gpu_setting import attempt, program
+from benchmarks.gpu_setting import attempt, run_under
 from timecycle.errors import run_command_line
 
 KERNEL = "scan_sm90"
@@ -25,7 +23,7 @@ SECTIONS = (
     "Occupancy",
 )
 OPTIONS = (
-    *("--clock-control", "none"),  # the machine's settings are not ours to change
+    *("--clock-control", "none"),  # do not change the machine's settings
     *("--target-processes", "all"),
     *("--kernel-name", f"regex:{KERNEL}"),
     *("--launch-skip", "1"),
@@ -41,7 +39,7 @@ WANTED = re.compile(
 
 
 def metrics(said: str) -> dict[str, str]:
-    """What counts of ncu's table, by metric, with its unit. Raises ValueError if no launch is in it."""
+    """The wanted metrics of ncu's table, each with its unit. Raises ValueError if it has no launch."""
     lines = said.splitlines()
     start = next((place for place, line in enumerate(lines) if line.startswith('"ID"')), None)
     rows = [] if start is None else list(csv.reader(lines[start:]))
@@ -55,12 +53,9 @@ def metrics(said: str) -> dict[str, str]:
 
 
 def profile() -> dict[str, Any]:
-    """Run ncu. Raises FileNotFoundError if it is not there, ValueError if it measured nothing."""
-    ncu = program("ncu", "/opt/nvidia/nsight-compute/*", "/usr/local/cuda*/bin")
-    if ncu is None:
-        raise FileNotFoundError("ncu is not installed")
-    command = [ncu, *OPTIONS, sys.executable, "-m", "benchmarks.gpu_headline", "cuda", "--once"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    """Run ncu. Raises FileNotFoundError if it is not installed, ValueError if it measured nothing."""
+    places = ("/opt/nvidia/nsight-compute/*", "/usr/local/cuda*/bin")
+    done = run_under("ncu", places, OPTIONS, ("gpu_headline", "cuda", "--once"))
     found = metrics(done.stdout)
     if done.returncode:
         raise ValueError(f"ncu ended with status {done.returncode}: {done.stdout[-500:]}")
@@ -68,7 +63,7 @@ def profile() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Say what it measured."""
+    """Print the metrics."""
     attempt("ncu, B = 16, k = 5", profile)
 
 

@@ -1,7 +1,7 @@
-"""What make gpu-check runs: four parts, each useful alone, and each within its time.
+"""What make gpu-check runs: four parts, each useful alone and each within its time limit.
 
-A part begins on a machine that has nothing of an earlier one, so that each builds what it needs. Within a part those
-steps come first that the others' worth depends on.
+Every part builds what it needs, since it may start on a fresh machine. Within a part the most important steps come
+first.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.gpu_steps import Command, Step
 
 LIMITS = {"first": 200.0, "second": 270.0, "third": 330.0, "fourth": 240.0}
-"""Seconds of a part; those of its steps add up to no more."""
+"""Seconds per part; those of its steps add up to no more."""
 SMOKE_SECONDS = 20.0
 BUILD = "csrc/cuda/build.py"
 GPU_TESTS = (
@@ -19,7 +19,7 @@ GPU_TESTS = (
     "tests/test_propagate_sequence.py",
     "tests/test_traced.py",
 )
-SMOKES = (  # benchmarks/gpu_smoke.py's, which imports too much to ask
+SMOKES = (  # the names of benchmarks/gpu_smoke.py, which this module does not import: it needs more packages
     "cuda, one patch",
     "cuda, crop 480",
     "cuda, streamed",
@@ -28,18 +28,26 @@ SMOKES = (  # benchmarks/gpu_smoke.py's, which imports too much to ask
     "triton, one patch",
     "triton, crop 480",
 )
+CASES = {
+    "gradients": 35,
+    "precisions": 30,
+    "sequence": 20,
+    "ceilings": 20,
+    "rivals": 45,
+    "regions": 25,
+    "1080p": 25,
+    "joint": 50,
+}
+"""Groups of benchmarks/gpu_cases.py, and the seconds of each."""
 
 
 def plan(made: Path, workers: int) -> dict[str, tuple[Step, ...]]:
     """The steps of each part.
 
-    made: where the sm_80 module goes; workers: how many processes compile or test side by side.
+    made: folder for the sm_80 module; workers: number of processes that compile or test in parallel.
     """
     installed = Command(BUILD, ("--chips", "sm_90a"))
     ampere = made / "_cuda_sm80.so"
-
-    def cases(group: str, seconds: float) -> Command:
-        return Command("gpu_cases", (group,), seconds)
 
     def tests(*files: str) -> Command:
         return Command("gpu_tests", (*files, "--workers", str(workers), "--without", "tests/test_gpu_check.py"))
@@ -62,32 +70,14 @@ def plan(made: Path, workers: int) -> dict[str, tuple[Step, ...]]:
         Step("CUDA tests", 35, (tests("tests/test_cuda_kernels.py"),)),
     )
     second = (
-        Step(
-            "build",
-            40,
-            (installed, Command(BUILD, ("--chips", "compute_80", "--out", str(ampere)))),
-            at_once=2,
-        ),
+        Step("build", 40, (installed, Command(BUILD, ("--chips", "compute_80", "--out", str(ampere)))), at_once=2),
         Step("sm_80", 70, (Command("gpu_sm80", (str(ampere),)),)),
         Step("tests", 115, (tests(*GPU_TESTS),)),
         Step("training", 45, (Command("gpu_training"),)),
     )
     third = (
         Step("build", 45, (installed, *warming), at_once=workers + 1),
-        Step(
-            "cases",
-            230,
-            (
-                cases("gradients", 35),
-                cases("precisions", 30),
-                cases("sequence", 20),
-                cases("ceilings", 20),
-                cases("rivals", 45),
-                cases("regions", 25),
-                cases("1080p", 25),
-                cases("joint", 50),
-            ),
-        ),
+        Step("cases", 230, tuple(Command("gpu_cases", (group,), seconds) for group, seconds in CASES.items())),
         Step("evaluator", 55, (Command("gpu_evaluator"),)),
     )
     fourth = (
@@ -99,5 +89,5 @@ def plan(made: Path, workers: int) -> dict[str, tuple[Step, ...]]:
 
 
 def build_folder() -> Path:
-    """Where modules lie that are not installed."""
-    return Path("build") / "gpu-check"  # of the repository, where programs run
+    """The folder for modules that are not installed, relative to the repository, where programs run."""
+    return Path("build") / "gpu-check"

@@ -1,9 +1,9 @@
-"""A plugin of pytest for benchmarks/gpu_tests.py: a share of the tests, and a line of JSON for each, as it happens.
+"""Pytest plugin of benchmarks/gpu_tests.py: runs a share of the tests and prints lines of JSON on each.
 
     {"started": "tests/test_a.py::test_b"}
     {"test": "tests/test_a.py::test_b", "outcome": "passed", "seconds": 0.1, "message": ""}
 
-After a test that leaves a dead CUDA context the process ends: every later test of it would fail for that reason.
+After a test that leaves a dead CUDA context the process exits, since all its later tests would fail.
 """
 
 import json
@@ -17,27 +17,27 @@ from benchmarks.gpu_setting import CANNOT_GO_ON, context_is_dead
 
 
 class Lines:
-    """Writes the lines, into a pipe of the process that started this one."""
+    """Writes the lines into a pipe of the parent process."""
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "w", buffering=1)
 
     def write(self, **line: Any) -> None:
-        """One line."""
+        """Write a line."""
         self._file.write(json.dumps(line) + "\n")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test begins."""
+        """Called when a test begins."""
         self.write(started=nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be imported is a test that failed."""
+        """Report a file that cannot be imported as a failed test."""
         if report.failed:
             self.write(test=report.nodeid, outcome="failed", seconds=0.0, message=short(report.longreprtext))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Collect what a test's three phases come to."""
+        """Combine the reports of a test's three phases."""
         self.reports: list[pytest.TestReport] = []
         yield
         bad = [report for report in self.reports if report.failed]
@@ -52,31 +52,31 @@ class Lines:
             os._exit(CANNOT_GO_ON)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A phase of a test is over."""
+        """Called after each phase of a test."""
         self.reports.append(report)
 
 
 def short(text: str) -> str:
-    """The end of a report, where its error is, on one line."""
+    """The error lines of a report, or its end, on one line."""
     lines = [line.removeprefix("E").strip() for line in text.splitlines() if line.startswith("E ")]
     return " ".join(" ".join(lines or text.splitlines()[-3:]).split())[:500]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options that gpu_tests gives."""
-    parser.addoption("--share", nargs=3, type=int, metavar=("I", "N", "DONE"), help="each N-th test from the I-th on")
-    parser.addoption("--lines-to", type=int, help="the descriptor that lines are written to")
+    """Add the options that gpu_tests passes."""
+    parser.addoption("--share", nargs=3, type=int, metavar=("I", "N", "DONE"), help="every N-th test from the I-th on")
+    parser.addoption("--lines-to", type=int, help="file descriptor to write lines to")
     parser.addoption("--one-each", action="store_true", help="the last test of every file only")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to write."""
+    """Register the writer."""
     config.pluginmanager.register(Lines(config.getoption("--lines-to")))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the share that is asked for, without what is done of it."""
+    """Keep the chosen share, without its first DONE tests."""
     if config.getoption("--one-each"):
         items[:] = {item.path: item for item in items}.values()
     first, step, done = config.getoption("--share")

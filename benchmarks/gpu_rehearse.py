@@ -1,11 +1,11 @@
 """The whole plan of make gpu-check on a CPU, with tiny shapes: make gpu-rehearse.
 
-CUDA's kernels run in the emulator, Triton's under its interpreter. What needs a GPU's driver is stood for: ncu,
-compute-sanitizer and nvcc by programs that check their options and, where the real one is here, ask it whether it
-knows them. It fails if a step fails or finds out nothing, if a prediction is about nothing that is measured, or if a
-function of the check was never called. Its results lie in a folder that goes with it: none is a GPU's.
+The CUDA kernels run in the emulator, Triton's under its interpreter. ncu, compute-sanitizer and nvcc are replaced by
+stubs that check their options and, where the real program is installed, ask it whether it accepts them. The rehearsal
+fails if a step fails or reports nothing, if a prediction names something that is not measured, or if a function of
+benchmarks/gpu_*.py was never called. Its results go to a temporary folder.
 
-PyTorch and Triton are imported once: each command is a fork of this process, in the place of a program started anew.
+PyTorch and Triton are imported once: each command runs in a fork of this process instead of a new interpreter.
 """
 
 import ast
@@ -19,42 +19,23 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import IO, TYPE_CHECKING
 
-if TYPE_CHECKING:  # the check is imported when its calls are noted
+if TYPE_CHECKING:  # at run time these modules are imported only once get_code records their calls
     from benchmarks.gpu_steps import Command, Step
 
 ROOT = Path(__file__).parents[1]
-MODULES = (
-    "gpu_cases",
-    "gpu_check",
-    "gpu_choices",
-    "gpu_evaluator",
-    "gpu_headline",
-    "gpu_ncu",
-    "gpu_plan",
-    "gpu_sanitizer",
-    "gpu_sequence",
-    "gpu_setting",
-    "gpu_sm80",
-    "gpu_smoke",
-    "gpu_steps",
-    "gpu_table",
-    "gpu_tests",
-    "gpu_timing",
-    "gpu_training",
-)
-"""What must be called from end to end; gpu_pytest is in processes of pytest's own, which say nothing without it."""
+NOT_RECORDED = {"gpu_pytest", "gpu_rehearse", "gpu_speeds"}
+"""Modules that do not run in a rehearsal's forks; gpu_pytest runs in pytest's processes, which fail without it."""
 CALLED: set[str] = set()
-"""Functions that were called in this process; see Noting."""
-SLACK = 20  # times what a step may take on a GPU
+"""Functions that were called in this process; see get_code."""
+SLACK = 20  # a step's time limit, as a multiple of its limit on a GPU
 GPU_ALONE = {
-    # What asks a driver, or begins a process in a way of its own.
+    # These ask the driver, or start a process in another way.
     "gpu_check.about",
     "gpu_check.main",
     "gpu_check.why_not",
@@ -64,17 +45,17 @@ GPU_ALONE = {
     "gpu_steps.start",
     "gpu_timing._events",
     "gpu_timing._rounds",
-    # What runs in the stand-in's process, whose last line is asked for.
+    # These run in the process of the compute-sanitizer stub.
     "gpu_sanitizer.launch",
     "gpu_sanitizer.launch.enough",
     "gpu_sanitizer.shapes",
-    # What only a failure calls: tests/test_gpu_check.py.
+    # These are called on failures only, in tests/test_gpu_check.py.
     "gpu_setting.context_is_dead",
     "gpu_steps.Command.__str__",
     "gpu_steps.lines_of.stop",
     "gpu_timing.one_line",
 }
-"""What a rehearsal cannot call."""
+"""Functions that a rehearsal cannot call."""
 STAND_IN = """#!{python}
 import subprocess, sys
 words = sys.argv[1:]
@@ -108,7 +89,7 @@ open(words[words.index("-o") + 1], "w").close()
 
 
 def make_stand_ins(folder: Path) -> None:
-    """Write the programs that stand for the CUDA toolkit's."""
+    """Write the stubs of the CUDA toolkit's programs."""
     toolkit = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"
     real = {name: shutil.which(name, path=toolkit) for name in ("ncu", "compute-sanitizer", "nvcc")}
     checks = {
@@ -124,7 +105,7 @@ def make_stand_ins(folder: Path) -> None:
 
 
 class Forked:
-    """A command as a fork of this process: what benchmarks/gpu_steps.py wants of a process."""
+    """A command run in a fork of this process, with the attributes of subprocess.Popen that gpu_steps.py uses."""
 
     def __init__(self, command: "Command", called: Path) -> None:
         reading, writing = os.pipe()
@@ -164,56 +145,40 @@ class Forked:
         return status
 
     def poll(self) -> int | None:
-        """The status, if it has ended."""
+        """The exit status, or None while the process runs."""
         if self.returncode is None:
-            self._ended(os.WNOHANG)
+            self._reap(os.WNOHANG)
         return self.returncode
 
     def wait(self) -> int:
-        """The status, when it has ended."""
+        """Wait for the process to end; returns its exit status."""
         if self.returncode is None:
-            self._ended(0)
+            self._reap(0)
         assert self.returncode is not None
         return self.returncode
 
-    def _ended(self, options: int) -> None:
+    def _reap(self, options: int) -> None:
         pid, status, used = os.wait4(self.pid, options)
         if pid:
             self.returncode = os.waitstatus_to_exitcode(status)
             print(f"    {self.command} took {used.ru_utime + used.ru_stime:.1f} s of a core")
 
 
-class Noting(SourceFileLoader):
-    """Imports a module whose functions note that they were called, in CALLED, which all modules see as `_called`."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        """The module's code, a statement longer in each function."""
-        path = self.get_filename(fullname)
-        tree = ast.parse(self.get_data(path))
-        for function, name in functions(tree):
-            call = ast.parse(f"_called.add({f'{Path(path).stem}.{name}'!r})").body
-            place = int(ast.get_docstring(function) is not None)
-            function.body[place:place] = call
-        return compile(ast.fix_missing_locations(tree), path, "exec")
-
-
-class NotingFinder(MetaPathFinder):
-    """Finds the check's modules for Noting."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Its spec; None for every other module."""
-        if not fullname.startswith("benchmarks.gpu_"):
-            return None
-        spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.origin is not None:
-            spec.loader = Noting(fullname, spec.origin)
-        return spec
+def get_code(loader: SourceFileLoader, fullname: str, original: Callable = SourceFileLoader.get_code) -> CodeType:
+    """`SourceFileLoader.get_code`, which makes each function of benchmarks/gpu_*.py add its name to CALLED."""
+    if not fullname.startswith("benchmarks.gpu_"):
+        return original(loader, fullname)
+    path = loader.get_filename(fullname)
+    tree = ast.parse(loader.get_data(path))
+    for function, name in functions(tree):
+        call = ast.parse(f"_called.add({f'{Path(path).stem}.{name}'!r})").body
+        place = int(ast.get_docstring(function) is not None)
+        function.body[place:place] = call
+    return compile(ast.fix_missing_locations(tree), path, "exec")
 
 
 def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
-    """Every function that does more than have a docstring, with its name and those of what it is in."""
+    """Every function with a body beyond its docstring, and its qualified name."""
     for node in ast.iter_child_nodes(tree):
         name = f"{inside}{node.name}" if isinstance(node, ast.FunctionDef | ast.ClassDef) else inside
         if isinstance(node, ast.FunctionDef) and not (len(node.body) == 1 and ast.get_docstring(node)):
@@ -222,17 +187,14 @@ def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[ast.FunctionDef
 
 
 def never_called(called: set[str]) -> list[str]:
-    """Functions of the check that nothing called."""
-    found = []
-    for module in MODULES:
-        tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text())
-        names = {f"{module}.{name}" for _, name in functions(tree)}
-        found += [f"{name} was never called" for name in sorted(names - called - GPU_ALONE)]
-    return found
+    """A sentence for each function of benchmarks/gpu_*.py that was not called."""
+    paths = [path for path in (ROOT / "benchmarks").glob("gpu_*.py") if path.stem not in NOT_RECORDED]
+    names = {f"{path.stem}.{name}" for path in paths for _, name in functions(ast.parse(path.read_text()))}
+    return [f"{name} was never called" for name in sorted(names - called - GPU_ALONE)]
 
 
 def rehearse(folder: Path) -> list[str]:
-    """Run the plan; what is wrong, a sentence each."""
+    """Run the plan; returns a sentence for each thing that is wrong."""
     from benchmarks import gpu_check, gpu_plan
     from benchmarks.gpu_table import table
 
@@ -261,7 +223,7 @@ def rehearse(folder: Path) -> list[str]:
 
 
 def for_a_cpu(step: "Step", folder: Path) -> "Step":
-    """A step with time for a busy machine, that builds nothing into the checkout, two commands side by side."""
+    """A step with longer limits and at most two commands at a time, which builds nothing into the checkout."""
     commands = []
     for command in step.commands:
         arguments = command.arguments
@@ -275,26 +237,21 @@ def for_a_cpu(step: "Step", folder: Path) -> "Step":
 
 
 def main() -> None:
-    """Rehearse; status 1 if anything is wrong."""
-    vars(builtins)["_called"] = CALLED  # where every module sees it
-    sys.meta_path.insert(0, NotingFinder())
+    """Rehearse; exits with status 1 if anything is wrong."""
+    vars(builtins)["_called"] = CALLED  # so that every module sees it
+    SourceFileLoader.get_code = get_code
     from benchmarks.gpu_steps import REHEARSAL
 
     with tempfile.TemporaryDirectory(prefix="gpu-rehearsal-") as made:
         folder = Path(made)
         make_stand_ins(folder)
         os.environ |= {REHEARSAL: made, "TRITON_INTERPRET": "1", "CUDA_HOME": made, "OMP_NUM_THREADS": "1"}
-        for name in ("av", "setuptools"):  # which are not where a GPU is, or in any version
-            vars(sys)["modules"][name] = None  # which is how an import is forbidden
+        for name in ("av", "setuptools"):  # a machine with a GPU may lack them, or have another version
+            vars(sys)["modules"][name] = None  # an import then raises ImportError
         from tests import emulator
 
         emulator.build()
-        for name in (
-            "triton",
-            "tests.contract",
-            "timecycle.kernels.topk_affinity_cuda",
-            "timecycle.models.timecycle",
-        ):
+        for name in ("tests.contract", "timecycle.kernels.topk_affinity_cuda", "timecycle.models.timecycle"):
             importlib.import_module(name)
         wrong = rehearse(folder)
     if wrong:

@@ -1,14 +1,11 @@
 """compute-sanitizer over the CUDA kernels: python -m benchmarks.gpu_sanitizer memcheck|racecheck, or `shapes`.
 
-Three shapes whose sizes are odd and beyond a patch's edge, where a wrong bound would read or write what is not there:
-a few slots, more channels than stay in shared memory, a region; and labels through a video. Only what csrc/cuda
-launches runs: no kernel of Triton's. Numerics are for the tests; nothing is compared here.
+Three shapes with odd sizes that are no multiples of a tile, where a wrong bound would be an access out of range: a few
+slots, more channels than stay in shared memory, a neighborhood; and labels through a video. Only kernels of csrc/cuda
+run, none of Triton's; results are not compared, which is for the tests.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -16,13 +13,13 @@ import torch
 from benchmarks.gpu_cases import Case, Video
 from benchmarks.gpu_headline import kernel_alone
 from benchmarks.gpu_sequence import video
-from benchmarks.gpu_setting import attempt, device, program, say
+from benchmarks.gpu_setting import attempt, device, run_under, say
 from timecycle.errors import run_command_line
 from timecycle.kernels import topk_affinity_cuda
 from timecycle.ops import Select, propagate_sequence
 
 TOOLS = ("memcheck", "racecheck")
-# PyTorch asks the driver for what may not be there, and itself raises the errors of calls that matter.
+# PyTorch probes the driver for optional features, and itself raises the errors that matter.
 OPTIONS = ("--report-api-errors", "no", "--error-exitcode", "1")
 EACH, ALL = Select(5, 0.1, "frame", "all"), Select(20, 0.1, "joint", "topk")
 SHAPES = {
@@ -33,11 +30,11 @@ SHAPES = {
 
 
 class _Enough(Exception):
-    """The candidates are there; what Triton makes of them is not wanted."""
+    """Raised in place of the Triton kernels that would follow."""
 
 
 def launch(case: Case, where: torch.device) -> None:
-    """The CUDA kernel of a call, and nothing after it."""
+    """Run the CUDA kernel of a call, and nothing after it."""
 
     def enough(*_: Any) -> None:
         raise _Enough
@@ -53,7 +50,7 @@ def launch(case: Case, where: torch.device) -> None:
 
 
 def shapes() -> None:
-    """Run them all."""
+    """Run all shapes."""
     where = device()
     for case in SHAPES.values():
         launch(case, where)
@@ -64,15 +61,13 @@ def shapes() -> None:
 
 
 def sanitize(tool: str) -> dict[str, Any]:
-    """Run the shapes under a tool. Raises FileNotFoundError if it is not there, ValueError for what it found."""
-    sanitizer = program("compute-sanitizer", "/usr/local/cuda/compute-sanitizer")
-    if sanitizer is None:
-        raise FileNotFoundError("compute-sanitizer is not installed")
-    command = [sanitizer, *OPTIONS, "--tool", tool, sys.executable, "-m", "benchmarks.gpu_sanitizer", "shapes"]
-    # The allocator would hide one tensor's overrun in the next one's memory.
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+    """Run the shapes under a tool. Raises FileNotFoundError if it is not installed, ValueError for what it found."""
+    done = run_under(
+        "compute-sanitizer",
+        ("/usr/local/cuda/compute-sanitizer",),
+        (*OPTIONS, "--tool", tool),
+        ("gpu_sanitizer", "shapes"),
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # the caching allocator would hide an overrun into the next tensor
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     if done.returncode or '"every shape ran"' not in done.stdout:
@@ -81,7 +76,7 @@ def sanitize(tool: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Sanitize, or be sanitized."""
+    """Run a tool, or the shapes under it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_sanitizer", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=(*TOOLS, "shapes"))
     what = parser.parse_args().what

@@ -1,6 +1,6 @@
-"""Labels through a whole video, timed and checked: the chain that is left once all affinities are known.
+"""propagate_sequence checked and timed: labels through a whole video whose affinities are known.
 
-Weights and indices of a hundred frames are some 170 MB at full size, beyond any L2 cache, so no rotation is needed.
+Weights and indices of a hundred frames take some 170 MB, more than any L2 cache, so inputs are not rotated.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from timecycle.ops.propagate_sequence import rescaled
 def video(
     device: torch.device, targets: int, positions: int, kept: int, slots: int, classes: int
 ) -> tuple[Tensor, ...]:
-    """Arguments of propagate_sequence: random neighbors in frame 0 and the frames just before, a map a frame."""
+    """Arguments of propagate_sequence: random neighbors in frame 0 and the `slots - 1` frames before each target."""
     generator = torch.Generator(device).manual_seed(0)
     weights = torch.rand(targets, positions, slots * kept, generator=generator, device=device)
     weights /= weights.sum(dim=2, keepdim=True)
@@ -31,7 +31,7 @@ def video(
 
 
 def frame_by_frame(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> Tensor:
-    """The rival: what a loop over frames does, one propagate_labels and one rescaling each."""
+    """The rival: a loop over frames with one propagate_labels and one rescaling each."""
     labels = labels.clone()
     for b, target in enumerate(targets.tolist()):
         out = propagate_labels(weights[b : b + 1], indices[b : b + 1], labels, frames[b : b + 1])[0]
@@ -42,7 +42,7 @@ def frame_by_frame(weights: Tensor, indices: Tensor, labels: Tensor, frames: Ten
 def run_sequence(
     device: torch.device, targets: int = 99, positions: int = 3600, kept: int = 5, slots: int = 8, classes: int = 10
 ) -> dict[str, Any]:
-    """Check against the definition in float64, then time; microseconds of the whole video."""
+    """Check against float64, then time; microseconds per video."""
     arguments = video(device, targets, positions, kept, slots, classes)
 
     def ours() -> Tensor:

@@ -1,14 +1,15 @@
-"""Where a step of make gpu-check works and how it speaks: on the GPU; in a rehearsal on a CPU, with tiny shapes.
+"""The device of the programs of make gpu-check, a GPU or in a rehearsal the CPU, and how they report results.
 
-A step is a program that prints a line of JSON for everything it finds out: an object with a "name", and an "error" if
-that is what came of it. Everything else it prints is for a reader.
+A program prints each result as a line of JSON, an object with a "name", and an "error" if it failed. All other output
+is for human readers.
 """
 
 import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -25,9 +26,9 @@ CANNOT_GO_ON = 3  # the status of a process whose CUDA context is dead
 
 
 def device(hopper: bool = True) -> torch.device:
-    """The device to work on. In a rehearsal it is the CPU, and backend "cuda" is the emulator of either kind of chip.
+    """The GPU; in a rehearsal the CPU, where the backend "cuda" emulates a Hopper or (`hopper` false) Ampere chip.
 
-    Raises InputError where there is no GPU, and for a rehearsal where there is one: the emulator is never taken there.
+    Raises InputError without a GPU, and for a rehearsal where there is a GPU.
     """
     if torch.cuda.is_available():
         if TINY:
@@ -42,12 +43,12 @@ def device(hopper: bool = True) -> torch.device:
 
 
 def say(found: dict[str, Any]) -> None:
-    """Print what was found out."""
+    """Print a result."""
     print(json.dumps(found), flush=True)
 
 
 def attempt(name: str, find: Callable[[], dict[str, Any]]) -> None:
-    """Say what `find` returns under a name, or its error. Ends the process if CUDA can do nothing after the error."""
+    """Print the result of `find`, or its error, under a name. Exits if the error leaves a dead CUDA context."""
     try:
         found = {"name": name} | find()
     except Exception as error:
@@ -58,7 +59,7 @@ def attempt(name: str, find: Callable[[], dict[str, Any]]) -> None:
 
 
 def context_is_dead() -> bool:
-    """Whether an earlier kernel's fault makes everything fail that this process asks of its GPU."""
+    """Whether a kernel's fault has made the GPU unusable for this process."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -71,8 +72,8 @@ def context_is_dead() -> bool:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that nobody wrote is full of NaN, so that what a kernel leaves out is seen."""
-    # PyTorch's own products on a GPU have no deterministic form; it warns, and that is all.
+    """Uninitialized memory is filled with NaN, which shows elements that a kernel does not write."""
+    # Only a warning on a GPU, where PyTorch's own matrix products have no deterministic form.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     try:
         assert torch.empty(1000, device="cuda" if torch.cuda.is_available() else "cpu").isnan().all()
@@ -83,7 +84,7 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def not_interpreted() -> Iterator[None]:
-    """In a rehearsal without Triton's kernels, of which a whole training step would take minutes."""
+    """In a rehearsal without Triton's interpreter, in which a whole training step would take minutes."""
     before, backends.INTERPRETED = backends.INTERPRETED, False
     try:
         yield
@@ -91,9 +92,27 @@ def not_interpreted() -> Iterator[None]:
         backends.INTERPRETED = before
 
 
-def program(name: str, *places: str) -> str | None:
-    """A program of the CUDA toolkit, also where it is in none of PATH's folders; in a rehearsal what stands for it."""
+def run_under(
+    tool: str, places: Sequence[str], options: Sequence[str], program: Sequence[str], **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a module of benchmarks under a tool of the CUDA toolkit, in a rehearsal under its stub; stderr with stdout.
+
+    places: where the tool may be, beside PATH. Raises FileNotFoundError if it is not installed.
+    """
     if TINY:
-        return str(Path(os.environ[REHEARSAL]) / name)
-    folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin", *(x for place in places for x in sorted(glob(place)))]
-    return shutil.which(name, path=os.pathsep.join(folders))
+        found: str | None = str(Path(os.environ[REHEARSAL]) / tool)
+    else:
+        folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin", *(x for p in places for x in sorted(glob(p)))]
+        found = shutil.which(tool, path=os.pathsep.join(folders))
+    if found is None:
+        raise FileNotFoundError(f"{tool} is not installed")
+    module, *arguments = program
+    command = [found, *options, sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )

@@ -1,7 +1,7 @@
-"""The kernels for Ampere on a GPU of another kind: python -m benchmarks.gpu_sm80 MODULE.
+"""The Ampere kernels on a newer GPU: python -m benchmarks.gpu_sm80 MODULE.
 
-MODULE is the file of a CUDA module built as PTX of compute_80 alone (csrc/cuda/build.py --chips compute_80), which the
-driver compiles for the chip that is there. Checked as every module is (tests/contract.py), and timed.
+MODULE is a CUDA module built as PTX of compute_80 alone (csrc/cuda/build.py --chips compute_80), which the driver
+compiles for the GPU at hand. It runs the checks of tests/contract.py and is timed.
 """
 
 import argparse
@@ -22,23 +22,23 @@ from timecycle.ops import backends
 
 
 def of_ampere(path: Path) -> Callable[[torch.Tensor], Launch]:
-    """Launches of the module's kernels for Ampere, whatever the chip."""
+    """Launches of the module's Ampere kernels, whatever the chip."""
     module = emulator.load(path)
     return lambda tensor: replace(backends.launch(tensor), module=module, hopper=False)
 
 
 def check(name: str) -> dict[str, Any]:
-    """One of the checks. Raises what it raises."""
+    """Run one of the contract's checks."""
     contract.run("cuda", name)
     return {}
 
 
 def main() -> None:
-    """Check one call, time it, check everything else."""
+    """Run one check, time a call, run all other checks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_sm80", description=__doc__.splitlines()[0])
     parser.add_argument("module", type=Path)
     path, where = parser.parse_args().module, device(hopper=False)
-    if not TINY:  # where the emulator has a kernel for each kind of chip
+    if not TINY:  # the emulator has the Ampere kernels already
         emulator.launch_with(of_ampere(path))
     first, *others = contract.CHECKS["cuda"]
     attempt(f"sm_80, {first}", partial(check, first))

@@ -1,7 +1,7 @@
-"""One kernel on one shape, against the reference in float64: python -m benchmarks.gpu_smoke NAME.
+"""One kernel on one shape against the float64 reference: python -m benchmarks.gpu_smoke NAME.
 
-Features are small whole numbers, of which every product and sum is exact, so that indices must agree to the last one;
-memory that nobody wrote is full of NaN. The checks are those of tests/contract.py.
+Features are small integers, whose products and sums are exact, so all indices must agree; uninitialized memory is
+filled with NaN. The comparison is that of tests/contract.py.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from timecycle.ops import Neighborhood, Select
 
 @dataclass(frozen=True)
 class Smoke:
-    """A call: the grid of queries and of keys, channels D, slots T, neighbors k, and a neighborhood's radius."""
+    """A call: backend, grid, channels D, slots T, neighbors k, and a neighborhood's radius."""
 
     backend: str
     height: int
@@ -30,7 +30,7 @@ class Smoke:
     radius: float | None = None
 
     def check(self) -> dict[str, Any]:
-        """Run it. Raises AssertionError if it is wrong."""
+        """Run the call. Raises AssertionError if its result is wrong."""
         count = self.height * self.width
         query, bank = (contract.whole(seed, seed, count, self.channels) for seed in (1, 2))
         neighborhood = None if self.radius is None else Neighborhood(self.height, self.width, self.radius)
@@ -44,7 +44,7 @@ class Smoke:
 
 
 def sequence(positions: int) -> dict[str, Any]:
-    """Labels through a video. Raises AssertionError if they are wrong."""
+    """Run propagate_sequence. Raises AssertionError if its labels are wrong."""
     with poisoned():
         sequence_cases.through_a_video(5, positions, 5, 4, 10, None, True, backend="cuda")
     return {}
@@ -63,15 +63,15 @@ NAMES = (*SHAPES, "cuda, labels through a video")
 
 
 def smaller(shape: Smoke) -> Smoke:
-    """What an emulator takes a second for: the same channels, so that they are streamed or not as before."""
+    """A shape that the emulator runs in a second; channels stay, which decide whether they are streamed."""
     return replace(shape, height=min(shape.height, 6), width=min(shape.width, 12), slots=1)
 
 
 def main() -> None:
-    """Check one."""
+    """Check one call."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--warm", action="store_true", help="to compile it for a later run")
+    parser.add_argument("--warm", action="store_true", help="compile only, for a later run")
     options = parser.parse_args()
     name = options.name
     device()

@@ -1,4 +1,4 @@
-"""The table that chooses between GPU backends, from results of make gpu-check.
+"""Write timecycle/ops/speeds.json, which chooses between GPU backends, from results of make gpu-check.
 
 python -m benchmarks.gpu_speeds benchmarks/results/*/*.json
 """
@@ -12,7 +12,7 @@ TABLE = Path(__file__).parents[1] / "timecycle" / "ops" / "speeds.json"
 
 
 def speeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What timecycle/ops/speeds.py reads: of every chip and piece of work the latest times, if two backends did it."""
+    """The rows that timecycle/ops/speeds.py reads: the latest times of all work that two backends ran on a chip."""
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for content in sorted(results, key=lambda content: content["date"]):
         steps = (step for part in content["parts"].values() for step in part.values())

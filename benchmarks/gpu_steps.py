@@ -1,4 +1,4 @@
-"""A step of make gpu-check: programs with time limits, and what they say as it comes."""
+"""A step of make gpu-check: runs programs with time limits and collects the JSON lines they print."""
 
 import contextlib
 import json
@@ -12,26 +12,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REHEARSAL = "TIMECYCLE_GPU_REHEARSAL"
-"""The variable that makes every program here a rehearsal: a folder, with what stands for a GPU's programs."""
-LAST_LINES = 12
-"""Of the output of a program that failed, which are kept."""
+"""Environment variable that turns every program here into a rehearsal: a folder with stubs of the CUDA toolkit."""
+LAST_LINES = 12  # of a failed program's output, which are stored
 
 
 @dataclass(frozen=True)
 class Command:
-    """A Python program: a module of this package, or a file; it prints a line of JSON for everything it finds out."""
+    """A Python program, a module of this package or a file, which prints each result as a line of JSON."""
 
     program: str
     arguments: tuple[str, ...] = ()
     seconds: float = 600.0
-    """At most; less where less of the step's time is left."""
+    """Time limit; a step's remaining time limits it as well."""
 
     def line(self) -> list[str]:
-        """What a shell would run."""
+        """The command line."""
         where = [self.program] if self.program.endswith(".py") else ["-m", f"benchmarks.{self.program}"]
         return [sys.executable, *where, *self.arguments]
 
@@ -41,31 +40,17 @@ class Command:
 
 @dataclass(frozen=True)
 class Step:
-    """Commands that belong together."""
+    """Commands that share a time limit."""
 
     name: str
     seconds: float
-    """In all; what earlier steps of a part leave over is added."""
+    """Time limit; what earlier steps of the part did not use is added."""
     commands: tuple[Command, ...]
     at_once: int = 1
 
 
-class Process(Protocol):
-    """What is wanted of a process; it leads a process group."""
-
-    pid: int
-    stdout: IO[str] | None
-    returncode: int | None
-
-    def wait(self) -> int:
-        """Its status, when it has ended."""
-
-    def poll(self) -> int | None:
-        """Its status if it has ended."""
-
-
-def start(command: Command) -> Process:
-    """Run a command in the repository, output and errors together."""
+def start(command: Command) -> subprocess.Popen:
+    """Run a command in the repository, as the leader of a process group; stderr goes to stdout."""
     return subprocess.Popen(
         command.line(),
         cwd=ROOT,
@@ -74,20 +59,21 @@ def start(command: Command) -> Process:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        process_group=0,  # and no session of its own: who ends ours ends it too
+        process_group=0,  # no new session: what ends our session must end it as well
     )
 
 
-def lines_of(process: Process, seconds: float) -> Iterator[str]:
-    """A process's lines, and last its ending: "" for status 0, else how it ended.
+def lines_of(process: Any, seconds: float) -> Iterator[str]:
+    """The lines that a process prints, then one on how it ended, "" for exit status 0.
 
-    After `seconds` it is stopped, with all that it started.
+    process: `subprocess.Popen`, or an object with its pid, stdout, returncode, poll and wait. After `seconds` its
+    process group is killed.
     """
     late = threading.Event()
 
     def stop() -> None:
         late.set()
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(max(1.0, seconds), stop)
@@ -112,13 +98,13 @@ def run_step(
     step: Step,
     seconds: float,
     save: Callable[[dict[str, Any]], None],
-    begin: Callable[[Command], Process] = start,
+    begin: Callable[[Command], Any] = start,
     predictions: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a step's commands within so many seconds, and save what it has come to after everything that is said.
+    """Run a step's commands within `seconds`, calling `save` with the outcome so far after every result.
 
-    Returns the outcome: "figures" (what was said, with what was predicted of it), "failed" (one sentence a failure),
-    "seconds". A command that says nothing has failed, whatever its status.
+    Returns the outcome: "figures" (the results, each with its prediction), "failed" (a sentence per failure) and
+    "seconds". A command that prints no result has failed, whatever its exit status.
     """
     beginning, lock = time.monotonic(), threading.Lock()
     outcome: dict[str, Any] = {"failed": [], "figures": [], "seconds": 0.0}
@@ -161,7 +147,7 @@ def run_step(
 
 
 def figure_of(line: str) -> dict[str, Any] | None:
-    """What a line of JSON says; None for any other line."""
+    """The result in a line of JSON; None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -172,6 +158,6 @@ def figure_of(line: str) -> dict[str, Any] | None:
 
 
 def brief(figure: dict[str, Any]) -> str:
-    """Its plain numbers, for a reader who waits."""
+    """A result's first numbers, for the console."""
     numbers = [f"{name} {value}" for name, value in figure.items() if isinstance(value, int | float)]
     return ": " + ", ".join(numbers[:5]) if numbers else ""

@@ -1,4 +1,4 @@
-"""A results file of benchmarks/gpu_check.py as a short table."""
+"""A summary table of a results file of benchmarks/gpu_check.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ MOST = 15  # failures of a step; all are in the file
 
 
 def table(content: dict[str, Any]) -> list[str]:
-    """A short account of a results file: what failed, what was measured beside what was predicted, a row a case."""
+    """The lines of the summary: outcomes and failures by step, predictions, and a row per case."""
     lines = [f"{content['gpu']}, {content['date']}, commit {content['commit']}"]
     figures = []
     for part, steps in content["parts"].items():
@@ -21,7 +21,7 @@ def table(content: dict[str, Any]) -> list[str]:
 
 
 def counts(step: dict[str, Any]) -> str:
-    """How many tests passed and were left out, or how much was found out; and how much failed."""
+    """Numbers of tests passed and skipped, or of results; and of failures."""
     outcomes = [figure["outcome"] for figure in step["figures"] if "outcome" in figure]
     good = f"{len(step['figures'])} found out"
     if outcomes:
@@ -30,7 +30,7 @@ def counts(step: dict[str, Any]) -> str:
 
 
 def predicted(figures: list[dict[str, Any]]) -> list[str]:
-    """A line a prediction: what was measured, what was expected, what is wanted."""
+    """A line per prediction: the measured value, the expected range and the goal."""
     found = []
     for figure in figures:
         for name, prediction in figure.get("predicted", {}).items():
@@ -41,7 +41,7 @@ def predicted(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def headline(figures: list[dict[str, Any]]) -> list[str]:
-    """Kernel, product and call, a row a backend and size."""
+    """Times of kernel, torch.mm and call, a row per backend and size."""
     rows = [("per target frame, us", "kernel", "torch.mm", "% of it", "call", "without the host", "eager")]
     eager = {figure["name"].split(", ", 1)[1]: figure["eager_us"] for figure in figures if "eager_us" in figure}
     for figure in figures:
@@ -56,7 +56,7 @@ def headline(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def others(figures: list[dict[str, Any]]) -> list[str]:
-    """A line for each figure of another kind."""
+    """A line for each result of another kind."""
     lines = []
     for figure in figures:
         name = figure["name"]
@@ -79,12 +79,12 @@ def others(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def memory(figure: dict[str, Any]) -> str:
-    """Its peak, if it was measured."""
+    """A result's peak memory, if it was measured."""
     return "" if figure["peak_mb"] is None else f", {figure['peak_mb']:.0f} MB"
 
 
 def cases(figures: list[dict[str, Any]]) -> list[str]:
-    """A row for each case of benchmarks/gpu_cases.py."""
+    """A row per case of benchmarks/gpu_cases.py."""
     rows = [("work, per target frame", "us", "% of dense", "x eager", "x compiled", "MB", "% of matrix")]
     for case in figures:
         if "share_of_dense" in case:
@@ -96,7 +96,7 @@ def cases(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows in columns; nothing if there is a heading alone."""
+    """Rows in aligned columns; empty for a heading alone."""
     if len(rows) < 2:
         return []
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -1,7 +1,7 @@
-"""Tests on a GPU over several processes, a line of JSON a test: python -m benchmarks.gpu_tests FILE...
+"""Tests on a GPU in several processes, a line of JSON per test: python -m benchmarks.gpu_tests FILE...
 
-Each process has its share of the tests. One that hangs, dies or loses its CUDA context costs a test: another process
-goes on behind it.
+Each process runs a share of the tests. A process that hangs, dies or loses its CUDA context costs one test: a new
+process continues with the next.
 """
 
 import argparse
@@ -15,21 +15,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.gpu_setting import TINY, say
-from benchmarks.gpu_steps import REHEARSAL
+from benchmarks.gpu_steps import REHEARSAL, ROOT
 from timecycle.errors import run_command_line
 
-ROOT = Path(__file__).parents[1]
-SECONDS = 60.0
-"""Of a test, at most."""
-START = 60.0
-"""Of a process's start, which imports and collects."""
+SECONDS = 60.0  # time limit of a test
+START = 60.0  # time limit of a process's start, which imports and collects
 
 
 def lines_from(descriptor: int, seconds: float) -> Iterator[str | None]:
-    """Lines as they are written to a pipe; None, once, if none comes for so long, or for START at first."""
+    """Lines from a pipe as they arrive; None at last if none arrives for `seconds`, or START for the first."""
     left, patience = b"", max(START, seconds)
     while True:
         ready, _, _ = select.select([descriptor], [], [], patience)
@@ -45,10 +41,10 @@ def lines_from(descriptor: int, seconds: float) -> Iterator[str | None]:
 
 
 def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
-    """Say what every test of a share comes to. Starts a process anew behind a test that ended it."""
+    """Run and report a share of the tests, in a new process after each test that ended one."""
     done, plugin = 0, ("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q")
-    plugin += ("-m", "not nightly")  # the long simulations too, of which a rehearsal runs some
-    # A rehearsal's tests are those of any machine without a GPU, which choose the interpreter themselves.
+    plugin += ("-m", "not nightly")  # includes gpu_sim
+    # In a rehearsal tests run as on any machine without a GPU, and choose the interpreter themselves.
     environment = {name: x for name, x in os.environ.items() if not TINY or name not in (REHEARSAL, "TRITON_INTERPRET")}
     while True:
         reading, writing = os.pipe()
@@ -68,7 +64,7 @@ def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
                 if "started" in found:
                     running, start = found["started"], time.monotonic()
                     continue
-                if running is not None:  # else a file that could not be collected, by every share
+                if running is not None:  # else a file that could not be collected, which every share reports
                     done, running = done + 1, None
                 elif first:
                     continue
@@ -81,7 +77,7 @@ def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
                 what = f"stopped after {seconds:.0f} s" if late else f"its process ended with status {status}"
                 report(running, "failed", round(time.monotonic() - start, 2), what)
                 done += 1
-            elif status in (0, 1, 5) and not late:  # all ran, well or not; or there was none
+            elif status in (0, 1, 5) and not late:  # all ran, or there was none
                 return
             elif done == before:
                 output.seek(0)
@@ -91,18 +87,18 @@ def run_share(files: list[str], first: int, step: int, seconds: float) -> None:
 
 
 def report(test: str, outcome: str, seconds: float, message: str) -> None:
-    """Say what a test came to."""
+    """Print the result of a test."""
     error = {"error": message or outcome} if outcome == "failed" else {}
     say({"name": test, "outcome": outcome, "seconds": seconds} | error)
 
 
 def main() -> None:
-    """Run the files' tests; patterns are expanded, and one that matches nothing is a failure."""
+    """Run the tests of all files; a glob pattern without a match is a failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_tests", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--without", nargs="*", default=[], help="files that a pattern matches and nobody wants")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a test (default: %(default)s)")
+    parser.add_argument("--without", nargs="*", default=[], help="files to leave out")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit of a test (default: %(default)s)")
     options, files = parser.parse_args(), []
     for pattern in options.files:
         found = sorted(glob.glob(pattern, root_dir=ROOT))

@@ -1,6 +1,6 @@
-"""Timing on a GPU: events, medians, and inputs in rotation, so that no call finds its own in the cache.
+"""Timing on a GPU: events, medians, and inputs in rotation, so that no call finds its input in the cache.
 
-Everything here runs on a CPU too, for the tests; benchmarks/gpu_check.py lets only a GPU's figures into a results file.
+Everything here also runs on a CPU, for the tests and the rehearsal.
 """
 
 import os
@@ -16,17 +16,16 @@ import torch
 from benchmarks.gpu_steps import REHEARSAL
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
-"""What a precision's features are stored as; "tf32" and "float32" differ in how PyTorch is set up to multiply them."""
+"""The dtype of features by precision; "tf32" and "float32" differ in how PyTorch multiplies them."""
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu")
 
-TINY = REHEARSAL in os.environ  # one round is then enough, and a small product for a ceiling
-QUEUEING = 10**8
-"""Cycles that a GPU waits for a queue to fill, some 50 ms."""
+TINY = REHEARSAL in os.environ  # small shapes, one round per timing
+QUEUEING = 10**8  # GPU cycles to wait until all launches are queued, some 50 ms
 
 
 @contextmanager
 def multiplied_as(precision: str) -> Any:
-    """PyTorch set up to multiply float32 as TF32 or as it is, in convolutions, too."""
+    """Allow TF32 in matrix products and convolutions for the precision "tf32", and forbid it for all others."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     for place in places:
@@ -39,33 +38,29 @@ def multiplied_as(precision: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line."""
+    """An exception's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def cache_bytes(device: torch.device) -> int:
-    """The size of a GPU's L2 cache; 0 for a CPU, which needs no rotation to test this code."""
-    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-
-
 def rotation(bytes_each: int, device: torch.device) -> int:
-    """How many input sets of a size must take turns, so that four times the L2 cache lies between two uses of one."""
-    return max(2, -(-4 * cache_bytes(device) // bytes_each))
+    """Number of input sets to use in turn, so that they exceed four times a GPU's L2 cache; at least two."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    return max(2, -(-4 * cache // bytes_each))
 
 
 def measure(
     calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.7, queued: bool = False
 ) -> dict[str, Any]:
-    """Time calls that do the same with different inputs, in turn, for about so long, at least 5 and at most 100 times.
+    """Time equal calls with different inputs in turn, for about `seconds`, at least 5 and at most 100 calls.
 
-    With `queued` the GPU starts when all calls are on its stream, so that what the host takes to launch does not count.
-    Returns the median and the fastest and slowest tenth, microseconds of one call, and how many were timed.
+    With `queued` the GPU starts once all calls are on its stream, which leaves out the host's launch overhead. Returns
+    the median, 10th and 90th percentile in microseconds per call, and the number of calls.
     """
     rounds = 1 if TINY else _rounds(calls, device, seconds)
     turns = [calls[i % len(calls)] for i in range(rounds)]
@@ -80,7 +75,7 @@ def measure(
 
 
 def _rounds(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> int:
-    """How many calls last for about so long, once each has run and holds the memory that it takes."""
+    """Number of calls that take about `seconds`, after each has run once to warm up."""
     for call in calls:
         call()
     wait(device)
@@ -112,7 +107,7 @@ def _clock(turns: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def peak_mb(call: Callable[[], object], device: torch.device) -> float | None:
-    """Memory that a call takes at its peak beyond what was held, its result included, MB; None on a CPU."""
+    """Peak memory in MB that a call allocates beyond what is in use, its result included; None on a CPU."""
     if device.type != "cuda":
         return None
     wait(device)
@@ -124,7 +119,7 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float | None:
 
 
 def dense_tflops(precision: str, device: torch.device, size: int = 64 if TINY else 8192) -> float:
-    """The rate of a large square product of random numbers through PyTorch, TFLOP/s."""
+    """The rate of a large square matrix product of random numbers in PyTorch, TFLOP/s."""
     sets = [[torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(3)] for _ in range(2)]
     with multiplied_as(precision):
         timing = measure([lambda a=a, b=b, out=out: torch.mm(a, b, out=out) for a, b, out in sets], device)
@@ -132,7 +127,7 @@ def dense_tflops(precision: str, device: torch.device, size: int = 64 if TINY el
 
 
 def copy_tbs(device: torch.device, count: int = 1 << (10 if TINY else 30)) -> float:
-    """The rate of a large copy of so many float32 numbers on the device, TB/s, bytes read plus bytes written."""
+    """The rate of a copy of `count` float32 numbers on the device, TB/s, bytes read plus bytes written."""
     source = torch.randn(count, device=device)
     target = torch.empty_like(source)
     timing = measure([lambda: target.copy_(source)], device)
@@ -140,7 +135,7 @@ def copy_tbs(device: torch.device, count: int = 1 << (10 if TINY else 30)) -> fl
 
 
 def nvidia_smi(*fields: str) -> dict[str, str]:
-    """What nvidia-smi says of the first GPU; nothing if it is not there."""
+    """Fields of nvidia-smi for the first GPU; empty without nvidia-smi."""
     command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
@@ -150,7 +145,7 @@ def nvidia_smi(*fields: str) -> dict[str, str]:
 
 
 def clocks_at_work(device: torch.device, size: int = 64 if TINY else 8192) -> dict[str, str]:
-    """Clocks, power and temperature in the middle of two seconds of products; an idle GPU's say little."""
+    """Clocks, power and temperature during two seconds of matrix products."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     start = time.perf_counter()

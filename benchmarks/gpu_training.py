@@ -1,8 +1,7 @@
-"""What training runs, timed and checked on a GPU: python -m benchmarks.gpu_training.
+"""Training operators checked and timed on a GPU: python -m benchmarks.gpu_training.
 
-attention, and TimeCycle's losses and step against their plain form.
-
-Figures are of a whole call. Losses and steps are forward and backward.
+attention, and TimeCycle's losses and training step, against their plain forms. Figures are per call; losses and steps
+are forward and backward.
 """
 
 import itertools
@@ -26,13 +25,13 @@ from timecycle.ops import attention
 
 CHANNELS = 512  # of the features
 SECONDS = 0.3  # of a timing
-# Of the largest element: bfloat16 keeps 8 bits of the softmax, TF32 11 of whatever is multiplied.
+# Relative to the largest element: bfloat16 keeps 8 bits of the softmax, TF32 11 bits of every factor.
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "tf32": 5e-3, "float32": 1e-5}
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A call of attention. With a side, values are a convolution's over side x side queries; else a sample's own."""
+    """A call of attention. With a side, values are a convolution's over side x side queries; else one per sample."""
 
     name: str
     precision: str
@@ -45,20 +44,20 @@ class Attention:
 
     @property
     def shifts(self) -> list[int]:
-        """The taps of a convolution as shifts of the queries; one of 0 without a convolution."""
+        """The taps of the convolution as shifts of the queries; [0] without one."""
         taps = range(KERNEL)
         return [0] if self.side is None else [dy * self.side + dx for dy, dx in itertools.product(taps, taps)]
 
     @property
     def operations(self) -> tuple[int, int]:
-        """Of the products that forward and backward cannot do without; the backward takes the logits anew."""
+        """Operations of forward and backward, which recomputes the logits."""
         logits = 2 * self.samples * self.queries * self.keys * self.channels
         rows = self.queries - max(self.shifts)
         out = 2 * self.samples * len(self.shifts) * rows * self.keys * self.values
         return logits + out, 3 * logits + 2 * out
 
     def inputs(self, seed: int, device: torch.device) -> list[Tensor]:
-        """Query, key and value, leaves; features are of length 1."""
+        """Query, key and value as leaves; features have unit norm."""
         generator = torch.Generator(device).manual_seed(seed)
         shapes: list[tuple[int, ...]] = [(self.samples, n, self.channels) for n in (self.queries, self.keys)]
         shared = () if self.side is not None else (self.samples,)
@@ -68,11 +67,11 @@ class Attention:
         return [x.to(DTYPES[self.precision]).requires_grad_() for x in made]
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
-        """The call that is timed."""
+        """The timed call."""
         return attention(query, key, value, temperature=TEMPERATURE, shifts=self.shifts, backend=backend)
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What PyTorch users write."""
+        """The materialized form in PyTorch."""
         affinity = (query @ key.mT / TEMPERATURE).softmax(dim=2)
         if self.side is None:
             return affinity @ value[:, 0]
@@ -81,12 +80,12 @@ class Attention:
 
 
 def first(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """The part of tensors like a call's inputs that is of its first sample."""
+    """The first sample's part of a call's inputs, or of tensors of their shapes."""
     return [query[:1], key[:1], value[:1] if value.ndim == 4 else value]
 
 
 def check(case: Attention, inputs: list[Tensor]) -> None:
-    """Outputs and gradients of the first sample against the reference in float64; AssertionError if they differ."""
+    """Compare the first sample's outputs and gradients with the float64 reference; AssertionError if they differ."""
     results = case.run(*inputs)
     gradients = [torch.zeros_like(result) for result in results]
     for gradient in gradients:
@@ -101,7 +100,7 @@ def check(case: Attention, inputs: list[Tensor]) -> None:
 
 
 def run_attention(case: Attention, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Check a call, then time it and the plain form of it, forward and backward."""
+    """Check a call, then time it and its plain form, forward and backward."""
     with multiplied_as(case.precision):
         sets = [case.inputs(0, device)]
         check(case, sets[0])
@@ -128,28 +127,26 @@ def _calls(function: Callable[..., Tensor], sets: list[list[Tensor]], backward: 
 
 @dataclass(frozen=True)
 class Learning:
-    """TimeCycle's losses of random features, or its whole step but for the optimizer, of random images."""
+    """TimeCycle's losses from random features, or (`whole`) from random images, forward and backward."""
 
     name: str
     whole: bool
     samples: int
     side: int = 240
-    """Pixels, as of the patch."""
+    """Pixels, as `patch`."""
     patch: int = 80
     length: int = 4
     precision: str = "tf32"
 
     def forms(self, device: torch.device) -> dict[str, Callable[[], Tensor]]:
-        """What computes the total, of the same model and input: as the operators do, and plainly."""
+        """Functions that compute the total loss of the same model and input: our form and the plain one."""
         torch.manual_seed(0)
         model = TimeCycle(self.side, self.patch).to(device)
-        theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=device).expand(self.samples, -1, -1)
+        *images, theta = batch(self.samples, self.side, self.patch, self.length, device)
         side, small = self.side // STRIDE, self.patch // STRIDE
         maps = plain_training.identity_maps(side).to(device)
         convolution = model.localizer.convolution().detach().requires_grad_()
         if self.whole:
-            sizes = ((self.length, 3, self.side, self.side), (3, self.side, self.side), (3, self.patch, self.patch))
-            images = [torch.randn((self.samples, *size), device=device) for size in sizes]
             return {
                 "ours": lambda: model.losses(*images, theta).total,
                 "plain": lambda: plain_training.losses(model, convolution, *images, theta, maps),
@@ -168,8 +165,17 @@ class Learning:
         return {"ours": lambda: model.losses_of(base, patch, target, theta).total, "plain": plain}
 
 
+def batch(samples: int, side: int, patch: int, length: int, device: torch.device, seed: int = 0) -> list[Tensor]:
+    """Random frames, target, patch and theta, as TimeCycle.losses takes them."""
+    generator = torch.Generator(device).manual_seed(seed)
+    sizes = ((length, 3, side, side), (3, side, side), (3, patch, patch))
+    images = [torch.randn((samples, *size), generator=generator, device=device) for size in sizes]
+    theta = torch.tensor([[1 / 3, 0, 0.1], [0, 1 / 3, -0.2]], device=device).expand(samples, -1, -1)
+    return [*images, theta]
+
+
 def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Compare both forms' totals, then time each, forward and backward."""
+    """Compare the totals of both forms, then time each, forward and backward."""
     found: dict[str, Any] = {"name": f"{case.name}, {case.precision}"}
     with multiplied_as(case.precision), not_interpreted():
         forms = case.forms(device)
@@ -185,7 +191,7 @@ def run_learning(case: Learning, device: torch.device) -> Iterator[dict[str, Any
 
 
 def cases() -> list[Attention | Learning]:
-    """What is timed."""
+    """The cases that are timed."""
     localizer = Attention("attention, localizer at 240 px, 36 samples", "bfloat16", 36, 100, 900, CHANNELS, WIDTH, 10)
     found: list[Attention | Learning] = [
         *(replace(localizer, precision=precision) for precision in ("bfloat16", "tf32", "float32")),
@@ -198,7 +204,7 @@ def cases() -> list[Attention | Learning]:
 
 
 def smaller(case: Attention | Learning) -> Attention | Learning:
-    """The same kind of work, for a CPU."""
+    """A small case of the same kind, for a CPU."""
     if isinstance(case, Learning):
         return replace(case, samples=1, side=64, patch=56, length=1)
     queries, side = (9, None) if case.side is None else (64, 8)
@@ -206,14 +212,14 @@ def smaller(case: Attention | Learning) -> Attention | Learning:
 
 
 def once(case: Attention | Learning, device: torch.device) -> None:
-    """Forward and backward without timing."""
+    """Run forward and backward once without timing."""
     with multiplied_as(case.precision):
         total = case.run(*case.inputs(0, device))[0] if isinstance(case, Attention) else case.forms(device)["ours"]()
         total.sum().backward()
 
 
 def run(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Every figure; the error in the place of what fails, since the others may well run."""
+    """Yield the figures of every case, or its error."""
     for case in cases():
         if device.type == "cuda":
             torch.cuda.empty_cache()

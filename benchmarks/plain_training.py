@@ -1,9 +1,9 @@
-"""TimeCycle's losses in the order of the published program, by the plain forms that define them.
+"""TimeCycle's losses in the published program's order of operations, by the plain forms that define them.
 
-What it repeats is repeated here: every cycle tracks back anew; a frame's place in the target is found a second time,
-from the longest track, for nothing; the inlier score samples a mask of one channel a key. Written from the paper's
-protocol and the program's records; frames are normalized once, and the mask's identity maps are made once and shared by
-the samples, which is kinder than the program is.
+Repeats what the program repeats: every cycle tracks back from the start; each crop of the longest track is located in
+the target once more without use; the inlier score samples a mask with one channel per key. Written from the paper's
+protocol and the program's records. Unlike there, frames are normalized once and the identity maps are shared by the
+samples, which makes it faster.
 """
 
 import torch
@@ -15,7 +15,7 @@ from timecycle.models.tracking import INLIER_EPS, INLIER_FACTOR, Localizer, patc
 
 
 class _Search:
-    """A localizer whose first convolution has weights of its own, [128, S * S, 4, 4]."""
+    """A localizer with separate weights of the first convolution, [128, S * S, 4, 4]."""
 
     def __init__(self, localizer: Localizer, convolution: Tensor) -> None:
         self.localizer, self.convolution = localizer, convolution
@@ -24,13 +24,13 @@ class _Search:
         return self.localizer(affinity, self.convolution)
 
     def __call__(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Place of a patch [B, D, s, s] in a frame [B, D, S, S], and what is there, normalized; `unit` has length 1."""
+        """Locate a patch [B, D, s, s] in a frame [B, D, S, S]: theta and the normalized crop. unit: unit norm."""
         theta = self.place(patch_affinity(query, unit))
         return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
 
 
 def identity_maps(side: int) -> Tensor:
-    """[S * S, S, S]: of key x * S + y, 1 at [y, x]."""
+    """One-hot maps [S * S, S, S]: that of key x * S + y is 1 at [y, x]."""
     return torch.eye(side * side).view(side * side, side, side).transpose(1, 2).contiguous()
 
 
@@ -45,7 +45,7 @@ def losses_of(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Total, cycles [T], skip and inliers from features [B, T, D, S, S], [B, D, s, s], [B, D, S, S].
 
-    convolution: the first one's weights, `model.localizer.convolution()`; maps: `identity_maps`.
+    convolution: weights of the first one, `model.localizer.convolution()`; maps: `identity_maps`.
     """
     search, length = _Search(model.localizer, convolution), base.shape[1]
     query, unit, unit_target = (functional.normalize(x, dim=-3) for x in (patch, base, target))

@@ -1,4 +1,4 @@
-"""From stored results to the README's table and a plot: python -m benchmarks.report RESULTS.json."""
+"""Write the README's table and a plot from stored results: python -m benchmarks.report RESULTS.json."""
 
 import json
 import re
@@ -40,7 +40,7 @@ NAMES = {
 
 
 def ratios(results: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """(work, rival, our time / its time), wins and losses alike."""
+    """(case, rival, our time / its time) of every comparison."""
     return [
         (NAMES[benchmark["name"]], rival, ratio)
         for benchmark in results["benchmarks"]
@@ -50,7 +50,7 @@ def ratios(results: dict[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row a piece of work: our time and memory, and our time as a share of each rival's."""
+    """A row per case: our time and memory, and our time as a share of each rival's."""
     found = []
     for benchmark in results["benchmarks"]:
         if benchmark["name"] not in NAMES:
@@ -67,7 +67,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def table(results: dict[str, Any], source: str) -> str:
-    """The rows as Markdown, with what they were measured on."""
+    """The rows as Markdown, with the machine and versions."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
     machine = results["machine_info"]
@@ -83,10 +83,10 @@ def table(results: dict[str, Any], source: str) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of ours / rival for every rival of the table; below 1 ours is faster."""
+    """Bars of our time / rival's time; below 1 ours is faster."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "timecycle"  # the same results give the same file
+    plt.rcParams["svg.hashsalt"] = "timecycle"  # makes the file reproducible
 
     found = ratios(results)
     figure, axes = plt.subplots(figsize=(10, 0.32 * len(found) + 1))
@@ -103,7 +103,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def results_path(results: dict[str, Any]) -> Path:
-    """Where the results of this machine belong: figures of one chip say little about another's."""
+    """The results file of this chip."""
     cpu = results["machine_info"]["cpu"]
     chip = [cpu.get("brand_raw") or "cpu", cpu.get("family"), cpu.get("model")]
     name = "-".join(re.findall(r"[a-z0-9]+", " ".join(str(part) for part in chip if part).lower().replace("(r)", "")))
@@ -111,16 +111,16 @@ def results_path(results: dict[str, Any]) -> Path:
 
 
 def splice(path: Path, begin: str, text: str, end: str) -> None:
-    """Replace what stands between two markers in a Markdown file."""
+    """Replace the text between two markers in a Markdown file."""
     before, rest = path.read_text().split(begin)
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
-    """File the results under the machine's name, and rewrite the README's table and the plot beside them."""
+    """Store the results under the chip's name, and rewrite the README's table and the plot."""
     results = json.loads(Path(sys.argv[1]).read_text())
     for benchmark in results["benchmarks"]:
-        benchmark["stats"].pop("data", None)  # single rounds say no more than their median, and fill the repository
+        benchmark["stats"].pop("data", None)  # single rounds would only fill the repository
     path = results_path(results)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""How the published programs and plain PyTorch compute what topk_affinity computes, written from their protocols."""
+"""topk_affinity and label propagation as in plain PyTorch and the published programs, written from their protocols."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def materialize_per_frame(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """TimeCycle's way, vectorised: logits, softmax and top-k of every context frame. query [N, D], bank [T, M, D]."""
+    """TimeCycle, vectorized: logits, softmax and top-k of every context frame. query [N, D], bank [T, M, D]."""
     affinity = (torch.einsum("nd,tmd->tnm", query, bank) / temperature).softmax(dim=2)
     return affinity.topk(k, dim=2)
 
 
 def materialize_joint(query: Tensor, bank: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """All logits over all context frames, top-k, softmax over the kept."""
+    """Logits over all context frames, top-k, softmax over the kept ones."""
     values, indices = (query @ bank.flatten(0, 1).T).topk(k, dim=1)
     return (values / temperature).softmax(dim=1), indices
 
@@ -41,34 +41,29 @@ def crw(query: Tensor, bank: Tensor, allowed: Tensor, k: int, temperature: float
     return torch.cat(weights, dim=1), torch.cat(indices, dim=1)
 
 
-def crw_video(
-    features: Tensor, labels: Tensor, allowed: Tensor, length: int, k: int, temperature: float
+def propagate(
+    name: str, features: Tensor, labels: Tensor, allowed: Tensor, length: int, k: int, temperature: float
 ) -> Iterator[Tensor]:
-    """Soft labels [M, L] of frames 1, 2, ..., as CRW's test.py carries them. features [F, M, D], labels [M, L]."""
+    """Soft labels [M, L] of frames 1, 2, ..., by CRW's test.py or DINO's eval_video_segmentation.py.
+
+    name: "crw" or "dino"; features [F, M, D]; labels [M, L] of frame 0.
+    """
     soft = [labels]
     for t in range(1, len(features)):
-        slots = [0, *(max(0, i) for i in range(t - length, t))]
-        weights, indices = crw(features[t], features[slots], allowed, k, temperature)
-        known = torch.stack([soft[slot] for slot in slots]).flatten(0, 1)
-        soft.append((weights[:, :, None] * known[indices]).sum(0))
-        yield soft[-1]
-
-
-def dino_video(
-    features: Tensor, labels: Tensor, allowed: Tensor, length: int, k: int, temperature: float
-) -> Iterator[Tensor]:
-    """The same as DINO's eval_video_segmentation.py carries them."""
-    soft = [labels]
-    for t in range(1, len(features)):
-        slots = [0, *range(max(1, t - length), t)]
-        affinity = dino(features[t], features[slots], allowed, k, temperature)
-        soft.append((torch.cat([soft[slot] for slot in slots]).T @ affinity).T)
+        recent = range(t - length, t)
+        slots = [0, *((max(0, i) for i in recent) if name == "crw" else (i for i in recent if i > 0))]
+        known = torch.cat([soft[slot] for slot in slots])
+        if name == "crw":
+            weights, indices = crw(features[t], features[slots], allowed, k, temperature)
+            soft.append((weights[:, :, None] * known[indices]).sum(0))
+        else:
+            soft.append((known.T @ dino(features[t], features[slots], allowed, k, temperature)).T)
         yield soft[-1]
 
 
 def faiss_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | None:
-    """FAISS's exact inner-product search over a ready index (no softmax); None where it is not installed."""
-    # The OpenBLAS inside FAISS takes newer chips with AVX-512 for old ones, which costs it three quarters of its speed.
+    """FAISS's exact inner-product search in a prepared index (no softmax); None where it is not installed."""
+    # FAISS's OpenBLAS does not recognize newer AVX-512 chips, which costs it three quarters of its speed.
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
     try:
@@ -82,10 +77,10 @@ def faiss_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | 
 
 
 def faiss_gpu_search(query: Tensor, bank: Tensor, k: int) -> Callable[[], object] | None:
-    """FAISS's brute-force inner-product search on the GPU (no softmax); None where it is not installed with it."""
+    """FAISS's exact inner-product search on the GPU (no softmax); None without FAISS for GPUs."""
     try:
         import faiss
-        import faiss.contrib.torch_utils  # lets it take tensors as they are
+        import faiss.contrib.torch_utils  # makes it accept tensors
     except ImportError:
         return None
     if query.device.type != "cuda" or not hasattr(faiss, "StandardGpuResources") or query.dtype == torch.bfloat16:

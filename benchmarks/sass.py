@@ -1,8 +1,8 @@
-"""Machine code as nvdisasm prints it, with the line of the source that each instruction comes from.
+"""Machine code as nvdisasm prints it, with the source line of each instruction.
 
-An instruction of Volta's and later chips says in its upper bits for how many cycles the warp must not issue its next
-one. The compiler counts on it for the results of instructions of fixed length and for units that are busy. That what
-takes a varying time (memory, exponentials, votes) may be late comes on top, and is not in it.
+Since Volta an instruction's upper bits hold a stall count: the cycles before the warp may issue its next instruction,
+which cover fixed-latency results and busy units. Waiting for variable-latency instructions (memory, exponentials,
+votes) comes on top and is not included.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from triton.backends import nvidia
 
-NVDISASM = Path(nvidia.__file__).parent / "bin" / "nvdisasm"  # the CUDA toolkit's own need not be here
+NVDISASM = Path(nvidia.__file__).parent / "bin" / "nvdisasm"  # works without the CUDA toolkit
 _PLACE = re.compile(r'\s*//## File "([^"]+)", line (\d+)(?: inlined at "([^"]+)", line (\d+))?')
 _LOWER = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);\s+/\* 0x[0-9a-f]+ \*/")
 _UPPER = re.compile(r"\s+/\* 0x([0-9a-f]+) \*/")
@@ -23,15 +23,15 @@ class Instruction:
     """One instruction of a kernel."""
 
     opcode: str
-    """Its first part: FADD, STS, BRA."""
+    """Without modifiers: FADD, STS, BRA."""
     stall: int
     """Cycles until the warp may issue the next one."""
     lines: tuple[tuple[str, int], ...]
-    """File name and line it comes from, then the place that line was inlined at, and so on outwards."""
+    """File name and line, innermost first, then the places it was inlined at."""
 
 
 def instructions(cubin: Path) -> dict[str, list[Instruction]]:
-    """Every kernel of a file compiled with -lineinfo, by its mangled name; CalledProcessError."""
+    """Instructions of every kernel in a file compiled with -lineinfo, by mangled name. Raises CalledProcessError."""
     command = [NVDISASM, "-hex", "-gi", cubin]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[Instruction]] = {}

@@ -1,10 +1,10 @@
-"""Scores of the shipped network on real video, beside what needs no training, and the model card's table of them.
+"""Scores of the shipped network and of untrained features on real video, and the model card's table of them.
 
-    python -m benchmarks.weights --davis DAVIS              # all of it, some half an hour on two cores
+    python -m benchmarks.weights --davis DAVIS              # all, some half an hour on two cores
     python -m benchmarks.weights --davis DAVIS --only network
 
-Results are kept in benchmarks/results/weights.json, each with the weights it is of; the table in
-timecycle/weights/README.md is written from that file alone.
+Results are stored in benchmarks/results/weights.json with the hash of their weights; the table in
+timecycle/models/weights/README.md is written from that file alone.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from benchmarks.report import ROOT, splice
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
-from timecycle.evaluation.davis.sequences import read_davis
+from timecycle.data.davis import read_davis
 from timecycle.features.named import SHIPPED, Features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
@@ -29,7 +29,7 @@ from timecycle.provenance import commit
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
 CARD = SHIPPED.parent / "README.md"
 BEGIN, END = "<!-- scores: written by benchmarks/weights.py -->", "<!-- end of scores -->"
-FIRST = 30  # frames; 0 are all
+FIRST = 30  # frames; 0 means all
 PROTOCOLS = {
     "`timecycle`, 320": protocol("timecycle"),
     "`crw`, half resolution": protocol("crw", resize="short side", side=240, length=7),
@@ -42,11 +42,11 @@ WORK = {
     "network+colour": (FIRST,),
     "network+colour+gradients": (FIRST, 0),
 }
-"""Features, and how many frames of each sequence they are tested on."""
+"""Features, and the numbers of frames of each sequence that they are tested on."""
 
 
 def shortened(davis: Path, frames: int, folder: Path) -> Path:
-    """A folder in DAVIS layout with the first frames of each sequence, as links."""
+    """A folder in DAVIS layout with links to the first frames of each sequence; `davis` itself for 0 frames."""
     if not frames:
         return davis
     listing = folder / "ImageSets" / "2017" / "val.txt"
@@ -62,7 +62,7 @@ def shortened(davis: Path, frames: int, folder: Path) -> Path:
 
 
 def features_of(name: str, rules: Protocol, folder: Path) -> Features:
-    """The features of a name; "untrained" is the network as training begins with it, seed 0."""
+    """Features by name; "untrained" is the network as initialized with seed 0."""
     where = (torch.device("cpu"), torch.float32, rules)
     if name != "untrained":
         return Features(tuple(name.split("+")), *where)
@@ -74,7 +74,7 @@ def features_of(name: str, rules: Protocol, folder: Path) -> Features:
 
 
 def measured(davis: Path, name: str, frames: int, rules: Protocol) -> dict[str, Any]:
-    """J&F of all objects, and of each sequence."""
+    """J&F over all objects, and of each sequence."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         scores = evaluate_davis(
@@ -88,7 +88,7 @@ def measured(davis: Path, name: str, frames: int, rules: Protocol) -> dict[str, 
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown, in the order of `WORK`, and what the default gains over the best without training."""
+    """The results as Markdown, in the order of `WORK`, and the default's gain over the best untrained features."""
     found = {(r["features"], r["protocol"], r["frames"]): r for r in results}
     spans = {FIRST: f"first {FIRST} frames", 0: "whole sequences"}
     columns = [(name, frames) for frames in spans for name in PROTOCOLS]
@@ -122,14 +122,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, store, write the card's table."""
+    """Measure, store, and write the model card's table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.splitlines()[0])
     parser.add_argument("--davis", type=Path, required=True, help="folder in DAVIS-2017 layout")
-    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="these features alone")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="only these features")
     arguments = parser.parse_args()
     weights = hash_of_weights(SHIPPED)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    # What was measured of other weights says nothing of these.
+    # Results of other weights are dropped.
     results = [r for r in results if "network" not in r["features"] or r["weights"] == weights]
     for features in arguments.only:
         for frames in WORK[features]:

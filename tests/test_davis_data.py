@@ -9,10 +9,10 @@ from PIL import Image
 
 from tests.assertions import raises_input_error
 from timecycle.data.clips import listed_clips
+from timecycle.data.davis import read_davis, read_filelist, sequence_names
 from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.masks import mask_reading, read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.sequences import read_davis, read_filelist, sequence_names
 
 
 def frames(root: Path, name: str = "first") -> Path:

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from tests.video_cases import av, pictures, write_video
-from timecycle import prepare
+from timecycle.data import prepare
 from timecycle.data.clips import listed_clips
+from timecycle.data.davis import read_davis, read_filelist
 from timecycle.data.extract import Extraction, extract
+from timecycle.data.prepare import folder_name, prepare_davis, prepare_vlog
 from timecycle.data.video import video_files
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.sequences import read_davis, read_filelist
 from timecycle.locks import owned
-from timecycle.prepare import folder_name, prepare_davis, prepare_vlog
 
 ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"

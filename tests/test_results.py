@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from timecycle import manifest
+from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis import results
 from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
-from timecycle.evaluation.davis.sequences import Sequence
 
 ENTRY = {"frames": 3, "seconds": {"read": 1.0}}
 

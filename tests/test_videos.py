@@ -13,9 +13,9 @@ from tests.assertions import raises_input_error
 from tests.video_cases import STEP, av, spoil, write_two_sizes, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
+from timecycle.data.prepare import prepare_vlog
 from timecycle.data.video import passed_over, square_size, video_files
 from timecycle.errors import InputError
-from timecycle.prepare import prepare_vlog
 
 # Of each way to show a picture: a, b, c, d of the matrix, x' = a x + c y and y' = b x + d y, and what it does.
 ORIENTATIONS = {

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 from timecycle.errors import InputError
 from timecycle.native import say_if_installed_without
-from timecycle.version import __version__ as __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:  # below they are imported when they are first used, since scoring masks needs no torch
     from timecycle import ops

@@ -4,7 +4,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from timecycle.version import __version__
+from timecycle import __version__
 
 
 def commit(digits: int = 40) -> str | None:

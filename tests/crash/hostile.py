@@ -130,7 +130,7 @@ def scored(box: Box, name: str) -> Command:
 def prepared_list(box: Box, name: str) -> Command:
     """The same for the list that is made of a set."""
     _davis(box, name)
-    return "module:timecycle.prepare", ["davis", "--davis", f"{box.data}/davis", "--out", "out/list.txt"]
+    return "module:timecycle.data.prepare", ["davis", "--davis", f"{box.data}/davis", "--out", "out/list.txt"]
 
 
 @place
@@ -225,7 +225,7 @@ def video_name(box: Box, name: str) -> Command:
     (box.data / "videos").mkdir(parents=True, exist_ok=True)
     shutil.copy(SHARED["video.mp4"], box.data / "videos")
     words = ["vlog", "--videos", f"{box.data}/videos", "--out", "out", "--fps", "2", "--side", "32", "--jobs", "1"]
-    return "module:timecycle.prepare", words
+    return "module:timecycle.data.prepare", words
 
 
 def _created(path: Path) -> Path:
@@ -338,7 +338,7 @@ def _playlist(box: Box, name: str) -> Command:
     shutil.copy(SHARED["video.mp4"], box.data / "videos/sound.mp4")
     _write(box.data / "videos" / f"x.{suffix}", PLAYLISTS[kind].replace("{path}", str(box.data / "secret.mp4")))
     words = ["vlog", "--videos", f"{box.data}/videos", "--out", "out", "--fps", "2", "--side", "32", "--jobs", "1"]
-    return "module:timecycle.prepare", words
+    return "module:timecycle.data.prepare", words
 
 
 def cases() -> Iterator[tuple[str, str, Make]]:

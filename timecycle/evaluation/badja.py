@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from timecycle.data.davis import files_in
 from timecycle.data.images import decode, open_image
 from timecycle.errors import InputError, said
-from timecycle.evaluation.davis.sequences import files_in
 from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import area_pck, mean
 from timecycle.evaluation.videos import over_videos, propagated_places

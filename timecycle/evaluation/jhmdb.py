@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from timecycle.data.davis import files_in
 from timecycle.errors import InputError, said
-from timecycle.evaluation.davis.sequences import files_in
 from timecycle.evaluation.maps import SIGMA, gaussian_maps
 from timecycle.evaluation.matlab import read_array
 from timecycle.evaluation.metrics import mean, pose_distances, pose_pck

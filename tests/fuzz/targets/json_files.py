@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from timecycle.data.davis import Sequence
 from timecycle.data.extract import Extraction, finished
 from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
-from timecycle.evaluation.davis.sequences import Sequence
 from timecycle.files import PREPARED, read_json
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from timecycle.checkpoints.networks import LAYOUTS
+from timecycle.data.davis import Sequence, of_year, read_davis, read_filelist
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
@@ -18,7 +19,6 @@ from timecycle.evaluation.davis.evaluate import left_out, masks_to_score
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, peak_memory_mb
 from timecycle.evaluation.davis.scores import score_masks
-from timecycle.evaluation.davis.sequences import Sequence, of_year, read_davis, read_filelist
 from timecycle.evaluation.davis.tables import csv_names
 from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor
 from timecycle.features.identity import identity

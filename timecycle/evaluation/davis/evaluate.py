@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from timecycle.data.davis import Sequence, of_year, read_davis
 from timecycle.data.masks import mask_reading
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.ranks import folder_of_rank, free_folder, on_every_rank
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import Scores, SequenceMasks, not_in_the_means, score_masks
-from timecycle.evaluation.davis.sequences import Sequence, of_year, read_davis
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.features.identity import identity
 from timecycle.locks import owned

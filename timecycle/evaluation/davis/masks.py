@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from timecycle.data.davis import Sequence
 from timecycle.data.masks import object_ids, read_mask
 from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
-from timecycle.evaluation.davis.sequences import Sequence
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import FrameEncoder, PropagatedFrame, labels_of_masks, propagate_frames

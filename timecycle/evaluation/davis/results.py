@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from timecycle.data.davis import Sequence
 from timecycle.data.masks import mask_png
 from timecycle.errors import InputError, listing
-from timecycle.evaluation.davis.sequences import Sequence
 from timecycle.evaluation.davis.tables import CSV_NAMES
 from timecycle.features.named import current_features
 from timecycle.files import (

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from timecycle.data.davis import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.data.masks import (
     AS_STORED,
     MaskReading,
@@ -33,7 +34,6 @@ from timecycle.evaluation.davis.metrics import (
     score_frame,
     statistics,
 )
-from timecycle.evaluation.davis.sequences import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.files import json_bytes
 from timecycle.manifest import OwnFile
