@@ -24,7 +24,7 @@ class _Search:
         return self.localizer(affinity, self.convolution)
 
     def __call__(self, query: Tensor, unit: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Locate a patch [B, D, s, s] in a frame [B, D, S, S]: theta and the normalized crop. unit: unit norm."""
+        """Locate a patch [B, D, s, s] in a frame [B, D, S, S], of which `unit` is normalized: theta and the crop."""
         theta = self.place(patch_affinity(query, unit))
         return theta, functional.normalize(warp(frame, theta, query.shape[2]), dim=1)
 

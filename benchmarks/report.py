@@ -39,16 +39,6 @@ NAMES = {
 }
 
 
-def ratios(results: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """(case, rival, our time / its time) of every comparison."""
-    return [
-        (NAMES[benchmark["name"]], rival, ratio)
-        for benchmark in results["benchmarks"]
-        if benchmark["name"] in NAMES
-        for rival, ratio in benchmark["extra_info"]["ratio_to"].items()
-    ]
-
-
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row per case: our time and memory, and our time as a share of each rival's."""
     found = []
@@ -88,11 +78,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "timecycle"  # makes the file reproducible
 
-    found = ratios(results)
-    figure, axes = plt.subplots(figsize=(10, 0.32 * len(found) + 1))
-    values = [ratio for _, _, ratio in found]
-    names = [f"{work}  vs  {rival}" for work, rival, _ in found]
-    axes.barh(names, values, color=["C0" if v < 1 else "C3" for v in values])
+    ratios = {
+        f"{NAMES[benchmark['name']]}  vs  {rival}": ratio
+        for benchmark in results["benchmarks"]
+        if benchmark["name"] in NAMES
+        for rival, ratio in benchmark["extra_info"]["ratio_to"].items()
+    }
+    figure, axes = plt.subplots(figsize=(10, 0.32 * len(ratios) + 1))
+    axes.barh(list(ratios), list(ratios.values()), color=["C0" if v < 1 else "C3" for v in ratios.values()])
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("our time / time of the rival")

@@ -141,7 +141,7 @@ def update(**values):
         (update(visibility=[1] * 37), "visibility of 00002.jpg is int64 [37]; expected bool [37]"),
         (rewrite(lambda e: [e[1] | {"visibility": [False] * 37}]), "video bear shows no joint in"),
         (remove(BEAR.format("JPEGImages", "jpg")), "bear/00002.jpg does not exist; expected the frame that"),
-        (remove(BEAR.format("Annotations", "png")), "bear/00002.png does not exist; expected a picture there"),
+        (remove(BEAR.format("Annotations", "png")), "bear/00002.png does not exist; expected an image there"),
         (update(joints=[[10**400, 0]] * 37), "cannot be read (OverflowError"),
         (update(joints=[["a", 0]] * 37), "cannot be read (ValueError"),
         (update(joints={}), "cannot be read (TypeError"),

@@ -334,7 +334,7 @@ def damage(folder):
     ("spoil", "said"),
     [
         (lambda folder: (folder / "000003.jpg").unlink(), "000003.jpg does not exist; expected 3 frames in "),
-        (lambda folder: (folder / "000002.jpg").unlink(), "000002.jpg does not exist; expected a picture there"),
+        (lambda folder: (folder / "000002.jpg").unlink(), "000002.jpg does not exist; expected an image there"),
         (damage, "000002.jpg is damaged or truncated"),
         (lambda folder: Image.new("L", (9, 9)).save(folder / "000002.jpg"), "folder holds frames of different sizes"),
     ],

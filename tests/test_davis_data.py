@@ -141,7 +141,7 @@ def test_a_mask_beside_the_frames_is_no_frame(small_davis: Path, name):
     shutil.copy(masks(small_davis) / "00000.png", frames(small_davis) / name)
     sequence = read_davis(small_davis)[0]
     assert [path.name for path in sequence.frames] == [f"{i:05d}.jpg" for i in range(4)]
-    assert [note for note in sequence.notes if name in note and "passed over" in note]
+    assert [note for note in sequence.notes if name in note and "skipped" in note]
 
 
 @pytest.mark.parametrize("dark", [True, False])
@@ -161,13 +161,13 @@ def test_frames_of_few_bits_in_many_are_noted(small_davis: Path):
             Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 16).save(path.with_suffix(".png"))
         path.unlink()
     (note,) = read_davis(small_davis)[0].notes
-    assert "00000.png holds no values above" in note
+    assert "00000.png has no values above" in note
 
 
 def test_two_frames_of_one_name_are_refused(small_davis: Path):
     with Image.open(frames(small_davis) / "00001.jpg") as image:
         image.save(frames(small_davis) / "00001.png")
-    with pytest.raises(InputError, match=r"00001\.(png|jpg) and 00001\.(png|jpg) have one name"):
+    with pytest.raises(InputError, match=r"00001\.(png|jpg) and 00001\.(png|jpg) have the same name"):
         read_davis(small_davis)
 
 

@@ -135,7 +135,7 @@ def positions(array: object):
         (positions(np.full((2, 15, 3), np.nan)), "pos_img holds a number that is not finite; expected pixels"),
         (positions(np.ones((2, 15, 4))), "annotates 4 frames; expected no more than the 3 in"),
         (remove("Rename_Images/walk"), "Rename_Images/walk/away does not exist; expected a folder"),
-        (write("Rename_Images/pour/tea/00002.png", "no picture"), "tea/00002.png cannot be read as a picture"),
+        (write("Rename_Images/pour/tea/00002.png", "no picture"), "tea/00002.png cannot be read as an image"),
         (
             lambda root: Image.new("RGB", (80, 48)).save(root / "Rename_Images/pour/tea/00002.png"),
             "tea/00002.png is 80 x 48; expected 80 x 40 like",

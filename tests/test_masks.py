@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.assertions import raises_input_error
-from timecycle.data.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
+from timecycle.data.masks import PALETTE, MaskReading, ids_of, mask_reading, read_annotation, read_mask, write_mask
 from timecycle.errors import InputError
 
 
@@ -97,14 +97,14 @@ READ = {
 def test_masks_are_read_for_what_they_are(tmp_path, image, options):
     image().save(tmp_path / "mask.png", **options)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), moving())
-    assert check_annotation(tmp_path / "mask.png") == []
+    assert read_annotation(tmp_path / "mask.png")[1] == []
 
 
 REFUSED = {
-    "black and white": (lambda: gray(0, 255, 255), "no ids but 0 and 255.*--remap-255"),
+    "black and white": (lambda: gray(0, 255, 255), "only the values 0 and 255.*--remap-255"),
     "black and white, 16 bits": (
         lambda: Image.fromarray(np.where(moving() > 0, 65535, 0).astype(np.uint16)),
-        "no ids but 0 and 255.*--remap-255",
+        "only the values 0 and 255.*--remap-255",
     ),
     "soft edges": (soft, "has soft edges.*--threshold"),
     "soft edges in color": (lambda: soft().convert("RGB"), "has soft edges.*--threshold"),
@@ -120,7 +120,7 @@ REFUSED = {
     ),
     "half transparent": (
         lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)),
-        "half transparent",
+        "partly transparent",
     ),
     "ids of 16 bits": (lambda: Image.fromarray(moving().astype(np.uint16) * 1000), "holds the value 2000"),
 }
@@ -130,21 +130,21 @@ REFUSED = {
 def test_what_is_no_mask_of_ids_is_refused_with_the_remedy(tmp_path, image, said):
     image().save(tmp_path / "mask.png")
     with raises_input_error(match=rf"mask\.png .*{said}"):
-        check_annotation(tmp_path / "mask.png")
+        read_annotation(tmp_path / "mask.png")
 
 
 def test_the_remedies_read_what_was_meant(tmp_path):
     soft().save(tmp_path / "soft.png")
     reading = mask_reading(threshold=128)
-    assert check_annotation(tmp_path / "soft.png", reading) == []
+    assert read_annotation(tmp_path / "soft.png", reading)[1] == []
     assert np.count_nonzero(read_mask(tmp_path / "soft.png", reading) != (moving() == 1)) <= 4
     gray(0, 128, 200).save(tmp_path / "gray.png")
     for remap in (["128=1", "200=2"], {128: 1, 200: 2}, ["compact"]):
         found = mask_reading(remap=remap).of_sequence(tmp_path / "gray.png")
-        assert check_annotation(tmp_path / "gray.png", found) == []
+        assert read_annotation(tmp_path / "gray.png", found)[1] == []
         np.testing.assert_array_equal(read_mask(tmp_path / "gray.png", found), moving())
     with pytest.raises(InputError, match="soft edges"):  # 255 is not all that such a file holds
-        check_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
+        read_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
 
 
 def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
@@ -159,7 +159,7 @@ def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
 )
 def test_ids_with_gaps_are_noted(tmp_path, values, said):
     gray(*values).save(tmp_path / "mask.png")
-    (note,) = check_annotation(tmp_path / "mask.png")
+    (note,) = read_annotation(tmp_path / "mask.png")[1]
     assert said in note
     assert "--remap compact" in note
     assert read_mask(tmp_path / "mask.png").max() == values[-1]
@@ -167,7 +167,7 @@ def test_ids_with_gaps_are_noted(tmp_path, values, said):
 
 @pytest.mark.parametrize("words", [["x"], ["3"], ["3="], ["3=256"], ["-1=2"]])
 def test_a_pair_of_another_form_is_refused(words):
-    with pytest.raises(InputError, match=f"--remap {words[0]} is no pair; expected VALUE=ID"):
+    with pytest.raises(InputError, match=f"--remap {words[0]} is not a pair; expected VALUE=ID"):
         mask_reading(remap=words)
 
 
@@ -177,7 +177,7 @@ def test_a_mask_in_memory_follows_the_rules_for_files():
         np.testing.assert_array_equal(ids_of(given), mask)
     np.testing.assert_array_equal(ids_of(mask > 0), mask > 0)
     for given, said in (
-        ((mask == 1) * np.uint8(255), "no ids but 0 and 255"),
+        ((mask == 1) * np.uint8(255), "only the values 0 and 255"),
         ((mask == 1) * np.uint8(128), "gray value 128"),
         (np.array(soft()), "soft edges"),
         (mask.astype(np.float32), "float32"),
@@ -192,7 +192,7 @@ def test_a_mask_in_memory_follows_the_rules_for_files():
 def test_void_beside_an_object_and_no_object_are_masks(tmp_path):
     for name, values in (("void", (0, 1, 255)), ("empty", (0, 0, 0))):
         gray(*values).save(tmp_path / f"{name}.png")
-        assert check_annotation(tmp_path / f"{name}.png") == []
+        assert read_annotation(tmp_path / f"{name}.png")[1] == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
@@ -216,7 +216,7 @@ def test_thin_objects_are_ids_where_none_is_missing(tmp_path):
     stripes = np.repeat(np.arange(24, dtype=np.uint8), 2)[None].repeat(48, axis=0)  # 2 pixels wide, side by side
     mask = np.where(np.arange(48)[:, None] % 16 < 12, stripes, 0)
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    assert check_annotation(tmp_path / "mask.png") == []
+    assert read_annotation(tmp_path / "mask.png")[1] == []
     np.testing.assert_array_equal(ids_of(mask), mask)
 
 
@@ -230,15 +230,15 @@ def test_a_threshold_of_sixteen_bits_takes_either_range(tmp_path):
 def test_of_2016_soft_edges_are_no_object_either(tmp_path):
     soft().save(tmp_path / "soft.png")
     with pytest.raises(InputError, match="soft edges"):
-        check_annotation(tmp_path / "soft.png", MaskReading(single=True))
+        read_annotation(tmp_path / "soft.png", MaskReading(single=True))
     gray(0, 255, 7).save(tmp_path / "two.png")
-    assert check_annotation(tmp_path / "two.png", MaskReading(single=True)) == []
+    assert read_annotation(tmp_path / "two.png", MaskReading(single=True))[1] == []
     np.testing.assert_array_equal(read_mask(tmp_path / "two.png", MaskReading(single=True)), moving() > 0)
 
 
 @pytest.mark.parametrize("word", ["9" * 5000 + "=1", "1=" + "9" * 5000, "\u0663=1", "1=\u00b2", "-1=1", "1=1=1"])
 def test_values_to_remap_are_numbers(word):
-    with raises_input_error(match="is no pair; expected VALUE=ID"):
+    with raises_input_error(match="is not a pair; expected VALUE=ID"):
         mask_reading(remap=[word])
 
 

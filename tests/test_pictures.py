@@ -47,13 +47,13 @@ def test_several_pictures_in_a_file_are_refused(form, tmp_path):
     path = tmp_path / "a.png"
     others = [Image.fromarray(NOISE[::-1].copy()), Image.fromarray(NOISE[:, ::-1].copy())]
     Image.fromarray(NOISE).save(path, form, save_all=True, append_images=others)
-    refused(path, "holds 3 pictures; expected one")
+    refused(path, "holds 3 images; expected one")
 
 
 @pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4"])
 def test_compressions_whose_damage_cannot_be_noticed_are_refused(compression, tmp_path):
     Image.fromarray(NOISE[..., 0] > 127).save(tmp_path / "a.tif", compression=compression)
-    refused(tmp_path / "a.tif", f"it is compressed as {compression}, whose damage is not noticed")
+    refused(tmp_path / "a.tif", f"it is compressed as {compression}, whose damage is not detected")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -65,14 +65,14 @@ def test_postscript_starts_no_program(suffix, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
-    refused(path, "cannot be read as a picture")
+    refused(path, "cannot be read as an image")
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("form", ["GIF", "PPM", "ICO", "PCX", "TGA", "PDF", "JPEG2000"])
 def test_other_formats_are_refused(form, tmp_path):
     Image.fromarray(NOISE).save(tmp_path / "a.png", form)
-    refused(tmp_path / "a.png", "cannot be read as a picture .*; expected one of JPEG, PNG, WEBP, BMP, TIFF")
+    refused(tmp_path / "a.png", "cannot be read as an image .*; expected one of JPEG, PNG, WEBP, BMP, TIFF")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -112,7 +112,7 @@ def test_the_most_pixels_are_a_number(number, tmp_path, monkeypatch):
 def test_a_text_that_unpacks_to_much_more_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(3, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))))
-    refused(path, "cannot be read as a picture")
+    refused(path, "cannot be read as an image")
 
 
 @pytest.mark.parametrize("size", [(0, 2), (2, 0), (2**31, 1)])
@@ -146,7 +146,7 @@ def test_pictures_that_end_early_are_refused(form, tmp_path):
     path = tmp_path / "a.png"
     for length in (0, 1, 16, 30, len(buffer.getvalue()) // 2, len(buffer.getvalue()) - 20):
         path.write_bytes(buffer.getvalue()[:length])
-        refused(path, "cannot be read as a picture|is damaged or truncated")
+        refused(path, "cannot be read as an image|is damaged or truncated")
 
 
 def test_one_changed_bit_of_a_pngs_pixels_is_noticed(tmp_path):
@@ -170,4 +170,4 @@ def test_one_changed_bit_of_a_pngs_pixels_is_noticed(tmp_path):
 )
 def test_what_is_no_file_is_refused(name, said, tmp_path):
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / name, f"{said}; expected a picture")
+    refused(tmp_path / name, f"{said}; expected an image")

@@ -225,7 +225,7 @@ def test_frames_that_were_changed_are_not_replaced_by_a_changed_video(tmp_path: 
     mine.write_text("mine")
     write_video(videos / "clip.mp4", frames=3)
     failed = prepare_vlog(videos, out, jobs=1)
-    assert "holds files that are not as they were prepared" in failed[videos / "clip.mp4"]
+    assert "holds files that were changed or added since it was prepared" in failed[videos / "clip.mp4"]
     assert mine.read_text() == "mine"
     assert listed(out / "list.txt") == {f"{out}/other.mp4/": 2}
 

@@ -118,7 +118,7 @@ def test_paths_in_the_notes_lead_nowhere(tmp_path, dog, notes, path):
     hashes[path] = [hashlib.sha256(b"mine").hexdigest()]
     (out / ".written" / notes).write_text(json.dumps(hashes))
     before = state(tmp_path)
-    with pytest.raises(InputError, match=r"names .*, which it is not there for"):
+    with pytest.raises(InputError, match=r"names .*, which does not belong in it"):
         ResultsFolder(out, {"a": 2}, overwrite=True)
     assert state(tmp_path) == before
 

@@ -407,8 +407,8 @@ def unharmed(davis: Path, results: Path) -> None:
         (with_small_result, (), ["00002.png", "16x12", "32x24"]),
         (with_third_object, (), ["00002.png", "id 3", "none above 2"]),
         (with_void_result, (), ["00002.png", "id 255", "--remap-255"]),
-        (with_black_and_white_annotation, (), ["00000.png holds no ids but 0 and 255", "--remap-255"]),
-        (with_text_as_result, (), ["00002.png cannot be read as a picture"]),
+        (with_black_and_white_annotation, (), ["00000.png holds only the values 0 and 255", "--remap-255"]),
+        (with_text_as_result, (), ["00002.png cannot be read as an image"]),
     ],
 )
 def test_command_refuses_bad_input_in_one_line(tmp_path: Path, harm, arguments: tuple, says: list[str]) -> None:

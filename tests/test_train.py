@@ -121,7 +121,7 @@ def test_damaged_clips_are_skipped_and_listed_once(tiny):
     done = tiny(*WALK, "--batchSize", 6, "--save-every", 2, "-c", "run")
     assert done.code == 0, done.err
     skipped = [line for line in done.out.splitlines() if line.startswith("skipped")]
-    assert re.match(r"skipped \S+clip1: \S+clip1/0000\d\d.jpg cannot be read as a picture", skipped[0])
+    assert re.match(r"skipped \S+clip1: \S+clip1/0000\d\d.jpg cannot be read as an image", skipped[0])
     assert skipped[1] == "skipped and replaced by others: 6 times, 1 clips"
     assert len(skipped) == 2
     assert sum(latest("run")["skipped"].values()) == 6  # each step takes every clip

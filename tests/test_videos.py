@@ -14,7 +14,7 @@ from tests.video_cases import STEP, av, spoil, write_two_sizes, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
 from timecycle.data.prepare import prepare_vlog
-from timecycle.data.video import passed_over, square_size, video_files
+from timecycle.data.video import skipped_files, square_size, video_files
 from timecycle.errors import InputError
 
 # Of each way to show a picture: a, b, c, d of the matrix, x' = a x + c y and y' = b x + d y, and what it does.
@@ -206,7 +206,7 @@ def test_videos_are_known_by_their_content(tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in found] == videos
     names = ["one.gif", "p.png", "q.jpg", "r.json", "s.srt", "t.ts", "u", "v", "w.mp4"]
     assert [path.name for path in others] == names
-    sentence = f"{folder}: 9 other files passed over: one.gif, p.png, q.jpg and 6 more\n"
+    sentence = f"{folder}: 9 other files skipped: one.gif, p.png, q.jpg, r.json, s.srt and 4 more\n"
     clips = video_clips(folder, 0)
     assert capsys.readouterr().out == sentence
     assert [Path(clip.name).name for clip in clips] == videos
@@ -216,7 +216,7 @@ def test_videos_are_known_by_their_content(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_names_of_other_files_stand_on_one_line():
-    assert passed_over([Path("a/b\nc.txt")]) == r"1 other file passed over: b\nc.txt"
+    assert skipped_files([Path("a/b\nc.txt")]) == r"1 other file skipped: b\nc.txt"
 
 
 def test_a_folder_without_videos_says_what_it_holds(tmp_path: Path):
@@ -224,7 +224,7 @@ def test_a_folder_without_videos_says_what_it_holds(tmp_path: Path):
     with pytest.raises(InputError) as refused:
         video_files(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} holds no video files (1 other file passed over: a.txt); expected some, such as .mp4 or .webm"
+        f"{tmp_path} holds no video files (1 other file skipped: a.txt); expected some, such as .mp4 or .webm"
     )
 
 
@@ -294,7 +294,7 @@ def test_frames_of_too_many_pixels_are_refused(tmp_path: Path, monkeypatch, pixe
 
 def test_a_picture_that_is_called_a_video(tmp_path: Path):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.mp4", "JPEG")
-    refused_by_both(tmp_path / "a.mp4", r"damaged or no video \(a picture, a playlist or text\)")
+    refused_by_both(tmp_path / "a.mp4", r"damaged or no video \(an image, a playlist or text\)")
 
 
 STILLS = [0, 1 / 12, 2 / 12, 125, 125 + 1 / 12, 125 + 2 / 12]

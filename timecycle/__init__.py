@@ -1,23 +1,23 @@
 """timecycle: label propagation and cycle-consistency learning for video correspondence.
 
 Propagate labels through a video:
-    propagate            masks of every frame, from features and the first frame's mask
+    propagate            masks of all frames, from features and the first frame's mask
     LabelPropagator      the same one frame at a time, for any soft labels
-    protocol, Protocol   the published settings by name, with fields of one's own choice
+    protocol, Protocol   the published settings by name; any field can be changed
 
-Evaluate features, any callable from images [B, 3, H, W] to feature maps [B, D, h, w]:
+Evaluate features, given as a callable from images [B, 3, H, W] to feature maps [B, D, h, w]:
     evaluate_davis       video object segmentation, J and F
     evaluate_jhmdb       human pose, PCK
     evaluate_vip         human parts, mIoU
     evaluate_badja       animal joints, PCK
     evaluate_tapvid      points, average Jaccard
-    load_features        the network of a published or own checkpoint, as such a callable
+    load_features        such a callable from a published checkpoint or one of train.py
 
 Learn features from unlabeled video:
     TimeCycle            the cycle-consistency objective (Wang, Jabri, Efros, CVPR 2019)
     CropWalk, GridWalk   contrastive random walks (Jabri, Owens, Efros, NeurIPS 2020)
 
-timecycle.ops holds the operators, InputError is what bad input raises.
+timecycle.ops has the operators; bad input raises InputError.
 """
 
 import importlib
@@ -28,38 +28,22 @@ from timecycle.native import say_if_installed_without
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # below they are imported when they are first used, since scoring masks needs no torch
-    from timecycle import ops
-    from timecycle.checkpoints.networks import load_features
-    from timecycle.evaluation.badja import evaluate_badja
-    from timecycle.evaluation.davis.evaluate import evaluate_davis
-    from timecycle.evaluation.jhmdb import evaluate_jhmdb
-    from timecycle.evaluation.tapvid import evaluate_tapvid
-    from timecycle.evaluation.vip import evaluate_vip
-    from timecycle.models.timecycle import TimeCycle
-    from timecycle.models.walk import CropWalk, GridWalk
-    from timecycle.propagation.propagator import LabelPropagator
-    from timecycle.propagation.protocols import Protocol, protocol
-    from timecycle.propagation.video import Propagation, propagate
-
-__all__ = [
-    "CropWalk",
-    "GridWalk",
-    "InputError",
-    "LabelPropagator",
-    "Propagation",
-    "Protocol",
-    "TimeCycle",
-    "evaluate_badja",
-    "evaluate_davis",
-    "evaluate_jhmdb",
-    "evaluate_tapvid",
-    "evaluate_vip",
-    "load_features",
-    "ops",
-    "propagate",
-    "protocol",
-]
+if TYPE_CHECKING:  # at run time they are imported on first use, since scoring masks needs no torch
+    from timecycle import ops as ops
+    from timecycle.checkpoints.networks import load_features as load_features
+    from timecycle.evaluation.badja import evaluate_badja as evaluate_badja
+    from timecycle.evaluation.davis.evaluate import evaluate_davis as evaluate_davis
+    from timecycle.evaluation.jhmdb import evaluate_jhmdb as evaluate_jhmdb
+    from timecycle.evaluation.tapvid import evaluate_tapvid as evaluate_tapvid
+    from timecycle.evaluation.vip import evaluate_vip as evaluate_vip
+    from timecycle.models.timecycle import TimeCycle as TimeCycle
+    from timecycle.models.walk import CropWalk as CropWalk
+    from timecycle.models.walk import GridWalk as GridWalk
+    from timecycle.propagation.propagator import LabelPropagator as LabelPropagator
+    from timecycle.propagation.protocols import Protocol as Protocol
+    from timecycle.propagation.protocols import protocol as protocol
+    from timecycle.propagation.video import Propagation as Propagation
+    from timecycle.propagation.video import propagate as propagate
 
 _MODULES = {
     "CropWalk": "models.walk",
@@ -77,7 +61,9 @@ _MODULES = {
     "propagate": "propagation.video",
     "protocol": "propagation.protocols",
 }
-"""Where the names are that are imported when they are first used."""
+"""The modules of names that are imported on first use."""
+
+__all__ = ["InputError", "ops", *_MODULES]
 
 say_if_installed_without()
 
@@ -88,7 +74,7 @@ def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"timecycle.{_MODULES[name]}"), name)
-    globals()[name] = found  # __getattr__ is not asked again
+    globals()[name] = found  # later accesses do not call __getattr__
     return found
 
 

@@ -1,4 +1,4 @@
-"""`python -m timecycle.checkpoint`, and the names of timecycle.checkpoints in version 0.1."""
+"""`python -m timecycle.checkpoint`, and its functions under their names of version 0.1."""
 
 from timecycle.checkpoints.networks import LAYOUTS, convert, load_encoder, load_features, main, save_encoder
 from timecycle.checkpoints.state_dicts import read_state_dict

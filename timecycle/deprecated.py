@@ -1,4 +1,4 @@
-"""Names of version 0.1, which work for one more release with a DeprecationWarning. No other module knows them."""
+"""Names of version 0.1, which work for one more release with a DeprecationWarning."""
 
 import functools
 import importlib
@@ -12,16 +12,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
 OLD_VALUES = {"kept": "topk", "carried": "propagated"}
-"""Of `softmax_over`, which was `normalise`, and of `first_mask`."""
+"""Values of `softmax_over`, which was `normalise`, and of `first_mask`."""
 
 
 def warn(old: str, new: str, stacklevel: int = 4) -> None:
-    """Warn that a name has changed, as of the line that used it: the caller's caller's caller, unless said."""
+    """Warn that a name has changed; by default the warning names the line of the caller's caller's caller."""
     warnings.warn(f"{old} is called {new} now; the old name will be removed", DeprecationWarning, stacklevel=stacklevel)
 
 
 def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Keywords with `names` (old to new) replaced; a keyword given by its old name wins over the new one's value."""
+    """Keyword arguments renamed by `names` (old to new); a value given under the old name takes precedence."""
     found = {name: value for name, value in given.items() if name not in names}
     for old in given.keys() & names.keys():
         warn(f"{old}=", f"{names[old]}=")
@@ -30,20 +30,20 @@ def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 
 def keywords(**names: str) -> Callable[[Function], Function]:
-    """A decorator of functions, which then take keywords by their old names, too; `names` are old="new"."""
+    """Decorator that lets a function also accept keywords under their old names, given as old="new"."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def renamed(*arguments: Any, **given: Any) -> Any:
             return function(*arguments, **(new_names(given, names) if given.keys() & names.keys() else given))
 
-        return renamed  # type: ignore[return-value]  # it takes what the function takes
+        return renamed  # type: ignore[return-value]  # it has the function's signature
 
     return decorate
 
 
 def fields(**names: str) -> Callable[[Class], Class]:
-    """The same for a dataclass: its constructor, attributes by their old names, and old values."""
+    """The same for a dataclass: for its constructor, its attributes, and the values in OLD_VALUES."""
 
     def decorate(decorated: Class) -> Class:
         kind: Any = decorated
@@ -72,7 +72,7 @@ def _attribute(old: str, new: str, instance: Any) -> Any:
 
 
 def module_names(module: str, **names: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module, for names that have changed."""
+    """A module's `__getattr__` for names that have changed."""
 
     def attribute(name: str) -> Any:
         if name not in names:
@@ -84,7 +84,7 @@ def module_names(module: str, **names: str) -> Callable[[str], Any]:
 
 
 class _PrintingModule(ModuleType):
-    """timecycle.ops.backends, which was a function that printed and is a module now."""
+    """timecycle.ops.backends, a module that was a function in version 0.1."""
 
     def __call__(self) -> None:
         warn("timecycle.ops.backends()", "timecycle.ops.print_backends()", stacklevel=3)
@@ -92,5 +92,5 @@ class _PrintingModule(ModuleType):
 
 
 def callable_backends() -> None:
-    """Let `timecycle.ops.backends()` print as before."""
+    """Make `timecycle.ops.backends()` print as in version 0.1."""
     sys.modules["timecycle.ops.backends"].__class__ = _PrintingModule

@@ -1,4 +1,4 @@
-"""Bad input: one exception, whose message is a single sentence that names what came and what was expected."""
+"""Bad input raises InputError, whose message is one sentence: what was given and what was expected."""
 
 import io
 import os
@@ -8,42 +8,42 @@ from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
-    """Bad input from the user. The message is one sentence, fit to be printed without a traceback."""
+    """Bad input from the user. The message is one sentence that can be printed without a traceback."""
 
 
-LISTED = 5
-"""How many names a sentence lists."""
-
-
-_MOST_SAID = 100  # characters of a file's own text in a sentence
+LISTED = 5  # names that a sentence lists
+_MOST_SAID = 100  # characters of a file's text that a sentence quotes
 
 
 def listing(names: Iterable[object]) -> str:
-    """Names with commas between them, the first few and how many more there are."""
+    """The first few names, separated by commas, and the number of the others."""
     words = [str(name) for name in names]
     more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
     return ", ".join(words[:LISTED]) + more
 
 
 def said(value: object) -> str:
-    """A value from a file or a command line as a sentence may hold it: short, on one line, printable."""
+    """A value from a file or a command line for use in a sentence: short, on one line, printable."""
     try:
         text = str(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+    except (ValueError, RecursionError):  # a number of thousands of digits; deeply nested lists
         text = type(value).__name__
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MOST_SAID])
-    return shown if len(text) <= _MOST_SAID else f"{shown}..."
+    return printable(text) if len(text) <= _MOST_SAID else f"{printable(text[:_MOST_SAID])}..."
+
+
+def printable(text: str) -> str:
+    """A text with line breaks, undecodable bytes and other unprintable characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_command_line(main: Callable[[], None]) -> None:
     """Run `main` and exit: 0 when it returns, 2 with one sentence on stderr for bad input, 130 for Ctrl-C.
 
-    Also 2 where a file cannot be read or written, standard output among them, or memory is used up; 141, silently,
-    where whoever read the output has ended. With --debug on the command line the error's traceback and those of its
-    causes come first.
+    Also 2 if a file (standard output included) cannot be read or written, or memory runs out; 141, without a message,
+    if the reader of the output has exited. With --debug on the command line the traceback is printed first.
     """
     debug = "--debug" in sys.argv
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold undecodable bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -63,18 +63,20 @@ def run_command_line(main: Callable[[], None]) -> None:
 
 
 def sentence(error: InputError | OSError | MemoryError) -> str:
-    """What happened, in one sentence."""
+    """The error as one sentence."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         name = "the output, or a file," if error.filename is None else error.filename
-        return f"{name} cannot be read or written ({error.strerror or text}); expected it to be there, with room"
+        return (
+            f"{name} cannot be read or written ({error.strerror or text}); expected an accessible path and free space"
+        )
     if isinstance(error, MemoryError):
-        return f"memory is used up{f' ({text})' if text else ''}; expected more, or less to be done at a time"
+        return f"memory is used up{f' ({text})' if text else ''}; expected more, or less work at a time"
     return text
 
 
 def _discard_output() -> None:
-    """Flush what was printed, or drop it where it cannot be written, so that nothing is left to fail at the exit."""
+    """Flush the output, or drop it if it cannot be written, so that flushing at exit does not fail."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,7 +1,7 @@
 """Published feature extractors, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
 
-Each is a callable, normalized images [B, 3, H, W] -> features [B, D, h, w]. Its library and its weights are loaded
-when it is first called; they are no dependencies of this project (`pip install timm`, `pip install torchvision`).
+Each is a callable, normalized images [B, 3, H, W] -> features [B, D, h, w]. Its library and weights are loaded on the
+first call; the libraries are not dependencies of this project (`pip install timm`, `pip install torchvision`).
 """
 
 import importlib
@@ -19,10 +19,10 @@ class PatchTokens:
     """The patch tokens of a timm vision transformer's last layer, on the images' device.
 
     Args:
-        name: of a model in timm, with its weights.
-        options: of `timm.create_model`.
+        name: name of a model in timm, with pretrained weights.
+        options: keyword arguments of `timm.create_model`.
 
-    Source: DINO (Caron et al., ICCV 2021), section 4.2.2, which takes the last layer's tokens; so do its successors.
+    Source: DINO (Caron et al., ICCV 2021), section 4.2.2.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -30,10 +30,10 @@ class PatchTokens:
         self._model: Any = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w]; sides that the patch does not divide are padded. InputError without timm."""
+        """[B, 3, H, W] -> [B, D, h, w]; sides are padded to multiples of the patch. InputError without timm."""
         if self._model is None:
             create = _imported("timm").create_model
-            # Any image size; positions are interpolated, as DINO's evaluation does.
+            # Any image size; position embeddings are interpolated, as in DINO's evaluation.
             fixed = {"pretrained": True, "num_classes": 0, "dynamic_img_size": True, "dynamic_img_pad": True}
             self._model = create(self.name, **fixed | self._options).eval()
         model = self._model.to(images.device)
@@ -47,13 +47,13 @@ class PatchTokens:
 
 
 class TorchvisionResNet:
-    """A ResNet of torchvision at stride 8, cut after its third stage, on the images' device.
+    """A torchvision ResNet up to its third stage, at stride 8, on the images' device.
 
     Args:
         depth: 18 or 50.
-        weights: the name of its weights in torchvision, such as IMAGENET1K_V1.
+        weights: name of the weights in torchvision, such as IMAGENET1K_V1.
 
-    Source: the baselines of CRW (NeurIPS 2020), section 4, and of VFS, which are tested that way.
+    Source: the baselines of CRW (NeurIPS 2020), section 4, and of VFS.
     """
 
     def __init__(self, depth: Literal[18, 50], weights: str) -> None:
@@ -61,7 +61,7 @@ class TorchvisionResNet:
         self._trunk: Trunk | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 256 or 1024, H / 8, W / 8], rounded up. Raises InputError without torchvision."""
+        """[B, 3, H, W] -> [B, 256 or 1024, ceil(H / 8), ceil(W / 8)]. Raises InputError without torchvision."""
         if self._trunk is None:
             enum = f"ResNet{self._depth}_Weights.{self._weights}"
             state = _imported("torchvision.models").get_weight(enum).get_state_dict()
@@ -85,4 +85,4 @@ dino_vits16 = PatchTokens("vit_small_patch16_224.dino")
 dino_vits8 = PatchTokens("vit_small_patch8_224.dino")
 dino_vitb8 = PatchTokens("vit_base_patch8_224.dino")
 dinov2_vits14 = PatchTokens("vit_small_patch14_dinov2.lvd142m")
-"""Patches of 14 pixels: give a size that they divide, such as `--cropSize 518 --override multiple=14`."""
+"""Patches of 14 pixels: use a multiple of 14, such as `--cropSize 518 --override multiple=14`."""

@@ -1,4 +1,4 @@
-"""Paths, text lists and JSON read with damage refused; files written whole or not at all. Knows no torch."""
+"""Paths, text lists and JSON with validation; files written atomically. Does not import torch."""
 
 import codecs
 import hashlib
@@ -17,9 +17,9 @@ from typing import Any
 from timecycle.errors import InputError
 
 PREPARED = ".prepared.json"
-"""In a folder of frames extracted from a video: the settings they were made with."""
+"""The file in a folder of frames extracted from a video that holds the settings of the extraction."""
 
-_BYTE_ORDER_MARKS = (  # UTF-32's first: that of UTF-16 begins it
+_BYTE_ORDER_MARKS = (  # UTF-32's first, since it begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -29,10 +29,10 @@ _BYTE_ORDER_MARKS = (  # UTF-32's first: that of UTF-16 begins it
 
 
 def read_lines(path: Path, expected: str) -> list[str]:
-    r"""The lines of a text file, as any system's programs write them: UTF-8, or UTF-16 with its byte-order mark.
+    r"""The lines of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
 
-    expected: what the file should hold, for the error's sentence. Lines end in \n, \r\n or \r, which are removed.
-    Raises InputError if the file is missing, cannot be read, or is text of another encoding.
+    expected: what the file should hold, for error messages. Line ends \n, \r\n or \r are removed.
+    Raises InputError if the file is missing, cannot be read, or has another encoding.
     """
     try:
         data = path.read_bytes()
@@ -50,45 +50,47 @@ def read_lines(path: Path, expected: str) -> list[str]:
             f"{expected}, in UTF-8 (iconv -f latin1 -t utf8 converts it from Latin-1)"
         ) from None
     if "\0" in text:
-        raise InputError(f"{path} holds null characters; expected {expected}, in UTF-8 or in UTF-16 with its mark")
+        raise InputError(
+            f"{path} holds null characters; expected {expected}, in UTF-8, or UTF-16 with a byte-order mark"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def fields(line: str) -> list[str]:
-    """The fields of a list's line, separated by tabs if there are any, else by blanks outside of quotes, " or '."""
+    """The fields of a line, separated by tabs if there are any, else by blanks outside of quotes, " or '."""
     if "\t" in line.strip():
         return [unquoted(field.strip()) for field in line.strip().split("\t") if field.strip()]
     return [unquoted(field) for field in re.findall(r"""\"[^"]*"(?![^ ])|'[^']*'(?![^ ])|[^ ]+""", line.strip())]
 
 
 def unquoted(field: str) -> str:
-    """A field without the quotes around it, if there are any."""
+    """A field without enclosing quotes."""
     return field[1:-1] if len(field) > 1 and field[0] == field[-1] and field[0] in "\"'" else field
 
 
 def field(text: str) -> str:
-    """A text as a field that `fields` reads back, quoted if it holds blanks."""
+    """A text as a field for `fields`, quoted if it holds blanks."""
     return f'"{text}"' if " " in text else text
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names by the numbers in them: frame8 before frame10. Equal numbers sort by their digits."""
+    """A sort key that compares numbers in names by value: frame8 before frame10, frame010 before frame10."""
     parts = re.split(r"(\d+)", name)
     return [(0, 0, part) if i % 2 == 0 else (1, int(part), part) for i, part in enumerate(parts)]
 
 
 RESERVED = ("overlays", "results.json")
-"""Names that this program itself uses beside folders named after sequences."""
+"""Names that this program uses in a results folder, beside the sequences'."""
 
 LONGEST_NAME = 200
-"""Bytes of a name; file systems take 255, and temporary names beside it need some of them."""
+"""Bytes of a name; file systems allow 255, of which temporary names need some."""
 
 
 def component(name: str, source: object) -> str:
-    """A name that is to be one part of a path, returned as it is.
+    """Check a name that is to be one component of a path, and return it.
 
-    Raises InputError, naming the `source`, for one that would lead elsewhere ("..", "a/b"), is hidden, empty, too long,
-    taken by this program, or holds characters that are not printable.
+    Raises InputError, naming the `source`, for a name that leads elsewhere ("..", "a/b"), is hidden, empty, too long,
+    reserved, or holds unprintable characters.
     """
     wrong = (
         "is empty" if not name.strip() else
@@ -107,9 +109,9 @@ def component(name: str, source: object) -> str:
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """A path below a folder that is to be written to.
+    """The path of a file to write below a folder.
 
-    Raises InputError if a part of it below the folder is a symbolic link, or a file where a folder has to be.
+    Raises InputError if a component below the folder is a symbolic link, or a file where a folder is needed.
     """
     path = folder
     for name in names:
@@ -122,7 +124,7 @@ def inside(folder: Path, *names: str) -> Path:
 
 
 def check_is_file(path: Path, expected: str) -> None:
-    """Raise InputError unless `path` is a regular file: missing, a folder, or a pipe, which would be waited for."""
+    """Raise InputError unless `path` is a regular file: not a folder, nor a pipe, whose reading might block."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte in the name
@@ -137,10 +139,10 @@ def check_is_file(path: Path, expected: str) -> None:
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file. expected: what it should hold, for the error's sentence.
+    """The content of a JSON file. expected: what it should hold, for error messages.
 
-    Raises InputError if it is missing, cannot be read, or is not JSON: empty, cut off, of another encoding, nested too
-    deep, numbers too long or not finite.
+    Raises InputError if it is missing, cannot be read, or is not valid JSON: also for nesting that is too deep, and
+    numbers that are too long or not finite.
     """
     check_is_file(path, expected)
     try:
@@ -153,29 +155,29 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def _finite(text: str) -> float:
-    """A number of a JSON file, which Python's reader also takes for NaN, Infinity and 1e999."""
+    """Parse a number of a JSON file; NaN, Infinity and 1e999, which Python's json accepts, raise ValueError."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"a number is {text[:20]}")
     return number
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partial_path(path: Path) -> Path:
-    """The temporary name that `path` is written under: beside it, hidden, with the number of this process."""
+    """The temporary name for writing `path`: in the same folder, hidden, with this process's id."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 @contextmanager
 def growing(path: Path) -> Iterator[Path]:
-    """Write a file atomically: the block writes to the path it is given, which becomes `path` when it ends.
+    """Write a file atomically: the block writes to a temporary path, which is renamed to `path` at its end.
 
-    `path` is whole or as it was, also when the program is killed or the machine loses power. Folders above it are made.
-    Raises InputError if it cannot be written, by the block or here; then no partial file stays.
+    `path` is complete or unchanged, even if the process is killed or the machine loses power. Parent folders are
+    created. Raises InputError if writing fails, in the block or here; the partial file is then removed.
     """
     partial = partial_path(path)
     try:
@@ -185,7 +187,7 @@ def growing(path: Path) -> Iterator[Path]:
             yield partial
             synced(partial)
             partial.replace(path)
-            partial.unlink(missing_ok=True)  # it stays where both are links to one file already
+            partial.unlink(missing_ok=True)  # rename does nothing if both are links to one file
             synced(path.parent)
         except BaseException:
             with suppress(OSError):
@@ -196,29 +198,29 @@ def growing(path: Path) -> Iterator[Path]:
 
 
 def not_written(path: Path, error: Exception) -> InputError:
-    """The InputError for a file or folder that could not be written, from an OSError or a library's own."""
+    """The InputError for a file or folder that could not be written, from an OSError or a library's exception."""
     reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
     return InputError(f"{path} cannot be written ({reason}); expected a place that can, with room")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically, see `growing`. Raises InputError if that fails."""
+    """Write a file atomically, as `growing`. Raises InputError if that fails."""
     with growing(path) as partial:
         partial.write_bytes(data)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as `write_bytes` does."""
+    """Write a JSON file atomically, as `write_bytes`."""
     write_bytes(path, json_bytes(content))
 
 
 def json_bytes(content: Any) -> bytes:
-    """What `write_json` writes."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def is_plain(value: Any, depth: int) -> bool:
-    """Whether JSON that was read can be written again: at most `depth` levels deep, its numbers finite."""
+    """Whether parsed JSON is nested at most `depth` levels deep and its numbers are finite."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(is_plain(each, depth - 1) for each in inner)
@@ -226,7 +228,7 @@ def is_plain(value: Any, depth: int) -> bool:
 
 
 def synced(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on disk."""
+    """Flush a file or a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -235,9 +237,9 @@ def synced(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the partial files that killed processes left in a folder, or those of one name: see `partial_path`.
+    """Remove partial files (`partial_path`) of dead processes from a folder: all of them, or those of one name.
 
-    Those of living processes of this machine stay; no other machine may be writing to the folder.
+    Files of living processes on this machine stay; no other machine may be writing to the folder.
     """
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\d{{1,9}})\.partial", re.DOTALL)
     for path in folder.glob(".*") if folder.is_dir() and not folder.is_symlink() else ():
@@ -252,13 +254,13 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """An unused name beside a file, to which it can be renamed when it is in the way."""
+    """An unused name in a file's folder, for renaming it out of the way."""
     names = (f"{path.name}.set-aside{f'-{number}' if number > 1 else ''}" for number in count(1))
     return next(found for name in names if not os.path.lexists(found := path.with_name(name)))
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file to its `free_name`, which is returned. Raises InputError if that fails."""
+    """Rename a file to its `free_name` and return that. Raises InputError if it fails."""
     other = free_name(path)
     try:
         path.rename(other)
@@ -268,7 +270,7 @@ def set_aside(path: Path) -> Path:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,7 +1,7 @@
-"""The lock of a folder that one process at a time writes to: runs, results, prepared frames. Knows no torch.
+"""Locks of folders that one process at a time may write to: runs, results, prepared frames. Does not import torch.
 
-<folder>/.lock     locked by the system as long as its holder lives; stays there
-<folder>/.holder   JSON that names the holder; removed when the lock is released
+<folder>/.lock     locked by the operating system while the holder lives; never removed
+<folder>/.holder   JSON that describes the holder; removed when the lock is released
 """
 
 import errno
@@ -22,8 +22,12 @@ from timecycle.files import inside, is_alive, not_written, read_json, remove_lef
 
 LOCK = ".lock"
 HOLDER = ".holder"
-PATIENCE = 10.0  # seconds until the children of a killed process, which inherited its lock, are gone
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system, such as some NFS
+PATIENCE = 10.0  # seconds for the children of a killed process, which inherited its lock, to exit
+_WITHOUT_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+)  # file systems without locks, such as some NFS
 
 
 class InUse(InputError):
@@ -32,13 +36,13 @@ class InUse(InputError):
 
 @contextmanager
 def owned(folder: Path, *below: str) -> Iterator[None]:
-    """Make a folder and hold its lock until the block ends.
+    """Create a folder and hold its lock until the block ends.
 
-    Partial files that killed processes left there, and in the folders `below` it, are removed. The system releases the
-    lock when its holder ends, however that happens. On file systems without locks a lock file is used, which a killed
-    process leaves behind: it is removed if that process was of this machine, else the error says which file to remove.
+    Partial files of dead processes in it and in the folders `below` it are removed. The operating system releases the
+    lock when the holder exits or is killed. File systems without locks get a lock file, which a killed process leaves
+    behind: it is removed if the process was on this machine, else the error says which file to remove.
 
-    Raises InUse naming the holder (host, process, since when), or InputError if the folder cannot be written.
+    Raises InUse naming the holder (host, process id, start), or InputError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,17 +64,17 @@ def _lock_of(folder: Path) -> BaseFileLock:
     file = inside(folder, LOCK)
     try:
         return _acquire(FileLock(file), folder)
-    except NotImplementedError:  # what FileLock makes of ENOSYS, in some versions
+    except NotImplementedError:  # raised by some versions of FileLock for ENOSYS
         pass
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
-    # The file that could not be locked is no sign that the folder is held.
+    # Under another name, since the existence of LOCK does not mean that the folder is locked.
     return _acquire(SoftFileLock(file.with_name(f"{LOCK}.file")), folder, file=True)
 
 
 def _acquire(lock: BaseFileLock, folder: Path, file: bool = False) -> BaseFileLock:
-    """Acquire a lock. If its holder is dead, a lock file is removed, and a lock of the system waited for."""
+    """Acquire a lock. If its holder is dead, remove a lock file, or wait for the system's lock to be released."""
     try:
         lock.acquire(timeout=0)
         return lock
@@ -96,8 +100,8 @@ def _write_holder(folder: Path) -> None:
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """The content of HOLDER; empty if it is not there yet or cannot be read."""
-    for _ in range(5):  # it is written just after the lock was taken
+    """The content of HOLDER; empty if it does not exist or cannot be read."""
+    for _ in range(5):  # it is written shortly after the lock is acquired
         if (folder / HOLDER).exists():
             return _read_holder(folder / HOLDER)
         time.sleep(0.05)
@@ -105,7 +109,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def _read_holder(file: Path) -> dict[str, Any]:
-    """The same of a file that is there."""
+    """The content of an existing HOLDER; empty if it is damaged."""
     with suppress(InputError):
         found = read_json(file, "a lock's holder")
         if isinstance(found, dict) and {"host", "pid", "since"} <= found.keys():

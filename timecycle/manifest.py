@@ -1,11 +1,11 @@
-"""Hashes of the files that this program wrote, so that it never removes or replaces any other.
+"""Hashes of the files that this program wrote, so that it never removes or replaces other files.
 
 <folder>/.written/<sequence>.json    {"<sequence>/00000.png": ["<SHA-256>", ...], "overlays/<sequence>.mp4": [...], ...}
-<folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: of the folder itself
-<folder>/.written/.<name>.file.json  {"<name>": ["<SHA-256>"]}: of a file that the user named
+<folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: files directly in the folder
+<folder>/.written/.<name>.file.json  {"<name>": ["<SHA-256>"]}: a file named by the user
 
-A file is this program's if it has one of the hashes recorded for its name. The hash of a new file is added before the
-file is written, and that of the old one removed after, so that a killed run's files are known too.
+A file is this program's if it has one of the hashes recorded for its path. The hash of a new file is added before the
+file is written and the old one's removed afterwards, so that files of a killed run are recognized too.
 """
 
 import re
@@ -26,7 +26,7 @@ Hashes = dict[str, list[str]]
 class Notes:
     """The recorded hashes of one kind of files in a folder. Raises InputError if the record is damaged.
 
-    name: of the record; allowed: whether a path, in parts, below the folder is of this kind.
+    name: name of the record; allowed: tells whether a path below the folder, split into parts, is of this kind.
     """
 
     def __init__(self, folder: Path, name: str, allowed: Callable[[list[str]], bool]) -> None:
@@ -35,7 +35,7 @@ class Notes:
         self.hashes: Hashes = _read(self._file, allowed) if self._file.is_file() else {}
 
     def check_free(self, paths: Iterable[str]) -> None:
-        """Raise InputError for a path below the folder where there is another file than was recorded."""
+        """Raise InputError for a path where a file exists that is not as recorded."""
         for path in paths:
             file = inside(self.folder, *path.split("/"))
             if file.exists() and not _is_ours(file, self.hashes.get(path, [])):
@@ -45,7 +45,7 @@ class Notes:
                 )
 
     def whole(self, paths: Iterable[str]) -> bool:
-        """Whether recorded files are there, unchanged."""
+        """Whether the recorded files at these paths exist unchanged."""
         return all(_is_ours(inside(self.folder, *path.split("/")), self.hashes[path]) for path in paths)
 
     def expect(self, coming: Hashes) -> None:
@@ -53,14 +53,14 @@ class Notes:
         self.settle({path: [*self.hashes.get(path, []), *coming.get(path, [])] for path in {**self.hashes, **coming}})
 
     def settle(self, written: Hashes) -> None:
-        """Record that these files, and no others, are there."""
+        """Replace the record by these hashes."""
         self.hashes = {path: list(dict.fromkeys(found)) for path, found in written.items()}
         write_json(self._file, self.hashes)
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
         """Write files below the folder, or remove those that are None.
 
-        Raises InputError, and changes nothing, if one of them is there and was not written by this program.
+        Raises InputError, before any change, if one of them exists and was not written by this program.
         """
         self.check_free(files)
         self.expect({name: [sha256(data).hexdigest()] for name, data in files.items() if data is not None})
@@ -72,7 +72,7 @@ class Notes:
         self.settle({name: hashes[-1:] for name, hashes in self.hashes.items() if files.get(name, b"") is not None})
 
     def remove_files(self) -> None:
-        """Remove the recorded files that are unchanged, and the folders that this leaves empty."""
+        """Remove the recorded files that are unchanged, and folders that become empty."""
         for path, hashes in self.hashes.items():
             file = inside(self.folder, *path.split("/"))
             if _is_ours(file, hashes):
@@ -98,52 +98,52 @@ class Manifest(Notes):
         super().__init__(folder, sequence, lambda parts: parts[:-1] in places or "/".join(parts) == self.video)
 
     def check_masks(self) -> None:
-        """Raise InputError if the sequence's folder holds masks that were not recorded."""
+        """Raise InputError if the sequence's folder holds masks that are not as recorded."""
         folder = inside(self.folder, self.sequence, "00000.png").parent
         masks = sorted(folder.glob("*.png")) if folder.is_dir() else []
         self.check_free(f"{self.sequence}/{file.name}" for file in masks if not file.name.startswith("."))
 
 
 class Tables(Notes):
-    """Files directly in a folder, lists and tables, whose names match a pattern."""
+    """Lists and tables directly in a folder, whose names match the regular expression `names`."""
 
     def __init__(self, folder: Path, names: str) -> None:
         super().__init__(folder, ".tables", lambda parts: re.fullmatch(names, "/".join(parts)) is not None)
 
     def write(self, files: Mapping[str, bytes | None]) -> None:
-        """`Notes.write`, with names that are single parts of a path."""
+        """`Notes.write`, for names that are single path components."""
         super().write({component(name, self.folder): data for name, data in files.items()})
 
 
 class OwnFile(Notes):
-    """One file that the user named: created, or replaced if it is empty or as this program wrote it."""
+    """One file named by the user: created, or replaced if it is empty or as this program wrote it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         super().__init__(path.parent, f".{path.name}.file", lambda parts: parts == [path.name])
 
     def check(self) -> None:
-        """Raise InputError if something else is there."""
+        """Raise InputError if another file exists there."""
         self.check_free([self.path.name])
 
     def check_free(self, paths: Iterable[str]) -> None:
-        """`Notes.check_free`, but empty files, as tempfile makes them, may be replaced."""
+        """`Notes.check_free`, except that empty files, such as tempfile creates, may be replaced."""
         super().check_free(path for path in paths if not _is_empty(self.folder / path))
 
     def replace(self, data: bytes) -> None:
-        """Write the file. Raises InputError if something else is there, or it cannot be written."""
+        """Write the file. Raises InputError if another file exists there, or writing fails."""
         self.write({self.path.name: data})
 
 
 def noted_sequences(folder: Path) -> list[str]:
-    """The names of the sequences that have a manifest in a results folder."""
+    """Names of the sequences with a manifest in a results folder."""
     notes = inside(folder, NOTES)
     files = sorted(notes.glob("*.json")) if notes.is_dir() else []
     return [file.stem for file in files if not file.name.startswith(".")]
 
 
 def _is_ours(path: Path, hashes: list[str]) -> bool:
-    """Whether a file is there with one of these hashes; a link is not."""
+    """Whether `path` is a regular file, not a link, with one of these hashes."""
     return bool(hashes) and path.is_file() and not path.is_symlink() and hash_of(path) in hashes
 
 
@@ -160,5 +160,7 @@ def _read(file: Path, allowed: Callable[[list[str]], bool]) -> Hashes:
     for path in content:
         parts = path.split("/")
         if parts[-1] in ("", ".", "..") or not allowed(parts):
-            raise InputError(f"{file} names {path[:100]!r}, which it is not there for; expected it as it was written")
+            raise InputError(
+                f"{file} names {path[:100]!r}, which does not belong in it; expected the record as written"
+            )
     return content

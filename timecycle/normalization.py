@@ -1,11 +1,11 @@
-"""Image normalization by per-channel statistics: the published constants, and the way back to RGB."""
+"""Image normalization by per-channel mean and standard deviation, and its inverse."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Statistics = tuple[float, ...]
-"""Of red, green and blue, in [0, 1]."""
+"""Values for red, green and blue, of images in [0, 1]."""
 
 IMAGENET: tuple[Statistics, Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet."""

@@ -1,4 +1,4 @@
-"""The name of timecycle.propagation.protocols in version 0.1."""
+"""timecycle.propagation.protocols under its name of version 0.1."""
 
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 

@@ -1,4 +1,4 @@
-"""What a result was made with: the commit of this code, and the versions of what it runs on."""
+"""The commit of this code and the versions of libraries, stored with results."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ from timecycle import __version__
 
 
 def commit(digits: int = 40) -> str | None:
-    """The commit of this code, "-dirty" if files differ from it; None outside a checkout, or without git."""
+    """The commit of this code, with "-dirty" if files differ from it; None outside a checkout, or without git."""
     command = ["git", "describe", "--always", "--dirty", f"--abbrev={digits}", "--exclude=*"]
     try:
         done = subprocess.run(
@@ -20,7 +20,7 @@ def commit(digits: int = 40) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can move a number."""
+    """Versions of everything that can change a result."""
     import cv2
     import numpy as np
     import torch

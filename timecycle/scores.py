@@ -1,4 +1,4 @@
-"""`python -m timecycle.scores`, and the names of timecycle.evaluation.davis.scores in version 0.1. Needs no torch."""
+"""`python -m timecycle.scores`, and its functions under their names of version 0.1. Does not import torch."""
 
 from timecycle.errors import run_command_line
 from timecycle.evaluation.davis.metrics import frame_boundary_f, frame_jaccard, score_frame, statistics

@@ -1,4 +1,4 @@
-"""Worker processes: they ignore signals meant for their parent, and end when it does. Knows no torch."""
+"""Worker processes that ignore their parent's signals and exit when it does. Does not import torch."""
 
 import multiprocessing
 import os
@@ -20,10 +20,10 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def begin_worker() -> None:
-    """To be called first in a worker: ignore SIGINT and SIGTERM, and exit when the parent does.
+    """Must be called first in a worker: ignores SIGINT and SIGTERM, and exits when the parent does.
 
-    Both signals reach every process of a group, and the parent handles them for all. A parent that is killed cannot
-    end its workers, which would wait for work forever.
+    Both signals reach all processes of a group; the parent handles them. A killed parent cannot end its workers, which
+    would wait for work forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,8 +41,8 @@ def _end_with_parent() -> None:
 def pool(jobs: int, begin: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
     """An executor of `jobs` processes, each initialized by `begin(*arguments)`, which calls `begin_worker`.
 
-    Leaving the block cancels what has not started, waits up to PATIENCE for what is running, and kills the rest: a
-    process that was killed may have held the lock of the queue through which the others are told to exit.
+    Leaving the block cancels tasks that have not started, waits up to PATIENCE for running ones, and kills the
+    processes that remain: a killed process may have held the lock of the queue that tells the others to exit.
 
     Raises:
         BrokenProcessPool: from `submit` and from results: a process was killed, or could not start.
@@ -51,7 +51,7 @@ def pool(jobs: int, begin: Callable[..., None], *arguments: Any) -> Iterator[Pro
         try:
             yield made
         except BrokenProcessPool:
-            end(_processes(made))  # Python does so by SIGTERM, which begin_worker ignores
+            end(_processes(made))  # Python sends SIGTERM, which begin_worker ignores
             raise
         finally:
             running = _processes(made)
@@ -65,10 +65,10 @@ def pool(jobs: int, begin: Callable[..., None], *arguments: Any) -> Iterator[Pro
 
 class _Pool(ProcessPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """`ProcessPoolExecutor.submit`, which starts a process where none is idle; if that fails, the pool is broken.
+        """`ProcessPoolExecutor.submit`; raises BrokenProcessPool if it has to start a process and that fails.
 
-        When another is killed meanwhile, Python before 3.12 closes the pipes that the new one is given, or reuses
-        their file descriptors.
+        If another process is killed meanwhile, Python before 3.12 closes the new one's pipes or reuses their file
+        descriptors.
         """
         try:
             return super().submit(fn, *args, **kwargs)
@@ -83,7 +83,7 @@ def _processes(made: ProcessPoolExecutor) -> list[BaseProcess]:
 
 
 def end(processes: Iterable[BaseProcess]) -> None:
-    """Kill worker processes and wait until they are gone; they hold nothing that could be lost."""
+    """Kill worker processes and wait for them to exit."""
     workers = list(processes)
     for worker in workers:
         worker.kill()

@@ -1,1 +1,1 @@
-"""Reading images, masks and videos; clips to train on; synthetic video. The readers know no torch."""
+"""Readers of images, masks, videos and DAVIS; training clips and datasets; synthetic video."""

@@ -1,4 +1,4 @@
-"""Clips to train on: folders of frames, video files, synthetic video. Opened when first read. Knows no torch."""
+"""Training clips: folders of frames, video files, synthetic video, opened on first use. Does not import torch."""
 
 import functools
 import os
@@ -11,19 +11,19 @@ import numpy as np
 
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import SEQUENCES, Scene
-from timecycle.data.video import Video, opened, passed_over, upright, video_files
+from timecycle.data.video import Video, opened, skipped_files, upright, video_files
 from timecycle.errors import InputError
 from timecycle.files import fields, read_lines
 
-FRAMES_PER_SECOND = 12  # at most, of video files; TimeCycle's data were extracted so
-SHORT_SIDE = 256  # pixels, at most, of video files
+FRAMES_PER_SECOND = 12  # maximum for video files, as in TimeCycle's training data
+SHORT_SIDE = 256  # pixels, maximum for video files
 MOST_DIGITS = 9  # of a number of frames
 SYNTHETIC_SIZE = (256, 320)
-SYNTHETIC_BYTES = 1 << 29  # of rendered frames kept by a process
+SYNTHETIC_BYTES = 1 << 29  # of rendered frames cached by a process
 
 
 class Clip(ABC):
-    """A video by frame number. `name` says where it comes from."""
+    """A video with random access by frame number. `name` is its file, folder or synthetic name."""
 
     name: str
 
@@ -33,9 +33,9 @@ class Clip(ABC):
         """Number of frames. Raises InputError if the clip is damaged."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames in the order asked for, RGB uint8 [n, H, W, 3]; an index may be there twice.
+        """Frames in the order of `indices`, which may repeat: RGB uint8 [n, H, W, 3].
 
-        Raises InputError if a frame is damaged or not there.
+        Raises InputError if a frame is damaged or missing.
         """
         if not indices or min(indices) < 0 or max(indices) >= self.length:
             raise InputError(
@@ -45,13 +45,13 @@ class Clip(ABC):
 
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> np.ndarray:
-        """The same for indices that are in range."""
+        """`read` for indices in range."""
 
 
 class Cache:
-    """Arrays kept by a process up to `limit` bytes; nothing is evicted.
+    """A cache of arrays, up to `limit` bytes, without eviction.
 
-    With clips in random order, eviction would only mean that every clip is decoded every time.
+    Clips come in random order, so evicting would make every clip be decoded every time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,17 +59,17 @@ class Cache:
         self.held: dict[object, np.ndarray] = {}
 
     def offer(self, key: object, array: np.ndarray) -> None:
-        """Keep an array if there is room for it."""
+        """Store an array if there is room."""
         if array.nbytes <= self.left:
             self.left -= array.nbytes
             self.held[key] = array
 
 
 def listed_clips(filelist: Path) -> list[Clip]:
-    """The clips of TimeCycle's list: one `folder frames` a line, the folder holding 000001.jpg and so on.
+    """The clips of TimeCycle's list, with lines `folder frames`; a folder holds 000001.jpg and so on.
 
-    A folder with blanks may be in quotes, or have a tab behind it, but need not. A relative one is looked for from the
-    working directory, then from the list's own. Blank lines are passed over.
+    Folders with blanks may be quoted or followed by a tab. Relative folders are looked up in the working directory,
+    then in the list's. Blank lines are skipped.
     Raises InputError if the list cannot be read, is empty or has a line of another form.
     """
     clips: list[Clip] = []
@@ -87,7 +87,7 @@ def listed_clips(filelist: Path) -> list[Clip]:
 
 
 def _folder_and_frames(line: str) -> tuple[str, str]:
-    """The two fields of a line that is not blank; the first is empty if there is only one."""
+    """The two fields of a nonblank line; the first is empty if there is only one."""
     parts = fields(line) if "\t" in line or line.lstrip()[0] in "\"'" else []
     if len(parts) != 2:
         parts = ["", *line.rsplit(maxsplit=1)][-2:]
@@ -95,19 +95,19 @@ def _folder_and_frames(line: str) -> tuple[str, str]:
 
 
 def _found(folder: Path, beside: Path) -> Path:
-    # That of Path raises OSError for names that are too long.
+    # os.path.isdir, since Path.is_dir raises OSError for names that are too long.
     return folder if folder.is_absolute() or os.path.isdir(folder) else beside / folder
 
 
 class ListedClip(Clip):
-    """A folder of 000001.jpg, 000002.jpg and so on, said to hold `frames` of them."""
+    """A folder of `frames` images 000001.jpg, 000002.jpg and so on."""
 
     def __init__(self, folder: Path, frames: int) -> None:
         self.name, self.folder, self.frames = str(folder), folder, frames
 
     @property
     def length(self) -> int:
-        """As listed."""
+        """Number of frames, as listed."""
         return self.frames
 
     def _file(self, index: int) -> Path:
@@ -127,23 +127,23 @@ def _stacked(images: list[np.ndarray], source: Path) -> np.ndarray:
 
 
 def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
-    """Every video file in a folder and its subfolders, in the order of their paths, see `video_files`.
+    """Every video file in a folder and its subfolders, sorted by path, see `video_files`.
 
-    A process keeps whole decoded clips up to `cache_bytes`; of others it decodes the frames asked for. Rank 0 prints a
-    line on the files that are no videos. Raises InputError if the folder is missing or holds no video files.
+    A process caches whole decoded clips up to `cache_bytes`; of other clips it decodes the requested frames. Rank 0
+    prints a line on skipped files. Raises InputError if the folder is missing or holds no video files.
     """
     cache = Cache(cache_bytes)
     videos, others = video_files(folder)
     if others and os.environ.get("RANK", "0") == "0":
-        print(f"{folder}: {passed_over(others)}")
+        print(f"{folder}: {skipped_files(others)}")
     return [VideoClip(path, cache) for path in videos]
 
 
 class VideoClip(Clip):
-    """A video file, at most FRAMES_PER_SECOND frames a second of it, the short side scaled to at most SHORT_SIDE.
+    """A video file at up to FRAMES_PER_SECOND frames per second, the short side scaled down to SHORT_SIDE.
 
-    The clip's frames are those nearest in time to a regular grid, each once; so a slower video has all of its own.
-    They are as a viewer shows them: rotated and mirrored upright, with square pixels.
+    Frames are those nearest in time to a regular grid, each once, so a slower video keeps all of its frames. They are
+    upright, as the display matrix says, with square pixels.
     """
 
     def __init__(self, path: Path, cache: Cache) -> None:
@@ -152,7 +152,7 @@ class VideoClip(Clip):
 
     @property
     def length(self) -> int:
-        """Known from the container's packets; an AVI or a raw stream is decoded for it."""
+        """Number of frames, from the container's packets; AVI files and raw streams are decoded for it."""
         return len(self._times)
 
     @property
@@ -161,7 +161,7 @@ class VideoClip(Clip):
 
     @functools.cached_property
     def _scan(self) -> tuple[np.ndarray, bool]:
-        """When the clip's frames are shown, in ticks of the stream, int64 [n], ascending; whether seeks find them."""
+        """Presentation times of the clip's frames in stream ticks, int64 [n], ascending; whether seeking works."""
         with opened(self.path) as video:
             times, seekable = video.times()
             return times[nearest_to_grid((times - times[0]) * video.clock.tick)], seekable
@@ -176,7 +176,7 @@ class VideoClip(Clip):
         return self._decoded(wanted)[np.searchsorted(wanted, indices)]
 
     def _whole(self) -> np.ndarray | None:
-        """The whole clip, which the cache then holds; None if it has no room, or if a frame is bad, perhaps another."""
+        """The whole clip, which is then cached; None if it does not fit, or if any frame is damaged."""
         self._keep = False
         with opened(self.path) as video:
             context = video.stream.codec_context
@@ -191,18 +191,18 @@ class VideoClip(Clip):
         return clip
 
     def _decoded(self, wanted: Sequence[int]) -> np.ndarray:
-        """Frames of ascending index, uint8 [n, H, W, 3]: one seek, then everything up to the last is decoded."""
+        """Frames at ascending indices, uint8 [n, H, W, 3]: one seek, then decoding up to the last of them."""
         times = self._times[list(wanted)].tolist()
         seekable = self._scan[1]
         images = self._images(times, seek=True) if seekable else []
-        if len(images) < len(times):  # in some containers a seek lands behind the frame, or behind all of them
+        if len(images) < len(times):  # in some containers a seek lands behind the frame
             images = self._images(times, seek=False)
         if len(images) < len(times):
             raise InputError(f"{self.path} is damaged or ends early; expected a complete video file")
         return _stacked(images, self.path)
 
     def _images(self, times: list[int], seek: bool) -> list[np.ndarray]:
-        """The images shown at ascending `times`, as many as there are; none if the seek landed behind the first."""
+        """The images at ascending `times`, or the first of them; none if the seek landed behind the first."""
         images: list[np.ndarray] = []
         with opened(self.path) as video:
             for frame in video.frames(times[0], seek):
@@ -214,27 +214,27 @@ class VideoClip(Clip):
 
 
 def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
-    """Which frames are nearest in time to a grid of FRAMES_PER_SECOND: int64 [n], ascending, each once.
+    """Indices of the frames nearest in time to a grid of FRAMES_PER_SECOND: int64 [n], ascending, each once.
 
-    `seconds` float64 [m], ascending from 0: when the frames are shown. Of two as near, the earlier.
+    seconds: presentation times of the frames, float64 [m], ascending from 0. Ties go to the earlier frame.
     """
-    # The last frame is shown for a while too, about as long as the others.
+    # The last frame's duration is taken to be the average one.
     end = seconds[-1] + min(0.5 / FRAMES_PER_SECOND, 0.5 * seconds[-1] / max(1, len(seconds) - 1))
     grid = np.arange(int(end * FRAMES_PER_SECOND) + 1) / FRAMES_PER_SECOND
     after = np.searchsorted(seconds, grid).clip(max=len(seconds) - 1)
     before = (after - 1).clip(min=0)
-    # Some containers round times to milliseconds, which must not decide a tie.
+    # Some containers round times to milliseconds, hence the tolerance.
     return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
 def _image(frame: Any, video: Video) -> np.ndarray:
-    """A decoded frame as a viewer shows it, RGB uint8 [H, W, 3], the short side scaled down to SHORT_SIDE."""
+    """A decoded frame, upright: RGB uint8 [H, W, 3], the short side scaled down to SHORT_SIDE."""
     height, width = video.scaled_size(frame.height, frame.width, SHORT_SIDE)
     return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame)
 
 
 def synthetic_clips(count: int, frames: int, seed: int) -> list[Clip]:
-    """Synthetic video, rendered when read. No clip shares its objects with another, nor with `make_davis`'s sets.
+    """Synthetic clips, rendered when read. All have objects of their own, which `make_davis` does not use either.
 
     Raises InputError for numbers out of range.
     """
@@ -245,7 +245,7 @@ def synthetic_clips(count: int, frames: int, seed: int) -> list[Clip]:
 
 
 class SyntheticClip(Clip):
-    """Number `index` of the synthetic clips of a seed, with the motions of `SEQUENCES` in turn."""
+    """Synthetic clip number `index` of a seed; the motions of `SEQUENCES` are used in turn."""
 
     def __init__(self, seed: int, index: int, frames: int, cache: Cache) -> None:
         self.name = f"made-{seed}-{index:04d}"
@@ -254,13 +254,13 @@ class SyntheticClip(Clip):
 
     @property
     def length(self) -> int:
-        """As many as asked for."""
+        """Number of frames, as given."""
         return self.frames
 
     @functools.cached_property
     def _scene(self) -> Scene:
         objects, motion = list(SEQUENCES.values())[self.index % len(SEQUENCES)]
-        # A hash, because the sets that are scored use small seeds.
+        # Hashed, because evaluation sets use small seeds.
         seed = np.random.SeedSequence([self.seed, self.index]).generate_state(1, np.uint64) >> np.uint64(1)
         return Scene(int(seed[0]), self.frames, *SYNTHETIC_SIZE, objects, motion)
 

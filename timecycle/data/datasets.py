@@ -1,6 +1,6 @@
-"""Datasets of clips: samples reproducible from (seed, epoch, index) alone; TimeCycle's frames and patch.
+"""Datasets of clips with samples that depend on (seed, epoch, index) alone, and TimeCycle's samples.
 
-Source: Wang, Jabri, Efros, CVPR 2019, as its published program draws.
+Source: Wang, Jabri, Efros, CVPR 2019, and its published program.
 """
 
 import random
@@ -20,22 +20,22 @@ from timecycle.data.clips import Clip
 from timecycle.errors import InputError
 from timecycle.normalization import IMAGENET
 
-GRID = 9  # cells along a side, in which motion is summed
-WINDOWS = GRID - 2  # positions along a side of a window of three cells, a patch's size
-TOP_WINDOWS = 10  # of most motion, of which one is drawn
-ORIGINAL_WORKERS = 12  # the published default
+GRID = 9  # cells along a side over which motion is summed
+WINDOWS = GRID - 2  # positions along a side of a window of three cells, the patch's size
+TOP_WINDOWS = 10  # the patch is drawn from so many windows with most motion
+ORIGINAL_WORKERS = 12  # loader workers, the published default
 
 
 @dataclass(frozen=True)
 class Generators:
-    """A sample's two generators, which the original uses side by side."""
+    """A sample's two random generators; the published program uses both."""
 
     python: random.Random
     numpy: np.random.RandomState
 
     @staticmethod
     def of(python: np.random.SeedSequence, numpy: np.random.SeedSequence) -> "Generators":
-        """Generators seeded by the two."""
+        """Generators seeded by two sequences."""
         state = python.generate_state(4).tobytes()
         return Generators(
             random.Random(int.from_bytes(state, "little")), np.random.RandomState(np.random.MT19937(numpy))
@@ -43,10 +43,10 @@ class Generators:
 
 
 class ClipDataset(Dataset[dict[str, Tensor | str]]):
-    """Samples of clips, fetched as `dataset[epoch, index]`; one of each clip an epoch.
+    """Samples of clips, `dataset[epoch, index]`; one per clip and epoch.
 
-    A sample depends on (seed, epoch, index) and on the clips, on nothing else: neither on workers nor on what was
-    fetched before. A clip that is damaged or too short is replaced by another, drawn with the sample's generator.
+    A sample depends only on (seed, epoch, index) and the clips, not on workers or earlier samples. A clip that is
+    damaged or too short is replaced by another, drawn with the sample's generator.
     """
 
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
@@ -60,7 +60,7 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         return len(self.clips)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor | str]:
-        """The sample of a clip in an epoch: what `sample` returns, and two strings.
+        """The tensors that `sample` returns, and two strings.
 
         "name": the clip and its first frame. "skipped": a line "name: reason" for every clip that was replaced.
         Raises InputError if no clip can be used.
@@ -80,7 +80,7 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         raise InputError(f"none of the {len(self)} clips is of use; {skipped[0]}")
 
     def _candidates(self, index: int, generator: random.Random) -> Iterator[int]:
-        """The clip itself, then, drawn only if asked for, all others in random order."""
+        """The clip itself, then all others in random order, which is drawn only if needed."""
         yield index
         others = [other for other in range(len(self)) if other != index]
         generator.shuffle(others)
@@ -93,24 +93,24 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
 
     @abstractmethod
     def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
-        """The tensors of a sample, and "first", int64 [], the number of the first frame of the clip that is in it.
+        """The tensors of a sample, and "first", int64 [], the number of its first frame in the clip.
 
-        Only `generators` are drawn from. Raises InputError if the clip is damaged or too short.
+        All randomness comes from `generators`. Raises InputError if the clip is damaged or too short.
         """
 
 
 class TimeCycleDataset(ClipDataset):
-    """TimeCycle's: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and the patch's theta [2, 3], float32.
+    """TimeCycle's samples: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and its theta [2, 3], float32.
 
     S = `frame_side` and h = `patch_side` in pixels, T = `length` frames `frame_gap` apart, the target (T +
-    `pred_distance`) * `frame_gap` - 1 frames after the first; images normalized with ImageNet's statistics. The patch
-    is a third of the target's side, where much moves, rotated by up to 45 degrees.
+    `pred_distance`) * `frame_gap` - 1 frames after the first; images are normalized with ImageNet's statistics. The
+    patch has a third of the target's side, lies where much moves, and is rotated by up to 45 degrees.
 
-    `original` reproduces three accidents of the published program. (1) On mirrored samples the patch lies opposite the
-    motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself, as it is
-    at the end of every clip. (3) Its loader's workers shared NumPy's random state: jitter and angle of a sample
-    depended on its number within its worker alone. Here that number is drawn, for 12 workers, so that samples remain
-    independent of the workers that there are.
+    `original` reproduces three bugs of the published program. (1) On mirrored samples the patch lies opposite the
+    motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself, as at
+    the end of every clip. (3) Its loader's workers shared NumPy's random state, so jitter and angle of a sample
+    depended only on its number within its worker. Here that number is drawn, for 12 workers, so that samples stay
+    independent of the actual workers.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class TimeCycleDataset(ClipDataset):
         self.length, self.frame_gap, self.pred_distance, self.original = length, frame_gap, pred_distance, original
 
     def generators(self, epoch: int, index: int) -> Generators:
-        """The generators of a sample; with `original`, NumPy's has the state of one of a worker's samples."""
+        """The generators of a sample; with `original`, NumPy's is seeded by a sample's number within a worker."""
         if not self.original:
             return super().generators(epoch, index)
         own = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
@@ -146,7 +146,7 @@ class TimeCycleDataset(ClipDataset):
         return Generators.of(own, np.random.SeedSequence(self.seed, spawn_key=(number,)))
 
     def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
-        """One sample of a clip. The draws and their order are the original's, those it does not use included."""
+        """One sample of a clip. Random draws and their order are the original's, unused ones included."""
         python, numpy = generators.python, generators.numpy
         mirrored = python.random() <= 0.5
         used, gap = span(clip.length, self.length + self.pred_distance, self.frame_gap, self.original)
@@ -180,10 +180,10 @@ class TimeCycleDataset(ClipDataset):
 
 
 def span(frames: int, steps: int, frame_gap: int, original: bool) -> tuple[int, Fraction]:
-    """How many frames of a clip a sample extends over, and the distance between its base frames.
+    """The number of frames that a sample spans, and the distance between its base frames.
 
-    `steps`: base frames from the first to the target. A clip of fewer than steps * frame_gap frames is used for two
-    thirds; of those the original takes `frame_gap` into account twice.
+    steps: base frames from the first to the target. Of a clip of fewer than steps * frame_gap frames two thirds are
+    used; the original then divides by `frame_gap` twice.
     """
     whole = steps * frame_gap
     if frames >= whole:
@@ -193,7 +193,7 @@ def span(frames: int, steps: int, frame_gap: int, original: bool) -> tuple[int, 
 
 
 def motion_partner(target: int, gap: Fraction, frames: int, original: bool) -> int:
-    """The frame that motion in the target is measured against: at least one after it, before it at the clip's end."""
+    """The frame that the target is compared with for motion: a later one, or the previous one at the clip's end."""
     if original:
         return min(target + int(gap), frames - 1)
     if target == frames - 1:
@@ -202,7 +202,7 @@ def motion_partner(target: int, gap: Fraction, frames: int, original: bool) -> i
 
 
 def short_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width in pixels of the image that crops of `side` are taken from: for 240 the short side is 256."""
+    """Height and width of the resized frame that crops of `side` are taken from; its short side is 256 / 240 * side."""
     short = round(side * 256 / 240)
     if height <= width:
         return short, int(short * (width / height))
@@ -221,15 +221,15 @@ def cropped(rgb: np.ndarray, size: tuple[int, int], top: int, left: int, side: i
 
 
 def normalized(rgb: np.ndarray) -> Tensor:
-    """Images, float32 RGB in [0, 1] [.., H, W, 3], normalized with ImageNet's statistics: float32 [.., 3, H, W]."""
+    """RGB in [0, 1], float32 [..., H, W, 3] -> normalized with ImageNet's statistics, float32 [..., 3, H, W]."""
     mean, std = (np.array(values, np.float32) for values in IMAGENET)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis((rgb - mean) / std, -1, -3)))
 
 
 def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:
-    """How much moves between two images [3, S, S], in windows of 3 x 3 of 9 x 9 cells: float64 [49], column * 7 + row.
+    """Sums of absolute differences of two images [3, S, S] in windows of 3 x 3 of 9 x 9 cells: float64 [49].
 
-    Pixels beyond nine whole cells are ignored.
+    The index is column * 7 + row. Pixels beyond nine whole cells are ignored.
     """
     cell = target.shape[-1] // GRID
     moved = (target - partner).double().abs().sum(0)[: GRID * cell, : GRID * cell]
@@ -238,7 +238,7 @@ def motion_scores(target: Tensor, partner: Tensor) -> np.ndarray:
 
 
 def patch_theta(column: int, row: int, numpy: np.random.RandomState) -> Tensor:
-    """The patch's map from its own square [-1, 1]^2 to the image's, float32 [2, 3]: scale 1/3, jittered, rotated."""
+    """The affine map from the patch's square [-1, 1]^2 to the image's, float32 [2, 3]: scale 1/3, jittered, rotated."""
     numpy.rand(6)
     x, y = (np.array([column, row]) / (WINDOWS - 1) + (numpy.rand(2) - 0.5) / 6).clip(0, 1)
     angle = (numpy.rand(1)[0] - 0.5) * np.pi / 2

@@ -1,4 +1,4 @@
-"""Video sequences in DAVIS-2017 layout, or listed as the original takes them, checked before any work begins."""
+"""Video sequences in DAVIS-2017 layout or from TimeCycle's lists, validated when read. Does not import torch."""
 
 import os
 import re
@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from timecycle.data.images import decode, open_image, shown_size
-from timecycle.data.masks import AS_STORED, MaskReading, check_annotation, read_mask
+from timecycle.data.masks import AS_STORED, MaskReading, read_annotation, read_mask
 from timecycle.errors import InputError, said
 from timecycle.files import PREPARED, component, fields, natural_key, read_json, read_lines, unquoted
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-FASTEST = 1000.0  # frames a second that a folder may say its frames have
-MASK_VALUES = 8  # that cover most of a mask's pixels, and of a gray image's do not
-DARK = 1 << 13  # of 16 bits
+FASTEST = 1000.0  # frames per second, maximum that a prepared folder may state
+MASK_VALUES = 8  # so many values cover 90 % of a mask's pixels, but not of a gray image's
+DARK = 1 << 13  # 16-bit frames whose maximum is below this are reported
 LONGEST_LINE = 1500  # characters, of two paths
-SINGLE_OBJECT_YEAR = "2016"  # whose annotations tell objects from the background, and no object from another
+SINGLE_OBJECT_YEAR = "2016"  # its annotations do not distinguish objects
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One video: its frames in order, and the annotations of all of them or of the first alone."""
+    """One video: its frames in order, and annotations of all frames or only the first."""
 
     name: str
     frames: tuple[Path, ...]
@@ -31,13 +31,13 @@ class Sequence:
     masks: MaskReading = AS_STORED
     """How the annotations are read."""
     notes: tuple[str, ...] = ()
-    """What its user should know of it, a sentence each."""
+    """Notes for the user, a sentence each."""
     fps: float | None = None
-    """Frames a second, where the folder of frames says so."""
+    """Frames per second, if the folder of frames states it."""
 
     @property
     def scored(self) -> bool:
-        """Whether every frame is annotated, so that masks can be graded."""
+        """Whether every frame is annotated, so that masks can be scored."""
         return len(self.annotations) == len(self.frames)
 
 
@@ -50,34 +50,42 @@ def read_davis(
 ) -> list[Sequence]:
     """The sequences of a folder in DAVIS layout, in the order of its list.
 
-    root holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
-    year: of 2016, all objects are one. names: only these. masks: how annotations are read.
-    Raises InputError naming the file for anything missing, damaged or not fitting together.
+    Args:
+        root: holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
+        image_set: name of the list.
+        year: year of the list; in 2016 all objects are object 1.
+        names: only these sequences.
+        masks: how annotations are read.
+
+    Raises InputError naming the file for anything missing, damaged or inconsistent.
     """
-    listed = sequence_names(root, image_set, year)
+    folders = {
+        name: (root / "JPEGImages" / "480p" / name, annotations_folder(root, name))
+        for name in sequence_names(root, image_set, year)
+    }
+    return _read_sequences(folders, names, of_year(masks, year), f"the set {image_set}")
+
+
+def _read_sequences(
+    folders: dict[str, tuple[Path, Path]], names: list[str] | None, masks: MaskReading, source: object
+) -> list[Sequence]:
+    """The sequences of folders of frames and annotations, by name; all, or those with the given names."""
     for name in names or []:
-        if name not in listed:
-            raise InputError(
-                f"--sequences {said(name)} is not in the set {image_set}; expected some of {', '.join(listed)}"
-            )
-    masks = of_year(masks, year)
-    return [
-        _read_sequence(name, root / "JPEGImages" / "480p" / name, annotations_folder(root, name), masks)
-        for name in listed
-        if not names or name in names
-    ]
+        if name not in folders:
+            raise InputError(f"--sequences {said(name)} is not in {source}; expected some of {', '.join(folders)}")
+    return [_read_sequence(name, *pair, masks) for name, pair in folders.items() if not names or name in names]
 
 
 def of_year(masks: MaskReading, year: str) -> MaskReading:
-    """How masks of a year's set are read: of 2016 any object is object 1."""
+    """How masks of a year's set are read: in 2016 any object is object 1."""
     return replace(masks, single=True) if year == SINGLE_OBJECT_YEAR else masks
 
 
 def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> list[str]:
     """The names listed in root/ImageSets/<year>/<image_set>.txt; for 2016 also in root/ImageSets/480p.
 
-    A line is a name, or, as DAVIS-2016 has it, the paths of a frame and of its annotation.
-    Raises InputError if there is no such list, or a name in it, the set's or the year's is none of a single folder.
+    A line is a name, or, in DAVIS-2016, the paths of a frame and its annotation.
+    Raises InputError if there is no such list, or a name, the set or the year is not a single path component.
     """
     if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder; expected one in DAVIS layout")
@@ -89,40 +97,39 @@ def sequence_names(root: Path, image_set: str = "val", year: str = "2017") -> li
         listing = older
     if not os.path.isfile(listing):
         there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
-        raise InputError(f"{listing} does not exist; expected one sequence name a line (sets that are there: {there})")
-    lines = [unquoted(line.strip()) for line in read_lines(listing, "one sequence name a line") if line.strip()]
+        raise InputError(f"{listing} does not exist; expected one sequence name per line (existing sets: {there})")
+    lines = [unquoted(line.strip()) for line in read_lines(listing, "one sequence name per line") if line.strip()]
     if not lines:
-        raise InputError(f"{listing} is empty; expected one sequence name a line")
+        raise InputError(f"{listing} is empty; expected one sequence name per line")
     return list(dict.fromkeys(component(_name(line), listing) for line in lines))
 
 
 def _name(line: str) -> str:
-    """The sequence's name in a line that is it, or holds the path of its folder, or of a frame in it."""
+    """The sequence's name in a line that holds it, the path of its folder, or the path of a frame."""
     if "/" not in line:
         return line
     path = Path(fields(line)[0])
     if ".." in path.parts:
-        return str(path)  # which is no name
+        return str(path)  # `component` refuses it
     return path.parent.name if path.suffix else path.name
 
 
 def annotations_folder(root: Path, name: str) -> Path:
-    """Where the annotations of a sequence are."""
+    """The folder of a sequence's annotations."""
     return root / "Annotations" / "480p" / name
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """The annotations of a sequence in order. Raises InputError if there are none."""
+    """The annotation files in a folder, in order. Raises InputError if there are none."""
     return files_in(folder, (".png",), "annotations")
 
 
 def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading = AS_STORED) -> list[Sequence]:
-    """The sequences of a list with lines `frames-folder annotations-folder`, as the original program takes it.
+    """The sequences of a list with lines `frames-folder annotations-folder`, the original program's format.
 
-    Folders with blanks in their paths stand in quotes, or a tab between the two. Relative folders are looked for from
-    the working directory, then from the list's own folder. A sequence is named after its frames' folder; those of one
-    name after as much of the path as tells them apart. Raises InputError naming the list and line, or the file, for
-    anything that does not fit.
+    Paths with blanks are quoted, or the two are separated by a tab. Relative folders are looked up in the working
+    directory, then in the list's folder. A sequence is named after its frames' folder, with as many parent folders as
+    make the name unique. Raises InputError naming the list and line, or the file, for anything invalid.
     """
     folders: list[tuple[Path, Path]] = []
     for number, line in enumerate(read_lines(path, "a list with lines 'frames-folder annotations-folder'"), start=1):
@@ -144,18 +151,11 @@ def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading
         raise InputError(f"{path} is empty; expected lines 'frames-folder annotations-folder'")
     found = _distinct_names([frames for frames, _ in folders])
     sequences = {component(name, path): pair for name, pair in zip(found, folders, strict=True)}
-    for name in names or []:
-        if name not in sequences:
-            raise InputError(f"--sequences {said(name)} is not in {path}; expected some of {', '.join(sequences)}")
-    return [
-        _read_sequence(name, frames, annotations, masks)
-        for name, (frames, annotations) in sequences.items()
-        if not names or name in names
-    ]
+    return _read_sequences(sequences, names, masks, path)
 
 
 def _distinct_names(folders: list[Path]) -> list[str]:
-    """The last part of each path, or as many of its last parts, joined by "-", as no other path shares."""
+    """The last component of each path, or as many last components, joined by "-", as make it unique."""
     parts = [folder.absolute().parts[1:] for folder in folders]
     names = [""] * len(folders)
     for count in range(1, max(map(len, parts)) + 1):
@@ -166,12 +166,12 @@ def _distinct_names(folders: list[Path]) -> list[str]:
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
-    """Files of a kind, in the natural order of their names: frame8, frame9, frame10.
+    """Files with one of the suffixes, in natural order of their names: frame8, frame9, frame10.
 
-    Names with a leading dot are leftovers of file managers and killed runs, and left out. Raises InputError if the
-    folder is missing, cannot be read or holds none.
+    Names with a leading dot, left by file managers and killed runs, are ignored. Raises InputError if the folder is
+    missing, cannot be read or holds no such file. what: the kind of files, for error messages.
     """
-    if not os.path.isdir(folder):  # which takes names that are too long, where that of Path raises OSError
+    if not os.path.isdir(folder):  # Path.is_dir would raise OSError for names that are too long
         raise InputError(f"{folder} does not exist; expected a folder of {what}")
     try:
         files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
@@ -183,32 +183,32 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
 
 
 def frame_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The frames of a video in natural order, and a sentence for each mask that lies beside them and is passed over.
+    """The frames of a video in natural order, and a note on each mask among them, which is skipped.
 
-    Raises InputError if there are none, or two files have one name but for the suffix.
+    Raises InputError if there are none, or two files differ only in their suffix.
     """
     frames = files_in(folder, FRAME_SUFFIXES, "frames")
     others = [path for path in frames if path.suffix.lower() != ".png"]
     names, forms = {path.stem for path in others}, {_form(path) for path in others}
-    # A number of its own among the others' is a frame, whatever it shows.
+    # A PNG named like the other frames, with a number of its own, is a frame, whatever it shows.
     beside = [path for path in frames if others and path not in others]
     odd = [path for path in beside if (path.stem in names or _form(path) not in forms) and _is_mask(path)]
     frames = [path for path in frames if path not in odd]
     stems: dict[str, Path] = {}
     for path in frames:
         if path.stem in stems:
-            raise InputError(f"{path} and {stems[path.stem].name} have one name; expected one frame of each name")
+            raise InputError(f"{path} and {stems[path.stem].name} have the same name; expected one frame of each name")
         stems[path.stem] = path
-    return frames, [f"{path} is a mask beside frames, and is passed over" for path in odd]
+    return frames, [f"{path} is a mask among frames, and is skipped" for path in odd]
 
 
 def _form(path: Path) -> str:
-    """A file's name but for the numbers in it."""
+    """A file's name with its numbers replaced by 0."""
     return re.sub(r"\d+", "0", path.stem)
 
 
 def _is_mask(path: Path) -> bool:
-    """Whether a picture looks like a mask rather than a frame: most of it has a few values."""
+    """Whether an image looks like a mask rather than a frame: few values cover most of its pixels."""
     try:
         with open_image(path) as image:
             stored = decode(image, path) if image.mode == "P" else read_mask(path)
@@ -219,7 +219,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: MaskReading) -> Sequence:
-    """List and check one sequence: names and counts pair up, sizes agree, the first annotation can be used."""
+    """List and check one sequence: matching names and counts, equal sizes, a usable first annotation."""
     frames, notes = frame_files(frames_folder)
     annotations = annotation_files(masks_folder)
     if annotations[0].stem != frames[0].stem:
@@ -229,7 +229,7 @@ def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: Ma
     if len(annotations) not in (1, len(frames)):
         raise InputError(
             f"{masks_folder} holds {len(annotations)} annotations for {len(frames)} frames in {frames_folder}; "
-            "expected one for every frame, or for the first alone"
+            "expected one for every frame, or only for the first"
         )
     for frame, annotation in zip(frames, annotations, strict=False):
         if frame.stem != annotation.stem:
@@ -237,21 +237,21 @@ def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: Ma
     check_sizes([*frames, *annotations])
     notes += _dark(frames[0])
     masks = masks.of_sequence(annotations[0])
-    notes += check_annotation(annotations[0], masks)
+    notes += read_annotation(annotations[0], masks)[1]
     return Sequence(name, tuple(frames), tuple(annotations), masks, tuple(notes), _prepared_fps(frames_folder))
 
 
 def _dark(frame: Path) -> list[str]:
-    """A sentence on a frame of 16 bits of which hardly any are used, as cameras of 10 and 12 bits write them."""
+    """A note on a 16-bit frame that uses few of the bits, as cameras with 10 or 12 bits write them."""
     with open_image(frame) as image:
         most = int(decode(image, frame).max()) if image.mode.startswith("I") else DARK
     if most >= DARK:
         return []
-    return [f"{frame} holds no values above {most} of 65535, so that its frames are dark; scale them if that is not so"]
+    return [f"{frame} has no values above {most} of 65535, so its frames are dark; scale them if they should not be"]
 
 
 def check_sizes(paths: list[Path]) -> None:
-    """Raise InputError for a picture that is not shown at the first one's size. Decodes none."""
+    """Raise InputError for an image whose upright size differs from the first one's. Decodes no pixels."""
     size = None
     for path in paths:
         with open_image(path) as image:
@@ -265,7 +265,7 @@ def check_sizes(paths: list[Path]) -> None:
 
 
 def _prepared_fps(folder: Path) -> float | None:
-    """Frames a second of a folder that `timecycle.data.extract` made; None for another."""
+    """Frames per second of a folder made by `timecycle.data.extract`; None for others."""
     try:
         content = read_json(folder / PREPARED, "what frames were prepared with")
     except InputError:

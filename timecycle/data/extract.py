@@ -1,12 +1,12 @@
-"""A video file as a folder of JPEG frames: decoded, sampled and scaled by FFmpeg's filters. Knows no torch.
+"""Video files to folders of JPEG frames, sampled and scaled by FFmpeg's filters. Does not import torch.
 
     <folder>/000001.jpg, 000002.jpg ...   the frames
-    <folder>/.prepared.json               what they were made with; a folder that is there is finished
+    <folder>/.prepared.json               the settings; a folder exists only once it is complete
 
-Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019): FFmpeg scales every video to a height of
-256 pixels, and its fps filter takes 12 frames a second, repeating those of slower videos. Here the short side becomes
-256, smaller videos keep their size, and nothing is encoded in between. Frames are as a viewer shows them: rotated and
-mirrored upright, with square pixels.
+Source: the preparation scripts of TimeCycle (Wang, Jabri, Efros, CVPR 2019), where FFmpeg scales videos to a height of
+256 pixels and its fps filter takes 12 frames per second, repeating those of slower videos. Here the short side becomes
+256, smaller videos keep their size, and there is no intermediate encoding. Frames are upright, as the display matrix
+says, with square pixels.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ class Extraction:
 
     fps: float = 12.0
     side: int = 256
-    """Pixels of the short side, at most."""
+    """Maximum short side in pixels."""
     quality: int = 95
-    """Of the JPEG files, 1 to 100."""
+    """JPEG quality, 1 to 100."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("fps", 0.01, 1000), ("side", 16, 8192), ("quality", 1, 100)):
@@ -43,13 +43,13 @@ class Extraction:
 
 
 class Stopped(Exception):
-    """`stopped()` became true before the video was finished."""
+    """Extraction was stopped by `stopped()`."""
 
 
 def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
-    """Number of frames in a finished folder; None if there is none yet, or the video has changed its size since.
+    """Number of frames in a finished folder; None if it does not exist, or the video's file size has changed.
 
-    Raises InputError if the folder was made by other rules, or not by `extract`.
+    Raises InputError if the folder was made with other settings, or not by `extract`.
     """
     if not os.path.lexists(folder):
         return None
@@ -62,25 +62,25 @@ def finished(video: Path, folder: Path, rules: Extraction) -> int | None:
 
 
 def _prepared(folder: Path) -> dict[str, Any]:
-    """The content of PREPARED. Raises InputError if it is damaged, or `extract` did not make the folder."""
+    """The content of PREPARED. Raises InputError if it is damaged or missing."""
     if not (folder / PREPARED).is_file():
         raise InputError(f"{folder} is there but holds no prepared frames; expected another folder")
     content = read_json(folder / PREPARED, "a folder of frames that was prepared from a video, or another folder")
     match content:
-        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if 0 < frames < 10**9:  # which can be printed
+        case {"rules": dict(), "bytes": int(), "frames": int(frames)} if 0 < frames < 10**9:
             return content
-    raise InputError(f"{folder / PREPARED} is damaged; expected what prepared frames were made with, or another folder")
+    raise InputError(f"{folder / PREPARED} is damaged; expected the settings of prepared frames, or another folder")
 
 
 def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], bool] = lambda: False) -> int:
     """Write a video's frames to `folder`, which appears only once it is complete; returns their number.
 
-    A finished folder is replaced, if everything in it is as an earlier call wrote it. What a killed call leaves behind,
-    `timecycle.files.remove_leftovers` removes from the folder above.
+    A folder of an earlier call is replaced if its files are unchanged. `timecycle.files.remove_leftovers`, called with
+    the parent folder, removes what a killed call leaves behind.
 
     Raises:
-        InputError: the video cannot be read, is damaged, or holds no frames; or `folder` holds anything else.
-        Stopped: `stopped()`, asked before every frame, became true.
+        InputError: the video cannot be read, is damaged, or holds no frames; or `folder` holds other files.
+        Stopped: `stopped()`, called for every frame, returned true.
         OSError: `folder` cannot be written.
     """
     if os.path.lexists(folder):
@@ -103,7 +103,7 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
             (partial / f"{count:06d}.jpg").write_bytes(buffer.getvalue())
         if not count:
             raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
-        for number in range(1, count + 1):  # most are on disk by now
+        for number in range(1, count + 1):  # at the end, when most are on disk already
             synced(partial / f"{number:06d}.jpg")
         content = {"rules": asdict(rules), "bytes": size, "frames": count, "sha256": found.hexdigest()}
         write_json(partial / PREPARED, content)
@@ -114,7 +114,7 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise InputError unless a folder holds the frames that `extract` wrote, all as they were, and nothing else."""
+    """Raise InputError unless a folder holds the frames that `extract` wrote, unchanged, and nothing else."""
     held = _prepared(folder)
     found, there = hashlib.sha256(), {path.name for path in folder.iterdir()}
     names = [f"{number:06d}.jpg" for number in range(1, len(there))]
@@ -123,13 +123,13 @@ def _check_replaceable(folder: Path) -> None:
         found.update((folder / name).read_bytes())
     if not same or found.hexdigest() != held.get("sha256"):
         raise InputError(
-            f"{folder} holds files that are not as they were prepared, and is not replaced by the changed video's; "
+            f"{folder} holds files that were changed or added since it was prepared, so it is not replaced; "
             "expected it moved away"
         )
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Rename a folder to `folder`, which may exist. If killed meanwhile, one of the two or neither is there."""
+    """Rename `new` to `folder`, which may exist. If the process is killed meanwhile, `folder` may be missing."""
     old = partial_path(folder.with_name(f"{folder.name}.old"))
     if folder.is_dir():
         folder.rename(old)
@@ -139,7 +139,7 @@ def _replace(folder: Path, new: Path) -> None:
 
 
 def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
-    """The frames of a video at `fps` a second, RGB uint8 [H, W, 3], the short side scaled down to `side` pixels.
+    """The frames of a video at `fps` per second, RGB uint8 [H, W, 3], the short side scaled down to `side` pixels.
 
     Raises InputError, possibly after some frames, if the file holds no video, is damaged or ends early.
     """
@@ -148,7 +148,7 @@ def read_frames(video: Path, fps: float, side: int) -> Iterator[np.ndarray]:
 
 
 def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
-    """What FFmpeg's filters fps and scale make of a video's frames, rotated upright: RGB uint8 [H, W, 3]."""
+    """A video's frames after FFmpeg's filters fps and scale, upright: RGB uint8 [H, W, 3]."""
     graph = None
     for frame in video.frames():
         if graph is None:
@@ -161,7 +161,7 @@ def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
 
 
 def _graph(first: Any, fps: float, height: int, width: int) -> Any:
-    """The filters for frames like `first`."""
+    """The filter graph for frames of `first`'s size and format."""
     graph = pyav().filter.Graph()
     graph.threads = 1
     graph.link_nodes(
@@ -179,6 +179,6 @@ def _pulled(graph: Any) -> Iterator[np.ndarray]:
     while True:
         try:
             frame = graph.vpull()
-        except (av.error.BlockingIOError, av.error.EOFError):  # it needs more frames, or has no more
+        except (av.error.BlockingIOError, av.error.EOFError):  # needs more input, or is at its end
             return
         yield upright(frame.to_ndarray(), frame)

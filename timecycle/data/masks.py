@@ -1,4 +1,4 @@
-"""Index masks on disk (palette PNG) and in memory. Knows no torch."""
+"""Masks of object ids, in files and in memory. Does not import torch."""
 
 import argparse
 import io
@@ -16,16 +16,16 @@ from timecycle.files import write_bytes
 
 VOID = 255
 LEAST_SOFT = 8  # masks with a maximum below this are not checked for soft edges
-MOST_THIN = 100  # ids 1, 2, ... up to this many are not checked for soft edges
-SOFT_VALUES = 3  # so many values found along edges alone are soft edges
-LEAST_GRAY = 50  # ids below this are never taken for gray values
-_WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # pack red, green and blue into one number
+MOST_THIN = 100  # ids 1, 2, ... up to this number are not checked for soft edges
+SOFT_VALUES = 3  # minimum number of values along edges only that count as soft edges
+LEAST_GRAY = 50  # ids below this never count as gray values
+_WEIGHTS = np.array([1 << 16, 1 << 8, 1])  # pack red, green and blue into one integer
 _WEB_PALETTE = np.array(Image.new("RGB", (1, 1)).convert("P").getpalette()).reshape(-1, 3)
 """The palette of Image.convert("P")."""
 
 
 def _davis_palette() -> np.ndarray:
-    """The DAVIS palette, uint8 [256, 3]: bit b of the id's 3-bit groups sets color channel b, high bits first."""
+    """The DAVIS palette, uint8 [256, 3]: bit b of an id's 3-bit groups sets color channel b, high bits first."""
     palette = np.zeros((256, 3), np.uint8)
     ids = np.arange(256)
     for group in range(8):
@@ -39,24 +39,24 @@ PALETTE = _davis_palette()
 
 @dataclass(frozen=True)
 class MaskReading:
-    """How the values stored in a mask file become ids. Made from options by `mask_reading`."""
+    """How values stored in a mask file become ids. Created from options by `mask_reading`."""
 
     threshold: int | None = None
-    """Gray values of at least this are object 1, and all others background."""
+    """Gray values of at least this become object 1, all others background."""
     remap: tuple[tuple[int, int], ...] = ()
-    """Stored values and the ids they become, all at once."""
+    """Pairs of a stored value and its id, applied simultaneously."""
     compact: bool = False
-    """The ids of a sequence's first annotation become 1, 2, ... in order; see `of_sequence`."""
+    """Renumber the ids of a sequence's first annotation 1, 2, ... in order; see `of_sequence`."""
     single: bool = False
     """All objects become object 1, as in DAVIS-2016."""
 
     @property
     def named(self) -> bool:
-        """Whether `remap` names stored values, which are then taken as given."""
+        """Whether `remap` maps values other than 255; values are then not checked for being ids."""
         return bool(set(self.remap) - {(VOID, 1)})
 
     def of_sequence(self, first: Path) -> "MaskReading":
-        """The reading for a sequence with this first annotation: `compact` replaced by the pairs it means there."""
+        """The reading for a sequence with this first annotation: `compact` is replaced by its pairs in `remap`."""
         if not self.compact:
             return self
         given = dict(self.remap)
@@ -64,7 +64,7 @@ class MaskReading:
         places = {id_: place for place, id_ in enumerate(ids, 1)}
         pairs = {id_: place for id_, place in places.items() if id_ not in given}
         pairs |= {value: places.get(id_, 0) for value, id_ in given.items()}
-        # Ids that the first annotation lacks are no objects, and their numbers may be in use.
+        # Ids that the first annotation lacks become background; their numbers may be reused.
         pairs |= {value: 0 for value in range(1, VOID) if value not in pairs}
         return replace(self, compact=False, remap=tuple(sorted(pairs.items())))
 
@@ -77,11 +77,11 @@ def mask_reading(
     threshold: int | None = None,
     remap: Mapping[int, int] | Iterable[str] = (),
 ) -> MaskReading:
-    """A `MaskReading` from the options of a command line.
+    """A `MaskReading` from command-line options.
 
-    remap: stored values and the ids they become, as a mapping, words `3=1`, or one word; `compact` makes the ids of
-    each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
-    Raises InputError for values out of range, and for words of another form.
+    remap: stored values and their ids, as a mapping or as one or more words `3=1`; the word `compact` renumbers the
+    ids of each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
+    Raises InputError for values out of range and for words of another form.
     """
     if isinstance(remap, Mapping):
         words = [f"{value}={id_}" for value, id_ in remap.items()]
@@ -94,7 +94,7 @@ def mask_reading(
             continue
         numbers = equals and all(n.isdecimal() and n.isascii() and len(n) <= 5 for n in (value, id_))
         if not numbers or int(id_) > VOID:
-            raise InputError(f"--remap {word[:50]} is no pair; expected VALUE=ID, such as 3=1, or compact")
+            raise InputError(f"--remap {word[:50]} is not a pair; expected VALUE=ID, such as 3=1, or compact")
         pairs[int(value)] = int(id_)
     if threshold is not None and not (isinstance(threshold, int) and 1 <= threshold <= VOID):
         raise InputError(f"--threshold is {threshold!r}; expected a gray value from 1 to {VOID}")
@@ -110,29 +110,29 @@ def add_mask_options(parser: argparse._ActionsContainer) -> None:
         "--threshold",
         type=int,
         metavar="GRAY",
-        help="read masks with soft edges: what is at least this light is object 1",
+        help="read masks with soft edges: values of at least GRAY are object 1",
     )
     parser.add_argument(
         "--remap",
         nargs="+",
         default=[],
         metavar="VALUE=ID",
-        help="read masks stored with other values, such as 128=1; compact: ids of a first annotation become 1, 2, ...",
+        help="read masks with other values, such as 128=1; compact: renumber the first annotation's ids 1, 2, ...",
     )
 
 
 def masks_of(arguments: argparse.Namespace) -> MaskReading:
-    """The `MaskReading` of a parsed command line."""
+    """The `MaskReading` of parsed arguments."""
     return mask_reading(arguments.remap_255, arguments.threshold, arguments.remap)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write ids, uint8 [H, W], as `mask_png`, atomically."""
+    """Write ids, uint8 [H, W], as a palette PNG, atomically."""
     write_bytes(path, mask_png(mask))
 
 
 def mask_png(mask: np.ndarray) -> bytes:
-    """Ids, uint8 [H, W], as a palette PNG with the DAVIS palette."""
+    """Encode ids, uint8 [H, W], as a PNG with the DAVIS palette."""
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
     image.putpalette(PALETTE.ravel().tolist())
     buffer = io.BytesIO()
@@ -141,32 +141,24 @@ def mask_png(mask: np.ndarray) -> bytes:
 
 
 def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
-    """Read a mask: uint8 [H, W] of object ids (0 background, 255 void), turned as its EXIF orientation says.
+    """Read a mask: uint8 [H, W] of object ids (0 background, 255 void), with its EXIF orientation applied.
 
-    Ids are a palette PNG's indices, an 8- or 16-bit gray PNG's values, black and white as 0 and 1, or, in RGB, RGBA and
-    palette images whose palette is in another order, the DAVIS palette's colors.
+    Ids are the indices of a palette PNG, the values of an 8- or 16-bit gray PNG, or 0 and 1 of a bilevel one; in RGB
+    and RGBA images, and for palettes in another order, they are looked up by the DAVIS palette's colors.
     Raises InputError if the file is missing, damaged, or holds anything else.
     """
     return _read(path, reading)[0]
 
 
-def check_annotation(path: Path, reading: MaskReading = AS_STORED) -> list[str]:
-    """Notes for the user on the ids of a sequence's first annotation, a sentence each.
-
-    Raises InputError as `read_annotation`.
-    """
-    return read_annotation(path, reading)[1]
-
-
 def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.ndarray, list[str]]:
-    """Read a sequence's first annotation, as `read_mask`, with notes for the user on its ids.
+    """Read a sequence's first annotation as `read_mask`, with notes for the user on its ids.
 
-    Raises InputError, naming the file and an option, for an image that is no mask of ids: black and white, soft edges,
+    Raises InputError, naming the file and an option, for images that are not masks of ids: black and white, soft edges,
     gray values.
     """
     mask, values = _read(path, reading)
     if values is not None and reading.threshold is None:
-        refuse_soft_edges(values, str(path), "--threshold 128 makes one object of all that is lighter")
+        refuse_soft_edges(values, str(path), "--threshold 128 makes all lighter values one object")
     refuse_black_and_white(mask, str(path), "--remap-255 reads 255 as object 1")
     if values is not None and not reading.named:
         refuse_gray_values(mask, str(path), "--threshold 128, or --remap 128=1 200=2")
@@ -174,10 +166,10 @@ def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.nd
 
 
 def ids_of(array: np.ndarray) -> np.ndarray:
-    """A mask in memory as uint8 [H, W] of object ids, by the rules for files.
+    """Convert a mask in memory to uint8 [H, W] of object ids, by the rules for files.
 
-    array: [H, W] of bool, or of integers from 0 to 255; or uint8 [H, W, 3] in the DAVIS palette's colors.
-    Raises InputError for anything else, and for pictures that are no masks of ids.
+    array: bool or integers from 0 to 255, [H, W]; or uint8 [H, W, 3] in the DAVIS palette's colors.
+    Raises InputError for anything else, and for images that are not masks of ids.
     """
     what = f"mask is {array.dtype} {list(array.shape)}"
     if not array.size or array.ndim not in (2, 3):
@@ -202,18 +194,18 @@ def ids_of(array: np.ndarray) -> np.ndarray:
 
 
 def refuse_black_and_white(mask: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for a mask whose only values are 0 and 255, which DAVIS reads as background and void."""
+    """Raise InputError for a mask with only the values 0 and 255, which are background and void in DAVIS."""
     if not object_ids(mask) and (mask == VOID).any():
         raise InputError(
-            f"{name} holds no ids but 0 and 255, and 255 means void in DAVIS; expected object ids 1, 2, ... ({remedy})"
+            f"{name} holds only the values 0 and 255, where 255 is void in DAVIS; expected ids 1, 2, ... ({remedy})"
         )
 
 
 def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for values, uint8 [H, W], such as interpolation leaves along edges.
+    """Raise InputError for a mask, uint8 [H, W], with interpolated values along its edges.
 
     Such a value never fills a 3 x 3 neighborhood, and at least half of its pixels have both a darker and a lighter
-    neighbor. Values 1, 2, ... without gaps are ids, however thin.
+    neighbor. Values 1, 2, ... without gaps count as ids, however thin their areas.
     """
     ids = object_ids(values)
     if values.max() < LEAST_SOFT or ids == list(range(1, min(len(ids), MOST_THIN) + 1)):
@@ -225,13 +217,13 @@ def refuse_soft_edges(values: np.ndarray, name: str, remedy: str) -> None:
     soft = np.flatnonzero((area > 0) & (inside == 0) & (2 * between >= area))
     if len(soft) >= SOFT_VALUES:
         raise InputError(
-            f"{name} has soft edges: {len(soft)} values, such as {listing(soft)}, lie along edges alone; expected "
+            f"{name} has soft edges: {len(soft)} values, such as {listing(soft)}, occur only along edges; expected "
             f"object ids ({remedy})"
         )
 
 
 def refuse_gray_values(mask: np.ndarray, name: str, remedy: str) -> None:
-    """Raise InputError for ids that are far apart and large, such as 128 or 100 and 200: gray values, not ids."""
+    """Raise InputError for ids that are large and far apart, such as 128, or 100 and 200: gray values."""
     ids = object_ids(mask)
     if ids and ids[-1] >= LEAST_GRAY and ids[-1] > 4 * len(ids) and not _palette_in_gray(ids):
         raise InputError(
@@ -241,7 +233,7 @@ def refuse_gray_values(mask: np.ndarray, name: str, remedy: str) -> None:
 
 
 def object_ids(mask: np.ndarray) -> list[int]:
-    """The ids of objects in a mask, uint8 [H, W], ascending."""
+    """The object ids in a mask, uint8 [H, W], ascending."""
     return [i for i in np.flatnonzero(np.bincount(mask.ravel())).tolist() if i not in (0, VOID)]
 
 
@@ -252,20 +244,20 @@ def _notes(mask: np.ndarray, path: Path) -> list[str]:
         return []
     gray = ", the DAVIS palette's colors turned gray," if _palette_in_gray(ids) else ""
     return [
-        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {listing(ids)}{gray} of 1 to {ids[-1]}; the others, "
-        "which nobody has, count for nothing, where the official code counts each as an object found perfectly "
-        "(--remap compact makes them 1, 2, ...)"
+        f"{path} holds the {'id' if len(ids) == 1 else 'ids'} {listing(ids)}{gray} of 1 to {ids[-1]}; the missing "
+        "ids are not scored, while the official code scores each as a perfect object (--remap compact makes them 1, "
+        "2, ...)"
     ]
 
 
 def _palette_in_gray(ids: list[int]) -> bool:
-    """Whether these are the first colors of the DAVIS palette converted to gray by Pillow."""
+    """Whether these are the first colors of the DAVIS palette as Pillow converts them to gray."""
     grays = np.array(Image.fromarray(PALETTE[None, 1 : len(ids) + 1]).convert("L"))[0]
     return ids == sorted(grays.tolist())
 
 
 def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids, and the gray values, uint8, that they were read from (None if stored otherwise)."""
+    """The ids, and the gray values, uint8, that they were read from (None for other images)."""
     with open_image(path) as image:
         if reading.threshold is not None:
             gray = _narrow(decode(image, path), path) if image.mode.startswith("I") else decode(image, path, "L")
@@ -282,10 +274,10 @@ def _read(path: Path, reading: MaskReading) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bool]:
-    """The values that an opened image stores, int [H, W], and whether they are gray values."""
+    """The stored values of an opened image, int [H, W], and whether they are gray values."""
     mode = image.mode
     if mode == "P":
-        indices = decode(image, path)  # which says it if the file is damaged
+        indices = decode(image, path)  # first, since it raises InputError for a damaged file
         return _by_palette(indices, np.array(image.getpalette("RGB") or []).reshape(-1, 3), path, named)
     if mode == "1":
         return decode(image, path).astype(np.uint8), False
@@ -296,16 +288,16 @@ def _stored(image: Image.Image, path: Path, named: bool) -> tuple[np.ndarray, bo
         pixels = decode(image, path, "RGBA")
         colors, alpha = pixels[..., :3], pixels[..., 3]
         if not np.isin(alpha, (0, 255)).all():
-            raise InputError(f"{path} is half transparent in places; expected object ids, opaque or transparent")
+            raise InputError(f"{path} is partly transparent; expected object ids, fully opaque or transparent")
         colors[alpha == 0] = 0
         if (colors[..., :1] == colors).all():
             return colors[..., 0], True
         return _by_color(colors, str(path)), False
-    raise InputError(f"{path} is a picture of mode {mode}; expected object ids in a palette or 8-bit gray PNG")
+    raise InputError(f"{path} is an image of mode {mode}; expected object ids in a palette or 8-bit gray PNG")
 
 
 def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: bool) -> tuple[np.ndarray, bool]:
-    """The ids of a palette image: its indices, unless its palette says otherwise."""
+    """The ids of a palette image, by its indices or its colors, and whether they are gray values."""
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
     if len(palette) <= used[-1]:
         return indices, True
@@ -319,15 +311,15 @@ def _by_palette(indices: np.ndarray, palette: np.ndarray, path: Path, named: boo
         return _by_color(palette[indices].astype(np.uint8), str(path)), False
     if palette.shape == _WEB_PALETTE.shape and (palette == _WEB_PALETTE).all():
         raise InputError(
-            f"{path} has the palette of web colors, into which a program has turned a picture in color, so that its "
-            "indices are no ids; expected object ids (--remap INDEX=ID takes them as they are)"
+            f"{path} has the palette of web colors, as programs make of images in color, whose indices are not ids; "
+            "expected object ids (--remap INDEX=ID uses the indices)"
         )
     black = used[(colors == 0).all(1)]
     if (colors[0] != 0).any() if used[0] == 0 else len(black):
         where = f"black at index {black[0]}" if len(black) else f"{tuple(colors[0].tolist())} at index 0"
         raise InputError(
-            f"{path} has a palette with {where}, so that it is not known which index is the background; expected it "
-            "at index 0 (--remap INDEX=ID, such as 0=0, takes the indices as they are)"
+            f"{path} has a palette with {where}, so the index of the background is unknown; expected 0 (--remap "
+            "INDEX=ID, such as 0=0, uses the indices)"
         )
     return indices, False
 
@@ -342,14 +334,14 @@ def _by_color(rgb: np.ndarray, name: str) -> np.ndarray:
     if len(unknown):
         colors = np.unique(unknown, axis=0)
         raise InputError(
-            f"{name} is a picture of mode RGB with {len(colors)} colors that the DAVIS palette does not have, such as "
+            f"{name} is an image of mode RGB with {len(colors)} colors that the DAVIS palette does not have, such as "
             f"{tuple(colors[0].tolist())}; expected object ids in a palette or 8-bit gray PNG"
         )
     return order[place].astype(np.uint8)
 
 
 def _narrow(values: np.ndarray, path: Path) -> np.ndarray:
-    """16-bit gray as uint8; if all values are below 256 they are taken as they are."""
+    """16-bit gray as uint8; unchanged if all values are below 256."""
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits")
     return (values // (257 if values.max() > VOID else 1)).astype(np.uint8)

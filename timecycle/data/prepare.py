@@ -1,4 +1,4 @@
-"""Prepare data as TimeCycle's programs read them: videos as folders of frames, DAVIS as a list of folders.
+"""Prepare data in TimeCycle's formats: videos as folders of frames, DAVIS as a list of folders.
 
     python -m timecycle.data.prepare vlog --videos VLOG --out FRAMES      # then: train.py --filelist FRAMES/list.txt
     python -m timecycle.data.prepare davis --davis DAVIS --out LIST       # then: test_davis.py --filelist LIST
@@ -25,8 +25,8 @@ from tqdm import tqdm
 from timecycle.data.davis import read_davis
 from timecycle.data.extract import Extraction, extract, finished
 from timecycle.data.masks import AS_STORED, MaskReading, add_mask_options, masks_of
-from timecycle.data.video import on_one_line, passed_over, video_files
-from timecycle.errors import InputError, run_command_line
+from timecycle.data.video import skipped_files, video_files
+from timecycle.errors import InputError, printable, run_command_line
 from timecycle.files import LONGEST_NAME, field, fields, inside, not_written, remove_leftovers
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
@@ -36,31 +36,29 @@ SHOWN_FAILURES = 10
 LIST = "list.txt"
 FAILED = "failed.txt"
 
-Task = tuple[Path, Path]  # a video and the folder for its frames
+Task = tuple[Path, Path]  # a video and its folder of frames
 
 
 def prepare_vlog(
     videos: Path, out: Path, listing: Path | None = None, rules: Extraction | None = None, jobs: int | None = None
 ) -> dict[Path, str]:
-    """Turn every video file under a folder into a folder of frames, and write TimeCycle's list of them.
+    """Turn every video file in a folder into a folder of frames, and write TimeCycle's list of them.
 
     Args:
-        videos: searched with its subfolders, see `timecycle.data.video.video_files`;
-            a line says which other files there are.
-        out: a/b.mp4 becomes the folder out/a/b.mp4 of 000001.jpg and so on; characters of names that a line of the
-            list cannot hold, and blanks, become %20 and the like. What is finished there is kept, so a call that was
-            stopped is finished by the next one.
-        listing: where the list goes, in the order of the videos' paths: `folder/ frames` a line, with absolute folders;
-            out/list.txt by default.
-        rules: frames a second, size and quality.
-        jobs: processes, by default one a core.
+        videos: searched with its subfolders, see `timecycle.data.video.video_files`; other files are printed.
+        out: a/b.mp4 becomes the folder out/a/b.mp4 of 000001.jpg and so on, with blanks and unprintable characters of
+            names percent-encoded. Finished folders are kept, so the next call continues one that was stopped.
+        listing: file for the list, by default out/list.txt: lines `folder/ frames` with absolute folders, sorted by
+            the videos' paths.
+        rules: frames per second, size and quality.
+        jobs: number of processes, by default one per core.
 
     Returns:
-        Why each of the videos that failed did, one sentence each; out/failed.txt holds them too, one a line.
+        The reason of each video that failed, one sentence; out/failed.txt has them too, one per line.
 
     Raises:
-        InputError: there are no videos, none can be read, `out` holds something else or cannot be written, another
-            call is writing there, or a setting is out of range.
+        InputError: there are no videos, none can be read, `out` holds other files or cannot be written, another call
+            is writing there, or a setting is out of range.
     """
     rules = rules or Extraction()
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
@@ -74,7 +72,7 @@ def prepare_vlog(
         raise InputError(f"{str(out)!r} has characters that a line of the list cannot hold; expected another folder")
     folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
     if others:
-        print(f"{videos}: {passed_over(others)}")
+        print(f"{videos}: {skipped_files(others)}")
     try:
         with owned(out, NOTES):
             for parent in {folder.parent for folder in folders.values()}:
@@ -92,7 +90,7 @@ def prepare_vlog(
 
 
 def _extract_all(folders: dict[Path, Path], rules: Extraction, jobs: int) -> tuple[dict[Path, int], dict[Path, str]]:
-    """How many frames each video has in its folder, and why others have none; both in the order of `folders`."""
+    """Number of frames of each extracted video, and the reason of each failure; both in the order of `folders`."""
     results: dict[Path, int | str | None] = {video: finished(video, folder, rules) for video, folder in folders.items()}
     waiting = [(video, folders[video]) for video, number in results.items() if number is None]
     with (
@@ -107,10 +105,10 @@ def _extract_all(folders: dict[Path, Path], rules: Extraction, jobs: int) -> tup
 
 
 def folder_name(video: Path) -> Path:
-    """Where a video's frames go within the output: its own relative path, in characters that a list's line can hold.
+    """A video's folder within the output: its relative path, percent-encoded for the list.
 
-    Different videos get different folders: the suffix is kept, and % is itself replaced. Names of more than
-    LONGEST_NAME bytes are cut and end in a hash.
+    Different videos get different folders: the suffix is kept, and % is encoded. Names of more than LONGEST_NAME bytes
+    are cut and end in a hash.
     """
     parts = []
     for part in video.parts:
@@ -123,13 +121,13 @@ def folder_name(video: Path) -> Path:
 
 
 def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tuple[Path, int | str]]:
-    """Each video with its number of frames, or with the reason why there are none, as they are finished."""
+    """Yield each video with its number of frames or the reason of its failure, in order of completion."""
     waiting, running = deque(tasks), dict[Future, Task]()
     while waiting:
         try:
             with _processes(min(jobs, len(waiting))) as processes:
                 while waiting or running:
-                    # No more than there are processes, so that only these can have killed one that died.
+                    # At most one task per process, so that a dead process is blamed on a running task.
                     while waiting and len(running) < jobs:
                         future = processes.submit(_extract, *waiting[0], rules)
                         running[future] = waiting.popleft()
@@ -140,8 +138,8 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
         except BrokenProcessPool:
             if not running:
                 raise InputError(
-                    "a process that was to read videos was killed before it began, perhaps for want of memory; "
-                    f"expected room for {jobs} (--jobs)"
+                    "a process that was to read videos was killed before it began, perhaps for lack of memory; "
+                    f"expected memory for {jobs} processes (--jobs)"
                 ) from None
             suspects, running = list(running.values()), {}
             if len(suspects) == 1:
@@ -153,17 +151,17 @@ def _extracted(tasks: list[Task], rules: Extraction, jobs: int) -> Generator[tup
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes abandon their videos when the block is left."""
-    stop = SPAWN.RawValue("b")  # an Event has a lock, which a process that is killed may hold
+    """A pool whose processes stop extracting when the block is left."""
+    stop = SPAWN.RawValue("b")  # not an Event, whose lock a killed process may hold
     with pool(jobs, _start_worker, stop) as processes:
         try:
-            processes.submit(int).result()  # so that a failure to start is not blamed on a video
+            processes.submit(int).result()  # a failure to start must not be blamed on a video
             yield processes
         finally:
             stop.value = True
 
 
-_STOP: Any = None  # in a worker: a shared value, true once it is asked to stop
+_STOP: Any = None  # in a worker: a shared value, true once it should stop
 
 
 def _start_worker(stop: Any) -> None:
@@ -173,7 +171,7 @@ def _start_worker(stop: Any) -> None:
 
 
 def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
-    """Number of frames, or why there are none."""
+    """Number of frames, or the reason of the failure."""
     try:
         return extract(video, folder, rules, lambda: bool(_STOP.value))
     except InputError as error:
@@ -181,8 +179,8 @@ def _extract(video: Path, folder: Path, rules: Extraction) -> int | str:
 
 
 def _report(lists: Tables, own: OwnFile | None, frames: dict[Path, int], failed: dict[Path, str]) -> None:
-    """Write the list and the failures, and print what was done. Raises InputError if there is nothing to list."""
-    reasons = [on_one_line(reason) for reason in failed.values()]
+    """Write the list and the failures, and print a summary. Raises InputError if there is nothing to list."""
+    reasons = [printable(reason) for reason in failed.values()]
     lists.write({FAILED: "".join(f"{reason}\n" for reason in reasons).encode() if failed else None})
     if failed:
         print(f"{len(failed)} of {len(failed) + len(frames)} videos failed, see {lists.folder / FAILED}:")
@@ -204,22 +202,22 @@ def _report(lists: Tables, own: OwnFile | None, frames: dict[Path, int], failed:
 def prepare_davis(
     root: Path, out: Path, image_set: str = "val", year: str = "2017", masks: MaskReading = AS_STORED
 ) -> int:
-    """Write the list that TimeCycle evaluates: absolute `frames-folder/ annotations-folder/` a line.
+    """Write TimeCycle's evaluation list: lines `frames-folder/ annotations-folder/` with absolute folders.
 
-    Folders with blanks in their paths are in quotes, which this project's programs take and the original does not.
+    Folders with blanks are quoted, which this project's programs accept and the original does not.
 
     Args:
-        root: folder in DAVIS layout, see `read_davis`; every sequence is checked first.
-        out: where the list goes.
+        root: folder in DAVIS layout, see `read_davis`; every sequence is checked.
+        out: file for the list.
         image_set: name of a list in ImageSets/<year>.
-        year: which year's list.
+        year: the year.
         masks: how annotations are read.
 
     Returns:
-        The number of sequences. The original leaves those of 20 frames or fewer out; DAVIS-2017 has none of them.
+        The number of sequences. The original omits those of up to 20 frames, of which DAVIS-2017 has none.
 
     Raises:
-        InputError: something is missing, damaged or does not fit together, or the list cannot hold or take it.
+        InputError: something is missing, damaged or inconsistent, or the list cannot be written.
     """
     listing = OwnFile(out)
     listing.check()
@@ -244,30 +242,30 @@ def parse_arguments() -> argparse.Namespace:
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="vlog|davis")
     text = (
-        "Turn every video file of a folder into a folder of JPEG frames, 12 a second with a short side of 256 pixels, "
-        "and list them for train.py. A run that was stopped goes on where it was; files that cannot be read are "
-        "named at the end."
+        "Turn every video file in a folder into a folder of JPEG frames, by default 12 per second with a short side of "
+        "256 pixels, and list them for train.py. Run again to continue after an interruption; unreadable files "
+        "are listed at the end."
     )
-    vlog = kinds.add_parser("vlog", help="videos to folders of frames and train.py's list", description=text)
+    vlog = kinds.add_parser("vlog", help="videos to folders of frames, and train.py's list of them", description=text)
     vlog.add_argument("--videos", type=Path, required=True, help="folder with video files, also in subfolders")
     vlog.add_argument(
-        "--out", type=Path, required=True, help="folder for the folders of frames; new, or of an earlier run"
+        "--out", type=Path, required=True, help="folder for the folders of frames; new, or from an earlier run"
     )
-    vlog.add_argument("--list", type=Path, help="the list to write: 'folder/ frames' a line (default: OUT/list.txt)")
-    vlog.add_argument("--jobs", type=int, help="videos read at a time (default: one a core)")
+    vlog.add_argument("--list", type=Path, help="the list to write, lines 'folder/ frames' (default: OUT/list.txt)")
+    vlog.add_argument("--jobs", type=int, help="videos read in parallel (default: one per core)")
     vlog.add_argument(
-        "--fps", type=float, default=12.0, help="frames a second; slower videos repeat some (default: 12)"
+        "--fps", type=float, default=12.0, help="frames per second; slower videos repeat some (default: 12)"
     )
-    vlog.add_argument("--side", type=int, default=256, help="pixels of the short side, at most (default: %(default)s)")
-    vlog.add_argument("--quality", type=int, default=95, help="of the JPEG files, 1 to 100 (default: %(default)s)")
+    vlog.add_argument("--side", type=int, default=256, help="maximum short side in pixels (default: %(default)s)")
+    vlog.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: %(default)s)")
     text = (
-        "Check a folder in DAVIS layout and list its sequences for test_davis.py --filelist, as the original program "
-        "takes them; test_davis.py --davis reads the same folder without a list."
+        "Check a folder in DAVIS layout and list its sequences for test_davis.py --filelist, in the original program's "
+        "format; test_davis.py --davis reads the same folder without a list."
     )
-    davis = kinds.add_parser("davis", help="test_davis.py's list of a folder in DAVIS layout", description=text)
+    davis = kinds.add_parser("davis", help="test_davis.py's list for a folder in DAVIS layout", description=text)
     davis.add_argument("--davis", type=Path, required=True, help="folder with ImageSets, JPEGImages and Annotations")
     davis.add_argument(
-        "--out", type=Path, required=True, help="the list to write: 'frames-folder annotations-folder' a line"
+        "--out", type=Path, required=True, help="the list to write, lines 'frames-folder annotations-folder'"
     )
     davis.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
     davis.add_argument("--year", default="2017", help="(default: %(default)s)")

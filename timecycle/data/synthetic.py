@@ -1,7 +1,7 @@
-"""Synthetic videos: textured shapes that move, turn, deform and hide each other over a moving background.
+"""Synthetic videos: textured shapes that move, turn, deform and occlude each other over a moving background.
 
-They need no download and their masks are exact, so they serve a first run, tests and training. A score on them says
-nothing about the score on DAVIS or on any other real video. Knows no torch.
+They need no download and have exact masks; they serve a first run, tests and training. Scores on them say nothing
+about DAVIS or other real video. Does not import torch.
 """
 
 import functools
@@ -22,7 +22,7 @@ from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
 from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
 
-# Raised whenever the same arguments would give other pixels, so that a set made by older code is not taken for new.
+# Must be raised whenever the same arguments give other pixels, so that sets of older code are not reused.
 VERSION = 1
 MARKER = "made.json"
 HARMONICS = np.arange(2, 6)
@@ -30,15 +30,15 @@ HARMONICS = np.arange(2, 6)
 
 @dataclass(frozen=True)
 class Motion:
-    """What happens in a video. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
+    """Parameters of a video. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
 
-    area: float = 0.045  # of one object, as a fraction of the picture
-    speed: float = 0.006  # of the centers at their fastest, per frame
+    area: float = 0.045  # of one object, as a fraction of the image
+    speed: float = 0.006  # maximum of the centers, per frame
     gap: float = 0.06  # between neighbors in frame 0
-    crossing: float = 0.5  # 1: objects change places in pairs, 0: each goes its own way
+    crossing: float = 0.5  # 1: objects swap places in pairs, 0: each moves on its own
     spin: float = 0.012  # radians per frame
     swell: float = 0.10  # of the scale, as a logarithm
-    bumps: float = 0.35  # of the contour, relative to the radius
+    bumps: float = 0.35  # amplitude in the contour, relative to the radius
     deform: float = 0.08  # change of the bumps over time, relative to the radius
     pan: float = 0.003  # of the background, per frame
     sway: float = 0.03  # of the background's rotation (radians) and zoom (logarithm)
@@ -56,7 +56,7 @@ class RenderedVideo:
 
 @dataclass(frozen=True)
 class MovingObject:
-    """One object: its pose, contour and texture. Points are complex, x + iy in pixels, whole at pixel centers.
+    """Pose, contour and texture of an object. Points are complex, x + iy in pixels, integers at pixel centers.
 
     The contour in the direction theta of the object's own axes is `radius` * (1 + Re sum_k a_k e^(ik theta)) over
     k = 2..5, divided by the root of 1 + sum_k |a_k|^2 / 2, which keeps the area at pi * radius^2 while it deforms.
@@ -71,8 +71,8 @@ class MovingObject:
 
 
 def _field(rng: np.random.Generator, size: int, wavelength: float, decay: float) -> np.ndarray:
-    """Smooth noise that tiles, float32 [size, size], mean 0 and deviation 1; all octaves below `wavelength` pixels."""
-    # Filtered in the frequency domain because that makes it periodic, which is what BORDER_WRAP needs.
+    """Smooth periodic noise, float32 [size, size], mean 0 and deviation 1; all octaves below `wavelength` pixels."""
+    # Filtered in the frequency domain, which makes it periodic, as BORDER_WRAP needs.
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) * wavelength
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / (1 + frequency**2) ** (decay / 2)
     spectrum[0, 0] = 0
@@ -81,20 +81,20 @@ def _field(rng: np.random.Generator, size: int, wavelength: float, decay: float)
 
 
 def _colors(rng: np.random.Generator, count: int, vivid: float) -> np.ndarray:
-    """Colors as Lab, float64 [count, 3], whose chroma is at most `vivid`."""
+    """Random Lab colors, float64 [count, 3], with a chroma of at most `vivid`."""
     chroma, hue = rng.uniform(0.1, 1, count) * vivid, rng.uniform(0, 2 * np.pi, count)
     return np.stack([rng.uniform(25, 80, count), chroma * np.cos(hue), chroma * np.sin(hue)], 1)
 
 
 def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np.ndarray) -> np.ndarray:
-    """Patches and stripes of the palette's Lab colors that tile, as RGB of 255: float32 [size, size, 3]."""
+    """Periodic patches and stripes in the palette's Lab colors: RGB in 0 to 255, float32 [size, size, 3]."""
     lab = np.empty((size, size, 3), np.float32)
     lab[:] = palette[0]
     ramp = np.arange(size) * (2 * np.pi / size)
     for index, color in enumerate(palette[1:]):
         layer = _field(rng, size, wavelength, 2.6)
         if index == 1:
-            # Whole numbers of stripes along both sides, or the texture would not tile.
+            # Integer numbers of stripes along both sides, which make it periodic.
             lean, rate = rng.uniform(0, 2 * np.pi), 1.1 * size / wavelength
             phase = round(rate * math.cos(lean)) * ramp[None] + round(rate * math.sin(lean)) * ramp[:, None]
             layer = (1.3 * np.sin(phase + layer) - 0.3).astype(np.float32)
@@ -106,13 +106,13 @@ def _texture(rng: np.random.Generator, size: int, wavelength: float, palette: np
 
 
 def _starts(rng: np.random.Generator, radii: np.ndarray, height: int, width: int, gap: float) -> np.ndarray:
-    """Centers in frame 0, complex128 [N]: in the picture, each about `gap` pixels clear of its nearest neighbor."""
+    """Centers in frame 0, complex128 [N]: inside the image, each about `gap` pixels away from its nearest neighbor."""
     centers = np.empty(len(radii), np.complex128)
     for index, radius in enumerate(radii):
         inset = 1.15 * radius
         spread = rng.uniform(size=(400, 2)) * [width - 2 * inset, height - 2 * inset] + inset
         candidates = spread[:, 0] + 1j * spread[:, 1]
-        # The clearance of the first object, which has no neighbors, is how near it lies to the middle.
+        # For the first object, which has no neighbors, the distance to the middle.
         clearance = np.abs(candidates - (width + 1j * height) / 2)
         if index:
             clearance = np.abs(candidates[:, None] - centers[:index]) - radii[:index] - radius
@@ -124,7 +124,7 @@ def _starts(rng: np.random.Generator, radii: np.ndarray, height: int, width: int
 def _paths(
     rng: np.random.Generator, starts: np.ndarray, frames: int, height: int, width: int, motion: Motion
 ) -> np.ndarray:
-    """Centers over time, complex128 [N, F]: ellipses between the start and a far end, passed back and forth."""
+    """Centers over time, complex128 [N, F]: ellipses through the start and a far end."""
     count, unit = len(starts), math.sqrt(height * width)
     wander = 0.2 + 0.6 * rng.uniform(size=(count, 2))
     goals = wander[:, 0] * width + 1j * wander[:, 1] * height
@@ -132,7 +132,7 @@ def _paths(
     crossing = motion.crossing if count > 1 else 0.0
     ends = crossing * starts[partners] + (1 - crossing) * goals
     middle, half = (starts + ends) / 2, (starts - ends) / 2
-    # Partners swing out to different sides and widths, so that they hide each other in part and not all at once.
+    # Partners have ellipses of different sides and widths, so that they occlude each other partly.
     bow = 1j * half * rng.uniform(0.1, 0.4, count) * rng.choice([-1, 1], count)
     rate = motion.speed * unit / np.maximum(np.abs(half), 0.08 * unit)
     phase = rate[:, None] * np.arange(frames)
@@ -140,7 +140,7 @@ def _paths(
 
 
 def scene_objects(seed: int, frames: int, height: int, width: int, objects: int, motion: Motion) -> list[MovingObject]:
-    """The objects of a clip in the order of their ids 1..n; a later one hides an earlier one."""
+    """The objects of a clip in the order of their ids 1..n; later ones occlude earlier ones."""
     rng = np.random.default_rng([seed, 0])
     unit, time = math.sqrt(height * width), np.arange(frames)
     areas = min(motion.area, 0.16 / objects) * rng.uniform(0.9, 1.25, objects)
@@ -154,7 +154,7 @@ def scene_objects(seed: int, frames: int, height: int, width: int, objects: int,
         shape = rng.standard_normal((2, 4, 2)) @ [1, 1j] / HARMONICS
         shape /= np.abs(shape).sum(1, keepdims=True)
         beat = np.sin(time[:, None] * rng.uniform(0.08, 0.22, 4) + rng.uniform(0, 2 * np.pi, 4))
-        # Every object has colors of the backdrop, or one flat color would tell them apart.
+        # Every object shares colors with the background, so that color alone does not separate them.
         shared = backdrop[rng.permutation(4)[:2]] + rng.normal(0, 4, (2, 3))
         palette = np.concatenate([_colors(rng, 2, 32), shared])[[0, 2, 1, 3]]
         size = 1 << math.ceil(math.log2(max(2.2 * radius, 8)))
@@ -172,7 +172,7 @@ def scene_objects(seed: int, frames: int, height: int, width: int, objects: int,
 
 
 class Scene:
-    """A clip ready to be rendered, frame by frame in any order and from any thread."""
+    """A clip whose frames can be rendered in any order and from any thread."""
 
     def __init__(self, seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None):
         for name, value, least, most in (
@@ -187,7 +187,7 @@ class Scene:
         self.seed, self.height, self.width = seed, height, width
         self.motion = motion or Motion()
         if self.motion.bumps + self.motion.deform > 0.8:
-            raise InputError("bumps and deform add up to more than 0.8; expected less, or the contour runs into itself")
+            raise InputError("bumps and deform add up to more than 0.8; expected less, so that contours stay simple")
         self.bodies = scene_objects(seed, frames, height, width, objects, self.motion)
         rng = np.random.default_rng([seed, 1])
         palette, unit = _colors(rng, 4, 22), math.sqrt(height * width)
@@ -201,7 +201,7 @@ class Scene:
         mask = np.zeros((self.height, self.width), np.uint8)
         for number, body in enumerate(self.bodies, 1):
             self._draw(image, mask, body, number, time)
-        # A lens never resolves single pixels; without this the texture looks pasted on.
+        # Blurred as by a lens.
         image = np.asarray(cv2.GaussianBlur(image, (3, 3), 0.5), np.float32)
         tint = self.motion.light * np.sin([0.13 * time, 0.13 * time + 0.2, 0.13 * time + 0.4])
         image *= (1 + tint).astype(np.float32)
@@ -216,7 +216,7 @@ class Scene:
         turn = np.exp(motion.sway * (np.sin(0.09 * time + self.heading) * 1j + np.sin(0.12 * time + 2 * self.heading)))
         drift = motion.pan * math.sqrt(self.height * self.width) * time * np.exp(1j * self.heading)
         shift = size / 2 * (1 + 1j) + drift - turn * middle
-        # Taken within one period, because remapping works with coordinates of 16 bits.
+        # Within one period, because OpenCV's remapping has 16-bit coordinates.
         x, y = shift.real % size, shift.imag % size
         matrix = np.array([[turn.real, -turn.imag, x], [turn.imag, turn.real, y]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -259,9 +259,9 @@ class Scene:
 def render_clip(
     seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None
 ) -> RenderedVideo:
-    """Render a synthetic clip in memory; scores on it say nothing about DAVIS. The same arguments give the same clip.
+    """Render a synthetic clip in memory. The same arguments give the same clip.
 
-    `objects` is the number of ids (1..8); all of them are in frame 0. `motion` is what happens, by default moderate.
+    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
     Raises InputError for sizes out of range.
     """
     scene = Scene(seed, frames, height, width, objects, motion)
@@ -282,7 +282,7 @@ SEQUENCES: dict[str, tuple[int, Motion]] = {
 
 
 def _holds(root: Path, wanted: dict[str, object]) -> bool:
-    """Whether `root` holds the set that `wanted` describes. Raises InputError if it holds anything else."""
+    """Whether `root` holds the set described by `wanted`. Raises InputError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -297,7 +297,7 @@ def _holds(root: Path, wanted: dict[str, object]) -> bool:
 
 
 def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
-    """Render one frame and write its picture and its mask where DAVIS has them."""
+    """Render one frame and write its image and mask in DAVIS layout."""
     image, mask = scene.frame(time)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=2)
@@ -308,11 +308,10 @@ def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
 def make_davis(
     root: Path, sequences: int = 5, frames: int = 40, height: int = 480, width: int = 854, seed: int = 7
 ) -> Path:
-    """Write the first `sequences` of `SEQUENCES` to `root` in the layout of DAVIS-2017 and return `root`.
+    """Write the first `sequences` of `SEQUENCES` to `root` in DAVIS-2017 layout and return `root`.
 
-    The videos are synthetic: scores on them say nothing about DAVIS. `root` appears only once it is complete, and
-    is left as it is if it already holds this very set. `height` and `width` are in pixels; the folders are called 480p
-    whatever they are. Sequence number i is rendered from `seed` + i.
+    `root` appears only once it is complete, and stays as it is if it already holds this set. `height` and `width` are
+    in pixels; the folders are named 480p for any size. Sequence i is rendered from `seed` + i.
     Raises InputError if `root` holds anything else, or for sizes out of range.
     """
     if not 1 <= sequences <= len(SEQUENCES):
@@ -325,7 +324,7 @@ def make_davis(
     remove_leftovers(folder.parent, root.absolute().name)
     names = list(SEQUENCES)[:sequences]
     try:
-        # Threads are enough: NumPy, OpenCV and Pillow release the interpreter while they compute.
+        # Threads suffice: NumPy, OpenCV and Pillow release the GIL.
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
             tqdm(total=sequences * frames, desc="rendering videos", unit="frame", disable=None) as bar,
@@ -342,7 +341,7 @@ def make_davis(
                 root.rmdir()
             folder.rename(root)
         except OSError as error:
-            # Another process may have made the same set meanwhile; anything else in the way is refused by name.
+            # Another process may have written the same set meanwhile; `_holds` refuses anything else.
             if not _holds(root, marker):
                 raise not_written(root, error) from None
     finally:

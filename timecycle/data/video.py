@@ -1,7 +1,4 @@
-"""Video files: which files of a folder are, and one decoder with one set of rules for damage, rotation and time.
-
-Knows no torch.
-"""
+"""Video files: finding them in a folder, and decoding with checks for damage. Does not import torch."""
 
 import functools
 import io
@@ -15,23 +12,22 @@ from typing import Any
 import numpy as np
 
 from timecycle.data.images import check_pixels, most_pixels
-from timecycle.errors import InputError
+from timecycle.errors import InputError, listing, printable
 
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv",
 }  # fmt: skip
-"""Suffixes of files that count as videos without being opened, so that damaged ones are reported when read."""
+"""Files with these suffixes count as videos without being opened, so that damaged ones are reported when read."""
 
-LONGEST_STILL = 3600.0  # seconds that a frame may be shown
-LONGEST_STILL_UNSTATED = 600.0  # the same where the container does not say how long the video is
-LONGEST_STILL_BEYOND = 10.0  # the same where it says that the video is shorter
-SLACK = 0.5  # seconds that a container may promise beyond the end of its last frame
-ODDEST_PIXEL = 16.0  # times as wide as high, or as high as wide; beyond, the ratio is taken for damaged
-NEARLY_SQUARE = 0.01  # as programs state it that scaled a picture to whole pixels and kept its aspect ratio
-SHOWN_NAMES = 3
-PROBED_BYTES = 1 << 17  # of a file, to know its format by
+LONGEST_STILL = 3600.0  # seconds, maximum duration of a frame
+LONGEST_STILL_UNSTATED = 600.0  # the same in containers without a duration
+LONGEST_STILL_BEYOND = 10.0  # the same beyond the container's duration
+SLACK = 0.5  # seconds that a container's duration may exceed the end of its last frame
+ODDEST_PIXEL = 16.0  # maximum aspect ratio of a pixel, either way; larger ones are taken for damage
+NEARLY_SQUARE = 0.01  # deviation from square pixels that is due to rounding a scaled size to whole pixels
+PROBED_BYTES = 1 << 17  # of a file, to detect its format
 
-# FFmpeg's formats, but for names that end in _pipe (pictures), that are no video: text, devices, lists of other files.
+# Formats of FFmpeg that are not video, beside those whose names end in _pipe (images).
 _TEXT = "adf bin idf tty txd xbin"
 _DEVICES = "alsa fbdev kmsgrab lavfi oss video4linux2 v4l2 x11grab"
 _LISTS = "concat dash hls imf rtsp sap sdp vobsub webm_dash_manifest"
@@ -41,15 +37,15 @@ _SUBTITLES = (
     "tedcaptions ttml vplayer webvtt"
 )
 _MOST_PIXELS_OF_FFMPEG = (1 << 31) - 1
-_TIMES_NOT_STATED = {"mpeg", "mpegts", "ogg"}  # FFmpeg has their length from the last timestamp
-_STATED_FOR_DECODING = {"avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2"}  # their length is counted in times of decoding
+_TIMES_NOT_STATED = {"mpeg", "mpegts", "ogg"}  # have no duration; FFmpeg takes it from the last timestamp
+_STATED_FOR_DECODING = {"avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2"}  # count the duration in decoding times
 
 
 def video_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Every video file in a folder and its subfolders, and the files that are none, each in the order of their paths.
+    """The video files in a folder and its subfolders, and the other files, both sorted by path.
 
-    Files with one of VIDEO_SUFFIXES count as videos; of others those that FFmpeg finds at least two frames in. Links
-    are followed, but no folder is entered twice; names with a leading dot are skipped.
+    Files with one of VIDEO_SUFFIXES count as videos, others if FFmpeg finds at least two frames. Links are followed,
+    but no folder is entered twice; names with a leading dot are ignored.
     Raises InputError if the folder is missing or holds no video files.
     """
     if not folder.is_dir():
@@ -68,25 +64,19 @@ def video_files(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in sorted(paths):
         (videos if _is_video(path) else others).append(path)
     if not videos:
-        found = f" ({passed_over(others)})" if others else ""
+        found = f" ({skipped_files(others)})" if others else ""
         raise InputError(f"{folder} holds no video files{found}; expected some, such as .mp4 or .webm")
     return videos, others
 
 
-def passed_over(paths: list[Path]) -> str:
-    """The number of files that are no videos, and the names of the first few."""
-    names = ", ".join(on_one_line(path.name) for path in paths[:SHOWN_NAMES])
-    more = f" and {len(paths) - SHOWN_NAMES} more" if len(paths) > SHOWN_NAMES else ""
-    return f"{len(paths)} other {'file' if len(paths) == 1 else 'files'} passed over: {names}{more}"
-
-
-def on_one_line(text: str) -> str:
-    """A file's name with line breaks, and bytes that are no text, escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def skipped_files(paths: list[Path]) -> str:
+    """The number and first names of files that are not videos, in words."""
+    names = listing(printable(path.name) for path in paths)
+    return f"{len(paths)} other {'file' if len(paths) == 1 else 'files'} skipped: {names}"
 
 
 def _is_video(path: Path) -> bool:
-    if path.exists() and not path.is_file():  # a pipe or a device, which might never answer
+    if path.exists() and not path.is_file():  # a pipe or a device, whose reading might block
         return False
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
@@ -99,22 +89,22 @@ def _is_video(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator["Video"]:
-    """Open a video file, whose format is known by its content alone; frames are decoded in one thread.
+    """Open a video file, whose format is detected by content alone; frames are decoded in one thread.
 
-    Playlists are not opened, and nothing but the file itself is. Raises InputError if the file cannot be read, holds
-    no video, or one of more pixels than `most_pixels`, and for what FFmpeg refuses within the block.
+    Only this file is opened, no other that it refers to, and no playlist. Raises InputError if it cannot be read, holds
+    no video, or has more than `most_pixels` pixels per frame, and for FFmpeg's errors within the block.
     """
     av = pyav()
     container = None
     options = {
         "format_whitelist": _formats(),
-        "protocol_whitelist": "none",  # of other files that this one may name
+        "protocol_whitelist": "none",  # for files that this one refers to
         "formatprobesize": str(PROBED_BYTES),
     }
     try:
         with io.FileIO(path) as file:
-            file.name = ""  # else FFmpeg would go by the suffix as well
-            # Tags may be in any encoding.
+            file.name = ""  # else FFmpeg would use the suffix as well
+            # Metadata may be in any encoding.
             with av.open(file, options=options, metadata_errors="replace") as container:
                 stream = container.streams.best("video")
                 cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
@@ -122,12 +112,12 @@ def opened(path: Path) -> Iterator["Video"]:
                     raise InputError(f"{path} holds no video that can be decoded; expected a video file")
                 context: Any = stream.codec_context
                 context.thread_count = 1  # callers read several videos at a time
-                check_pixels(path, context.width or 1, context.height or 1)  # 0 if it is not known yet
+                check_pixels(path, context.width or 1, context.height or 1)  # 0 if not known yet
                 context.options |= {"max_pixels": str(min(most_pixels(), _MOST_PIXELS_OF_FFMPEG))}  # of later frames
                 yield Video(path, container, stream)
     except (av.FFmpegError, OSError) as error:
         other_kind = container is None and isinstance(error, av.ArgumentError)
-        reason = "a picture, a playlist or text" if other_kind else error.strerror
+        reason = "an image, a playlist or text" if other_kind else error.strerror
         raise InputError(f"{path} is damaged or no video ({reason}); expected a video file") from None
 
 
@@ -142,36 +132,36 @@ def pyav() -> Any:
 
 @functools.cache
 def _formats() -> str:
-    """Names of the formats that may be videos, as FFmpeg takes them."""
+    """The formats that may be videos, as FFmpeg's format_whitelist."""
     av = pyav()
     others = set(f"{_TEXT} {_DEVICES} {_LISTS} {_PICTURES} {_SUBTITLES}".split())
     return ",".join(sorted(name for name in av.formats_available - others if not name.endswith("_pipe")))
 
 
 class Video:
-    """The best video stream of an open file. Times are in ticks of the stream, `clock.tick` seconds each."""
+    """The best video stream of an open file. Times are in stream ticks of `clock.tick` seconds."""
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self.path, self.container, self.stream = path, container, stream
         self.clock = Clock(path, container, stream)
 
     def packets(self) -> Iterator[Any]:
-        """The stream's packets. Raises InputError for one that the container marks as damaged."""
-        for packet in self.container.demux():  # of all streams, since the stated length counts all of them
+        """The stream's packets. Raises InputError for a packet marked as damaged."""
+        for packet in self.container.demux():  # of all streams, since the container's duration covers all of them
             self.clock.note(packet)
             if packet.stream.index == self.stream.index:
                 yield packet
 
     def frames(self, start: int | None = None, seek: bool = False) -> Iterator[Any]:
-        """Decoded frames in the order in which they are shown; `pts` is when.
+        """Decoded frames in presentation order, with their times in `pts`.
 
         Args:
-            start: frames shown before it are passed over, and damage in them.
-            seek: begin with a seek to `start`, not at the file's beginning; no frames if the seek landed behind it.
+            start: earlier frames are skipped, even if damaged.
+            seek: seek to `start` first; no frames if the seek lands behind it.
 
         Raises:
-            InputError: a frame is damaged, even if FFmpeg conceals it, changes its size or has no usable time; or, but
-                for seeks, the file ends earlier than its header says or holds no frames.
+            InputError: a frame is damaged, even if FFmpeg conceals it, changes its size or has no usable time; or,
+                without `seek`, the file ends earlier than its header says or holds no frames.
         """
         if seek:
             self.container.seek(start, stream=self.stream)
@@ -196,10 +186,10 @@ class Video:
             self.clock.finish()
 
     def times(self) -> tuple[np.ndarray, bool]:
-        """When frames are shown, int64 [n], ascending; and whether seeks find them. Reads the whole file.
+        """Presentation times of all frames, int64 [n], ascending; and whether seeking works. Reads the whole file.
 
-        Without decoding, where the packets have these times; an AVI or a raw stream is decoded.
-        Raises InputError as `frames` does, but for damage that only decoding reveals.
+        Decodes only files whose packets have no such times: AVI and raw streams.
+        Raises InputError as `frames`, except for damage that only decoding reveals.
         """
         found = [packet.pts for packet in self.packets() if packet.size and not packet.is_discard]
         if self.clock.by_decoding or None in found:
@@ -209,50 +199,48 @@ class Video:
         for time in times.tolist():
             self.clock.advance(time)
         self.clock.finish()
-        # FFmpeg guesses the times of an MPEG program stream, after a seek otherwise than from its start.
+        # FFmpeg guesses the times of an MPEG program stream, and guesses differently after a seek.
         return times, self.container.format.name != "mpeg"
 
     def scaled_size(self, height: int, width: int, side: int) -> tuple[int, int]:
-        """`square_size` of frames of `height` x `width`; pixels of an absurd or no stated ratio count as square."""
+        """`square_size` of `height` x `width` frames; a missing or absurd pixel aspect ratio counts as square."""
         ratio = float(self.stream.sample_aspect_ratio or 1)
         square = abs(ratio - 1) <= NEARLY_SQUARE or not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL
         return square_size(height, width, 1.0 if square else ratio, side)
 
 
 class Clock:
-    """When the frames of a stream are shown, and the checks that times and length make sense.
+    """Presentation times of a stream's frames, and checks of times and duration for damage.
 
-    Told of every packet of the container (`note`), of every frame in order (`time`, or `advance` where its time is
-    known), and of the end (`finish`). Each raises InputError for what only damage explains.
+    `note` must be called for every packet of the container, `time` for every frame in order (or `advance` if its time
+    is known), and `finish` at the end. Each raises InputError for a damaged file.
     """
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self._path, self._index = path, stream.index
         self.tick = float(stream.time_base)
-        """Seconds of a tick."""
+        """Seconds per tick."""
         name = container.format.name
         self.by_decoding = name == "avi"
-        """Whether times are those of decoding, since AVI has no others; FFmpeg guesses times of showing."""
+        """Whether to use decoding times: AVI has no presentation times, and FFmpeg guesses them."""
         self._counts_decoding = name in _STATED_FOR_DECODING
         self._length, self._start = ((seconds or 0) / 1e6 for seconds in (container.duration, container.start_time))
-        """Of all streams, in seconds, as stated."""
+        """The container's duration and start time, seconds."""
         self._stated = 0.0 if name in _TIMES_NOT_STATED else self._length
         self._promised = self._length if len(container.streams) == 1 else 0.0
-        """How long the container says that the stream is, in seconds; 0 if it says nothing of the stream alone."""
+        """The stream's duration according to the container, seconds; 0 if unknown."""
         if stream.duration:
             self._promised = stream.duration * self.tick
         self._step = max(1, round(1 / (float(stream.average_rate or 25) * self.tick)))
         self._last: int | None = None
-        self._longest = 0  # ticks from one frame to the next
-        self._first: int | None = None
-        self._furthest, self._end = (
-            0,
-            0,
-        )  # ticks: of the noted packets, by the times that the length is counted in; shown
-        self._all_end = 0.0  # seconds: of the packets of all streams
+        self._longest = 0  # ticks between two frames, at most
+        self._first: int | None = None  # ticks: the stream's first packet, and
+        self._furthest = 0  # its end, in the times in which the container counts durations
+        self._end = 0  # ticks: the stream's end in presentation times
+        self._all_end = 0.0  # seconds: the end of all streams
 
     def note(self, packet: Any) -> None:
-        """Take in how far a packet of any stream reaches, before its frames are asked for."""
+        """Take a packet of any stream into account, before its frames are decoded."""
         shown = packet.dts if self.by_decoding else packet.pts
         if shown is not None:
             self._all_end = max(self._all_end, float((shown + (packet.duration or 0)) * packet.time_base))
@@ -261,7 +249,7 @@ class Clock:
         if packet.is_corrupt:
             raise InputError(f"{self._path} is damaged {self.after}; expected a complete video file")
         if not packet.size or packet.is_discard:
-            return  # an editor's cut leaves packets to be discarded, of which other frames are decoded
+            return  # packets to be discarded, left by an edit, only serve to decode other frames
         if shown is not None:
             self._end = max(self._end, shown + (packet.duration or 0))
         time = packet.dts if self._counts_decoding else packet.pts
@@ -271,24 +259,24 @@ class Clock:
 
     @property
     def after(self) -> str:
-        """Where in the video that is which is asked for next, in words."""
+        """The current position, for error messages."""
         return f"after {(self._last or 0) * self.tick:.2f} s"
 
     @property
     def _reached(self) -> float:
-        """Seconds from the first noted packet to the end of the farthest."""
+        """Seconds from the first packet to the end of the last."""
         return 0.0 if self._first is None else (self._furthest - self._first) * self.tick
 
     @property
     def _longest_still(self) -> float:
-        """Seconds that a frame may be shown, by what was noted so far."""
+        """Maximum duration of a frame at this point, seconds."""
         if not self._stated:
             return LONGEST_STILL_UNSTATED
         beyond = self._reached > self._stated + max(1.0, 0.05 * self._stated)
         return LONGEST_STILL_BEYOND if beyond else LONGEST_STILL
 
     def time(self, frame: Any) -> int:
-        """When a decoded frame is shown, in ticks; one without a time follows the one before at the stream's rate."""
+        """A decoded frame's time in ticks; without one, that of the previous frame plus its duration."""
         time = frame.dts if self.by_decoding else frame.pts
         if time is None:
             time = 0 if self._last is None else self._last + (frame.duration or self._step)
@@ -296,7 +284,7 @@ class Clock:
         return time
 
     def advance(self, time: int) -> None:
-        """The next frame is shown at `time`."""
+        """Advance to the next frame, at `time`."""
         if self._last is not None:
             self._longest = max(self._longest, time - self._last)
         if self._longest * self.tick > self._longest_still:
@@ -304,14 +292,14 @@ class Clock:
         self._last = time
 
     def finish(self) -> None:
-        """There are no more packets and frames."""
+        """Check the duration after the last packet and frame."""
         if self._last is None:
             raise InputError(f"{self._path} is damaged or ends early; expected a complete video file")
         if max(self._longest, self._end - self._last) * self.tick > self._longest_still:
             raise InputError(
-                f"{self._path} shows a frame for longer than it says to last; expected a complete video file"
+                f"{self._path} shows a frame for longer than its own duration; expected a complete video file"
             )
-        # Headers are a little off in many files that are whole. Of what has no times the length is a guess.
+        # Durations in headers are slightly wrong in many intact files, and guessed in files without times.
         stated = self._length + self._start
         ends = [(self._all_end, stated, max(SLACK, 0.05 * self._length)), (self._reached, self._promised, SLACK)]
         for end, stated, slack in ends:
@@ -320,9 +308,9 @@ class Clock:
 
 
 def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, int]:
-    """Height and width of frames with square pixels, their short side scaled down to at most `side`.
+    """Height and width of frames resampled to square pixels, their short side scaled down to `side`.
 
-    ratio: how many times as wide as high the pixels of the frames of `height` x `width` are.
+    ratio: aspect ratio, width / height, of the pixels of the `height` x `width` frames.
     """
     width = max(1, round(width * ratio))
     short = max(side, min(height, width))
@@ -330,10 +318,9 @@ def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, 
 
 
 def upright(image: np.ndarray, frame: Any) -> np.ndarray:
-    """A decoded frame's image [H, W, 3] as a viewer shows it, rotated and mirrored as the display matrix says.
+    """A frame's image [H, W, 3], rotated and mirrored as its display matrix says, by multiples of 90 degrees.
 
-    Source: the matrix of ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y, of which the nearest multiple of 90 degrees
-    counts.
+    Source: the matrix of ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:

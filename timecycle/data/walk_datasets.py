@@ -1,6 +1,6 @@
-"""Datasets for contrastive random walks: two windows on a video, or a grid of patches of it.
+"""Datasets for contrastive random walks: two crops of a video, or a grid of patches.
 
-Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two windows are this project's
+Source: Jabri, Owens, Efros (NeurIPS 2020), section 3.2 and appendix, for the grid; the two crops are this project's
 (`timecycle.models.walk`).
 """
 
@@ -19,16 +19,16 @@ from timecycle.errors import InputError
 from timecycle.models.encoder import STRIDE
 from timecycle.models.walk import NO_TARGET
 
-SHORT_SIDE = 256  # pixels that a frame's short side counts as
-SCALES = (0.8, 1.25)  # of a window's side
-SHIFT = 0.3  # of the second window's center from the first's, in sides of a crop
-PATCH_AREA = (0.7, 0.9)  # of a cell of the grid that its patch shows
+SHORT_SIDE = 256  # pixels; sizes refer to frames with this short side
+SCALES = (0.8, 1.25)  # range of a window's side, relative to the crop's
+SHIFT = 0.3  # maximum distance of the two windows' centers along an axis, in crop sides
+PATCH_AREA = (0.7, 0.9)  # range of a patch's area, as a fraction of its grid cell
 PATCH_RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a frame, in pixels between corners, not between pixel centers."""
+    """A rectangle of a frame in pixels, where integer coordinates are pixel corners."""
 
     left: float
     top: float
@@ -36,9 +36,9 @@ class Window:
     height: float
 
     def cut(self, frames: Iterable[np.ndarray], size: int) -> np.ndarray:
-        """What the window shows of frames [H, W, 3], bilinear, uint8 [T, size, size, 3]."""
+        """The window of each frame [H, W, 3], resized bilinearly: uint8 [T, size, size, 3]."""
         across, down = size / self.width, size / self.height
-        # From pixel centers to pixel centers.
+        # OpenCV's coordinates are pixel centers.
         matrix = np.array(
             [
                 [across, 0, (0.5 - self.left) * across - 0.5],
@@ -49,9 +49,9 @@ class Window:
 
 
 def target_cells(window: Window, other: Window, side: int) -> np.ndarray:
-    """For each of side x side cells of a window the cell of the other that shows its center, int64 [side * side].
+    """For each of a window's side x side cells, the index of the other's cell at its center, int64 [side * side].
 
-    Cells row by row; -1 where the other window does not reach.
+    Cells are in row-major order; -1 outside the other window.
     """
     centers = (np.arange(side) + 0.5) / side
     column = np.floor((window.left + centers * window.width - other.left) / other.width * side).astype(np.int64)
@@ -61,7 +61,7 @@ def target_cells(window: Window, other: Window, side: int) -> np.ndarray:
 
 
 def two_windows(height: int, width: int, crop: int, generator: np.random.RandomState) -> tuple[Window, Window]:
-    """Two square windows on a frame [height, width], each of a scale of its own, the second near the first."""
+    """Two square windows of a frame, each of a random scale, the second near the first."""
     unit = crop * min(height, width) / SHORT_SIDE
 
     def side() -> float:
@@ -70,16 +70,16 @@ def two_windows(height: int, width: int, crop: int, generator: np.random.RandomS
     first, second = side(), side()
     left, top = generator.uniform(0, width - first), generator.uniform(0, height - first)
     shift = generator.uniform(-SHIFT, SHIFT, 2) * unit
-    # Centers that far apart, as far as the frame reaches.
+    # Clipped to the frame.
     near = [left + (first - second) / 2 + shift[0], top + (first - second) / 2 + shift[1]]
     there = np.clip(near, 0, [width - second, height - second])
     return Window(left, top, first, first), Window(float(there[0]), float(there[1]), second, second)
 
 
 def evenly_spaced(clip: Clip, length: int, most: int, generator: np.random.RandomState) -> list[int]:
-    """Frames of a clip: `length` of them, equally far apart, by 1 to `most`, from a random one on.
+    """Indices of `length` evenly spaced frames, with a random gap from 1 to `most` and a random start.
 
-    A clip that is too short for a drawn distance takes the largest that it has. Raises InputError below `length`.
+    The gap is reduced for short clips. Raises InputError for fewer than `length` frames.
     """
     widest = (clip.length - 1) // (length - 1)
     if widest < 1:
@@ -99,7 +99,7 @@ class _WalkDataset(ClipDataset):
         self.length, self.max_frame_gap = length, max_frame_gap
 
     def frames(self, clip: Clip, generator: np.random.RandomState) -> tuple[int, np.ndarray]:
-        """The first frame's number, and the frames of `evenly_spaced`, uint8 [T, H, W, 3]."""
+        """The first frame's index, and the frames of `evenly_spaced`, uint8 [T, H, W, 3]."""
         numbers = evenly_spaced(clip, self.length, self.max_frame_gap, generator)
         return numbers[0], clip.read(numbers)
 
@@ -108,13 +108,13 @@ class CropWalkDataset(_WalkDataset):
     """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], target [(c / 8)^2].
 
     Args:
-        clips: to draw from, as `ClipDataset`.
-        seed: likewise.
-        crop_side: pixels along a crop's side, c, a multiple of 8, of frames whose short side counts as 256.
+        clips: as for `ClipDataset`.
+        seed: as for `ClipDataset`.
+        crop_side: side of a crop in pixels, c, a multiple of 8, for frames with a short side of 256.
         length: frames of a sample, T, at least 2.
-        max_frame_gap: the largest distance between neighbors; 1 to it are drawn.
+        max_frame_gap: the gap between frames is drawn from 1 to this.
 
-    Raises InputError for sizes that mean nothing.
+    Raises InputError for sizes out of range.
     """
 
     def __init__(
@@ -139,19 +139,19 @@ class CropWalkDataset(_WalkDataset):
 
 
 class GridWalkDataset(_WalkDataset):
-    """For `timecycle.models.walk.GridWalk`: patches [T, N, 3, p, p] of the cells of a grid that overlap by half.
+    """For `timecycle.models.walk.GridWalk`: patches [T, N, 3, p, p] of grid cells that overlap by half.
 
-    Each patch shows a random part, 0.7 to 0.9 of the area, of its cell; drawn anew for each frame.
+    Each patch is a random part of its cell, of 0.7 to 0.9 of the area, drawn for each frame.
 
     Args:
-        clips: to draw from, as `ClipDataset`.
-        seed: likewise.
-        frame_side: pixels of the square that a frame is resized to, 256 as published.
-        cell_side: of a cell and its patch, p; 64 as published, which makes 7 x 7 of them.
+        clips: as for `ClipDataset`.
+        seed: as for `ClipDataset`.
+        frame_side: side in pixels of the square that a frame is resized to, 256 as published.
+        cell_side: side in pixels of a cell and its patch, p; 64 as published, which gives 7 x 7 cells.
         length: frames of a sample, T.
-        max_frame_gap: as of `CropWalkDataset`; the published program has one distance.
+        max_frame_gap: as for `CropWalkDataset`; the published program has a fixed gap.
 
-    Raises InputError for sizes that mean nothing.
+    Raises InputError for sizes out of range.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class GridWalkDataset(_WalkDataset):
 
 
 def random_part(left: int, top: int, side: int, generator: np.random.RandomState) -> Window:
-    """A random part of a square cell, of random area and ratio; as torchvision's RandomResizedCrop draws it."""
+    """A random part of a square cell, of random area and aspect ratio, as torchvision's RandomResizedCrop."""
     while True:
         area = generator.uniform(*PATCH_AREA) * side**2
         ratio = math.exp(generator.uniform(*np.log(PATCH_RATIO)))
