@@ -192,6 +192,6 @@ def test_paths_in_annotations_stay_below_the_folder(badja: Path, key, stored):
     ],
 )
 def test_other_json_is_refused(badja: Path, content):
-    (badja / ANNOTATIONS).write_bytes(content.encode("latin-1"))
+    (badja / ANNOTATIONS).write_bytes(content)
     with raises_input_error(match=r"bear\.json (is damaged or not JSON|holds a|cannot be read)"):
         timecycle.evaluate_badja(CellFeatures(), badja, "dino", **NATIVE)
