@@ -1,4 +1,4 @@
-"""Index masks on disk."""
+"""Masks of object ids: files of all kinds that are read, refused or repaired by options; masks in memory."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def transparent_background() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def turned() -> Image.Image:
+def rotated() -> Image.Image:
     return Image.fromarray(np.rot90(moving()))  # and back by the file's orientation, 6
 
 
@@ -88,13 +88,13 @@ READ = {
     "gray with alpha": (lambda: gray(0, 1, 2).convert("LA"), {}),
     "16 bits": (lambda: Image.fromarray(moving().astype(np.uint16)), {}),
     "gray palette": (lambda: gray(0, 1, 2).convert("P"), {}),
-    "somebody's palette": (lambda: other_palette(0, 0, 0, 236, 95, 103, 249, 145, 87), {}),
-    "turned": (turned, {"exif": EXIF}),
+    "another palette": (lambda: other_palette(0, 0, 0, 236, 95, 103, 249, 145, 87), {}),
+    "rotated": (rotated, {"exif": EXIF}),
 }
 
 
 @pytest.mark.parametrize(("image", "options"), READ.values(), ids=READ.keys())
-def test_masks_are_read_for_what_they_are(tmp_path, image, options):
+def test_masks_of_all_kinds_are_read(tmp_path, image, options):
     image().save(tmp_path / "mask.png", **options)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), moving())
     assert read_annotation(tmp_path / "mask.png")[1] == []
@@ -112,28 +112,25 @@ REFUSED = {
     "0 and 200": (lambda: gray(0, 200, 0), "gray value 200;.*--remap"),
     "100 and 200": (lambda: gray(0, 100, 200), "gray values 100, 200;.*--remap"),
     "another background": (lambda: other_palette(255, 255, 255, 255, 0, 0, 0, 0, 255), "255, 255, 255. at index 0"),
-    "black somewhere else": (lambda: other_palette(0, 0, 200, 255, 0, 0, 0, 0, 0), "black at index 2"),
+    "black at another index": (lambda: other_palette(0, 0, 200, 255, 0, 0, 0, 0, 0), "black at index 2"),
     "web colors": (lambda: in_color().convert("P"), "palette of web colors"),
-    "colors of nobody": (
+    "unknown colors": (
         lambda: Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[moving()]),
         "mode RGB with 2 colors that the DAVIS palette does not have",
     ),
-    "half transparent": (
-        lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)),
-        "partly transparent",
-    ),
+    "half transparent": (lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)), "partly transparent"),
     "ids of 16 bits": (lambda: Image.fromarray(moving().astype(np.uint16) * 1000), "holds the value 2000"),
 }
 
 
 @pytest.mark.parametrize(("image", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_mask_of_ids_is_refused_with_the_remedy(tmp_path, image, said):
+def test_other_images_are_refused_with_the_option_that_helps(tmp_path, image, said):
     image().save(tmp_path / "mask.png")
     with raises_input_error(match=rf"mask\.png .*{said}"):
         read_annotation(tmp_path / "mask.png")
 
 
-def test_the_remedies_read_what_was_meant(tmp_path):
+def test_options_read_the_intended_ids(tmp_path):
     soft().save(tmp_path / "soft.png")
     reading = mask_reading(threshold=128)
     assert read_annotation(tmp_path / "soft.png", reading)[1] == []
@@ -143,7 +140,7 @@ def test_the_remedies_read_what_was_meant(tmp_path):
         found = mask_reading(remap=remap).of_sequence(tmp_path / "gray.png")
         assert read_annotation(tmp_path / "gray.png", found)[1] == []
         np.testing.assert_array_equal(read_mask(tmp_path / "gray.png", found), moving())
-    with pytest.raises(InputError, match="soft edges"):  # 255 is not all that such a file holds
+    with pytest.raises(InputError, match="soft edges"):  # such a file holds more than 255
         read_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
 
 
@@ -166,12 +163,12 @@ def test_ids_with_gaps_are_noted(tmp_path, values, said):
 
 
 @pytest.mark.parametrize("words", [["x"], ["3"], ["3="], ["3=256"], ["-1=2"]])
-def test_a_pair_of_another_form_is_refused(words):
+def test_bad_remap_pairs_are_refused(words):
     with pytest.raises(InputError, match=f"--remap {words[0]} is not a pair; expected VALUE=ID"):
         mask_reading(remap=words)
 
 
-def test_a_mask_in_memory_follows_the_rules_for_files():
+def test_masks_in_memory_are_read_as_files_are():
     mask = moving()
     for given in (mask, mask.astype(np.int64), np.asfortranarray(mask), PALETTE[mask]):
         np.testing.assert_array_equal(ids_of(given), mask)
@@ -189,14 +186,14 @@ def test_a_mask_in_memory_follows_the_rules_for_files():
             ids_of(given)
 
 
-def test_void_beside_an_object_and_no_object_are_masks(tmp_path):
+def test_masks_with_void_and_without_objects_are_valid(tmp_path):
     for name, values in (("void", (0, 1, 255)), ("empty", (0, 0, 0))):
         gray(*values).save(tmp_path / f"{name}.png")
         assert read_annotation(tmp_path / f"{name}.png")[1] == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
-def test_what_is_no_picture_is_named(tmp_path, content):
+def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "mask.png"
     if content is not None:
         path.write_bytes(content)
@@ -204,15 +201,7 @@ def test_what_is_no_picture_is_named(tmp_path, content):
         read_mask(path)
 
 
-def test_a_truncated_mask_is_named(tmp_path):
-    path = tmp_path / "mask.png"
-    write_mask(path, np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"mask\.png is damaged or truncated"):
-        read_mask(path)
-
-
-def test_thin_objects_are_ids_where_none_is_missing(tmp_path):
+def test_thin_objects_are_not_taken_for_soft_edges(tmp_path):
     stripes = np.repeat(np.arange(24, dtype=np.uint8), 2)[None].repeat(48, axis=0)  # 2 pixels wide, side by side
     mask = np.where(np.arange(48)[:, None] % 16 < 12, stripes, 0)
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -220,14 +209,14 @@ def test_thin_objects_are_ids_where_none_is_missing(tmp_path):
     np.testing.assert_array_equal(ids_of(mask), mask)
 
 
-def test_a_threshold_of_sixteen_bits_takes_either_range(tmp_path):
+def test_a_threshold_applies_to_8_and_16_bits(tmp_path):
     for most in (255, 65535):
         Image.fromarray(np.where(moving() == 1, most, 0).astype(np.uint16)).save(tmp_path / f"{most}.png")
         found = read_mask(tmp_path / f"{most}.png", mask_reading(threshold=128))
         np.testing.assert_array_equal(found, moving() == 1)
 
 
-def test_of_2016_soft_edges_are_no_object_either(tmp_path):
+def test_davis_2016_masks_merge_objects_and_refuse_soft_edges(tmp_path):
     soft().save(tmp_path / "soft.png")
     with pytest.raises(InputError, match="soft edges"):
         read_annotation(tmp_path / "soft.png", MaskReading(single=True))
@@ -242,11 +231,15 @@ def test_values_to_remap_are_numbers(word):
         mask_reading(remap=[word])
 
 
-def test_a_changed_bit_of_a_mask_is_noticed(tmp_path):
+def flip_bit(data: bytes) -> bytes:
+    at = data.index(b"IDAT") + 12
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], flip_bit], ids=["truncated", "changed"])
+def test_damaged_masks_are_refused(tmp_path, damage):
     path = tmp_path / "mask.png"
-    write_mask(path, np.arange(64, dtype=np.uint8).reshape(8, 8) % 3)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"IDAT") + 12] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=r"mask\.png is damaged or truncated"):
+    write_mask(path, np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8))
+    path.write_bytes(damage(path.read_bytes()))
+    with raises_input_error("mask.png is damaged or truncated"):
         read_mask(path)
