@@ -198,7 +198,7 @@ def test_modules_that_a_first_call_makes_evaluate_too():
         assert first.count_nonzero() == first.numel()
         assert expected(images()).count_nonzero() < first.numel()
     with (
-        pytest.raises(InputError, match="has made a Net in training mode, and its batch normalization has changed"),
+        pytest.raises(InputError, match="created a Net in training mode, and its batch normalization changed"),
         evaluating(Lazy(network), None) as features,
     ):
         features(images())

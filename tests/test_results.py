@@ -12,7 +12,9 @@ from timecycle import manifest
 from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis import results
-from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis.masks import SequenceWriter
+from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.viewing.overlays import OverlayVideo
 
 ENTRY = {"frames": 3, "seconds": {"read": 1.0}}
 
@@ -286,7 +288,7 @@ def test_what_was_added_to_the_record_stays(tmp_path, dog):
 
 
 def test_what_is_evaluated_is_not_written_among(tmp_path, dog):
-    with pytest.raises(InputError, match=r"dog holds what is evaluated; expected another --save_path"):
+    with pytest.raises(InputError, match=r"dog holds the input data; expected another --save_path"):
         ResultsFolder(tmp_path / "data", {}).check_free(dog, overlays=False)
 
 
@@ -302,5 +304,5 @@ def test_names_of_frames_need_not_be_text(tmp_path, dog):
 def test_a_folder_s_name_is_no_protocol(tmp_path, monkeypatch, name):
     pytest.importorskip("av", reason="PyAV is not installed")
     monkeypatch.chdir(tmp_path)
-    finished(results.OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
+    finished(OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
     assert Path(name, "a.mp4").read_bytes()[4:8] == b"ftyp"

@@ -109,7 +109,7 @@ def test_a_results_folder_that_is_none_is_named(small_davis: Path, tmp_path):
     (tmp_path / "results.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(InputError, match=r"results.json is damaged or not JSON .*; expected what an earlier run"):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path, **SMALL)
-    with pytest.raises(InputError, match="device is 'cuda:99'"):
+    with pytest.raises(InputError, match="device 'cuda:99' cannot be used"):
         timecycle.evaluate_davis(patches, small_davis, device="cuda:99", **SMALL)
     with pytest.raises(InputError, match="--threshold is '128'"):
         timecycle.evaluate_davis(patches, small_davis, threshold="128", **SMALL)
@@ -162,7 +162,7 @@ def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
     refused = run(*other)
     assert refused.code == 2
     assert (
-        "cannot be told from the features; expected another --save_path, --overwrite to start over, or --reuse"
+        "these features cannot be identified; expected another --save_path, --overwrite to start over, or --reuse"
         in refused.err
     )
     assert run(*other, "--overwrite").code == 0
