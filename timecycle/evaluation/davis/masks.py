@@ -42,7 +42,7 @@ class SequenceWriter:
     Methods raise InputError if a file cannot be written, for example because the disk is full.
     """
 
-    def __init__(self, folder: ResultsFolder, sequence: Sequence, video: bool, pictures: bool = True) -> None:
+    def __init__(self, folder: ResultsFolder, sequence: Sequence, video: bool, images: bool = True) -> None:
         self._folder, self._sequence = folder, sequence
         self._work = partial_path(folder.path / sequence.name)
         self._hashes: Hashes = {}
@@ -51,7 +51,7 @@ class SequenceWriter:
             (self._work / sequence.name).mkdir(parents=True)
             (self._work / OVERLAYS / sequence.name).mkdir(parents=True)
         last = len(sequence.frames) - 1
-        self._pictured = {round(i * last / (OVERLAY_IMAGES - 1)) for i in range(OVERLAY_IMAGES)} if pictures else set()
+        self._with_image = {round(i * last / (OVERLAY_IMAGES - 1)) for i in range(OVERLAY_IMAGES)} if images else set()
         self._video_wanted = video
         self._video: OverlayVideo | None = None
 
@@ -66,10 +66,10 @@ class SequenceWriter:
         """Write the next frame's mask, uint8 [H, W], and overlays of it on the frame, uint8 RGB [H, W, 3]."""
         stem = self._sequence.frames[index].stem
         self._write(f"{self._sequence.name}/{stem}.png", mask_png(mask))
-        if index not in self._pictured and not self._video_wanted:
+        if index not in self._with_image and not self._video_wanted:
             return
         painted = paint(rgb, mask)
-        if index in self._pictured:
+        if index in self._with_image:
             self._write(f"{OVERLAYS}/{self._sequence.name}/{stem}.jpg", jpeg_bytes(painted))
         if self._video_wanted:
             if self._video is None:
@@ -172,7 +172,7 @@ def write_masks(
             bar.set_description(sequence.name)
             start = time.perf_counter()
             watch = Stopwatch()
-            writer = SequenceWriter(folder, sequence, video and overlays, pictures=overlays)
+            writer = SequenceWriter(folder, sequence, video and overlays, images=overlays)
             try:
                 _write_sequence(sequence, features, protocol, writer, watch, bar, say)
                 watch.seconds["total"] = time.perf_counter() - start

@@ -140,8 +140,8 @@ class ResultsFolder:
         manifest = Manifest(self.path, sequence.name)
         manifest.check_masks()
         if overlays:
-            pictures = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
-            manifest.check_free([manifest.video, *pictures])
+            images = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
+            manifest.check_free([manifest.video, *images])
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Record a finished sequence in results.json."""
