@@ -1,10 +1,10 @@
-"""Evaluate features on DAVIS-2017 by label propagation: first-frame masks in, masks of every frame and J&F out.
+"""Evaluate features on DAVIS-2017 by label propagation: first-frame masks in, masks of all frames and J&F out.
 
     python test_davis.py --cropSize 480                                   # synthetic video, no download
     python test_davis.py --davis DAVIS --resume checkpoint_14.pth.tar     # DAVIS-2017 with the released weights
     python test_davis.py --davis DAVIS --protocol dino --features my_model:extract
 
-Protocol: TimeCycle's (Wang, Jabri, Efros, CVPR 2019, section 4.2), with the numbers of its release, unless named.
+The default protocol is TimeCycle's (Wang, Jabri, Efros, CVPR 2019, section 4.2) with the settings of its release.
 """
 
 import argparse
@@ -22,6 +22,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM unwinds like Ctrl-C, so that nothing half-written stays.
+    # Handle SIGTERM like Ctrl-C, so that unfinished files are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command_line(main)

@@ -16,10 +16,9 @@ from benchmarks.gpu_setting import TINY, attempt, device
 from timecycle.data.davis import Sequence, read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
-from timecycle.evaluation.davis.evaluate import masks_to_score
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
-from timecycle.evaluation.davis.scores import score_masks
+from timecycle.evaluation.davis.scores import score_written
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.propagation.protocols import Protocol
 
@@ -31,7 +30,7 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
     start = time.perf_counter()
     write_masks(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
     seconds = time.perf_counter() - start
-    scores = score_masks(masks_to_score(sequences, folder.path), workers=1)
+    scores = score_written(sequences, folder.path, workers=1)
     pictures = sum(len(sequence.frames) for sequence in sequences)
     return {
         "pictures": pictures,

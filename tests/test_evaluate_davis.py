@@ -18,9 +18,8 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.identity import identity
-from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import PRESETS
-from timecycle.propagation.video import propagate_maps
+from timecycle.propagation.video import preprocess, propagate_maps
 
 
 def patches(images: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def test_modules_made_in_the_first_call_are_put_into_eval_mode():
         assert first.count_nonzero() == first.numel()
         assert expected(images()).count_nonzero() < first.numel()
     with (
-        pytest.raises(InputError, match="has made a Net in training mode, and its batch normalization has changed"),
+        pytest.raises(InputError, match="created a Net in training mode, and its batch normalization changed"),
         evaluating(Lazy(network), None) as features,
     ):
         features(images())

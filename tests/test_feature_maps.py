@@ -102,7 +102,7 @@ def test_later_outputs_must_have_the_form_of_the_first():
     answers = iter([MAPS, MAPS.permute(0, 2, 3, 1)])
     features = CallableExtractor(lambda _: next(answers), CPU)
     features(images())
-    with pytest.raises(InputError, match=r"expected \[B, D, h, w\], as earlier answers were read, not \[B, h, w, D\]"):
+    with pytest.raises(InputError, match=r"expected \[B, D, h, w\], like its earlier outputs, not \[B, h, w, D\]"):
         features(images())
     last = iter([MAPS.permute(0, 2, 3, 1), torch.rand(1, 12, 12, 12), BEHIND[1]])
     features = CallableExtractor(lambda _: next(last), CPU)

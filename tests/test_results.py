@@ -13,7 +13,9 @@ from timecycle import manifest
 from timecycle.data.davis import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis import results
-from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis.masks import SequenceWriter
+from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.viewing.overlays import OverlayVideo
 
 ENTRY = {"frames": 3, "seconds": {"read": 1.0}}
 
@@ -283,7 +285,7 @@ def test_entries_added_to_the_record_stay(tmp_path, dog):
 
 
 def test_results_are_not_written_among_the_frames(tmp_path, dog):
-    with pytest.raises(InputError, match=r"dog holds what is evaluated; expected another --save_path"):
+    with pytest.raises(InputError, match=r"dog holds the input data; expected another --save_path"):
         ResultsFolder(tmp_path / "data", {}).check_free(dog, overlays=False)
 
 
@@ -299,5 +301,5 @@ def test_frame_names_that_are_not_utf8_are_hashed(tmp_path, dog):
 def test_a_folders_name_is_not_taken_for_a_url(tmp_path, monkeypatch, name):
     pytest.importorskip("av", reason="PyAV is not installed")
     monkeypatch.chdir(tmp_path)
-    finished(results.OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
+    finished(OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
     assert Path(name, "a.mp4").read_bytes()[4:8] == b"ftyp"

@@ -105,7 +105,7 @@ def test_bad_results_folders_and_options_are_refused(small_davis: Path, tmp_path
     (tmp_path / "results.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(InputError, match=r"results.json is damaged or not JSON .*; expected what an earlier run"):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path, **SMALL)
-    with pytest.raises(InputError, match="device is 'cuda:99'"):
+    with pytest.raises(InputError, match="device 'cuda:99' cannot be used"):
         timecycle.evaluate_davis(patches, small_davis, device="cuda:99", **SMALL)
     with pytest.raises(InputError, match="--threshold is '128'"):
         timecycle.evaluate_davis(patches, small_davis, threshold="128", **SMALL)
@@ -154,7 +154,7 @@ def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
     other = (*arguments[:-2], "other", "--features", write_module(tmp_path, "module_two", body))
     assert run(*other).code == 0
     refused = run(*other)
-    said = "cannot be told from the features; expected another --save_path, --overwrite to start over, or --reuse"
+    said = "these features cannot be identified; expected another --save_path, --overwrite to start over, or --reuse"
     assert (refused.code, said in refused.err) == (2, True)
     assert run(*other, "--overwrite").code == 0
 

@@ -17,8 +17,8 @@ from timecycle.data.walk_datasets import Window
 from timecycle.features.extractors import Extractor
 from timecycle.features.named import SHIPPED
 from timecycle.models.encoder import Trunk
-from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import protocol
+from timecycle.propagation.video import preprocess
 
 CARD = SHIPPED.parent / "README.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "weights.json"

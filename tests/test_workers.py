@@ -32,7 +32,7 @@ def test_a_worker_that_is_killed_ends_the_scoring_with_a_sentence(tmp_path: Path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(InputError, match="a process that scored masks was killed, perhaps for want of memory"):
+    with pytest.raises(InputError, match="a scoring process was killed, possibly out of memory"):
         score_results(davis, results, workers=2)
     killer.join()
 

@@ -1,1 +1,1 @@
-"""Evaluations, each with its reader, its metric and its `evaluate_*`: DAVIS, JHMDB, VIP, BADJA, TAP-Vid."""
+"""Evaluations on DAVIS, JHMDB, VIP, BADJA and TAP-Vid."""

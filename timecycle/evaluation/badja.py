@@ -1,6 +1,6 @@
-"""BADJA: an animal's joints, given in a video's first annotated frame, through the video; PCK by the animal's area.
+"""BADJA: joints of an animal, given in the first annotated frame, are tracked; PCK relative to the animal's area.
 
-Sources: Biggs et al., Creatures Great and SMAL, ACCV 2018, and its repository (the data and the measure);
+Sources: Biggs et al., Creatures Great and SMAL, ACCV 2018, and its repository (data and metric);
 test_on_badja.py and badjadataset.py of PIPs (Harley et al., ECCV 2022), which track joints through all frames between
 annotated ones.
 """
@@ -28,21 +28,21 @@ from timecycle.propagation.video import Sizes
 
 STORED_JOINTS = 37
 JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)
-"""Of the 37 stored joints of the SMAL model those that are scored: legs, neck, tail, jaw, nose, ears."""
+"""Indices of the scored joints among the 37 of the SMAL model: legs, neck, tail, jaw, nose, ears."""
 WITHHELD = ("cat_jump", "tiger")
-"""Videos whose frames are not given out with the data."""
+"""Videos whose frames are not distributed with the data."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnimalVideo:
-    """One video from its first annotated frame to its last, and what is known of the annotated ones."""
+    """One video from its first annotated frame to its last, with the annotations."""
 
     name: str
     frames: tuple[Path, ...]
     annotated: tuple[int, ...]
-    """Indices of the annotated frames, rising from 0."""
+    """Indices of the annotated frames, ascending from 0."""
     segmentations: tuple[Path, ...]
-    """Of the annotated frames."""
+    """Segmentations of the annotated frames."""
     joints: np.ndarray
     """float64 [A, 20, 2], x and y in pixels, of the annotated frames."""
     visible: np.ndarray
@@ -51,7 +51,7 @@ class AnimalVideo:
 
 @dataclass(frozen=True)
 class JointScores:
-    """Shares in [0, 1] of the joints that are found."""
+    """Fractions in [0, 1] of the joints that are found."""
 
     pck: float
     """Mean over the videos."""
@@ -60,16 +60,16 @@ class JointScores:
 
 
 def read_badja(root: Path | str, videos: list[str] | None = None) -> list[AnimalVideo]:
-    """The annotated videos.
+    """Read the annotated videos.
 
     Args:
         root: folder with joint_annotations/<video>.json, lists of objects with `image_path` and `segmentation_path`
-            (relative to root), `joints` [37, 2] (row, column) and `visibility` [37]; and with the pictures, such as
-            DAVIS/JPEGImages/Full-Resolution/<video>/*.jpg. Frames between the annotated ones lie beside them.
-        videos: only these, in this order; without it all but cat_jump and tiger, whose frames are not given out.
+            (relative to root), `joints` [37, 2] (row, column) and `visibility` [37]; and with the images, such as
+            DAVIS/JPEGImages/Full-Resolution/<video>/*.jpg. Frames between the annotated ones are in the same folder.
+        videos: names, in this order; by default all but cat_jump and tiger, whose frames are not distributed.
 
     Raises:
-        InputError: something is missing, damaged or does not fit together.
+        InputError: a file is missing or damaged, or files do not match.
     """
     folder = Path(root) / "joint_annotations"
     there = [path.stem for path in files_in(folder, (".json",), "joint annotations")]
@@ -114,11 +114,11 @@ def _read_frame(root: Path, path: Path, entry: Any, what: str) -> tuple[Path, Pa
     try:
         image, segmentation = (_below(root, path, entry[key]) for key in ("image_path", "segmentation_path"))
         places = np.array(entry["joints"], float)
-        # Of texts NumPy would make an array in which each takes as much as the longest.
+        # From strings NumPy would make an array that pads each to the longest.
         seen = np.array([value if isinstance(value, bool | int) else np.nan for value in entry["visibility"]])
     except InputError:
         raise
-    except Exception as error:  # NumPy takes lists in lists of any values, and raises accordingly
+    except Exception as error:  # NumPy raises many kinds of errors for nested lists of arbitrary values
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {said(error)}); expected {what}") from None
     if places.shape != (STORED_JOINTS, 2) or not np.isfinite(places).all():
         raise InputError(
@@ -133,18 +133,18 @@ def _read_frame(root: Path, path: Path, entry: Any, what: str) -> tuple[Path, Pa
 
 
 def _below(root: Path, path: Path, stored: str) -> Path:
-    """A path that an annotation gives, below the data's folder."""
+    """A path stored in an annotation, resolved below the data's folder."""
     return root.joinpath(*(component(part, path) for part in PurePosixPath(stored).parts or ("",)))
 
 
 def animal_area(path: Path, frame: Size) -> int:
-    """Pixels of the animal in a segmentation, counted at the size of its frame (height, width).
+    """Number of the animal's pixels in a segmentation, counted at the size of its frame (height, width).
 
-    A pixel is the animal's if it has any red, as in PIPs' program: object 1 of DAVIS's palette is red, and a rider,
-    object 2, is green. Raises InputError if the picture is missing or damaged.
+    As in PIPs' program, these are the pixels whose red channel is not 0: in DAVIS's palette object 1 is red and a
+    rider, object 2, is green. Raises InputError if the image is missing or damaged.
     """
-    with open_image(path) as picture:
-        red = np.ascontiguousarray(decode(picture, path, "RGB")[:, :, 0])
+    with open_image(path) as image:
+        red = np.ascontiguousarray(decode(image, path, "RGB")[:, :, 0])
     return int(np.count_nonzero(nearest(red, frame)))
 
 
@@ -161,32 +161,32 @@ def evaluate_badja(
     progress: bool = True,
     **overrides: Any,
 ) -> JointScores:
-    """PCK of features on BADJA: each joint of the first annotated frame is propagated, and scored where annotated.
+    """PCK of features on BADJA: each joint of the first annotated frame is propagated and scored in the other ones.
 
-    The measure: a joint is found if it is closer to its annotation than 0.2 times the root of the animal's area in that
-    frame, in pixels of the frames; PCK is the share of found joints over all joints that are annotated as visible in
-    the frames after the first, and the mean over videos is reported. The way there is this library's: a joint becomes
-    the weights of the four positions around it, and its later place is the mean of the map's `top` strongest positions,
-    weighted by their values; a joint whose map is 0 everywhere stays where it was. PIPs' DINO baseline marks one
-    position and takes the mean of the whole map, upsampled, of frames resized to 512 x 320, and scores DAVIS's videos.
+    Metric: a joint is found if it is closer to its annotation than 0.2 times the square root of the animal's area in
+    that frame, in pixels; PCK is the fraction of found joints among those annotated as visible after the first frame,
+    averaged over videos. Method: a joint is encoded as bilinear weights of the four positions around it, and decoded as
+    the mean of the map's `top` strongest positions, weighted by their values; a joint whose map is 0 everywhere keeps
+    its last place. PIPs' DINO baseline instead marks one position, takes the mean of the whole upsampled map, resizes
+    frames to 512 x 320 and scores DAVIS's videos only.
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in BADJA's layout, see read_badja.
         protocol: a preset's name, or a protocol, for the image's size and how maps are propagated.
-        videos: only these; the seven of DAVIS for figures to set beside PIPs'.
-        top: positions that make a place.
-        hidden_starts: whether joints that are hidden in the first frame are propagated from the place stated there,
-            which may be the corner of the frame, and scored, as PIPs' program does; else they are left out.
-        device: where images go; without it where a module's parameters are, else the CPU.
-        progress: whether a bar is shown.
+        videos: names of the videos to evaluate; the seven of DAVIS for comparison with PIPs.
+        top: number of positions that are averaged.
+        hidden_starts: whether to propagate and score joints hidden in the first frame, from their annotated place
+            (possibly the corner of the frame), as PIPs' program does; else they are left out.
+        device: where images go; by default the device of the modules' parameters, else the CPU.
+        progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7.
 
     Raises:
-        InputError: data are missing or damaged, a video shows no joint to start from, the protocol is unknown, or
-            `features` returns something else.
+        InputError: data are missing or damaged, a video has no joint to start from, the protocol is unknown, or
+            `features` does not return feature maps.
 
-    Source: as this module's. Not checked against published scores, for want of the data.
+    Source: see this module. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **overrides)
     every = read_badja(root, videos)

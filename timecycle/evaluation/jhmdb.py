@@ -1,8 +1,8 @@
-"""JHMDB: a person's 15 joints, given in a clip's first frame, through the clip; PCK at 0.1 and 0.2.
+"""JHMDB: 15 joints of a person, given in the first frame, are tracked through a clip; PCK at 0.1 and 0.2.
 
 Sources: Jhuang et al., Towards Understanding Action Recognition, ICCV 2013 (the data); Wang, Jabri, Efros, TimeCycle,
 CVPR 2019, section 4.3; the pose programs of UVC (test_jhmdb.py, eval_pck.py; Li et al., NeurIPS 2019) and of CRW
-(data/jhmdb.py, test.py, eval/eval_pck.py; Jabri et al., NeurIPS 2020), whose rules these are.
+(data/jhmdb.py, test.py, eval/eval_pck.py; Jabri et al., NeurIPS 2020), whose rules are followed.
 """
 
 import os
@@ -32,40 +32,40 @@ THRESHOLDS = (0.1, 0.2)
 
 @dataclass(frozen=True, eq=False)
 class PoseClip:
-    """One clip: its annotated frames in order, and where the joints are in them."""
+    """One clip: its annotated frames in order, and their joints."""
 
     name: str
     """class/clip."""
     frames: tuple[Path, ...]
     joints: np.ndarray
-    """float64 [T, 15, 2], x and y in pixels, 0 the middle of the first pixel."""
+    """float64 [T, 15, 2], x and y in pixels; 0 is the center of the first pixel."""
 
 
 @dataclass(frozen=True)
 class PoseScores:
-    """Shares in [0, 1] of the joints that are found, by threshold (0.1, 0.2)."""
+    """Fractions in [0, 1] of the joints that are found, by threshold (0.1, 0.2)."""
 
     pck: dict[float, float]
     """Mean over the joints."""
     joints: dict[float, tuple[float, ...]]
-    """Of each of the 15 joints, in the order of the data; NaN for one that was never to be scored."""
+    """Of each of the 15 joints, in the order of the data; NaN for a joint that is never scored."""
 
 
 def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int = 1) -> list[PoseClip]:
-    """The test clips of a split.
+    """Read the test clips of a split.
 
     Args:
         root: folder with joint_positions/<class>/<clip>/joint_positions.mat, Rename_Images/<class>/<clip>/00001.png
             and so on, and splits/<class>_test_split<split>.txt, whose lines `<clip>.avi 2` name the clips for testing.
-        listing: a list to take instead of the splits: two paths a line, in either order, of which the one that ends in
-            `joint_positions/<class>/<clip>/joint_positions.mat` names the clip, as testlist_split1.txt of TimeCycle and
-            UVC has them. What precedes joint_positions, a path of another machine, is ignored.
+        listing: a list to use instead of the splits, such as testlist_split1.txt of TimeCycle and UVC: two paths a
+            line, in either order, one of which ends in `joint_positions/<class>/<clip>/joint_positions.mat` and names
+            the clip. The part before joint_positions is ignored.
         split: 1, 2 or 3.
 
-    A clip ends with its joints: frames after them are left out.
+    Frames without joints at the end of a clip are left out.
 
     Raises:
-        InputError: something is missing, damaged or does not fit together.
+        InputError: a file is missing or damaged, or files do not match.
     """
     root = Path(root)
     if split not in (1, 2, 3):
@@ -149,34 +149,33 @@ def evaluate_jhmdb(
     progress: bool = True,
     **overrides: Any,
 ) -> PoseScores:
-    """PCK of features on JHMDB: each joint of the first frame becomes a Gaussian map, which is propagated.
+    """PCK of features on JHMDB: each joint of the first frame is encoded as a Gaussian map and propagated.
 
-    The rules, as UVC's and CRW's programs have them: frames become squares of 320 pixels; a joint at pixel x (from 0)
-    of a frame W wide is at x * w / W of a grid w wide, and back the same way; its place in a later frame is the mean of
-    the map's `top` strongest positions, weighted by their values; a joint whose map is 0 everywhere is lost, and is
-    neither scored nor part of the person's box; the distance to the annotation counts in units of 0.6 times the
-    diagonal of the box around the annotated joints of that frame, and is right up to and including the threshold; the
-    first frame is not scored; PCK is taken for each joint over all frames of all clips, and the mean over joints is
-    reported. What differs: Gaussians at the left and upper border (see gaussian_maps), and a joint with nothing to
-    score is left out of the mean. VFS's program (Xu, Wang, ICCV 2021) goes another way: maps at the size of the frame,
-    the first frame scored.
+    The rules are those of UVC's and CRW's programs. Frames are resized to squares of 320 pixels. Pixel x (from 0) of a
+    frame of width W is position x * w / W of a grid of width w. A joint's place in a later frame is the mean of its
+    map's `top` strongest positions, weighted by their values; a joint whose map is 0 everywhere is lost, and is neither
+    scored nor part of the person's box. A joint is found if its distance to the annotation, in units of 0.6 times the
+    diagonal of the box around the frame's annotated joints, is at most the threshold. The first frame is not scored.
+    PCK is computed for each joint over all frames of all clips, then averaged over joints. Differences: Gaussians at
+    the left and upper border (see gaussian_maps), and joints with nothing to score are left out of the mean. VFS's
+    program (Xu, Wang, ICCV 2021) differs: maps have the size of the frame, and the first frame is scored.
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in JHMDB's layout, see read_jhmdb.
-        protocol: a preset's name, or a protocol, for how maps are propagated. The published pose programs set some
-            fields differently from their DAVIS programs (UVC: side=240); only the square is set here.
-        listing: a list of clips instead of the test clips of split 1, see read_jhmdb.
-        top: positions that make a place; without it 3 for "crw" and 5 for every other protocol, as published.
-        sigma: of the Gaussians, in feature positions.
-        device: where images go; without it where a module's parameters are, else the CPU.
-        progress: whether a bar is shown.
+        protocol: a preset's name, or a protocol; only resizing to the square is changed. The published pose programs
+            also change other fields from their DAVIS programs (UVC: side=240).
+        listing: a list of clips; by default the test clips of split 1, see read_jhmdb.
+        top: number of positions that are averaged; by default 3 for "crw" and 5 for other protocols, as published.
+        sigma: standard deviation of the Gaussians, in feature positions.
+        device: where images go; by default the device of the modules' parameters, else the CPU.
+        progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7 or side=240.
 
     Raises:
-        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+        InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: as this module's. Not checked against scores of the original programs, for want of the data.
+    Source: see this module. Not checked against the original programs, since the data were not available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
     strongest = top if top is not None else 3 if rules.name == "crw" else 5

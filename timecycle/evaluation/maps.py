@@ -1,38 +1,38 @@
-"""Points to maps on the feature grid, and maps back to points. NumPy only, without torch."""
+"""Conversion between points and maps on the feature grid, in NumPy without torch."""
 
 import numpy as np
 
 from timecycle.errors import InputError
 
 SIGMA = 0.5
-"""Of the joints' Gaussians in feature positions, as TimeCycle, UVC and CRW draw them."""
+"""Standard deviation of the joints' Gaussians in TimeCycle, UVC and CRW, in feature positions."""
 
 
 def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGMA) -> np.ndarray:
-    """A Gaussian around each place, as soft labels.
+    """Encode each place as a Gaussian map.
 
     Args:
-        places: [L, 2] x and y in feature positions, 0 the first row and column.
+        places: [L, 2] x and y in feature positions, from 0.
         grid: (height, width) of the maps.
         sigma: standard deviation, in feature positions.
 
     Returns:
-        float32 [L, h, w], 1 at the position nearest to the place, cut off some 3 sigma from it; 0 everywhere if no
-        part of it falls on the grid.
+        float32 [L, h, w], 1 at the position nearest to the place, truncated at about 3 sigma; 0 everywhere if it is
+        outside the grid.
 
     Raises:
         InputError: sigma is not positive.
 
     Source: the pose programs of TimeCycle (Wang et al., CVPR 2019), UVC (Li et al., NeurIPS 2019) and CRW (Jabri et
     al., NeurIPS 2020). With their sigma of 0.5 the window is 4 x 4 positions, two before the center to one after.
-    Their rounding toward zero shifts a joint whose window crosses the left or upper border by up to two positions; here
-    it is drawn where it is.
+    Their rounding toward zero shifts a joint whose window crosses the left or upper border by up to two positions; this
+    function does not.
     """
     if not sigma > 0:
         raise InputError(f"sigma is {sigma}; expected a positive number of feature positions")
     height, width = grid
     size = 6 * sigma + 1
-    # The window is placed, and its center follows from it: for sigma 0.5 that is rounding to the nearest position.
+    # The window's corner is rounded down, and the center follows: for sigma 0.5, the nearest position.
     centers = np.floor(places - 3 * sigma) + size // 2
     before, behind = size // 2, np.ceil(size) - size // 2 - 1
 
@@ -44,10 +44,10 @@ def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGM
 
 
 def bilinear_maps(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Each place as weights of the four positions around it, which sum to 1 and whose weighted mean is the place.
+    """Encode each place as bilinear weights, with sum 1, of the four positions around it, whose mean is the place.
 
     Args:
-        places: [L, 2] x and y in feature positions, 0 the first row and column; moved onto the grid if beside it.
+        places: [L, 2] x and y in feature positions, from 0; clipped to the grid.
         grid: (height, width) of the maps.
 
     Returns:
@@ -62,14 +62,14 @@ def bilinear_maps(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def strongest_places(maps: np.ndarray, top: int) -> np.ndarray:
-    """Where each map points to: the mean of its `top` strongest positions, weighted by their values.
+    """Decode each map to a place: the mean of its `top` strongest positions, weighted by their values.
 
     Args:
-        maps: [L, h, w], none below 0.
-        top: positions that count; of equal ones those of the lower index. All of them where the map holds fewer.
+        maps: [L, h, w], not negative.
+        top: number of positions, at most all of the map; ties go to the lower index.
 
     Returns:
-        float64 [L, 2], x and y in feature positions; NaN where a map is 0 everywhere.
+        float64 [L, 2], x and y in feature positions; NaN for maps that are 0 everywhere.
 
     Raises:
         InputError: top is below 1.

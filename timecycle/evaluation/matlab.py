@@ -1,7 +1,7 @@
-"""One array of numbers from a MATLAB file of level 5 (MATLAB 5 to 7), and nothing else of it.
+"""Reads one numeric array from a level 5 MAT-file (MATLAB 5 to 7).
 
-SciPy's reader uses the numbers of types in a file as indices without looking at their range, so a damaged file makes
-it read memory that is not its own. Source: MathWorks, MAT-File Format, chapter 1, "Level 5 MAT-File Format".
+SciPy's reader uses type numbers of the file as indices without checking their range, so that a damaged file makes it
+read out of bounds. Source: MathWorks, MAT-File Format, chapter 1, "Level 5 MAT-File Format".
 """
 
 import math
@@ -16,22 +16,22 @@ import numpy as np
 from timecycle.errors import InputError, said
 from timecycle.files import check_is_file
 
-LARGEST = 1 << 20  # bytes of a file, and 16 times as many of a variable in it that is compressed
+LARGEST = 1 << 20  # bytes of a file; a decompressed variable may have 16 times as many
 
 _HEADER = 128  # bytes: text, then level and byte order
 _LEVEL = 0x0100
 _MATRIX, _COMPRESSED = 14, 15
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-"""How numbers are stored, by the number of an element's type: NumPy's codes without byte order."""
+"""NumPy type codes, without byte order, by the type number of a data element."""
 _OTHERS = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse"}
-"""Classes of variables that are no dense arrays of numbers."""
+"""Array classes that are not dense and numeric."""
 _NUMERIC = range(6, 16)
-"""Classes of numbers: double, single and the integers."""
+"""Numeric array classes: double, single and the integers."""
 _COMPLEX, _LOGICAL = 0x0800, 0x0200
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """The variable of that name, float64 of its own shape.
+    """Read the variable of that name, as float64.
 
     Raises:
         InputError: the file is missing, larger than `LARGEST`, damaged, or has no array of real numbers by that name.
@@ -52,7 +52,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def _byte_order(data: bytes) -> str:
-    """As in NumPy's and struct's codes: "<" or ">"."""
+    """The byte order, "<" or ">"."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER])
     if order is None or struct.unpack_from(f"{order}H", data, 124) != (_LEVEL,):
         raise ValueError("it does not begin as one of level 5, which MATLAB 5 to 7 write")
@@ -60,7 +60,7 @@ def _byte_order(data: bytes) -> str:
 
 
 def _variables(data: bytes, order: str) -> Iterator[bytes]:
-    """The content of each variable of a file."""
+    """The data of each variable of a file."""
     for kind, content in _elements(data, order):
         if kind == _COMPRESSED:
             ((kind, content),) = _some(_elements(_inflated(content), order), 1, 1)
@@ -71,18 +71,18 @@ def _variables(data: bytes, order: str) -> Iterator[bytes]:
 def _inflated(data: bytes) -> bytes:
     inflater = zlib.decompressobj()
     found = inflater.decompress(data, 16 * LARGEST)
-    if not inflater.eof:  # where the checksum is
+    if not inflater.eof:  # the checksum is at the end
         raise ValueError(f"a variable ends early or is larger than {16 * LARGEST} bytes")
     return found
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each element: what a file, and an array in it, consists of."""
+    """Type number and data of each element of a file, or of a variable in it."""
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
         at += 8
-        if kind >> 16:  # a small one, whose content of up to 4 bytes is in place of its size
+        if kind >> 16:  # small element format: up to 4 bytes of data in place of the size
             kind, size, begin, step = kind & 0xFFFF, kind >> 16, at - 4, 0
             if size > 4:
                 raise ValueError(f"a small element is said to have {size} bytes")
@@ -95,7 +95,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _some(elements: Iterator[tuple[int, bytes]], least: int, most: int) -> list[tuple[int, bytes]]:
-    """The first of them."""
+    """The first `most` elements; ValueError if there are fewer than `least`."""
     found = list(islice(elements, most))
     if len(found) < least:
         raise ValueError("a variable ends early")
@@ -103,7 +103,7 @@ def _some(elements: Iterator[tuple[int, bytes]], least: int, most: int) -> list[
 
 
 def _array(name: str, order: str, flags: bytes, dimensions: bytes, numbers: list[tuple[int, bytes]]) -> np.ndarray:
-    """The array that a variable's elements describe."""
+    """The array of a variable, from its elements."""
     (bits,) = struct.unpack_from(f"{order}I", flags)
     shape = np.frombuffer(dimensions, f"{order}i4").tolist()
     other = "complex" if bits & _COMPLEX else "logical" if bits & _LOGICAL else _OTHERS.get(bits & 0xFF)

@@ -1,6 +1,6 @@
-"""Metrics of poses, parts and points, on NumPy arrays, without torch.
+"""Metrics of poses, parts and points, in NumPy without torch.
 
-All are shares in [0, 1]; the papers print them as percentages.
+All are fractions in [0, 1]; the papers print percentages.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 BOX_SHARE = 0.6
-"""Of the diagonal of the person's box: the length that JHMDB's distances are measured in."""
+"""Unit of JHMDB's distances, as a fraction of the diagonal of the person's bounding box."""
 AREA_SHARE = 0.2
-"""Of the square root of the animal's area: the distance below which BADJA counts a joint as found."""
+"""BADJA's threshold on distances, as a fraction of the square root of the animal's area."""
 TAPVID_PIXELS = (1, 2, 4, 8, 16)
-"""Distances of TAP-Vid, pixels of a 256 x 256 video."""
+"""TAP-Vid's thresholds on distances, in pixels of a 256 x 256 video."""
 
 
 def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """How far joints are from where they belong, in units of the person's size in each frame.
+    """Distances of joints from their annotations, in units of the person's size in each frame.
 
     Args:
         predicted: [T, J, 2] x and y in pixels; NaN for a joint that is lost.
@@ -25,7 +25,7 @@ def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 [T, J]: distance over 0.6 times the diagonal of the box around the frame's annotated joints; NaN for
-        joints that are lost, which count neither for the box nor for the score; infinite where the box is a point.
+        lost joints, which are excluded from the box; infinite if the box is a point.
 
     Source: eval_pck.py of UVC (Li et al., NeurIPS 2019), the same in CRW (Jabri et al., NeurIPS 2020). They
     mention the longer side of the box in a comment and use the diagonal.
@@ -33,7 +33,7 @@ def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     kept = ~np.isnan(predicted).any(axis=2, keepdims=True)
     most = np.where(kept, annotated, -np.inf).max(axis=1)
     least = np.where(kept, annotated, np.inf).min(axis=1)
-    with np.errstate(invalid="ignore"):  # a frame in which every joint is lost has no box, and nothing to divide
+    with np.errstate(invalid="ignore"):  # if every joint of a frame is lost, there is no box
         size = BOX_SHARE * np.linalg.norm(most - least, axis=1)[:, None]
     away = np.linalg.norm(predicted - annotated, axis=2)
     distances = np.divide(away, size, out=np.full_like(away, np.inf), where=size > 0)
@@ -41,9 +41,9 @@ def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
 
 
 def pose_pck(distances: np.ndarray, threshold: float) -> np.ndarray:
-    """Share of each joint's distances, [N, J] over all frames of all videos, that are at most the threshold.
+    """Fraction of each joint's distances, [N, J] over all frames of all videos, that are at most the threshold.
 
-    NaN are left out; a joint with nothing else is NaN. Returns float64 [J]; the published figure is their mean.
+    NaN are left out; a joint with NaN only gets NaN. Returns float64 [J]; the published figure is their mean.
     Source: as pose_distances.
     """
     known = (~np.isnan(distances)).sum(axis=0)
@@ -54,20 +54,20 @@ def pose_pck(distances: np.ndarray, threshold: float) -> np.ndarray:
 def area_pck(
     predicted: np.ndarray, annotated: np.ndarray, visible: np.ndarray, areas: np.ndarray, share: float = AREA_SHARE
 ) -> float:
-    """Share of the visible joints of a video that are closer than `share` times the square root of the animal's area.
+    """Fraction of a video's visible joints that are closer than `share` times the square root of the animal's area.
 
     Args:
-        predicted: [T, J, 2] x and y in pixels; NaN is far away.
+        predicted: [T, J, 2] x and y in pixels; NaN counts as not found.
         annotated: [T, J, 2].
         visible: bool [T, J].
-        areas: [T] pixels of the animal in each frame.
-        share: of the square root of the area.
+        areas: [T] number of the animal's pixels in each frame.
+        share: threshold, as a fraction of the square root of the area.
 
     Returns:
-        The share over joints and frames together; NaN if nothing is visible.
+        The fraction over joints and frames together; NaN if nothing is visible.
 
-    Source: the measure of BADJA (Biggs et al., ACCV 2018), as test_on_badja.py of PIPs (Harley et al., ECCV 2022) has
-    it, here in pixels of the frames; that program resizes them to 512 x 320 before it measures.
+    Source: BADJA (Biggs et al., ACCV 2018), as in test_on_badja.py of PIPs (Harley et al., ECCV 2022), but in pixels of
+    the original frames; that program first resizes frames to 512 x 320.
     """
     away = np.linalg.norm(predicted - annotated, axis=2)
     found = away < share * np.sqrt(areas)[:, None]
@@ -75,9 +75,9 @@ def area_pck(
 
 
 def confusion(annotation: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels by class, int64 [annotated, predicted], of two masks of ids [H, W].
+    """Confusion matrix, int64 [annotated, predicted], of two masks of ids [H, W].
 
-    Pixels annotated with an id from `classes` on, such as 255 for void, are left out.
+    Pixels whose annotation is at least `classes`, such as 255 for void, are ignored.
     """
     known = annotation < classes
     pairs = annotation[known].astype(np.int64) * classes + prediction[known]
@@ -101,9 +101,9 @@ class PointScores:
     average_jaccard: float
     """Mean over the five distances of true positives over true positives, false positives and false negatives."""
     average_within: float
-    """Mean over the five distances of the share of visible points within it, whether predicted visible or not."""
+    """Mean over the five distances of the fraction of visible points within it, whether or not predicted as visible."""
     occlusion_accuracy: float
-    """Share of points whose visibility is predicted rightly."""
+    """Fraction of points whose visibility is predicted correctly."""
     jaccard: dict[int, float]
     """By distance in pixels."""
     within: dict[int, float]
@@ -117,17 +117,17 @@ def point_scores(
     predicted_points: np.ndarray,
     predicted_occluded: np.ndarray,
 ) -> PointScores:
-    """TAP-Vid's scores of one video in query mode "first": a point counts in the frames after that of its query.
+    """TAP-Vid's scores of one video in query mode "first": a point is scored in the frames after its query frame.
 
     Args:
-        query_frames: int [N], the frame in which each point is given.
+        query_frames: int [N], the query frame of each point.
         points: [N, T, 2] x and y in pixels of a 256 x 256 video.
         occluded: bool [N, T].
-        predicted_points: [N, T, 2]; NaN is far away.
+        predicted_points: [N, T, 2]; NaN counts as beyond every threshold.
         predicted_occluded: bool [N, T].
 
     Returns:
-        The scores; NaN where there is nothing to count.
+        The scores; NaN where nothing is scored.
 
     Source: Doersch et al., TAP-Vid, NeurIPS 2022, section 3, and compute_tapvid_metrics of its code.
     """
@@ -148,7 +148,7 @@ def point_scores(
 
 
 def mean_point_scores(videos: Sequence[PointScores]) -> PointScores:
-    """Each score's mean over the videos, as TAP-Vid reports it, those with nothing to count left out."""
+    """Mean of each score over the videos in which it is not NaN, as TAP-Vid reports it."""
 
     def columns(tables: list[dict[int, float]]) -> dict[int, float]:
         return {pixels: mean([table[pixels] for table in tables]) for pixels in TAPVID_PIXELS}
@@ -163,7 +163,7 @@ def mean_point_scores(videos: Sequence[PointScores]) -> PointScores:
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of [N] without NaN; NaN if nothing is left."""
+    """Mean of [N], ignoring NaN; NaN if nothing is left."""
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else float("nan")

@@ -1,4 +1,4 @@
-"""TAP-Vid: points, each given in the first frame that shows it, through the rest of the video; average Jaccard.
+"""TAP-Vid: points, each given in the first frame where it is visible, are tracked; average Jaccard.
 
 Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, and its code.
 """
@@ -26,41 +26,41 @@ from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import Sizes
 
-SIDE = 256  # pixels, of the images that are encoded and of the distances that are scored
+SIDE = 256  # pixels, of the encoded images and as the unit of distances
 PARTS = ("video", "points", "occluded")
-MOST_DEFLATED = 200  # times as large as its record of an .npz is an array, if it is larger than LEAST_BOUNDED
+MOST_DEFLATED = 200  # largest compression ratio of an array in an .npz, if it is larger than LEAST_BOUNDED
 LEAST_BOUNDED = 1 << 24  # bytes
 
 
 @dataclass(frozen=True, eq=False)
 class PointVideo:
-    """One video and the tracks in it."""
+    """One video and its tracks."""
 
     name: str
     frames: np.ndarray
     """uint8 RGB [T, H, W, 3]."""
     points: np.ndarray
-    """float64 [N, T, 2], x and y from 0 to 1, the edges of the frame."""
+    """float64 [N, T, 2], x and y from 0 to 1 between the edges of the frame."""
     occluded: np.ndarray
-    """bool [N, T]; every point is seen at least once."""
+    """bool [N, T]; every point is visible at least once."""
 
     @property
     def query_frames(self) -> np.ndarray:
-        """int64 [N]: the first frame that shows each point, which is where it is given."""
+        """int64 [N]: the first frame in which each point is visible."""
         return np.argmin(self.occluded, axis=1)
 
 
 def read_tapvid(path: Path | str) -> Iterator[PointVideo]:
-    """The videos of a file, one after the other; points that are never seen are left out.
+    """Iterate over the videos of a file; points that are never visible are left out.
 
     Args:
         path: a pickle as published, {video: {"video": uint8 [T, H, W, 3], "points": float [N, T, 2], "occluded": bool
-            [N, T]}}, or a list of such videos without names (RGB-Stacking), which are then called "0", "1" and so on;
-            or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. Of a pickle nothing but plain
-            values and NumPy arrays of numbers is read; it comes into memory whole, an .npz one video at a time.
+            [N, T]}}, or a list of such videos without names (RGB-Stacking), which are named "0", "1" and so on;
+            or an .npz of arrays named <video>/video, <video>/points and <video>/occluded. From a pickle only plain
+            values and NumPy arrays of numbers are read. A pickle is loaded whole, an .npz one video at a time.
 
     Raises:
-        InputError: the file is missing, damaged, asks for something else than arrays, or an array does not fit.
+        InputError: the file is missing or damaged, contains anything but arrays, or arrays do not match.
     """
     path = Path(path)
     check_is_file(path, "a .pkl or .npz in TAP-Vid's layout")
@@ -105,7 +105,7 @@ def _npz_videos(path: Path) -> Iterator[PointVideo]:
         raise
     except Refused as error:
         raise InputError(f"{path} is refused: {error}; expected nothing but NumPy arrays of numbers") from None
-    except Exception as error:  # zipfile, its decompressors and NumPy's headers raise what the damage leads to
+    except Exception as error:  # zipfile, decompressors and NumPy raise many kinds of errors for damaged files
         raise InputError(f"{path} is damaged ({said(error) or type(error).__name__}); expected an .npz") from None
 
 
@@ -153,7 +153,7 @@ def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
 
 @dataclass(frozen=True)
 class TapVidScores:
-    """Shares in [0, 1]."""
+    """Scores in [0, 1]."""
 
     mean: PointScores
     """Means over the videos."""
@@ -174,33 +174,33 @@ def evaluate_tapvid(
 ) -> TapVidScores:
     """TAP-Vid's scores of features in query mode "first", at 256 x 256.
 
-    The measure is TAP-Vid's: distances are pixels of the video as a square of 256, whatever is encoded, and a point
-    counts in the frames after the first that shows it. The way there is this library's: frames become squares of 256
-    pixels (bilinear by OpenCV; TAP-Vid's own reader resizes in another way); a point becomes the weights of the four
-    feature positions around it; its later place is the mean of the map's `top` strongest positions, weighted by their
-    values; a point whose map is 0 everywhere stays where it was.
+    Metric: as TAP-Vid's, with distances in pixels of the video resized to 256 x 256, whatever size is encoded; a point
+    is scored in the frames after the first in which it is visible. Method: frames are resized to squares of 256 pixels
+    (bilinear by OpenCV; TAP-Vid's own reader resizes differently); a point is encoded as bilinear weights of the four
+    positions around it and decoded as the mean of the map's `top` strongest positions, weighted by their values; a
+    point whose map is 0 everywhere keeps its last place.
 
-    Label propagation does not say what is occluded. Here a point is, where its map's peak has fallen below
-    `occluded_below` times the peak that it began with. This is a rule of thumb, not fitted to any data, and it says
-    nothing where a protocol feeds back maps scaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
+    Label propagation does not predict occlusion. Here a point counts as occluded if its map's peak is below
+    `occluded_below` times its first peak: a heuristic, not fitted to data, and not meaningful for protocols that feed
+    back maps rescaled to [0, 1] ("timecycle"). `average_within` does not depend on it.
 
-    Points that begin in the same frame are propagated together; for each such frame the video is encoded again from
-    there on, so that memory grows neither with its length nor with the number of beginnings.
+    Points with the same query frame are propagated together. For each query frame the rest of the video is encoded
+    again, so that memory does not grow with the length of the video or the number of query frames.
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         path: a file in TAP-Vid's layout, see read_tapvid.
-        protocol: a preset's name, or a protocol, for how maps are propagated; only the square is set here.
-        top: positions that make a place.
-        occluded_below: share of the first peak; with 0 every point is visible unless its map is 0.
-        device: where images go; without it where a module's parameters are, else the CPU.
-        progress: whether a bar is shown.
+        protocol: a preset's name, or a protocol; only resizing to the square is changed.
+        top: number of positions that are averaged.
+        occluded_below: fraction of the first peak; with 0 a point is visible unless its map is 0.
+        device: where images go; by default the device of the modules' parameters, else the CPU.
+        progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as side=480, which encodes larger images.
 
     Raises:
-        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+        InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: as this module's. Not checked against published scores, for want of the data.
+    Source: see this module. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
 
@@ -216,9 +216,9 @@ def evaluate_tapvid(
 def _tracks(
     video: PointVideo, features: CallableExtractor, rules: Protocol, top: int, occluded_below: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places, float64 [N, T, 2] from 0 to 1, and whether points count as occluded, bool [N, T].
+    """Predicted places, float64 [N, T, 2] from 0 to 1, and occlusion, bool [N, T].
 
-    Frames before a point's query, which are not scored, hold the query's place.
+    Frames before a point's query frame, which are not scored, hold the query's place.
     """
     queries = video.query_frames
     places = video.points[np.arange(len(queries)), queries][:, None].repeat(len(video.frames), axis=1)

@@ -1,4 +1,4 @@
-"""The loop over a benchmark's videos, and points through one of them."""
+"""The loop over a benchmark's videos, and point tracking in one video."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def over_videos(
     unit: str = "video",
     progress: bool = True,
 ) -> list[Result]:
-    """`work(video, extractor)` of each video in turn, with a progress bar and the features in eval mode."""
+    """Results of `work(video, extractor)` for all videos, with the extractor in eval mode and a progress bar."""
     with evaluating(features, device) as extractor:
         return [work(video, extractor) for video in tqdm(videos, unit=unit, disable=None if progress else True)]
 
@@ -38,16 +38,16 @@ def propagated_places(
     maps: Callable[[Sizes], np.ndarray],
     top: int,
 ) -> Iterator[tuple[PropagatedFrame, np.ndarray, np.ndarray]]:
-    """Points through a video, each as a map: the frame, its maps [L, h, w], and where they point to.
+    """Track L points, each as a map: yield each frame, its maps, float32 [L, h, w], and the points' places.
 
     Args:
         frames: RGB frames or image files.
-        features: what encodes them.
+        features: the feature extractor.
         rules: how maps are propagated.
-        maps: the first frame's, float32 [L, h, w].
-        top: positions that make a place, see `strongest_places`.
+        maps: makes the first frame's maps, float32 [L, h, w].
+        top: number of positions that are averaged, see `strongest_places`.
 
-    Places are float64 [L, 2], x and y in feature positions; NaN where a map is 0 everywhere.
+    Places are float64 [L, 2], x and y in feature positions; NaN for maps that are 0 everywhere.
     """
     for frame in propagate_frames(frames, features, rules, labels_of_maps(maps)):
         found = frame.soft.cpu().numpy()

@@ -1,7 +1,7 @@
-"""VIP: a person's clothes and limbs, given in a video's first frame, through the video; mIoU over 20 classes.
+"""VIP: human parts (clothes and limbs), given in the first frame, are propagated; mIoU over 20 classes.
 
 Sources: Zhou et al., Adaptive Temporal Encoding Network for Video Instance-level Human Parsing, ACM MM 2018 (the data);
-the programs of UVC (test_mask_vip.py, eval_vip.py; Li et al., NeurIPS 2019), whose rules these are.
+the programs of UVC (test_mask_vip.py, eval_vip.py; Li et al., NeurIPS 2019), whose rules are followed.
 """
 
 import os
@@ -35,7 +35,7 @@ SIDE = 560  # pixels
 
 @dataclass(frozen=True)
 class PartVideo:
-    """One video: its frames in order, and the annotation of each or None; the first is annotated."""
+    """One video: its frames in order, and each frame's annotation or None; the first has one."""
 
     name: str
     frames: tuple[Path, ...]
@@ -44,27 +44,27 @@ class PartVideo:
 
 @dataclass(frozen=True)
 class PartScores:
-    """Shares in [0, 1]."""
+    """Intersections over unions, in [0, 1]."""
 
     mean_iou: float
-    """Mean over the classes that are annotated or predicted anywhere."""
+    """Mean over the classes that are annotated or predicted in any frame."""
     iou: dict[str, float]
-    """By class; NaN for one that is nowhere."""
+    """By class; NaN for a class that never occurs."""
 
 
 def read_vip(
     root: Path | str, listing: str = "lists/val_videos.txt", annotations: str = "Annotations/Category_ids"
 ) -> list[PartVideo]:
-    """The videos of a list.
+    """Read the videos of a list.
 
     Args:
         root: folder with Images/<video>/*.jpg (VIP_Fine in the release).
-        listing: within root; of each line what follows its last slash is the video's name.
-        annotations: within root, the folder of the parts: <video>/*.png of ids 0 to 19, named as the frames; 255 is
-            void. A frame without one is propagated through and not scored.
+        listing: list below root; the last part of the path in each line is a video's name.
+        annotations: folder below root with <video>/*.png of ids 0 to 19 and 255 for void, named like the frames. Frames
+            without annotation are not scored.
 
     Raises:
-        InputError: something is missing, damaged or does not fit together.
+        InputError: a file is missing or damaged, or files do not match.
     """
     root = Path(root)
     if not os.path.isdir(root):
@@ -112,29 +112,27 @@ def evaluate_vip(
     progress: bool = True,
     **overrides: Any,
 ) -> PartScores:
-    """Mean IoU of features on VIP: the parts of the first frame are propagated as masks are, and scored in every frame.
+    """Mean IoU of features on VIP: the parts of the first frame are propagated like masks and scored in every frame.
 
-    The rules, as UVC's programs have them: frames become squares of 560 pixels; one confusion matrix is summed over all
-    videos, from which each class's intersection over union is taken, and then their mean; classes that are neither
-    annotated nor predicted anywhere are left out of it; void pixels do not count; the first frame counts, and its
-    prediction is its annotation.
+    The rules are those of UVC's programs. Frames are resized to squares of 560 pixels. One confusion matrix is summed
+    over all videos; the result is the mean of the intersection over union of all classes that are annotated or
+    predicted. Void pixels are ignored. The first frame is scored too, with its annotation as prediction.
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
         root: folder in VIP's layout, see read_vip.
-        protocol: a preset's name, or a protocol, for how parts become soft labels and those become masks again. UVC's
-            program differs from its DAVIS program in the context (length=1); only the square and the first mask, the
-            given one, are set here.
-        listing: list of videos within root.
-        annotations: folder of the parts within root.
-        device: where images go; without it where a module's parameters are, else the CPU.
-        progress: whether a bar is shown.
+        protocol: a preset's name, or a protocol; only the square and first_mask="given" are set here. UVC's program
+            also differs from its DAVIS program in the context (length=1).
+        listing: list of videos below root.
+        annotations: folder of the parts below root.
+        device: where images go; by default the device of the modules' parameters, else the CPU.
+        progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as length=1 or side=480.
 
     Raises:
-        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else.
+        InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: as this module's. Not checked against scores of the original programs, for want of the data.
+    Source: see this module. Not checked against the original programs, since the data were not available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, "first_mask": "given", **overrides})
     videos = read_vip(root, listing, annotations)

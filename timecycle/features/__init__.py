@@ -1,1 +1,1 @@
-"""What frames are described by: named features, a caller's own, and the maps that they return."""
+"""Feature extraction: named features, user-supplied extractors, and their outputs as maps."""

@@ -1,4 +1,4 @@
-"""Callables as feature extractors: imported by name, put into eval mode, called, and their outputs read as maps."""
+"""Callables as feature extractors: import by name, switch to eval mode, call, and convert outputs to feature maps."""
 
 import dis
 import functools
@@ -18,21 +18,19 @@ from timecycle.features.maps import FLOATS, PATCHES, Form, as_maps
 from timecycle.ops.checks import check_finite
 
 Extractor = Callable[[Tensor], Any]
-"""Normalized images [B, 3, H, W] to features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` says what
-else is recognized. One with a method `begin([3, H, W])` is told of new sequences by their first frame."""
+"""Normalized images [B, 3, H, W] -> features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` lists other
+outputs that are recognized. An optional method `begin([3, H, W])` is called with each sequence's first frame."""
 
+# Limits of the breadth-first search for modules that an extractor refers to.
 DEPTH = 6
-"""How many steps away from an extractor the modules that it calls are looked for."""
-MOST_HELD = 1000
-"""Longer lists and dictionaries are data."""
-MOST_SEEN = 20_000
-"""So many things are looked at, the nearest first."""
+MOST_HELD = 1000  # items of a container; longer ones are data
+MOST_SEEN = 20_000  # objects
 
 
 def import_extractor(place: str, option: str = "--features") -> Any:
-    """What MODULE:CALLABLE names, such as my_model:extract or my_model:net.encode; the working directory is searched.
+    """Import MODULE:CALLABLE, such as my_model:extract or my_model:net.encode, also from the working directory.
 
-    Raises InputError, which names the option, if it cannot be imported, for whatever reason, or cannot be called.
+    Raises InputError, naming the option, if the import fails for any reason or the object is not callable.
     """
     module, _, name = place.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -58,19 +56,19 @@ def _check_callable(name: str, extract: object) -> None:
 
 
 class CallableExtractor:
-    """A callable as an extractor; its outputs are read by `timecycle.features.maps.as_maps`, all in the same way.
+    """A callable as an extractor; `timecycle.features.maps.as_maps` reads its outputs, all in the same layout.
 
     Args:
-        extract: the callable; the mode and the device of modules that it holds are left as they are.
-        device: where images go, and features that come back on the CPU.
-        dtype: what features are turned into; as they come without it.
+        extract: the callable; modes and devices of its modules are left unchanged.
+        device: where images are moved to, and features that are returned on the CPU.
+        dtype: features are converted to it; by default they keep their own.
 
-    Raises InputError for something that is no extractor, or that fails, or whose outputs cannot be read.
+    Raises InputError if `extract` is not an extractor, fails, or returns something that is not feature maps.
     """
 
     l2 = False
     frame: Path | str | None = None
-    """The frame that is encoded next, for error messages; set by those who encode a video."""
+    """The frame that is encoded next, for error messages; set by the caller."""
 
     def __init__(self, extract: Extractor, device: torch.device, dtype: torch.dtype | None = None) -> None:
         _check_callable("features", extract)
@@ -85,7 +83,7 @@ class CallableExtractor:
             self._run(begin, first.to(self.device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w], without gradient. Whether features are finite is checked on a CPU only."""
+        """[B, 3, H, W] -> [B, D, h, w], detached. Raises InputError for non-finite features if they are on the CPU."""
         images = images.to(self.device)
         found = self._run(self.extract, images, probe=True)
         if self._modules is not None and self._has_made_modules(self._modules):
@@ -101,14 +99,14 @@ class CallableExtractor:
         return maps if self.dtype is None else maps.to(self.dtype)
 
     def _has_made_modules(self, before: list[nn.Module]) -> bool:
-        """Whether the first call has made modules that train; if so they are in eval mode now."""
+        """Whether the first call created modules in training mode; they are switched to eval mode."""
         known = {id(module) for module in before}
         made = [module for module in held_modules(self.extract) if id(module) not in known]
         training = [part for module in made for part in module.modules() if part.training]
         if any(getattr(part, "num_batches_tracked", None) is not None for part in training):
             raise InputError(
-                f"{self._where()}the feature extractor has made a {type(made[0]).__name__} in training mode, and its "
-                "batch normalization has changed in a first call; expected it to call eval() before"
+                f"{self._where()}the feature extractor created a {type(made[0]).__name__} in training mode, and its "
+                "batch normalization changed in the first call; expected it to call eval() before"
             )
         _evaluate(made)
         return bool(training)
@@ -132,7 +130,7 @@ class CallableExtractor:
 
 
 def _works_at(extract: Extractor, images: Tensor) -> str:
-    """What to say of an extractor that fails on these images, if it does not on a part whose sides a patch divides."""
+    """A hint for the error message if the extractor works on a crop whose sides are multiples of a patch size."""
     height, width = images.shape[2:]
     for patch in (*PATCHES, 64):
         rows, columns = height // patch * patch, width // patch * patch
@@ -140,14 +138,14 @@ def _works_at(extract: Extractor, images: Tensor) -> str:
             continue
         try:
             extract(images[:, :, :rows, :columns])
-        except (Exception, SystemExit):  # it is another size, or not the size at all
+        except (Exception, SystemExit):  # another patch size, or another cause
             continue
         return f"; it works at {columns} x {rows}: expected sides that its patches divide"
     return ""
 
 
 def _line(error: BaseException) -> str:
-    """An exception's message as one line, not too long."""
+    """An exception's message as one line of at most 300 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
@@ -158,10 +156,10 @@ def _said(error: BaseException) -> str:
 
 
 def held_modules(extract: object) -> list[nn.Module]:
-    """The modules that an extractor calls, as far as can be told without calling it, none of which is in another.
+    """The outermost modules that an extractor refers to, as far as can be told without calling it.
 
-    It is a module, or one of its methods, or holds modules: in attributes, closures, arguments of functools.partial,
-    lists, tuples and dictionaries, or by the names of globals that a function's code reads.
+    The extractor may be a module or a method of one, or refer to modules through attributes, closures, arguments of
+    functools.partial, containers, or globals that its code reads.
     """
     found: list[nn.Module] = []
     seen: set[int] = set()
@@ -182,7 +180,7 @@ def held_modules(extract: object) -> list[nn.Module]:
 
 
 def _held(thing: object) -> Sequence[object]:
-    """What a callable, a container or an object of a caller's own class refers to."""
+    """The objects that a callable, a container or an instance of a user's class refers to."""
     if isinstance(thing, MethodType):
         return thing.__self__, thing.__func__
     if isinstance(thing, functools.partial):
@@ -192,7 +190,7 @@ def _held(thing: object) -> Sequence[object]:
         for cell in thing.__closure__ or ():
             try:
                 cells.append(cell.cell_contents)
-            except ValueError:  # a name that has no value yet
+            except ValueError:  # not assigned yet
                 continue
         names = () if thing.__globals__.get("__name__", "").startswith("torch") else _globals_read(thing.__code__)
         named = [thing.__globals__[name] for name in names if name in thing.__globals__]
@@ -212,7 +210,7 @@ def _held(thing: object) -> Sequence[object]:
 
 
 def _of_modules(named: Sequence[object], names: Sequence[str], depth: int = 3) -> Iterator[object]:
-    """What `package.module.name` stands for in code that reads these globals and these names."""
+    """The values of expressions `package.module.name` in code that reads these globals and names."""
     for module in named:
         if isinstance(module, ModuleType) and depth and module.__name__.partition(".")[0] != "torch":
             found = [vars(module)[name] for name in names if name in vars(module)]
@@ -233,21 +231,17 @@ def _globals_read(code: CodeType) -> Iterator[str]:
 def evaluating(
     features: Extractor, device: torch.device | str | None, dtype: torch.dtype | str | None = None
 ) -> Iterator[CallableExtractor]:
-    """The extractor with its modules in eval mode, where they are; afterwards each part is in the mode that it was in.
+    """A context in which the extractor's modules are in eval mode; afterwards each submodule's mode is restored.
 
-    Without a device images go to that of the modules' parameters, or to the CPU if several modules disagree.
-    The dtype is that of CallableExtractor. Raises InputError for one, or a device, that is unknown, and as that class.
+    device: of the images; by default that of the modules' parameters, or the CPU if they are on several devices.
+    dtype: see CallableExtractor. Raises InputError for an unknown dtype or device, and as CallableExtractor.
     """
     modules = held_modules(features)
     if device is None:
         parameters = [next(module.parameters(), None) for module in modules]
         devices = {parameter.device for parameter in parameters if parameter is not None}
         device = devices.pop() if len(devices) == 1 else "cpu"
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device is {device!r} ({_line(error)}); expected one such as cpu or cuda:0") from error
+    where = usable_device(device, f"device {device!r}")
     given = CallableExtractor(features, where, None if dtype is None else _dtype(dtype))
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
@@ -256,10 +250,20 @@ def evaluating(
     finally:
         for part, training in modes:
             if part.training != training:
-                part.train(training)  # not just the flag: a class may do more
-        for part, training in modes:  # what a later part's train() set anew
+                part.train(training)  # a method that a class may override, so not just the flag
+        for part, training in modes:  # undo what train() of a parent set in its children
             if part.training != training:
                 part.training = training
+
+
+def usable_device(device: torch.device | str, name: str) -> torch.device:
+    """The device, checked by an allocation. Raises InputError, naming the argument `name`, if it cannot be used."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"{name} cannot be used ({_line(error)}); expected one such as cpu or cuda:0") from error
+    return found
 
 
 def _dtype(name: torch.dtype | str) -> torch.dtype:
@@ -271,7 +275,7 @@ def _dtype(name: torch.dtype | str) -> torch.dtype:
 
 
 def extractor_on(extract: Extractor, device: torch.device, dtype: torch.dtype) -> CallableExtractor:
-    """The extractor with its modules in eval mode and on the device, for a program that has no other use for them."""
+    """The extractor with its modules moved to the device and left in eval mode."""
     modules = held_modules(extract)
     _evaluate(modules)
     for module in modules:
@@ -283,5 +287,5 @@ def _evaluate(modules: list[nn.Module]) -> None:
     for module in modules:
         try:
             module.eval()
-        except NotImplementedError:  # of torch.export: it has but one mode
+        except NotImplementedError:  # exported by torch.export, which has a single mode
             continue

@@ -1,4 +1,8 @@
-"""What a feature extractor is, so that results of one are never taken for those of another."""
+"""A hash of a feature extractor, so that cached results of one extractor are never taken for those of another.
+
+The hash covers everything that can change the extractor's output: weights, attributes, code, and recursively what they
+refer to. Installed libraries are covered by name and version.
+"""
 
 import collections
 import datetime
@@ -23,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_SHOWN_WHOLE = (  # by their repr
+_HASHED_BY_REPR = (
     bool, int, float, complex, str, bytes, type(None), type(...), range, slice, Path, enum.Enum, np.generic, np.dtype,
     torch.dtype, torch.device, re.Pattern, datetime.date, datetime.time, datetime.timedelta, types.GenericAlias,
     types.UnionType, typing.TypeVar, logging.Logger,
@@ -32,29 +36,30 @@ _DESCRIPTORS = (
     types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType, types.MethodWrapperType,
     types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType, np.ufunc,
 )  # fmt: skip
-_NOT_OF_THE_ANSWER = {"training"}  # attributes of a module that evaluating sets
-_NOT_OF_A_CLASS = re.compile(
+_IGNORED_ATTRIBUTES = {"training"}  # of modules; set by the evaluation itself
+_IGNORED_CLASS_ATTRIBUTES = re.compile(
     r"__(dict|weakref|doc|module|annotations|annotate|annotate_func|annotations_cache|firstlineno|dataclass_\w+|"
     r"static_attributes|abstractmethods|parameters|orig_bases|slots|match_args|type_params|protocol_attrs|"
     r"non_callable_proto_members)__|_abc_impl|_is_protocol|_is_runtime_protocol"
 )
-_DONE_BEFORE = re.compile(r"__init__|__new__|__setstate__|_?(load|from|build|make|create)_?\w*")
-"""Methods that made an object what it is: what they read is in it by now."""
-_READS = {"open", "load", "load_file", "read_bytes", "read_text", "fromfile", "memmap", "environ", "getenv", "imread"}
+_CONSTRUCTORS = re.compile(r"__init__|__new__|__setstate__|_?(load|from|build|make|create)_?\w*")
+"""Methods that built an object. Files that they read are in its attributes by now, so reading them is allowed."""
+_READERS = {"open", "load", "load_file", "read_bytes", "read_text", "fromfile", "memmap", "environ", "getenv", "imread"}
+"""Names that suggest that code reads a file or the environment."""
 _OPAQUE = {"globals", "locals", "eval", "exec", "__import__", "import_module"}
+"""Names that suggest that code uses objects which cannot be determined from it."""
 _LONGEST_PATH = 4096
 
 
 class _Unknown(Exception):
-    """Something whose content Python does not show."""
+    """An object whose content cannot be inspected."""
 
 
 def identity(extract: Callable[..., Any]) -> str | None:
-    """SHA-256 of what a callable's answers depend on: weights, attributes, code, and what they refer to in turn.
+    """SHA-256, in hexadecimal, of everything that a callable's output depends on.
 
-    Of libraries, names and versions are taken; of files named in code or attributes, size and time of change.
-    None where something is held or done that cannot be looked into, such as a generator, a lock, or a file that is read
-    when the callable is called and whose name is put together; then nothing can be said.
+    Libraries are covered by name and version, files named in code or attributes by size and modification time. None if
+    something cannot be inspected: a generator, a lock, or code that reads a file whose name is not a constant.
     """
     digest = _Digest()
     try:
@@ -68,11 +73,11 @@ class _Digest:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
         self._seen: dict[object, int] = {}
-        self._kept: list[Any] = []  # so that no number of an object is given to another meanwhile
+        self._kept: list[Any] = []  # keeps objects alive, so that no id() is reused
 
     def add(self, value: Any, names: frozenset[str] = frozenset()) -> None:
-        """Take a value in. `names`: those that the code which refers to a module uses, of any of its objects."""
-        if isinstance(value, _SHOWN_WHOLE):
+        """Hash a value. `names`: for a module, the names that the code referring to it uses; only these are hashed."""
+        if isinstance(value, _HASHED_BY_REPR):
             self._text(f"{type(value).__qualname__} {value!r} {_file_mark(value)}")
             if isinstance(value, enum.Enum):
                 self.add(type(value))
@@ -132,8 +137,8 @@ class _Digest:
                 self.add(vars(module)[name], names)
 
     def _function(self, function: types.FunctionType, done: bool = False) -> None:
-        """`done`: it has run already, and is not run for an answer."""
-        module = function.__globals__.get("__name__")  # a wrapper's __module__ may be that of what it wraps
+        """Hash a function. `done`: it ran when its object was built, and is not run by the extractor."""
+        module = function.__globals__.get("__name__")  # __module__ of a wrapper may be that of the wrapped function
         self._text(f"function {module}.{function.__qualname__}")
         if original := getattr(function, "_torchdynamo_orig_callable", None):
             self._parts("compiled", [original])
@@ -145,8 +150,8 @@ class _Digest:
             return
         self.add(function.__code__)
         names = _names_in(function.__code__)
-        # A file's size and time of change are taken where its name stands in the code.
-        if names & _OPAQUE or (names & _READS and not done and not _names_a_file(function.__code__)):
+        # A file that is named by a constant is hashed, with its size and modification time, among the code's constants.
+        if names & _OPAQUE or (names & _READERS and not done and not _names_a_file(function.__code__)):
             raise _Unknown
         for name in sorted(names & function.__globals__.keys()):
             self._text(name)
@@ -155,7 +160,7 @@ class _Digest:
             self._imported(name, names)
 
     def _imported(self, name: str, names: frozenset[str]) -> None:
-        """A module that a function imports when it is called."""
+        """Hash a module that a function imports when it is called."""
         if name in sys.modules:
             self.add(sys.modules[name], names)
             return
@@ -173,10 +178,10 @@ class _Digest:
             return
         self._parts("bases", cls.__bases__)
         for name, value in sorted(vars(cls).items()):
-            if _NOT_OF_A_CLASS.fullmatch(name):
+            if _IGNORED_CLASS_ATTRIBUTES.fullmatch(name):
                 continue
             self._text(name)
-            if isinstance(value, types.FunctionType) and _DONE_BEFORE.fullmatch(name):
+            if isinstance(value, types.FunctionType) and _CONSTRUCTORS.fullmatch(name):
                 self._function(value, done=True)
             else:
                 self.add(value)
@@ -184,7 +189,7 @@ class _Digest:
     def _object(self, value: Any) -> None:
         if isinstance(value, torch.jit.ScriptModule):
             self._parts("script", [str(value.inlined_graph), dict(value.state_dict())])
-        elif isinstance(value, nn.Module) and "_orig_mod" in value._modules:  # of torch.compile
+        elif isinstance(value, nn.Module) and "_orig_mod" in value._modules:  # made by torch.compile
             self._parts("compiled", [value._modules["_orig_mod"]])
         elif isinstance(value, functools.partial):
             self._parts("partial", [value.func, value.args, value.keywords])
@@ -202,7 +207,7 @@ class _Digest:
             self._state(value)
 
     def _state(self, value: Any) -> None:
-        """An object of a class: the class, and its attributes. One of a class written in C may hide what it holds."""
+        """Hash an instance by its class and attributes. An extension type may have hidden state, so it is refused."""
         kinds = [kind for kind in type(value).__mro__ if kind is not object]
         slots = [name for kind in kinds for name in _slots(kind)]
         if any(_written_in_c(kind) for kind in kinds) or not (slots or hasattr(value, "__dict__")):
@@ -210,7 +215,7 @@ class _Digest:
         self.add(type(value))
         state = getattr(value, "__dict__", {}) | {name: getattr(value, name, None) for name in slots}
         if isinstance(value, nn.Module):
-            state = {name: part for name, part in state.items() if name not in _NOT_OF_THE_ANSWER}
+            state = {name: part for name, part in state.items() if name not in _IGNORED_ATTRIBUTES}
         self._parts("object", [dict(sorted(state.items()))])
 
 
@@ -222,7 +227,7 @@ def _written_in_c(kind: type) -> bool:
 
 
 def _slots(kind: type) -> list[str]:
-    """The names in a class's __slots__ that hold values."""
+    """The attribute names in a class's own __slots__."""
     names = vars(kind).get("__slots__", ())
     return [name for name in ([names] if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
 
@@ -235,13 +240,13 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
-    """A function's code, and that of the functions inside of it."""
+    """A code object and, recursively, those of nested functions."""
     inner = [part for constant in code.co_consts if isinstance(constant, types.CodeType) for part in _codes(constant)]
     return [code, *inner]
 
 
 def _names_in(code: types.CodeType) -> frozenset[str]:
-    """The global names and attributes in a function's code."""
+    """Names of globals and attributes that a function's code uses."""
     return frozenset(name for part in _codes(code) for name in part.co_names)
 
 
@@ -250,20 +255,20 @@ def _names_a_file(code: types.CodeType) -> bool:
 
 
 def _imports(code: types.CodeType, package: str | None) -> set[str]:
-    """The modules that a function's code imports."""
+    """Absolute names of the modules that a function's code imports."""
     found = set()
     for part in _codes(code):
         level = 0
         for instruction in dis.get_instructions(part):
             if instruction.opname == "IMPORT_NAME":
                 found.add(importlib.util.resolve_name("." * level + str(instruction.argval), package))
-            elif isinstance(instruction.argval, int):  # the constant before an import says how relative it is
+            elif isinstance(instruction.argval, int):  # loaded before IMPORT_NAME: the level of a relative import
                 level = instruction.argval
     return found
 
 
 def _of_a_library(module: str | None) -> bool:
-    """Whether a module is installed, Python's own, or of this package, rather than a file of a user."""
+    """Whether a module is of the standard library, an installed package or this package, not a user's own file."""
     if (module or "").partition(".")[0] == "timecycle":
         return True
     found = sys.modules.get(module or "")
@@ -274,12 +279,12 @@ def _of_a_library(module: str | None) -> bool:
 
 
 def _version(module: str | None) -> str:
-    """The version of the package that a module is of, if it has one."""
+    """Version of the top-level package that a module belongs to; empty if it has none."""
     return str(getattr(sys.modules.get((module or "").partition(".")[0]), "__version__", ""))
 
 
 def _file_mark(value: Any) -> str:
-    """Size and time of change of a file that a text or a path names."""
+    """Size and modification time of the file that a string or path names; empty if there is no such file."""
     if not isinstance(value, (str, Path)) or not 0 < len(str(value)) < _LONGEST_PATH:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Outputs of feature extractors as maps [B, D, h, w]: arrays, sequences, dictionaries, tokens, channels last."""
+"""Outputs of feature extractors converted to maps [B, D, h, w], from other layouts, tokens and containers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,33 @@ from timecycle.errors import InputError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMED = ("x_norm_patchtokens", "last_hidden_state", "out")
-"""Under these names DINOv2, transformers and torchvision return features beside other things."""
+"""Dictionary keys under which DINOv2, transformers and torchvision return features among other outputs."""
 PATCHES = (4, 8, 14, 16, 28, 32)
-"""Sides of the patches in pixels that tokens are taken for."""
+"""Patch sizes, in pixels, that are tried to recognize tokens."""
 MOST_PREFIX = 5
-"""Tokens before those of the patches, at most: a class token and four registers."""
+"""Most tokens before the patch tokens: a class token and four registers."""
 MOST_DISTORTION = 4.0
-"""A grid that does not have the image's aspect ratio, of a model that resizes its images, may be so far from it."""
+"""Most that the aspect ratios of grid and image may differ by, as a factor, for models that resize their images."""
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Form:
-    """How an extractor's answers are read."""
+    """The layout of an extractor's outputs."""
 
     layout: Literal["maps", "channels last", "tokens"]
     """[B, D, h, w], [B, h, w, D] or [B, N, D]."""
     prefix: int = 0
-    """How many of the N tokens come before those of the patches."""
+    """Number of the N tokens that precede the patch tokens."""
 
     def __str__(self) -> str:
         shape = {"maps": "[B, D, h, w]", "channels last": "[B, h, w, D]", "tokens": "[B, N, D]"}[self.layout]
-        return f"{shape} with {self.prefix} tokens before those of the patches" if self.prefix else shape
+        return f"{shape} with {self.prefix} tokens before the patch tokens" if self.prefix else shape
 
 
 def described(value: object) -> str:
-    """What a value is, for messages: dtype and shape of an array, keys of a dictionary, else its type."""
+    """Describe a value for error messages: dtype and shape of an array, keys of a dictionary, else the type."""
     if isinstance(value, Tensor) and (value.layout != torch.strided or value.device.type == "meta"):
         return f"{value.dtype} {list(value.shape)} ({value.layout}, {value.device})"
     if isinstance(value, Tensor | np.ndarray):
@@ -50,7 +50,7 @@ def described(value: object) -> str:
 
 
 def as_tensor(value: object) -> Tensor | None:
-    """A dense tensor or a NumPy array of floating point as a tensor without gradient; None if it is none."""
+    """A dense floating-point tensor or NumPy array as a detached tensor; None for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8:
         native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         value = torch.from_numpy(native if native.flags.writeable else native.copy())
@@ -60,22 +60,21 @@ def as_tensor(value: object) -> Tensor | None:
 
 
 def as_maps(found: Any, images: tuple[int, ...], form: Form | None = None) -> tuple[Tensor, Form]:
-    """What an extractor returned for images of that shape, [B, 3, H, W], as maps [B, D, h, w], and how it was read.
+    """Convert an extractor's output for images [B, 3, H, W] to maps [B, D, h, w].
 
     Args:
-        found: floating point maps [B, D, h, w], a tensor or a NumPy array; B maps [D, h, w] in a list; maps
-            [B, h, w, D] if they have the image's aspect ratio read so and not as [B, D, h, w]; tokens [B, N, D] if N,
-            less a prefix of up to `MOST_PREFIX` tokens, is the number of patches of one grid and no other; or a list,
-            tuple or dictionary that holds one of these, or a dictionary of several, one of them under a name of
-            `NAMED`.
-        images: their shape.
-        form: how earlier answers of the extractor were read, which this one must agree with.
+        found: floating point, tensors or NumPy arrays. Maps [B, D, h, w]; a list of B maps [D, h, w]; maps [B, h, w, D]
+            if only this reading matches the image's aspect ratio; tokens [B, N, D] if N, less a prefix of up to
+            `MOST_PREFIX` tokens, is the number of patches of exactly one grid; a list, tuple or dictionary with one of
+            these; or a dictionary with several arrays, one of them under a key of `NAMED`.
+        images: shape of the images.
+        form: layout of the extractor's earlier outputs, if any; this output must have the same.
 
     Returns:
-        Features of the dtype and device that they have, without gradient, not always contiguous.
+        The maps, detached, with the dtype and device of the output, not always contiguous; and their layout.
 
     Raises:
-        InputError: something else was returned.
+        InputError: the output is none of these, or not of the layout `form`.
     """
     value = _the_array(found, images[0])
     tensor = as_tensor(value)
@@ -87,7 +86,7 @@ def as_maps(found: Any, images: tuple[int, ...], form: Form | None = None) -> tu
         grid = "tokens of one grid and no other" if tensor.ndim == 3 else "a grid of the images' aspect ratio"
         raise _refusal(tensor, images, f"floating point [{images[0]}, D, h, w] on {grid}")
     if form is not None and read != form:
-        raise _refusal(tensor, images, f"{form}, as earlier answers were read, not {read}")
+        raise _refusal(tensor, images, f"{form}, like its earlier outputs, not {read}")
     maps = _read(tensor, size, read)
     if maps.shape[2] * maps.shape[3] < 2:
         raise _refusal(tensor, images, "a grid of more than one position")
@@ -101,7 +100,7 @@ def _refusal(value: object, images: tuple[int, ...], expected: str) -> InputErro
 
 
 def _the_array(found: Any, batch: int) -> Any:
-    """The array in what an extractor returned, None if there is none or no telling which."""
+    """The array in an extractor's output; None if there is none, or several among which none can be chosen."""
     if isinstance(found, tuple) and hasattr(found, "_asdict"):
         found = found._asdict()
     if isinstance(found, Mapping):
@@ -111,14 +110,14 @@ def _the_array(found: Any, batch: int) -> Any:
     if not isinstance(found, list | tuple):
         return found
     one = found[0] if len(found) == 1 else None
-    # One array is an answer of its own, unless it is the map of the one image.
+    # A list with one array wraps an output, unless the batch has one image and the array is its map.
     if one is not None and not (isinstance(one, Tensor | np.ndarray) and one.ndim == 3 and len(one) != batch):
         return _the_array(one, batch)
     return stacked(found) if len(found) == batch else None
 
 
 def stacked(arrays: Sequence[Any]) -> Tensor | None:
-    """Maps [D, h, w], or [1, D, h, w], of one shape, dtype and device as one tensor; None if they are not such."""
+    """Stack maps [D, h, w] or [1, D, h, w] of equal shape, dtype and device; None if they are anything else."""
     tensors = [as_tensor(array) for array in arrays]
     kinds = {(x.shape, x.dtype, x.device) for x in tensors if x is not None}
     if len(kinds) != 1 or any(x is None for x in tensors):
@@ -128,24 +127,24 @@ def stacked(arrays: Sequence[Any]) -> Tensor | None:
 
 
 def _strides(side: int, positions: int) -> tuple[float, float]:
-    """Between which strides, in pixels, so many positions cover a side, whatever is rounded or padded."""
+    """Bounds on the stride, in pixels, at which so many positions cover a side, however it is rounded or padded."""
     return side / (positions + 1), side / (positions - 1) if positions > 1 else math.inf
 
 
 def fits(grid: Size, image: Size) -> bool:
-    """Whether one stride makes that grid of that image."""
+    """Whether a single stride, equal in both directions, can make that grid of that image."""
     (least, most), (other_least, other_most) = (_strides(*pair) for pair in zip(image, grid, strict=True))
     return least < other_most and other_least < most
 
 
 def near(grid: Size, image: Size) -> bool:
-    """Whether the grid could be that of a resized image: its aspect ratio is not too far from the image's."""
+    """Whether the aspect ratios of grid and image differ by a factor of at most `MOST_DISTORTION`."""
     ratio = grid[0] * image[1] / (grid[1] * image[0])
     return max(ratio, 1 / ratio) <= MOST_DISTORTION
 
 
 def _form_of_maps(tensor: Tensor, size: Size, form: Form | None) -> Form | None:
-    """Which side the channels of an answer with four dimensions are on; None if its grid fits on neither."""
+    """The layout of a tensor with four dimensions; None if the grid fits the image in neither layout."""
     first, last = (tensor.shape[2], tensor.shape[3]), (tensor.shape[1], tensor.shape[2])
     fit_first, fit_last = fits(first, size), fits(last, size)
     if fit_first and fit_last and form == Form("channels last"):
@@ -170,7 +169,7 @@ def _read(tensor: Tensor, size: Size, form: Form) -> Tensor:
 
 
 def token_grids(tokens: int, size: Size) -> set[tuple[int, int, int]]:
-    """The (prefix, h, w) that so many tokens of an image of that size can be."""
+    """All (prefix, h, w) with prefix + h * w = tokens that an image of that size can give."""
     grids = {
         (rounded(size[0] / patch), rounded(size[1] / patch)) for patch in PATCHES for rounded in (math.floor, math.ceil)
     }
@@ -179,17 +178,17 @@ def token_grids(tokens: int, size: Size) -> set[tuple[int, int, int]]:
 
 
 def video_maps(features: object, image: Size, working: Size | None) -> Tensor:
-    """A video's features as [F, D, h, w], without gradient.
+    """A video's features as a detached tensor [F, D, h, w].
 
     Args:
-        features: floating point [F, D, h, w], a tensor or a NumPy array, or a list or tuple of F [D, h, w];
-            [F, h, w, D] if only so they are anywhere near the image's aspect ratio; tokens [F, N, D] if `working` is
-            given and they are those of one grid and no other.
-        image: height and width of the first mask.
-        working: those of the images that were encoded, if known.
+        features: floating point [F, D, h, w], a tensor or a NumPy array, or a list or tuple of F maps [D, h, w];
+            [F, h, w, D] if only this reading is near the image's aspect ratio; tokens [F, N, D] if `working` is given
+            and they fit exactly one grid.
+        image: height and width of the first mask, in pixels.
+        working: height and width of the encoded images, in pixels, if known.
 
     Raises:
-        InputError: they are something else.
+        InputError: features are anything else.
     """
     tensor = stacked(features) if isinstance(features, list | tuple) else as_tensor(features)
     if tensor is not None and tensor.numel() and tensor.ndim == 4:

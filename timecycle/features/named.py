@@ -1,4 +1,4 @@
-"""Features by name: trained networks, and descriptors that need no training."""
+"""Named features: a trained network, and hand-crafted descriptors."""
 
 import typing
 from pathlib import Path
@@ -16,34 +16,34 @@ from timecycle.normalization import IMAGENET
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
-"""The network that comes with the project; README.md beside it says what it is."""
+"""The network shipped with the package; see README.md beside it."""
 PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
-"""Features where none are named."""
+"""The default features."""
 RENAMED_PARTS = {"colour": "color"}
-"""Parts by the name that they had in version 0.1."""
+"""Names of version 0.1 -> current names."""
 
 
 def parts_of(features: str) -> tuple[str, ...] | None:
-    """The parts of features such as "network+color", under today's names; None if another name is among them."""
+    """Split features such as "network+color" into parts, with current names; None if a part is unknown."""
     parts = tuple(RENAMED_PARTS.get(part, part) for part in features.split("+"))
     return parts if set(parts) <= set(PARTS) else None
 
 
 def current_features(description: str) -> str:
-    """Parts joined by +, and what may follow after a blank, with today's names of the parts."""
+    """A description `part+part [identity]` with current names of the parts."""
     named, blank, rest = description.partition(" ")
     return "+".join(parts_of(named) or (named,)) + blank + rest
 
 
 def hash_of_weights(path: Path) -> str:
-    """SHA-256 of a file of weights. Raises InputError if it is not there."""
+    """SHA-256 of a weights file. Raises InputError if it does not exist."""
     check_is_file(path, "a .pth.tar of the release, or .safetensors, for --resume")
     return hash_of(path)
 
 
 class Normalization(typing.Protocol):
-    """What images were normalized by, channel by channel; a propagation protocol has it."""
+    """Mean and standard deviation that images were normalized by; implemented by `Protocol`."""
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -55,22 +55,23 @@ class Normalization(typing.Protocol):
 
 
 class Features:
-    """Frames to features on a device, in a dtype: a trained network, descriptors, or several side by side.
+    """An extractor that runs a trained network, descriptors, or several of them.
 
-    Several are each L2-normalized and concatenated to features of length 1, whose dot product is the mean of theirs.
+    Several are each L2-normalized, concatenated and rescaled to length 1, so that the dot product of two features is
+    the mean of the parts' dot products.
 
     Args:
         parts: names of `PARTS`, at least one, each once.
-        device: where features are computed and kept; descriptors compute on the CPU.
+        device: of the features; descriptors are computed on the CPU and moved to it.
         dtype: of the features.
-        protocol: that of the images.
-        checkpoint: of the network; the shipped one if not given.
+        protocol: what images are normalized by.
+        checkpoint: of the network; by default the shipped one.
         layout: as `timecycle.checkpoints.networks.load_features` takes it.
         part: likewise.
 
-    `l2` says whether features are of length 1 already; `frame` is set by those who encode video, and not used here.
+    `l2` tells whether features have length 1 already; `frame` is required by `FrameEncoder` and not used here.
 
-    Raises InputError for parts that are unknown or twice there, or a checkpoint that cannot be read.
+    Raises InputError for unknown or repeated parts, or a checkpoint that cannot be read.
     """
 
     frame: Path | str | None = None

@@ -1,4 +1,4 @@
-"""Label propagation: protocols, labels, one step, a whole video."""
+"""Label propagation: published protocols, label conversion, single steps and whole videos."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The package's public names, imported when they are used."""
+    """Import a public name on first use."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

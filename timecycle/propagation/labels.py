@@ -1,4 +1,4 @@
-"""From a mask to soft labels on the feature grid, and from soft labels to a mask, as each protocol does it."""
+"""Conversion between masks and soft labels on the feature grid, as each protocol defines it."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,10 @@ from timecycle.data.masks import PALETTE, VOID
 from timecycle.ops.propagate_sequence import rescaled
 from timecycle.propagation.protocols import Protocol
 
-BACKGROUND_PIXELS = 11  # at the working size; under "square" a class with fewer is dropped
+# Protocols with labels="square" drop the background, or an object, with fewer pixels at the working size.
+BACKGROUND_PIXELS = 11
 OBJECT_PIXELS = 12
-EPS = 1e-12  # of VFS
+EPS = 1e-12  # VFS
 
 Size = tuple[int, int]
 """Height and width, in pixels or positions."""
@@ -23,17 +24,17 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class SoftLabels:
-    """Labels of one frame on the feature grid: of a mask, or any soft maps such as heat maps of joints."""
+    """Labels of one frame on the feature grid, made from a mask or given as soft maps, such as heat maps of joints."""
 
     soft: np.ndarray
-    """float32 [L, h, w]; [B, L, h, w] of B videos side by side. A pixel of a dropped class belongs to none."""
+    """float32 [L, h, w], or [B, L, h, w] of B videos; 0 in all channels for pixels of dropped classes."""
     ids: tuple[int, ...]
     """Object id of each of the L channels."""
     mask: np.ndarray | None = None
-    """The mask that they are of, uint8 [H, W] (of B videos [B, H, W]); None if they are of none."""
+    """The mask that the labels were made from, uint8 [H, W] (of B videos [B, H, W]), if any."""
 
     def with_ids(self, ids: tuple[int, ...]) -> "SoftLabels":
-        """The same labels with a channel for each of `ids`, first and in that order; one that is missing is 0."""
+        """The same labels with channels in the order `ids`, then any others; channels for new ids are 0."""
         every = (*ids, *(i for i in self.ids if i not in ids))
         soft = np.zeros((*self.soft.shape[:-3], len(every), *self.soft.shape[-2:]), np.float32)
         soft[..., [every.index(i) for i in self.ids], :, :] = self.soft
@@ -43,7 +44,7 @@ class SoftLabels:
 def soft_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> SoftLabels:
     """Soft labels of a mask, uint8 [H, W] ids; void (255) counts as background.
 
-    `working` is the size of the image that was encoded. The protocol says how to resample, and which classes to keep.
+    `working` is the size of the encoded image. The protocol defines how to resample and which classes to keep.
     """
     known = np.where(mask == VOID, 0, mask).astype(np.uint8)
     if protocol.labels == "square":
@@ -62,13 +63,13 @@ def soft_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size)
 
 def _classes(mask: np.ndarray, small: np.ndarray, protocol: Protocol) -> tuple[int, ...]:
     if protocol.classes == "annotated":
-        # CRW's order, which decides ties: by palette color, compared as (blue, green, red).
+        # CRW orders classes, and thereby resolves ties, by palette color, compared as (blue, green, red).
         return tuple(sorted(np.unique(mask).tolist(), key=lambda i: PALETTE[i][::-1].tolist()))
     return tuple(range(int((small if protocol.classes == "grid" else mask).max(initial=0)) + 1))
 
 
 def _square(resized: np.ndarray, grid: Size) -> tuple[np.ndarray, tuple[int, ...]]:
-    """TimeCycle's: background, then ids in raster order of first appearance, each with at least 11 (12) pixels."""
+    """TimeCycle: background, then ids in raster order of first appearance; small classes are dropped."""
     values, first, counts = np.unique(resized, return_index=True, return_counts=True)
     classes = [
         (value != 0, position, int(value))
@@ -84,7 +85,7 @@ def _stack(maps: list[np.ndarray], grid: Size) -> np.ndarray:
 
 
 def nearest(mask: np.ndarray, size: Size) -> np.ndarray:
-    """Nearest neighbor, sampled at pixel centers."""
+    """Resize a mask, uint8 [H, W], by nearest neighbor, sampled at pixel centers."""
     if mask.shape == size:
         return mask
     return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
@@ -95,12 +96,12 @@ def _opencv(channel: np.ndarray, size: Size) -> np.ndarray:
 
 
 def min_max(labels: Tensor) -> Tensor:
-    """Shift and scale each class of [..., L, h, w] to [0, 1] over its map; a constant class becomes 0, never NaN."""
+    """Rescale each map of [..., L, h, w] to [0, 1]; a constant map becomes 0."""
     return rescaled(labels, (-2, -1))
 
 
 def upsampled(soft: Tensor, protocol: Protocol, size: Size) -> Tensor:
-    """Soft labels [L, h, w], on any device, at the size that the arg-max is taken at, scaled as the protocol says."""
+    """Upsample soft labels [L, h, w] to the size at which the arg-max is taken, and rescale them per class."""
     if not len(soft):
         return soft.new_zeros((0, *size))
     if protocol.upsample == "opencv":
@@ -121,11 +122,11 @@ def upsampled(soft: Tensor, protocol: Protocol, size: Size) -> Tensor:
 
 
 def index_mask(soft: Tensor, ids: tuple[int, ...], protocol: Protocol, working: Size, output: Size) -> np.ndarray:
-    """The mask, uint8 [H, W] ids, of soft labels [L, h, w]. Ties go to the earlier class; no class is background."""
+    """Mask, uint8 [H, W] ids, from soft labels [L, h, w]. Ties go to the earlier class; L = 0 gives background."""
     if not ids:
         return np.zeros(output, np.uint8)
     large = upsampled(soft, protocol, working if protocol.upsample_to == "working" else output)
     mask = np.array(ids, np.uint8)[large.argmax(dim=0).cpu().numpy()]
-    if protocol.labels == "square":  # TimeCycle's own program resizes masks by OpenCV's top-left nearest
+    if protocol.labels == "square":  # as TimeCycle's code: nearest by OpenCV, which samples at top-left corners
         return cv2.resize(mask, output[::-1], interpolation=cv2.INTER_NEAREST)
     return nearest(mask, output)

@@ -1,7 +1,7 @@
-"""Label propagation as a stream: labels given in a first frame are propagated through a video, one frame a step.
+"""Streaming label propagation: labels of the first frame are propagated through a video, one frame per step.
 
-Which earlier frames a frame looks at, which of their positions count, and what is fed back, is the protocol's
-(timecycle/propagation/protocols.py); the arithmetic is timecycle.ops.affinity_propagate.
+The protocol (timecycle/propagation/protocols.py) defines the context frames, the neighborhood and the feedback; the
+computation is timecycle.ops.affinity_propagate.
 """
 
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from timecycle.propagation.protocols import Protocol, protocol
 Frames = TypeVar("Frames", int, Tensor)
 
 INITIAL_CAPACITY = 32
-"""Frames that memory is allocated for at first, in a video of unknown length; it doubles until the context fits."""
+"""Initial capacity, in frames, for a video of unknown length; doubled as needed until the whole context fits."""
 
 
 class LabelPropagator:
@@ -30,15 +30,15 @@ class LabelPropagator:
         preset: a protocol or the name of one.
         overrides: fields of the protocol to change.
 
-    `start(features, labels)` takes the first frame, then `step(features)` every further one, in the order in which the
-    video is walked, forward or backward in time. Features are [D, h, w], or [B, D, h, w] for B videos, of any floating
-    dtype; labels [L, h, w] or [B, L, h, w]: masks, textures, parts, heat maps, any soft maps. Tensors or NumPy arrays;
-    gradients do not pass. Both return the frame's soft labels, float32 [L, h, w] or [B, L, h, w], as later frames will
-    see them. Labels of a later frame may be given, too: a correction, or one more object (`step`'s `labels`).
+    Call `start(features, labels)` for the first frame, then `step(features)` for each further one, forward or backward
+    in time. Features are [D, h, w], or [B, D, h, w] for B videos, of any floating dtype; labels are any soft maps
+    [L, h, w] or [B, L, h, w], such as masks, textures or heat maps. Both may be tensors or NumPy arrays; gradients do
+    not pass. Both methods return the frame's soft labels, float32 [L, h, w] or [B, L, h, w], as later frames will see
+    them. `step` also accepts labels, to correct a prediction or to add objects.
 
-    On a GPU `step` does not synchronize, except for ties="all", where the host has to know how many keys tie. A feature
-    that is not finite is then reported by `check()`, to be called after the last frame, or wherever labels are fetched;
-    labels are NaN from such a frame on.
+    On a GPU `step` does not synchronize, except with ties="all", where the host needs the number of tied keys. Features
+    that are not finite are reported by `check()`, to be called after the last frame or when labels are fetched; from
+    such a frame on, labels are NaN.
 
     Source: the protocols' papers, see timecycle.propagation.protocols.
     """
@@ -50,10 +50,10 @@ class LabelPropagator:
     def start(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
         """Begin a video with the features and the soft labels of its first frame.
 
-        `frames`, the number of frames of the video, saves a short one the memory of a context that it does not fill.
-        Returns those labels; under first="padded" the first frame is predicted too, from copies of itself, and the
-        prediction is returned and remembered beside the annotation. Raises InputError if shapes do not fit together,
-        or features are not floating point or not finite.
+        `frames`, the number of frames of the video if known, bounds the memory that is allocated. Returns the labels as
+        float32; with first="padded" the first frame is predicted from copies of itself, and the prediction is returned
+        and stored in addition to the given labels. Raises InputError if shapes do not match, or features are not
+        floating point or not finite.
         """
         features, labels = as_features(features), _as_labels(labels)
         self._single = features.ndim == 3
@@ -86,12 +86,11 @@ class LabelPropagator:
     def step(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray | None = None) -> Tensor:
         """Soft labels of the next frame, from its features.
 
-        `labels` [L', h, w] or [B, L', h, w] replace the prediction of this frame: a correction, and where L' is larger
-        than L so far, new objects, whose labels are 0 in the frames before. Later frames see them as long as this frame
-        is in their context, beside frame 0 and others, whose labels stay as they are.
+        `labels` [L', h, w] or [B, L', h, w], if given, replace the prediction of this frame. If L' > L, the additional
+        channels are new objects, with labels 0 in earlier frames. Stored labels of earlier frames do not change.
 
-        Raises InputError for features unlike the first frame's, for labels that do not fit or have fewer channels than
-        before and, on a CPU, for features that are not finite.
+        Raises InputError if features differ from the first frame's in shape, dtype or device, if labels do not fit or
+        have fewer channels than before and, on a CPU, if features are not finite.
         """
         if self._frame < 0:
             raise InputError("step() came before start(); expected the first frame and its labels")
@@ -128,20 +127,20 @@ class LabelPropagator:
         return labels.to(self._labels)
 
     def check(self) -> None:
-        """Raise InputError if a feature since start() was not finite, naming its frame. The CPU waits for a GPU."""
+        """Raise InputError, naming the frame, if features since start() were not finite. Synchronizes with a GPU."""
         frame = int(self._nonfinite_frame) if self._frame >= 0 else -1
         if frame >= 0:
             raise InputError(f"features of frame {frame} hold a value that is not finite; expected finite features")
 
     def _capacity(self) -> int:
-        """Most frames that are remembered: frame 0 plus a ring buffer of recent frames.
+        """Most frames that are stored: frame 0 plus a ring buffer of recent frames.
 
-        The ring holds `length` frames; under "padded", whose context of `length` frames includes frame 0, one less.
+        The ring buffer has `length` frames, or length - 1 with first="padded", whose context includes frame 0.
         """
         return self.protocol.length + (self.protocol.first != "padded")
 
     def _rows(self, features: Tensor) -> Tensor:
-        """Features [B, D, h, w] as rows [B, N, D], L2-normalized if the protocol wants that."""
+        """Features [B, D, h, w] as rows [B, N, D], L2-normalized if the protocol has l2=True."""
         rows = features.flatten(2).transpose(1, 2)
         # In float32: bfloat16 is too coarse for the norm of bfloat16 features.
         return torch.nn.functional.normalize(rows.float(), dim=2).to(rows) if self.protocol.l2 else rows
@@ -152,7 +151,7 @@ class LabelPropagator:
         query = self._rows(features)
         own, multiplicity = self._context()
         known = self._labels_of_context()
-        # The slots of all videos form one bank, in which each video's frames index its own part.
+        # The banks of all videos are concatenated; each video's slot indices are offset to its own bank.
         video = torch.arange(videos, device=query.device)[:, None]
         labels = affinity_propagate(
             query,
@@ -163,7 +162,7 @@ class LabelPropagator:
             self.protocol.select(),
             neighborhood=self.protocol.neighborhood(height, width),
             multiplicity=multiplicity,
-            check=False,  # each frame was checked when it came
+            check=False,  # each frame was checked in start() or step()
         )
         soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
         if self.protocol.feedback == "min-max":
@@ -171,8 +170,8 @@ class LabelPropagator:
         return self._finish(query, soft)
 
     def _finish(self, query: Tensor, soft: Tensor) -> Tensor:
-        """Remember the current frame's rows [B, N, D] and soft labels [B, L, h, w], and return the latter."""
-        if soft.device.type != "cpu":  # on a CPU features that are not finite were refused
+        """Store the current frame's rows [B, N, D] and soft labels [B, L, h, w], and return the latter."""
+        if soft.device.type != "cpu":  # on a CPU, non-finite features were refused
             soft = soft.masked_fill(self._nonfinite_frame >= 0, torch.nan)
         self._remember(query, soft)
         return soft[0] if self._single else soft
@@ -185,11 +184,12 @@ class LabelPropagator:
         """
         rules, t, device = self.protocol, self._frame, self._bank.device
         if rules.first == "padded":
-            # Entries before the video are copies of frame 0 with its annotation; frame 0 itself, once predicted, is
-            # in the ring with its prediction.
+            # Entries before the start are copies of frame 0 with its given labels; frame 0 with its predicted labels
+            # is in the ring buffer.
             earlier = torch.arange(max(0, t - rules.length + 1), t, device=device)
-            # In the joint scope a key is kept up to k times: k entries of frame 0 keep their order among equals, and
-            # the last of them counts for the rest. With scope "frame" all copies give the same: one entry serves.
+            # With scope "joint" at most k copies of a key can be among the k kept: use k entries of frame 0, so that
+            # ties resolve in order, the last with the multiplicity of the rest. With scope "frame" all copies give the
+            # same result, so that one entry is enough.
             copied = self._annotated()
             entries = min(copied, rules.k) if rules.scope == "joint" else 1
             slots = torch.nn.functional.pad(self._slot(earlier), (entries, 0))
@@ -197,10 +197,10 @@ class LabelPropagator:
             if rules.scope == "joint":
                 multiplicity[entries - 1].fill_(copied - entries + 1)
             return slots, multiplicity
-        # How often frame 0 is there beside itself: the context holds it, or begins before the video.
+        # Additional copies of frame 0: the context contains it, or begins before the video.
         repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
         if (rules.softmax_over, rules.ties) == ("topk", "exact"):
-            repeated = min(repeated, rules.k)  # more are not kept
+            repeated = min(repeated, rules.k)  # no more can be among the k kept
         others = torch.arange(max(1, t - rules.length), t, device=device)
         slots = torch.nn.functional.pad(self._slot(others), (1, 0))
         multiplicity, restricted = slots.new_ones((len(slots), 2)), int(rules.radius is None)
@@ -210,26 +210,26 @@ class LabelPropagator:
         return slots, multiplicity
 
     def _annotated(self) -> int:
-        """How many entries of a padded context are frame 0 with its annotation."""
+        """Number of entries of a padded context that are frame 0 with its given labels."""
         return max(1, self.protocol.length - self._frame)
 
     def _labels_of_context(self) -> Tensor:
-        """Soft labels by slot, [B, slots, N, L], weighted where one slot stands for several entries of the context.
+        """Soft labels by slot, [B, slots, N, L], weighted if one slot represents several entries of the context.
 
-        With scope "frame" the operator takes the mean over its n frames, which stand for `length` entries; so labels of
-        a frame that stands for c entries are multiplied by c * n / length.
+        With scope "frame" the operator averages over n slots, which represent `length` entries; labels of a slot that
+        represents c entries are therefore multiplied by c * n / length.
         """
         copied = self._annotated()
         if self.protocol.first != "padded" or self.protocol.scope == "joint" or copied == 1:
             return self._labels
-        slots = 1 + self._frame  # before the context is full the frames are in the slots 1, 2, ...
+        slots = 1 + self._frame  # until the context is full, frames are in slots 1, 2, ...
         share = slots / self.protocol.length
         labels = self._labels[:, :slots] * share
         labels[:, 0] = self._labels[:, 0] * (copied * share)
         return labels
 
     def _slot(self, frame: Frames) -> Frames:
-        """The ring buffer's slot of a frame, or of several."""
+        """Ring buffer slot of a frame index, or of several."""
         if self.protocol.first == "padded":
             return 1 + frame % (self.protocol.length - 1)
         return 1 + (frame - 1) % self.protocol.length
@@ -248,7 +248,7 @@ class LabelPropagator:
         self._labels[:, slot] = soft.flatten(2).transpose(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later frames depend on, for torch.save and load_state_dict. Raises as `check`."""
+        """State for torch.save and load_state_dict. Raises InputError before start(), and as `check`."""
         if self._frame < 0:
             raise InputError("state_dict() came before start(); expected a video that has begun")
         self.check()
@@ -293,7 +293,7 @@ def _check_labels(labels: Tensor, features: torch.Size) -> None:
 
 
 def as_features(features: object) -> Tensor:
-    """Features as a tensor without gradient. Raises InputError if they are none."""
+    """Features as a detached tensor. Raises InputError unless floating point and not empty."""
     found = as_tensor(features)
     if found is None or not found.numel():
         raise InputError(f"features is {described(features)}; expected floating point [D, h, w] or [B, D, h, w]")

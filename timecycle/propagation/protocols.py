@@ -19,13 +19,13 @@ from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15
 RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
-"""Fields by the name that they had in version 0.1."""
+"""Names of version 0.1 -> current names."""
 RENAMED_VALUES = ("first_mask", "softmax_over")
-"""Fields of which a value had another name in version 0.1, see `deprecated.OLD_VALUES`."""
+"""Fields with a value that was renamed since version 0.1, see `deprecated.OLD_VALUES`."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:
-    """What is expected of a value that is not of a field's type; None if it is."""
+    """None if the value is of a field's type, else a description of what is expected."""
     choices = get_args(kind)
     if get_origin(kind) is Literal:
         return None if value in choices else f"one of {', '.join(map(repr, choices))}"
@@ -48,7 +48,7 @@ def _unlike(value: Any, kind: Any) -> str | None:
 @deprecated.fields(**RENAMED_FIELDS, region="neighborhood")
 @dataclass(frozen=True)
 class Protocol:
-    """How labels are propagated, from frames to masks. Lengths are feature positions unless they say pixels."""
+    """How labels are propagated, from frames to masks. Lengths are in feature positions unless stated as pixels."""
 
     name: str
 
@@ -57,7 +57,7 @@ class Protocol:
     side: int = 0
     """Pixels of the square or the short side; 0 keeps the frame's size."""
     multiple: int = 1
-    """The long side becomes a multiple of so many pixels, rounded by `rounding`; dinov3's both sides."""
+    """The long side is rounded to a multiple of so many pixels by `rounding`; with "ceil" both sides are."""
     rounding: Literal["floor", "nearest", "ceil"] = "floor"
     color: Literal["rgb", "lightness"] = "rgb"
     """"lightness": the L channel of Lab three times."""
@@ -68,17 +68,17 @@ class Protocol:
 
     # The context of a target frame t.
     length: int = 7
-    """Frames before the target, L; frame 0, the annotated one, comes on top, for "padded" it is one of them."""
+    """Number L of frames before the target, in addition to the annotated frame 0; with "padded", including frame 0."""
     first: Literal["once", "twice", "copies", "padded"] = "once"
     """"once": frame 0, then max(1, t-L) .. t-1. "twice": frame 0, then max(0, t-L) .. t-1. "copies": frame 0, then t-L
-    .. t-1 with frame 0 in place of frames before it. "padded": the same with L-1, and with frame 0 itself predicted."""
+    .. t-1 with frame 0 in place of frames before it. "padded": as "copies" with L-1, and frame 0 is predicted too."""
     radius: float | None = None
-    """Of the neighborhood of keys that a query may see; None for everywhere."""
+    """Radius of the neighborhood of keys around a query; None for no restriction."""
     shape: Literal["circle<", "circle<=", "square<="] = "circle<"
     first_everywhere: bool = False
-    """Whether the leading entry, frame 0, is seen from everywhere."""
+    """Whether the neighborhood does not restrict the leading entry, frame 0."""
 
-    # Which keys are kept, and what they weigh.
+    # Selection and weights of keys, see timecycle.ops.selection.Select.
     k: int = 5
     temperature: float = 0.1
     scope: Literal["frame", "joint"] = "joint"
@@ -93,7 +93,7 @@ class Protocol:
     """"grid": 0 to the largest id that is left on the grid. "full": 0 to the largest id of the mask. "annotated": every
     id of the mask and no other."""
     feedback: Literal["soft", "min-max"] = "soft"
-    """What later frames see: labels as they are, or scaled to [0, 1] per class."""
+    """Labels that later frames see: unchanged, or rescaled to [0, 1] per class."""
 
     # From soft labels to the mask.
     upsample: Literal["opencv", "bilinear", "nearest"] = "bilinear"
@@ -101,11 +101,11 @@ class Protocol:
     upsample_to: Literal["working", "output"] = "working"
     """The size the arg-max is taken at; from the working size the mask goes on to the output's by nearest."""
     scale: Literal["none", "positive", "positive, eps", "any"] = "positive"
-    """Min-max per class after upsampling: not at all, of classes that are anywhere above 0, the same with 1e-12 added
-    to the range, of all classes. A class that is constant becomes 0."""
+    """Min-max scaling per class after upsampling: none, of classes with a positive value, the same with 1e-12 added to
+    the range, or of all classes. Constant classes become 0."""
     first_mask: Literal["given", "propagated"] = "given"
-    """The mask of a frame whose labels were given, which frame 0 is: the given mask itself, or the one made from the
-    frame's soft labels as in every other frame. Benchmarks whose rules want the given mask set "given" (DAVIS, VIP)."""
+    """Output mask of frames with given labels, such as frame 0: the given mask, or one computed from the soft labels
+    as in all other frames. The evaluations on DAVIS and VIP set "given", as their rules require."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -126,11 +126,11 @@ class Protocol:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {what}")
 
     def select(self) -> Select:
-        """What is kept of a query's keys."""
+        """The selection of keys, for the operators."""
         return Select(self.k, self.temperature, self.scope, self.softmax_over, self.ties)
 
     def neighborhood(self, height: int, width: int) -> Neighborhood | None:
-        """The keys a query may see on a grid."""
+        """The neighborhood on a feature grid, for the operators; None if unrestricted."""
         return None if self.radius is None else Neighborhood(height, width, self.radius, self.shape)
 
 
@@ -177,9 +177,9 @@ PRESETS = {
 
 
 def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
-    """A preset, or a protocol of one's own, with some fields changed.
+    """A preset by name, or a protocol, with some fields changed.
 
-    Raises InputError for a name or a field that is unknown, naming the nearest ones, or for a value that means nothing.
+    Raises InputError for an unknown name or field, suggesting similar ones, or an invalid value.
     """
     if not isinstance(name, Protocol):
         if name not in PRESETS:
@@ -194,7 +194,7 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
 
 
 def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol's fields, among other options, under today's names and with today's values."""
+    """Options in which protocol fields and their values have their current names."""
     renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}
     for name in RENAMED_VALUES:
         if isinstance(value := renamed.get(name), str):

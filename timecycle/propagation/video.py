@@ -1,10 +1,10 @@
 """Label propagation through a video, frame by frame: frames -> features -> soft labels -> masks.
 
-`propagate_frames` begins with RGB frames or image files, `propagate_features` with features, and `propagate` is the
-latter for a whole video at once. Frames may be walked forward or backward in time, and labels may be given at any of
-them.
+`propagate_frames` takes RGB frames or image files, `propagate_features` takes features, and `propagate` takes the
+features of a whole video at once. Frames may be given forward or backward in time, and any frame may have labels.
 """
 
+import math
 import typing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import ids_of
 from timecycle.errors import InputError
 from timecycle.features.maps import video_maps
-from timecycle.propagation.images import preprocess
+from timecycle.normalization import normalize
 from timecycle.propagation.labels import Size, SoftLabels, index_mask, nearest, soft_labels
 from timecycle.propagation.propagator import LabelPropagator, as_features
 from timecycle.propagation.protocols import Protocol
@@ -32,12 +33,48 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 READ_AHEAD = 4
-"""Frames that are read and preprocessed, in a thread of their own, before they are needed."""
+"""Number of frames that are read and preprocessed ahead, in a separate thread."""
+
+
+def image_size(height: int, width: int, protocol: Protocol) -> Size:
+    """Height and width, in pixels, of the encoded image of a frame of that size."""
+    if protocol.resize == "square" and protocol.side > 0:
+        return protocol.side, protocol.side
+    if protocol.resize == "native" or protocol.side <= 0:
+        return height, width
+    tall = height > width
+    # As in the published code: the short side is given, the long one (the width if both are equal) is rounded.
+    long = protocol.side * max(height, width) / min(height, width) / protocol.multiple
+    rounded = {"floor": math.floor(long), "ceil": math.ceil(long), "nearest": math.floor(long + 0.5)}[protocol.rounding]
+    sides = [protocol.side, max(1, rounded) * protocol.multiple]
+    if protocol.rounding == "ceil":
+        sides[0] = math.ceil(protocol.side / protocol.multiple) * protocol.multiple
+    return (sides[1], sides[0]) if tall else (sides[0], sides[1])
+
+
+def preprocess(rgb: np.ndarray, protocol: Protocol) -> Tensor:
+    """Resize and normalize a frame, uint8 RGB [H, W, 3], to the image that is encoded, float32 [3, H', W'].
+
+    Resizing is bilinear by OpenCV, of floats for "square" (TimeCycle) and of bytes otherwise, as in the published code.
+    """
+    size = image_size(rgb.shape[0], rgb.shape[1], protocol)
+    image = rgb.astype(np.float32) / 255.0 if protocol.resize == "square" else rgb
+    if size != rgb.shape[:2]:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if protocol.color == "lightness":  # UVC: ((L - 128) / 128 + 1) / 2 with L in 0 .. 255
+        if image.dtype != np.uint8:
+            image = (image * 255).round().astype(np.uint8)
+        lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[:, :, :1].astype(np.float32) / 256.0
+        image = np.repeat(lightness, 3, axis=2)
+    elif image.dtype == np.uint8:
+        image = image.astype(np.float32) / 255.0
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return normalize(tensor, protocol.mean, protocol.std)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Three heights and widths of one video: of its frames, of the images that are encoded, of the feature grid."""
+    """Height and width of a video's frames and of the encoded images, in pixels, and of the feature grid."""
 
     frame: Size
     working: Size
@@ -58,12 +95,12 @@ class Sizes:
 
 
 class FrameEncoder(typing.Protocol):
-    """What `propagate_frames` takes features from: `CallableExtractor`, `Features`."""
+    """The interface of feature extractors: `CallableExtractor`, `Features`."""
 
     l2: bool
-    """Whether features are of length 1 already."""
+    """Whether features have length 1 already."""
     frame: Path | str | None
-    """The frame that is encoded next, for error messages; set by the driver."""
+    """The frame that is encoded next, for error messages; set by `encode_frames`."""
 
     def begin(self, first: Tensor) -> None:
         """Start a video with its first image, [3, H, W]."""
@@ -80,18 +117,18 @@ class EncodedFrame:
     """[D, h, w], or [B, D, h, w] of B videos side by side."""
     sizes: Sizes
     rgb: np.ndarray | None = None
-    """The frame, uint8 [H, W, 3], where it is known."""
+    """The frame, uint8 [H, W, 3], if known."""
 
 
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
-"""Labels given at a frame, by its index in the order of the walk, or None. Frame 0 must have some; those of a later
-frame replace its prediction: a correction, or, with ids that are new, more objects."""
+"""The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
+prediction, as a correction, or, with new ids, add objects."""
 Timer = Callable[[str], AbstractContextManager[None]]
-"""Entered around the stages of a frame: "read" (in the thread that reads), "encode" and "propagate"."""
+"""Called with the stage of a frame, "read" (in the reading thread), "encode" or "propagate"; returns its context."""
 
 
 def untimed(stage: str) -> AbstractContextManager[None]:
-    """A timer that takes no time."""
+    """A timer that measures nothing."""
     return nullcontext()
 
 
@@ -100,23 +137,22 @@ class PropagatedFrame:
     """One frame's labels."""
 
     index: int
-    """In the order of the walk, from 0."""
+    """Position in the order of processing, from 0."""
     soft: Tensor
     """float32 [L, h, w], or [B, L, h, w] of B videos, as later frames see them."""
     ids: tuple[int, ...]
-    """Object id of each of the L channels; a later frame may have more of them, at the end."""
+    """Object id of each of the L channels; later frames may have more, appended at the end."""
     sizes: Sizes
     protocol: Protocol
     rgb: np.ndarray | None
-    """The frame, uint8 [H, W, 3]; None where features came without it."""
+    """The frame, uint8 [H, W, 3]; None if features were given without it."""
     given: SoftLabels | None
-    """The labels that were given at this frame, if any."""
+    """The labels that were given for this frame, if any."""
 
     def mask(self, size: Size | None = None) -> np.ndarray:
-        """Object ids, uint8 [H, W] (of B videos [B, H, W]), at the frame's size unless another is given.
+        """Object ids, uint8 [H, W] (of B videos [B, H, W]), at `size` (height, width), by default the frame's.
 
-        That of a frame whose labels were given as a mask is this mask under first_mask="given" of the protocol, and
-        under "propagated" made from the soft labels as those of all other frames.
+        If this frame was given a mask and the protocol has first_mask="given", that mask; else computed from `soft`.
         """
         size = size or self.sizes.frame
         if self.protocol.first_mask == "given" and self.given is not None and self.given.mask is not None:
@@ -129,7 +165,7 @@ class PropagatedFrame:
 
 
 def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol) -> LabelsAt:
-    """The labels of masks, uint8 [H, W] ids by index of their frame."""
+    """Labels from masks, uint8 [H, W] ids, by frame index."""
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
         return soft_labels(masks[index], protocol, sizes.grid, sizes.working) if index in masks else None
@@ -138,7 +174,7 @@ def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol) -> Labe
 
 
 def labels_of_maps(maps: Callable[[Sizes], np.ndarray]) -> LabelsAt:
-    """The labels of the first frame as soft maps, float32 [L, h, w], such as heat maps of L joints."""
+    """Labels of frame 0 from soft maps, float32 [L, h, w], such as heat maps of L joints."""
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
         if index:
@@ -160,19 +196,18 @@ def propagate_frames(
 ) -> Generator[PropagatedFrame, None, None]:
     """Propagate labels through the frames of a video, in the order given.
 
-    Memory does not grow with the length of the video; up to `read_ahead` frames are read before they are needed, and
-    with 0 none is.
+    Memory does not grow with the length of the video.
 
     Args:
         frames: uint8 RGB [H, W, 3], or image files.
-        features: what encodes them.
+        features: the feature extractor.
         protocol: how labels are propagated.
-        labels_at: the labels of the first frame, and of others, see `labels_of_masks` and `labels_of_maps`.
-        read_ahead: number of frames.
-        timer: of the stages.
+        labels_at: the given labels, of frame 0 and possibly others, see `labels_of_masks` and `labels_of_maps`.
+        read_ahead: number of frames to read ahead; 0 reads each frame when it is needed.
+        timer: context for each stage.
 
-    Raises InputError, naming the frame, for one that is damaged or of another size, or an extractor that fails; for
-    labels that do not fit; and for features that are not finite, for which a GPU is asked after the last frame.
+    Raises InputError, naming the frame, if a frame is damaged or of another size, or the extractor fails; if labels do
+    not fit; and if features are not finite (on a GPU only after the last frame).
     """
     if features.l2:
         protocol = replace(protocol, l2=False)
@@ -189,7 +224,7 @@ def encode_frames(
     read_ahead: int = READ_AHEAD,
     timer: Timer = untimed,
 ) -> Iterator[EncodedFrame]:
-    """The features of each frame; arguments and errors are those of `propagate_frames`."""
+    """Encode each frame; arguments and errors as `propagate_frames`."""
     first: tuple[Path | str, tuple[int, ...]] | None = None
 
     def read(numbered: tuple[int, np.ndarray | Path]) -> tuple[Path | str, np.ndarray, Tensor]:
@@ -223,9 +258,9 @@ def propagate_features(
     length: int | None = None,
     timer: Timer = untimed,
 ) -> Generator[PropagatedFrame, None, None]:
-    """Propagate labels through frames that are encoded; `length` is their number, where it is known.
+    """Propagate labels through encoded frames; `length` is their number, if known.
 
-    Arguments and errors are else those of `propagate_frames`.
+    Other arguments and errors as `propagate_frames`.
     """
     propagator, ids = LabelPropagator(protocol), tuple[int, ...]()
     for index, frame in enumerate(frames):
@@ -246,7 +281,7 @@ def propagate_features(
 
 
 def ahead(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """`work(item)` of each item in order, computed in a thread up to `count` items before it is asked for."""
+    """Yield `work(item)` of each item in order, computed in a thread up to `count` items ahead of the consumer."""
     if count < 1:
         yield from map(work, items)
         return
@@ -289,19 +324,21 @@ def propagate(
     output_size: Size | None = None,
     **overrides: Any,
 ) -> Propagation:
-    """Propagate a first frame's mask through a video whose features exist already.
+    """Propagate a first frame's mask through a video, given the features of its frames.
 
     Args:
-        features: [F, D, h, w] of all frames, any floating dtype and device, as a tensor, a NumPy array or a list of
-            [D, h, w]; see `timecycle.features.maps.video_maps` for what else is recognized. L2-normalized here if the
-            protocol says so; gradients do not pass.
-        mask: [H, W] ids of frame 0, integers from 0 to 255 or bool; 255 is void and counts as background. One of 0 and
-            255 alone, or with soft edges, is refused, as the command line refuses such a file.
+        features: [F, D, h, w], any floating dtype and device, as a tensor, a NumPy array or a list of F maps [D, h, w];
+            other layouts are listed in `timecycle.features.maps.video_maps`. L2-normalized here if the protocol says
+            so; gradients do not pass.
+        mask: [H, W] ids of frame 0, integers from 0 to 255 or bool; 255 is void and counts as background. Masks with
+            values 0 and 255 only, or with soft edges, are refused.
         protocol: a preset's name, or a protocol.
-        working_size: (height, width) in pixels of the images that were encoded; without it the multiple of (h, w) that
-            is nearest to the mask's size.
-        output_size: (height, width) of the masks; the given mask's without it.
+        working_size: (height, width) of the encoded images in pixels; by default the multiple of (h, w) nearest to the
+            mask's size.
+        output_size: (height, width) of the output masks in pixels; by default the given mask's.
         overrides: fields of the protocol to change, such as k=7.
+
+    Returns soft labels, masks and object ids of all frames.
 
     Raises:
         InputError: features or mask have the wrong shape or type or are not finite, or the protocol is unknown.
@@ -318,7 +355,7 @@ def propagate(
 def propagate_maps(
     features: Iterable[Tensor], mask: np.ndarray | Tensor, protocol: Protocol, working_size: Size | None = None
 ) -> Iterator[PropagatedFrame]:
-    """`propagate` frame by frame, for features [D, h, w] that come one after the other."""
+    """`propagate` as an iterator over frames, from an iterable of features [D, h, w]."""
     given = mask_of(mask)
 
     def encoded() -> Iterator[EncodedFrame]:
@@ -333,7 +370,7 @@ def propagate_maps(
 
 
 def mask_of(mask: np.ndarray | Tensor) -> np.ndarray:
-    """A mask as uint8 [H, W], see `timecycle.data.masks.ids_of`. Raises InputError if it is none."""
+    """A mask as uint8 [H, W], see `timecycle.data.masks.ids_of`. Raises InputError if it is not a mask."""
     return ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
 
 

@@ -1,1 +1,1 @@
-"""Pictures of results."""
+"""Visualization of masks and of training samples."""

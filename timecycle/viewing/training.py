@@ -1,4 +1,4 @@
-"""Images of a training sample: where the objective looks, and what the features say."""
+"""Visualization of training samples: patches, cycles, walks and affinities."""
 
 import math
 from typing import Any
@@ -14,12 +14,12 @@ from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
 from timecycle.normalization import IMAGENET, denormalize
 
-# RGB of the cycles by length, the first being the shortest.
+# RGB of cycles by length, shortest first.
 COLORS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
 TRUE_COLOR = (255, 255, 255)
 BACK_COLOR = (0, 220, 90)
 ZOOM = 2
-TEMPERATURE = 0.07  # of the walk that is drawn
+TEMPERATURE = 0.07  # of the visualized walk
 
 
 def as_rgb(images: Tensor) -> np.ndarray:
@@ -30,7 +30,7 @@ def as_rgb(images: Tensor) -> np.ndarray:
 
 
 def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 1) -> None:
-    """Draw where theta [2, 3] takes the patch's edge into an image, uint8 [H, W, 3], in place."""
+    """Draw the patch's outline, transformed by theta [2, 3], on an image, uint8 [H, W, 3], in place."""
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     at = (corners @ theta.detach().float().cpu().T).numpy()  # x, y over [-1, 1], corner-aligned
     size = np.array([image.shape[1] - 1, image.shape[0] - 1])
@@ -39,7 +39,7 @@ def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thick
 
 
 def heat(image: np.ndarray, shares: Tensor) -> np.ndarray:
-    """Shares [h, w] of at most 1, the largest red, over an image: uint8 [H, W, 3]."""
+    """Heat map of weights [h, w], scaled to their maximum, on an image, uint8 [H, W, 3]. Returns uint8 [H, W, 3]."""
     values = shares.detach().float().cpu().numpy()
     values = np.rint(values / max(float(values.max()), 1e-12) * 255).astype(np.uint8)
     large = cv2.resize(values, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -48,7 +48,7 @@ def heat(image: np.ndarray, shares: Tensor) -> np.ndarray:
 
 
 def side_by_side(images: list[np.ndarray]) -> np.ndarray:
-    """Images in a row, the lower ones filled up with black, a dark line between them."""
+    """Concatenate images horizontally, padded with black to equal heights and separated by 4 pixels."""
     height = max(image.shape[0] for image in images)
     padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in images]
     return np.concatenate(padded, axis=1)
@@ -56,10 +56,10 @@ def side_by_side(images: list[np.ndarray]) -> np.ndarray:
 
 @torch.no_grad()
 def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losses) -> np.ndarray:
-    """TimeCycle's first sample: the patch; the base frames; the target; the patch's mean affinity with the target.
+    """Visualize TimeCycle's first sample: patch, base frames, target, and the patch's mean affinity with the target.
 
-    Green: where the way back found the patch. Colors from yellow to blue: where each cycle went on its way forward and
-    ended in the target, by its length. White: where the patch was cut.
+    Green: the patch as tracked backward. Yellow to blue: the patch as tracked forward to the target by each cycle, by
+    length. White: where the patch was cropped. Returns uint8 RGB [H, W, 3].
     """
     frames, target = as_rgb(batch["frames"][0]), as_rgb(batch["target"][:1])[0]
     length = len(frames)
@@ -80,10 +80,10 @@ def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losse
 
 @torch.no_grad()
 def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses) -> np.ndarray:
-    """A walk's first sample: upper row the way forward, lower row the way back, below the frames that it passes.
+    """Visualize a walk's first sample: forward in the upper row, backward in the lower row, below the same frames.
 
-    The heat is where a walker is that begins at the green cell and follows the encoder's features; on the way back the
-    white cell is its target. Of a grid, the patches are put side by side.
+    The heat map is the distribution of a walk that starts at the green cell; in the backward row the white cell is its
+    target. For a grid walk the patches are tiled to an image. Returns uint8 RGB [H, W, 3].
     """
     if "patches" in batch:
         patches = batch["patches"][0]  # [T, N, 3, h, w]
@@ -102,7 +102,7 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
         )
         forward, back = list(as_rgb(batch["ahead"][0])), list(as_rgb(batch["back"][0]))
         targets = batch["target"][0].cpu()
-    # The node nearest to the middle that has a target.
+    # The node with a target that is nearest to the center.
     positions = torch.arange(len(targets))
     middle = (positions % side - side / 2).abs() + (positions // side - side / 2).abs()
     start = int(torch.where(targets >= 0, middle, math.inf).argmin())
@@ -122,7 +122,7 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
 
 
 def _mark(image: np.ndarray, node: int, side: int, color: tuple[int, int, int]) -> None:
-    """Draw the edge of a cell of side x side, counted row by row, into an image, in place."""
+    """Outline cell `node`, in raster order, of a grid of side x side cells on an image, in place."""
     cell = image.shape[0] / side
     corner = np.array([node % side, node // side]) * cell
     low, high = (tuple(np.rint(corner + part).astype(int).tolist()) for part in (0, cell))

@@ -14,7 +14,8 @@ import numpy as np
 
 from timecycle.data.davis import Sequence
 from timecycle.data.extract import Extraction, finished
-from timecycle.evaluation.davis.results import ResultsFolder, SequenceWriter
+from timecycle.evaluation.davis.masks import SequenceWriter
+from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import PREPARED, read_json
 
 

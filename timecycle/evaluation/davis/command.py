@@ -1,4 +1,4 @@
-"""The command that evaluates features on DAVIS: its options, what they choose, and the run."""
+"""Command line of the DAVIS evaluation: options, what they select, and the run."""
 
 import argparse
 import ast
@@ -15,12 +15,11 @@ from timecycle.data.davis import Sequence, of_year, read_davis, read_filelist
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.evaluate import left_out, masks_to_score
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, peak_memory_mb
-from timecycle.evaluation.davis.scores import score_masks
+from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import csv_names
-from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor
+from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor, usable_device
 from timecycle.features.identity import identity
 from timecycle.features.named import DEFAULT, DTYPES, PARTS, SHIPPED, Features, hash_of_weights, parts_of
 from timecycle.files import component
@@ -35,10 +34,10 @@ SYNTHETIC_SET = Path("data/made-davis")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    data = parser.add_argument_group("data (neither: a synthetic video set, scores on which say nothing about DAVIS)")
+    data = parser.add_argument_group("data (default: synthetic videos, whose scores say nothing about DAVIS)")
     data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
     data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
-    data.add_argument("--year", default="2017", help="of 2016, any object is object 1 (default: %(default)s)")
+    data.add_argument("--year", default="2017", help="2016: every object is read as object 1 (default: %(default)s)")
     data.add_argument(
         "--filelist", type=Path, help="lines of 'frames-folder annotations-folder', in quotes where there are blanks"
     )
@@ -47,12 +46,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_method_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--save_path", type=Path, help="results folder (default: out/<data>-<features>-<crop>)")
-    run.add_argument("--overwrite", action="store_true", help="start over instead of going on with what is unfinished")
+    run.add_argument("--overwrite", action="store_true", help="remove earlier results instead of resuming")
     run.add_argument(
-        "--reuse", action="store_true", help="go on with what is in the results folder, whatever features it is of"
+        "--reuse", action="store_true", help="resume from the results folder even if its results are of other features"
     )
     run.add_argument(
-        "--fps", type=float, help="of the overlay videos (default: as prepared folders of frames say, else 24)"
+        "--fps", type=float, help="of the overlay videos (default: that of prepared folders of frames, else 24)"
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     run.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features (default: %(default)s)")
@@ -64,7 +63,7 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("features and protocol")
     method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
     method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
-    method.add_argument("--part", help="of a file that holds several networks: teacher, student, state_dict_ema, ...")
+    method.add_argument("--part", help="network of a file that holds several: teacher, student, state_dict_ema, ...")
     method.add_argument(
         "--features",
         help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
@@ -82,20 +81,14 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; auto is the GPU where there is one. Raises InputError for one that is not there."""
+    """The device of that name; "auto" is a GPU if available. Raises InputError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); expected auto, cpu, or a CUDA device") from None
-    return device
+    return usable_device(name, f"--device {name}")
 
 
 def _overrides(words: list[str]) -> dict[str, Any]:
-    """The fields that words FIELD=VALUE change."""
+    """Protocol fields to change, from words FIELD=VALUE."""
     changes: dict[str, Any] = {}
     for word in words:
         field, equals, text = word.partition("=")
@@ -104,14 +97,14 @@ def _overrides(words: list[str]) -> dict[str, Any]:
         try:
             changes[field] = ast.literal_eval(text)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-            changes[field] = text  # a word, or brackets beyond reason
+            changes[field] = text  # plain text, or too deeply nested
     return changes
 
 
 def choose_protocol(arguments: argparse.Namespace) -> Protocol:
-    """The protocol with what the options change. Raises InputError for values that mean nothing."""
+    """The protocol as changed by the options. Raises InputError for invalid values."""
     changes = _overrides(arguments.override)
-    own = ":" in arguments.features  # an extractor of any stride
+    own = ":" in arguments.features  # MODULE:CALLABLE, of any stride
     crop, length, k = arguments.cropSize, arguments.videoLen, arguments.topk_vis
     if crop is not None:
         unit = 1 if own else STRIDE
@@ -140,9 +133,9 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
 def choose_features(
     arguments: argparse.Namespace, device: torch.device, rules: Protocol
 ) -> tuple[str, str | None, Features | CallableExtractor]:
-    """The features, before them a short name for folders, and what tells them from others, None if nothing can.
+    """Return (short name for folders, identity, extractor).
 
-    Weights and callables are told by what they are, not by where they are.
+    The identity hashes the content of weights and callables, not their location; None if it cannot be determined.
     """
     if ":" in arguments.features:
         name = arguments.features.partition(":")[2]
@@ -163,7 +156,7 @@ def choose_features(
 
 
 def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
-    """What to evaluate: (where it is from, sequences)."""
+    """Return (data source, sequences to evaluate)."""
     if arguments.davis and arguments.filelist:
         raise InputError("--davis and --filelist are both given; expected one of them")
     masks = masks_of(arguments)
@@ -183,7 +176,7 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Settings -> sequences -> masks -> scores."""
+    """Run the evaluation: read the sequences, write their masks, score them."""
     start = time.perf_counter()
     say_without_effect(take_without_effect(arguments))
     arguments.features = arguments.features or ("network" if arguments.resume else "+".join(DEFAULT))
@@ -194,10 +187,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
     component(arguments.set, "--set")
     device = choose_device(arguments.device)
-    rules = choose_protocol(arguments)  # before data are made or read
+    rules = choose_protocol(arguments)  # bad options are refused before data are read
     source, sequences = choose_data(arguments)
     name, known, features = choose_features(arguments, device, rules)
-    # What the masks depend on: every field of the protocol, and these.
+    # All that the masks depend on.
     options = asdict(rules) | {
         "dtype": arguments.dtype,
         FEATURES: known,
@@ -217,19 +210,16 @@ def run(arguments: argparse.Namespace) -> None:
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
         folder.save()
-    print(
-        f"masks: {save_path}/<sequence>   pictures and videos: {save_path}/overlays   figures: {save_path}/results.json"
-    )
+    print(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
 
 
 def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> None:
-    """Score the sequences that are annotated throughout; print the report, write the official CSV files."""
-    scored = [s for s in sequences if s.scored]
+    """Score the fully annotated sequences, print the report and write the official CSV files."""
     for note in left_out(sequences):
         print(f"warning: {note}")
-    if not scored:
+    scores = score_written(sequences, folder.path)
+    if scores is None:
         return
-    scores = score_masks(masks_to_score(scored, folder.path))
     folder.content.update(scores=scores.to_json())
     folder.tables.write(scores.csv_files(arguments.set))
     said = {note for sequence in sequences for note in sequence.notes}

@@ -1,27 +1,29 @@
-"""J and F of features on DAVIS: masks into a results folder, and their scores."""
+"""Evaluate features on DAVIS from inside a program: write masks, score them, share sequences among ranks."""
 
+import itertools
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from timecycle.data.davis import Sequence, of_year, read_davis
-from timecycle.data.masks import mask_reading
+from timecycle.data.masks import MaskReading, mask_reading
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
-from timecycle.evaluation.davis.ranks import folder_of_rank, free_folder, on_every_rank
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
-from timecycle.evaluation.davis.scores import Scores, SequenceMasks, not_in_the_means, score_masks
+from timecycle.evaluation.davis.scores import Scores, left_out, score_written
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.features.identity import identity
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
 from timecycle.propagation.protocols import Protocol
+
+T = TypeVar("T")
 
 
 def evaluate_davis(
@@ -42,65 +44,74 @@ def evaluate_davis(
     progress: bool = True,
     **overrides: Any,
 ) -> Scores:
-    """J and F of features on DAVIS-2017, from inside a program: a notebook, or a training loop every few epochs.
+    """J and F on DAVIS-2017 of a feature extractor, for example in a notebook or every few epochs of training.
 
     Args:
-        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride. A module
-            is evaluated in eval mode, and put back.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride. Modules
+            run in eval mode; their modes are restored afterwards.
         davis: folder in DAVIS-2017 layout.
-        protocol: a preset's name, or a protocol; it says how images are resized and normalized, too.
-        image_set: list in ImageSets/<year>; with save_path also one without annotations but the first, as test-dev.
-        year: of 2016, any object is object 1.
-        sequences: only these.
+        protocol: a preset's name, or a protocol; it also says how images are resized and normalized.
+        image_set: list in ImageSets/<year>; one with first annotations only, such as test-dev, needs save_path.
+        year: with 2016, every object is read as object 1.
+        sequences: names of the sequences to evaluate; all by default.
         remap_255: read 255 in annotations as object 1.
         threshold: read gray values of at least this, 1 to 255, as object 1.
         remap: ids by stored value; or ("compact",): those of each first annotation become 1, 2, ...
-        save_path: keep the masks there, and go on with what an earlier call with the same features left; else nothing
-            is kept. Where it holds those of other features, of which a module in training is one, or of features that
-            cannot be told apart, they stay, and the masks go to <save_path>-2, -3 and so on: `Scores.folder`.
-        reuse: go on with what is in save_path, whatever features it is of.
-        device: where images go; without it where a module's parameters are, else the CPU.
-        dtype: what features are turned into before they are compared.
-        progress: whether a bar is shown.
+        save_path: folder to keep masks in, and to resume from if it holds results of the same features. If it holds
+            results of other (or unidentifiable) features, <save_path>-2, -3, ... is used, see `Scores.folder`.
+        reuse: resume from save_path whatever features its results are of.
+        device: where images go; by default the device of the modules' parameters, else the CPU.
+        dtype: what features are converted to before they are compared.
+        progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7.
 
-    Under torch.distributed the sequences are shared among the ranks, and every rank returns the scores of all. What
-    should be known of the data is in `Scores.notes`, and warned of.
+    Returns the scores of the official evaluation, except for ids that no mask has (`Scores.official`). Notes on the
+    data are in `Scores.notes` and issued as warnings. Under torch.distributed the ranks share the sequences and each
+    returns all scores.
 
-    Returns:
-        The scores, as the official evaluation defines them, but for ids that no mask has (`Scores.official`).
-
-    Raises:
-        InputError: data are missing or damaged, the protocol is unknown, or `features` returns something else. Under
-            torch.distributed on every rank, with the reason of the first that failed.
+    Raises InputError if data are missing or damaged, the protocol is unknown, or features are invalid; under
+    torch.distributed on every rank, with the reason of the first that failed.
     """
     rules = davis_protocol(protocol, **overrides)
-    masks, year = mask_reading(remap_255, threshold, remap), str(year)
-    every = read_davis(Path(davis), image_set, year, sequences, masks)
-    unscored = [sequence.name for sequence in every if not sequence.scored]
-    if unscored and save_path is None:
-        raise InputError(
-            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame, or a "
-            "save_path, where its masks are kept"
-        )
+    masks = mask_reading(remap_255, threshold, remap)
+    every = read_davis(Path(davis), image_set, str(year), sequences, masks)
+    if save_path is None:
+        _check_all_scored(every, davis)
     with tempfile.TemporaryDirectory() as temporary, evaluating(features, device, dtype) as extractor:
-        options = {
-            **asdict(rules),
-            "data": str(Path(davis).resolve()),
-            "masks": asdict(of_year(masks, year)),
-            "dtype": str(dtype).removeprefix("torch."),
-            FEATURES: None if save_path is None else identity(features),  # which reads all weights
-        }
-        path = Path(temporary) if save_path is None else free_folder(Path(save_path), options, reuse)
-        shares = on_every_rank(partial(_own_share, every, extractor, rules, path, options, reuse, progress))
+        known = None if save_path is None else identity(features)  # which reads all weights
+        options = _options(rules, davis, of_year(masks, str(year)), dtype, known)
+        path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
+        shares = _on_every_rank(partial(_own_share, every, extractor, rules, path, options, reuse, progress))
     scores = _joined(every, shares, None if save_path is None else path)
     for note in scores.notes:
         warnings.warn(note, stacklevel=2)
     return scores
 
 
+def _check_all_scored(sequences: list[Sequence], davis: Path | str) -> None:
+    unscored = [sequence.name for sequence in sequences if not sequence.scored]
+    if unscored:
+        raise InputError(
+            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame, or a "
+            "save_path, where its masks are kept"
+        )
+
+
+def _options(
+    rules: Protocol, davis: Path | str, masks: MaskReading, dtype: torch.dtype | str, features: str | None
+) -> dict[str, Any]:
+    """What the masks depend on, as `ResultsFolder` takes it."""
+    return {
+        **asdict(rules),
+        "data": str(Path(davis).resolve()),
+        "masks": asdict(masks),
+        "dtype": str(dtype).removeprefix("torch."),
+        FEATURES: features,
+    }
+
+
 Share = tuple[Scores | None, list[str]]
-"""A rank's scores, None if it has none, and what is to be warned of."""
+"""A rank's scores, None if it has no scored sequences, and its warnings."""
 
 
 def _own_share(
@@ -111,18 +122,16 @@ def _own_share(
     options: dict[str, Any],
     reuse: bool,
     progress: bool,
-    rank: int,
-    ranks: int,
 ) -> Share:
-    """Write the masks of a rank's sequences, and score them."""
+    """Write and score the masks of this rank's sequences."""
     said: list[str] = []
+    rank, ranks = _rank_and_size()
     own = every[rank::ranks]
-    place = folder_of_rank(path, rank, ranks)
-    with owned(place, NOTES):
-        folder = ResultsFolder(place, options, reuse=reuse)
+    path = _folder_of_rank(path)
+    with owned(path, NOTES):
+        folder = ResultsFolder(path, options, reuse=reuse)
         write_masks(own, features, rules, folder, say=said.append, overlays=False, progress=progress)
-        to_score = [sequence for sequence in own if sequence.scored]
-        found = score_masks(masks_to_score(to_score, folder.path)) if to_score else None
+        found = score_written(own, path)
     return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
 
@@ -141,15 +150,50 @@ def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> 
     )
 
 
-def masks_to_score(sequences: list[Sequence], path: Path) -> list[SequenceMasks]:
-    """The annotations of sequences, all of which are annotated throughout, beside the masks in a results folder."""
-    return [
-        SequenceMasks(s.name, list(s.annotations), [path / s.name / f"{a.stem}.png" for a in s.annotations], s.masks)
-        for s in sequences
-    ]
+def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:
+    """The first of `path`, path-2, path-3, ... without results of other features; rank 0 decides for all ranks."""
+    numbers = itertools.count(2)
+    found = path
+    while not reuse and ResultsFolder.of_others(_folder_of_rank(found), options):
+        found = path.with_name(f"{path.name}-{next(numbers)}")
+    chosen = [found]
+    if _rank_and_size()[1] > 1:
+        torch.distributed.broadcast_object_list(chosen)
+    return chosen[0]
 
 
-def left_out(sequences: list[Sequence]) -> list[str]:
-    """A sentence on the sequences that cannot be scored, if there are any."""
-    without = [sequence.name for sequence in sequences if not sequence.scored]
-    return not_in_the_means(without, len(sequences), "an annotation of the first frame only")
+def _folder_of_rank(path: Path) -> Path:
+    """The results folder of this rank; each rank has its own results.json."""
+    rank, ranks = _rank_and_size()
+    return path / f"rank{rank}" if ranks > 1 else path
+
+
+def _on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Call `work` on every rank and return the results of all ranks, in order of rank.
+
+    If any rank fails, every rank raises: a failed rank its own exception, the others InputError naming that rank.
+    """
+    ranks = _rank_and_size()[1]
+    if ranks == 1:
+        return [work()]
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    shares: list[Any] = [None] * ranks
+    reason = f"{failure}" if isinstance(failure, InputError) else f"{type(failure).__name__}: {failure}"
+    torch.distributed.all_gather_object(shares, (result, reason if failure else None))
+    if failure:
+        raise failure
+    for number, (_, said) in enumerate(shares):
+        if said:
+            raise InputError(f"rank {number} of {ranks} failed: {said}")
+    return [result for result, _ in shares]
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """Rank of this process and number of processes; 0 and 1 without torch.distributed."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

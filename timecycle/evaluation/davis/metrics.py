@@ -1,6 +1,6 @@
-"""J and F of one frame's masks, and DAVIS's statistics of them over the frames, on NumPy arrays, without torch.
+"""J and F of one frame, and their DAVIS statistics over frames, in NumPy without torch.
 
-They equal those of the official davis2017-evaluation, except that decay stays right beyond 255 scored frames.
+Equal to the official davis2017-evaluation, except that decay is also correct beyond 255 scored frames.
 """
 
 import math
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from timecycle.data.masks import VOID, object_ids
+from timecycle.data.masks import VOID
 from timecycle.errors import InputError
 from timecycle.evaluation.metrics import mean
 
 
 class Statistics(NamedTuple):
-    """What DAVIS reports of one object's values over the frames. NaN where there was nothing to score."""
+    """DAVIS statistics of one object's J or F over frames; NaN if nothing is scored."""
 
     mean: float
     recall: float
@@ -32,7 +32,7 @@ def frame_jaccard(annotation: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def frame_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: int | None = None) -> float:
-    """Boundary F measure of two masks of one object (Perazzi et al., CVPR 2016, as the official evaluation has it).
+    """Boundary F measure of two masks of one object (Perazzi et al., CVPR 2016, as in the official evaluation).
 
     Both are bool or uint8 [H, W], nonzero inside. A boundary pixel is matched if the other boundary has one within
     `tolerance` pixels, by default `ceil(0.008 * image diagonal)`. Raises InputError if their sizes differ.
@@ -43,29 +43,24 @@ def frame_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: 
 
 
 def statistics(values: np.ndarray) -> Statistics:
-    """Mean, recall and decay of one object's values over the frames, [N] with NaN allowed; all NaN if N is 0.
+    """Mean, recall and decay of one object's values over frames, [N] with NaN allowed; all NaN if N is 0.
 
-    Mean and decay leave NaN out; recall is the share strictly above 0.5, where NaN counts as a failure. Decay is the
+    Mean and decay ignore NaN; recall is the share strictly above 0.5, where NaN counts as a failure. Decay is the
     mean of the first quarter minus that of the last; neighboring quarters share a frame.
     """
     values = np.asarray(values, np.float64)
     if not values.size:
         return Statistics(math.nan, math.nan, math.nan)
-    # The official code casts these indices to uint8, which spoils its decay from 256 values on.
+    # The official code casts these indices to uint8, so that its decay is wrong from 256 values on.
     edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(np.int64) - 1
     first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
     return Statistics(mean(values), float(np.mean(values > 0.5)), mean(first) - mean(last))
 
 
-def count_objects(annotation: np.ndarray) -> int:
-    """Count a sequence's objects: the largest id, void apart, in its first annotation, uint8 [H, W]."""
-    return max(object_ids(annotation), default=0)
-
-
 def score_frame(annotation: np.ndarray, result: np.ndarray, objects: int) -> np.ndarray:
-    """J and F of objects 1 .. `objects` in one frame, float64 [objects, 2], from ids, uint8 [H, W].
+    """J and F of objects 1 .. `objects` in one frame, float64 [objects, 2], from masks of ids, uint8 [H, W].
 
-    Void (255) in the annotation is background, as in the official semi-supervised task: predictions on it are errors.
+    Void (255) in the annotation counts as background, as in the official semi-supervised task.
     Raises InputError if the sizes differ or the result holds a larger id.
     """
     if annotation.shape != result.shape:
@@ -76,7 +71,7 @@ def score_frame(annotation: np.ndarray, result: np.ndarray, objects: int) -> np.
         if largest == VOID:
             hint = " (--remap-255 reads 255 as object 1)"
         elif objects == 1:
-            hint = " (if that has one object for all, as DAVIS-2016: --year 2016 takes any object as object 1)"
+            hint = " (for annotations with one object, as DAVIS-2016, --year 2016 reads every object as object 1)"
         raise InputError(
             f"the result holds id {largest}; expected none above {objects}, the number of objects annotated in the "
             f"sequence's first frame{hint}"
@@ -90,10 +85,10 @@ def score_frame(annotation: np.ndarray, result: np.ndarray, objects: int) -> np.
 
 
 def _crop_to_object(annotation: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Crop two masks, bool [H, W], to their joint box and one pixel more: uint8 of 0 and 1, 0 rows if both are empty.
+    """Crop two masks, bool [H, W], to their joint box plus one pixel: uint8 0 or 1, no rows if both are empty.
 
-    One pixel is enough: boundary pixels lie at most one outside the mask, dilation only matters where the other
-    boundary is, and a last row or column is either the image's own or background, on which all rules agree.
+    One pixel is enough: boundary pixels are at most one pixel outside the mask, dilation only matters on the other
+    boundary, and the last row or column is either the image's own or background, which gives the same boundary.
     """
     if annotation.shape != prediction.shape:
         raise InputError(f"the prediction is {_size(prediction)}; expected {_size(annotation)} like the annotation")
@@ -125,9 +120,9 @@ def _boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: int) 
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from their east, south or south-east neighbor, where there is one.
+    """Pixels that differ from their east, south or south-east neighbor.
 
-    The last row only looks east and the last column only south, so the corner never belongs to it.
+    The last row is compared with its east neighbors only, the last column with its south ones, the corner with none.
     """
     boundary = np.zeros_like(mask)
     inner = mask[:-1, :-1]
@@ -143,7 +138,7 @@ def _tolerance(height: int, width: int) -> int:
 
 @lru_cache
 def _disk(radius: int) -> np.ndarray:
-    # OpenCV's own ellipses are not this disk.
+    # cv2.getStructuringElement's ellipses differ from this disk.
     square = np.arange(-radius, radius + 1) ** 2
     return (square[:, None] + square <= radius**2).astype(np.uint8)
 

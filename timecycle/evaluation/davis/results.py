@@ -1,11 +1,11 @@
-"""The results folder: masks in submission layout, overlays, results.json; always consistent, continued by later runs.
+"""The results folder: masks in submission layout, overlays, results.json. Always consistent; later runs resume it.
 
 <sequence>/00000.png ...             palette masks
-overlays/<sequence>/00000.jpg ...    six pictures
+overlays/<sequence>/00000.jpg ...    six images
 overlays/<sequence>.mp4              every frame
 results.json                         options, versions, seconds, memory, scores; rewritten after each sequence
 *_results-<set>.csv                  the official tables
-.written/                            hashes of all of these, see `timecycle.manifest`
+.written/                            hashes of these files, see `timecycle.manifest`
 
 Writers hold the lock `timecycle.locks.owned`.
 """
@@ -14,61 +14,44 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from timecycle.data.davis import Sequence
-from timecycle.data.masks import mask_png
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.tables import CSV_NAMES
 from timecycle.features.named import current_features
-from timecycle.files import (
-    component,
-    hash_of,
-    inside,
-    is_plain,
-    not_written,
-    partial_path,
-    read_json,
-    synced,
-    write_json,
-)
-from timecycle.manifest import OVERLAYS, Hashes, Manifest, Tables, noted_sequences
+from timecycle.files import component, inside, is_plain, read_json, write_json
+from timecycle.manifest import OVERLAYS, Manifest, Tables, noted_sequences
 from timecycle.propagation.protocols import current_names
 from timecycle.provenance import versions
-from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, jpeg_bytes, paint
 
 RESULTS = "results.json"
 FIELDS = {"options", "versions", "sequences", "seconds", "command", "device", "peak_memory_mb", "scores"}
-"""Of results.json; others are the user's."""
+"""Fields of results.json that this program writes; others were added by the user and are kept."""
 FEATURES = "features"
-DEEPEST = 100  # levels of results.json, with what a user added
-LONGEST = 1e12  # seconds that a stage may have taken
-PICTURES = 6  # overlay pictures of a sequence, evenly spaced from its first frame to its last
+MAX_DEPTH = 100  # of nesting in results.json
+MAX_SECONDS = 1e12  # of a stage
 
 
 class ResultsFolder:
-    """A folder that holds the results of one set of options and never of two.
+    """A folder with the results of a single set of options.
 
     Args:
-        path: the folder; made if it is not there.
-        options: what the masks depend on, by name; JSON values. Under FEATURES what the features are, or None if that
-            cannot be told; then earlier results are not continued.
+        path: the folder; created if it does not exist.
+        options: all that the masks depend on, by name; JSON values. FEATURES identifies the features; with None, for
+            unidentifiable features, earlier results are not resumed.
         overwrite: remove earlier results first.
-        reuse: continue earlier results whatever features they are of.
+        reuse: resume earlier results even if they are of other features.
 
-    Raises InputError if it holds masks made with other options, or masks that this program did not make.
+    Raises InputError if the folder holds masks made with other options, or not written by this program.
     """
 
     def __init__(self, path: Path, options: dict[str, Any], overwrite: bool = False, reuse: bool = False) -> None:
-        options = json.loads(json.dumps(options))  # as it will be read again
+        options = json.loads(json.dumps(options))  # as they will be read from results.json
         self.path, self._reuse = path, reuse
         self._file = path / RESULTS
         if overwrite:
@@ -77,8 +60,8 @@ class ResultsFolder:
         earlier = self._read()
         if earlier.get("sequences") and options.get(FEATURES, "") is None and not reuse:
             raise InputError(
-                f"{path} holds results, and whether they are of these features cannot be told from the features; "
-                "expected another --save_path, --overwrite to start over, or --reuse to go on with them"
+                f"{path} holds results that may be of other features, since these features cannot be identified; "
+                "expected another --save_path, --overwrite to start over, or --reuse to resume them"
             )
         for name, value in options.items() if earlier.get("sequences") else ():
             if earlier["options"].get(name) != value and not (reuse and name == FEATURES):
@@ -94,7 +77,7 @@ class ResultsFolder:
 
     @staticmethod
     def of_others(path: Path, options: dict[str, Any]) -> bool:
-        """Whether a folder holds results of features that are other than these, or not known to be the same."""
+        """Whether a folder holds results of other features, or of features that are not known to be the same."""
         try:
             earlier = read_json(path / RESULTS, "results")
         except InputError:
@@ -109,22 +92,21 @@ class ResultsFolder:
             return {}
         expected = "what an earlier run of this program wrote, or another --save_path"
         content = read_json(inside(self.path, RESULTS), expected)
-        if not (_is_ours(content) and is_plain(content, DEEPEST)):
+        if not (_is_ours(content) and is_plain(content, MAX_DEPTH)):
             raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
         for name in content["sequences"]:
             component(name, self._file)
         return _with_current_names(content)
 
     def _remove_earlier(self) -> None:
-        """Remove what earlier runs wrote, and nothing else that may lie in the folder.
+        """Remove the files that earlier runs wrote, and no others.
 
-        Raises InputError before anything is removed if one of their files was changed since, or is not known to be
-        theirs.
+        Raises InputError before anything is removed if such a file was changed since, or is not known to be ours.
         """
         earlier, tables = self._read(), Tables(self.path, CSV_NAMES)
         if others := earlier.keys() - FIELDS:
             raise InputError(f"{self._file} holds {listing(sorted(others))}, of another origin; expected it moved away")
-        # Those of an earlier version noted nothing.
+        # Earlier versions recorded no hashes.
         noted = [Manifest(self.path, name) for name in {*noted_sequences(self.path), *earlier.get("sequences", {})}]
         for manifest in noted:
             manifest.check_masks()
@@ -136,9 +118,9 @@ class ResultsFolder:
         self._file.unlink(missing_ok=True)
 
     def finished(self, sequence: Sequence) -> bool:
-        """Whether the masks of all its frames are there as they were written, made from the files as they are.
+        """Whether the masks of all frames exist unchanged, and were made from the frames as they are now.
 
-        Raises InputError for masks that another program made.
+        Raises InputError if the manifest is damaged.
         """
         if sequence.name not in self.content["sequences"]:
             return False
@@ -151,21 +133,19 @@ class ResultsFolder:
         return masks <= manifest.hashes.keys() and manifest.whole(masks)
 
     def check_free(self, sequence: Sequence, overlays: bool) -> None:
-        """Raise InputError if writing a sequence's files would replace any that this program did not write."""
+        """Raise InputError if writing a sequence would replace a file that this program did not write."""
         for file in (sequence.frames[0], sequence.annotations[0]):
             if file.parent.resolve() == (self.path / sequence.name).resolve():
-                raise InputError(
-                    f"{file.parent} holds what is evaluated; expected another --save_path than {self.path}"
-                )
+                raise InputError(f"{file.parent} holds the input data; expected another --save_path than {self.path}")
         manifest = Manifest(self.path, sequence.name)
         manifest.check_masks()
         if overlays:
-            pictures = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
-            manifest.check_free([manifest.video, *pictures])
+            images = (f"{OVERLAYS}/{sequence.name}/{frame.stem}.jpg" for frame in sequence.frames)
+            manifest.check_free([manifest.video, *images])
 
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
-        """Note what is known of a finished sequence."""
-        features = self.content["options"].get(FEATURES)  # which --reuse may change from one sequence to the next
+        """Record a finished sequence in results.json."""
+        features = self.content["options"].get(FEATURES)  # with --reuse, sequences may have different features
         self.content["sequences"][sequence.name] = entry | {"files": files_mark(sequence), FEATURES: features}
         self.save()
 
@@ -183,10 +163,10 @@ class ResultsFolder:
 
 
 def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
-    """results.json with today's names of options and of features, where version 0.1 wrote others."""
+    """The content of results.json with options and features of version 0.1 renamed to current names."""
     options = current_names(content["options"])
     if content["options"].get("first_mask") == "carried":
-        options["first_mask"] = "given"  # which that version wrote, whatever the protocol said
+        options["first_mask"] = "given"  # version 0.1 wrote "carried" for every protocol
     entries = {name: dict(entry) for name, entry in content["sequences"].items()}
     for stored in (options, *entries.values()):
         if isinstance(stored.get(FEATURES), str):
@@ -195,7 +175,7 @@ def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ours(content: Any) -> bool:
-    """Whether JSON has the form of results.json."""
+    """Whether parsed JSON has the structure of results.json."""
     match content:
         case {"options": dict(), "versions": dict(), "sequences": dict() as sequences}:
             return all(map(_is_entry, sequences.values()))
@@ -205,106 +185,24 @@ def _is_ours(content: Any) -> bool:
 def _is_entry(entry: Any) -> bool:
     match entry:
         case {"seconds": dict() as seconds}:
-            return all(isinstance(value, int | float) and 0 <= value < LONGEST for value in seconds.values())
+            return all(isinstance(value, int | float) and 0 <= value < MAX_SECONDS for value in seconds.values())
     return False
 
 
 def files_mark(sequence: Sequence) -> str:
-    """What the files that a sequence's masks depend on are: SHA-256 of their names, sizes and times of change."""
+    """SHA-256 over names, sizes and modification times of the files that a sequence's masks depend on."""
     found = hashlib.sha256()
     for path in (*sequence.frames, sequence.annotations[0]):
         try:
             status = path.stat()
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); expected it to stay where it was") from None
+            raise InputError(f"{path} cannot be read ({error.strerror}); expected it to remain in place") from None
         found.update(os.fsencode(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/"))
     return found.hexdigest()
 
 
-class SequenceWriter:
-    """Masks and overlays of one sequence, in a hidden folder until `finish`.
-
-    Raises InputError, as its methods do, if the disk is full or cannot be written.
-    """
-
-    def __init__(self, folder: ResultsFolder, sequence: Sequence, video: bool, pictures: bool = True) -> None:
-        self._folder, self._sequence = folder, sequence
-        self._work = partial_path(folder.path / sequence.name)
-        self._hashes: Hashes = {}
-        """Of what is written, by where it goes: below the results folder as now below the hidden one."""
-        with self._writing(folder.path):
-            (self._work / sequence.name).mkdir(parents=True)
-            (self._work / OVERLAYS / sequence.name).mkdir(parents=True)
-        last = len(sequence.frames) - 1
-        self._pictured = {round(i * last / (PICTURES - 1)) for i in range(PICTURES)} if pictures else set()
-        self._video_wanted = video
-        self._video: OverlayVideo | None = None
-
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise not_written(path, error) from None
-
-    def add(self, index: int, rgb: np.ndarray, mask: np.ndarray) -> None:
-        """Write the next frame's mask, uint8 [H, W], and paint it over the frame, uint8 [H, W, 3]."""
-        stem = self._sequence.frames[index].stem
-        self._write(f"{self._sequence.name}/{stem}.png", mask_png(mask))
-        if index not in self._pictured and not self._video_wanted:
-            return
-        painted = paint(rgb, mask)
-        if index in self._pictured:
-            self._write(f"{OVERLAYS}/{self._sequence.name}/{stem}.jpg", jpeg_bytes(painted))
-        if self._video_wanted:
-            if self._video is None:
-                fps = self._sequence.fps or FRAMES_PER_SECOND
-                path = self._work / OVERLAYS / f"{self._sequence.name}.mp4"
-                self._video = OverlayVideo(path, (rgb.shape[1], rgb.shape[0]), fps)
-            self._video.add(painted)
-
-    def _write(self, place: str, data: bytes) -> None:
-        """A file in the hidden folder, which `finish` waits for to be on disk."""
-        with self._writing(self._work / place):
-            (self._work / place).write_bytes(data)
-        self._hashes[place] = [hashlib.sha256(data).hexdigest()]
-
-    def finish(self, entry: dict[str, Any]) -> None:
-        """Put everything into its place and note what is known of the sequence; earlier files of it are replaced.
-
-        A run that is killed meanwhile is followed by one that makes the sequence anew, from whatever state.
-        """
-        with self._writing(self._folder.path):
-            manifest = Manifest(self._folder.path, self._sequence.name)
-            if self._video is not None:
-                self._video.close()
-                self._hashes[manifest.video] = [hash_of(self._work / manifest.video)]
-            for place in self._hashes:
-                synced(self._work / place)
-            manifest.check_masks()
-            manifest.check_free(self._hashes)
-            manifest.expect(self._hashes)
-            manifest.remove_files()
-            self._folder.record(self._sequence, entry)
-            # The masks last, which make the sequence finished.
-            for place in sorted(self._hashes, key=lambda place: (not place.startswith(f"{OVERLAYS}/"), place)):
-                target = inside(self._folder.path, *place.split("/"))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (self._work / place).replace(target)
-            for parent in {(self._folder.path / place).parent for place in self._hashes}:
-                synced(parent)
-            manifest.settle(self._hashes)
-        self.discard()
-
-    def discard(self) -> None:
-        """Leave nothing half-made behind."""
-        if self._video is not None:
-            self._video.discard()
-        shutil.rmtree(self._work, ignore_errors=True)
-
-
 def peak_memory_mb(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process so far, MB: resident on the host, and allocated on the GPU if one is used."""
+    """Peak memory of this process in MB: resident on the host and, if `device` is a GPU, allocated on it."""
     # ru_maxrss counts KB on Linux, bytes on macOS.
     unit = 1e6 if sys.platform == "darwin" else 1e3
     memory = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}

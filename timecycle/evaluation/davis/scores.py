@@ -1,6 +1,6 @@
-"""DAVIS-2017 semi-supervised scores of index masks, of a set of sequences, from files. Without torch.
+"""DAVIS-2017 semi-supervised scores of index masks, from files of a set of sequences. Needs no torch.
 
-The measures of one frame, and how they relate to the official evaluation, are in metrics.py; tables in tables.py.
+metrics.py scores one frame; tables.py holds the scores of a set.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from timecycle.data.davis import Sequence as DavisSequence
 from timecycle.data.davis import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.data.masks import (
     AS_STORED,
@@ -29,25 +30,21 @@ from timecycle.data.masks import (
     read_mask,
 )
 from timecycle.errors import InputError, listing
-from timecycle.evaluation.davis.metrics import (
-    count_objects,
-    score_frame,
-    statistics,
-)
+from timecycle.evaluation.davis.metrics import score_frame, statistics
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.files import json_bytes
 from timecycle.manifest import OwnFile
 from timecycle.workers import begin_worker, pool
 
-# Small enough to keep all workers busy to the end; a sequence this short is scored sooner than a worker has started.
+# Small enough to balance workers; scoring this many frames takes less time than starting a worker.
 CHUNK_FRAMES = 64
 
 
 @dataclass(frozen=True)
 class SequenceMasks:
-    """The files of one sequence, in order: one annotation and one result per frame.
+    """The files of one sequence, one annotation and one result per frame, in order.
 
-    Of the first frame only the annotation is read, of the last frame nothing.
+    Only the annotation of the first frame is read, and neither file of the last frame.
     """
 
     name: str
@@ -65,18 +62,19 @@ def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarr
     """
     if not len(annotations) == len(results) > 0:
         raise InputError(f"{len(results)} results for {len(annotations)} annotations; expected one each, at least one")
-    objects = count_objects(annotations[0])
+    ids = object_ids(annotations[0])
+    objects = max(ids, default=0)
     pairs = list(zip(annotations, results, strict=True))[1:-1]
-    there = set(object_ids(annotations[0])).union(*(_ids_in(pair, objects) for pair in pairs))
+    there = set(ids).union(*(_ids_in(pair, objects) for pair in pairs))
     return _per_object([score_frame(annotation, result, objects) for annotation, result in pairs], objects, there)
 
 
 def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) -> Scores:
-    """Score sequences from their files over worker processes, always anew.
+    """Score sequences from their files, in worker processes.
 
-    `workers`: 0 or 1 stays in this process; None takes as many as there are CPU cores, fewer for little work.
+    `workers`: 0 or 1 uses this process only; None uses one worker per CPU core, or fewer for little work.
 
-    Raises InputError for missing or unreadable files and all that `score_frame` refuses.
+    Raises InputError for missing or unreadable files, and as `score_frame`.
     """
     if not sequences:
         raise InputError("no sequences to score; expected at least one")
@@ -114,7 +112,7 @@ def score_results(
 ) -> Scores:
     """Score the results `<results>/<sequence>/*.png` of a set of a DAVIS folder; `workers` as in `score_masks`.
 
-    masks: how annotations and results are read. year: of 2016, any object is object 1 in both.
+    masks: how annotations and results are read. year: with 2016, every object is read as object 1 in both.
     Raises InputError for missing folders, an unknown or empty set, a sequence without annotations; as `score_masks`.
     """
     if not results.is_dir():
@@ -128,8 +126,27 @@ def score_results(
     return score_masks(sequences, workers)
 
 
+def score_written(sequences: Sequence[DavisSequence], folder: Path, workers: int | None = None) -> Scores | None:
+    """Score `<folder>/<sequence>/*.png` of the sequences annotated in every frame; None if there are none.
+
+    Raises as `score_masks`.
+    """
+    masks = [
+        SequenceMasks(s.name, s.annotations, [folder / s.name / f"{a.stem}.png" for a in s.annotations], s.masks)
+        for s in sequences
+        if s.scored
+    ]
+    return score_masks(masks, workers) if masks else None
+
+
+def left_out(sequences: Sequence[DavisSequence]) -> list[str]:
+    """A note on the sequences that cannot be scored, if there are any."""
+    names = [sequence.name for sequence in sequences if not sequence.scored]
+    return _left_out(names, len(sequences), "an annotation of the first frame only")
+
+
 def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
-    """Split a sequence's scored frames evenly, so that long sequences do not keep one worker busy alone."""
+    """Split a sequence's scored frames evenly, to balance long sequences over workers."""
     scored = max(len(sequence.annotations) - 2, 0)
     parts = math.ceil(scored / CHUNK_FRAMES)
     for i in range(parts):
@@ -138,7 +155,7 @@ def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
 
 
 Chunk = tuple[list[np.ndarray], set[int]]
-"""Of some frames each object's J and F, as `score_frame` returns them, and the ids that are in one of them."""
+"""For a chunk of frames: each frame's J and F, as `score_frame` returns them, and all ids in its masks."""
 
 
 def _score_chunk(chunk: SequenceMasks, objects: int) -> Chunk:
@@ -154,7 +171,7 @@ def _score_chunk(chunk: SequenceMasks, objects: int) -> Chunk:
 
 
 def _ids_in(masks: Iterable[np.ndarray], objects: int) -> set[int]:
-    """The ids up to `objects` that one of some masks, uint8 [H, W], has."""
+    """The ids up to `objects` in any of the masks, uint8 [H, W]."""
     return {id_ for mask in masks for id_ in object_ids(mask) if id_ <= objects}
 
 
@@ -169,14 +186,14 @@ def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int)
             yield from scores
     except BrokenProcessPool:
         raise InputError(
-            f"a process that scored masks was killed, perhaps for want of memory; expected room for {workers} of "
-            "them, or fewer workers"
+            f"a scoring process was killed, possibly out of memory; expected enough memory for {workers} workers, "
+            "or fewer workers"
         ) from None
 
 
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Keep spawned processes from importing the caller's script, which would cost each the seconds that torch takes."""
+    """Keep spawned processes from importing the caller's script, and with it torch, which takes seconds."""
     main_module = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -190,8 +207,8 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def not_in_the_means(names: Sequence[str], total: int, have: str) -> list[str]:
-    """A sentence on the sequences, of so many, that are not scored since they `have` something; none for none."""
+def _left_out(names: Sequence[str], total: int, have: str) -> list[str]:
+    """A note on the sequences, of `total`, that are not scored because they `have` something, if there are any."""
     if not names:
         return []
     means = "are left out of the means" if len(names) < total else "there are no scores"
@@ -201,11 +218,11 @@ def not_in_the_means(names: Sequence[str], total: int, have: str) -> list[str]:
 def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
     short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
     have = "annotations of one or two frames only, of which the first and the last are never scored,"
-    return not_in_the_means(short, len(sequences), have)
+    return _left_out(short, len(sequences), have)
 
 
 def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
-    """Refuse what can be seen before scoring, note what is to be known, and return the first annotation's ids."""
+    """Check a sequence before scoring, append to `notes`, and return the ids in the first annotation."""
     if not len(sequence.annotations) == len(sequence.results) > 0:
         raise InputError(
             f"sequence {sequence.name} has {len(sequence.results)} results for {len(sequence.annotations)} "

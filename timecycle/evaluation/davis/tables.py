@@ -1,4 +1,4 @@
-"""The scores of a set of sequences: means, tables, JSON, the official CSV files. Without torch."""
+"""The scores of a set of sequences: means, tables, JSON and the official CSV files. Needs no torch."""
 
 import csv
 import io
@@ -18,19 +18,19 @@ from timecycle.manifest import Tables
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 
 CSV_NAMES = r"(global|per-sequence)_results-[^/]+\.csv"
-"""A pattern of the names of the official tables."""
+"""Pattern for the file names of the official tables."""
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectScores:
-    """One object's J and F, float64 [scored frames] (the sequence's first and last frame left out)."""
+    """One object's J and F, float64 [scored frames]: all but the sequence's first and last frame."""
 
     jaccard: np.ndarray
     boundary: np.ndarray
     jaccard_statistics: Statistics
     boundary_statistics: Statistics
     absent: bool = False
-    """Whether no annotation and no result has its id, so that it counts for nothing; the official code has all 1."""
+    """Whether no annotation and no result has the id, so that it is ignored; the official code scores it 1."""
 
 
 class Frame(NamedTuple):
@@ -46,28 +46,28 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scores:
-    """The scores of a set: for each sequence its objects, ids 1, 2, ... in order. Prints as its table."""
+    """The scores of a set of sequences, by sequence, of objects 1, 2, ... in order. Its repr is a table."""
 
     sequences: dict[str, tuple[ObjectScores, ...]]
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The names of each sequence's scored annotations, as the objects' values are in order."""
+    """File names of each sequence's scored annotations, in the order of the objects' values."""
     notes: tuple[str, ...] = ()
-    """What is left out of the means, and what their reader should know, a sentence each."""
+    """Notes on data problems and on what is excluded from the means, one sentence each."""
     folder: Path | None = None
-    """Where the masks are, if they were kept."""
+    """Folder of the masks, if they were kept."""
 
     @property
     def global_(self) -> dict[str, float]:
-        """The official columns: means over all objects (not sequences), those with nothing to score left out.
+        """The official columns: means over all objects (not sequences) with something to score; NaN if there are none.
 
-        An id that no mask has is left out here, and an object found perfectly in `official`. NaN if nothing is scored.
+        Ids that no mask has are ignored here, unlike in `official`.
         """
         found = (scores for _, _, scores in self._objects() if not scores.absent)
         return dict(zip(GLOBAL_COLUMNS, _summary(found), strict=True))
 
     @property
     def official(self) -> dict[str, float]:
-        """The same as the official code counts: an id below the largest that no mask has is a perfect object."""
+        """The same as in the official code, which scores an id that no mask has, below the largest id, as perfect."""
         return dict(zip(GLOBAL_COLUMNS, _summary(scores for _, _, scores in self._objects()), strict=True))
 
     @property
@@ -76,7 +76,7 @@ class Scores:
         return self.global_["J&F-Mean"]
 
     def worst(self, count: int = 5) -> list[Frame]:
-        """The frames with the lowest mean of J and F, of all objects, the lowest first."""
+        """The frames and objects with the lowest mean of J and F, lowest first."""
         found = [
             Frame(name, id_, file, float(j), float(f))
             for name, id_, scores in self._objects()
@@ -92,8 +92,8 @@ class Scores:
         """Return everything as JSON values, NaN as None.
 
         `{"global": {column: value}, "official": the same, "sequences": {name: {id: {"J": [...], "F": [...], "J_mean":
-        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that no mask has are left out of
-        "sequences", and of all but "official".
+        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that no mask has only count in
+        "official".
         """
         sequences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sequences}
         for name, id_, scores in self._objects():
@@ -112,9 +112,9 @@ class Scores:
         }
 
     def table(self) -> str:
-        """Lay out a table for the screen: one row per sequence, averaged over its objects, and one over all objects.
+        """Format a table with a row per sequence, averaged over its objects, and a row over all objects.
 
-        A dash stands where nothing is scored.
+        A dash means that nothing is scored.
         """
         rows = [(name, _summary(o for o in objects if not o.absent)) for name, objects in self.sequences.items()]
         rows.append(("all objects", list(self.global_.values())))
@@ -129,7 +129,7 @@ class Scores:
         return "\n".join(lines)
 
     def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
-        """The official evaluation's tables by file name: see `csv_names`. Ids that no mask has are left out."""
+        """The official CSV tables, by file name (see `csv_names`). Ids that no mask has are left out."""
         rows = [
             [f"{name}_{id_}", scores.jaccard_statistics.mean, scores.boundary_statistics.mean]
             for name, id_, scores in self._objects()
@@ -142,11 +142,11 @@ class Scores:
         }
 
     def write_csv(self, folder: Path, set_name: str = "val") -> None:
-        """Write `csv_files` to a folder. Raises InputError if it cannot be written, or holds others' tables."""
+        """Write `csv_files` to a folder. Raises InputError if that fails or would replace other files."""
         Tables(folder, CSV_NAMES).write(self.csv_files(set_name))
 
     def report(self) -> str:
-        """The table, the means on a line, the worst frame, and the notes."""
+        """The table, the means in one line, the worst frame, and the notes."""
         lines = [self.table(), "", "  ".join(f"{column} {_shown(value)}" for column, value in self.global_.items())]
         if any(scores.absent for _, _, scores in self._objects()):
             official = "  ".join(f"{column} {_shown(value)}" for column, value in self.official.items())
@@ -164,7 +164,7 @@ class Scores:
 
 
 def _summary(objects: Iterable[ObjectScores]) -> list[float]:
-    """Average over objects; in the order of GLOBAL_COLUMNS."""
+    """Means over objects, in the order of GLOBAL_COLUMNS."""
     rows = [[*scores.jaccard_statistics, *scores.boundary_statistics] for scores in objects]
     columns = [mean(column) for column in np.array(rows).reshape(-1, 6).T]
     return [(columns[0] + columns[3]) / 2, *columns]
@@ -181,12 +181,12 @@ def _shown(value: float) -> str:
 
 
 def csv_names(set_name: str) -> tuple[str, str]:
-    """The names of the official tables of a set: of its means, and of its objects."""
+    """File names of a set's official tables: of the means, and of each object."""
     return f"global_results-{set_name}.csv", f"per-sequence_results-{set_name}.csv"
 
 
 def _table(columns: Sequence[str], rows: list[list]) -> bytes:
-    """CSV like pandas' `to_csv(index=False, float_format="%.3f")`, where NaN is an empty field."""
+    """CSV as of pandas' `to_csv(index=False, float_format="%.3f")`; NaN is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
