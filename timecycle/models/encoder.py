@@ -1,17 +1,17 @@
 """Images to correspondence features: residual networks at output stride 8.
 
-What the published methods share is a ResNet whose third stage has stride 1, not 2, and no dilation; they differ in how
-deep it is, where it is cut, how it pads, and in what follows:
+The published methods use a ResNet whose third stage has stride 1 instead of 2, without dilation. They differ in depth,
+last stage, padding, and head:
 
     timecycle    ResNet-50, third stage, then a 1x1 head, ReLU and L2 (`Encoder`; all others are a `Trunk` alone)
     crw          ResNet-18, third stage, every convolution wider than 1x1 padded by reflection
-    uvc          ResNet-18, *fourth* stage, at stride 1 too
+    uvc          ResNet-18, fourth stage, also at stride 1
     vfs          ResNet-18 or ResNet-50, third stage
 
-ImageNet's and MoCo's networks are tested as vfs's are. Sources: TimeCycle (CVPR 2019), section 4.1; the published code
+ImageNet's and MoCo's networks are evaluated like vfs's. Sources: TimeCycle (CVPR 2019), section 4.1; the published code
 of each: ajabri/videowalk (resnet.py, `modify`; utils, `make_encoder`), Liusifei/UVC (libs/resnet.py; test.py, uselayer
 4), xvjiarui/VFS (test_cfg of the configurations: strides 1, 2, 1, 1, out_indices 2). TimeCycle's release stores 3-D
-convolutions of temporal extent 1; frames folded into the batch of a 2-D trunk give the same numbers, faster.
+convolutions of temporal extent 1; a 2-D trunk on frames folded into the batch computes the same, faster.
 """
 
 import copy
@@ -24,18 +24,17 @@ from torch.nn import functional
 from timecycle.errors import InputError
 
 STRIDE = 8
+RELEASE_TRUNK, RELEASE_HEAD = "encoderVideo.", "afterconv1.weight"  # names in TimeCycle's release
 Padding = Literal["zeros", "reflect"]
 Network = TypeVar("Network", bound=nn.Module)
-
-
-_ONEDNN_BLOCK = 16  # channels of a block in oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
+_ONEDNN_BLOCK = 16  # channels per block of oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
 
 
 class _StridedConv1x1(nn.Conv2d):
-    """A 1x1 convolution of stride s as one of stride 1 on every s-th row and column: the same products and sums.
+    """A strided 1x1 convolution, computed with stride 1 on every s-th row and column.
 
-    With fewer channels than a block, oneDNN 3.12 writes past its own workspace in the weight gradient of a strided
-    channels-last one: a damaged heap, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
+    With fewer channels than a block, oneDNN 3.12 writes beyond its workspace in the weight gradient of the strided
+    channels-last convolution: heap corruption, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ class _StridedConv1x1(nn.Conv2d):
 
 
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
-    """The projection that a block's input needs where its output has another shape, named as torchvision names it."""
+    """The projection of a block's input if its output has another shape; names are those of torchvision."""
     if stride == 1 and channels_in == channels_out:
         return None
     kind = _StridedConv1x1 if stride > 1 and channels_in < _ONEDNN_BLOCK else nn.Conv2d
@@ -100,9 +99,9 @@ class Trunk(nn.Module):
     """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
 
     Args of forward: images [B, 3, H, W], normalized as the method's protocol says. Returns [B, channels, H / 8, W / 8],
-    sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50, of
-    the standard `width` 64, the channels of the first stage; 32 halves every stage.
-    Raises InputError for a depth, a number of stages, a padding or a width that does not exist here.
+    sizes rounded up, after a ReLU. `width`: channels of the first stage. With the standard width 64, `channels` is 256
+    (third stage) or 512 for depth 18, four times as many for depth 50.
+    Raises InputError for an unsupported depth, number of stages, padding or width.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Trunk(nn.Module):
         super().__init__()
         if depth not in (18, 50) or stages not in (3, 4) or padding not in ("zeros", "reflect") or width < 1:
             raise InputError(
-                f"a trunk was asked for with depth {depth}, {stages} stages, padding {padding!r} and width {width}; "
+                f"depth is {depth}, stages {stages}, padding {padding!r} and width {width}; "
                 "expected depth 18 or 50, 3 or 4 stages, padding 'zeros' or 'reflect', a positive width"
             )
         block: type[BasicBlock | Bottleneck] = BasicBlock if depth == 18 else Bottleneck
@@ -140,7 +139,7 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """TimeCycle's: images to correspondence features.
+    """TimeCycle's encoder.
 
     Args of forward: images [B, 3, H, W], normalized RGB (ImageNet mean and standard deviation), H and W multiples of 8.
     Returns [B, 512, H / 8, W / 8], L2-normalized over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
@@ -158,11 +157,32 @@ class Encoder(nn.Module):
         return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1, eps=1e-12)
 
 
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The `Encoder`'s tensors under its names, from a state dict of the release or of an `Encoder`.
+
+    Other tensors and layer4 are left out. Temporal axes of extent 1 are squeezed.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if name.startswith(RELEASE_TRUNK):
+            name = "trunk." + name.removeprefix(RELEASE_TRUNK)
+        elif name == RELEASE_HEAD:
+            name = "head.weight"
+        if name.startswith(("trunk.", "head.")) and not name.startswith("trunk.layer4."):
+            renamed[name] = without_temporal_axis(value)
+    return renamed
+
+
+def without_temporal_axis(weight: Tensor) -> Tensor:
+    """A 3-D convolution [out, in, 1, kh, kw] as a 2-D one [out, in, kh, kw]; other tensors unchanged."""
+    return weight.squeeze(2).contiguous() if weight.ndim == 5 and weight.shape[2] == 1 else weight
+
+
 def fold_batch_norm(encoder: Network) -> Network:
     """A copy for inference: batch normalization (running statistics) folded into the convolutions, channels-last.
 
-    encoder: an `Encoder` or a `Trunk`. The result computes what encoder.eval() computes, to rounding, in fewer passes
-    over memory.
+    encoder: an `Encoder` or a `Trunk`. The result equals encoder.eval() up to rounding, in fewer passes over memory.
     """
     folded = copy.deepcopy(encoder).eval()
     for module in folded.modules():
