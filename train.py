@@ -1,7 +1,7 @@
 """Learn correspondence from unlabeled video.
 
     python train.py                                            # synthetic video, a minute of CPU, no download
-    python train.py --videos FOLDER                            # video files as they are
+    python train.py --videos FOLDER                            # a folder of video files
     python train.py --filelist LIST -c out/run --resume auto   # frames, 'folder number-of-frames' a line; resumes
     torchrun --nproc-per-node 4 train.py --filelist LIST       # the same batch, divided among processes
 
@@ -21,29 +21,28 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timecycle.checkpoints.networks import encoder_bytes, load_pretrained
 from timecycle.data.clips import Clip
 from timecycle.errors import InputError, run_command_line
 from timecycle.published_options import say_without_effect
 from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
-from timecycle.training.command_line import read_command_line, resolved
-from timecycle.training.distributed import Distributed, init_distributed
-from timecycle.training.loader import data_loader, make_sampler
+from timecycle.training.command_line import read_command_line
+from timecycle.training.distributed import Distributed, StopRequest, init_distributed
+from timecycle.training.loader import DistributedBatchSampler, data_loader, make_sampler
 from timecycle.training.logger import RunLogger
 from timecycle.training.objectives import (
     OBJECTIVES,
     choose_clips,
     clips_digest,
-    encoder_safetensors,
     export_encoder,
-    load_pretrained,
     make_optimizer,
     make_schedule,
+    prepare_model,
     validate,
     validation_set,
 )
-from timecycle.training.precision import prepare_model
 from timecycle.training.run_folder import ENCODER, Run, RunFiles, find_run, locked_run_folder, start_run
-from timecycle.training.signals import StopRequest, failures_as_input_errors
+from timecycle.training.settings import resolved
 
 Batch = dict[str, Any]
 
@@ -53,11 +52,7 @@ def main() -> None:
     given, unused = read_command_line(sys.argv[1:])
     if "gpu_id" in given:
         os.environ["CUDA_VISIBLE_DEVICES"] = given["gpu_id"]
-    with (
-        init_distributed(given.get("device", "auto")) as distributed,
-        failures_as_input_errors(),
-        locked_run_folder(given, distributed) as folder,
-    ):
+    with init_distributed(given.get("device", "auto")) as distributed, locked_run_folder(given, distributed) as folder:
         training = find_run(given | {"checkpoint": folder}, lambda run: set_up(given, run, distributed))
         if distributed.is_rank_zero:
             say_without_effect(unused)
@@ -66,32 +61,35 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """A new or resumed run, before the first step to be taken."""
+    """A new or resumed run, before its next step."""
 
     run: Run
     clips: list[Clip]
+    sampler: DistributedBatchSampler
     length: int
     """Steps of the whole run."""
     checkpointer: Checkpointer
-    """Its model, optimizer, schedule and progress."""
+    """Holds settings, model, optimizer, schedule and progress."""
 
 
 def set_up(given: dict[str, Any], run: Run, distributed: Distributed) -> Training:
-    """Settings -> clips -> model, restored. Raises InputError for a checkpoint that cannot be resumed."""
+    """Settings -> data -> model, restored. Raises InputError for a checkpoint that cannot be resumed."""
     settings = resolved(given, run.stored, str(run.path))
     clips = choose_clips(settings)
+    sampler = make_sampler(len(clips), settings, distributed)
+    length = settings.steps or settings.epochs * sampler.steps_per_epoch
     seed_everything(settings.seed)
     model = prepare_model(OBJECTIVES[type(settings)].model(settings), settings, distributed)
     if settings.pretrained and not run.checkpoint:
         load_pretrained(model, settings.pretrained, settings.part)
-    length = settings.steps or settings.epochs * make_sampler(len(clips), settings, 0, distributed).steps_per_epoch
     optimizer = make_optimizer(settings, model)
     schedule = make_schedule(settings, optimizer, length)
     checkpointer = Checkpointer(run.folder, settings, clips_digest(clips), distributed, model, optimizer, schedule)
     seed_everything(settings.seed + distributed.rank)
     if run.path and run.checkpoint:
         checkpointer.restore(run.checkpoint, run.path)
-    return Training(run, clips, length, checkpointer)
+    sampler.start_step = checkpointer.progress.step
+    return Training(run, clips, sampler, length, checkpointer)
 
 
 def train(training: Training) -> None:
@@ -100,9 +98,8 @@ def train(training: Training) -> None:
     settings, distributed, progress = checkpointer.settings, checkpointer.distributed, checkpointer.progress
     dataset = OBJECTIVES[type(settings)].dataset(settings, training.clips)
     validation = validation_set(settings, distributed) if settings.evaluate_every else None
-    sampler = make_sampler(len(training.clips), settings, progress.step, distributed)
-    with data_loader(dataset, sampler, settings, distributed) as batches:
-        distributed.barrier()  # every process has found the run; now it may change
+    with data_loader(dataset, training.sampler, settings, distributed) as batches:
+        distributed.barrier()  # every rank has found the run before its folder changes
         lost = None
         if distributed.is_rank_zero:
             lost = start_run(run, settings, distributed, progress.step, progress.best_step)
@@ -118,17 +115,12 @@ def train(training: Training) -> None:
 
 
 def run_steps(
-    checkpointer: Checkpointer,
-    batches: Any,
-    length: int,
-    logger: RunLogger,
-    stop: StopRequest,
-    validation: Path | None,
+    checkpointer: Checkpointer, batches: Any, length: int, logger: RunLogger, stop: StopRequest, validation: Path | None
 ) -> None:
-    """The training loop: loss, step, log, checkpoint. Raises InputError for a loss that is not finite, state saved.
+    """The training loop. Raises InputError for a loss or gradient that is not finite, after saving the previous state.
 
-    Validated are the steps that --evaluate-every names and the last of the run's `length`, not the one at which a run
-    is stopped: so the best checkpoint of a stopped and resumed run is that of the run in one go.
+    Validates every --evaluate-every steps and after step `length`, but not when a run is stopped, so that the best
+    checkpoint of a stopped and resumed run is that of an uninterrupted one.
     """
     settings, distributed, progress = checkpointer.settings, checkpointer.distributed, checkpointer.progress
     model, wrapped = checkpointer.model, distributed.wrap(checkpointer.model)
@@ -159,8 +151,11 @@ def run_steps(
             encoder = export_encoder(settings, model).cpu()
             image = OBJECTIVES[type(settings)].visualize(encoder, micro_batches[-1], losses)
             logger.log_image(progress.step, image)
-        at_validation = due(progress.step, settings.evaluate_every) or progress.step == length
-        best = validation is not None and at_validation and is_best(checkpointer, validation, logger)
+        best = False
+        if validation and (due(progress.step, settings.evaluate_every) or progress.step == length):
+            score = validate(export_encoder(settings, model), validation)
+            logger.log_score(progress.step, score)
+            best = progress.record_score(score)
         if best or ended or due(progress.step, settings.save_every):
             logger.flush()
             path = checkpointer.save()
@@ -173,17 +168,17 @@ def run_steps(
 def backpropagate(
     model: nn.Module, micro_batches: list[Batch], distributed: Distributed
 ) -> tuple[dict[str, float], Any]:
-    """Leave the batch's gradients in the parameters; returns mean scalars, and the last micro-batch's losses."""
+    """Compute the step's gradients; returns mean scalars, and the losses of the last micro-batch."""
     model.zero_grad(set_to_none=True)
     scalars: dict[str, float] = defaultdict(float)
-    for left, batch in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
+    for index, batch in enumerate(micro_batches, start=1):
         tensors = {
             name: value.to(distributed.device, non_blocking=True)
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
         # Gradients are all-reduced once a step.
-        local = isinstance(model, DistributedDataParallel) and left > 0
+        local = isinstance(model, DistributedDataParallel) and index < len(micro_batches)
         with model.no_sync() if local else nullcontext():
             losses = model(**tensors)
             (losses.total / len(micro_batches)).backward()
@@ -192,19 +187,8 @@ def backpropagate(
     return scalars, losses
 
 
-def is_best(checkpointer: Checkpointer, validation: Path, logger: RunLogger) -> bool:
-    """Validate, log the score and note the best one; whether this is it."""
-    progress = checkpointer.progress
-    score = validate(export_encoder(checkpointer.settings, checkpointer.model), validation)
-    logger.log_score(progress.step, score)
-    if score <= progress.best_score:
-        return False
-    progress.best_score, progress.best_step = score, progress.step
-    return True
-
-
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps, never for 0, happens after this one."""
+    """Whether a step is a multiple of `every`; never for 0."""
     return every > 0 and step % every == 0
 
 
@@ -221,7 +205,7 @@ def raise_not_finite(checkpointer: Checkpointer, scalars: dict[str, float], micr
 
 
 def log_setup(logger: RunLogger, training: Training, lost: str | None) -> None:
-    """Print what is run; `lost`: what of the run's folder could not be read, in words."""
+    """Print data, checkpoint and settings of the run; `lost`: what `start_run` returned."""
     run, settings = training.run, training.checkpointer.settings
     if not settings.filelist and not settings.videos:
         logger.info("no data given: learning from synthetic video, at sizes for a demonstration (--filelist, --videos)")
@@ -237,16 +221,20 @@ def log_setup(logger: RunLogger, training: Training, lost: str | None) -> None:
 
 
 def finish(checkpointer: Checkpointer, folder: Path) -> None:
-    """Write the encoder; print where things are."""
-    path, progress, skipped = folder / ENCODER, checkpointer.progress, checkpointer.skipped
+    """Write the encoder; print where the results are."""
+    settings, progress, skipped = checkpointer.settings, checkpointer.progress, checkpointer.skipped
+    encoder: Any = export_encoder(settings, checkpointer.model)
     with RunFiles(folder).writing(ENCODER) as partial:
-        partial.write_bytes(encoder_safetensors(checkpointer.settings, checkpointer.model, progress.step))
+        partial.write_bytes(encoder_bytes(encoder, {"objective": settings.objective, "steps": str(progress.step)}))
     if skipped:
         clips = {line.partition(": ")[0] for line in skipped}
         print(f"skipped and replaced by others: {skipped.total()} times, {len(clips)} clips")
     if progress.best_step:
         print(f"best validation: J&F {progress.best_score:.3f} after step {progress.best_step}")
-    print(f"checkpoints, log.jsonl, images, tensorboard: {folder}   encoder, for test_davis.py --resume: {path}")
+    print(
+        f"checkpoints, log.jsonl, images, tensorboard: {folder}   "
+        f"encoder, for test_davis.py --resume: {folder / ENCODER}"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.gpu_training import batch
 from timecycle.errors import run_command_line
 from timecycle.models.timecycle import TimeCycle
 from timecycle.training.distributed import Distributed
-from timecycle.training.precision import prepare_model
+from timecycle.training.objectives import prepare_model
 from timecycle.training.settings import RunSettings
 
 SAMPLES, SIDE, PATCH, LENGTH = (1, 64, 56, 1) if TINY else (8, 240, 80, 4)

@@ -5,11 +5,11 @@ import torch
 
 from tests.test_state_dicts import trunk, under
 from timecycle import load_features
+from timecycle.checkpoints.networks import load_pretrained
 from timecycle.errors import InputError
 from timecycle.models.encoder import Encoder
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.walk import CropWalk
-from timecycle.training.objectives import load_pretrained
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])

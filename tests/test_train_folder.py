@@ -19,10 +19,10 @@ from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
 from timecycle.training import checkpointer as checkpoints
-from timecycle.training.command_line import resolved
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.run_folder import Run, RunFiles, find_run, start_run
+from timecycle.training.settings import resolved
 
 ALONE = Distributed(0, 1, torch.device("cpu"))
 OPTIONS = (*WALK, "--schedule", "constant", "--keep", 9)

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
 from timecycle.models.encoder import Trunk
-from timecycle.training import precision
+from timecycle.training import objectives as precision
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import RunSettings
 

@@ -10,7 +10,7 @@ import torch
 
 from timecycle.errors import InputError
 from timecycle.training.checkpointer import restore_rng_states, rng_states, seed_everything
-from timecycle.training.command_line import read_command_line, resolved
+from timecycle.training.command_line import read_command_line
 from timecycle.training.objectives import make_optimizer, make_schedule
 from timecycle.training.settings import (
     KINDS,
@@ -21,6 +21,7 @@ from timecycle.training.settings import (
     TimeCycleSettings,
     applies,
     flag,
+    resolved,
 )
 
 PUBLISHED = shlex.split("""

@@ -33,10 +33,7 @@ from torch import Tensor
 
 from timecycle.checkpoints.state_dicts import Checkpoint, State, StoredTrunk, choose, named, stored_trunks
 from timecycle.errors import InputError, listing
-from timecycle.models.encoder import Encoder, Padding, Trunk
-
-_RELEASE_HEAD = "afterconv1.weight"
-_RELEASE_TRUNK = "encoderVideo."
+from timecycle.models.encoder import RELEASE_TRUNK, Encoder, Padding, Trunk, encoder_state, without_temporal_axis
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "timecycle": Layout((_RELEASE_TRUNK, "trunk.")),
+    "timecycle": Layout((RELEASE_TRUNK, "trunk.")),
     "crw": Layout(("encoder.model.",), padding="reflect"),
     "crw-zeropad": Layout(("encoder.model.",)),
     "uvc": Layout(("gray_encoder.",), stages=4),
@@ -75,31 +72,6 @@ _INNER_NAMES = (
 )
 
 
-def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors in our layout, from either layout; tensors of other parts and layer4 are left out.
-
-    Temporal axes of extent 1 are squeezed: [out, in, 1, kh, kw] -> [out, in, kh, kw].
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key.removeprefix("module.")
-        if name.startswith(_RELEASE_TRUNK):
-            name = "trunk." + name.removeprefix(_RELEASE_TRUNK)
-        elif name == _RELEASE_HEAD:
-            name = "head.weight"
-        elif not name.startswith(("trunk.", "head.")):
-            continue
-        if name.startswith("trunk.layer4."):
-            continue
-        renamed[name] = _flat(value)
-    return renamed
-
-
-def _flat(weight: Tensor) -> Tensor:
-    """A 3-D convolution of temporal extent 1 as a 2-D convolution; anything else as it is."""
-    return weight.squeeze(2).contiguous() if weight.ndim == 5 and weight.shape[2] == 1 else weight
-
-
 def standard_names(state: State, layout: Layout) -> State:
     """The trunk of a checkpoint, all its tensors, under torchvision's names and in torchvision's shapes.
 
@@ -113,7 +85,7 @@ def standard_names(state: State, layout: Layout) -> State:
         name = key.removeprefix("module.")
         prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
         if prefix is not None:
-            standard[_standard_name(name.removeprefix(prefix))] = _flat(value)
+            standard[_standard_name(name.removeprefix(prefix))] = without_temporal_axis(value)
     return standard
 
 

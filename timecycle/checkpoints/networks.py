@@ -14,23 +14,27 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
 
-from timecycle.checkpoints.layouts import LAYOUTS, Layout, Network, encoder_state, find_network, standard_names, unfit
+from timecycle.checkpoints.layouts import LAYOUTS, Layout, Network, find_network, standard_names, unfit
 from timecycle.checkpoints.state_dicts import (
     DIGEST,
     State,
+    choose,
     is_safetensors,
     read_checkpoint,
     read_state_dict,
     safetensors_notes,
+    unwrapped,
 )
 from timecycle.errors import InputError
 from timecycle.files import write_bytes
-from timecycle.models.encoder import Encoder, Trunk
+from timecycle.models.encoder import Encoder, Trunk, encoder_state
+from timecycle.models.timecycle import TimeCycle, current_names
 
 __all__ = [
-    "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "read_state_dict", "save_encoder",
-    "standard_names",
+    "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "load_pretrained",
+    "read_state_dict", "save_encoder", "standard_names",
 ]  # fmt: skip
 
 
@@ -63,6 +67,48 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
     floating point, or not of a ResNet-18 or ResNet-50.
     """
     return find_network(read_checkpoint(Path(path)), layout, part).load()
+
+
+def load_pretrained(model: nn.Module, path: Path, part: str | None = None) -> str:
+    """Initialize a training objective's model from a checkpoint of it, of an encoder alone, or of TimeCycle's release.
+
+    part: as `load_features` takes it.
+    Returns which weights were loaded, in words. Raises InputError if the file holds none of these, several of them, or
+    weights of other sizes.
+    """
+    states = read_checkpoint(path).states
+    plain = {
+        place: current_names({unwrapped(name): value for name, value in state.items()})
+        for place, state in states.items()
+    }
+    encoder = model.get_submodule("encoder")
+    for module, what in ((model, "all weights"), (encoder, "the encoder's weights")):
+        names = module.state_dict().keys()
+        if fitting := {place: state for place, state in plain.items() if state.keys() == names}:
+            try:
+                module.load_state_dict(choose(fitting, part, path))
+            except RuntimeError:
+                raise InputError(f"{path} holds a model of other sizes; expected one of these settings") from None
+            return what
+    releases = {place: release for place, state in states.items() if (release := _release(state))}
+    if releases and isinstance(model, TimeCycle):
+        model.load_release(choose(releases, part, path))
+        return "all weights of the release"
+    found, expected = load_features(path, part=part).state_dict(), encoder.state_dict()
+    for name, value in expected.items():
+        if name not in found or found[name].shape != value.shape:
+            raise InputError(f"{path} does not fit the encoder: {name} is missing or of another shape")
+    encoder.load_state_dict({name: found[name] for name in expected})
+    return "the encoder's weights"
+
+
+def _release(state: State) -> State:
+    """The tensors of TimeCycle's release under its own names, without prefix; empty if there are none."""
+    ends = "afterconv3_trans.weight"
+    prefix = next((name.removesuffix(ends) for name in state if name.endswith(ends)), None)
+    if prefix is None:
+        return {}
+    return {unwrapped(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:

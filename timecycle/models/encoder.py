@@ -24,10 +24,9 @@ from torch.nn import functional
 from timecycle.errors import InputError
 
 STRIDE = 8
+RELEASE_TRUNK, RELEASE_HEAD = "encoderVideo.", "afterconv1.weight"  # names in TimeCycle's release
 Padding = Literal["zeros", "reflect"]
 Network = TypeVar("Network", bound=nn.Module)
-
-
 _ONEDNN_BLOCK = 16  # channels of a block in oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
 
 
@@ -156,6 +155,28 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 512, H / 8, W / 8]."""
         return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1, eps=1e-12)
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The `Encoder`'s tensors under its names, from a state dict of the release or of an `Encoder`.
+
+    Other tensors and layer4 are left out. Temporal axes of extent 1 are squeezed.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if name.startswith(RELEASE_TRUNK):
+            name = "trunk." + name.removeprefix(RELEASE_TRUNK)
+        elif name == RELEASE_HEAD:
+            name = "head.weight"
+        if name.startswith(("trunk.", "head.")) and not name.startswith("trunk.layer4."):
+            renamed[name] = without_temporal_axis(value)
+    return renamed
+
+
+def without_temporal_axis(weight: Tensor) -> Tensor:
+    """A 3-D convolution [out, in, 1, kh, kw] as a 2-D one [out, in, kh, kw]; other tensors unchanged."""
+    return weight.squeeze(2).contiguous() if weight.ndim == 5 and weight.shape[2] == 1 else weight
 
 
 def fold_batch_norm(encoder: Network) -> Network:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timecycle.errors import InputError
-from timecycle.models.encoder import STRIDE, Encoder
+from timecycle.models.encoder import STRIDE, Encoder, encoder_state
 from timecycle.models.tracking import Frame, Localizer, inlier_scores_of, transformed_grid, warp_rows
 
 CYCLE_WEIGHT = 0.2
@@ -81,8 +81,6 @@ class TimeCycle(nn.Module):
 
     def load_release(self, state: dict[str, Tensor]) -> None:
         """Take the weights of a checkpoint in the released layout. Raises InputError naming what does not fit."""
-        from timecycle.checkpoints.networks import encoder_state
-
         names = {
             "afterconv3_trans.weight": "localizer.taps",
             "afterconv4_trans.weight": "localizer.conv2.weight",

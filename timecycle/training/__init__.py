@@ -1,1 +1,1 @@
-"""What train.py is made of: settings, loader, checkpointer, logger, distributed, precision, signals."""
+"""The parts of train.py: settings, objectives, loader, checkpointer, run folder, logger, distributed."""

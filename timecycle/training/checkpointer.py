@@ -1,7 +1,4 @@
-"""Checkpoints of a run: everything it needs to continue bit for bit, checked before any of it is restored.
-
-Names and places of files in a run's folder: `timecycle.training.run_folder`.
-"""
+"""Checkpoints of a run: all state that it needs to continue bit for bit, validated before any of it is restored."""
 
 import math
 import random
@@ -21,30 +18,37 @@ from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import FORMAT, RunFiles
 from timecycle.training.settings import RunSettings
 
-MT_WORDS = 624  # of the state of a Mersenne Twister
+MT_WORDS = 624  # size of the state of a Mersenne Twister
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     step: int = 0
-    """Steps taken; with the seed it determines which samples come next."""
+    """Steps taken; with the seed it determines the next samples."""
     best_step: int = 0
     best_score: float = -1.0
-    """J&F of the best evaluation, in [0, 1]; -1 before the first."""
+    """J&F of the best validation, in [0, 1]; -1 before the first."""
+
+    def record_score(self, score: float) -> bool:
+        """Store the score of a validation if it is the best so far; returns whether it is."""
+        if score <= self.best_score:
+            return False
+        self.best_score, self.best_step = score, self.step
+        return True
 
 
 @dataclass
 class Checkpointer:
-    """The state of a run, saved and restored.
+    """Saves and restores the state of a run.
 
     Args:
-        folder: of the run.
+        folder: the run's.
         settings: stored in every checkpoint.
         clips: digest of the clips, which may not change.
-        distributed: random number states are kept by rank.
-        model, optimizer, schedule, progress: what a step changes.
+        distributed: random number states are stored by rank.
+        model, optimizer, schedule, progress: the state that steps change.
     """
 
     folder: Path
@@ -56,14 +60,14 @@ class Checkpointer:
     schedule: LRScheduler
     progress: Progress = field(default_factory=Progress)
     skipped: Counter[str] = field(default_factory=Counter)
-    """How often each clip was skipped in the whole run, by 'name: reason', as of the last save."""
+    """Number of times that each clip was skipped in the run, by 'name: reason', as of the last save."""
     newly_skipped: Counter[str] = field(default_factory=Counter)
-    """The same since then, by this process."""
+    """The same since the last save, in this process."""
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Load the state of a checkpoint, of the file at `path`, after all of it has been checked.
+        """Validate a checkpoint, then load it. path: its file, for error messages.
 
-        Raises InputError if it is damaged, or of another model or of other clips.
+        Raises InputError if it is damaged, or of another model or other clips.
         """
         try:
             require(isinstance(checkpoint.get("clips"), str), "clips has no digest")
@@ -90,13 +94,13 @@ class Checkpointer:
         vars(self.progress).update(checkpoint["progress"])
         self.skipped = Counter(checkpoint["skipped"])
         states = checkpoint["random"]
-        if self.distributed.rank < len(states):  # else this rank is new, and keeps its initial state
+        if self.distributed.rank < len(states):  # a new rank keeps its initial state
             restore_rng_states(states[self.distributed.rank])
 
     def save(self) -> Path:
-        """Write `checkpoint_<step>.pt`, point latest.pt at it, remove all but the newest few. Returns its path.
+        """Write `checkpoint_<step>.pt`, point latest.pt to it, remove old checkpoints. Returns its path.
 
-        All processes call this; rank 0 writes.
+        Every rank must call this; rank 0 writes.
         """
         path = self.folder / f"checkpoint_{self.progress.step:07d}.pt"
         gathered = self.distributed.all_gather((rng_states(), self.newly_skipped))
@@ -119,12 +123,12 @@ class Checkpointer:
             with files.writing(path.name) as partial:
                 _write(partial, content)
             files.keep_newest(self.settings.keep)
-        self.distributed.barrier()  # the file is there when any process continues
+        self.distributed.barrier()  # no rank continues before the file exists
         return path
 
 
 class StepSnapshot:
-    """What a step changes before its loss is known to be finite: random states and buffers (batch statistics)."""
+    """A copy of the state that a forward pass changes: random number states and buffers (batch statistics)."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -133,30 +137,30 @@ class StepSnapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Undo the step's changes."""
+        """Restore the state."""
         restore_rng_states(self._rng_states)
         for buffer, value in zip(self._model.buffers(), self._buffers, strict=True):
             buffer.copy_(value)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of torch.save. Raises OSError if it cannot be written."""
+    """`torch.save`. Raises OSError if the file cannot be written."""
     try:
         with path.open("wb") as file:
             torch.save(content, file)
-    except RuntimeError as error:  # which PyTorch raises for some failures to write
+    except RuntimeError as error:  # PyTorch raises it for some write errors
         raise OSError(str(error).splitlines()[0]) from None
 
 
 def seed_everything(seed: int) -> None:
     """Seed every random number generator of this process."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries may draw from it
+    np.random.seed(seed % 2**32)  # noqa: NPY002  for libraries that draw from the global state
     torch.manual_seed(seed)
 
 
 def rng_states() -> dict[str, Any]:
-    """The state of every random number generator of this process, in types that load without pickled code."""
+    """The states of this process's random number generators, in types that load without pickled code."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  the global state is what libraries draw from
     assert isinstance(numpy_state, dict)
     inner = numpy_state["state"]
@@ -177,12 +181,12 @@ def restore_rng_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-# What a checkpoint holds is checked part by part, since damage may hide behind a file's checksums. Every function below
-# raises DamagedCheckpoint with what is wrong, in words.
+# Checkpoints are validated part by part, since checksums do not exclude damage. The functions below raise
+# DamagedCheckpoint with a description of what is wrong.
 
 
 class DamagedCheckpoint(ValueError):
-    """A part of a checkpoint is not what this program wrote."""
+    """A part of a checkpoint cannot have been written by this program."""
 
 
 def require(condition: object, what: str) -> None:
@@ -192,19 +196,19 @@ def require(condition: object, what: str) -> None:
 
 
 def mapping(value: Any, what: str) -> dict[Any, Any]:
-    """The value, which has to be a dict."""
+    """The value, checked to be a dict."""
     require(isinstance(value, dict), f"{what} is a {type(value).__name__}, not a dict")
     found: dict[Any, Any] = value
     return found
 
 
 def is_whole(value: Any, least: int = 0, most: int = 2**53) -> bool:
-    """Whether a value is an int in a range; True and False are none."""
+    """Whether a value is an int, not a bool, in a range."""
     return type(value) is int and least <= value <= most
 
 
 def is_same(value: Any, like: Any) -> bool:
-    """Whether a value is of the same type and equal: a number, a text, None, or a list or tuple of them."""
+    """Whether two values have the same type and are equal: numbers, strings, None, or lists or tuples of them."""
     if type(value) is not type(like):
         return False
     if isinstance(like, list | tuple):
@@ -213,7 +217,7 @@ def is_same(value: Any, like: Any) -> bool:
 
 
 def check_tensor(value: Any, like: Tensor, what: str) -> None:
-    """A dense tensor on the CPU of the shape and dtype of another, all its numbers finite."""
+    """Check for a dense CPU tensor of the shape and dtype of `like` without infinities and NaN."""
     require(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor")
     require(value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized, f"{what} is odd")
     require(value.shape == like.shape, f"{what} has the shape {list(value.shape)}, not {list(like.shape)}")
@@ -222,7 +226,7 @@ def check_tensor(value: Any, like: Tensor, what: str) -> None:
 
 
 def check_model(state: Any, model: nn.Module) -> None:
-    """A state of the model: the same names, shapes and dtypes."""
+    """Check a state dict against the model: the same names, shapes and dtypes."""
     own = model.state_dict()
     mapping(state, "model")
     if other := sorted(map(str, set(state) ^ set(own))):
@@ -232,7 +236,7 @@ def check_model(state: Any, model: nn.Module) -> None:
 
 
 def check_progress(progress: Any, fields: Mapping[str, Any]) -> None:
-    """Steps and the best score; `fields` are those of a new run."""
+    """Check the fields of `Progress`; `fields`: those of a new run."""
     mapping(progress, "progress")
     require(set(progress) == set(fields), "progress has other entries")
     require(is_whole(progress["step"]), "progress has no number of steps")
@@ -243,10 +247,10 @@ def check_progress(progress: Any, fields: Mapping[str, Any]) -> None:
 
 
 def check_schedule(state: Any, schedule: LRScheduler, step: int) -> list[float]:
-    """A state of the schedule after so many steps; returns the learning rates that it stands at."""
+    """Check the schedule's state after `step` steps; returns the current learning rates."""
     own = schedule.state_dict()
     mapping(state, "schedule")
-    # Other versions of PyTorch have entries of their own.
+    # The entries depend on the version of PyTorch.
     shared = set(state) & set(own)
     require({"last_epoch", "_step_count", "base_lrs", "_last_lr", "lr_lambdas"} <= shared, "schedule lacks entries")
     require(all(type(state[name]) is type(own[name]) for name in shared), "schedule has entries of other types")
@@ -259,7 +263,7 @@ def check_schedule(state: Any, schedule: LRScheduler, step: int) -> list[float]:
 
 
 def are_close(values: Any, expected: list[float]) -> bool:
-    """Whether values are floats near to others; other chips' libraries round otherwise."""
+    """Whether values are floats near the expected ones; rounding depends on the hardware."""
     if not isinstance(values, list) or len(values) != len(expected):
         return False
     return all(
@@ -269,7 +273,7 @@ def are_close(values: Any, expected: list[float]) -> bool:
 
 
 def check_optimizer(state: Any, optimizer: optim.Optimizer, step: int, rates: list[float]) -> None:
-    """A state of the optimizer after so many steps at these learning rates, over the same parameters."""
+    """Check the optimizer's state after `step` steps: the same parameters, at these learning rates."""
     own = optimizer.state_dict()
     mapping(state, "optimizer")
     require(set(state) == set(own), "optimizer has other entries")
@@ -282,7 +286,7 @@ def check_optimizer(state: Any, optimizer: optim.Optimizer, step: int, rates: li
         require(are_close([group.get("lr")], [rate]), "optimizer stands at another learning rate")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = mapping(state["state"], "optimizer's state")
-    # Every parameter takes part in every step.
+    # Every step updates every parameter.
     require(set(moments) == set(range(len(parameters) if step else 0)), "optimizer knows other parameters")
     names = {"momentum_buffer"} if isinstance(optimizer, optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
     for index, values in moments.items():
@@ -297,13 +301,13 @@ def check_optimizer(state: Any, optimizer: optim.Optimizer, step: int, rates: li
 
 
 def check_skipped(skipped: Any) -> None:
-    """How often, by 'name: reason'."""
+    """Check counts by 'name: reason'."""
     counts = mapping(skipped, "skipped")
     require(all(isinstance(n, str) and is_whole(count, 1) for n, count in counts.items()), "skipped holds no counts")
 
 
 def check_rng_states(states: Any) -> None:
-    """States of the generators of some processes, tried on generators that nobody uses."""
+    """Check the generators' states of each rank, by loading them into new generators."""
     require(isinstance(states, list) and states, "random has no states")
     for state in states:
         mapping(state, "random")
@@ -322,7 +326,7 @@ def check_rng_states(states: Any) -> None:
 
 
 def python_state(state: dict[str, Any]) -> tuple[Any, ...]:
-    """The state of Python's generator among those of a process, as `random.setstate` takes it."""
+    """The argument of `random.setstate` in what `rng_states` returned."""
     version, internal, gauss = state["python"]
     words = [word for word in internal if is_whole(word, 0, 2**32 - 1)]
     require(version == 3 and len(words) == len(internal) == MT_WORDS + 1, "random has no state of Python's generator")
@@ -331,7 +335,7 @@ def python_state(state: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def numpy_state(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of NumPy's generator among those of a process, as `numpy.random.set_state` takes it."""
+    """The argument of `numpy.random.set_state` in what `rng_states` returned."""
     found = mapping(state["numpy"], "random's numpy")
     inner = mapping(found["state"], "random's numpy")
     key = inner["key"]

@@ -1,29 +1,37 @@
-"""Distributed training: the processes that torchrun starts, or a single one without it."""
+"""The processes of a run: ranks that torchrun starts, or a single one; requests to stop; foreseeable failures."""
 
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType, TracebackType
 from typing import Any
 
+import cv2
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timecycle import errors
 from timecycle.errors import InputError
 
-RANK_0_TIMEOUT = timedelta(seconds=2)  # that other ranks wait for rank 0 to report the same error
+RANK_0_TIMEOUT = timedelta(seconds=2)  # for rank 0 to report an error that all ranks have
 _LOST_PEER = re.compile(r"peer|connection|broken pipe|gloo|nccl|timed out", re.IGNORECASE)
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.+)", re.DOTALL)
+_MEMORY = re.compile(
+    r"out of memory|not enough memory|insufficient memory|can't allocate|unable to (m?map|allocate)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """One process among all of a run. Collective methods must be called by every process."""
+    """A rank of the run. Every rank must call the collective methods."""
 
     rank: int
     world_size: int
@@ -31,20 +39,19 @@ class Distributed:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def all_reduce_mean(self, values: list[float]) -> list[float]:
-        """The mean of each number over the processes, in float64. Collective."""
+        """The mean of each number over the ranks, in float64. Collective."""
         if self.world_size == 1:
             return values
-        # gloo takes every type; nccl needs GPU tensors.
         reduced = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(reduced)
         return (reduced / self.world_size).tolist()
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The value of each process, by rank; anything that can be pickled. Collective."""
+        """The values of all ranks, in order; any value that can be pickled. Collective."""
         if self.world_size == 1:
             return [value]
         gathered = [None] * self.world_size
@@ -52,11 +59,11 @@ class Distributed:
         return gathered
 
     def barrier(self) -> None:
-        """Wait until all processes have come here. Collective."""
+        """Wait for all ranks. Collective."""
         self.all_gather(None)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model in DistributedDataParallel; as it is for a single process."""
+        """The model in DistributedDataParallel; unchanged for a single process."""
         if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
@@ -64,10 +71,11 @@ class Distributed:
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[Distributed]:
-    """Join the processes of a run, on a device (auto, cpu, cuda); each takes the GPU of its local rank.
+    """Initialize the process group, on a device (auto, cpu, cuda); each rank uses the GPU of its local rank.
 
-    If one fails, the others end too, as their next collective fails; an error that all have is printed by rank 0 alone.
-    Raises InputError for a device that is not there, and where another process ended without a reported error.
+    If one rank fails, the next collective of the others fails and ends them; rank 0 alone prints an error that all
+    ranks have. Raises InputError for a device that is missing, for failures that `failure_sentence` describes, and if
+    another process ended without reporting an error.
     """
     if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
         raise InputError(f"--device is {device}; expected auto, cpu or cuda")
@@ -75,25 +83,27 @@ def init_distributed(device: str) -> Iterator[Distributed]:
         raise InputError(f"--device is {device}, but PyTorch sees no GPU here; expected auto or cpu")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if "WORLD_SIZE" not in os.environ:
-        yield Distributed(0, 1, torch.device(kind))
+        with _failures_as_input_errors():
+            yield Distributed(0, 1, torch.device(kind))
         return
     if kind != "cpu":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(kind)
     store, rank, size = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun on one machine keeps its store when it restarts processes; without a prefix of their own the new
-        # ones would find the addresses of the dead ones.
+        # torchrun on one machine keeps its store when it restarts processes; the prefix hides the addresses of the
+        # earlier ones.
         store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     dist.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=size)
     try:
-        yield Distributed(rank, size, torch.device(kind))
-        dist.barrier()  # a process that ends first closes the connections of the others
+        with _failures_as_input_errors():
+            yield Distributed(rank, size, torch.device(kind))
+        dist.barrier()  # the first process to exit closes the connections of the others
     except InputError as error:
         if _rank_zero_reports(store, rank, str(error)):
             sys.exit(2)
         raise
-    except RuntimeError as error:  # of a collective, when another process has ended
+    except RuntimeError as error:  # from a collective, when another process has ended
         reason = " ".join(str(error).split())[:200]
         if _others_report(store, rank, size):
             sys.exit(2)
@@ -105,28 +115,88 @@ def init_distributed(device: str) -> Iterator[Distributed]:
             f"another process of the run has ended ({reason}); expected all of them to stay (--resume auto goes on)"
         ) from None
     finally:
-        # A group that is still referenced, here by DistributedDataParallel's cycles, ends the process by SIGABRT.
+        # Reference cycles of DistributedDataParallel keep the group alive, which would end the process by SIGABRT.
         gc.collect()
         dist.destroy_process_group()
 
 
 def _failure_key(rank: int) -> str:
-    """The store's key under which a process notes the error that ends it."""
+    """The store's key for the error that ends a process."""
     return f"failure/{rank}"
 
 
 def _others_report(store: dist.Store, rank: int, size: int) -> bool:
-    """Whether another process has noted the error that ends it."""
-    with suppress(RuntimeError):  # the store ended with its process
+    """Whether another process has stored the error that ends it."""
+    with suppress(RuntimeError):  # the store's process has ended
         return any(store.check([_failure_key(other)]) for other in range(size) if other != rank)
     return False
 
 
 def _rank_zero_reports(store: dist.Store, rank: int, reason: str) -> bool:
-    """Note the error that ends this process; whether rank 0 fails too and prints it, so that this one need not."""
-    with suppress(RuntimeError):  # the store ended with its process, or rank 0 wrote nothing in time
+    """Store the error that ends this process; returns whether this is another rank and rank 0 prints its own error."""
+    with suppress(RuntimeError):  # the store's process has ended, or rank 0 stored nothing in time
         store.set(_failure_key(rank), reason)
         if rank:
             store.wait([_failure_key(0)], RANK_0_TIMEOUT)
             return True
     return False
+
+
+class StopRequest:
+    """Context manager that stores the name of the first SIGTERM or SIGINT in `name` instead of ending the program.
+
+    A second signal ends it.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def failure_sentence(error: BaseException) -> str | None:
+    """One sentence for a foreseeable failure (bad input, files, memory, a dead worker); None for other errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError | OSError):
+        return errors.sentence(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | cv2.error) and _MEMORY.search(text)):
+        reason = text.rpartition("Error: ")[2].partition(". ")[0][:200] or "MemoryError"
+        return f"memory is used up ({reason}); expected enough, or a smaller --batchSize or fewer --workers"
+    if isinstance(error, RuntimeError) and (worker := _WORKER.match(text)):
+        reason = worker[1].partition(". ")[0].rstrip(".")
+        return (
+            f"a process that prepares samples ended ({reason}); expected it to live: the system ends processes where "
+            "memory is used up (fewer --workers, a smaller --cache-mb)"
+        )
+    return None
+
+
+@contextmanager
+def _failures_as_input_errors() -> Iterator[None]:
+    """Raise errors that `failure_sentence` describes as InputError, with the error as its cause."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, MemoryError, RuntimeError, cv2.error) as error:
+        if (sentence := failure_sentence(error)) is None:
+            raise
+        raise InputError(sentence) from error

@@ -1,4 +1,4 @@
-"""The data loader of a run: which samples a step sees depends on seed and step alone, not on processes or workers."""
+"""The data loader of a run. The samples of a step depend on seed and step alone, not on ranks or workers."""
 
 import atexit
 import functools
@@ -20,21 +20,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from timecycle.data.datasets import ClipDataset
 from timecycle.errors import InputError
-from timecycle.training.distributed import Distributed
+from timecycle.training.distributed import Distributed, failure_sentence
 from timecycle.training.settings import GPU_WORKERS, RunSettings
-from timecycle.training.signals import failure_sentence
 from timecycle.workers import end
 
-PATIENCE = 2.0  # seconds until workers that were asked to end are killed
+PATIENCE = 2.0  # seconds that workers have to exit before they are killed
 
 
 class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of `batch` (epoch, index) for one rank, `accumulate` of them per optimizer step; without end.
+    """Infinite micro-batches of one rank: lists of `batch` (epoch, index), `accumulate` of them per optimizer step.
 
-    An epoch's clips are a permutation drawn from (seed, epoch). A step takes the next batch * ranks * accumulate of
-    them, so that over ranks and micro-batches it sees what one process with that batch would. The rest of an epoch that
-    does not fill a step is dropped. Clips fewer than a step's samples are never dropped: their epochs are concatenated,
-    several to a step. Iteration begins with step `start_step`.
+    An epoch is a permutation of the clips drawn from (seed, epoch). A step takes the next batch * ranks * accumulate of
+    them: over ranks and micro-batches, the samples of one process with that batch size. The remainder of an epoch that
+    does not fill a step is dropped. If a step has more samples than there are clips, epochs are concatenated and
+    nothing is dropped. Iteration begins with step `start_step`.
 
     Raises InputError for numbers out of range.
     """
@@ -67,7 +66,7 @@ class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every clip but the dropped ones has been seen; 1 if a step sees them all, and more than once."""
+        """Steps per epoch, without the dropped remainder; 1 if a step has more samples than there are clips."""
         return max(1, self.clips // self.step_samples)
 
     def epoch_of(self, step: int) -> int:
@@ -75,7 +74,7 @@ class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
         return self._epoch_and_index(step, 0)[0]
 
     def step(self, step: int) -> list[list[tuple[int, int]]]:
-        """The rank's micro-batches of a step, `accumulate` lists of `batch` (epoch, index)."""
+        """The rank's micro-batches of a step: `accumulate` lists of `batch` (epoch, index)."""
         firsts = [(micro * self.ranks + self.rank) * self.batch for micro in range(self.accumulate)]
         return [[self._epoch_and_index(step, first + i) for i in range(self.batch)] for first in firsts]
 
@@ -86,7 +85,7 @@ class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
             step += 1
 
     def _epoch_and_index(self, step: int, number: int) -> tuple[int, int]:
-        """Epoch and clip of a sample of a step, 0 <= number < step_samples."""
+        """Epoch and clip of a step's sample, 0 <= number < step_samples."""
         if self.clips < self.step_samples:
             epoch, number = divmod(step * self.step_samples + number, self.clips)
         else:
@@ -100,29 +99,32 @@ def _permutation(clips: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(clips)
 
 
-def make_sampler(clips: int, settings: RunSettings, first: int, distributed: Distributed) -> DistributedBatchSampler:
-    """The micro-batches of this process, of every step from `first` on: `--accumulate` of them a step.
-
-    Raises InputError if a batch cannot be divided evenly.
-    """
+def make_sampler(clips: int, settings: RunSettings, distributed: Distributed) -> DistributedBatchSampler:
+    """The sampler of this rank, from step 0. Raises InputError if the batch cannot be divided evenly."""
     parts = distributed.world_size * settings.accumulate
     if settings.batch % parts:
         raise InputError(
             f"--batchSize is {settings.batch}; expected a multiple of {parts}, the number of processes times "
             "--accumulate"
         )
-    size, rank, ranks = settings.batch // parts, distributed.rank, distributed.world_size
-    return DistributedBatchSampler(clips, size, settings.seed, rank, ranks, first, settings.accumulate)
+    return DistributedBatchSampler(
+        clips,
+        settings.batch // parts,
+        settings.seed,
+        distributed.rank,
+        distributed.world_size,
+        accumulate=settings.accumulate,
+    )
 
 
 @contextmanager
 def data_loader(
     dataset: ClipDataset, sampler: DistributedBatchSampler, settings: RunSettings, distributed: Distributed
 ) -> Iterator[Iterator[dict[str, Any]]]:
-    """Batches without end, each a dict of stacked tensors and of lists of strings.
+    """An infinite iterator of batches, each a dict of stacked tensors and lists of strings.
 
-    The worker processes live until the block ends, and end with it, in seconds, whatever ended it. What one of them
-    raises that `signals.failure_sentence` knows comes out of the iterator as InputError.
+    When the block ends, for any reason, the workers end within seconds. The iterator raises a worker's errors that
+    `failure_sentence` describes as InputError.
     """
     gpu = distributed.device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(
@@ -132,11 +134,11 @@ def data_loader(
         collate_fn=_collate,
         pin_memory=gpu,
         worker_init_fn=_init_worker,
-        # Its own, since a loader draws from it when it begins, which a resumed run does once more.
+        # The loader draws from its generator when it starts; a resumed run starts it again.
         generator=torch.Generator(),
     )
     workers: set[BaseProcess] = set()
-    # If the end below is interrupted, the interpreter's own exit would join forever workers that ignore SIGTERM.
+    # If the shutdown below is interrupted, the interpreter's exit would wait forever for workers that ignore SIGTERM.
     kill = atexit.register(lambda: _kill(workers))
     others, batches = active_children(), None
     try:
@@ -151,13 +153,13 @@ def data_loader(
 
 
 def _shut_down(batches: Any, workers: Collection[BaseProcess]) -> None:
-    """Let the loader shut down, which first drains what its workers send; kill those that do not end in time."""
+    """Let the loader shut down, which first drains its workers' queues; kill workers that do not exit in time."""
     if not workers:
         return
-    # PyTorch's handler raises where a worker is ended by a signal; from here on that is expected.
+    # PyTorch's handler raises if a signal ends a worker, which is expected from here on.
     previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if batches is not None:
-        # A worker that was killed in the middle of a message leaves its reader waiting forever: in a thread.
+        # In a thread, since reading a message that a killed worker left incomplete blocks forever.
         thread = threading.Thread(target=batches._shutdown_workers, daemon=True)  # what its __del__ calls
         thread.start()
         thread.join(PATIENCE)
@@ -166,32 +168,32 @@ def _shut_down(batches: Any, workers: Collection[BaseProcess]) -> None:
 
 
 def _kill(workers: Collection[BaseProcess]) -> None:
-    """Kill workers, without PyTorch's handler, which would raise."""
+    """Kill workers, without PyTorch's SIGCHLD handler, which would raise."""
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         end(workers)
 
 
 def _init_worker(_: int) -> None:
-    """One thread a worker; the main process decides when to stop, also if it is killed."""
+    """Use one thread, ignore signals (the main process stops the workers), and exit if the main process is killed."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     parent = parent_process()
-    if parent and not parent.is_alive():  # it ended before the line above
+    if parent and not parent.is_alive():  # it ended before prctl
         os._exit(1)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """In place of a sample: why there is none."""
+    """Replaces a sample that could not be loaded."""
 
     sentence: str
 
 
 class _CatchingDataset(Dataset[Any]):
-    """Samples or failures: an exception would reach the main process as a text with its traceback in it."""
+    """Returns failures as values: an exception would reach the main process as text, with its traceback."""
 
     def __init__(self, dataset: ClipDataset) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Rank-0 logger: console, JSONL with a line for each step and each validation, TensorBoard, images."""
+"""Rank-0 logger: console, JSONL with a line per step and per validation, TensorBoard, images."""
 
 import json
 import math
@@ -31,8 +31,8 @@ class RunLogger:
     """Logs a run on rank 0; on other ranks every method does nothing.
 
     Args:
-        folder: of the run; log lines of steps after `step`, of a killed process, are removed.
-        settings: of the run.
+        folder: the run's; log lines after `step`, which a killed process left, are removed.
+        settings: the run's.
         step: steps already taken.
         length: steps of the whole run.
         distributed: the processes, and the device whose memory is reported.
@@ -60,7 +60,7 @@ class RunLogger:
             self.info(f"{path}: {damaged} damaged lines are left out; the log with them is {other.name}")
         write_bytes(path, "".join(json.dumps(numbers) + "\n" for numbers in lines).encode())
         board = inside(self._folder, "tensorboard")
-        # TensorBoard writes in a thread; `add_scalar` raises what went wrong there, which need not be printed as well.
+        # TensorBoard writes in a thread, whose errors `add_scalar` raises; the thread need not print them too.
         self._earlier_hook, threading.excepthook = threading.excepthook, _ignoring_os_errors(threading.excepthook)
         try:
             with _errors_named(board):
@@ -72,7 +72,7 @@ class RunLogger:
             raise
 
     def _open_board(self, board: Path, step: int) -> Optional["SummaryWriter"]:
-        """TensorBoard's files; None, with a line that says so, where it is not installed."""
+        """TensorBoard's writer; None, and a message, if it is not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -106,7 +106,7 @@ class RunLogger:
         return now
 
     def _print_progress(self, step: int) -> None:
-        """Print means since the last line, speed, memory and time left."""
+        """Print means since the last console line, speed, memory and time left."""
         means = {name: total / self._count for name, total in self._sums.items()}
         parts = " ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "loss")
         memory = peak_memory_mb(self._device)
@@ -126,7 +126,7 @@ class RunLogger:
             self._write(step, {"J&F": value}, {})
 
     def _write(self, step: int, logged: dict[str, float], others: dict[str, float]) -> None:
-        """A line of the log; its numbers and others in TensorBoard. Raises InputError if they cannot be written."""
+        """Write a line of the log, and its numbers and others to TensorBoard. Raises InputError if that fails."""
         with _errors_named(self._path):
             self._log.write(json.dumps({"step": step, **logged}) + "\n")
         if self._board:
@@ -135,13 +135,13 @@ class RunLogger:
                     self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Sync the log to disk, before a checkpoint is saved that has its steps."""
+        """Sync the log to disk, before a checkpoint with its steps is saved."""
         if self._active:
             with _errors_named(self._path):
                 os.fsync(self._log.fileno())
 
     def log_skipped(self, skipped: Counter[str]) -> None:
-        """Print clips that were skipped, each once with a reason; `skipped`: how often, by 'name: reason'."""
+        """Print skipped clips, each once with its reason; `skipped`: counts by 'name: reason'."""
         for line in sorted(skipped):
             name = line.partition(": ")[0]
             if name not in self._listed:
@@ -149,14 +149,14 @@ class RunLogger:
                 self._listed.add(name)
 
     def log_image(self, step: int, rgb: np.ndarray) -> None:
-        """Write an image, RGB uint8 [H, W, 3], to TensorBoard and as a file."""
+        """Write an RGB uint8 image [H, W, 3] to TensorBoard and as JPEG."""
         if self._board:
             with _errors_named(self._folder / "tensorboard"):
                 self._board.add_image("sample", rgb, step, dataformats="HWC")
         write_jpeg(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
 
     def summary(self) -> str:
-        """The mean losses of the first and the last steps, in words."""
+        """A sentence with the mean losses of the first and the last steps."""
         if not self.losses:
             return "no step was taken"
         width = max(1, min(20, len(self.losses) // 4))
@@ -172,7 +172,7 @@ class RunLogger:
         if not self._active:
             return
         with ExitStack() as stack:
-            if error:  # the more important one
+            if error:  # report this one
                 stack.enter_context(suppress(InputError))
             stack.callback(setattr, threading, "excepthook", self._earlier_hook)
             stack.enter_context(_errors_named(self._folder))
@@ -182,9 +182,9 @@ class RunLogger:
 
 
 def kept_lines(path: Path, step: int) -> tuple[list[dict[str, float]], int]:
-    """The lines of a log up to a step, each numbers by name, "step" among them; and how many are damaged.
+    """The lines of a log up to a step, as numbers by name including "step", and the number of damaged lines.
 
-    A last line without an end is none of them: its process was killed. Raises InputError if the log cannot be read.
+    A last line without a newline, of a killed process, is ignored. Raises InputError if the log cannot be read.
     """
     if not step or not path.is_file():
         return [], 0
@@ -197,7 +197,7 @@ def kept_lines(path: Path, step: int) -> tuple[list[dict[str, float]], int]:
 
 
 def _numbers(line: bytes) -> dict[str, float] | None:
-    """The numbers of a line of the log; None for one that this program did not write."""
+    """The numbers of a line of the log; None if this program did not write it."""
     try:
         found: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -212,7 +212,7 @@ def _numbers(line: bytes) -> dict[str, float] | None:
 
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
-    """Raise failures to write as InputError with the path."""
+    """Raise OSError as InputError with the path."""
     try:
         yield
     except OSError as error:
@@ -220,5 +220,5 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 
 def _ignoring_os_errors(hook: Any) -> Any:
-    """A hook for exceptions in threads that ignores OSError."""
+    """A `threading.excepthook` that ignores OSError."""
     return lambda raised: None if issubclass(raised.exc_type, OSError) else hook(raised)

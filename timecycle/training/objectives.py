@@ -1,19 +1,21 @@
-"""What a run is made of, by its settings: clips, dataset, model, encoder, optimizer, schedule, validation."""
+"""What a run consists of, from its settings: clips, dataset, model, encoder, optimizer, schedule, validation."""
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
-from timecycle.checkpoints.networks import encoder_bytes, load_features
-from timecycle.checkpoints.state_dicts import State, choose, read_checkpoint, unwrapped
 from timecycle.data.clips import Clip, listed_clips, synthetic_clips, video_clips
 from timecycle.data.datasets import ClipDataset, TimeCycleDataset
 from timecycle.data.davis import read_davis
@@ -22,74 +24,80 @@ from timecycle.data.walk_datasets import CropWalkDataset, GridWalkDataset
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.evaluate import evaluate_davis
 from timecycle.models.encoder import Encoder, Trunk
-from timecycle.models.timecycle import TimeCycle, current_names
+from timecycle.models.timecycle import TimeCycle
 from timecycle.models.walk import CropWalk, GridWalk
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings, WalkSettings
 from timecycle.viewing.training import visualize_timecycle, visualize_walk
 
-SYNTHETIC_FRAMES = 32  # of a synthetic clip
+SYNTHETIC_FRAMES = 32  # frames of a synthetic clip
 ADAM_BETA2 = 0.999
 VALIDATION_SET = Path("data/synthetic-validation")
-VALIDATION_SEED = 1_000_007  # far from any clip's
+VALIDATION_SEED = 1_000_007  # synthetic clips have small ones
 VALIDATION_SIDE = 240
-MIN_FRAMES = 3  # of a validation sequence; the first and the last are not scored
+MIN_FRAMES = 3  # frames of a validation sequence; the first and the last are not scored
 
 
 @dataclass(frozen=True)
 class Objective:
-    """An entry of `OBJECTIVES`; each function takes the objective's settings.
+    """The parts of a run that differ between objectives. Each function takes the objective's settings.
 
-    The model is called with a batch's tensors by name, and returns losses with `total` and `scalars()`.
+    The model takes a batch's tensors as keyword arguments, and returns losses with `total` and `scalars()`.
     """
 
     model: Callable[[Any], nn.Module]
     dataset: Callable[[Any, list[Clip]], ClipDataset]
     encoder: Callable[[Any], nn.Module]
-    """The model's submodule of that name, new: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
+    """A new module like the model's submodule `encoder`: images [B, 3, H, W] -> features [B, D, H / 8, W / 8]."""
     visualize: Callable[[nn.Module, dict[str, Any], Any], np.ndarray]
     """(encoder, batch, losses) -> image of the batch's first sample, RGB uint8 [H, W, 3]."""
-
-
-def _timecycle_model(settings: TimeCycleSettings) -> nn.Module:
-    return TimeCycle(settings.frame_side, settings.patch_side, settings.lamda)
-
-
-def _timecycle_dataset(settings: TimeCycleSettings, clips: list[Clip]) -> ClipDataset:
-    return TimeCycleDataset(
-        clips,
-        settings.seed,
-        frame_side=settings.frame_side,
-        patch_side=settings.patch_side,
-        length=settings.video_length,
-        frame_gap=settings.frame_gap,
-        pred_distance=settings.pred_distance,
-        original=settings.original_sampling,
-    )
 
 
 def _walk_encoder(settings: WalkSettings) -> Trunk:
     return Trunk(18, padding="reflect", width=settings.width)
 
 
-def _walk_model(settings: WalkSettings) -> nn.Module:
-    kind = CropWalk if isinstance(settings, CropWalkSettings) else GridWalk
-    return kind(_walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout)
-
-
-def _crop_walk_dataset(settings: CropWalkSettings, clips: list[Clip]) -> ClipDataset:
-    return CropWalkDataset(clips, settings.seed, settings.crop_side, settings.video_length, settings.max_frame_gap)
-
-
-def _grid_walk_dataset(settings: GridWalkSettings, clips: list[Clip]) -> ClipDataset:
-    sides = settings.frame_side, settings.cell_side
-    return GridWalkDataset(clips, settings.seed, *sides, settings.video_length, settings.max_frame_gap)
-
-
 OBJECTIVES: dict[type[RunSettings], Objective] = {
-    TimeCycleSettings: Objective(_timecycle_model, _timecycle_dataset, lambda settings: Encoder(), visualize_timecycle),
-    CropWalkSettings: Objective(_walk_model, _crop_walk_dataset, _walk_encoder, visualize_walk),
-    GridWalkSettings: Objective(_walk_model, _grid_walk_dataset, _walk_encoder, visualize_walk),
+    TimeCycleSettings: Objective(
+        model=lambda settings: TimeCycle(settings.frame_side, settings.patch_side, settings.lamda),
+        dataset=lambda settings, clips: TimeCycleDataset(
+            clips,
+            settings.seed,
+            frame_side=settings.frame_side,
+            patch_side=settings.patch_side,
+            length=settings.video_length,
+            frame_gap=settings.frame_gap,
+            pred_distance=settings.pred_distance,
+            original=settings.original_sampling,
+        ),
+        encoder=lambda settings: Encoder(),
+        visualize=visualize_timecycle,
+    ),
+    CropWalkSettings: Objective(
+        model=lambda settings: CropWalk(
+            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
+        ),
+        dataset=lambda settings, clips: CropWalkDataset(
+            clips, settings.seed, settings.crop_side, settings.video_length, settings.max_frame_gap
+        ),
+        encoder=_walk_encoder,
+        visualize=visualize_walk,
+    ),
+    GridWalkSettings: Objective(
+        model=lambda settings: GridWalk(
+            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
+        ),
+        dataset=lambda settings, clips: GridWalkDataset(
+            clips,
+            settings.seed,
+            settings.frame_side,
+            settings.cell_side,
+            settings.video_length,
+            settings.max_frame_gap,
+        ),
+        encoder=_walk_encoder,
+        visualize=visualize_walk,
+    ),
 }
 
 
@@ -103,8 +111,71 @@ def choose_clips(settings: RunSettings) -> list[Clip]:
 
 
 def clips_digest(clips: list[Clip]) -> str:
-    """SHA-256 of the clips' names, in order. Opens none of them."""
+    """SHA-256 of the clips' names, in order. Opens no clip."""
     return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
+
+
+def prepare_model(model: nn.Module, settings: RunSettings, distributed: Distributed) -> nn.Module:
+    """Move the model to its device in training mode and configure its trunk, in place; tensors keep their names.
+
+    Autocast, memory format, torch.compile and activation checkpointing apply to the trunk alone, which takes nearly all
+    of a step's time; the losses keep float32 and their own kernels.
+    Raises InputError for an option that the device does not support.
+    """
+    if settings.sync_batchnorm:
+        if distributed.device.type != "cuda":
+            raise InputError(
+                "--sync-batchnorm is given, and there is no GPU; expected it left out, as PyTorch needs one"
+            )
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(distributed.device).train()
+    if settings.freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+    for module in model.modules():
+        if isinstance(module, Trunk):
+            _configure_trunk(module, settings, distributed.device)
+    return model
+
+
+def _configure_trunk(trunk: Trunk, settings: RunSettings, device: torch.device) -> None:
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    trunk.to(memory_format=memory_format)  # type: ignore[call-overload]
+    if settings.checkpoint_activations:
+        for block in (block for stage in trunk.children() if isinstance(stage, nn.Sequential) for block in stage):
+            contexts = functools.partial(_recompute_contexts, block)
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+    compute = torch.compile(trunk.forward) if settings.compile else trunk.forward
+
+    def forward(images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=memory_format)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
+            features = compute(images)
+        return (features.float() if settings.autocast else features).contiguous()
+
+    trunk.forward = forward  # type: ignore[method-assign]
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[Any, Any]:
+    """Context managers for a block's forward pass and for its recomputation in the backward pass."""
+    return nullcontext(), _frozen_statistics(block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep running statistics unchanged: the forward pass has updated them already."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.momentum is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
 
 
 def make_optimizer(settings: RunSettings, model: nn.Module) -> optim.Optimizer:
@@ -117,7 +188,7 @@ def make_optimizer(settings: RunSettings, model: nn.Module) -> optim.Optimizer:
 
 
 def make_schedule(settings: RunSettings, optimizer: optim.Optimizer, length: int) -> LambdaLR:
-    """The learning rate over `length` steps: rising over the warm-up, then constant or half a cosine down to 0."""
+    """The learning rate over `length` steps: linear warm-up, then constant or a half cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < settings.warmup:
@@ -130,68 +201,22 @@ def make_schedule(settings: RunSettings, optimizer: optim.Optimizer, length: int
     return LambdaLR(optimizer, factor)
 
 
-def load_pretrained(model: nn.Module, path: Path, part: str | None = None) -> str:
-    """Load a model's weights from a file: a run's checkpoint or encoder, the release's, or a published encoder.
-
-    part: which, of a file that holds several, as `timecycle.load_features` takes it.
-    Returns what was loaded, in words. Raises InputError if the file holds none of these, several, or of another size.
-    """
-    states = read_checkpoint(path).states
-    encoder = model.get_submodule("encoder")
-    for whole, what in ((model, "all weights"), (encoder, "the encoder's weights")):
-        plain = {
-            place: current_names({unwrapped(name): value for name, value in state.items()})
-            for place, state in states.items()
-        }
-        if fitting := {place: state for place, state in plain.items() if set(state) == set(whole.state_dict())}:
-            try:
-                whole.load_state_dict(choose(fitting, part, path))
-            except RuntimeError:
-                raise InputError(f"{path} holds a model of other sizes; expected one of these settings") from None
-            return what
-    releases = {place: release for place, state in states.items() if (release := _release(state))}
-    if releases and isinstance(model, TimeCycle):
-        model.load_release(choose(releases, part, path))
-        return "all weights of the release"
-    found, expected = load_features(path, part=part).state_dict(), encoder.state_dict()
-    for name, value in expected.items():
-        if name not in found or found[name].shape != value.shape:
-            raise InputError(f"{path} does not fit the encoder: {name} is missing or of another shape")
-    encoder.load_state_dict({name: found[name] for name in expected})
-    return "the encoder's weights"
-
-
-def _release(state: State) -> State:
-    """The release's tensors under its own names, without prefix; empty if there are none."""
-    ends = "afterconv3_trans.weight"
-    prefix = next((name.removesuffix(ends) for name in state if name.endswith(ends)), None)
-    if prefix is None:
-        return {}
-    return {unwrapped(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
-
-
 def export_encoder(settings: RunSettings, model: nn.Module) -> nn.Module:
-    """A copy of the model's encoder without changes made for training, in evaluation mode, on its device."""
+    """A copy of the model's encoder in evaluation mode, on its device, without what `prepare_model` changed."""
     learned = model.get_submodule("encoder")
-    with torch.random.fork_rng(devices=[]):  # building it draws random weights
+    with torch.random.fork_rng(devices=[]):  # initialization draws random weights
         encoder = OBJECTIVES[type(settings)].encoder(settings)
     encoder.load_state_dict(learned.state_dict())
     return encoder.to(next(learned.parameters()).device).eval()
 
 
-def encoder_safetensors(settings: RunSettings, model: nn.Module, steps: int) -> bytes:
-    """The encoder as safetensors, for `test_davis.py --resume`."""
-    notes = {"objective": settings.objective, "steps": str(steps)}
-    return encoder_bytes(export_encoder(settings, model), notes)  # type: ignore[arg-type]  # one of both, by the objective
-
-
 def validation_set(settings: RunSettings, distributed: Distributed) -> Path:
-    """The folder in DAVIS layout to validate on; synthetic video is rendered if it is not there.
+    """The folder in DAVIS layout to validate on; by default synthetic video, which is rendered if it is missing.
 
-    Raises InputError if it is not in that layout, or has a sequence that cannot be scored.
+    Raises InputError if the folder is not in that layout, or has a sequence that cannot be scored.
     """
     if settings.evaluate_on:
-        for sequence in read_davis(settings.evaluate_on, "val"):  # so that an error comes before any training
+        for sequence in read_davis(settings.evaluate_on, "val"):  # errors should come before training
             if not sequence.scored or len(sequence.frames) < MIN_FRAMES:
                 raise InputError(
                     f"--evaluate-on {settings.evaluate_on}: {sequence.name} has {len(sequence.frames)} frames and "

@@ -1,13 +1,13 @@
-"""The folder of a run: which one a command line means, what is resumed from it, and which files are in it.
+"""The folder of a run: which folder a command line selects, which checkpoint is resumed, and the files in it.
 
-settings.json           settings, and of every process that worked on the run its command, commit and versions
-checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt is that of the best validation score
-encoder.safetensors     at the end
-log.jsonl               a line of numbers for each step, and one with the J&F for each validation
-tensorboard/            the same, and images
+settings.json           settings; command, commit and versions of each start of the run
+checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt has the best validation score
+encoder.safetensors     the trained encoder, written at the end
+log.jsonl               a line of numbers per step, and a line with the J&F per validation
+tensorboard/            the same numbers, and images
 images/                 the images, as JPEG
-.written/.run.json      hashes of checkpoints and encoder, see `timecycle.manifest`; files of another origin stay
-.lock, .holder          see `timecycle.locks`: one training at a time
+.written/.run.json      hashes of checkpoints and encoder (`timecycle.manifest`); other files are never removed
+.lock, .holder          the lock of the folder (`timecycle.locks`)
 """
 
 import os
@@ -30,17 +30,16 @@ from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.manifest import NOTES, Hashes, Notes
 from timecycle.models.timecycle import current_names
 from timecycle.provenance import commit, versions
-from timecycle.training.command_line import usual_objective
 from timecycle.training.distributed import Distributed
-from timecycle.training.settings import RunSettings
+from timecycle.training.settings import RunSettings, usual_objective
 
-RUNS = Path("out")  # where runs without --checkpoint go
+RUNS = Path("out")  # parent of default folders
 SETTINGS = "settings.json"
 LOG = "log.jsonl"
 IMAGES = "images"
 LATEST, BEST, ENCODER = "latest.pt", "best.pt", "encoder.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint_(\d+)\.pt")
-FORMAT = 1  # of checkpoints
+FORMAT = 1  # version of the checkpoint format
 _NOTES_NAME = ".run"
 
 T = TypeVar("T")
@@ -48,13 +47,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, and the checkpoint to resume: its path and content, both None for a new run."""
+    """A run's folder, and path and content of the checkpoint to resume; both None for a new run."""
 
     folder: Path
     path: Path | None = None
     checkpoint: dict[str, Any] | None = None
     passed_over: str | None = None
-    """What is wrong with the newest checkpoint, where an earlier one is resumed."""
+    """What is wrong with the newest checkpoint, if an earlier one is resumed."""
 
     @property
     def stored(self) -> Any:
@@ -68,11 +67,11 @@ class Run:
 
 @contextmanager
 def locked_run_folder(given: dict[str, Any], distributed: Distributed) -> Iterator[Path]:
-    """The folder of the run that a command line means, created, and locked until the block ends.
+    """Create and lock the folder of the run that a command line selects, until the block ends.
 
-    A new run without --checkpoint takes the first default folder that is free. A folder that holds no run when the
-    block ends is left as it was found. All processes of the run call this; rank 0 holds the lock.
-    Raises InputError if another process holds it, or if it cannot be written.
+    A new run without --checkpoint takes the first free default folder. If the folder holds no run when the block ends,
+    what was created is removed. Every rank must call this; rank 0 holds the lock.
+    Raises InputError if another process holds it, or if the folder cannot be written.
     """
     with ExitStack() as stack:
         folder = _lock_folder(given, stack) if distributed.is_rank_zero else None
@@ -96,15 +95,15 @@ def _lock_folder(given: dict[str, Any], stack: ExitStack) -> Path:
                 attempt.enter_context(_locked(folder))
             except InUse:
                 continue
-            if not _holds_run(folder):  # one that has ended in the meantime
+            if not _holds_run(folder):  # another run may have ended before the lock was acquired
                 stack.enter_context(attempt.pop_all())
                 return folder
-    raise AssertionError  # there is no last default folder
+    raise AssertionError  # default folders are infinite
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """As `owned`; what it created is removed at the end, unless a run is in the folder."""
+    """As `owned`; at the end remove what it created, unless the folder holds a run."""
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         with owned(folder, IMAGES):
@@ -112,22 +111,22 @@ def _locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 if not _holds_run(folder):
-                    # The lock last: a process that opened it meanwhile finds that it is gone, and creates another.
+                    # The lock file last: a process that has opened it finds it removed, and creates another.
                     with suppress(OSError):
                         (folder / HOLDER).unlink(missing_ok=True)
-                        if not (folder / LOCK).stat().st_size:  # a user's own would hold something
+                        if not (folder / LOCK).stat().st_size:  # a user's file of this name is not empty
                             (folder / LOCK).unlink()
     finally:
         for each in created:
-            with suppress(OSError):  # it is not empty, or was never created
+            with suppress(OSError):  # not empty, or not created
                 each.rmdir()
 
 
 def find_run(given: dict[str, Any], set_up: Callable[[Run], T]) -> T:
-    """What `set_up` returns for the run that a command line means. Changes nothing, so every process finds the same.
+    """The result of `set_up` for the run that a command line selects. Writes nothing: every rank finds the same run.
 
-    set_up: raises InputError for a checkpoint that cannot be resumed; --resume auto then takes the one before it.
-    Raises InputError if a new run would fall among another's checkpoints, or the checkpoint asked for cannot be read.
+    set_up: raises InputError for a checkpoint that cannot be resumed; --resume auto then tries the one before it.
+    Raises InputError if the folder of a new run holds another, or if the given checkpoint cannot be resumed.
     """
     asked, folder = given.get("resume"), given.get("checkpoint")
     if asked is None:
@@ -149,7 +148,7 @@ def find_run(given: dict[str, Any], set_up: Callable[[Run], T]) -> T:
     for _, path in reversed(list_checkpoints(folder)):
         try:
             return set_up(Run(folder, path, load_checkpoint(path), str(damage) if damage else None))
-        except InputError as error:  # try the one before it
+        except InputError as error:
             damage = damage or error
     if damage:
         raise damage
@@ -178,27 +177,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"--resume {path} does not hold a run to go on from; expected a checkpoint of this program "
             "(--pretrained takes weights alone)"
         )
-    return _with_current_names(content)
-
-
-def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint with the names that version 0.1 wrote otherwise replaced."""
-    if "optimiser" in checkpoint:
-        checkpoint["optimizer"] = checkpoint.pop("optimiser")
-    if isinstance(checkpoint.get("model"), dict):
-        checkpoint["model"] = current_names(checkpoint["model"])
-    return checkpoint
+    # Names of version 0.1.
+    if "optimiser" in content:
+        content["optimizer"] = content.pop("optimiser")
+    if isinstance(content.get("model"), dict):
+        content["model"] = current_names(content["model"])
+    return content
 
 
 def _steps(checkpoint: dict[str, Any]) -> int | None:
-    """How many steps a checkpoint says it has taken, if it does."""
+    """The number of steps stored in a checkpoint; None if it has none."""
     progress = checkpoint.get("progress")
     step = progress.get("step") if isinstance(progress, dict) else None
     return step if isinstance(step, int) else None
 
 
 def _check_free(folder: Path) -> Path:
-    """A folder for a new run. Raises InputError if it holds another, or files that a run would replace."""
+    """The folder of a new run. Raises InputError if it holds another run, or files that a run would replace."""
     if _holds_run(folder):
         raise InputError(f"{folder} holds a run; expected --resume auto to go on with it, or another --checkpoint")
     images = sorted(path.name for path in (folder / IMAGES).glob("*"))
@@ -218,13 +213,13 @@ def _default_name(given: dict[str, Any]) -> str:
 
 
 def _default_folders(given: dict[str, Any]) -> Iterator[Path]:
-    """Where runs of such a command line go without --checkpoint: the first, then numbered ones."""
+    """The default folders of a command line: the first without a number, then numbered ones, infinitely many."""
     for number in count(1):
         yield RUNS / (_default_name(given) + (f"-{number}" if number > 1 else ""))
 
 
 def _newest_default_folder(given: dict[str, Any]) -> Path:
-    """The last of the default folders that holds a run; the first if none does."""
+    """The last default folder that holds a run; the first if none does."""
     folder = RUNS / _default_name(given)
     for path in _default_folders(given):
         if not _holds_run(path):
@@ -234,7 +229,7 @@ def _newest_default_folder(given: dict[str, Any]) -> Path:
 
 
 def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: int, best_step: int) -> str | None:
-    """Write settings.json; of a resumed run remove checkpoints of later steps than `step`, the one resumed from.
+    """Write settings.json; remove checkpoints of later steps than `step`, at which the run starts.
 
     Returns what was lost, in words: a damaged settings.json is written anew from the checkpoint.
     Raises InputError if the folder cannot be written.
@@ -248,8 +243,9 @@ def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: i
             runs = _earlier_runs(file)
         except InputError as error:
             lost = f"the list of processes that worked on the run begins anew: {error}"
-        files.keep_newest(settings.keep)  # in case a process was killed in `save` before it did
-        if best_step == step > 0:  # likewise
+        # If the last process was killed in `save`, before it did these.
+        files.keep_newest(settings.keep)
+        if best_step == step > 0:
             files.keep_best(run.path)
     now = {
         "from_step": step,
@@ -265,7 +261,7 @@ def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: i
 
 
 def _earlier_runs(file: Path) -> list[Any]:
-    """The processes that worked on a run. Raises InputError if its settings.json does not say."""
+    """The starts of a run in settings.json. Raises InputError if it has no such list."""
     expected = "a run's settings.json"
     found = read_json(file, expected)
     runs = found.get("runs") if isinstance(found, dict) else None
@@ -275,7 +271,7 @@ def _earlier_runs(file: Path) -> list[Any]:
 
 
 class RunFiles(Notes):
-    """Checkpoints and encoder of a folder. A file in the way that no run wrote is renamed, and a line says to what."""
+    """Checkpoints and encoder of a folder. Files of their names that no run wrote are renamed, and a line says so."""
 
     def __init__(self, folder: Path) -> None:
         notes = inside(folder, NOTES, f"{_NOTES_NAME}.json")
@@ -287,7 +283,7 @@ class RunFiles(Notes):
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Where to write one of them: moved to its place as by `timecycle.files.growing`, its hash noted before."""
+        """Write a file atomically, see `timecycle.files.growing`; its hash is stored before it is moved into place."""
         self.make_room(name)
         with growing(self.folder / name) as partial:
             yield partial
@@ -297,13 +293,13 @@ class RunFiles(Notes):
             self._note_existing({**self.hashes, name: self.hashes[name][-1:]})
 
     def make_room(self, name: str) -> None:
-        """Rename what is there under a name, unless a run wrote it."""
+        """Rename an existing file of this name, unless a run wrote it."""
         path = self.folder / name
         if os.path.lexists(path) and not self._owns(path):
             _rename_foreign(path)
 
     def keep_newest(self, keep: int) -> None:
-        """Point latest.pt at the newest checkpoint, and remove all but the newest `keep`, if there are any."""
+        """Point latest.pt to the newest checkpoint, if any, and remove all but the newest `keep`."""
         found = [path for _, path in list_checkpoints(self.folder)]
         for path in found[-1:]:
             with self.writing(LATEST) as partial:
@@ -314,16 +310,16 @@ class RunFiles(Notes):
         self._remove(path for path in found[:-keep] if path.name in self.hashes)
 
     def keep_best(self, path: Path) -> None:
-        """Link or copy this checkpoint to best.pt. Raises InputError if that cannot be written."""
+        """Link or copy this checkpoint to best.pt. Raises InputError if that fails."""
         with self.writing(BEST) as partial:
             _copy(path, partial)
 
     def clear_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps; those that no run wrote are renamed."""
+        """Remove the checkpoints of later steps; rename those that no run wrote."""
         self._remove((path for number, path in list_checkpoints(self.folder) if number > step), _rename_foreign)
 
     def _remove(self, paths: Iterable[Path], otherwise: Callable[[Path], None] | None = None) -> None:
-        """Remove those that are as a run wrote them. Raises InputError if that fails."""
+        """Remove the files that a run wrote; call `otherwise` for others. Raises InputError if that fails."""
         gone = list(paths)
         for path in gone:
             try:
@@ -341,7 +337,7 @@ class RunFiles(Notes):
             )
 
     def _note_existing(self, hashes: Hashes) -> None:
-        """Note the hashes of these, without files that a killed process had not moved in place, or had removed."""
+        """Store the hashes of those files that exist; a killed process leaves hashes of others."""
         self.settle({name: found for name, found in hashes.items() if (self.folder / name).exists()})
 
     def _owns(self, path: Path) -> bool:

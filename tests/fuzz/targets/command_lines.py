@@ -212,12 +212,12 @@ def case_train(rng: random.Random, folder: Path) -> None:
 
         def main() -> settings.RunSettings:
             given, _ = command_line.read_command_line(words)
-            return find_run(given, lambda run: command_line.resolved(given, run.stored, str(run.path)))
+            return find_run(given, lambda run: settings.resolved(given, run.stored, str(run.path)))
 
         found = called(main, words)
     if found is not None:
         # As a checkpoint would bring them back.
-        again = command_line.resolved({}, found.to_json())
+        again = settings.resolved({}, found.to_json())
         gone = {"minutes": None, "resume": None}
         assert asdict(again) | gone == asdict(found) | gone or found != found or "nan" in str(found)
 

@@ -17,12 +17,11 @@ from torch import nn
 from tests.fuzz.targets.json_files import changed, json_bytes, odd_value
 from timecycle.training import run_folder as folders
 from timecycle.training.checkpointer import Checkpointer, seed_everything
-from timecycle.training.command_line import resolved
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.objectives import make_optimizer, make_schedule
 from timecycle.training.run_folder import Run, find_run, load_checkpoint, start_run
-from timecycle.training.settings import RunSettings
+from timecycle.training.settings import RunSettings, resolved
 
 ALONE = Distributed(0, 1, torch.device("cpu"))
 CLIPS = "0" * 64
