@@ -104,7 +104,7 @@ def train(training: Training) -> None:
         if distributed.is_rank_zero:
             lost = start_run(run, settings, distributed, progress.step, progress.best_step)
         with RunLogger(run.folder, settings, progress.step, length, distributed) as logger:
-            log_setup(logger, training, lost)
+            logger.log_setup(run, settings, progress.step, len(training.clips), lost)
             with StopRequest() as stop:
                 run_steps(checkpointer, batches, length, logger, stop, validation)
             if stop.name:
@@ -202,22 +202,6 @@ def raise_not_finite(checkpointer: Checkpointer, scalars: dict[str, float], micr
         f"the {what} of step {checkpointer.progress.step + 1} is {scalars[what]} with the samples {', '.join(names)}; "
         f"expected a finite number (all earlier steps are kept in {path})"
     )
-
-
-def log_setup(logger: RunLogger, training: Training, lost: str | None) -> None:
-    """Print data, checkpoint and settings of the run; `lost`: what `start_run` returned."""
-    run, settings = training.run, training.checkpointer.settings
-    if not settings.filelist and not settings.videos:
-        logger.info("no data given: learning from synthetic video, at sizes for a demonstration (--filelist, --videos)")
-    if run.passed_over:
-        logger.info(f"passed over: {run.passed_over}")
-    if run.path:
-        logger.info(f"going on from {run.path}, step {training.checkpointer.progress.step}")
-    if lost:
-        logger.info(lost)
-    logger.info(f"settings (kept in {run.folder}/settings.json):\n{settings.table()}")
-    clips = len(training.clips)
-    logger.info(f"{clips} clips from {settings.source}; {training.length} steps of {settings.batch} samples")
 
 
 def finish(checkpointer: Checkpointer, folder: Path) -> None:

@@ -3,20 +3,20 @@
 Layouts are recognized by the prefix of torchvision's names of a ResNet:
 
     timecycle      encoderVideo.<names>, afterconv1.weight, 3-D convolutions [out, in, 1, kh, kw]: the release;
-                   trunk.<names>, head.weight: ours
+                   trunk.<names>, head.weight: written by `save_encoder`
     crw            encoder.model.<names>, under 'model'; in some files conv1.1.weight, after a padding module
-    crw-zeropad    the same with zero padding (model_type scratch_zeropad, imagenet18, ...), which the names do not
-                   tell: only on request
+    crw-zeropad    the same with zero padding (model_type scratch_zeropad, imagenet18, ...), which cannot be told from
+                   the names: only on request
     uvc            gray_encoder.<names>
     vfs            backbone.<names>, where a convolution and its normalization are conv1.conv.weight and conv1.bn.weight
     moco           encoder_q.<names> (v1, v2), base_encoder.<names> (v3); the key encoder (encoder_k, momentum_encoder)
                    only on request, or if it is the only one
-    walk           walk.<names>: ours, of any width (`save_encoder`)
-    torchvision    <names> alone; also VFS's converted files, and our own `convert`'s resnet18 and resnet50
+    walk           walk.<names>: written by `save_encoder`, any width
+    torchvision    <names> without a prefix; also VFS's converted files, and `convert`'s resnet18 and resnet50
 
-Before the prefix there may be, in any order and number, names of wrapping modules: model., net., encoder., backbone.,
-student., teacher. and the like (SimSiam's files are torchvision's under encoder.), and anywhere what PyTorch's wrappers
-add, such as module. and _orig_mod. (`timecycle.checkpoints.state_dicts`).
+Names of wrapping modules may precede the prefix, in any order and number: model., net., encoder., backbone., student.,
+teacher. and the like (SimSiam's files are torchvision's under encoder.). Parts that PyTorch's wrappers add, such as
+module. and _orig_mod., may be anywhere (`timecycle.checkpoints.state_dicts`).
 
 Sources: the published code of each, as in `timecycle.models.encoder`; facebookresearch/moco and moco-v3 (builder.py).
 Names of crw, uvc, vfs and moco are from that code, not from published files.
@@ -38,7 +38,7 @@ from timecycle.models.encoder import RELEASE_TRUNK, Encoder, Padding, Trunk, enc
 
 @dataclass(frozen=True)
 class Layout:
-    """Prefixes of a method's trunk in its checkpoints, and what a state dict does not tell of the network."""
+    """Prefixes of a method's trunk in its checkpoints, and what a state dict does not hold of the network."""
 
     prefixes: tuple[str, ...]
     stages: Literal[3, 4] = 3
@@ -55,7 +55,7 @@ LAYOUTS = {
     "walk": Layout(("walk.",), padding="reflect"),
     "torchvision": Layout(("",)),
 }
-"""By name. The first that matches is used, so the one without a prefix comes last."""
+"""By name. The first match is used; the empty prefix, which matches everything, comes last."""
 
 _WRAPPERS = {
     "model", "net", "network", "encoder", "backbone", "student", "teacher", "state_dict", "model_ema", "ema", "params",
@@ -63,7 +63,7 @@ _WRAPPERS = {
 }  # fmt: skip
 _KEY_ENCODERS = {"encoder_k": "encoder_q", "momentum_encoder": "base_encoder"}
 
-# Names of convolutions in modules of their own (mmcv's ConvModule, crw's padding and convolution), and torchvision's.
+# Names inside modules that wrap a convolution (mmcv's ConvModule, crw's padding and convolution), and torchvision's.
 _INNER_NAMES = (
     (re.compile(r"conv(\d)\.(?:conv|1)\."), r"conv\1."),
     (re.compile(r"conv(\d)\.bn\."), r"bn\1."),
@@ -72,24 +72,8 @@ _INNER_NAMES = (
 )
 
 
-def standard_names(state: State, layout: Layout) -> State:
-    """The trunk of a checkpoint, all its tensors, under torchvision's names and in torchvision's shapes.
-
-    Prefixes dropped, temporal axes of extent 1 squeezed. For our layouts that is a standard ResNet-50 without its
-    classifier, layer4 (stored by the release, never trained) included where it is stored. The published notebook puts
-    these weights into a network whose third stage has stride 2, which is not the network that was trained and tested:
-    for the same features the reader must set the stride of layer3.0.conv2 and layer3.0.downsample.0 to 1.
-    """
-    standard = {}
-    for key, value in state.items():
-        name = key.removeprefix("module.")
-        prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
-        if prefix is not None:
-            standard[_standard_name(name.removeprefix(prefix))] = without_temporal_axis(value)
-    return standard
-
-
 def _standard_name(name: str) -> str:
+    """Torchvision's name of a trunk's tensor."""
     for pattern, replacement in _INNER_NAMES:
         name = pattern.sub(replacement, name)
     return name
@@ -101,9 +85,9 @@ class Network:
 
     place: as in `StoredTrunk`.
     layout: a name of `LAYOUTS`, which determines the module.
-    known: whether the names, or the caller, determine the layout; if not, it is a guess.
-    tensors: under torchvision's names and in torchvision's shapes, all that is stored.
-    head: TimeCycle's, of its layout.
+    known: whether the names or the caller determine the layout; otherwise it is a guess.
+    tensors: all stored tensors of the trunk, under torchvision's names and in torchvision's shapes.
+    head: TimeCycle's, for its layout.
     doubled: names that several tensors map to.
     """
 
@@ -116,27 +100,27 @@ class Network:
 
     @property
     def depth(self) -> Literal[18, 50]:
-        """Of the ResNet."""
+        """Depth of the ResNet."""
         return 50 if any(".conv3." in name for name in self.tensors) else 18
 
     def blank(self) -> Encoder | Trunk:
-        """A new module of the network's kind."""
+        """A new module of this network's architecture."""
         if self.layout == "timecycle":
             return Encoder()
-        # Only our own come in other widths; a published one of another width is an error.
+        # Only walks have other widths; a published network of another width is an error.
         stem = self.tensors.get("conv1.weight")
         width = len(stem) if self.layout == "walk" and stem is not None and stem.ndim == 4 and len(stem) else 64
         return Trunk(self.depth, LAYOUTS[self.layout].stages, LAYOUTS[self.layout].padding, width)
 
     def state(self) -> State:
-        """The tensors under the names of `blank`, others included, in the order of the file."""
+        """The tensors under the names of `blank`, and all others, in the order of the file."""
         if self.layout != "timecycle":
             return self.tensors
         head = {} if self.head is None else {"head.weight": self.head}
         return {f"trunk.{name}": value for name, value in self.tensors.items()} | head
 
     def problems(self) -> list[tuple[str, str]]:
-        """Why the tensors do not fit `blank`: names, and what is wrong with each."""
+        """Names of tensors that do not fit `blank`, each with the reason."""
         with torch.device("meta"):
             expected = self.blank().state_dict()
         found, problems = self.state(), [(name, "stored twice") for name in self.doubled]
@@ -153,14 +137,14 @@ class Network:
         return problems + [(name, "unexpected") for name in found if name not in expected and unexpected.match(name)]
 
     def load(self) -> Encoder | Trunk:
-        """`blank` with the tensors loaded, float32, in evaluation mode. Only if there are no `problems`."""
+        """`blank` with the tensors loaded, float32, in evaluation mode. `problems` must be empty."""
         network, found = self.blank(), self.state()
         expected = network.state_dict()
         network.load_state_dict({name: found.get(name, expected[name]) for name in expected})
         return network.eval()
 
     def computes_as(self, other: "Network") -> bool:
-        """Whether two networks without problems compute the same: one is often stored under two names."""
+        """Whether two networks without problems are equal: files often store one under two names."""
         facts, others = LAYOUTS[self.layout], LAYOUTS[other.layout]
         ours, theirs = self._learned(), other._learned()
         return (
@@ -175,7 +159,7 @@ class Network:
         return {name: self.state()[name] for name in expected if not name.endswith("num_batches_tracked")}
 
     def refusal(self, path: Path) -> InputError:
-        """The error about `problems`."""
+        """The error for the network's `problems`."""
         problems = self.problems()
         if self.layout == "timecycle":
             what = "TimeCycle's encoder"
@@ -187,7 +171,7 @@ class Network:
 
 
 def unfit(value: Tensor, counts: bool) -> str | None:
-    """Why a tensor, whatever its shape, is not a network's weight, or batch count; None if it is."""
+    """Why a tensor, apart from its shape, cannot be a weight, or with `counts` a batch count; None if it can."""
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return "stored in another form than dense values"
     if not counts and not value.is_floating_point():
@@ -198,11 +182,10 @@ def unfit(value: Tensor, counts: bool) -> str | None:
 
 
 def find_network(checkpoint: Checkpoint, layout: str | None = None, part: str | None = None) -> Network:
-    """The network that a file holds, all its tensors there.
+    """The complete network in a file.
 
-    layout: a name of `LAYOUTS`, or None for what the names say. part: which of several, as `choose` takes it.
-    Raises InputError if the file holds none, or several of which none is chosen; networks that compute the same count
-    as one.
+    layout: a name of `LAYOUTS`; None to recognize it by the names. part: as in `choose`.
+    Raises InputError if the file holds none, or several and `part` selects none; equal networks count as one.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
@@ -230,7 +213,7 @@ def find_network(checkpoint: Checkpoint, layout: str | None = None, part: str | 
 
 
 def _query_encoders(place: str) -> set[str]:
-    """Places of the query encoder beside a key encoder, which is the one that the method evaluates."""
+    """Places of the query encoder of a key encoder; the method evaluates the query encoder."""
     parts = place.split(".")
     return {
         ".".join([*parts[:i], _KEY_ENCODERS[part], *parts[i + 1 :]])
@@ -240,27 +223,27 @@ def _query_encoders(place: str) -> set[str]:
 
 
 def _network(trunk: StoredTrunk, layout: str | None, notes: dict[str, str]) -> Network:
-    """A stored trunk as a network of the layout; if None, of that of its names or of the file's notes."""
+    """A stored trunk as a network of the layout; None: the layout of its names or of the file's notes."""
     guessed, known = _guessed_layout(trunk.before)
     if layout is not None:
         guessed, known = layout, any(_ends_with(trunk.before, prefix) for prefix in LAYOUTS[layout].prefixes)
     elif guessed == "torchvision" and notes.get("layout") in LAYOUTS and notes["layout"] != "timecycle":
-        guessed = notes["layout"]  # standard names do not tell padding and stages
+        guessed = notes["layout"]  # standard names determine neither padding nor stages
     counts = Counter(map(_standard_name, trunk.tensors))
     return Network(
         trunk.place,
         guessed,
         known,
-        standard_names(trunk.tensors, LAYOUTS["torchvision"]),
+        {_standard_name(name): without_temporal_axis(value) for name, value in trunk.tensors.items()},
         encoder_state(trunk.siblings).get("head.weight") if guessed == "timecycle" else None,
         [name for name, count in counts.items() if count > 1],
     )
 
 
 def _guessed_layout(before: tuple[str, ...]) -> tuple[str, bool]:
-    """The layout whose prefix a trunk's names end in, and whether all before that are known wrappers.
+    """The layout whose prefix ends `before`, and whether everything before that prefix is a known wrapper.
 
-    If crw's prefix is followed by others, it may be crw's, with its padding, or another wrapped twice.
+    crw's prefix further inside is ambiguous: crw with its padding, or another network wrapped twice.
     """
     for layout, known in LAYOUTS.items():
         for prefix in known.prefixes:

@@ -1,6 +1,6 @@
-"""Networks of checkpoint and safetensors files: load, save and convert.
+"""Load, save and convert networks in checkpoint and safetensors files.
 
-Which files and names are read: layouts.py, state_dicts.py. Nothing stored in a file is executed.
+Supported files and names: layouts.py, state_dicts.py. Nothing stored in a file is executed.
 
 Command: python -m timecycle.checkpoint convert checkpoint_14.pth.tar --out weights/
 """
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from timecycle.checkpoints.layouts import LAYOUTS, Layout, Network, find_network, standard_names, unfit
+from timecycle.checkpoints.layouts import LAYOUTS, Layout, Network, find_network, unfit
 from timecycle.checkpoints.state_dicts import (
     DIGEST,
     State,
@@ -34,15 +34,12 @@ from timecycle.models.timecycle import TimeCycle, current_names
 
 __all__ = [
     "LAYOUTS", "Layout", "convert", "encoder_state", "load_encoder", "load_features", "load_pretrained",
-    "read_state_dict", "save_encoder", "standard_names",
+    "read_state_dict", "save_encoder",
 ]  # fmt: skip
 
 
 def load_encoder(path: Path, part: str | None = None) -> Encoder:
-    """The encoder with the weights of a checkpoint of TimeCycle's, float32, in evaluation mode.
-
-    part: as `load_features` takes it. Raises InputError as that does, naming the first few tensors that do not fit.
-    """
+    """The encoder of a TimeCycle checkpoint, float32, in evaluation mode. part and errors: as in `load_features`."""
     encoder = load_features(path, "timecycle", part)
     assert isinstance(encoder, Encoder)
     return encoder
@@ -53,18 +50,18 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
 
     Float32, in evaluation mode, as `evaluate_davis` takes it.
 
-    layout: a name of `LAYOUTS`; by default the file's names decide. The depth, 18 or 50, follows from the names.
-    part: which network of a file that holds several (a teacher and a student, weights and their moving average): the
-    keys that lead to it and what stands before its names, such as "teacher.backbone", or some of these in a row,
-    "teacher". Not needed where the file holds only one that is whole.
+    layout: a name of `LAYOUTS`; by default it is recognized by the tensors' names, as is the depth, 18 or 50.
+    part: selects one network of a file with several (a teacher and a student, weights and their moving average): its
+    dict keys and name prefix, such as "teacher.backbone", or successive parts of them, such as "teacher". Not needed if
+    the file holds a single complete network.
 
-    TimeCycle's features come L2-normalized (D = 512); the others are as their `Trunk` leaves them, for a protocol to
-    normalize, with D = 256 (18) or 1024 (50), uvc's with twice that. Other parts of a file (classifiers, projections,
-    key encoders, queues, stages that are cut off) are left out.
+    TimeCycle's features are L2-normalized (D = 512). The others are the output of their `Trunk`, which a protocol may
+    normalize, with D = 256 (18) or 1024 (50), twice that for uvc. Other parts of a file (classifiers, projections, key
+    encoders, queues, later stages) are ignored.
 
-    Raises InputError for a layout or a part that is unknown, a file that holds several networks where none is chosen,
-    or one that holds no such network, naming the first few tensors that are missing, of another shape, not finite
-    floating point, or not of a ResNet-18 or ResNet-50.
+    Raises InputError for an unknown layout or part, a file with several networks of which none is selected, or a file
+    without such a network, naming the first few tensors that are missing, of another shape, not finite floating point,
+    or not of a ResNet-18 or ResNet-50.
     """
     return find_network(read_checkpoint(Path(path)), layout, part).load()
 
@@ -112,15 +109,15 @@ def _release(state: State) -> State:
 
 
 def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:
-    """Write `encoder_bytes` to a file, atomically, in place of what is there."""
+    """Write `encoder_bytes` to a file, atomically; an existing file is replaced."""
     write_bytes(path, encoder_bytes(encoder, notes, half))
 
 
 def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = False) -> bytes:
-    """An encoder as safetensors for `load_features`: TimeCycle's, or a walk's trunk.
+    """An encoder as safetensors for `load_features`: TimeCycle's, or the trunk of a walk.
 
-    notes: kept in the file's header. half: floating-point weights as float16, which are read as float32.
-    Raises InputError for a trunk other than the walk layout's: three stages, reflection padding.
+    notes: metadata of the file. half: store floating-point weights as float16; they are read as float32.
+    Raises InputError for a trunk unlike a walk's, which has three stages and reflection padding.
     """
     layout = LAYOUTS["walk"]
     prefix = ""
@@ -132,8 +129,8 @@ def encoder_bytes(encoder: Encoder | Trunk, notes: dict[str, str], half: bool = 
 
 
 def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> bytes:
-    """A safetensors file as bytes, the same for the same tensors."""
-    # Copies, since safetensors holds no views.
+    """A safetensors file as bytes; deterministic."""
+    # Copies, since safetensors does not store views.
     stored = {
         name: (value.half() if half and value.is_floating_point() else value)
         .detach()
@@ -154,12 +151,12 @@ def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> byt
 def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
     """Write `<stem>.safetensors` and `<stem>-resnet<depth>.safetensors` into a folder, atomically; returns both paths.
 
-    The first is what `load_features` reads to the same features. The second has torchvision's names and the stored
-    values and dtypes, with later stages and the classifier where they are stored; its header says with which strides
-    and padding it gives the same features, up to a head. A checkpoint that is the first file already stays as it is.
+    `load_features` reads the first to the same features. The second has torchvision's names and the stored values and
+    dtypes, with later stages and the classifier if they are stored; its header holds the strides and the padding that
+    give the same features, up to a head. If the checkpoint is itself the first file, it is left unchanged.
 
-    layout, part: as `load_features` takes them, and it raises InputError as that does, or if the checkpoint, or a file
-    that is not as an earlier call wrote it, would be overwritten.
+    layout, part: as in `load_features`. Raises InputError as that does, or if it would overwrite the checkpoint, or a
+    file other than an earlier call wrote.
     """
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
@@ -179,7 +176,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
         write_bytes(ours, _safetensors(state, notes))
     elif layout is not None or part is not None or not is_safetensors(checkpoint):
         raise InputError(f"{checkpoint} would be overwritten; expected another folder than {folder} (--out)")
-    # Strides and padding are not in a state dict, and the strides of later stages are not the standard ones.
+    # A state dict holds neither strides nor padding; the strides of later stages are not the standard ones.
     facts = LAYOUTS[network.layout]
     notes |= {
         "strides": "layer1 1, layer2 2, layer3 1" + (", layer4 1" if facts.stages == 4 else ""),
@@ -195,19 +192,19 @@ def _same(path: Path, checkpoint: Path) -> bool:
 
 
 def _made_from(path: Path, checkpoint: Path) -> bool:
-    """Whether a file is as `convert` wrote it from a checkpoint of this name; a link is not."""
+    """Whether a file, not a link, is unchanged since `convert` wrote it from a checkpoint of this name."""
     if path.is_symlink() or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
             notes, digest = safetensors_notes(file)
         return digest is not None and notes[DIGEST] == digest and notes["source"] == checkpoint.name
-    except Exception:  # a file of another kind may raise anything
+    except Exception:  # other files may raise anything
         return False
 
 
 def _own_prefix(layout: str) -> str:
-    """The prefix of a network's names in our files, from which its layout is recognized."""
+    """The prefix that `convert` gives a network's names, by which its layout is recognized."""
     if layout == "timecycle":
         return ""
     facts = LAYOUTS[layout]
@@ -216,7 +213,7 @@ def _own_prefix(layout: str) -> str:
 
 
 def _standard_resnet(network: Network) -> State:
-    """The stored tensors of a standard ResNet, classifier included, without others (projections, ...)."""
+    """The stored tensors of a standard ResNet, with its classifier, without others (projections, ...)."""
     with torch.device("meta"):
         whole = Trunk(network.depth, 4, width=len(network.tensors["conv1.weight"])).state_dict()
     classifier = ("fc.weight", "fc.bias")

@@ -1,8 +1,8 @@
-"""Pickles read without running anything that they bring along. Knows neither NumPy nor torch.
+"""A restricted unpickler, independent of NumPy and torch.
 
-A pickle is a program: it names functions, calls them, and gives states to what they return. Here a name stands for what
-the reader's own table says, and states, keys and lengths are checked, so that a file neither calls what it should not
-nor asks for memory or time out of proportion to its size.
+A pickle is a program: it names functions, calls them, and sets the state of their results. Here names are resolved by a
+table of the reader alone, and states, keys and lengths are checked, so that a file can neither call other functions nor
+take memory or time out of proportion to its size.
 """
 
 import pickle
@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 
 from timecycle.errors import said
 
-_MOST_IN_KEY = 1000  # parts of a dict's key
-_PYTHON_2 = {"long": "int", "xrange": "range", "unicode": "str"}  # its built-in names, which protocols 0 to 2 write
+_MOST_IN_KEY = 1000  # nested elements of a dict's key
+_PYTHON_2 = {"long": "int", "xrange": "range", "unicode": "str"}  # built-in names in protocols 0 to 2
 
 
 class Refused(UnpicklingError):
-    """A whole pickle that names something that is not allowed."""
+    """An undamaged pickle that refers to something that is not allowed."""
 
 
 class _Bounded:
@@ -33,7 +33,7 @@ class _Bounded:
         self.readline = file.readline
 
     def read(self, count: int) -> bytes:
-        """The next bytes, exactly so many. Raises EOFError if there are fewer."""
+        """The next `count` bytes. Raises EOFError if there are fewer."""
         if count > 8 and count > self._end - self._file.tell():
             raise EOFError("it ends early")
         data = self._file.read(count)
@@ -49,16 +49,16 @@ class _Operations(dict[int, Callable[..., None]]):
         raise UnpicklingError(f"it holds {bytes([code])!r} where an operation should be")
 
 
-# The unpickler in Python: the one in C has no hooks for these checks. It hashes tuples nested a million deep, which
-# overflows the stack, and allocates by a length before it checks that there is as much.
+# The Python implementation, since the C one has no hooks for these checks: it overflows the stack on hashing deeply
+# nested tuples, and allocates a claimed length before checking it.
 class PlainUnpickler(pickle._Unpickler):
-    """Reads one pickle of protocol 0 to 5 from a file, from where it stands to where the pickle ends.
+    """Reads one pickle of protocol 0 to 5 from the current position of a seekable file.
 
-    file: seekable. Subclasses say in `named` what names stand for. `load` raises `Refused` for names that stand for
-    nothing and for what no plain pickle holds, and of a damaged pickle nearly any exception.
+    Subclasses resolve names in `named`. `load` raises `Refused` for unresolved names and for operations that plain
+    pickles do not contain; a damaged pickle may raise any exception.
     """
 
-    # What Python's unpickler has, and its type stubs leave out.
+    # Attributes of Python's unpickler that its type stubs omit.
     stack: list[Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
@@ -66,7 +66,7 @@ class PlainUnpickler(pickle._Unpickler):
     load_build: Callable[[], None]
 
     stateful: tuple[type, ...] = ()
-    """Types of objects that may be given a state."""
+    """Types whose objects' state a pickle may set."""
 
     def __init__(self, file: BinaryIO, encoding: str = "ASCII", errors: str = "strict") -> None:
         bounded = _Bounded(file)
@@ -75,11 +75,11 @@ class PlainUnpickler(pickle._Unpickler):
         super().__init__(bounded, encoding=encoding, errors=errors)
 
     def named(self, module: str, name: str) -> Any:
-        """What a name stands for; None for nothing."""
+        """The object for a name; None if it is not allowed."""
         return None
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for, of which a pickle cannot change attributes, as states are not given to it."""
+        """The object for a name. A pickle cannot change its attributes, see `_build`."""
         if module == "__builtin__":
             module, name = "builtins", _PYTHON_2.get(name, name)
         found = self.named(module, name)
@@ -88,7 +88,7 @@ class PlainUnpickler(pickle._Unpickler):
         return found
 
     def count(self, made: int) -> None:
-        """Take note of bytes that a call makes of others; a file may call again and again for the same ones."""
+        """Count bytes that a call allocates, since a pickle may repeat a call for the same input. Raises `Refused`."""
         self._made += made
         if self._made > self._most_made:
             raise Refused("it makes more values than it holds")
@@ -120,7 +120,7 @@ class PlainUnpickler(pickle._Unpickler):
         self._target(set).update(map(checked_key, items))
 
     def _dict(self) -> None:
-        items = self.pop_mark()  # before `append`, which it changes
+        items = self.pop_mark()  # replaces `self.append`
         self.append(dict(_pairs(items)))
 
     def _frozenset(self) -> None:
@@ -136,12 +136,12 @@ class PlainUnpickler(pickle._Unpickler):
         if isinstance(found, self.stateful):
             self.load_build()
         elif type(found) is dict:
-            self.stack.pop()  # attributes of a dict of another class
+            self.stack.pop()  # attributes of a replaced dict subclass
         else:
             raise Refused(f"it gives a state to a {type(found).__name__}")
 
     dispatch = _Operations(pickle._Unpickler.dispatch)
-    for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4):  # what other code has registered, by number
+    for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4):  # objects registered by other code
         del dispatch[code[0]]
     dispatch |= {
         pickle.APPEND[0]: _append,
@@ -163,7 +163,7 @@ def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def checked_key(key: Any) -> Any:
-    """A key as it is. Raises `Refused` for tuples in tuples without end, whose hash takes as long."""
+    """The key unchanged. Raises `Refused` for a huge nested tuple, which would take too long to hash."""
     left, count = [key], 0
     while left:
         part = left.pop()

@@ -1,7 +1,7 @@
 """State dicts of checkpoint files, read without running pickled code.
 
-A file holds nested dicts ({"checkpoint": {"model": {...}}}); every one with tensors is a state dict. Its *place* is the
-keys that lead to it, "checkpoint.model", or "." if it is the file's whole content.
+A file holds nested dicts ({"checkpoint": {"model": {...}}}); each that has tensors is a state dict. Its *place* is its
+dotted path of keys, "checkpoint.model", or "." for the top level.
 """
 
 import hashlib
@@ -27,31 +27,31 @@ Content = TypeVar("Content")
 State = dict[str, Tensor]
 
 DIGEST = "timecycle_sha256"
-"""Key in the header of a safetensors file written by this program: the hash of everything else in it."""
+"""Key in the header of safetensors files written by this program: the hash of the rest of the file."""
 
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that wrappers of PyTorch add anywhere: DataParallel, torch.compile, FSDP, activation checkpointing."""
+"""Parts of names that PyTorch's wrappers add: DataParallel, torch.compile, FSDP, activation checkpointing."""
 
-_DEEPEST = 5  # dicts in dicts that are searched
-_MOST_DICTS = 10_000  # that are searched; one may stand in many places
-_MOST_NETWORKS = 1000  # of one state dict
+_DEEPEST = 5  # levels of nested dicts to search
+_MOST_DICTS = 10_000  # dicts to search; a file may refer to one many times
+_MOST_NETWORKS = 1000  # in a state dict
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
 def _empty_dict(*arguments: Any) -> dict[Any, Any]:
-    """Replaces defaultdict(factory), whose items follow."""
+    """Replaces defaultdict(factory); its items are set afterwards."""
     return {}
 
 
 def _empty_list(*arguments: Any) -> list[Any]:
-    """Replaces deque(items, maxlen), whose items follow."""
+    """Replaces deque(items, maxlen); its items are added afterwards."""
     return []
 
 
 def _harmless() -> dict[str, Any]:
-    """Replacements of types of the standard library and NumPy, by the full names under which they are pickled.
+    """Replacements of types of the standard library and NumPy, by their full names in pickles.
 
-    NumPy's own functions would trust what a file says of its arrays: dtypes with wrong flags, bytes as pointers.
+    NumPy's own functions would trust a file's description of its arrays: dtypes with wrong flags, bytes as pointers.
     """
     modules = {
         "argparse": "Namespace",
@@ -93,7 +93,7 @@ _HARMLESS = _harmless()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a file: its state dicts, at least one, by place; notes, such as a safetensors file's metadata."""
+    """The content of a file: one or more state dicts by place; notes, such as the metadata of safetensors."""
 
     path: Path
     states: dict[str, State]
@@ -103,11 +103,11 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the state dicts of a file onto the CPU, in their own dtypes, without executing anything stored in it.
 
-    path: a safetensors file, or one of torch.save (old or new zip form), told apart by their content. Other
-    values may be of the standard library's and NumPy's types; they are ignored. The checksums of
-    the zip form are verified, and the hash that this program writes into safetensors; other files have none.
-    Raises InputError if it is missing, damaged, of another form, holds pickled code or objects of other types, or no
-    tensors.
+    path: a safetensors file, or one of torch.save (legacy or zip format), recognized by its content. Other values of
+    types of the standard library and NumPy are ignored. Checksums are verified where there are any: in the zip format,
+    and in safetensors written by this program.
+    Raises InputError if the file is missing, damaged, of another format, or holds pickled code, objects of other types,
+    or no tensors.
     """
     check_is_file(path, "a checkpoint (.pth.tar of the release, or .safetensors)")
     if is_safetensors(path):
@@ -125,7 +125,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the header's length, and the header. Raises InputError if unreadable."""
+    """Whether a file begins like safetensors, with the header's length and "{". Raises InputError if unreadable."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         state = safetensors.torch.load_file(path)
         with path.open("rb") as file:
             notes, digest = safetensors_notes(file)
-    except Exception as error:  # damaged headers raise its own error, torch's for types and shapes, and others
+    except Exception as error:  # damaged headers raise various errors
         raise InputError(
             f"{path} is not a readable safetensors file ({said(error)}); expected a complete one"
         ) from None
@@ -154,9 +154,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
-    """The metadata of a safetensors file, and the hash of all but its entry DIGEST; None if it has none.
+    """The metadata of a safetensors file, and the hash of the file without its entry DIGEST, if it has one.
 
-    The format itself has no checksums. A damaged file may raise any exception.
+    A damaged file may raise any exception.
     """
     header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
     notes = header.pop("__metadata__", {})
@@ -170,7 +170,7 @@ def safetensors_notes(file: BinaryIO) -> tuple[dict[str, str], str | None]:
 
 
 def _allowed() -> dict[str, Any]:
-    """The safe globals of torch.load, without those that `_HARMLESS` replaces, by full name."""
+    """torch.load's safe globals by full name, without those that `_HARMLESS` replaces."""
     entries = torch.serialization.get_safe_globals()
     named = {
         entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}": entry for entry in entries
@@ -181,7 +181,7 @@ def _allowed() -> dict[str, Any]:
 
 
 def _dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tuple[str, State]]:
-    """The dicts in a file's content by their places, with the tensors that each holds itself."""
+    """Place and direct tensors of each dict in a file's content."""
     if not isinstance(content, dict) or not depth:
         return
     names = {key: _key_name(key) for key in content}
@@ -191,21 +191,21 @@ def _dicts(content: Any, place: str = ".", depth: int = _DEEPEST) -> Iterator[tu
 
 
 def _key_name(key: Any) -> str:
-    """A dict's key as a part of names; one that is not a string is shortened."""
+    """A dict's key as a part of a place; keys other than strings are shortened."""
     return key if isinstance(key, str) else said(key) if isinstance(key, int | float | bytes) else type(key).__name__
 
 
 def _notes(content: Any) -> dict[str, str]:
-    """The layout of the encoder in a checkpoint of train.py, which its names do not tell."""
+    """The layout of the encoder in a checkpoint of train.py, which its tensors' names do not determine."""
     settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
     layout = settings.get("objective") if isinstance(settings, dict) else None
     return {"layout": layout} if isinstance(layout, str) else {}
 
 
 def read_state_dict(path: Path, part: str | None = None) -> State:
-    """The tensors of a checkpoint by their full names, as `read_checkpoint` reads them: of the one that holds a ResNet.
+    """The state dict of a checkpoint that holds a ResNet, under its stored names.
 
-    part: which, if several do. Raises InputError as `read_checkpoint` and `choose` do.
+    part: selects one of several. Raises InputError as `read_checkpoint` and `choose` do.
     """
     states = read_checkpoint(path).states
     holding = {place: state for place, state in states.items() if any(map(_FIRST_STAGE.match, state))}
@@ -213,10 +213,10 @@ def read_state_dict(path: Path, part: str | None = None) -> State:
 
 
 def choose(found: Mapping[str, Content], part: str | None, path: Path) -> Content:
-    """The only item found in a file, by place, or the one that `part` names.
+    """The only item found in a file, or the one that `part` selects; `found`: items by place.
 
-    part: a whole place, "teacher.backbone", or some successive keys of one place alone, "teacher".
-    Raises InputError naming the choice if it names none or leaves several.
+    part: a place, "teacher.backbone", or successive keys of a single place, "teacher".
+    Raises InputError with the alternatives if it selects none or several.
     """
     places = named(found, part, path)
     if len(places) > 1:
@@ -228,7 +228,7 @@ def choose(found: Mapping[str, Content], part: str | None, path: Path) -> Conten
 
 
 def named(found: Iterable[str], part: str | None, path: Path) -> list[str]:
-    """The places that `part` names, all for None. Raises InputError if there are none."""
+    """The places that `part` selects; all for None. Raises InputError if there are none."""
     places = list(found)
     if part is None or part in places:
         return places if part is None else [part]
@@ -242,12 +242,12 @@ _FIRST_STAGE = re.compile(r"(|.*?\.)layer1\.")
 
 @dataclass(frozen=True)
 class StoredTrunk:
-    """Tensors that may be a ResNet's, and where in the file they are.
+    """Tensors that may be a ResNet's, and their place in a file.
 
-    place: the state dict's, and the prefix of the tensors' names, "teacher.module.backbone"; "." for neither.
-    before: the parts of that prefix, without what PyTorch's wrappers add: ("backbone",).
-    tensors: by the rest of their names, likewise without.
-    siblings: the tensors beside the last part of `before`, by the rest of their names.
+    place: the state dict's place and the tensors' prefix, "teacher.module.backbone"; "." if both are empty.
+    before: the parts of that prefix, without those of PyTorch's wrappers: ("backbone",).
+    tensors: by the rest of their names, without those parts.
+    siblings: the tensors with the prefix up to the last part of `before`, by the rest of their names.
     """
 
     place: str
@@ -257,13 +257,13 @@ class StoredTrunk:
 
 
 def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
-    """All prefixes in a file that are followed by layer1, as a ResNet's are."""
+    """A trunk for each prefix in a file that precedes layer1, as in a ResNet."""
     trunks = []
     for place, state in checkpoint.states.items():
         prefixes = sorted({found[1] for name in state if (found := _FIRST_STAGE.match(name))}, key=len, reverse=True)
         if len(prefixes) > _MOST_NETWORKS:
             raise InputError(f"{checkpoint.path} holds {len(prefixes)} networks; expected {_MOST_NETWORKS} at most")
-        # A name belongs to its longest prefix: that of one trunk may begin with that of another.
+        # A name belongs to its longest prefix, since prefixes may be nested.
         owner = {name: next((prefix for prefix in prefixes if name.startswith(prefix)), None) for name in state}
         for prefix in reversed(prefixes):
             before = tuple(part for part in prefix.split(".")[:-1] if part not in TRANSPARENT)
@@ -275,12 +275,12 @@ def stored_trunks(checkpoint: Checkpoint) -> list[StoredTrunk]:
 
 
 def _from(prefix: str, state: State) -> State:
-    """The tensors whose names begin with the prefix, by the rest, without what PyTorch's wrappers add."""
-    # Of names that become equal the shortest is used, which has the fewest wrappers.
+    """The tensors with a prefix, by the rest of their names, `unwrapped`."""
+    # Among names that become equal the shortest wins, which has the fewest wrappers.
     names = sorted((name for name in state if name.startswith(prefix)), key=len, reverse=True)
     return {unwrapped(name.removeprefix(prefix)): state[name] for name in names}
 
 
 def unwrapped(name: str) -> str:
-    """A name without the parts that PyTorch's wrappers add."""
+    """A name without the parts that PyTorch's wrappers add, `TRANSPARENT`."""
     return ".".join(part for part in name.split(".") if part not in TRANSPARENT)

@@ -1,8 +1,8 @@
-"""Files of torch.save, read without torch.load: nothing stored is executed, and damage is noticed.
+"""Reads files of torch.save without torch.load: nothing stored is executed, and damage is detected.
 
-Both forms: a zip archive with a record for each storage, whose checksums are verified, and the old one (before
-PyTorch 1.6), which has none. PyTorch's own reader takes a record whose checksum is wrong, lets a tensor be larger than
-its storage, which then grows by whatever was in memory, and asks for as much memory as a file says.
+Formats: a zip archive with a record per storage, whose checksums are verified, and the legacy format (before PyTorch
+1.6), which has no checksums. PyTorch's own reader accepts records with wrong checksums, accepts tensors larger than
+their storage, which it enlarges by uninitialized memory, and allocates as much as a file claims.
 """
 
 import io
@@ -21,9 +21,9 @@ from timecycle.errors import InputError, said
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_MOST_REPEATED = 1 << 20  # values of a tensor that has more of them than its storage, as torch.Tensor.expand makes
+_MOST_REPEATED = 1 << 20  # elements of a tensor with more elements than its storage (torch.Tensor.expand)
 _MOST_DIMENSIONS = 64
-_MOST_DEFLATED = 20  # times as large as the file are all records of an archive; torch.save does not compress
+_MOST_DEFLATED = 20  # total size of an archive's records, relative to the file; torch.save does not compress
 
 _DTYPES = {
     "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
@@ -32,13 +32,13 @@ _DTYPES = {
     "QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32, "QUInt4x2": torch.quint4x2,
     "QUInt2x4": torch.quint2x4,
 }  # fmt: skip
-"""By what stands before "Storage" in the names of PyTorch's classes."""
+"""By the part before "Storage" in the names of PyTorch's classes."""
 _OTHER_FORMS = {
     "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_cpu_tensor", "_rebuild_qtensor",
     "_rebuild_device_tensor_from_numpy", "_rebuild_sparse_tensor", "_rebuild_meta_tensor_no_storage",
     "_rebuild_xla_tensor",
 }  # fmt: skip
-"""PyTorch's functions for tensors that are not strided values of a storage."""
+"""PyTorch's functions that rebuild tensors other than strided views of a storage."""
 _OTHERS = {
     "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout",
     "torch.per_tensor_affine", "torch.per_tensor_symmetric", "torch.per_channel_affine", "torch.per_channel_symmetric",
@@ -48,7 +48,7 @@ _TENSOR_MODULES = {"torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse"}
 
 
 class Ignored:
-    """Replaces an object that is not a tensor: accepts any arguments and state, keeps nothing and runs nothing."""
+    """Replaces an object that is not a tensor: ignores any arguments and state."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -58,27 +58,27 @@ class Ignored:
 
 
 def load(path: Path, beside: Mapping[str, Any] | None = None, allowed: Mapping[str, Any] | None = None) -> Any:
-    """The content of a file of torch.save: plain values and dicts, and dense tensors on the CPU in their own dtypes.
+    """The content of a file of torch.save: plain values, dicts, and dense tensors on the CPU in their own dtypes.
 
     Args:
-        path: a file of either form.
-        beside: replacements of further names, by full name. None for files that hold nothing but tensors and plain
-            values; else tensors of other forms (sparse, quantized, without values) become empty ones on "meta".
-        allowed: objects that a file may name and give a state to, by full name.
+        path: a file of either format.
+        beside: replacements of further names, by full name. None: the file may hold tensors and plain values alone;
+            otherwise tensors of other kinds (sparse, quantized, meta) become empty ones on "meta".
+        allowed: objects that a file may name and set the state of, by full name.
 
     Raises:
-        InputError: the file cannot be read, is damaged, names something else, or holds tensors that do not fit into
-            their storages.
+        InputError: the file cannot be read, is damaged, names something else, or holds tensors that exceed their
+            storages.
     """
     try:
         with path.open("rb") as file:
             start = file.read(2)
-            reader = _Zip(file) if start == b"PK" else _Old(file)
+            reader: _Zip | _Old = _Zip(file) if start == b"PK" else _Old(file)
             reader.beside, reader.allowed = beside, allowed or {}
             return reader.load()
     except Refused as error:
         raise InputError(f"{path} is not a file of plain tensors ({error}); expected a saved state_dict") from None
-    except Exception as error:  # of damaged bytes nearly anything comes
+    except Exception as error:  # damaged bytes may raise anything
         reason = " ".join(said(error).split()) or type(error).__name__
         raise InputError(
             f"{path} cannot be read as a PyTorch checkpoint ({reason}); expected a complete file of torch.save"
@@ -86,33 +86,21 @@ def load(path: Path, beside: Mapping[str, Any] | None = None, allowed: Mapping[s
 
 
 class _Reader:
-    """One file, of whichever form."""
+    """A file of either format."""
 
     beside: Mapping[str, Any] | None
     allowed: Mapping[str, Any]
 
-    def load(self) -> Any:
-        """The file's content."""
-        raise NotImplementedError
-
-    def storage(self, dtype: torch.dtype, key: Any, count: Any, view: Any = None) -> "_Storage":
-        """What a pickle names as a storage of `count` elements."""
-        raise NotImplementedError
-
-    def unpickler(self, file: BinaryIO) -> "_Unpickler":
-        """One for the next pickle of the file."""
-        return _Unpickler(file, self)
-
 
 class _Storage:
-    """Bytes of a file, uint8 [n], as elements of a dtype."""
+    """Bytes of a file, uint8 [n], and the dtype of its elements."""
 
     def __init__(self, data: Tensor, dtype: torch.dtype) -> None:
         self.data, self.dtype = data, dtype
 
 
 class _StorageType:
-    """One of PyTorch's classes of storages."""
+    """Replaces PyTorch's storage classes."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -138,9 +126,9 @@ class _Zip(_Reader):
             raise Refused("it is a TorchScript archive, which holds code")
         if f"{self._root}byteorder" in names and self._record("byteorder") != sys.byteorder.encode():
             raise Refused("its numbers are in another byte order")
-        content = self.unpickler(io.BytesIO(self._record("data.pkl"))).load()
+        content = _Unpickler(io.BytesIO(self._record("data.pkl")), self).load()
         for name in sorted(names - self._read):
-            self._archive.read(name)  # for its checksum
+            self._archive.read(name)  # verifies its checksum
         return content
 
     def _record(self, name: str) -> bytes:
@@ -149,6 +137,7 @@ class _Zip(_Reader):
         return self._archive.read(f"{self._root}{name}")
 
     def storage(self, dtype: torch.dtype, key: Any, count: Any, view: Any = None) -> _Storage:
+        """The storage of `count` elements that a pickle refers to."""
         if key not in self._storages:
             self._storages[key] = _bytes(bytearray(self._record(f"data/{key}")))
         data = self._storages[key]
@@ -165,13 +154,13 @@ class _Old(_Reader):
         self._storages: dict[Any, _Storage] = {}
 
     def load(self) -> Any:
-        if (self._begin(), self.unpickler(self._file).load()) != (_MAGIC, _PROTOCOL):
+        if (self._begin(), _Unpickler(self._file, self).load()) != (_MAGIC, _PROTOCOL):
             raise Refused("it does not begin as torch.save's files do")
-        machine = self.unpickler(self._file).load()
+        machine = _Unpickler(self._file, self).load()
         if not isinstance(machine, dict) or machine.get("little_endian") is not (sys.byteorder == "little"):
             raise Refused("its numbers are in another byte order")
-        content = self.unpickler(self._file).load()
-        for key in self.unpickler(self._file).load():
+        content = _Unpickler(self._file, self).load()
+        for key in _Unpickler(self._file, self).load():
             self._fill(self._storages.pop(key))
         if self._storages:
             raise EOFError(f"{len(self._storages)} of its storages are not there")
@@ -179,10 +168,10 @@ class _Old(_Reader):
 
     def _begin(self) -> Any:
         try:
-            return self.unpickler(self._file).load()
+            return _Unpickler(self._file, self).load()
         except EOFError:
             raise
-        except Exception:  # as of a damaged pickle; a file of another kind is none
+        except Exception:  # a file of another kind
             raise Refused("it does not begin as torch.save's files do") from None
 
     def _fill(self, storage: _Storage) -> None:
@@ -196,6 +185,7 @@ class _Old(_Reader):
             raise EOFError("it ends early")
 
     def storage(self, dtype: torch.dtype, key: Any, count: Any, view: Any = None) -> _Storage:
+        """The storage of `count` elements that a pickle refers to."""
         if type(count) is not int or count < 0:
             raise Refused(f"its storage {said(key)} is said to be of {said(count)} elements")
         if key not in self._storages:
@@ -218,7 +208,7 @@ def _bytes(data: bytearray) -> Tensor:
 
 
 class _Unpickler(PlainUnpickler):
-    def __init__(self, file: BinaryIO, reader: _Reader) -> None:
+    def __init__(self, file: BinaryIO, reader: _Zip | _Old) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self._reader = reader
         self.stateful = (Ignored, *(found for found in reader.allowed.values() if isinstance(found, type)))
@@ -248,7 +238,7 @@ class _Unpickler(PlainUnpickler):
         return beside.get(full)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: ("storage", class, key, device, number of elements), in the old form with a part of it."""
+        """A storage: ("storage", class, key, device, number of elements), in the legacy format also a view of it."""
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] not in ("storage", b"storage"):
             raise Refused("it names something else than a storage")
         _, kind, key, _, count, *view = pid
@@ -257,18 +247,18 @@ class _Unpickler(PlainUnpickler):
         return self._reader.storage(kind.dtype, key, count, *view)
 
     def _encoded(self, text: str, encoding: str) -> bytes:
-        """How pickles of protocol 2 write bytes; the general function would run any codec."""
+        """Bytes in pickles of protocol 2; `_codecs.encode` itself would run any codec."""
         self.count(len(text))
         return text.encode("latin1")
 
     def _mapping(self, items: Any = ()) -> dict[Any, Any]:
-        """In place of OrderedDict, to which Python 2 gave its items, and of Counter."""
+        """Replaces OrderedDict, which Python 2 pickled with its items, and Counter."""
         self.count(32 * len(items))
         return {checked_key(key): value for key, value in (items.items() if isinstance(items, dict) else items)}
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """In place of torch._utils._rebuild_tensor_v2. Raises `Refused` for a tensor that is not within its storage."""
+    """Replaces torch._utils._rebuild_tensor_v2. Raises `Refused` for a tensor that exceeds its storage."""
     if not isinstance(storage, _Storage) or type(size) is not tuple or type(stride) is not tuple:
         raise Refused("it holds a tensor that torch.save has not written")
     dtype = dtype or storage.dtype
@@ -290,19 +280,19 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: t
 def _tensor_of_dtype(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> Tensor:
-    """In place of torch._utils._rebuild_tensor_v3."""
+    """Replaces torch._utils._rebuild_tensor_v3."""
     if not isinstance(dtype, torch.dtype):
         raise Refused("it holds a tensor of no known type")
     return _tensor(storage, offset, size, stride, dtype=dtype)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
-    """In place of torch._utils._rebuild_parameter: the tensor alone."""
+    """Replaces torch._utils._rebuild_parameter by the tensor."""
     return data
 
 
 def _of_a_class(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """In place of torch._tensor._rebuild_from_type_v2: the tensor without its class and attributes."""
+    """Replaces torch._tensor._rebuild_from_type_v2 by the tensor, without its class and attributes."""
     if not any(function is each for each in _TORCH.values()):
         raise Refused("it holds a tensor that torch.save has not written")
     return function(*arguments)

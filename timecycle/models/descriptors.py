@@ -1,11 +1,11 @@
-"""Features that need no training: the floor that learned features must beat, and company for them.
+"""Training-free features: a baseline for learned features.
 
 Both describe a stride-8 position by its four cells of 4 x 4 pixels:
 
-    color       the slightly blurred CIE Lab values of the cells (12 numbers), standardized by the first frame's
-                 statistics, and a constant component, L2-normalized together
-    gradients    how much lightness rises in each of 8 directions around the cells (32 numbers), under a square root,
-                 L2-normalized; as histograms of oriented gradients (Dalal, Triggs, CVPR 2005) and SIFT do
+    color       mean CIE Lab values of the slightly blurred cells (12 numbers), standardized by the first frame's
+                statistics, and a constant component, L2-normalized
+    gradients   histogram of lightness gradients in 8 directions around each cell (32 numbers), square root,
+                L2-normalized; as in HOG (Dalal, Triggs, CVPR 2005) and SIFT
 """
 
 import cv2
@@ -17,21 +17,21 @@ from timecycle.models.encoder import STRIDE
 from timecycle.normalization import IMAGENET, denormalize
 
 _BLUR_SIGMA = 2.0  # pixels at crop size
-_CONSTANT = 2.0  # against 12 standardized components: keeps average places, whose own are small, apart from noise
+_CONSTANT = 2.0  # beside 12 standardized components; without it, average places would normalize to noise
 _DIRECTIONS = 8
-_EDGE_SIGMA = 1.0  # pixels, before differences are taken
-_POOL_SIGMA = 3.0  # pixels, of what a cell sums
-_FAINT = 1e-6  # Lab units a pixel, under the square root: flat places get equal entries instead of none
+_EDGE_SIGMA = 1.0  # pixels, of the blur before differentiation
+_POOL_SIGMA = 3.0  # pixels, of the pooling around a cell
+_FAINT = 1e-6  # Lab units per pixel, added under the square root: flat places get equal entries instead of zeros
 
 
 def _whole_cells(rgb: np.ndarray) -> np.ndarray:
-    """An image [H, W, 3] padded by its edge to sides that are multiples of 8."""
+    """An image [H, W, 3], its edge replicated up to multiples of 8."""
     below, beside = -rgb.shape[0] % STRIDE, -rgb.shape[1] % STRIDE
     return cv2.copyMakeBorder(rgb, 0, below, 0, beside, cv2.BORDER_REPLICATE)
 
 
 def _cell_means(values: np.ndarray) -> np.ndarray:
-    """Means of the 4x4 cells: float32 [H, W, C] -> [H / 8, W / 8, 4 * C]."""
+    """Means of the 4 x 4 cells: float32 [H, W, C] -> [H / 8, W / 8, 4 * C]."""
     height, width, half = values.shape[0] // STRIDE, values.shape[1] // STRIDE, STRIDE // 2
     cells = values.reshape(height, 2, half, width, 2, half, -1).mean(axis=(2, 5))
     return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
@@ -40,13 +40,9 @@ def _cell_means(values: np.ndarray) -> np.ndarray:
 class ColorDescriptor:
     """Callable like the encoder: normalized images [B, 3, H, W] -> L2-normalized features [B, 13, H / 8, W / 8].
 
-    Rounded up where 8 does not divide a side.
+    Sizes are rounded up. `begin` must be called with the first frame of every sequence.
 
-    `begin(first)` must be called with the first frame [3, H, W] of every sequence: its statistics standardise all.
-
-    Args:
-        mean: what the images were normalized with, the protocol's.
-        std: likewise.
+    mean, std: with which the images were normalized.
     """
 
     channels = 13
@@ -57,10 +53,10 @@ class ColorDescriptor:
         self._deviation: np.ndarray | None = None
 
     def begin(self, first: Tensor) -> None:
-        """Take the statistics of a sequence's first frame, [3, H, W]."""
+        """Take the statistics of a sequence's first frame [3, H, W], by which all its frames are standardized."""
         lab = self._cells(denormalize(first[None], *self._normalized)[0]).reshape(-1, 3)
         self._mean = np.tile(lab.mean(axis=0), 4)
-        # A frame of one color has no deviation; 1 Lab unit is below what is visible.
+        # At least 1 Lab unit, which is invisible: a uniform frame has no deviation.
         self._deviation = np.tile(np.maximum(lab.std(axis=0), 1.0), 4)
 
     @staticmethod
@@ -81,11 +77,7 @@ class ColorDescriptor:
 class GradientDescriptor:
     """Callable like the encoder: normalized images [B, 3, H, W] -> L2-normalized features [B, 32, H / 8, W / 8].
 
-    Rounded up where 8 does not divide a side.
-
-    Args:
-        mean: what the images were normalized with, the protocol's.
-        std: likewise.
+    Sizes are rounded up. mean, std: with which the images were normalized.
     """
 
     channels = 4 * _DIRECTIONS
@@ -95,12 +87,12 @@ class GradientDescriptor:
 
     @staticmethod
     def _cells(rgb: np.ndarray) -> np.ndarray:
-        """Roots of the mean rises: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 32]."""
+        """Square roots of gradient histograms: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 32]."""
         light = cv2.cvtColor(cv2.GaussianBlur(_whole_cells(rgb), (0, 0), _EDGE_SIGMA), cv2.COLOR_RGB2LAB)[:, :, 0]
         across, down = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
         rise, angle = cv2.cartToPolar(across, down)
         turn = angle * np.float32(_DIRECTIONS / (2 * np.pi))
-        # Shared among the two nearest of the directions, which go round.
+        # Divided linearly between the two nearest directions, cyclically.
         half = np.float32(_DIRECTIONS / 2)
         apart = np.abs((turn[:, :, None] - np.arange(_DIRECTIONS, dtype=np.float32) + half) % _DIRECTIONS - half)
         rises = np.maximum(1 - apart, 0) * rise[:, :, None]

@@ -1,17 +1,17 @@
 """Images to correspondence features: residual networks at output stride 8.
 
-What the published methods share is a ResNet whose third stage has stride 1, not 2, and no dilation; they differ in how
-deep it is, where it is cut, how it pads, and in what follows:
+The published methods use a ResNet whose third stage has stride 1 instead of 2, without dilation. They differ in depth,
+last stage, padding, and head:
 
     timecycle    ResNet-50, third stage, then a 1x1 head, ReLU and L2 (`Encoder`; all others are a `Trunk` alone)
     crw          ResNet-18, third stage, every convolution wider than 1x1 padded by reflection
-    uvc          ResNet-18, *fourth* stage, at stride 1 too
+    uvc          ResNet-18, fourth stage, also at stride 1
     vfs          ResNet-18 or ResNet-50, third stage
 
-ImageNet's and MoCo's networks are tested as vfs's are. Sources: TimeCycle (CVPR 2019), section 4.1; the published code
+ImageNet's and MoCo's networks are evaluated like vfs's. Sources: TimeCycle (CVPR 2019), section 4.1; the published code
 of each: ajabri/videowalk (resnet.py, `modify`; utils, `make_encoder`), Liusifei/UVC (libs/resnet.py; test.py, uselayer
 4), xvjiarui/VFS (test_cfg of the configurations: strides 1, 2, 1, 1, out_indices 2). TimeCycle's release stores 3-D
-convolutions of temporal extent 1; frames folded into the batch of a 2-D trunk give the same numbers, faster.
+convolutions of temporal extent 1; a 2-D trunk on frames folded into the batch computes the same, faster.
 """
 
 import copy
@@ -27,14 +27,14 @@ STRIDE = 8
 RELEASE_TRUNK, RELEASE_HEAD = "encoderVideo.", "afterconv1.weight"  # names in TimeCycle's release
 Padding = Literal["zeros", "reflect"]
 Network = TypeVar("Network", bound=nn.Module)
-_ONEDNN_BLOCK = 16  # channels of a block in oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
+_ONEDNN_BLOCK = 16  # channels per block of oneDNN's 1x1 kernels with AVX-512; 8 with AVX2
 
 
 class _StridedConv1x1(nn.Conv2d):
-    """A 1x1 convolution of stride s as one of stride 1 on every s-th row and column: the same products and sums.
+    """A strided 1x1 convolution, computed with stride 1 on every s-th row and column.
 
-    With fewer channels than a block, oneDNN 3.12 writes past its own workspace in the weight gradient of a strided
-    channels-last one: a damaged heap, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
+    With fewer channels than a block, oneDNN 3.12 writes beyond its workspace in the weight gradient of the strided
+    channels-last convolution: heap corruption, or wrong gradients (uxlfoundation/oneDNN, issue 6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _StridedConv1x1(nn.Conv2d):
 
 
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
-    """The projection that a block's input needs where its output has another shape, named as torchvision names it."""
+    """The projection of a block's input if its output has another shape; names are those of torchvision."""
     if stride == 1 and channels_in == channels_out:
         return None
     kind = _StridedConv1x1 if stride > 1 and channels_in < _ONEDNN_BLOCK else nn.Conv2d
@@ -99,9 +99,9 @@ class Trunk(nn.Module):
     """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
 
     Args of forward: images [B, 3, H, W], normalized as the method's protocol says. Returns [B, channels, H / 8, W / 8],
-    sizes rounded up, after a ReLU. `channels` is 256 (third stage) or 512 for depth 18, four times as much for 50, of
-    the standard `width` 64, the channels of the first stage; 32 halves every stage.
-    Raises InputError for a depth, a number of stages, a padding or a width that does not exist here.
+    sizes rounded up, after a ReLU. `width`: channels of the first stage. With the standard width 64, `channels` is 256
+    (third stage) or 512 for depth 18, four times as many for depth 50.
+    Raises InputError for an unsupported depth, number of stages, padding or width.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """TimeCycle's: images to correspondence features.
+    """TimeCycle's encoder.
 
     Args of forward: images [B, 3, H, W], normalized RGB (ImageNet mean and standard deviation), H and W multiples of 8.
     Returns [B, 512, H / 8, W / 8], L2-normalized over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
@@ -182,8 +182,7 @@ def without_temporal_axis(weight: Tensor) -> Tensor:
 def fold_batch_norm(encoder: Network) -> Network:
     """A copy for inference: batch normalization (running statistics) folded into the convolutions, channels-last.
 
-    encoder: an `Encoder` or a `Trunk`. The result computes what encoder.eval() computes, to rounding, in fewer passes
-    over memory.
+    encoder: an `Encoder` or a `Trunk`. The result equals encoder.eval() up to rounding, in fewer passes over memory.
     """
     folded = copy.deepcopy(encoder).eval()
     for module in folded.modules():

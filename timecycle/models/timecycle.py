@@ -1,4 +1,4 @@
-"""TimeCycle's objective: a patch is tracked back through a video and forward again, and should end where it began.
+"""TimeCycle's objective: a patch tracked backward and forward through a video should end where it started.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples, T
 base frames, S x S feature positions of a frame, s x s of a patch, D channels.
@@ -20,27 +20,27 @@ GRID_POINTS = 20  # along each side of the grid on which transforms are compared
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of a step, and the transforms [.., 2, 3] that were predicted."""
+    """The losses of a step, and the predicted transforms [.., 2, 3]."""
 
     cycle: Tensor
-    """[T]: of cycles of length 1 .. T, each the mean squared distance of the patch's points from where they began."""
+    """[T]: for cycles of length 1 .. T, the mean squared distance of the patch's points from their start."""
     skip: Tensor
-    """[]: the same of skip-cycles, from the patch to one base frame and straight to the target, mean over frames."""
+    """[]: the same for skip-cycles, from the patch to one base frame and directly to the target, mean over frames."""
     inliers: Tensor
-    """[]: the inlier score, mean share of affinity at the predicted location in each base frame; to be maximized."""
+    """[]: the inlier score, mean share of affinity at the predicted location in each base frame; it is maximized."""
     total: Tensor
     """[]: 0.2 * lamda * mean(cycle) + lamda * skip - inliers."""
     back: Tensor
-    """[T, B, 2, 3]: of the patch tracked back through frames T-1, T-2, .. 0."""
+    """[T, B, 2, 3]: the patch tracked backward through frames T-1, T-2, .. 0."""
     forward: tuple[Tensor, ...]
-    """For each length c, [c, B, 2, 3]: in frames T-c+1 .. T-1, then the target."""
+    """For each cycle length c, [c, B, 2, 3]: the patch tracked forward, in frames T-c+1 .. T-1, then the target."""
     direct: Tensor
-    """[B, T, 2, 3]: of the patch in each base frame, directly."""
+    """[B, T, 2, 3]: the patch in each base frame, directly."""
     skips: Tensor
-    """[B, T, 2, 3]: of these in the target."""
+    """[B, T, 2, 3]: the patches of `direct` in the target."""
 
     def scalars(self) -> dict[str, float]:
-        """What a log shows of a step; the total under `loss`."""
+        """Scalars for logging by name; the total is `loss`."""
         cycles = {f"cycle/{length}": value for length, value in enumerate(self.cycle.tolist(), start=1)}
         return {"loss": self.total.item(), "skip": self.skip.item(), "inliers": self.inliers.item(), **cycles}
 
@@ -51,7 +51,7 @@ def grid_loss(predicted: Tensor, expected: Tensor) -> Tensor:
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the names that version 0.1 gave TimeCycle's localizer replaced."""
+    """A state dict under current names, where version 0.1 spelled the localizer otherwise."""
     return {
         name.replace("localiser.", "localizer.", 1) if isinstance(name, str) else name: value
         for name, value in state.items()
@@ -59,12 +59,12 @@ def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TimeCycle(nn.Module):
-    """Encoder, localizer and the losses of a sample.
+    """Encoder, localizer and the losses of a batch.
 
     Args:
         side: pixels along a frame's side, a multiple of 8; 240 in the paper.
         patch: pixels along the patch's side, a multiple of 8, at least 56; 80 in the paper.
-        lamda: weight of the cycles against the inlier score, under the name of the release.
+        lamda: weight of the cycle losses against the inlier score, named as in the release.
 
     Raises InputError for sizes that do not fit.
     """
@@ -80,7 +80,7 @@ class TimeCycle(nn.Module):
         self._sides = (side, patch)
 
     def load_release(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of a checkpoint in the released layout. Raises InputError naming what does not fit."""
+        """Load a state dict of the release. Raises InputError naming a tensor that does not fit."""
         names = {
             "afterconv3_trans.weight": "localizer.taps",
             "afterconv4_trans.weight": "localizer.conv2.weight",
@@ -101,14 +101,14 @@ class TimeCycle(nn.Module):
                 raise InputError(f"the weights do not fit: {name} {what}; expected {list(value.shape)}")
         self.load_state_dict(found)
 
-    def losses(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
+    def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
         """One step's losses.
 
         Args:
             frames: [B, T, 3, H, W] base frames, normalized, H = W = side.
             target: [B, 3, H, W], a later frame.
             patch: [B, 3, h, w] cut from the target, h = w.
-            theta: [B, 2, 3] where it was cut: a point of the patch to a point of the target, both over [-1, 1].
+            theta: [B, 2, 3], the patch's place: maps a point of the patch to a point of the target, both in [-1, 1].
 
         Raises:
             InputError: shapes do not fit together.
@@ -120,21 +120,23 @@ class TimeCycle(nn.Module):
         query = self._features(patch)
         return self.losses_of(base, query, self._features(target), theta)
 
+    losses = forward
+
     def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
         """The same from features of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
 
-        They are feature maps flattened row-major, after the ReLU, not normalized; theta as in `losses`.
+        Features are row-major positions, after the ReLU, not normalized.
         """
         with torch.autocast(theta.device.type, enabled=False):
             query = functional.normalize(patch, dim=2)
-            # Frame by frame: the gradient of an index into the whole tensor would be as large as that, at every use.
+            # Unbound, since the gradient of each index into the whole tensor would be as large as the tensor.
             frames, goal = [Frame.of(features) for features in base.unbind(0)], Frame.of(target)
             return self._losses(query, frames, goal, theta)
 
     def _losses(self, query: Tensor, frames: list[Frame], goal: Frame, theta: Tensor) -> Losses:
         length, side = len(frames), self._sides[1] // STRIDE
-        # Backward from the last frame: one track, shared by cycles of every length. In every frame the patch itself is
-        # localized too, for the skip-cycles; in the last one that is the same.
+        # Backward from the last frame: one track, shared by cycles of every length. Each frame also localizes the patch
+        # itself, for the skip-cycles; in the last frame both are the same.
         back: list[Tensor] = []
         tracked: list[Tensor] = []
         direct: list[Tensor] = []
@@ -147,7 +149,7 @@ class TimeCycle(nn.Module):
             direct, seen = [found[0], *direct], [moved[0], *seen]
             back.append(found[-1])
             tracked.append(moved[-1])
-        # Forward, the longest cycle first; a shorter one starts at each frame, from what was tracked before it.
+        # Forward, the longest cycle first; a shorter one starts at each frame, with the patch tracked so far.
         forward: list[list[Tensor]] = []
         queries: list[Tensor] = []
         for t, frame in enumerate(frames[1:], start=1):
@@ -157,7 +159,7 @@ class TimeCycle(nn.Module):
             queries = warp_rows(frame, found, side)
             for track, place in zip(forward, found, strict=True):
                 track.append(place)
-        # All cycles and skip-cycles end in the target; those of the last frame are the same.
+        # All cycles and skip-cycles end in the target; for the last frame both are the same.
         found, _ = self.localizer.locate([*queries, *seen], goal)
         skips = found[length - 1 :]
         ends = [*found[: length - 1], skips[-1]]
@@ -178,13 +180,9 @@ class TimeCycle(nn.Module):
             skips.transpose(0, 1),
         )
 
-    def forward(self, frames: Tensor, target: Tensor, patch: Tensor, theta: Tensor) -> Losses:
-        """`losses`, as wrappers such as DistributedDataParallel call it."""
-        return self.losses(frames, target, patch, theta)
-
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, H / 8 * W / 8, D], row-major, after the ReLU, not normalized; at least float32."""
-        images = images.contiguous(memory_format=torch.channels_last)  # so that features are rows in memory
+        images = images.contiguous(memory_format=torch.channels_last)  # the features of a position are then contiguous
         features = functional.relu(self.encoder.head(self.encoder.trunk(images)))
         return features.flatten(2).transpose(1, 2).to(torch.promote_types(features.dtype, torch.float32))
 

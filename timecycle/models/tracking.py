@@ -1,8 +1,8 @@
-"""Tracking of a patch: localizer, warp and inlier score, each with the affinity matrix and without.
+"""Patch tracking: localizer, warp and inlier score, each with and without the affinity matrix.
 
-Training uses the forms on features and the fused operators, which never materialize the affinity matrix
-(`Localizer.locate`, `warp_rows`, `inlier_scores_of`). The paper's forms define what they compute: `patch_affinity`,
-`Localizer.forward`, `warp`, `inlier_scores`.
+Training uses fused operators on features, which do not materialize the affinity matrix (`Localizer.locate`,
+`warp_rows`, `inlier_scores_of`). The paper's forms are their reference: `patch_affinity`, `Localizer.forward`, `warp`,
+`inlier_scores`.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 3, with the constants of its release. Letters: B samples,
 S x S feature positions of a frame, s x s of a patch, D channels, G queries of one frame.
@@ -19,13 +19,12 @@ from timecycle.errors import InputError
 from timecycle.ops import attention, propagate_labels, softmax_at
 
 TEMPERATURE = 512**-0.5
-SCALE = 1 / 3  # of the patch in the frame
-# Of the translation, in the inlier score alone: the release has the same factor in its warp, where Python 2's integer
-# division made it 1.
+SCALE = 1 / 3  # size of the patch relative to the frame
+# Factor of the translation in the inlier score alone; in the release's warp, Python 2's integer division makes it 1.
 INLIER_FACTOR = 227 / 210
 INLIER_EPS = 1e-5
-KERNEL = 4  # taps along a side of the localizer's convolutions
-WIDTH = 128  # channels of its first one
+KERNEL = 4  # kernel size of the localizer's convolutions
+WIDTH = 128  # output channels of the first one
 
 
 @dataclass(frozen=True)
@@ -33,52 +32,52 @@ class Frame:
     """A frame's features as keys."""
 
     features: Tensor
-    """[B, S * S, D], row by row, not normalized."""
+    """[B, S * S, D], row-major, not normalized."""
     scale: Tensor
     """[B, S * S]: 1 / L2 norm."""
 
     @staticmethod
     def of(features: Tensor) -> "Frame":
-        """The frame of these features, with the eps of `functional.normalize`."""
+        """A frame from features; norms are at least 1e-12, as in `functional.normalize`."""
         return Frame(features, 1 / torch.linalg.vector_norm(features, dim=2).clamp_min(1e-12))
 
 
 class Localizer(nn.Module):
-    """From the affinity of a patch and a frame to the location of the patch: a transform of rotation and translation.
+    """Predicts the location of a patch in a frame, a rotation and translation, from their affinity.
 
     Args:
-        side: feature positions along a frame's side, S; its S * S keys are the channels of the first convolution.
-        patch: along a patch's side, s, at least 7.
+        side: feature positions along a frame's side, S; the S * S keys are input channels of the first convolution.
+        patch: feature positions along a patch's side, s, at least 7.
     """
 
     def __init__(self, side: int = 30, patch: int = 10) -> None:
         super().__init__()
         if side < 1 or patch < 7:
             raise InputError(f"a localizer was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
-        # The first convolution's weights, a slice a tap and the keys row by row, as `attention` takes them.
+        # The first convolution's weights by tap, with row-major keys, as `attention` takes them.
         self.taps = nn.Parameter(torch.empty(KERNEL * KERNEL, side * side, WIDTH))
         self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)
         self.linear = nn.Linear(64 * (patch - 2 * KERNEL + 2) ** 2, 3)
-        nn.init.normal_(self.taps, std=(2 / (WIDTH * KERNEL * KERNEL)) ** 0.5)  # as kaiming_normal_ below
+        nn.init.normal_(self.taps, std=(2 / (WIDTH * KERNEL * KERNEL)) ** 0.5)  # equals kaiming_normal_ below
         nn.init.kaiming_normal_(self.conv2.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
         self._sides = (side, patch)
 
     def forward(self, affinity: Tensor, convolution: Tensor | None = None) -> Tensor:
-        """Affinity [B, S * S, s, s], keys column by column, -> theta [B, 2, 3].
+        """Affinity [B, S * S, s, s], keys column-major, -> theta [B, 2, 3].
 
-        convolution: what `convolution` returns, to compute it once for many calls.
+        convolution: the result of `convolution`, to compute it once for many calls.
         """
         return self._predict(functional.conv2d(affinity, self.convolution() if convolution is None else convolution))
 
     def convolution(self) -> Tensor:
-        """The first convolution's weights as a release has them: [128, S * S, 4, 4], keys column by column."""
+        """The first convolution's weights in the release's layout: [128, S * S, 4, 4], keys column-major."""
         taps = self.taps.view(KERNEL, KERNEL, self._sides[0], self._sides[0], WIDTH)  # [dy, dx, y, x, 128]
         return taps.permute(4, 3, 2, 0, 1).flatten(1, 2)
 
     def taps_of(self, convolution: Tensor) -> Tensor:
-        """The `taps` of such weights; weights of other shapes are returned as they are."""
+        """`taps` from weights in the release's layout; weights of other shapes are returned unchanged."""
         if list(convolution.shape) != [WIDTH, self.taps.shape[1], KERNEL, KERNEL]:
             return convolution
         taps = convolution.unflatten(1, (self._sides[0], -1)).permute(3, 4, 2, 1, 0)
@@ -88,19 +87,19 @@ class Localizer(nn.Module):
         """Localize G patches in a frame.
 
         Args:
-            queries: G times [B, s * s, D], row by row, L2-normalized.
-            frame: to search.
+            queries: G times [B, s * s, D], row-major, L2-normalized.
+            frame: the frame to search.
 
         Returns:
-            theta [G, B, 2, 3], as `forward` predicts from the affinity, and the logarithms of the softmax's
-            denominators [G, B, s * s], as `attention` returns them.
+            theta [G, B, 2, 3], as `forward` predicts from the affinity, and the softmax's log-sum-exp [G, B, s * s], as
+            `attention` returns it.
         """
         count, side = len(queries), self._sides[1]
-        # Patches innermost: a shift of positions is then a shift of rows, which never mixes patches.
+        # Patches innermost, so that a shift of positions is a shift of rows that does not mix patches.
         rows = torch.stack(queries, dim=2).flatten(1, 2)
         shifts = [(dy * side + dx) * count for dy in range(KERNEL) for dx in range(KERNEL)]
         out, lse = attention(rows, frame.features, self.taps, temperature=TEMPERATURE, scale=frame.scale, shifts=shifts)
-        # The last KERNEL - 1 positions of each row of the grid reach into the next row; the last of all are missing.
+        # The last KERNEL - 1 positions of a grid row take taps from the next row; those of the last row are missing.
         inside = side - KERNEL + 1
         grid = functional.pad(out, (0, 0, 0, (KERNEL - 1) * count)).unflatten(1, (inside, side, count))[:, :, :inside]
         theta = self._predict(grid.permute(3, 0, 4, 1, 2).flatten(0, 1)).unflatten(0, (count, -1))
@@ -118,7 +117,7 @@ class Localizer(nn.Module):
 def patch_affinity(patch: Tensor, frame: Tensor) -> Tensor:
     """Affinity of each position of a patch with every position of a frame, a softmax over the frame.
 
-    patch [B, D, s, s] and frame [B, D, S, S], L2-normalized. Returns [B, S * S, s, s], keys column by column (channel
+    patch [B, D, s, s] and frame [B, D, S, S], L2-normalized. Returns [B, S * S, s, s], keys column-major (channel
     x * S + y), in the features' dtype.
     """
     keys = frame.transpose(2, 3).flatten(2)
@@ -165,18 +164,18 @@ def warp_rows(frame: Frame, theta: Tensor, side: int) -> list[Tensor]:
         x.unflatten(0, (count, samples)).transpose(0, 1).flatten(1, 2).contiguous() for x in (weights, indices)
     )
     slots = torch.arange(samples, device=theta.device)[:, None]
-    # Unchecked, since corners returns valid indices.
+    # Unchecked: `bilinear_corners` returns valid indices.
     rows = functional.normalize(propagate_labels(weights, indices, frame.features, slots, check=False), dim=2)
     return list(rows.unflatten(1, (count, -1)).unbind(1))
 
 
 def _inlier_theta(theta: Tensor) -> Tensor:
-    """The transform of the inlier score."""
+    """The transform with the translation of the inlier score."""
     return torch.cat([theta[:, :, :2], theta[:, :, 2:] * INLIER_FACTOR], dim=2)
 
 
 def _weighted_mean(weights: Tensor, affinity: Tensor, keys: int) -> Tensor:
-    """Mean of affinity [B, n, 4] under weights [B, n, 4], to whose sum eps is added for every key: [B]."""
+    """Weighted mean of affinity [B, n, 4], with eps per key added to the sum of the weights: [B]."""
     total = weights.sum((1, 2)) + INLIER_EPS * keys * weights.shape[1]
     return (weights * affinity).sum((1, 2)) / total
 
@@ -184,7 +183,7 @@ def _weighted_mean(weights: Tensor, affinity: Tensor, keys: int) -> Tensor:
 def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
     """The share of affinity on the four keys around each transformed position of the patch, [B].
 
-    affinity [B, S * S, s, s] as `patch_affinity` returns it; theta [B, 2, 3], whose shift counts 227/210 times here.
+    affinity [B, S * S, s, s] as `patch_affinity` returns it; theta [B, 2, 3], whose translation is scaled by 227/210.
     Differentiable in both.
     """
     keys, side = affinity.shape[1], affinity.shape[2]
@@ -195,7 +194,7 @@ def inlier_scores(affinity: Tensor, theta: Tensor) -> Tensor:
 
 
 def inlier_scores_of(query: Tensor, frame: Frame, lse: Tensor, theta: Tensor) -> Tensor:
-    """The same of a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localizer.locate`."""
+    """The same for a patch's query [B, s * s, D] in a frame, with lse [B, s * s] from `Localizer.locate`."""
     side, keys = math.isqrt(query.shape[1]), frame.features.shape[1]
     weights, indices = bilinear_corners(_inlier_theta(theta), side, math.isqrt(keys))
     affinity = softmax_at(query, frame.features, lse, indices, temperature=TEMPERATURE, scale=frame.scale, check=False)

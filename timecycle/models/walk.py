@@ -1,19 +1,19 @@
-"""Contrastive random walks: a walker steps along a video by affinity, turns around, and should end where it began.
+"""Contrastive random walks: a walk forward and back through a video by affinity should end at its start.
 
-Nodes are positions of frames with features of length 1. A walker at node i of one frame steps to node j of another with
-probability softmax over j of <f_i, f_j> / temperature; some edges are dropped at random. Walks go forward k frames and
-back again, for every k, and the loss is the negative log-likelihood of ending at the target, the node of the start,
-under the product of the transition matrices.
+Nodes are positions of frames with L2-normalized features. The transition probability from node i of one frame to node j
+of another is the softmax over j of <f_i, f_j> / temperature; random edges are dropped. Walks go k frames forward and
+back, for every k, and the loss is the negative log-likelihood of ending at the target, the node of the start, under the
+product of the transition matrices.
 
 Source: Jabri, Owens, Efros, "Space-time correspondence as a contrastive random walk" (NeurIPS 2020, arXiv 2006.14613),
 equations 1 to 4 and section 3.2. Letters: B samples, T frames, N nodes of a frame, D channels. Two forms:
 
     GridWalk   the published one: nodes are overlapping patches, encoded one by one and pooled
-    CropWalk   nodes are the positions of a dense feature map, and the way back leads through other crops of the same
-               frames, so that features that encode their position in the crop do not solve the task
+    CropWalk   nodes are the positions of a dense feature map, and the way back uses other crops of the same frames, so
+               that features that encode their position in the crop do not solve the task
 
-The product is computed from its end, each step an `attention` whose values are the rest of the product: no affinity
-matrix is kept, only the partial products [B, N, N].
+The product is computed from its end; each step is an `attention` whose values are the rest of the product. No affinity
+matrix is stored, only the partial products [B, N, N].
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from timecycle.models.encoder import STRIDE, Trunk
 from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published
-NO_TARGET = -1  # of a node whose place the way back does not show
+NO_TARGET = -1  # target of a node that is not visible on the way back
 
 
 @deprecated.fields(walks="nll", home="accuracy")
@@ -40,12 +40,12 @@ class WalkLosses:
     nll: Tensor
     """[T - 1]: negative log-likelihood of walks 1 .. T - 1 frames forward and back, mean over samples of node means."""
     accuracy: Tensor
-    """[T - 1]: the share of nodes whose most likely end is their target."""
+    """[T - 1]: share of nodes whose most likely end is their target."""
     total: Tensor
     """[]: the mean of nll over the lengths."""
 
     def scalars(self) -> dict[str, float]:
-        """What a log shows of a step; the total under `loss`."""
+        """Scalars for logging by name; the total is `loss`."""
         found = {"loss": self.total.item()}
         for name, values in (("nll", self.nll), ("accuracy", self.accuracy)):
             found |= {f"{name}/{length}": value for length, value in enumerate(values.tolist(), start=1)}
@@ -53,21 +53,20 @@ class WalkLosses:
 
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Nodes [B, N, D], the nodes [B, M, D] that walkers step to, and the rest of the product [B, M, C] -> [B, N, C]."""
+"""Nodes [B, N, D], nodes of the next frame [B, M, D], and the rest of the product [B, M, C] -> [B, N, C]."""
 
 
 def palindromes(ahead: list[Tensor], back: list[Tensor] | None, step: Callable[[int, bool], Step]) -> list[Tensor]:
-    """Where walks of k = 1 .. T - 1 frames forward and back end: probabilities [B, N, N of the first back].
+    """End probabilities of walks of k = 1 .. T - 1 frames forward and back: T - 1 times [B, N, N of the first back].
 
     Args:
         ahead: T times [B, N, D], nodes of the frames on the way forward.
         back: T - 1 times [B, N, D], nodes of the frames 0 .. T - 2 on the way back; None: those of `ahead`.
-        step: (number of the step's earlier frame, whether it leads back) -> the step. Walks of several lengths share
-            their steps.
+        step: (index of the earlier frame, whether the step leads back) -> the step. Walks of all lengths share steps.
     """
     behind = ahead[:-1] if back is None else back
     samples, nodes = behind[0].shape[:2]
-    # The way back to frame 0, from the frame where the next longer walk turns around.
+    # Product of the way back from frame k - 1 to frame 0.
     rest = torch.eye(nodes, dtype=behind[0].dtype, device=behind[0].device).expand(samples, -1, -1)
     ends = []
     for k in range(1, len(ahead)):
@@ -82,9 +81,9 @@ def palindromes(ahead: list[Tensor], back: list[Tensor] | None, step: Callable[[
 
 
 def walk_losses(ends: list[Tensor], target: Tensor) -> WalkLosses:
-    """The losses of walks that end with probabilities [B, N, M], each of which should end at target [B, N] int64.
+    """The losses of walks with end probabilities [B, N, M], which should end at target [B, N] int64.
 
-    Nodes whose target is -1 are ignored. A sample without any target counts as 0.
+    Nodes whose target is -1 are ignored. The loss of a sample without targets is 0.
     """
     known = target >= 0
     count = known.sum(dim=1).clamp(min=1)
@@ -101,15 +100,15 @@ def walk_losses(ends: list[Tensor], target: Tensor) -> WalkLosses:
 
 
 class Walk(nn.Module):
-    """What both forms share: encoder, head, and the steps of a walk.
+    """Base class: encoder, head, and the steps of a walk.
 
     Args:
-        trunk: the encoder; zero padding would encode positions in its features, reflection does not.
-        channels: of the head that is used in training alone.
+        trunk: the encoder, with reflection padding, since zero padding encodes positions in features.
+        channels: output channels of the head.
         temperature: of the softmax.
-        edge_dropout: the share of edges that are dropped in training mode.
+        edge_dropout: share of edges that are dropped in training mode.
 
-    Raises InputError for a temperature or a share out of range.
+    Raises InputError for a temperature or edge dropout out of range.
     """
 
     def __init__(self, trunk: Trunk, channels: int = 128, temperature: float = 0.07, edge_dropout: float = 0.1) -> None:
@@ -118,7 +117,7 @@ class Walk(nn.Module):
         if temperature <= 0:
             raise InputError(f"temperature is {temperature}; expected more than 0")
         self.encoder = trunk
-        # For training alone: the features before it are the better ones.
+        # For training alone: the features before the head are better.
         self.head = nn.Linear(trunk.channels, channels)
         self.temperature, self.edge_dropout = temperature, edge_dropout
         for module in trunk.modules():
@@ -126,12 +125,12 @@ class Walk(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _nodes(self, rows: Tensor) -> Tensor:
-        """[.., channels of the trunk] -> [.., channels], of length 1."""
+        """[.., channels of the trunk] -> [.., channels], L2-normalized."""
         return functional.normalize(self.head(rows), dim=-1)
 
     def _steps(self, frames: int) -> Callable[[int, bool], Step]:
-        """The steps of one batch's walks, between neighbors of so many frames."""
-        # From the process's generator, so that a resumed run draws the same.
+        """The steps of a batch's walks over `frames` frames."""
+        # From the global generator, whose state checkpoints store.
         seeds = torch.randint(2**32, (frames, 2)).tolist()
 
         def step(earlier: int, back: bool) -> Step:
@@ -158,8 +157,8 @@ class CropWalk(Walk):
         Args:
             ahead: [B, T, 3, H, W], T >= 2 frames, normalized; H and W multiples of 8.
             back: [B, T - 1, 3, H, W], the first T - 1 of them through another window.
-            target: [B, N] int64, N = H / 8 * W / 8, row by row: the position of back's frames that shows what this
-                position of ahead's shows, or -1.
+            target: [B, N] int64, N = H / 8 * W / 8, row-major: the position in back's frames of the content at this
+                position of ahead's, or -1.
 
         Raises InputError if shapes do not fit together.
         """
@@ -174,7 +173,7 @@ class CropWalk(Walk):
                 f"back has shape {list(back.shape)} and target {list(target.shape)}; expected "
                 f"{[samples, frames - 1, *ahead.shape[2:]]} and {[samples, nodes]}"
             )
-        # In one batch, so that both ways share batch statistics.
+        # One batch: both ways share batch statistics.
         features = self.encoder(torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)]))
         rows = self._nodes(features.flatten(2).transpose(1, 2))
         forward, behind = rows.split([samples * frames, samples * (frames - 1)])
@@ -188,10 +187,9 @@ class CropWalk(Walk):
 
 
 class GridWalk(Walk):
-    """The published form: walks over a grid of patches, encoded one by one and averaged over their positions.
+    """The published form: walks over a grid of patches, each encoded alone and averaged over its positions.
 
-    The published code leaves out walks of one frame forward and back; here, as in the paper, they are among the
-    lengths.
+    The published code omits walks of one frame forward and back; here they are included, as in the paper.
     """
 
     def forward(self, patches: Tensor) -> WalkLosses:

@@ -3,7 +3,6 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ class Checkpointer:
         """
         try:
             require(isinstance(checkpoint.get("clips"), str), "clips has no digest")
-            check_progress(checkpoint.get("progress"), vars(Progress()))
+            check_progress(checkpoint.get("progress"))
             step = checkpoint["progress"]["step"]
             check_model(checkpoint.get("model"), self.model)
             rates = check_schedule(checkpoint.get("schedule"), self.schedule, step)
@@ -235,10 +234,10 @@ def check_model(state: Any, model: nn.Module) -> None:
         check_tensor(state[name], value, name)
 
 
-def check_progress(progress: Any, fields: Mapping[str, Any]) -> None:
-    """Check the fields of `Progress`; `fields`: those of a new run."""
+def check_progress(progress: Any) -> None:
+    """Check the fields of `Progress`."""
     mapping(progress, "progress")
-    require(set(progress) == set(fields), "progress has other entries")
+    require(set(progress) == set(vars(Progress())), "progress has other entries")
     require(is_whole(progress["step"]), "progress has no number of steps")
     require(is_whole(progress["best_step"], 0, progress["step"]), "progress has no step of the best evaluation")
     score = progress["best_score"]

@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, parent_process
@@ -200,20 +200,20 @@ class _CatchingDataset(Dataset[Any]):
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
         """The sample of (epoch, index), or a failure."""
-        try:
-            return self._dataset[place]
-        except Exception as error:
-            if sentence := failure_sentence(error):
-                return _Failure(sentence)
-            raise
+        return _or_failure(self._dataset.__getitem__, place)
 
 
 def _collate(samples: list[Any]) -> Any:
     if failure := next((sample for sample in samples if isinstance(sample, _Failure)), None):
         return failure
+    return _or_failure(default_collate, samples)  # shared memory may be used up
+
+
+def _or_failure(function: Callable[[Any], Any], argument: Any) -> Any:
+    """The function's result, or a `_Failure` for an error that `failure_sentence` describes."""
     try:
-        return default_collate(samples)
-    except (RuntimeError, OSError) as error:  # no room for shared memory
+        return function(argument)
+    except Exception as error:
         if sentence := failure_sentence(error):
             return _Failure(sentence)
         raise

@@ -19,7 +19,7 @@ from timecycle.errors import InputError
 from timecycle.evaluation.davis.results import peak_memory_mb
 from timecycle.files import free_name, inside, not_written, write_bytes
 from timecycle.training.distributed import Distributed
-from timecycle.training.run_folder import IMAGES
+from timecycle.training.run_folder import IMAGES, SETTINGS, Run
 from timecycle.training.settings import RunSettings
 from timecycle.viewing.overlays import write_jpeg
 
@@ -84,6 +84,21 @@ class RunLogger:
         """Print a line."""
         if self._active:
             print(text, flush=True)
+
+    def log_setup(self, run: Run, settings: RunSettings, step: int, clips: int, lost: str | None) -> None:
+        """Print data, checkpoint and settings of the run; `lost`: what `start_run` returned."""
+        if not settings.filelist and not settings.videos:
+            self.info(
+                "no data given: learning from synthetic video at sizes for a demonstration (--filelist, --videos)"
+            )
+        if run.passed_over:
+            self.info(f"passed over: {run.passed_over}")
+        if run.path:
+            self.info(f"going on from {run.path}, step {step}")
+        if lost:
+            self.info(lost)
+        self.info(f"settings (kept in {run.folder / SETTINGS}):\n{settings.table()}")
+        self.info(f"{clips} clips from {settings.source}; {self._length} steps of {settings.batch} samples")
 
     @property
     def out_of_time(self) -> bool:
