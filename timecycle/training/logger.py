@@ -89,7 +89,7 @@ class RunLogger:
         """Print data, checkpoint and settings of the run; `lost`: what `start_run` returned."""
         if not settings.filelist and not settings.videos:
             self.info(
-                "no data given: learning from synthetic video at sizes for a demonstration (--filelist, --videos)"
+                "no data given: learning from synthetic video, at sizes for a demonstration (--filelist, --videos)"
             )
         if run.passed_over:
             self.info(f"passed over: {run.passed_over}")
