@@ -187,7 +187,7 @@ def test_other_sizes():
     ("call", "said"),
     [
         (lambda: TimeCycle(side=100), "side is 100; expected a positive multiple of 8 pixels"),
-        (lambda: TimeCycle(patch=48), "a localizer was asked for with side 30 and patch 6; expected 1 and 7 or more"),
+        (lambda: TimeCycle(patch=48), "side is 30 and patch 6; expected at least 1 and 7 feature positions"),
         (
             lambda: TimeCycle(64, 56).losses(
                 torch.rand(1, 2, 3, 64, 64), torch.rand(1, 3, 64, 60), torch.rand(1, 3, 56, 56), random_theta(1)

@@ -114,7 +114,7 @@ class Trunk(nn.Module):
         super().__init__()
         if depth not in (18, 50) or stages not in (3, 4) or padding not in ("zeros", "reflect") or width < 1:
             raise InputError(
-                f"a trunk was asked for with depth {depth}, {stages} stages, padding {padding!r} and width {width}; "
+                f"depth is {depth}, stages {stages}, padding {padding!r} and width {width}; "
                 "expected depth 18 or 50, 3 or 4 stages, padding 'zeros' or 'reflect', a positive width"
             )
         block: type[BasicBlock | Bottleneck] = BasicBlock if depth == 18 else Bottleneck

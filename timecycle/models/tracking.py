@@ -53,7 +53,7 @@ class Localizer(nn.Module):
     def __init__(self, side: int = 30, patch: int = 10) -> None:
         super().__init__()
         if side < 1 or patch < 7:
-            raise InputError(f"a localizer was asked for with side {side} and patch {patch}; expected 1 and 7 or more")
+            raise InputError(f"side is {side} and patch {patch}; expected at least 1 and 7 feature positions")
         # The first convolution's weights by tap, with row-major keys, as `attention` takes them.
         self.taps = nn.Parameter(torch.empty(KERNEL * KERNEL, side * side, WIDTH))
         self.conv2 = nn.Conv2d(WIDTH, 64, KERNEL, bias=False)

@@ -78,7 +78,7 @@ class Checkpointer:
             check_skipped(checkpoint.get("skipped"))
             check_rng_states(checkpoint.get("random"))
         except DamagedCheckpoint as damage:
-            raise InputError(f"{path} does not fit this run ({damage}); expected a checkpoint of it, whole") from None
+            raise InputError(f"{path} does not fit this run ({damage}); expected it undamaged") from None
         if checkpoint["clips"] != self.clips:
             raise InputError(
                 f"{self.settings.source} does not hold the clips that the run of {path} began with; expected the same, "
@@ -218,7 +218,10 @@ def is_same(value: Any, like: Any) -> bool:
 def check_tensor(value: Any, like: Tensor, what: str) -> None:
     """Check for a dense CPU tensor of the shape and dtype of `like` without infinities and NaN."""
     require(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor")
-    require(value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized, f"{what} is odd")
+    require(
+        value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized,
+        f"{what} is not a dense tensor on the CPU",
+    )
     require(value.shape == like.shape, f"{what} has the shape {list(value.shape)}, not {list(like.shape)}")
     require(value.dtype == like.dtype, f"{what} is {value.dtype}, not {like.dtype}")
     require(not value.is_floating_point() or value.isfinite().all(), f"{what} holds numbers that are not finite")
@@ -257,7 +260,7 @@ def check_schedule(state: Any, schedule: LRScheduler, step: int) -> list[float]:
     for name, value in expected.items():
         require(is_same(state[name], value), f"schedule has another {name} than its run at step {step}")
     rates = [base * factor(step) for base, factor in zip(own["base_lrs"], schedule.lr_lambdas, strict=True)]  # type: ignore[attr-defined]  # a LambdaLR
-    require(are_close(state["_last_lr"], rates), "schedule stands at another learning rate")
+    require(are_close(state["_last_lr"], rates), "schedule has another learning rate")
     return rates
 
 
@@ -282,7 +285,7 @@ def check_optimizer(state: Any, optimizer: optim.Optimizer, step: int, rates: li
         mapping(group, "optimizer's group")
         for name in set(like) & set(group) - {"lr"} | {"params", "initial_lr"}:
             require(is_same(group.get(name), like[name]), f"optimizer has another {name}")
-        require(are_close([group.get("lr")], [rate]), "optimizer stands at another learning rate")
+        require(are_close([group.get("lr")], [rate]), "optimizer has another learning rate")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = mapping(state["state"], "optimizer's state")
     # Every step updates every parameter.

@@ -112,7 +112,7 @@ def init_distributed(device: str) -> Iterator[Distributed]:
         if _rank_zero_reports(store, rank, reason):
             sys.exit(2)
         raise InputError(
-            f"another process of the run has ended ({reason}); expected all of them to stay (--resume auto goes on)"
+            f"another process of the run has ended ({reason}); expected all to keep running (--resume auto continues)"
         ) from None
     finally:
         # Reference cycles of DistributedDataParallel keep the group alive, which would end the process by SIGABRT.

@@ -79,11 +79,11 @@ def locked_run_folder(given: dict[str, Any], distributed: Distributed) -> Iterat
 
 
 def _lock_folder(given: dict[str, Any], stack: ExitStack) -> Path:
-    asked, folder = given.get("resume"), given.get("checkpoint")
-    if folder is None and asked == "auto":
+    resume, folder = given.get("resume"), given.get("checkpoint")
+    if folder is None and resume == "auto":
         folder = _newest_default_folder(given)
-    elif folder is None and asked is not None:
-        folder = existing_checkpoint(Path(asked)).parent
+    elif folder is None and resume is not None:
+        folder = existing_checkpoint(Path(resume)).parent
     if folder is not None:
         stack.enter_context(_locked(folder))
         return folder
@@ -128,12 +128,12 @@ def find_run(given: dict[str, Any], set_up: Callable[[Run], T]) -> T:
     set_up: raises InputError for a checkpoint that cannot be resumed; --resume auto then tries the one before it.
     Raises InputError if the folder of a new run holds another, or if the given checkpoint cannot be resumed.
     """
-    asked, folder = given.get("resume"), given.get("checkpoint")
-    if asked is None:
+    resume, folder = given.get("resume"), given.get("checkpoint")
+    if resume is None:
         folder = folder or next(path for path in _default_folders(given) if not _holds_run(path))
         return set_up(Run(_check_free(folder)))
-    if asked != "auto":
-        path = Path(asked)
+    if resume != "auto":
+        path = Path(resume)
         checkpoint = load_checkpoint(path)
         if folder and folder.resolve() != path.resolve().parent:
             return set_up(Run(_check_free(folder), path, checkpoint))
