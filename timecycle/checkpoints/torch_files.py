@@ -112,7 +112,7 @@ class _Zip(_Reader):
         size = file.seek(0, 2)
         claimed = sum(info.file_size for info in self._archive.infolist())
         if claimed > _MOST_DEFLATED * size:
-            raise Refused(f"its records claim {claimed} bytes in a file of {size}")
+            raise Refused(f"its records are said to be {claimed} bytes, of {size} in the file")
         roots = [name.removesuffix("data.pkl") for name in self._archive.namelist() if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise Refused(f"it is a zip archive with {len(roots)} records data.pkl, and torch.save writes one")
@@ -142,7 +142,7 @@ class _Zip(_Reader):
             self._storages[key] = _bytes(bytearray(self._record(f"data/{key}")))
         data = self._storages[key]
         if type(count) is not int or not 0 <= count * dtype.itemsize <= len(data):
-            raise Refused(f"its storage {said(key)} claims {said(count)} elements, but has {len(data)} bytes")
+            raise Refused(f"its storage {said(key)} is said to be of {said(count)} elements, and has {len(data)} bytes")
         return _Storage(data, dtype)
 
 
@@ -180,18 +180,18 @@ class _Old(_Reader):
         if len(number) < 8:
             raise EOFError("it ends early")
         if count * storage.dtype.itemsize != len(storage.data):
-            raise ValueError(f"a storage has {count} elements, but claimed {len(storage.data)} bytes")
+            raise ValueError(f"a storage has {count} elements, and was said to be of {len(storage.data)} bytes")
         if len(storage.data) and self._file.readinto(storage.data.numpy()) < len(storage.data):  # type: ignore[attr-defined]  # of a file that is opened for bytes
             raise EOFError("it ends early")
 
     def storage(self, dtype: torch.dtype, key: Any, count: Any, view: Any = None) -> _Storage:
         """The storage of `count` elements that a pickle refers to."""
         if type(count) is not int or count < 0:
-            raise Refused(f"its storage {said(key)} claims {said(count)} elements")
+            raise Refused(f"its storage {said(key)} is said to be of {said(count)} elements")
         if key not in self._storages:
             self._left -= count * dtype.itemsize
             if self._left < 0:
-                raise EOFError("its storages claim more bytes than the file has")
+                raise EOFError("its storages are said to be larger than the file")
             self._storages[key] = _Storage(torch.zeros(count * dtype.itemsize, dtype=torch.uint8), dtype)
         whole = self._storages[key]
         if view is None:
