@@ -1,7 +1,7 @@
 """Build the native kernels: python setup.py build_ext.
 
-They are optional. Without torch, a C++ compiler or ninja the package still works on its PyTorch reference, and the
-build says in one line why. Called by itself, build_ext puts the module beside the sources, where a checkout finds it.
+They are optional. Without torch, a C++ compiler or ninja the package works with its PyTorch reference, and the build
+prints the reason in one line. Run on its own, build_ext builds in place, as `build_ext --inplace` does.
 """
 
 import importlib.util
@@ -24,9 +24,9 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 SOURCES = sorted(str(p) for p in Path("csrc").rglob("*.cpp") if p.parts[1] != "cuda")
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h") if p.parts[1] != "cuda")
-# No -march: the kernels hold variants for several instruction sets and choose when they are loaded, so that a build
-# runs on another machine. No -ffast-math, since infinities mean something here; the two -fno- let loops be vectorised.
-# Without OpenMP ATen's parallel loops would silently run on one thread; Apple's compiler has none.
+# No -march: the kernels have variants for several instruction sets, so that a build runs on other machines. No
+# -ffast-math, since the kernels use infinities; the two -fno- options allow loops to be vectorized. Without OpenMP
+# at::parallel_for would silently run on one thread; Apple's compiler has none.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 COMPILE = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", *OPENMP]
 
@@ -36,7 +36,7 @@ BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "i
 
 
 def _cuda_build() -> ModuleType:
-    """csrc/cuda/build.py, the home of nvcc's command: a file of no package."""
+    """csrc/cuda/build.py, which has nvcc's command and is not in a package."""
     spec = importlib.util.spec_from_file_location("cuda_build", Path("csrc/cuda/build.py").resolve())
     assert spec is not None
     assert spec.loader is not None
@@ -49,7 +49,7 @@ CUDA = _cuda_build()
 
 
 def extensions() -> list:
-    """The extension modules that can be attempted here."""
+    """The extension modules whose build can be attempted."""
     if CppExtension is None:
         reason = "native kernels are not built: torch is not here (pip: install it, and add --no-build-isolation)"
         if os.environ.get("TIMECYCLE_REQUIRE_NATIVE") and not BUILDING.isdisjoint(sys.argv):
@@ -70,16 +70,16 @@ def extensions() -> list:
     if reason:
         print(f"CUDA kernels are not built: {reason}", file=sys.stderr)
     else:
-        # Not as `sources`: PyTorch's build would want to compile them itself, with its own idea of chips.
+        # Not as `sources`: PyTorch's build would compile them itself, for other chips.
         found.append(Extension("timecycle._cuda", [], depends=[str(path) for path in CUDA.SOURCES]))
     return found
 
 
 def why_not_cuda() -> str | None:
-    """Why there is no point in building the CUDA kernels, None if there is; no GPU is needed to build them."""
+    """Why the CUDA kernels are not built, None if they are; building them needs no GPU."""
     if CUDA.nvcc() is None:
         return "nvcc is not here"
-    if os.environ.get("TIMECYCLE_CUDA"):  # built to see that it can be
+    if os.environ.get("TIMECYCLE_CUDA"):
         return None
     from torch import version
 
@@ -87,16 +87,16 @@ def why_not_cuda() -> str | None:
 
 
 class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
-    """Builds what can be built; a failure costs speed, never the installation."""
+    """Builds the modules that can be built; a failure does not stop the installation."""
 
     def finalize_options(self) -> None:
-        """Beside the sources when build_ext itself was asked for, in the wheel when a package is built."""
+        """In place if build_ext is a command of its own, into the package otherwise."""
         super().finalize_options()
         if "build_ext" in self.distribution.commands:
             self.inplace = True
 
     def run(self) -> None:
-        """Build, or say in one line why not."""
+        """Build, or print in one line why not."""
         try:
             super().run()
         except Exception as error:
@@ -107,7 +107,7 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
             self.extensions = []
 
     def build_extension(self, extension: Extension) -> None:
-        """CUDA by nvcc alone, since these sources need nothing of PyTorch; a failure leaves the other module whole."""
+        """Build the CUDA module with nvcc alone; if that fails the other module is kept."""
         if extension.name != "timecycle._cuda":
             super().build_extension(extension)
             return
@@ -120,14 +120,14 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
             self.extensions.remove(extension)
 
     def build_cuda(self, extension: Extension) -> None:
-        """Compile and link the module if that is older than its sources. Raises RuntimeError with the first error."""
+        """Compile and link the module if it is older than its sources. Raises RuntimeError with the first error."""
         out = Path(self.get_ext_fullpath(extension.name))
         newest = max(path.stat().st_mtime for path in CUDA.inputs())
         if self.force or not out.is_file() or out.stat().st_mtime <= newest:
             CUDA.build(out)
 
     def copy_extensions_to_source(self) -> None:
-        """Also say where the module is."""
+        """Also print the modules' files."""
         super().copy_extensions_to_source()
         for extension in self.extensions:
             print(f"built {self.get_ext_filename(extension.name)}")

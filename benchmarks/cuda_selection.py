@@ -28,7 +28,7 @@ from timecycle.propagation.video import preprocess
 QUERIES = 1024
 """Query positions of a target that are used, from the top of the grid."""
 EVENTS = ("flushes", "rounds", "writes")
-"""In the order of chip::Event in csrc/cuda/events.h."""
+"""In the order of chip::Event in csrc/cuda/chip.h."""
 TARGET, CONTEXT = 22, (21, 18, 0)
 """Frame numbers of the target and its slots."""
 

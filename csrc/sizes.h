@@ -1,4 +1,4 @@
-// Products of sizes that follow from a call's arguments: checked, so that no buffer is smaller than what goes into it.
+// Checked products of sizes, so that no buffer is allocated too small.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace timecycle {
 
-// The product of sizes, of which none is negative. Throws std::length_error, in Python a ValueError, where it exceeds
+// The product of sizes. Throws std::length_error, in Python a ValueError, if one is negative or the product exceeds
 // 2^63 - 1.
 inline int64_t checked_product(std::initializer_list<int64_t> sizes) {
   int64_t product = 1;

@@ -1,4 +1,4 @@
-// attention and its gradient (timecycle/ops/attention.py) on the CPU, in float.
+// attention and its gradient on the CPU, in float: definition in timecycle/ops/attention.py.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@ namespace timecycle {
 struct AttentionProblem {
   const float* query;                                 // [B, N, D]
   const float* key;                                   // [B, M, D]
-  const float* value;                                 // [S, M, C] for all samples, or [B, S, M, C]
+  const float* value;                                 // [S, M, C] if shared, else [B, S, M, C]
   const float* scale;                                 // [B, M]
   int64_t samples, queries, keys, channels, columns;  // B, N, M, D, C
-  bool shared;                                        // the values are the same for all samples
+  bool shared;                                        // all samples have the same values
   std::vector<int64_t> shifts;                        // [S]
   float softmax_scale;                                // 1 / temperature
   uint32_t threshold, seed;  // of dropout: an edge (query, key) is dropped if its hash is below

@@ -1,5 +1,5 @@
 // attention's backward pass. A block's affinities and their gradients are held keys by queries, the layout that four of
-// the five products need. Threads share the keys, and for the queries' gradient the queries, so that no sum is shared.
+// the five products need. Threads divide the keys, and for d_query the queries, so that no two add to the same sum.
 #include <cmath>
 #include <limits>
 
@@ -12,19 +12,17 @@ namespace {
 
 constexpr int64_t kQueries = 64;  // whose gradient a thread takes at once
 
-class Backward {
+class Backward : AttentionPass {
  public:
   Backward(const AttentionProblem& problem, const AttentionGradient& gradient)
-      : p_(problem), in_(gradient), logits_(problem), chunks_((problem.keys + kChunk - 1) / kChunk) {}
+      : AttentionPass(problem), in_(gradient) {}
 
   void run(const AttentionBlock& block) {
-    block_ = block;
-    load();
-    const int64_t samples = p_.shared ? 1 : block.samples();
+    load(block);
+    load_gradients();
     const auto for_chunks = [&](const auto& function) {
-      for_each(samples * chunks_, [&](int64_t i) {
-        const int64_t first = p_.shared ? block.first : block.first + i / chunks_;
-        for (int64_t b = first; b < (p_.shared ? block.last : first + 1); ++b) function(b, i % chunks_);
+      for_samples(chunks_, [&](int64_t first, int64_t last, int64_t chunk) {
+        for (int64_t b = first; b < last; ++b) function(b, chunk);
       });
     };
     for_chunks([&](int64_t b, int64_t chunk) { compute_affinities(b, chunk); });
@@ -34,7 +32,7 @@ class Backward {
     for_each(block.samples() * blocks, [&](int64_t i) { query_gradients(block.first + i / blocks, i % blocks); });
   }
 
-  // The gradients of keys and of their factors, from that of their product.
+  // Splits the gradient of key * scale, which d_key holds until now.
   void finish() {
     for_each(p_.samples * p_.keys, [&](int64_t row) {
       float* d_key = in_.d_key + row * p_.channels;
@@ -44,19 +42,16 @@ class Backward {
   }
 
  private:
-  void load() {
+  void load_gradients() {
     const int64_t width = block_.width(), size = p_.rows() * p_.columns;
-    logits_.load(block_);
     gradients_.resize(checked_product({block_.samples(), p_.keys, width}));
     means_.resize(block_.samples() * chunks_ * width);
-    shifts_.resize(block_.samples() * width);
     add_.resize(block_.samples() * width);
     transposed_.resize(checked_product({block_.samples(), size}));
     for_each(block_.samples(), [&](int64_t i) {
       const int64_t b = block_.first + i;
       transpose(in_.d_out + b * size, p_.rows(), p_.columns, p_.rows(), transposed_.data() + i * size);
-      for (int64_t n = 0; n < width; ++n)
-        shifts_[i * width + n] = softmax_shift(in_.lse[b * p_.queries + block_.begin + n]);
+      for (int64_t n = 0; n < width; ++n) shifts(b)[n] = softmax_shift(in_.lse[b * p_.queries + block_.begin + n]);
     });
   }
 
@@ -67,17 +62,16 @@ class Backward {
   float* mean(int64_t b, int64_t chunk) {
     return means_.data() + ((b - block_.first) * chunks_ + chunk) * block_.width();
   }
-  int64_t count(int64_t chunk) const { return std::min(kChunk, p_.keys - chunk * kChunk); }
 
   // The affinities of a chunk, their gradients, and the sums over its keys of the products of both.
   void compute_affinities(int64_t b, int64_t chunk) {
     const int64_t width = block_.width(), m = chunk * kChunk, keys = count(chunk);
-    float *affinity = logits_.compute(b, m, keys), *d_affinity = gradient(b, m);
-    exponentiate(affinity, keys, width, shifts_.data() + (b - block_.first) * width);
+    float *affinity = compute_logits(b, chunk), *d_affinity = gradient(b, m);
+    exponentiate(affinity, keys, width, shifts(b));
     std::fill_n(d_affinity, keys * width, 0.0f);
     const float* d_out = transposed_.data() + (b - block_.first) * p_.rows() * p_.columns;
     for (int64_t s = 0; s < p_.slices(); ++s) {
-      const Overlap part = overlap(p_, block_, s);
+      const Overlap part = overlap(s);
       multiply(keys, part.count, p_.columns, p_.value + p_.value_row(b, s, m) * p_.columns, p_.columns,
                d_out + part.row, p_.rows(), d_affinity + part.query, width, true);
     }
@@ -90,20 +84,19 @@ class Backward {
       const float d_lse = in_.d_lse[b * p_.queries + block_.begin + n];
       float sum = 0.0f;
       for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += mean(b, chunk)[n];
-      const int64_t i = (b - block_.first) * width + n;
-      // A query without a key has lse -inf, whose gradient may be anything; it passes none on.
-      add_[i] = std::isinf(shifts_[i]) ? 0.0f : d_lse - sum;
+      // The lse of a query without a key is -inf. Its gradient may be anything, and does not count.
+      add_[(b - block_.first) * width + n] = std::isinf(shifts(b)[n]) ? 0.0f : d_lse - sum;
     }
   }
 
-  // The gradients of a chunk's values and keys (of the keys without their factors). Leaves the gradients of the logits,
-  // queries by keys and with the factors, in the place of the affinities' gradients.
+  // The gradients of a chunk's values, and of key * scale. Overwrites the affinities' gradients by those of query *
+  // key, transposed: queries by keys.
   void key_gradients(int64_t b, int64_t chunk) {
     const int64_t width = block_.width(), m = chunk * kChunk, keys = count(chunk), columns = p_.columns;
     const int64_t row = b * p_.keys + m, channels = p_.channels;
-    float* tile = logits_.at(b, m);
+    float* tile = logits(b, m);
     for (int64_t s = 0; s < p_.slices(); ++s) {
-      const Overlap part = overlap(p_, block_, s);
+      const Overlap part = overlap(s);
       float* d_value = in_.d_value + p_.value_row(b, s, m) * columns;
       const bool first = block_.begin == 0 && (b == 0 || !p_.shared);
       if (first && part.count <= 0) std::fill_n(d_value, keys * columns, 0.0f);
@@ -111,7 +104,7 @@ class Backward {
                columns, d_value, columns, !first);
     }
     softmax_gradient(tile, gradient(b, m), keys, width, add_.data() + (b - block_.first) * width, p_.softmax_scale);
-    multiply(keys, channels, width, tile, width, logits_.query(b), channels, in_.d_key + row * channels, channels,
+    multiply(keys, channels, width, tile, width, query(b), channels, in_.d_key + row * channels, channels,
              block_.begin > 0);
     scale_rows(tile, keys, width, p_.scale + row);
     transpose(tile, keys, width, keys, gradient(b, m));
@@ -127,14 +120,10 @@ class Backward {
     }
   }
 
-  const AttentionProblem& p_;
   const AttentionGradient& in_;
-  BlockLogits logits_;
-  int64_t chunks_;
-  AttentionBlock block_{};
-  // Of each sample: gradients of affinities [M][width]; their means [chunks][width]; the shift of its exponents and the
-  // term added to its gradients [width]; the gradient of the output [C][R].
-  std::vector<float> gradients_, means_, shifts_, add_, transposed_;
+  // Of each sample: gradients of affinities [M][width]; the sums of affinity * gradient [chunks][width]; the term added
+  // to the gradients [width]; the gradient of the output [C][R].
+  std::vector<float> gradients_, means_, add_, transposed_;
 };
 
 }  // namespace

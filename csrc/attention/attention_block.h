@@ -1,4 +1,4 @@
-// A block of attention: some queries of some samples, whose logits with all keys are held at once, within a bound.
+// A block of attention: some queries of some samples. Memory is bounded by holding the logits of one block at a time.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -16,11 +16,9 @@
 
 namespace timecycle {
 
-constexpr int64_t kChunk = 128;                 // keys of a tile
-constexpr int64_t kHeld = int64_t{1} << 19;     // logits of a block: 2 MB, and in the gradient as much again
-constexpr int64_t kFewest = 64;                 // queries of a block, if there are so many
-constexpr int64_t kPartial = int64_t{1} << 21;  // floats of partial sums
-constexpr int64_t kTasks = 16;                  // into which sums are divided, whatever the number of threads
+constexpr int64_t kChunk = 128;                     // keys of a tile
+constexpr int64_t kBlockLogits = int64_t{1} << 19;  // 2 MB; the backward pass holds as many gradients
+constexpr int64_t kLeastQueries = 64;               // of a block, if there are so many
 
 // C [M][N] = A [M][K] B [K][N], plus C with `add`; the rows are lda, ldb and ldc apart.
 inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
@@ -44,11 +42,11 @@ struct AttentionBlock {
   int64_t width() const { return end - begin; }
 };
 
-// All blocks, sample by sample. The division depends on shapes alone, and so do the bits of the sums.
+// All blocks, sample by sample. The division depends only on shapes, so that sums are the same for any thread count.
 inline std::vector<AttentionBlock> attention_blocks(const AttentionProblem& problem) {
   const int64_t together =
-      std::max<int64_t>(1, kHeld / std::max<int64_t>(1, checked_product({problem.keys, problem.queries})));
-  const int64_t most = std::max(kFewest, kHeld / problem.keys);
+      std::max<int64_t>(1, kBlockLogits / std::max<int64_t>(1, checked_product({problem.keys, problem.queries})));
+  const int64_t most = std::max(kLeastQueries, kBlockLogits / problem.keys);
   const int64_t parts = (problem.queries + most - 1) / most;
   std::vector<AttentionBlock> blocks;
   for (int64_t b = 0; b < problem.samples; b += together)
@@ -58,28 +56,25 @@ inline std::vector<AttentionBlock> attention_blocks(const AttentionProblem& prob
   return blocks;
 }
 
-// The rows of the output to which a block's queries add with one of the shifts, and the first of these queries.
-struct Overlap {
-  int64_t row, count, query;  // the query counted from the block's first
-};
+// What the forward and the backward pass share: a block and its logits, chunk by chunk of keys.
+class AttentionPass {
+ protected:
+  // Rows row .. row + count - 1 of the output get a slice's values from the block's queries query .. query + count - 1,
+  // counted from its first.
+  struct Overlap {
+    int64_t row, count, query;
+  };
 
-inline Overlap overlap(const AttentionProblem& problem, const AttentionBlock& block, int64_t s) {
-  const int64_t row = std::max<int64_t>(0, block.begin - problem.shifts[s]);
-  return {row, std::min(problem.rows(), block.end - problem.shifts[s]) - row, row + problem.shifts[s] - block.begin};
-}
+  explicit AttentionPass(const AttentionProblem& problem)
+      : p_(problem), chunks_((problem.keys + kChunk - 1) / kChunk) {}
 
-// The logits of a block, keys by queries: [M][width] for each sample.
-class BlockLogits {
- public:
-  explicit BlockLogits(const AttentionProblem& problem) : p_(problem) {}
-
-  // Loads a block's queries.
   void load(const AttentionBlock& block) {
     block_ = block;
     const int64_t width = block.width(), size = width * p_.channels;
-    held_.resize(checked_product({block.samples(), p_.keys, width}));
+    logits_.resize(checked_product({block.samples(), p_.keys, width}));
     queries_.resize(block.samples() * size);
     hashes_.resize(p_.threshold ? block.samples() * width : 0);
+    shifts_.resize(block.samples() * width);
     for_each(block.samples(), [&](int64_t i) {
       transpose(query(block.first + i), width, p_.channels, width, queries_.data() + i * size);
       if (!p_.threshold) return;
@@ -89,33 +84,55 @@ class BlockLogits {
     });
   }
 
-  // Writes the logits of keys m .. m + count - 1 and returns them.
-  float* compute(int64_t b, int64_t m, int64_t count) {
-    const int64_t width = block_.width(), i = b - block_.first;
-    float* tile = at(b, m);
-    multiply(count, width, p_.channels, p_.key + (b * p_.keys + m) * p_.channels, p_.channels,
-             queries_.data() + i * width * p_.channels, width, tile, width, false);
-    finish_logits(tile, count, width, p_.scale + b * p_.keys + m, p_.softmax_scale);
-    if (p_.threshold)
-      drop_logits(tile, count, width, {hashes_.data() + i * width, static_cast<uint32_t>(m), p_.threshold});
-    return tile;
-  }
-
-  // The logits of a sample from key m on.
-  float* at(int64_t b, int64_t m) { return held_.data() + ((b - block_.first) * p_.keys + m) * block_.width(); }
+  // Keys of a chunk.
+  int64_t count(int64_t chunk) const { return std::min(kChunk, p_.keys - chunk * kChunk); }
 
   const float* query(int64_t b) const { return p_.query + (b * p_.queries + block_.begin) * p_.channels; }
 
- private:
+  // The logits [M][width] of a sample, from key m on.
+  float* logits(int64_t b, int64_t m) { return logits_.data() + ((b - block_.first) * p_.keys + m) * block_.width(); }
+
+  // [width], for a sample.
+  float* shifts(int64_t b) { return shifts_.data() + (b - block_.first) * block_.width(); }
+
+  float* compute_logits(int64_t b, int64_t chunk) {
+    const int64_t width = block_.width(), i = b - block_.first, m = chunk * kChunk;
+    float* tile = logits(b, m);
+    multiply(count(chunk), width, p_.channels, p_.key + (b * p_.keys + m) * p_.channels, p_.channels,
+             queries_.data() + i * width * p_.channels, width, tile, width, false);
+    scale_rows(tile, count(chunk), width, p_.scale + b * p_.keys + m, p_.softmax_scale);
+    if (p_.threshold)
+      drop_logits(tile, count(chunk), width, {hashes_.data() + i * width, static_cast<uint32_t>(m), p_.threshold});
+    return tile;
+  }
+
+  Overlap overlap(int64_t s) const {
+    const int64_t row = std::max<int64_t>(0, block_.begin - p_.shifts[s]);
+    return {row, std::min(p_.rows(), block_.end - p_.shifts[s]) - row, row + p_.shifts[s] - block_.begin};
+  }
+
+  // What to subtract from a query's logits before exp: its lse, or +inf if it has no key (all dropped).
+  static float softmax_shift(float lse) {
+    return lse == -std::numeric_limits<float>::infinity() ? std::numeric_limits<float>::infinity() : lse;
+  }
+
+  // Calls function(first, last, part) for 0 <= part < parts and all samples of the block: for the samples together if
+  // they share the values, so that these are read once, else one at a time.
+  template <typename Function>
+  void for_samples(int64_t parts, const Function& function) const {
+    for_each((p_.shared ? 1 : block_.samples()) * parts, [&](int64_t i) {
+      const int64_t first = p_.shared ? block_.first : block_.first + i / parts;
+      function(first, p_.shared ? block_.last : first + 1, i % parts);
+    });
+  }
+
   const AttentionProblem& p_;
+  const int64_t chunks_;
   AttentionBlock block_{};
-  std::vector<float> held_, queries_;  // queries [D][width] of each sample
+
+ private:
+  std::vector<float> logits_, queries_, shifts_;  // queries [D][width] of each sample
   std::vector<uint32_t> hashes_;
 };
-
-// What to subtract from a query's logits before exp: its lse, or +inf if it has no key (all dropped).
-inline float softmax_shift(float lse) {
-  return lse == -std::numeric_limits<float>::infinity() ? std::numeric_limits<float>::infinity() : lse;
-}
 
 }  // namespace timecycle

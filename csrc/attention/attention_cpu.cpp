@@ -1,6 +1,4 @@
-// attention's forward pass. A block's logits are computed chunk by chunk of keys, then reduced to lse, then
-// exponentiated and multiplied with the values. Values that all samples share are read once a block: samples are the
-// inner loop.
+// attention's forward pass: a block's logits, chunk by chunk of keys, their lse, then their exponentials times values.
 #include <cmath>
 #include <limits>
 
@@ -10,32 +8,32 @@
 namespace timecycle {
 namespace {
 
-class Forward {
+constexpr int64_t kPartialSums = int64_t{1} << 21;  // floats
+constexpr int64_t kMostGroups = 16;                 // of chunks, whatever the number of threads
+
+class Forward : AttentionPass {
  public:
-  Forward(const AttentionProblem& problem, float* out, float* lse)
-      : p_(problem), out_(out), lse_(lse), logits_(problem), chunks_((problem.keys + kChunk - 1) / kChunk) {}
+  Forward(const AttentionProblem& problem, float* out, float* lse) : AttentionPass(problem), out_(out), lse_(lse) {}
 
   void run(const AttentionBlock& block) {
-    block_ = block;
+    load(block);
     if (block.begin == 0) start_sums();
-    logits_.load(block);
     statistics_.resize(block.samples() * chunks_ * 2 * block.width());
-    shifts_.resize(block.samples() * block.width());
-    for_each(block.samples() * chunks_, [&](int64_t i) { compute_logits(block.first + i / chunks_, i % chunks_); });
-    for (int64_t b = block.first; b < block.last; ++b) combine(b);
-    const int64_t samples = p_.shared ? 1 : block.samples();
-    for_each(samples * groups_, [&](int64_t i) {
-      const int64_t first = p_.shared ? block.first : block.first + i / groups_;
-      add_group(first, p_.shared ? block.last : first + 1, i % groups_);
+    for_each(block.samples() * chunks_, [&](int64_t i) {
+      const int64_t b = block.first + i / chunks_, chunk = i % chunks_;
+      float* found = statistics(b, chunk);
+      column_softmax(compute_logits(b, chunk), count(chunk), block.width(), found, found + block.width());
     });
+    for (int64_t b = block.first; b < block.last; ++b) combine(b);
+    for_samples(groups_, [&](int64_t first, int64_t last, int64_t group) { add_group(first, last, group); });
     if (block.end == p_.queries) finish_sums();
   }
 
  private:
-  // Chunks are summed in groups, so that threads have sums of their own.
+  // Chunks are summed in groups: each adds to sums of its own, so that groups can be on different threads.
   void start_sums() {
     const int64_t size = std::max<int64_t>(1, block_.samples() * p_.rows() * p_.columns);
-    groups_ = std::clamp<int64_t>(kPartial / size, 1, std::min(kTasks, chunks_));
+    groups_ = std::clamp<int64_t>(kPartialSums / size, 1, std::min(kMostGroups, chunks_));
     sums_.assign(checked_product({groups_, size}), 0.0f);
   }
 
@@ -48,14 +46,7 @@ class Forward {
     return statistics_.data() + ((b - block_.first) * chunks_ + chunk) * 2 * block_.width();
   }
 
-  int64_t count(int64_t chunk) const { return std::min(kChunk, p_.keys - chunk * kChunk); }
-
-  void compute_logits(int64_t b, int64_t chunk) {
-    const float* tile = logits_.compute(b, chunk * kChunk, count(chunk));
-    float* found = statistics(b, chunk);
-    column_softmax(tile, count(chunk), block_.width(), found, found + block_.width());
-  }
-
+  // The lse of a sample's queries, from the statistics of all chunks.
   void combine(int64_t b) {
     const int64_t width = block_.width();
     for (int64_t n = 0; n < width; ++n) {
@@ -66,7 +57,7 @@ class Forward {
         sum += statistics(b, chunk)[width + n] * std::exp(statistics(b, chunk)[n] - shift);
       const float lse = shift + std::log(sum);
       lse_[b * p_.queries + block_.begin + n] = lse;
-      shifts_[(b - block_.first) * width + n] = softmax_shift(lse);
+      shifts(b)[n] = softmax_shift(lse);
     }
   }
 
@@ -76,11 +67,11 @@ class Forward {
     for (int64_t chunk = chunks_ * group / groups_; chunk < chunks_ * (group + 1) / groups_; ++chunk)
       for (int64_t b = first; b < last; ++b) {
         const int64_t keys = count(chunk), m = chunk * kChunk;
-        float* tile = logits_.at(b, m);
-        exponentiate(tile, keys, width, shifts_.data() + (b - block_.first) * width);
+        float* tile = logits(b, m);
+        exponentiate(tile, keys, width, shifts(b));
         transpose(tile, keys, width, kChunk, transposed.data());
         for (int64_t s = 0; s < p_.slices(); ++s) {
-          const Overlap part = overlap(p_, block_, s);
+          const Overlap part = overlap(s);
           multiply(part.count, p_.columns, keys, &transposed[part.query * kChunk], kChunk,
                    p_.value + p_.value_row(b, s, m) * p_.columns, p_.columns, sum(group, b) + part.row * p_.columns,
                    p_.columns, true);
@@ -97,12 +88,9 @@ class Forward {
     });
   }
 
-  const AttentionProblem& p_;
   float *out_, *lse_;
-  BlockLogits logits_;
-  int64_t chunks_, groups_ = 1;
-  AttentionBlock block_{};
-  std::vector<float> statistics_, shifts_, sums_;
+  int64_t groups_ = 1;
+  std::vector<float> statistics_, sums_;
 };
 
 }  // namespace

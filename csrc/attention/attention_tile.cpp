@@ -10,9 +10,9 @@ namespace timecycle {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 TIMECYCLE_VARIANTS
-void finish_logits(float* tile, int64_t keys, int64_t width, const float* factor, float softmax_scale) {
+void scale_rows(float* tile, int64_t keys, int64_t width, const float* factor, float scale) {
   for (int64_t k = 0; k < keys; ++k) {
-    const float by = factor[k] * softmax_scale;
+    const float by = factor[k] * scale;
     for (int64_t n = 0; n < width; ++n) tile[k * width + n] *= by;
   }
 }
@@ -36,7 +36,7 @@ void column_softmax(const float* tile, int64_t keys, int64_t width, float* large
   std::fill_n(sum, width, 0.0f);
   for (int64_t k = 0; k < keys; ++k)
     for (int64_t n = 0; n < width; ++n) {
-      // Any finite shift will do for a column of -inf alone.
+      // If all of a column is -inf, any finite shift gives 0.
       const float shift = largest[n] == -kInfinity ? 0.0f : largest[n];
       sum[n] += exp_or_zero(tile[k * width + n] - shift);
     }
@@ -60,12 +60,6 @@ void softmax_gradient(float* affinity, const float* gradient, int64_t keys, int6
                       float softmax_scale) {
   for (int64_t k = 0; k < keys; ++k)
     for (int64_t n = 0; n < width; ++n) affinity[k * width + n] *= (gradient[k * width + n] + add[n]) * softmax_scale;
-}
-
-TIMECYCLE_VARIANTS
-void scale_rows(float* tile, int64_t keys, int64_t width, const float* factor) {
-  for (int64_t k = 0; k < keys; ++k)
-    for (int64_t n = 0; n < width; ++n) tile[k * width + n] *= factor[k];
 }
 
 }  // namespace timecycle

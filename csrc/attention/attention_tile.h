@@ -7,9 +7,9 @@
 
 namespace timecycle {
 
-// Dropout: the edges of a tile whose hash is below the threshold.
+// Edge dropout (timecycle/ops/attention.py): an edge whose hash is below the threshold is dropped.
 struct Dropout {
-  const uint32_t* rows;  // the hash of each query
+  const uint32_t* rows;  // [width]: the hash of each query
   uint32_t first_key, threshold;
 };
 
@@ -20,12 +20,14 @@ TIMECYCLE_INLINE uint32_t hash_finalize(uint32_t word) {
   return word ^ (word >> 16);
 }
 
-// tile[k][n] *= factor[k] * softmax_scale, then -inf where an edge is dropped.
-void finish_logits(float* tile, int64_t keys, int64_t width, const float* factor, float softmax_scale);
+// tile[k][n] *= factor[k] * scale.
+void scale_rows(float* tile, int64_t keys, int64_t width, const float* factor, float scale = 1.0f);
+
+// tile[k][n] = -inf where an edge is dropped.
 void drop_logits(float* tile, int64_t keys, int64_t width, const Dropout& dropout);
 
-// largest[n] = max over k of tile[k][n], sum[n] = sum over k of exp(tile[k][n] - largest[n]); -inf and 0 for a column
-// of -inf alone.
+// largest[n] = max over k of tile[k][n], sum[n] = sum over k of exp(tile[k][n] - largest[n]); -inf and 0 if all of a
+// column is -inf.
 void column_softmax(const float* tile, int64_t keys, int64_t width, float* largest, float* sum);
 
 // tile[k][n] = exp(tile[k][n] - shift[n]).
@@ -37,8 +39,5 @@ void column_dots(const float* a, const float* b, int64_t keys, int64_t width, fl
 // affinity[k][n] *= (gradient[k][n] + add[n]) * softmax_scale.
 void softmax_gradient(float* affinity, const float* gradient, int64_t keys, int64_t width, const float* add,
                       float softmax_scale);
-
-// tile[k][n] *= factor[k].
-void scale_rows(float* tile, int64_t keys, int64_t width, const float* factor);
 
 }  // namespace timecycle

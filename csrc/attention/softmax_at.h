@@ -1,4 +1,4 @@
-// softmax_at and its gradient (timecycle/ops/softmax_at.py) on the CPU: softmax affinities at given keys of each query.
+// softmax_at and its gradient on the CPU: definition in timecycle/ops/softmax_at.py.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// softmax_at: a few dot products a query. Threads share the queries, and for the keys' gradient the samples and blocks
-// of keys: edges are few, so each thread reads all of a sample's and takes those of its keys, in their order.
+// softmax_at: a few dot products per query. Threads divide the queries; for d_key they divide samples and blocks of
+// keys, and each thread scans all edges of a sample for those of its keys, which is cheap since edges are few.
 #include <ATen/Parallel.h>
 
 #include <algorithm>

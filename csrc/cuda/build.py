@@ -1,8 +1,7 @@
 """Build the CUDA module: python csrc/cuda/build.py [--chips sm_90a ...] [--out FILE].
 
-Needs nvcc, a C++ compiler, pybind11 and Python's headers, and nothing else: neither PyTorch nor setuptools nor the
-package itself. setup.py builds with the functions of this file. Each source is compiled by an nvcc of its own, side by
-side, since one of them takes as long as the others together.
+Needs only nvcc, a C++ compiler, pybind11 and Python's headers: neither PyTorch nor setuptools nor the package itself.
+setup.py uses the functions of this file. Sources are compiled in parallel, one nvcc process each.
 """
 
 import argparse
@@ -21,21 +20,21 @@ HERE = Path(__file__).resolve().parent
 SOURCES = sorted(path for suffix in ("cu", "cpp") for path in HERE.glob(f"*.{suffix}"))
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 INPLACE = HERE.parents[1] / "timecycle" / f"_cuda{SUFFIX}"
-"""Where a checkout finds the module."""
+"""The module's place in a checkout."""
 TARGETS = {
     "sm_80": "arch=compute_80,code=[sm_80,compute_80]",
     "sm_90a": "arch=compute_90a,code=sm_90a",
     "compute_80": "arch=compute_80,code=compute_80",
 }
-"""What nvcc calls a target. compute_80 is PTX alone, which the driver compiles: it runs on any chip from Ampere on."""
+"""nvcc's -gencode options. compute_80 is PTX alone, which the driver compiles: it runs on any chip from Ampere on."""
 CHIPS = ("sm_80", "sm_90a")
-"""Of the module that is installed: Ampere and Hopper; newer chips compile the PTX of the former when they load it."""
+"""The installed module's: Ampere and Hopper; on newer chips the driver compiles the former's PTX."""
 LANGUAGE = ("-std=c++20", "-O3")
 OPTIONS = (*LANGUAGE, "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads", "0")
 
 
 def nvcc() -> str | None:
-    """The compiler: of CUDA_HOME if that is set, else the one on the PATH or in its usual place."""
+    """The compiler: that of CUDA_HOME if set, else the one on the PATH or in /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("/usr/local/cuda/bin/nvcc")
 
@@ -59,7 +58,7 @@ def includes() -> list[str]:
 
 
 def build(out: Path, chips: tuple[str, ...] = CHIPS) -> None:
-    """Compile and link the module for chips (names in TARGETS) into the file `out`, whole or not at all.
+    """Compile and link the module for chips (names in TARGETS) into the file `out`, atomically.
 
     Raises RuntimeError with the compiler's first error.
     """
@@ -69,7 +68,7 @@ def build(out: Path, chips: tuple[str, ...] = CHIPS) -> None:
     command = [compiler, *OPTIONS, *(part for chip in chips for part in ("-gencode", TARGETS[chip]))]
     compiling, out = [*command, *includes(), "-c"], out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)  # an older one would be taken for this one if it fails
+    out.unlink(missing_ok=True)  # so that a failed build does not leave an older module
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         objects = [f"{folder}/{source.stem}.o" for source in SOURCES]
         with ThreadPoolExecutor(len(SOURCES)) as pool:
@@ -86,7 +85,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Build what the options ask for and print a line of JSON; status 1 and one sentence if that fails."""
+    """Build the module and print a line of JSON; on failure exit with status 1 and one sentence."""
     parser = argparse.ArgumentParser(prog="python csrc/cuda/build.py", description=__doc__)
     parser.add_argument("--chips", nargs="+", choices=TARGETS, default=CHIPS, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=INPLACE, help="the module's file (default: %(default)s)")

@@ -1,8 +1,13 @@
-// The few instructions beyond C++ that the kernels are made of, one function each.
-//
-// There are two versions: the real ones for nvcc, and those of tests/emulator for a CPU, so that the kernels' own code
-// can be run and tested without a GPU.
+// GPU instructions beyond C++, one function each, in two versions: PTX for nvcc (instructions.cuh), and that of
+// tests/emulator for a CPU, so that the kernels can be tested without a GPU.
 #pragma once
+
+namespace timecycle::chip {
+
+// Events that tests/emulator counts per warp, at no cost on a GPU: see note().
+enum class Event { flush, insertion, write, count };
+
+}  // namespace timecycle::chip
 
 #ifdef TIMECYCLE_EMULATOR
 #include "emulator.h"

@@ -1,8 +1,8 @@
-// The instructions behind chip.h, for sm_80 and sm_90a. Names in brackets are those of the PTX manual.
+// The instructions of chip.h for sm_80 and sm_90a. Names in brackets are those of the PTX manual.
 #pragma once
 
 #include <cooperative_groups.h>
-#include <cuda.h>  // types only: the driver is asked for its one function when it is needed
+#include <cuda.h>  // types only: the driver's one function is looked up at run time
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -10,14 +10,11 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "events.h"
-
 #define ON_DEVICE __device__ __forceinline__
-#define HOST_AND_DEVICE __host__ __device__ __forceinline__
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define KERNEL_PARAMETER const __grid_constant__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) char name[]
-// A build for several chips compiles every kernel for each; one that a chip cannot run is empty there.
+// A build for several chips compiles every kernel for each of them. Kernels that a chip cannot run are empty there.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FOR_SM90 1
 #else
@@ -37,7 +34,7 @@ using float16 = __half;
 
 ON_DEVICE int block() { return blockIdx.x; }
 ON_DEVICE int64_t blocks() { return gridDim.x; }
-// Opaque to the compiler: else everything derived from them would be kept in registers through every loop.
+// Volatile, so that the compiler does not keep values derived from them in registers through every loop.
 ON_DEVICE int thread() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -61,15 +58,14 @@ ON_DEVICE T from_lane_xor(T value, int mask) {
 ON_DEVICE int32_t bits_of(float x) { return __float_as_int(x); }
 ON_DEVICE float number_of(int32_t bits) { return __int_as_float(bits); }
 ON_DEVICE int count(uint32_t bits) { return __popc(bits); }
-ON_DEVICE int count(uint64_t bits) { return __popcll(bits); }
-ON_DEVICE int lowest(uint32_t bits) { return __ffs(int32_t(bits)) - 1; }  // number of the lowest bit that is set
-// The larger number first. Of a maximum and a minimum the compiler would make two comparisons.
+ON_DEVICE int lowest(uint32_t bits) { return __ffs(int32_t(bits)) - 1; }  // index of the lowest set bit
+// Swaps the numbers if the second is larger. For max and min the compiler would emit two comparisons.
 ON_DEVICE void put_in_order(int64_t& larger, int64_t& smaller) {
   asm("{\n.reg .pred p;\n.reg .b64 first;\nmov.b64 first, %0;\nsetp.gt.s64 p, %1, first;\n"
       "selp.b64 %0, %1, first, p;\nselp.b64 %1, first, %1, p;\n}"
       : "+l"(larger), "+l"(smaller));
 }
-// bits * 2, and the sign of x as the lowest.
+// Shifts the sign bit of x into bits, from the right.
 ON_DEVICE uint32_t with_sign(uint32_t bits, float x) { return __funnelshift_l(__float_as_uint(x), bits, 1); }
 
 ON_DEVICE float power_of_two(float x) {  // [ex2.approx.ftz]: relative error 2^-22
@@ -90,7 +86,7 @@ struct Cursor {
   ON_DEVICE explicit Cursor(const void* place) : address(shared_address(place)) {}
 };
 
-// If wanted is not 0, stores two numbers at the cursor and advances it by STEP bytes, without a branch.
+// If `wanted` is not 0, stores two numbers at the cursor and advances it by STEP bytes, without a branch.
 template <int STEP>
 ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p st.shared.v2.f32 [%0], {%2, %3};\n@p add.u32 %0, %0, %4;\n}"
@@ -99,7 +95,7 @@ ON_DEVICE void append_if(uint32_t wanted, Cursor& to, float first, float second)
                : "memory");
 }
 
-// A counter in shared memory that threads and copies arrive at, and its phase, which flips when all have [mbarrier].
+// A barrier in shared memory for threads and copies [mbarrier]. Its phase flips when all have arrived.
 struct Barrier {
   uint64_t state;
 };
@@ -108,7 +104,7 @@ ON_DEVICE void init(Barrier& barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
-// After init and before copies use it: what a thread wrote is seen by the unit that copies.
+// Between init and the first copy: makes the barriers visible to the copy engine.
 ON_DEVICE void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
 }
@@ -117,13 +113,13 @@ ON_DEVICE void arrive(Barrier& barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
 
-// Arrives, and has the phase wait for so many bytes of copies.
+// Arrives, and makes the phase wait for that many bytes of copies.
 ON_DEVICE void arrive_and_expect(Barrier& barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
                : "memory");
 }
 
-// Until the phase of that parity is over.
+// Waits until the phase of that parity is complete.
 ON_DEVICE void wait(Barrier& barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -133,8 +129,8 @@ ON_DEVICE void wait(Barrier& barrier, uint32_t parity) {
       : "memory");
 }
 
-// A tensor that is copied in boxes: [frames][rows][columns][channels] of 16-bit values. The rows of a box, one for each
-// position, are 128 bytes, and their eighths are shuffled as the tensor cores read them [128-byte swizzle].
+// A tensor [frames][rows][columns][channels] of 16-bit values that is copied in boxes [CUtensorMap]. In shared memory a
+// box has 128 bytes per position, with the 128-byte swizzle of the tensor cores.
 struct Boxes {
   CUtensorMap map;
 };
@@ -161,8 +157,8 @@ inline cudaError_t make_boxes(Boxes& boxes, const void* base, bool is_bfloat16, 
   return made == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Copies a box from (channel, column, row, frame) on; what is outside of the tensor arrives as zeros, and counts as
-// bytes all the same [cp.async.bulk.tensor].
+// Copies a box from (channel, column, row, frame) on [cp.async.bulk.tensor]. Elements outside of the tensor arrive as
+// zeros, and their bytes count for the barrier.
 ON_DEVICE void copy_box(void* to, const Boxes& from, int channel, int column, int row, int frame, Barrier& barrier) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
@@ -196,13 +192,13 @@ struct Operand {
 
 ON_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ON_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until all but the last so many groups are done; their sums may be read once none is left.
+// Waits until all but the last LEFT groups are complete; sums may be read when none is left.
 template <int LEFT>
 ON_DEVICE void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
-// To the compiler, sums that were multiplied into become known here: nothing that reads them moves to before the wait.
+// A compiler barrier for sums that asynchronous products write: reads of them are not moved before the wait.
 ON_DEVICE void sums_are_known(float (&sums)[64]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
@@ -236,7 +232,7 @@ ON_DEVICE void multiply(float (&sums)[64], Operand a, Operand b, bool add) {
 #undef SIXTEEN
 #undef FOUR
 
-// 16 bytes to shared memory, zeros if they are not `present` [cp.async.cg].
+// Copies 16 bytes to shared memory, zeros if not `present` [cp.async.cg].
 ON_DEVICE void copy_16(void* to, const void* from, bool present) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(present ? 16 : 0)
@@ -248,8 +244,8 @@ ON_DEVICE void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit values: lanes 8 i to 8 i + 7 name the rows of the i-th, 16 bytes each; every lane gets
-// two values of row lane / 4 of each [ldmatrix].
+// Loads four 8 x 8 matrices of 16-bit values [ldmatrix]: lanes 8 i to 8 i + 7 have the addresses of the i-th one's
+// rows, 16 bytes each; every lane gets two values of row lane / 4 of each.
 ON_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -257,8 +253,8 @@ ON_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
                : "memory");
 }
 
-// sums [4] += a [16 x 16] b^T [8 x 16], by one warp, a and b as load_matrices leaves them [mma.m16n8k16]. Of the sums a
-// lane has what it has of an eighth of the other multiply's.
+// sums [4] += a [16 x 16] b^T [8 x 16], by one warp, a and b as loaded by load_matrices [mma.m16n8k16]. A lane has the
+// same rows and columns of the sums as for one j of the other multiply.
 template <class T>
 ON_DEVICE void multiply(float* sums, const uint32_t* a, const uint32_t* b) {
 #define MMA(type)                                                                     \
@@ -274,15 +270,14 @@ ON_DEVICE void multiply(float* sums, const uint32_t* a, const uint32_t* b) {
 #undef MMA
 }
 
-// Of all threads of a launch_together [cooperative groups].
+// For all threads of a launch_together [cooperative groups].
 ON_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
 ON_DEVICE uint32_t least(uint32_t value) { return __reduce_min_sync(0xffffffffu, value); }  // of a warp's
 ON_DEVICE uint32_t most(uint32_t value) { return __reduce_max_sync(0xffffffffu, value); }
 ON_DEVICE void lower(uint32_t* number, uint32_t value) { atomicMin(number, value); }
 ON_DEVICE void raise(uint32_t* number, uint32_t value) { atomicMax(number, value); }
 
-// Whether what would run on this device was compiled for Hopper alone. PTX of an older chip that the driver compiled
-// was not.
+// Whether the image that this device would run was compiled for Hopper, not from PTX for an older chip.
 template <class... P>
 bool is_for_hopper(void (*kernel)(P...)) {
   cudaFuncAttributes found;
@@ -299,7 +294,7 @@ cudaError_t launch(void (*kernel)(P...), int64_t blocks, int threads, int shared
                           arguments, shared, stream);
 }
 
-// As many blocks as are wanted, and no more than the device runs at once.
+// Cooperative launch of the wanted number of blocks, at most as many as the device runs at the same time.
 template <class P>
 cudaError_t launch_together(void (*kernel)(P), int64_t wanted, int threads, cudaStream_t stream, P parameter) {
   int device, processors, each;

@@ -10,11 +10,12 @@ namespace timecycle {
 
 constexpr int kInvalidIndex = INT_MAX;  // above every index
 
-// A key of a row as one number: larger is better, that is a larger product, or an equal one with a lower index.
+// A key of a row as one number: larger is better, which means a larger product, or an equal one with a lower index.
 using Rank = int64_t;
 constexpr Rank kPaddingRank = INT64_MAX, kWorstRank = INT64_MIN;  // better, and worse, than every key
 
-ON_DEVICE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }  // as the floats they stand for
+// Integers with the order of the floats whose bits they are; its own inverse.
+ON_DEVICE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 ON_DEVICE Rank rank_of(float product, int index) {
   const int32_t high = ordered(chip::bits_of(product + 0.0f));  // -0 to 0
   return Rank(uint64_t(uint32_t(high)) << 32 | uint32_t(~index));
@@ -23,7 +24,7 @@ ON_DEVICE float product_of(Rank rank) { return chip::number_of(ordered(int32_t(r
 ON_DEVICE int index_of(Rank rank) { return ~int(uint32_t(rank)); }
 
 // Bitonic merge: sorts N ranks that fall and then rise, best first, as if BEFORE better ranks preceded them. Compares
-// those STEP apart, then half of that, and so on.
+// ranks at distance STEP, then STEP / 2, and so on.
 template <int STEP, int BEFORE, int N>
 ON_DEVICE void merge(Rank (&ranks)[N]) {
 #pragma unroll
@@ -33,8 +34,8 @@ ON_DEVICE void merge(Rank (&ranks)[N]) {
   if constexpr (STEP > 1) merge<STEP / 2, BEFORE>(ranks);
 }
 
-// Odd-even merge sort, best first: merges sorted runs of SORTED ranks into runs of twice that length. Compares ranks
-// STEP apart, then half of that, and so on.
+// Odd-even merge sort, best first: merges sorted runs of SORTED ranks into runs of twice that length. Compares ranks at
+// distance STEP, then STEP / 2, and so on.
 template <int SORTED = 1, int STEP = SORTED, int N>
 ON_DEVICE void sort(Rank (&ranks)[N]) {
   static_assert((N & (N - 1)) == 0);
@@ -65,8 +66,7 @@ struct List {
   ON_DEVICE void take(Rank (&ranks)[N]) {
     static_assert(N <= K);
     sort(ranks);
-    // The better of the worst entry and the best rank, and so on: the entries are then bitonic, falling and rising
-    // again.
+    // The better of the worst entry and the best rank, and so on: the entries are bitonic then.
 #pragma unroll
     for (int i = 0; i < N; ++i) entry[K - 1 - i] = max(entry[K - 1 - i], ranks[i]);
     constexpr int kAll = K <= 8 ? 8 : K <= 16 ? 16 : 32;

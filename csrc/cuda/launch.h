@@ -1,4 +1,4 @@
-// What the binding calls. Nothing in csrc/cuda includes PyTorch, so that it compiles with nvcc alone.
+// The functions that bindings.cpp calls. Nothing in csrc/cuda includes PyTorch, so that nvcc alone compiles it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,7 +8,7 @@
 
 namespace timecycle {
 
-// All pointers are on the current device; the work is put on `stream`.
+// All pointers are on the current device.
 cudaError_t propagate_sequence_cuda(const Sequence& call, cudaStream_t stream);
 
 }  // namespace timecycle

@@ -1,5 +1,5 @@
-// Which keys meet which queries; the threads that copy and those that multiply must agree on it. The same geometry as
-// kernels/grid.py.
+// Patches of queries and keys, and which patches of keys a patch of queries is multiplied with: used by the threads
+// that copy and by those that multiply. The geometry is that of kernels/grid.py.
 #pragma once
 
 #include "chip.h"
@@ -7,7 +7,7 @@
 
 namespace timecycle {
 
-// A patch of positions is 8 rows of 16 with a neighborhood, so that the keys it may see are few, else a row of 128.
+// A patch of positions: 128 in a row, or with a neighborhood 8 rows of 16, so that fewer keys are inside of it.
 template <bool NEIGHBORHOOD>
 struct Patch {
   static constexpr int kWide = NEIGHBORHOOD ? 16 : kPatch, kTall = kPatch / kWide;
@@ -29,11 +29,11 @@ ON_DEVICE Patch<NEIGHBORHOOD> patch_of(Extent grid, int p) {
 
 ON_DEVICE int chunks_of(const Problem& p) { return (p.channels + kChunk - 1) / kChunk; }
 
-// Rows (or columns) between two stretches of `size` that begin at a and b, 0 where they overlap.
+// The distance between two intervals of `size` rows (or columns) that begin at a and b: 0 if they overlap.
 ON_DEVICE int gap(int a, int b, int size) { return max(0, max(a - (b + size - 1), b - (a + size - 1))); }
 
-// The patches of keys of one slot that a patch of queries may see. In shared memory, since registers are few: volatile
-// members are read when needed, and not kept in registers.
+// The patches of keys of one slot that a patch of queries may see. In shared memory, and volatile so that the compiler
+// does not keep the members in registers, which are scarce.
 template <bool NEIGHBORHOOD>
 struct SlotPatches {
   using P = Patch<NEIGHBORHOOD>;
@@ -61,8 +61,8 @@ struct SlotPatches {
     first = min(max(0, own - 1), max(0, count - 1));
   }
 
-  // In order, from the one before the queries' own position on: nearby features are similar, so that later keys seldom
-  // belong into a list.
+  // In cyclic order, starting one patch before the queries' own position: nearby features are similar, so that later
+  // keys are seldom among the k best.
   ON_DEVICE P patch(int i) const {
     const int at = first + i < count ? first + i : first + i - count;
     if (!NEIGHBORHOOD) return {0, at * P::kWide};
@@ -82,14 +82,14 @@ struct SlotPatches {
 struct WorkItem {
   volatile int target, slot;
   volatile int queries, y, x;  // the number of the patch, and its first row and column
-  volatile int first, last;    // patches first to last - 1 of the wanted ones, in the order of SlotPatches
-  volatile int list;           // the first of the two that the block makes of these queries
+  volatile int first, last;    // wanted patches first .. last - 1 of keys, in the order of SlotPatches
+  volatile int list;           // the first of the lists that the block makes of these queries
   volatile bool begins;        // whether the queries differ from the last item's
   volatile bool ends;          // whether the list is complete
   volatile uint8_t part;       // the number of this block among those that have keys of the list
 };
 
-// Calls start<T, K, NEIGHBORHOOD>() for the type, the list size (at least k) and the kind of patch that a call needs.
+// Calls start<T, K, NEIGHBORHOOD>() with the type, list size (at least k) and kind of patch of a call.
 template <class Start>
 cudaError_t with_instance(const Problem& p, Start start) {
   const auto sized = [&]<class T, bool NEIGHBORHOOD>() {

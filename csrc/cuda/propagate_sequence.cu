@@ -5,7 +5,7 @@
 namespace timecycle {
 namespace {
 
-constexpr int kThreads = 256;  // with four blocks a multiprocessor asked for: by itself ptxas spills to fit six
+constexpr int kThreads = 256;  // with launch bounds of four blocks per multiprocessor: without, ptxas spills to fit six
 
 struct Team {
   static constexpr int kLanes = 32, kClasses = 1;
@@ -34,7 +34,7 @@ KERNEL(kThreads, 4) propagate_sequence_kernel(const Sequence call) {
 }  // namespace
 
 cudaError_t propagate_sequence_cuda(const Sequence& call, cudaStream_t stream) {
-  // No more blocks than there is work for: barriers take longer the more blocks there are.
+  // No idle blocks: barriers take longer with more blocks.
   const int64_t groups = (call.positions + Team::kLanes - 1) / Team::kLanes * call.classes;
   const int64_t wanted = (groups * Team::kLanes + kThreads - 1) / kThreads;
   return chip::launch_together(propagate_sequence_kernel, wanted, kThreads, stream, call);

@@ -1,11 +1,11 @@
-// What a warp makes of its products while they are in registers: softmax sums, and the products that may be among the k
-// best (candidates).
+// The epilogue of a warp's products, in registers: softmax sums, and candidates, the products that may be among the k
+// best.
 //
-// A warp has 32 rows of `COLUMNS` products: two blocks of 16 rows, in the tensor cores' layout, so that a row is with
-// the four lanes of a quad. Row r is 0 to 15 for the first block, 16 to 31 for the second.
+// A warp has 32 rows of `COLUMNS` products: two blocks of 16 rows, in the tensor cores' layout, so that a row is held
+// by the four lanes of a quad. Rows 0 to 15 are the first block, 16 to 31 the second.
 //
-// Candidates are appended to a buffer in shared memory, without a branch, and pushed after each patch to the warp that
-// keeps the lists: another one on Hopper, else the same.
+// Candidates are appended to a buffer in shared memory, without a branch, and passed after each patch to the warp that
+// keeps the lists: another warp on Hopper, else the same.
 #pragma once
 
 #include <cfloat>
@@ -15,24 +15,24 @@
 
 namespace timecycle {
 
-// The state of a warp, and what it does with a tile. WarpTile says which part of a patch's products is the warp's:
-// where its rows 0 and 16 are among the queries, and its first column of keys. These are computed anew each time, since
-// registers are few. ListSink is the warp that keeps the lists:
-//   wait()                  until the buffer may be written, and its thresholds are those of the list so far
+// WarpTile defines the warp's part of a patch's products: where its rows 0 and 16 are among the queries, and its first
+// column of keys. These are recomputed each time, since registers are scarce. ListSink is the warp that keeps the
+// lists:
+//   wait()                  waits until the buffer may be written and its thresholds are up to date
 //   take_candidates(more)   the buffer has the candidates of a patch, or with `more` only some of them
 //   take_sums()             the buffer has the softmax of a list
 template <int K, int COLUMNS, int CAPACITY, bool NEIGHBORHOOD, class WarpTile, class ListSink>
 struct RowCandidates {
   using P = Patch<NEIGHBORHOOD>;
-  static constexpr int kEighths = COLUMNS / 8;  // a lane has two columns of each
-  static constexpr float kLarge = 0x1p64f;      // sums of exponentials stay below
+  static constexpr int kEighths = COLUMNS / 8;  // groups of eight columns; a lane has two columns of each
+  static constexpr float kLarge = 0x1p64f;      // a larger sum of exponentials needs a larger shift
 
   const Problem& p;
   CandidateBuffer<CAPACITY>& buffer;
   const WorkItem& item;  // the one in progress
   ListSink& sink;
-  // Of the four rows that this lane has columns of, in order of its registers: row_of(i).
-  float top[4], total[4];  // the softmax: its shift, which no product exceeds by much, and the sum relative to it
+  // For the four rows that this lane has columns of, row_of(i):
+  float top[4], total[4];  // the online softmax's shift, which products exceed by little, and its sum
   bool fresh;              // whether the list has no keys of this warp yet
 
   ON_DEVICE RowCandidates(const Problem& p, CandidateBuffer<CAPACITY>& buffer, const WorkItem& item, ListSink& sink)
@@ -49,11 +49,12 @@ struct RowCandidates {
     }
   }
 
-  // Products of the rows with one patch of keys: sums[block][4 * eighth + ...]. Overwrites those that do not count.
+  // Processes the products of the rows with one patch of keys, sums[block][4 * eighth + ...], and overwrites those of
+  // keys that do not count by -inf.
   ON_DEVICE void take(float (&sums)[2][COLUMNS / 2], const SlotPatches<NEIGHBORHOOD>& slot, P keys) {
     mask_keys(sums, slot, keys);
     sink.wait();
-    // Without k keys in the list nearly every product would be a candidate.
+    // With fewer than k keys in the list nearly every product would be a candidate.
     const float threshold = fresh ? initial_threshold() : buffer.threshold[chip::lane()];
     if (chip::any(threshold == -FLT_MAX)) estimate_thresholds(sums, threshold);
     fresh = false;
@@ -68,7 +69,7 @@ struct RowCandidates {
     }
   }
 
-  // Pushes the softmax of a list that is complete.
+  // Passes on the softmax of a complete list.
   ON_DEVICE void end() {
     sink.wait();
     const int lane = chip::lane();
@@ -158,16 +159,16 @@ struct RowCandidates {
     }
   }
 
-  // The threshold of row lane() while its list is empty. A row beyond the grid, whose products are all 0, has no
+  // The threshold of row lane() while its list is empty. A row outside the grid, whose products are all 0, has no
   // candidates.
   ON_DEVICE float initial_threshold() const {
     const P own = place_of<NEIGHBORHOOD, WarpTile>(item, chip::lane());
     return own.y < p.queries.height && own.x < p.queries.width ? -FLT_MAX : INFINITY;
   }
 
-  // Thresholds, where a list is not full, and shifts from the products themselves. No product below a row's threshold
-  // is among its k best: it is the k-th of the maxima of some groups of columns, of which there are more than k; or
-  // `threshold`, which is row lane()'s, if not so many exist.
+  // Sets thresholds of lists that are not full, and shifts, from the products themselves. A row's threshold is the k-th
+  // largest of the maxima of more than k groups of columns, a lower bound of the k-th product, or if that is larger,
+  // `threshold`, which is row lane()'s.
   ON_DEVICE void estimate_thresholds(const float (&sums)[2][COLUMNS / 2], float threshold) {
     constexpr int kGroups = K <= 5 ? 4 : 8, kColumns = COLUMNS / 4 / kGroups;  // of a lane and row
     static_assert(4 * kGroups > K && kColumns % 2 == 0 && int(sizeof(float)) * kGroups * 128 <= buffer.kScratch);
@@ -222,7 +223,7 @@ struct RowCandidates {
     for (int j = kEighths - 1; j >= 0; --j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // A difference has the sign of the comparison, and is computed by other units than a comparison.
+        // The sign of a difference instead of a comparison, since other units compute it.
         found[i] = chip::with_sign(found[i], fmaxf(at(sums, i, 2 * j), at(sums, i, 2 * j + 1)) - threshold[i]);
       }
     }
@@ -230,7 +231,7 @@ struct RowCandidates {
     for (int i = 0; i < 4; ++i) found[i] ^= (1u << kEighths) - 1;
   }
 
-  // Pushes the pairs of `found`, as many at a time as fit.
+  // Passes on the pairs of `found`, as many at a time as fit.
   ON_DEVICE void push_all(const float (&sums)[2][COLUMNS / 2], uint32_t (&found)[4]) {
     for (;;) {
       const Offsets offsets = offsets_of(found);
@@ -256,8 +257,8 @@ struct RowCandidates {
   }
 
   struct Offsets {
-    uint32_t first;       // in the buffer, of this lane's candidates: one byte a row
-    bool some, too_many;  // for some row of the warp
+    uint32_t first;       // of this lane's candidates in the buffer: one byte per row
+    bool some, too_many;  // whether any row of the warp has candidates, and more than fit
   };
 
   ON_DEVICE Offsets offsets_of(const uint32_t (&found)[4]) const {
@@ -268,12 +269,12 @@ struct RowCandidates {
     const int lane = chip::lane();
     const uint32_t beside = chip::from_lane_xor(own, 1), across = chip::from_lane_xor(own + beside, 2);
     const uint32_t end = own + beside + across;
-    // In each byte the highest bit is set if the byte is more than CAPACITY.
+    // The highest bit of each byte: whether the byte is above CAPACITY.
     const uint32_t more = end + (127 - CAPACITY) * 0x01010101u & 0x80808080;
     return {(lane & 1 ? beside : 0) + (lane & 2 ? across : 0), chip::any(end != 0), chip::any(more != 0)};
   }
 
-  // Appends the pairs of `found` to the buffer, from that offset of each row on (one byte a row).
+  // Writes the pairs of `found` to the buffer, from each row's offset on (one byte per row).
   ON_DEVICE void push_candidates(const float (&sums)[2][COLUMNS / 2], const uint32_t (&found)[4], uint32_t offset) {
     chip::Cursor to[4];
 #pragma unroll
@@ -293,13 +294,13 @@ struct RowCandidates {
   ON_DEVICE void accumulate_softmax(const float (&sums)[2][COLUMNS / 2], const SlotPatches<NEIGHBORHOOD>& slot,
                                     P keys) {
     float part[4];
-    // All keys of the first patch may have been outside the neighborhood of a row.
+    // All keys of the first patch may be outside the neighborhood of a row.
     const float least = fminf(fminf(top[0], top[1]), fminf(top[2], top[3]));
     if (MIXED || (NEIGHBORHOOD && chip::any(least == -INFINITY))) {
-      raise_shifts(sums);  // and not a second time if MIXED: the compiler would keep 128 counts for that
+      raise_shifts(sums);  // if MIXED here only: to do it below, the compiler would keep 128 counts in registers
     }
     exponentials<MIXED>(sums, slot, keys, part);
-    // Products far above all before are rare, so the largest of each patch is not looked for.
+    // Products far above all earlier ones are rare, so the maximum of each patch is not computed.
     if (!MIXED && chip::any(!(part[0] < kLarge && part[1] < kLarge && part[2] < kLarge && part[3] < kLarge))) {
       raise_shifts(sums);
       exponentials<MIXED>(sums, slot, keys, part);
@@ -337,14 +338,14 @@ struct RowCandidates {
     }
   }
 
-  // Makes the softmax of the i-th row relative to `most` where that is larger.
+  // Raises the shift of the i-th row to `most` if that is larger.
   ON_DEVICE void raise_shift(int i, float most) {
     const float before = top[i], old = shift(i);
     top[i] = fmaxf(before, most);
     if (top[i] > before) total[i] = before == -INFINITY ? 0 : total[i] * chip::power_of_two(old - shift(i));
   }
 
-  // The shift of the exponents of the i-th row, rounded once: all of them subtract the same number.
+  // The shift of the i-th row's exponents, rounded once, so that all of them subtract the same number.
   ON_DEVICE float shift(int i) const { return top[i] == -INFINITY ? 0 : top[i] * p.softmax_scale_log2; }
 };
 

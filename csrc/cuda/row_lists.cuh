@@ -15,7 +15,7 @@ ON_DEVICE float above(float x) {
   return chip::number_of(bits + (bits >= 0 ? 1 : -1));
 }
 
-// WarpTile as in RowCandidates; only its rows matter here.
+// WarpTile as in RowCandidates.
 template <int K, bool NEIGHBORHOOD, class WarpTile>
 struct RowLists {
   using P = Patch<NEIGHBORHOOD>;
@@ -29,21 +29,21 @@ struct RowLists {
   ON_DEVICE RowLists(const Problem& p, const WorkItem& item) : p(p), item(item) {}
 
   ON_DEVICE void clear() {
-    // A row beyond the grid keeps nothing.
+    // A row outside the grid keeps nothing.
     const P own = place_of<NEIGHBORHOOD, WarpTile>(item, chip::lane());
     list.clear(own.y < p.queries.height && own.x < p.queries.width ? p.k : 0);
   }
 
-  // Takes candidates of a patch whose first key has that index: of all rows at the same time, a few of each.
+  // Inserts the candidates of a patch whose first key has index `first`: a few per iteration, of all rows in parallel.
   template <int CAPACITY>
   ON_DEVICE void take(const CandidateBuffer<CAPACITY>& buffer, int first) {
     const int lane = chip::lane();
     const float threshold = buffer.threshold[lane];
     const uint64_t columns = buffer.columns_of(lane);
-    // The candidates that are left: `here` those in columns 0 to 3 of each eighth, `later` those in columns 4 to 7.
+    // The remaining candidates: `here` those in columns 0 to 3 of each eighth, `later` those in columns 4 to 7.
     uint32_t here = uint32_t(columns), later = uint32_t(columns >> 32);
     int start = first, done = 0;
-    Rank smaller = kWorstRank;  // rank of the smaller product of the last pair, if `both` belong here
+    Rank smaller = kWorstRank;  // rank of the smaller product of the last pair, if `both` reach the threshold
     bool both = false;
     chip::note(chip::Event::flush);
     while (chip::any(here != 0 || later != 0 || both)) {
@@ -71,23 +71,23 @@ struct RowLists {
     }
   }
 
-  // The smallest product of row lane() that belongs into its list, if patch number i of the slot's wanted patches is
-  // the next: an equal one is better only if its index is lower. Keys that do not exist have -inf, which is always
-  // less.
+  // The smallest product that belongs in the list of row lane(), if the next patch is number i of the slot's wanted
+  // ones: a product equal to the last entry's is better only if its index is lower. It is above -inf, the product of
+  // keys that do not count.
   ON_DEVICE float threshold(const SlotPatches<NEIGHBORHOOD>& slot, int i) const {
     const Rank worst = list.entry[K - 1];
     if (worst == kPaddingRank) return INFINITY;
     const float product = product_of(worst);
     if constexpr (!NEIGHBORHOOD) {
-      // Patches come in the order of their indices, but for one step back.
+      // Patches come by ascending index, except that the order wraps around once.
       const int next = i < item.last ? index_of_first(p, item, slot.patch(i)) : kInvalidIndex;
       if (index_of(worst) < next) return fmaxf(above(product), -FLT_MAX);
     }
     return fmaxf(product, -FLT_MAX);
   }
 
-  // Writes the rows' candidates as list number `number` of each query. Their softmax is in the buffers of the warps
-  // that had products of the rows, the first of which is written over.
+  // Writes the rows' lists as list number `number` of each query. Their softmax is in the buffers of the warps that had
+  // products of the rows; the first buffer is overwritten.
   template <int CAPACITY, int WARPS>
   ON_DEVICE void store(CandidateBuffer<CAPACITY>* const (&buffer)[WARPS], int number) {
     const Extent grid = p.queries;
@@ -109,8 +109,7 @@ struct RowLists {
       p.tops[at] = top;
       p.sums[at] = sum;
     }
-    // By way of shared memory, so that writes are coalesced. The list's last entry is the last of
-    // k.
+    // Through shared memory, so that writes are coalesced.
     static_assert(int(sizeof(float)) * 32 * K <= CandidateBuffer<CAPACITY>::kScratch);
     chip::sync_warp();
     write_out(p.values + first * p.k, buffer[0]->template scratch<float>(), product_of);
@@ -118,13 +117,13 @@ struct RowLists {
   }
 
  private:
-  // From the index of a patch's first key to that of one of the warp's.
+  // The index of one of the warp's keys relative to the patch's first key.
   ON_DEVICE int key(int eighth, int column) const {
     if constexpr (!NEIGHBORHOOD) return WarpTile::first_column() + 8 * eighth + column;
     return (WarpTile::first_column() / P::kWide + eighth / 2) * p.positions.width + eighth % 2 * 8 + column;
   }
 
-  // One number of each entry. The 16 rows of a block are neighbors on the grid.
+  // Writes number(entry) of the last k entries. The 16 rows of a block are adjacent on the grid.
   template <class T, class Number>
   ON_DEVICE void write_out(T* to, T* scratch, Number number) const {
 #pragma unroll

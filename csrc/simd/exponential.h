@@ -13,7 +13,7 @@ namespace timecycle {
 // 2^-126 become 2^-126.
 TIMECYCLE_INLINE float exp_of_negative(float x) {
   const float scaled = std::max(x * 1.44269504f, -126.0f);
-  // Adding 1.5 * 2^23 rounds to an integer, in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, which is in the low bits then.
   const float shifted = scaled + 12582912.0f;
   const float fraction = scaled - (shifted - 12582912.0f);
   uint32_t exponent;  // unsigned: the sum is defined also for NaN and for x > 0

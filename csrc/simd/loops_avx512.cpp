@@ -1,13 +1,13 @@
-// The loops of loops.h in AVX-512 intrinsics. Called only where the machine has them.
+// The loops of loops.h in AVX-512 intrinsics. Called only if the CPU has them.
 #include "simd/loops.h"
 #include "simd/variants.h"
 
 #if TIMECYCLE_AVX512
 
 #include <immintrin.h>
-// GCC warns of its own _mm512_undefined_ps (its bug 105593).
+// GCC warns about its own _mm512_undefined_ps (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
-// All that follows is compiled for AVX-512, the loops' templates included.
+// The rest of this file, including loops_template.h, is compiled for AVX-512.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi,bmi2,popcnt"))), \
                              apply_to = function)
@@ -82,8 +82,8 @@ struct Avx512 {
     return row;
   }
 
-  // Inserts one value. The step of the list that holds its place opens there and loses its last element; each later
-  // step takes in what the one before it lost.
+  // Inserts one value by `expand`. The step that has its place shifts from there on and loses its last element, which
+  // becomes the first of the next step, and so on.
   static TIMECYCLE_INLINE void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
     float* values = lists.values + lists.begin(q);
     int64_t first = 0;
@@ -114,7 +114,7 @@ struct Avx512 {
   }
 
   static TIMECYCLE_INLINE void transpose_block(const float* tile, int64_t columns, int64_t stride, float* out) {
-    // Pairs of rows, pairs of pairs, then quarters of vectors twice.
+    // Interleaves pairs of rows, then pairs of pairs, then permutes quarters of vectors twice.
     __m512 a[kVector], b[kVector];
     for (int64_t row = 0; row < kVector; ++row) a[row] = _mm512_loadu_ps(tile + row * columns);
     for (int64_t row = 0; row < kVector; row += 2) {
@@ -157,8 +157,8 @@ struct Avx512 {
     }
   };
 
-  // The smallest and the largest of some values, and the sum of their squares: two of each, so that one step need not
-  // wait for the one before it.
+  // The smallest and the largest of some values, and the sum of their squares: two accumulators of each, so that
+  // consecutive steps do not depend on each other.
   struct Range {
     __m512 least[2], most[2], norm[2];
 

@@ -16,7 +16,7 @@ extern const Loops* const kAvx512Loops;
 
 namespace {
 
-// The bytes of a row, each 0 or 1, as bits.
+// A bit for each byte of a row, which are 0 or 1.
 TIMECYCLE_INLINE uint64_t to_bits(const uint8_t* marked) {
   uint64_t eight[kLanes / 8], any = 0, bits = 0;
   std::memcpy(eight, marked, sizeof(eight));
@@ -61,14 +61,14 @@ struct Plain {
     return buffer;
   }
 
-  // Inserts one value; every element looks at itself and the one before it, so a step of the list is one vector.
+  // Inserts one value. Each new element depends on two old ones, itself and the one before: a step is one vector.
   static TIMECYCLE_INLINE void insert(const SortedLists& lists, int64_t q, float value, int32_t index) {
     constexpr int64_t kStep = SortedLists::kStep;
     float* values = lists.values + lists.begin(q);
     int32_t* indices = lists.indices ? lists.indices + lists.begin(q) : nullptr;
     for (int64_t first = lists.length - kStep; first >= 0; first -= kStep) {
       const float* here = values + first;
-      // Indices before values, which say where they go.
+      // Indices first: their places depend on the old values.
       if (indices) {
         int32_t moved[kStep];
         for (int64_t j = 0; j < kStep; ++j)
@@ -90,7 +90,7 @@ struct Plain {
       for (int64_t row = 0; row < 16; ++row) out[column * stride + row] = tile[row * columns + column];
   }
 
-  // kBlock sums kept apart, so that loops vectorize and rounding stays small.
+  // kBlock separate sums, so that loops vectorize and rounding errors stay small.
   struct Sums {
     float sums[kBlock] = {};
 

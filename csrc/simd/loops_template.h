@@ -12,12 +12,13 @@
 namespace timecycle {
 namespace {
 
-constexpr int64_t kBlock = 64;  // channels that a step of a loop over channels takes
+constexpr int64_t kBlock = 64;  // channels per step of `dot`
 
-// The row of n channels from the sum of its bytes, and from the sums of squares of its values and of what rounding
-// lost.
-TIMECYCLE_INLINE ByteRow make_byte_row(int64_t n, float scale, float low, int32_t sum, float norm, float residual) {
-  const float count = static_cast<float>(n), length = std::sqrt(norm), lost = std::sqrt(residual);
+// The row of n channels from the sum of its bytes, the sum of its squared values, and that of its squared rounding
+// errors.
+TIMECYCLE_INLINE ByteRow make_byte_row(int64_t n, float scale, float low, int32_t sum, float squares,
+                                       float lost_squares) {
+  const float count = static_cast<float>(n), length = std::sqrt(squares), lost = std::sqrt(lost_squares);
   return {.scale = scale,
           .low = low,
           .sum = count * low + scale * static_cast<float>(sum),
@@ -73,7 +74,7 @@ TIMECYCLE_LOOP void insert_tile(const float* tile, TileMultiplicity multiplicity
       for (; times > 0 && values[q] > lists.kth[q]; --times)
         Isa::insert(lists, q, values[q], first_index + static_cast<int32_t>(row));
     }
-    // Insertions raised some k-th values. Loading them anew now and then spares work.
+    // Insertions raise k-th values: reload them now and then, so that fewer entries are marked.
     if (marked != 0 && row % 8 == 7) kth = Isa::load(lists.kth);
   }
 }
@@ -85,7 +86,7 @@ TIMECYCLE_LOOP ByteRow quantize(const float* values, int64_t n, uint8_t* bytes) 
   for (; i + Isa::kStep <= n; i += Isa::kStep) range.take(values + i, Isa::kStep);
   range.take(values + i, n - i);
   const float low = range.low(), high = range.high();
-  // Values that hardly differ are one value; their difference is part of the residual like any other.
+  // Values that hardly differ are all quantized to 0: the residual includes their differences.
   const bool flat = !(high - low > 1e-30f);
   const float scale = flat ? 1.0f : (high - low) / 255.0f, inverse = flat ? 0.0f : 255.0f / (high - low);
   typename Isa::Quantizer quantizer(low, scale, inverse);

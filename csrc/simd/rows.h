@@ -11,21 +11,16 @@
 
 namespace timecycle {
 
-// sum += factor * row, n numbers each.
-void add_scaled(float factor, const float* row, int64_t n, float* sum);
-void add_scaled(float factor, const c10::BFloat16* row, int64_t n, float* sum);
-void add_scaled(float factor, const c10::Half* row, int64_t n, float* sum);
-
 // <a, b> over n channels.
 inline float dot(const float* a, const float* b, int64_t n) { return loops().dot(a, b, n); }
 
-// out = row, in the type of out; narrowing rounds to nearest, ties to even.
-void convert(const float* row, int64_t n, float* out);
-void convert(const c10::BFloat16* row, int64_t n, c10::BFloat16* out);
-void convert(const c10::BFloat16* row, int64_t n, float* out);
-void convert(const c10::Half* row, int64_t n, float* out);
-void convert(const float* row, int64_t n, c10::BFloat16* out);
-void convert(const float* row, int64_t n, c10::Half* out);
+// sum += factor * row, n numbers each; rows of float, bfloat16 or half.
+template <typename Feature>
+void add_scaled(float factor, const Feature* row, int64_t n, float* sum);
+
+// out = row: between float and each of the types, or bfloat16 copied. Narrowing rounds to nearest, ties to even.
+template <typename From, typename To>
+void convert(const From* row, int64_t n, To* out);
 
 // n features as floats: themselves, or converted into `copy`.
 inline const float* as_floats(const float* features, int64_t, std::vector<float>&) { return features; }
@@ -39,12 +34,12 @@ const float* as_floats(const Feature* features, int64_t n, std::vector<float>& c
 
 // Adds to floats that are split into their upper and lower 16 bits. The upper halves are held in an output of a 16-bit
 // type until the sum is complete: half the memory of a float copy of the output, and the same sums.
-void add_to_split(const float* row, int64_t n, c10::BFloat16* upper, uint16_t* lower);
-void add_to_split(const float* row, int64_t n, c10::Half* upper, uint16_t* lower);
+template <typename Feature>
+void add_to_split(const float* row, int64_t n, Feature* upper, uint16_t* lower);
 
 // Rounds such sums to the type of the output that holds their upper halves.
-void round_split(int64_t n, c10::BFloat16* upper, const uint16_t* lower);
-void round_split(int64_t n, c10::Half* upper, const uint16_t* lower);
+template <typename Feature>
+void round_split(int64_t n, Feature* upper, const uint16_t* lower);
 
 // Interleaves two rows: out [n][2].
 void interleave_rows(const c10::BFloat16* first, const c10::BFloat16* second, int64_t n, c10::BFloat16* out);

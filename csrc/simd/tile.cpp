@@ -31,7 +31,7 @@ void column_exp_sum(const float* tile, const float* multiplicity, int64_t rows, 
   for (int64_t i = 0; i < rows * kLanes; i += kLanes)
     for (int64_t q = 0; q < kLanes; ++q) {
       const float power = exp_of_negative((tile[i + q] - shift[q]) * scale);
-      // Where the multiplicity is 0, the tile and perhaps the shift are -inf, and the power may be anything.
+      // If the multiplicity is 0, the tile and perhaps the shift are -inf, and the power is undefined.
       sum[q] += multiplicity[i + q] > 0.0f ? multiplicity[i + q] * power : 0.0f;
     }
 }
@@ -48,7 +48,7 @@ void row_exponentials(float* tile, TileMultiplicity multiplicity, int64_t rows, 
       continue;
     }
     const float* counts = multiplicity.per_entry + row * kLanes;
-    // A key that does not count may have any power, but a finite one.
+    // The power of a key that does not count is arbitrary.
     for (int64_t q = 0; q < kLanes; ++q)
       values[q] = counts[q] > 0.0f ? times * counts[q] * exp_of_negative(values[q] * scale - above) : 0.0f;
   }

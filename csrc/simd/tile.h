@@ -1,6 +1,6 @@
-// Tiles of dot products while they are in cache: maximum, sum of exponentials, multiplicity.
+// Loops over tiles of dot products: maximum, sum of exponentials, multiplicity.
 //
-// A tile is [keys][kLanes queries], so queries lie along vector lanes and reductions over keys need no horizontal step.
+// A tile is [keys][kLanes queries], so that queries are vector lanes and reductions over keys need no horizontal step.
 // These are plain loops (variants.h); loops.h has those that are also written in AVX-512 intrinsics.
 #pragma once
 
@@ -11,9 +11,9 @@
 namespace timecycle {
 
 constexpr int64_t kLanes = 64;  // queries of a tile
-constexpr int64_t kRows = 64;   // keys of a tile, at most
+constexpr int64_t kRows = 64;   // most keys of a tile
 
-// How often each key of a tile counts for each query: per_entry [rows][kLanes], or `uniform` where that is null.
+// How often each key of a tile counts for each query: per_entry [rows][kLanes], or if that is null, `uniform`.
 struct TileMultiplicity {
   const float* per_entry;
   int64_t uniform;
@@ -35,7 +35,7 @@ void column_exp_sum(const float* tile, const float* multiplicity, int64_t rows, 
 
 // For tiles whose rows are queries and whose lanes are keys:
 //     tile[row][lane] = factor[row] * multiplicity * exp(tile[row][lane] * scale - shift[row]).
-// A logit may exceed its shift by rounding only.
+// Logits must not exceed their shift by more than rounding.
 void row_exponentials(float* tile, TileMultiplicity multiplicity, int64_t rows, const float* shift, const float* factor,
                       float scale);
 

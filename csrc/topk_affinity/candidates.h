@@ -1,10 +1,9 @@
-// Exact neighbors from products of bytes: keep every key that the error bound cannot rule out, then decide in float.
+// Exact neighbors from int8 products: keep every key that the error bound cannot rule out, then decide in float.
 //
 // With a the product of the quantized features and e its error bound (panels.h), the float product c lies between a - e
-// and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best, now or later. Float products
-// of the k likeliest keys give a w without their e, which halves the window where keys lie dense. The candidates left
-// at the end, some dozens a query, are multiplied again in float. Not for softmax over all keys, whose denominator
-// would carry the error.
+// and a + e. Once k keys have a - e >= w, a key with a + e < w cannot be among the k best. If many candidates remain,
+// float products of the k most likely keys give a tighter w, without the error e. The candidates left at the end, a few
+// dozen per query, are multiplied again in float. Not for softmax over all keys: its denominator would have the error.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +20,12 @@
 namespace timecycle {
 
 // The candidates of a tile of queries. `exact` computes float products: exact.product(q, index) is that of lane q with
-// a key, exact.multiplicity(q, index) how often the key counts for it; exact.prefetch(index) announces the next key.
+// a key, exact.multiplicity(q, index) how often the key counts for it; exact.prefetch(index) loads a key into the
+// cache.
 class Candidates {
  public:
-  // `positions` keys may compete for a place in a list. Above a candidate in 24 keys the float products cost more than
-  // direct products of all would; above a thousand a query they take too much memory.
+  // `positions` keys compete for a list. With more than one candidate in 24 keys the float products cost more than
+  // direct products with all keys; with more than 1024 candidates per query they take too much memory.
   Candidates(int64_t k, int64_t positions)
       : k_(k),
         most_(
@@ -41,13 +41,13 @@ class Candidates {
     overflown_ = false;
   }
 
-  // Whether the bounds rule out too little: then nothing is kept, and the direct product must be taken instead.
+  // Whether there were too many candidates: they are incomplete then, and direct products must be used instead.
   bool overflown() const { return overflown_; }
 
-  // Lists whose bounds have been tightened.
+  // Number of lists whose bounds were tightened by float products.
   int64_t tightened() const { return tightened_; }
 
-  // Takes in a tile [rows][kLanes] of integer products of consecutive keys, as NeighborLists::take does.
+  // Adds a tile [rows][kLanes] of integer products with consecutive keys, as NeighborLists::take.
   template <typename Exact>
   void take(const int32_t* tile, TileMultiplicity multiplicity, const ByteRow* keys, int64_t rows, int64_t first_index,
             int64_t queries, const ByteLanes& lanes, TileCandidate* found, Exact& exact) {
@@ -55,7 +55,7 @@ class Candidates {
     byte_errors(keys, rows, lanes, error);
     for (int64_t q = 0; q < kLanes; ++q) {
       threshold[q] = q < queries ? lower_->kth[q] - error[q] : -kNegInf;
-      // Beyond this, sums in float might overflow.
+      // Above this, sums in float might overflow.
       overflown_ |= q < queries && !(error[q] < 1e30f);
     }
     if (overflown_) return;
@@ -75,7 +75,7 @@ class Candidates {
     std::vector<float> product;
   };
 
-  // Offers to `lists` every key that can be in the list of a query, by rising index.
+  // Inserts every key that can be in the list of a query into `lists`, by ascending index.
   template <typename Exact>
   void decide(int64_t queries, const ByteLanes& lanes, NeighborLists& lists, Exact& exact) {
     count_ = drop_candidates(candidates_.data(), count_, lower_->kth);
@@ -85,7 +85,7 @@ class Candidates {
   }
 
  private:
-  // Calls visit(q, candidates, count) with the candidates of each query, by rising index.
+  // Calls visit(q, candidates, count) with the candidates of each query, by ascending index.
   template <typename Visit>
   void for_each_query(int64_t queries, Scratch& scratch, Visit visit) {
     int64_t ends[kLanes + 1] = {};
@@ -112,8 +112,8 @@ class Candidates {
     overflown_ = count_ > most_ || (seen_ >= 2048 && count_ > seen_ * kLanes / 4);
   }
 
-  // Float products of the min(k, count) likeliest of a query's candidates, at their places in scratch.product; `order`
-  // begins with those places. Returns the smallest.
+  // Computes float products with the min(k, count) most likely candidates of a query, in scratch.product at the
+  // candidates' places, which scratch.order lists first. Returns the smallest product.
   template <typename Exact>
   float likeliest(int64_t q, const Candidate* candidates, int64_t count, Exact& exact) {
     const int64_t first = std::min(k_, count);
@@ -131,7 +131,7 @@ class Candidates {
     return least;
   }
 
-  // Replaces the lower bounds of a query by k float products, where those are higher.
+  // Replaces the lower bounds of a query by k float products, if those are higher.
   template <typename Exact>
   void tighten(int64_t q, const Candidate* candidates, int64_t count, float unit, Exact& exact) {
     if (count < k_) return;
@@ -163,7 +163,7 @@ class Candidates {
     }
   }
 
-  // A little less, for comparisons of values that were divided by a query's unit or multiplied with it.
+  // A little less, to compare values that were rounded when divided by or multiplied with a query's unit.
   static float below(float value) { return value - 1e-6f * std::abs(value); }
 
   int64_t k_, most_;

@@ -1,5 +1,5 @@
-// Positions of a frame in blocks, which blocks see each other under a neighborhood, and how a tile of queries walks
-// past the keys of a slot: all of them, or with a neighborhood those of a box around the tile.
+// Positions of a frame in blocks, which blocks see each other under a neighborhood, and the iteration of query tiles
+// over the keys of a slot: all keys, or with a neighborhood those of a box around the tile.
 #pragma once
 
 #include <algorithm>
@@ -62,9 +62,11 @@ inline bool sees(const Problem& p, const PositionBlock& queries, const PositionB
   return multiplicity[0] > 0 && rows < static_cast<int64_t>(p.half_widths.size()) && columns <= p.half_widths[rows];
 }
 
-// out [count][kLanes]: multiplicity of the keys of a block for queries first .. first + count - 1 of another.
-inline void block_multiplicity(const Problem& p, const PositionBlock& queries, int64_t first, int64_t count,
-                               const PositionBlock& keys, const int64_t* multiplicity, float* out) {
+// Multiplicity [count][kLanes] of the keys of a block for queries first .. first + count - 1 of another, in a slot of
+// that multiplicity [2]. `out` has room for it.
+inline TileMultiplicity block_multiplicity(const Problem& p, const PositionBlock& queries, int64_t first, int64_t count,
+                                           const PositionBlock& keys, const int64_t* multiplicity, float* out) {
+  if (!is_restricted(p, multiplicity)) return {nullptr, multiplicity[0]};
   alignas(64) int32_t column[kLanes] = {}, half_width[kLanes] = {};
   for (int64_t k = 0; k < keys.count(); ++k) column[k] = static_cast<int32_t>(keys.positions[k] % p.grid_width);
   for (int64_t q = 0; q < count;) {
@@ -72,11 +74,12 @@ inline void block_multiplicity(const Problem& p, const PositionBlock& queries, i
     const int64_t run = std::min(count - q, queries.right + 1 - x);
     for (int64_t k = 0; k < keys.count(); ++k)
       half_width[k] = half_width_at(p, std::abs(y - keys.positions[k] / p.grid_width));
-    // A neighborhood is symmetric: here the tile's lanes are keys, and its rows queries side by side.
+    // A neighborhood is symmetric: here the tile's lanes are keys, and its rows are adjacent queries.
     fill_multiplicity(out + q * kLanes, run, static_cast<int32_t>(x), column, half_width,
                       static_cast<float>(multiplicity[0]), static_cast<float>(multiplicity[1]));
     q += run;
   }
+  return {out, multiplicity[0]};
 }
 
 // A tile of at most kLanes queries, and where on the grid they are if there is a neighborhood.
@@ -107,9 +110,9 @@ inline int64_t keys_in_neighborhood(const Problem& p) {
   return std::min(keys, p.positions);
 }
 
-// Walks `count` tiles of queries past the keys of one slot that count for any of their queries. load(first, count) is
-// called for a run of keys before take(tile, first, rows) is for parts of it: at most kRows keys of one grid row
-// (without a neighborhood: of the slot).
+// Iterates `count` tiles of queries over the keys of one slot that count for any of their queries: calls
+// load(first, count) for a run of keys, then take(tile, first, rows) for parts of it, at most kRows keys of one grid
+// row (without a neighborhood: of the slot).
 template <typename Load, typename Take>
 void walk_keys(const Problem& p, const QueryTile* tiles, int64_t count, const int64_t* multiplicity, Load load,
                Take take) {
@@ -143,14 +146,17 @@ void walk_keys(const Problem& p, const QueryTile* tiles, int64_t count, const in
   }
 }
 
-// out [rows][kLanes]: multiplicity of keys first .. first + rows - 1, of one grid row, for each query of a tile.
-inline void tile_multiplicity(const Problem& p, const QueryTile& tile, int64_t first, int64_t rows,
-                              const int64_t* multiplicity, float* out) {
+// Multiplicity [rows][kLanes] of keys first .. first + rows - 1, of one grid row, for each query of a tile, in a slot
+// of that multiplicity [2]. `out` has room for it.
+inline TileMultiplicity tile_multiplicity(const Problem& p, const QueryTile& tile, int64_t first, int64_t rows,
+                                          const int64_t* multiplicity, float* out) {
+  if (!is_restricted(p, multiplicity)) return {nullptr, multiplicity[0]};
   alignas(64) int32_t half_width[kLanes];
   const int64_t y = first / p.grid_width;
   for (int64_t q = 0; q < kLanes; ++q) half_width[q] = half_width_at(p, std::abs(y - tile.row[q]));
   fill_multiplicity(out, rows, static_cast<int32_t>(first - y * p.grid_width), tile.column, half_width,
                     static_cast<float>(multiplicity[0]), static_cast<float>(multiplicity[1]));
+  return {out, multiplicity[0]};
 }
 
 // The multiplicity of one key for one query of a tile.

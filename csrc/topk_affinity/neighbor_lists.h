@@ -65,8 +65,8 @@ class NeighborLists {
     for (auto& tied : tied_) tied.clear();
   }
 
-  // Takes in a tile [rows][kLanes] of dot products of consecutive keys, for the first `queries` lanes. `found` is
-  // scratch memory for as many entries as the tile has.
+  // Adds a tile [rows][kLanes] of dot products with consecutive keys, for the first `queries` lanes. `found` is scratch
+  // memory for as many entries as the tile has.
   void take(const float* tile, TileMultiplicity multiplicity, int64_t rows, int64_t first_index, int64_t queries,
             TileCandidate* found) {
     alignas(64) float tile_largest[kLanes];
@@ -84,7 +84,7 @@ class NeighborLists {
     if (softmax_over_all_) add_exponentials(tile, multiplicity, rows, tile_largest);
   }
 
-  // Inserts a key into the list of query q if it belongs there, `times` times. Keys come by rising index.
+  // Inserts a key `times` times into the list of query q if it is among the k best. Keys must come by ascending index.
   void offer(int64_t q, float value, int64_t times, int32_t index) {
     if (!belongs(value, q)) return;
     float* values = lists_->values + lists_->begin(q);
@@ -92,7 +92,7 @@ class NeighborLists {
     const int64_t last = lists_->k - 1;
     for (; times > 0 && value > values[last]; --times) {
       const Neighbor lost{values[last], indices[last]};
-      // Behind its equals.
+      // After equal values.
       const int64_t place =
           std::partition_point(values, values + last, [value](float v) { return v >= value; }) - values;
       std::copy_backward(values + place, values + last, values + last + 1);
@@ -115,7 +115,7 @@ class NeighborLists {
       out.push_back({lists_->values[i + j], lists_->indices[i + j]});
     if (!keep_ties_ || out.empty()) return;
     out.insert(out.end(), tied_[q].begin(), tied_[q].end());
-    // Keys that fell off the list and keys that never got on it were appended in turns.
+    // Ties are not sorted: those that lost their place in the list and those that never had one alternate.
     const float last = out.back().value;
     const auto from = std::find_if(out.begin(), out.end(), [last](const Neighbor& n) { return n.value == last; });
     std::sort(from, out.end(), [](const Neighbor& a, const Neighbor& b) { return a.index < b.index; });
@@ -125,7 +125,7 @@ class NeighborLists {
 
   // Softmax weights of query q's list, best first; they sum to 1 over the list, or over all keys.
   void weigh(int64_t q, const std::vector<Neighbor>& list, float* weights) const {
-    // The best of a list is the largest of all.
+    // The first of a list is the largest of all keys, so that no exponential overflows.
     float total = 0.0f;
     for (size_t i = 0; i < list.size(); ++i) {
       weights[i] = std::exp((list[i].value - list[0].value) * scale_);
@@ -162,7 +162,7 @@ class NeighborLists {
   float scale_;
   bool softmax_over_all_, keep_ties_;
   ListStorage lists_;
-  std::vector<std::vector<Neighbor>> tied_;  // of each lane, keys that equal the k-th but have no place
+  std::vector<std::vector<Neighbor>> tied_;  // for each lane, keys beyond the k that equal the k-th
   alignas(64) float largest_[kLanes];        // the softmax's running shift
   alignas(64) float sum_[kLanes];            // its denominator under that shift
 };

@@ -9,10 +9,10 @@ namespace timecycle {
 namespace {
 
 constexpr int64_t kChannels = 256;  // of the product that is timed
-constexpr int kRounds = 15;         // of which the fastest counts
+constexpr int kRounds = 15;         // the fastest counts
 constexpr int kTiles = 4;           // of a round
-// The largest share of the direct product's time at which a product of bytes pays. The rest goes to quantizing,
-// scanning and deciding, which take about as long as the product itself at four times the rate of floats
+// The int8 product must take less than this share of the direct product's time. Quantizing, scanning and deciding come
+// on top: about as long as the int8 product itself where that has four times the rate of float
 // (benchmarks/bench_topk_affinity.py).
 constexpr double kWorthIt = 0.6;
 

@@ -1,4 +1,4 @@
-// What a call of topk_affinity is. Letters of shapes as in timecycle/ops/topk_affinity.py.
+// The arguments of topk_affinity. Letters of shapes as in timecycle/ops/topk_affinity.py.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// propagate_sequence: labels propagated through a whole video, one algorithm for CPU threads and for a GPU's grid.
+// propagate_sequence: propagates labels through a whole video. One algorithm for CPU threads and for a GPU's grid.
 // Letters of shapes as in timecycle/ops/propagate_sequence.py.
 #pragma once
 
@@ -14,9 +14,9 @@ namespace timecycle {
 
 struct Sequence {
   const float* weights;    // [B, N, K]
-  const int64_t* indices;  // [B, N, K]: t * N + m; an index outside the slots is no neighbor
-  const int64_t* frames;   // [B, T]: the label map of slot t of target b, below 0 for none
-  const int64_t* targets;  // [B]: the label map to write target b to, below 0 for none; not among frames[b]
+  const int64_t* indices;  // [B, N, K]: t * N + m; ignored if outside the slots
+  const int64_t* frames;   // [B, T]: the label map of slot t of target b, negative for none
+  const int64_t* targets;  // [B]: the label map to write target b to, negative for none; not among frames[b]
   float* labels;           // [G, N, L], read and written
   uint32_t* extremes;      // [B, L, 2]: smallest and largest sum as sortable_bits; initially all ones, and zero
   int64_t target_count;    // B
@@ -43,7 +43,7 @@ TIMECYCLE_HOST_DEVICE inline float from_sortable_bits(uint32_t sortable) {
 
 // Run by every thread of a team: thread `team.lane()` of group `team.group()`; there are `team.groups()` groups of
 // Team::kLanes threads. barrier() waits for all threads and makes their writes visible; lower and raise are atomic
-// minimum and maximum over the lanes of a group. A thread takes Team::kClasses classes at a time.
+// minimum and maximum of all lanes' values. A thread processes Team::kClasses classes at a time.
 template <typename Team>
 TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) {
   constexpr int64_t kClasses = Team::kClasses;
@@ -55,7 +55,7 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
     if (call.targets[b] < 0) continue;
     float* map = call.labels + call.targets[b] * map_size;
     uint32_t* extremes = call.extremes + b * call.classes * 2;
-    // Lanes are neighboring positions of the same classes, so that extremes need one atomic a group.
+    // Lanes are neighboring positions of the same classes, so that extremes need one atomic per group.
     for (int64_t item = team.group(); item < items; item += team.groups()) {
       const int64_t first = item / chunks * kClasses, n = item % chunks * Team::kLanes + team.lane();
       const int64_t count = call.classes - first < kClasses ? call.classes - first : kClasses;
@@ -63,8 +63,8 @@ TIMECYCLE_HOST_DEVICE void propagate_sequence(const Sequence& call, Team& team) 
       float sums[kClasses] = {};
       for (int64_t k = 0; k < (exists ? call.kept : 0); ++k) {
         const int64_t at = (b * call.positions + n) * call.kept + k, index = call.indices[at];
-        if (static_cast<uint64_t>(index) >= end) continue;  // below 0 too
-        // In 32 bits: a GPU divides 64-bit integers some five times slower.
+        if (static_cast<uint64_t>(index) >= end) continue;  // also if negative
+        // 32-bit division: on a GPU some five times faster than 64-bit.
         const uint32_t place = static_cast<uint32_t>(index), wide = static_cast<uint32_t>(call.positions);
         const int64_t source = call.frames[b * call.slots + place / wide];
         if (source < 0) continue;

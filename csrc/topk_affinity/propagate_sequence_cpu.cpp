@@ -1,6 +1,7 @@
-// propagate_sequence on CPU threads. Targets depend on each other, so there is a barrier after each.
+// propagate_sequence on CPU threads. Each target reads the labels of earlier ones, so there is a barrier after each.
 #include <atomic>
 #include <barrier>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -19,21 +20,19 @@ class Threads {
   int lane() const { return 0; }
   void barrier() { meet_.arrive_and_wait(); }
 
-  void lower(uint32_t* number, uint32_t value) {
-    std::atomic_ref shared(*number);
-    uint32_t now = shared.load(std::memory_order_relaxed);
-    while (value < now && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed)) {
-    }
-  }
-
-  void raise(uint32_t* number, uint32_t value) {
-    std::atomic_ref shared(*number);
-    uint32_t now = shared.load(std::memory_order_relaxed);
-    while (value > now && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed)) {
-    }
-  }
+  void lower(uint32_t* number, uint32_t value) { replace_if(std::less<>(), number, value); }
+  void raise(uint32_t* number, uint32_t value) { replace_if(std::greater<>(), number, value); }
 
  private:
+  // Atomically: if compare(value, *number), *number = value.
+  template <typename Compare>
+  static void replace_if(Compare compare, uint32_t* number, uint32_t value) {
+    std::atomic_ref shared(*number);
+    uint32_t now = shared.load(std::memory_order_relaxed);
+    while (compare(value, now) && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed)) {
+    }
+  }
+
   int rank_, count_;
   std::barrier<>& meet_;
 };

@@ -1,4 +1,4 @@
-// topk_affinity's forward pass on the CPU: its entry point, and the sinks that take its results.
+// topk_affinity's forward pass on the CPU: its entry point, and the sinks for its results.
 #pragma once
 
 #include <algorithm>
@@ -11,18 +11,18 @@
 
 namespace timecycle {
 
-// How the products of a call are formed.
+// How dot products are computed.
 enum class Products {
-  kFastest,  // whichever is measured to be fastest here
+  kFastest,  // as is measured to be fastest on this chip
   kDirect,   // in the features' own type or in float
-  kBytes,    // of quantized features, which leave candidates that float products decide; softmax over the top k only
+  kBytes,    // in int8 to find candidates, then in float to decide; for softmax over the top k only
 };
 
-// What a call did, for tests and measurements.
+// Statistics of a call, for tests and measurements.
 struct TopkAffinityReport {
-  int64_t bytes = 0;      // lists found from candidates of byte products
-  int64_t tightened = 0;  // of which bounds were tightened by float products on the way
-  int64_t overflown = 0;  // lists that had too many candidates and were computed by direct products
+  int64_t bytes = 0;      // lists from candidates of int8 products
+  int64_t tightened = 0;  // of these, lists whose bounds were tightened by float products
+  int64_t overflown = 0;  // lists with too many candidates, recomputed by direct products
 };
 
 struct Neighbor {
@@ -30,17 +30,17 @@ struct Neighbor {
   int64_t index;  // slot * M + position
 };
 
-// Takes the lists of the queries as they are completed.
+// Receives the lists of the queries as they are completed.
 class RowSink {
  public:
   virtual ~RowSink() = default;
-  // One list of query n of target b, best first, with its weights. Called from any thread, but for all lists of one
-  // query from the same one, by rising group.
+  // One list of query n of target b, best first, with its weights. Called from several threads, but for all lists of
+  // one query from the same thread, by ascending group.
   virtual void take(int64_t b, int64_t n, int64_t group, const std::vector<Neighbor>& list,
                     const std::vector<float>& weights, float log_denominator) = 0;
 };
 
-// Hands the lists of every query to the sink; features are of type Feature.
+// Passes the lists of every query to the sink; features are of type Feature.
 template <typename Feature>
 TopkAffinityReport topk_affinity_cpu(const Problem& problem, Products products, RowSink& sink);
 
@@ -54,11 +54,11 @@ struct TopkAffinityOut {
   float* denominators;  // [B, N, groups]: log of the softmax denominator; written only if softmax_over_all
 };
 
-// Writes weights, indices and denominators: in place, or with ties after all rows are there, since only then the
-// longest row is known.
+// Writes weights, indices and denominators: directly, or with keep_ties when all rows are complete and the length of
+// the longest is known.
 class TopkWriter : public RowSink {
  public:
-  // `allocate` makes the outputs for rows of that many neighbors.
+  // `allocate(kept)` makes the outputs.
   TopkWriter(const Problem& problem, const std::function<TopkAffinityOut(int64_t)>& allocate)
       : p_(problem),
         allocate_(allocate),
@@ -110,7 +110,7 @@ class TopkWriter : public RowSink {
   int64_t kept_ = 0;
 };
 
-// Sums the labels of the neighbors by their weights: affinity_propagate, which stores neither weights nor indices.
+// Sums the neighbors' labels by their weights, without storing weights or indices: affinity_propagate.
 class LabelSink : public RowSink {
  public:
   // labels [G, M, classes]; label_frames [B, T]: the label map of each slot, -1 for none; out [B, N, classes], zeros.

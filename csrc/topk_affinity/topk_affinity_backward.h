@@ -1,4 +1,4 @@
-// The gradient of topk_affinity; timecycle/ops/topk_affinity_backward.py has the formula.
+// The gradient of topk_affinity: formula in timecycle/ops/topk_affinity_backward.py.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace timecycle {
 
-// What the forward left behind, and the gradient of its weights.
+// The outputs of the forward pass, and the gradient of its weights.
 struct TopkAffinityGradient {
   const float* gradient;      // [B, N, groups, kept], of the weights
   const float* weights;       // [B, N, groups, kept]
@@ -17,16 +17,16 @@ struct TopkAffinityGradient {
   int64_t kept;               // neighbors in each group
 };
 
-// The kept keys of every query, and the gradients of their logits as far as they follow from the kept keys alone.
+// The kept keys of every query, and the part of their logits' gradients that depends on the kept keys alone.
 class KeptKeys {
  public:
   KeptKeys(const Problem& problem, const TopkAffinityGradient& in);
 
-  // G * scale of query n of target b and a group, G the sum of weight times gradient over the group's kept keys.
+  // G * softmax_scale of query n of target b and a group; G is the sum of weight * gradient over the group's kept keys.
   float mean(int64_t b, int64_t n, int64_t group) const { return means_[(b * p_.queries + n) * p_.groups() + group]; }
 
-  // Calls visit(position, factor) for each kept key that query n of target b has in a slot. factor is the gradient of
-  // the dot product with it: all of it for softmax_over "topk", the part w g * softmax_scale for "all".
+  // Calls visit(position, factor) for each kept key of query n of target b in a slot. factor is the gradient of their
+  // dot product: all of it for softmax_over "topk", the part w g * softmax_scale for "all".
   template <typename Visit>
   void for_each(int64_t b, int64_t n, int64_t slot, Visit visit) const {
     const int64_t group = p_.joint ? 0 : slot, row = (b * p_.queries + n) * p_.groups() + group;
@@ -42,12 +42,12 @@ class KeptKeys {
   const Problem& p_;
   const TopkAffinityGradient& in_;
   std::vector<float> means_;  // [B, N, groups]
-  std::vector<float>
-      filled_;  // [B]: slots that are not empty; without `joint` the softmax of a slot is weights times this
+  // [B]: the number of slots that are not empty, by which the weights of a slot's softmax were divided; 1 if `joint`.
+  std::vector<float> filled_;
 };
 
-// d_query [B, N, D] and d_bank [F, M, D], contiguous, of the features' type. The outputs are written whole, whatever
-// they held. Sums are float; the same call with as many threads gives the same bits.
+// Writes d_query [B, N, D] and d_bank [F, M, D], contiguous. Sums are float, and reproducible with a fixed number of
+// threads.
 template <typename Feature>
 void topk_affinity_backward_cpu(const Problem& problem, const TopkAffinityGradient& in, Feature* d_query,
                                 Feature* d_bank);
@@ -62,7 +62,7 @@ struct SlotOfTarget {
   int64_t target, slot;
 };
 
-// Of each frame of the bank [F], the slots that hold it, by rising target and slot.
+// For each frame of the bank [F], the slots that hold it, by ascending target and slot.
 std::vector<std::vector<SlotOfTarget>> slots_of_frames(const Problem& problem);
 
 }  // namespace timecycle

@@ -1,9 +1,9 @@
 // topk_affinity's backward pass for softmax_over "all": three products of the forward's size - the logits again, then
-// both gradients - without materializing more of the affinity matrix than a tile a thread.
+// both gradients - without materializing more of the affinity matrix than a tile per thread.
 //
-// A frame of the bank is taken in chunks of keys; a chunk meets all queries of all slots that hold the frame. Threads
-// share the queries: each sums the chunk's gradient for its own, and these sums are added in the order of the threads,
-// so that the same call with as many threads gives the same bits. A strip's queries belong to one thread.
+// A frame of the bank is processed in chunks of keys, each against all queries of all slots that hold the frame.
+// Threads divide the queries into strips: each sums the chunk's gradient over its own strips, and these sums are added
+// in the order of the threads, so that results are reproducible with a fixed number of threads.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -50,7 +50,7 @@ class QuerySums {
   std::vector<uint16_t> lower_;
 };
 
-// The whole gradient: what is shared by the threads, and the loops around a strip and a chunk.
+// The state that threads share, and the loops over chunks and strips.
 template <typename Feature, typename Panel>
 class Gradient {
  public:
@@ -61,8 +61,7 @@ class Gradient {
         d_query_(d_query),
         sums_(p, d_query),
         parts_(at::get_num_threads()),
-        // Under a neighborhood small squares of queries see fewer keys that do not count; else longer strips are
-        // faster.
+        // With a neighborhood, small squares of queries have fewer keys outside of it; else longer strips are faster.
         strips_(position_blocks(p.queries, p.grid_width, p.grid_width > 0 ? kLanes : even_strip())),
         blocks_(position_blocks(p.positions, p.grid_width, kLanes)),
         place_(p.positions),
@@ -70,14 +69,13 @@ class Gradient {
         chunk_(p, blocks_, most_),
         workers_(parts_, Strip<Feature, Panel>(p, in, kept, place_)),
         d_keys_(checked_product({parts_, most_, kLanes, p.channels})),
-        d_strips_(used_in_place<Feature>(p) ? 0 : checked_product({parts_, kStrip, p.channels})),
-        multiplicity_(p_.multiplicity) {
+        d_strips_(used_in_place<Feature>(p) ? 0 : checked_product({parts_, kStrip, p.channels})) {
     for (size_t block = 0; block < blocks_.size(); ++block)
       for (int64_t k = 0; k < blocks_[block].count(); ++k)
         place_[blocks_[block].positions[k]] = static_cast<int32_t>(block * kLanes + k);
   }
 
-  // Keys [M][D] of a frame and the slots that hold it: writes d_keys [M][D].
+  // Writes d_keys [M][D] of a frame, from its keys [M][D] and the slots that hold it.
   void frame(const Feature* keys, const std::vector<SlotOfTarget>& slots, Feature* d_keys) {
     const int64_t count = static_cast<int64_t>(blocks_.size()),
                   chunks = (count + most_ - 1) / std::max<int64_t>(1, most_);
@@ -96,7 +94,7 @@ class Gradient {
   void finish() { sums_.finish(); }
 
  private:
-  // The longest strip of which every thread gets the same number.
+  // The longest strip, up to kStrip, with which every thread gets the same number of strips.
   int64_t even_strip() const {
     const int64_t rounds = std::max<int64_t>(1, (p_.queries + parts_ * kStrip - 1) / (parts_ * kStrip));
     return std::max<int64_t>(1, (p_.queries + parts_ * rounds - 1) / (parts_ * rounds));
@@ -111,8 +109,8 @@ class Gradient {
 
   float* part_of_keys(int64_t part) { return d_keys_.data() + part * most_ * kLanes * p_.channels; }
 
-  // Every parts-th strip against the chunk. Under a neighborhood the strips that see it are adjacent, so all threads
-  // have some.
+  // Every parts-th strip against the chunk: with a neighborhood the strips that see the chunk are adjacent, so that all
+  // threads have some of them.
   void take_part(int64_t part, const std::vector<SlotOfTarget>& slots) {
     std::fill_n(part_of_keys(part), most_ * kLanes * p_.channels, 0.0f);
     const int64_t count = static_cast<int64_t>(strips_.size());
@@ -135,13 +133,13 @@ class Gradient {
   }
 
   bool sees_chunk(const PositionBlock& queries, const SlotOfTarget& at) const {
-    const int64_t* multiplicity = multiplicity_ + (at.target * p_.slots + at.slot) * 2;
+    const int64_t* multiplicity = p_.multiplicity + (at.target * p_.slots + at.slot) * 2;
     for (int64_t block = chunk_.first(); block < chunk_.last(); ++block)
       if (sees(p_, queries, blocks_[block], multiplicity)) return true;
     return false;
   }
 
-  // Where the gradient of a strip's queries is summed: in the output if that is of floats, else in a buffer of zeros.
+  // Where the gradient of a strip's queries is summed: in the output if used_in_place, else in a zeroed buffer.
   float* start_strip(int64_t part, int64_t b, const PositionBlock& queries) {
     if constexpr (std::is_same_v<Feature, float>)
       if (d_strips_.empty()) return d_query_ + (b * p_.queries + queries.positions[0]) * p_.channels;
@@ -168,42 +166,36 @@ class Gradient {
   std::vector<int32_t> place_;
   int64_t most_;  // blocks in a chunk
   Chunk<Feature, Panel> chunk_;
-  std::vector<Strip<Feature, Panel>> workers_;  // one a part
+  std::vector<Strip<Feature, Panel>> workers_;  // [parts]
   std::vector<float> d_keys_;                   // [parts][rows of a chunk][D]
   std::vector<float> d_strips_;                 // [parts][kStrip][D]
-  const int64_t* multiplicity_;
 };
-
-template <typename Feature, typename Panel>
-void run(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept, const Feature* query,
-         const Feature* bank, Feature* d_query, Feature* d_bank) {
-  Gradient<Feature, Panel> gradient(p, in, kept, query, d_query);
-  const std::vector<std::vector<SlotOfTarget>> slots = slots_of_frames(p);
-  const int64_t size = p.positions * p.channels;
-  for (int64_t frame = 0; frame < p.bank_frames; ++frame) {
-    if (slots[frame].empty())
-      std::fill_n(d_bank + frame * size, size, Feature(0.0f));
-    else
-      gradient.frame(bank + frame * size, slots[frame], d_bank + frame * size);
-  }
-  gradient.finish();
-}
 
 }  // namespace
 
 template <typename Feature>
 void topk_affinity_backward_all(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept,
                                 const Feature* query, const Feature* bank, Feature* d_query, Feature* d_bank) {
-  if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (bfloat16_is_fastest(p.channels)) return run<Feature, Bf16VnniPanel>(p, in, kept, query, bank, d_query, d_bank);
-  run<Feature, FloatPanel>(p, in, kept, query, bank, d_query, d_bank);
+  with_panel<Feature>(p.channels, [&]<typename Panel>() {
+    Gradient<Feature, Panel> gradient(p, in, kept, query, d_query);
+    const std::vector<std::vector<SlotOfTarget>> slots = slots_of_frames(p);
+    const int64_t size = p.positions * p.channels;
+    for (int64_t frame = 0; frame < p.bank_frames; ++frame) {
+      if (slots[frame].empty())
+        std::fill_n(d_bank + frame * size, size, Feature(0.0f));
+      else
+        gradient.frame(bank + frame * size, slots[frame], d_bank + frame * size);
+    }
+    gradient.finish();
+  });
 }
 
-template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&, const float*,
-                                         const float*, float*, float*);
-template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&,
-                                         const c10::BFloat16*, const c10::BFloat16*, c10::BFloat16*, c10::BFloat16*);
-template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&, const c10::Half*,
-                                         const c10::Half*, c10::Half*, c10::Half*);
+#define INSTANTIATE(Feature)                                                                             \
+  template void topk_affinity_backward_all(const Problem&, const TopkAffinityGradient&, const KeptKeys&, \
+                                           const Feature*, const Feature*, Feature*, Feature*);
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+#undef INSTANTIATE
 
 }  // namespace timecycle

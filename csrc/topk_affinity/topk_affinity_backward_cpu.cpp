@@ -1,7 +1,6 @@
-// topk_affinity's backward pass on the CPU: what both kinds of softmax share, and softmax_over "topk". There, only the
-// logits of the kept keys have a gradient: queries gather rows of the bank, and rows of the bank gather queries, in the
-// order that a counting sort by row gives. No row is written by two threads, and each is summed in float and written
-// once.
+// topk_affinity's backward pass on the CPU: what both kinds of softmax share, and softmax_over "topk". For the latter
+// only the logits of kept keys have a gradient: d_query gathers rows of the bank, and d_bank rows of the query, in the
+// order of a counting sort by row. Each row is summed in float by one thread, and written once.
 #include <ATen/Parallel.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -19,9 +18,8 @@ namespace timecycle {
 KeptKeys::KeptKeys(const Problem& p, const TopkAffinityGradient& in)
     : p_(p), in_(in), means_(checked_product({p.targets, p.queries, p.groups()})), filled_(p.targets, 1.0f) {
   for (int64_t b = 0; b < p_.targets && !p_.joint; ++b) {
-    const int64_t* context = p_.frames + b * p_.slots;
-    filled_[b] =
-        static_cast<float>(std::count_if(context, context + p_.slots, [](int64_t frame) { return frame >= 0; }));
+    const int64_t* frames = p_.frames + b * p_.slots;
+    filled_[b] = static_cast<float>(std::count_if(frames, frames + p_.slots, [](int64_t frame) { return frame >= 0; }));
   }
   at::parallel_for(0, static_cast<int64_t>(means_.size()), 4096, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -43,7 +41,7 @@ std::vector<std::vector<SlotOfTarget>> slots_of_frames(const Problem& p) {
 
 namespace {
 
-constexpr int64_t kEntries = int64_t{1} << 17;  // sorted at once (2 MB), unless a single row has more
+constexpr int64_t kEntries = int64_t{1} << 17;  // sorted at a time (2 MB), unless a single row has more
 
 struct Entry {
   int64_t query;  // b * N + n

@@ -23,8 +23,8 @@ constexpr int64_t kRun = 4 * kLanes;  // keys that the products for the gradient
 
 inline int64_t even(int64_t count) { return count + count % 2; }
 
-// C [M][N] += A [M][K] B [K][N]; the rows of A are `stride` apart. B of bfloat16 has its rows in pairs, [K / 2][N][2],
-// and K is rounded up to even. Both A and B must then be padded with 0, since either might hold an old NaN.
+// C [M][N] += A [M][K] B [K][N]; the rows of A are `stride` apart. For bfloat16, B has its rows in pairs, [K /
+// 2][N][2], and K is rounded up to even: both A and B must be padded with zeros.
 inline void multiply_add(int64_t m, int64_t n, int64_t k, const float* a, int64_t stride, const float* b, float* c) {
   at::native::cpublas::brgemm(m, n, k, stride, n, n, /*add_C=*/true, a, b, c);
 }
@@ -34,7 +34,7 @@ inline void multiply_add(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a
   at::native::cpublas::brgemm(m, n, even(k), stride, n, n, /*add_C=*/true, a, b, c, /*is_vnni=*/true);
 }
 
-// The features of a block as the right side B of multiply_add, padded to an even number of rows by zeros.
+// Copies the features of a block in the layout of multiply_add's B, padded to an even number of rows by zeros.
 template <typename Feature>
 void copy_right(const PositionBlock& block, const Feature* features, int64_t channels, float* out) {
   for (int64_t i = 0; i < block.count(); ++i)
@@ -51,7 +51,7 @@ inline void copy_right(const PositionBlock& block, const c10::BFloat16* features
                     out + i * channels);
 }
 
-// Whether the features of a block can be used where they are: floats, and consecutive.
+// Whether the features of a block need no copy: they are floats, and consecutive.
 template <typename Feature>
 bool used_in_place(const Problem& p) {
   return std::is_same_v<Feature, float> && p.grid_width == 0;
@@ -69,7 +69,7 @@ class Chunk {
         panels_(most, Panel(p.channels)),
         copy_(used_in_place<Feature>(p) ? 0 : checked_product({most, kLanes, p.channels})) {}
 
-  // Blocks first .. last - 1 of the keys [M][D] of a frame.
+  // Loads blocks first .. last - 1 of the keys [M][D] of a frame.
   void load(const Feature* keys, int64_t first, int64_t last) {
     first_ = first, last_ = last;
     offsets_.assign(1, 0);
@@ -116,7 +116,7 @@ class Strip {
   Strip(const Problem& p, const TopkAffinityGradient& in, const KeptKeys& kept, const std::vector<int32_t>& place)
       : p_(p), in_(in), kept_(kept), place_(place) {}
 
-  // The queries of a block of target b; query [N, D] are those of the target.
+  // Loads the queries of a block of target b; `query` [N, D] are all of the target's.
   void load(int64_t b, const PositionBlock& queries, const Feature* query) {
     target_ = b, queries_ = &queries;
     if constexpr (std::is_same_v<Feature, float>)
@@ -170,7 +170,7 @@ class Strip {
       const int64_t n = queries_->positions[q];
       shift_[q] = in_.denominators[(target_ * p_.queries + n) * p_.groups() + group];
       factor_[q] = -kept_.mean(target_, n, group);
-      // A query that sees no key: exp(x - inf) = 0.
+      // For a query that sees no key: exp(x - inf) = 0.
       if (!std::isfinite(shift_[q])) shift_[q] = std::numeric_limits<float>::infinity(), factor_[q] = 0.0f;
     }
   }
@@ -195,15 +195,14 @@ class Strip {
   // The gradient of the dot products with a block of keys: into d_products_ from `column` on, and into transposed_.
   void take_block(const Chunk<Feature, Panel>& chunk, int64_t block, const int64_t* multiplicity, int64_t column) {
     const PositionBlock& keys = chunk.block_at(block);
-    const bool restricted = is_restricted(p_, multiplicity);
     auto kept = sorted_.begin() + starts_[block - chunk.first()];
     const auto kept_end = sorted_.begin() + starts_[block - chunk.first() + 1];
     for (int64_t first = 0; first < queries_->count(); first += kRows) {
       const int64_t count = std::min(kRows, queries_->count() - first);
       chunk.panel(block).multiply(left_ + first * p_.channels, count, tile_.data());
-      if (restricted) block_multiplicity(p_, *queries_, first, count, keys, multiplicity, multiplicity_.data());
-      row_exponentials(tile_.data(), {restricted ? multiplicity_.data() : nullptr, multiplicity[0]}, count,
-                       shift_ + first, factor_ + first, p_.softmax_scale);
+      const TileMultiplicity counts =
+          block_multiplicity(p_, *queries_, first, count, keys, multiplicity, multiplicity_.data());
+      row_exponentials(tile_.data(), counts, count, shift_ + first, factor_ + first, p_.softmax_scale);
       for (; kept != kept_end && kept->query < first + count; ++kept)
         tile_[(kept->query - first) * kLanes + kept->lane] += kept->factor;
       store(first, count, keys.count(), column);
@@ -234,7 +233,7 @@ class Strip {
   const std::vector<int32_t>& place_;  // [M]: block * kLanes + lane of a position
   int64_t target_ = 0;
   const PositionBlock* queries_ = nullptr;
-  const Element *left_ = nullptr, *right_ = nullptr;  // the queries as rows, and as a right side
+  const Element *left_ = nullptr, *right_ = nullptr;  // the queries in the layouts of multiply_add's A and B
   std::vector<Element> left_copy_, right_copy_;
   float shift_[kStrip] = {}, factor_[kStrip] = {};  // log of the denominator, and -G * scale
   std::vector<Kept> sorted_;

@@ -1,9 +1,9 @@
 // topk_affinity on the CPU: one pass over the keys, tile by tile, without materializing the affinity matrix.
 //
-// A work item is a few tiles of kLanes queries of one target. For every slot and every few keys one small product
-// leaves a [keys][queries] tile in the first-level cache, from which NeighborLists takes maxima, sums and the k largest
-// before the next product overwrites it. Where softmax runs over the top k alone, products of bytes may select
-// candidates first (candidates.h). Extra memory: a few MB a thread at most.
+// A work item is a few tiles of kLanes queries of one target. For every slot and each block of keys one small product
+// leaves a [keys][queries] tile in the L1 cache, from which NeighborLists updates maxima, sums and the k largest before
+// the next product overwrites it. For softmax over the top k alone, int8 products may select candidates first
+// (candidates.h). Extra memory: a few MB per thread at most.
 #include <ATen/Parallel.h>
 
 #include <atomic>
@@ -17,10 +17,11 @@
 namespace timecycle {
 namespace {
 
-constexpr int64_t kGroup = 4;  // tiles of queries that take turns on the same keys while those are in the L2 cache
+constexpr int64_t kGroup =
+    4;  // tiles of queries that are multiplied with the same keys while those are in the L2 cache
 
-// The same for products of bytes. The more there are, the fewer times keys are quantized, and the more candidates are
-// held at a time: as many as fit, with the rest, into two hundredths of the affinity matrix.
+// The same for int8 products. In larger groups keys are quantized fewer times, and more candidates are held at a time:
+// the largest group whose memory, in all threads, is below 2% of the affinity matrix's.
 int64_t byte_group(const Problem& p) {
   constexpr int64_t kLeast = 8, kMost = 64, kTypical = 160;  // candidates of a query
   const double lower = static_cast<double>(p.k + 2 * SortedLists::kStep) * sizeof(float);
@@ -29,9 +30,9 @@ int64_t byte_group(const Problem& p) {
   return std::clamp(static_cast<int64_t>(0.018 * matrix / tile / at::get_num_threads()), kLeast, kMost);
 }
 
-// With fewer channels, or fewer keys for every one that is kept, deciding between candidates costs more than the
-// cheaper product saves (measured with normalized random features on an Emerald Rapids).
-constexpr int64_t kByteChannels = 64, kKeysOfKept = 128;
+// With fewer channels, or fewer keys per kept neighbor, deciding between candidates costs more than the cheaper product
+// saves (measured with normalized random features on an Emerald Rapids).
+constexpr int64_t kByteChannels = 64, kKeysPerKept = 128;
 
 // The tensors of one target.
 template <typename Feature>
@@ -39,10 +40,10 @@ struct Target {
   const Problem& problem;
   const Feature* query;         // [N, D]
   const Feature* bank;          // [F, M, D]
-  const int64_t* context;       // [T]: frames of the slots
+  const int64_t* frames;        // [T]
   const int64_t* multiplicity;  // [T, 2]
 
-  const Feature* keys(int64_t slot) const { return bank + context[slot] * problem.positions * problem.channels; }
+  const Feature* keys(int64_t slot) const { return bank + frames[slot] * problem.positions * problem.channels; }
 };
 
 // A work item by direct products: a group of query tiles against the keys of one slot after another.
@@ -72,17 +73,14 @@ class DirectItem {
         },
         [&](int64_t g, int64_t first, int64_t rows) {
           panels_[g].multiply(loaded + (first - loaded_first) * p_.channels, rows, tile_.data());
-          const bool restricted = is_restricted(p_, multiplicity);
-          if (restricted) {
-            tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
-            mask_tile(tile_.data(), multiplicity_.data(), rows);
-          }
-          lists_[g].take(tile_.data(), {restricted ? multiplicity_.data() : nullptr, multiplicity[0]}, rows,
-                         slot * p_.positions + first, tiles_[g].count(), found_.data());
+          const TileMultiplicity counts =
+              tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
+          if (counts.per_entry) mask_tile(tile_.data(), counts.per_entry, rows);
+          lists_[g].take(tile_.data(), counts, rows, slot * p_.positions + first, tiles_[g].count(), found_.data());
         });
   }
 
-  // Emits the lists of slots first .. last, emit(g, lists), and begins new ones.
+  // Calls emit(g, lists) with the lists of slots first .. last of each tile, then starts new lists.
   template <typename Emit>
   void finish(int64_t, int64_t, TopkAffinityReport&, Emit emit) {
     for (int64_t g = 0; g < group_; ++g) {
@@ -105,7 +103,7 @@ class DirectItem {
   std::vector<NeighborLists> lists_;
 };
 
-// The same by products of bytes. Direct is the item to use where the bytes tell too little apart.
+// The same by int8 products. Falls back to Direct for tiles with too many candidates.
 template <typename Feature, typename Direct>
 class ByteItem {
  public:
@@ -133,12 +131,11 @@ class ByteItem {
         [&](int64_t g, int64_t first, int64_t rows) {
           if (candidates_[g].overflown()) return;
           panels_[g].multiply(&bytes_[(first - loaded_first) * stride], rows, tile_.data());
-          const bool restricted = is_restricted(p_, multiplicity);
-          if (restricted) tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
+          const TileMultiplicity counts =
+              tile_multiplicity(p_, tiles_[g], first, rows, multiplicity, multiplicity_.data());
           Exact exact{*this, g};
-          candidates_[g].take(tile_.data(), {restricted ? multiplicity_.data() : nullptr, multiplicity[0]},
-                              &rows_[first - loaded_first], rows, slot * p_.positions + first, tiles_[g].count(),
-                              panels_[g].lanes(), found_.data(), exact);
+          candidates_[g].take(tile_.data(), counts, &rows_[first - loaded_first], rows, slot * p_.positions + first,
+                              tiles_[g].count(), panels_[g].lanes(), found_.data(), exact);
         });
   }
 
@@ -150,7 +147,7 @@ class ByteItem {
         report.overflown += tiles_[g].count();
         Direct direct(t_, &tiles_[g], 1);
         for (int64_t slot = first; slot <= last; ++slot)
-          if (t_.context[slot] >= 0) direct.pass(slot);
+          if (t_.frames[slot] >= 0) direct.pass(slot);
         direct.finish(first, last, report, [&](int64_t, const NeighborLists& lists) { emit(g, lists); });
       } else {
         report.bytes += tiles_[g].count(), report.tightened += candidates_[g].tightened();
@@ -172,7 +169,7 @@ class ByteItem {
           loops().quantize(as_floats(keys + i * p_.channels, p_.channels, copy_), p_.channels, &bytes_[i * stride]);
   }
 
-  // The float products that Candidates asks for, of one tile of queries.
+  // The `exact` of Candidates, for one tile of queries.
   struct Exact {
     ByteItem& item;
     int64_t g;
@@ -219,8 +216,8 @@ class ByteItem {
   Candidates::Scratch scratch_;
 };
 
-// Items into which the `count` tiles of each target are divided: as few rounds of all threads as the group size `most`
-// allows, then as even as possible.
+// Number of items into which the `count` tiles of each target are divided: the fewest rounds of all threads that the
+// largest group size `most` allows, then as evenly as possible.
 int64_t item_count(int64_t targets, int64_t count, int64_t most) {
   const int64_t threads = at::get_num_threads(), a_round = threads * most;
   const int64_t rounds = std::max<int64_t>(1, (targets * count + a_round - 1) / a_round);
@@ -231,13 +228,13 @@ template <typename Item, typename Feature>
 void run_item(const Target<Feature>& target, const QueryTile* tiles, int64_t group, int64_t b, RowSink& sink,
               TopkAffinityReport& report) {
   const Problem& p = target.problem;
-  const int64_t filled = std::count_if(target.context, target.context + p.slots, [](int64_t f) { return f >= 0; });
+  const int64_t filled = std::count_if(target.frames, target.frames + p.slots, [](int64_t f) { return f >= 0; });
   const float share = p.joint ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(filled, 1));
   Item item(target, tiles, group);
   std::vector<Neighbor> list;
   std::vector<float> weights;
   for (int64_t slot = 0; slot < p.slots; ++slot) {
-    if (target.context[slot] >= 0) item.pass(slot);
+    if (target.frames[slot] >= 0) item.pass(slot);
     if (p.joint && slot + 1 < p.slots) continue;
     item.finish(p.joint ? 0 : slot, slot, report, [&](int64_t g, const NeighborLists& lists) {
       for (int64_t q = 0; q < tiles[g].count(); ++q) {
@@ -276,24 +273,21 @@ TopkAffinityReport run(const Problem& p, int64_t most, RowSink& sink) {
 template <typename Feature>
 TopkAffinityReport topk_affinity_cpu(const Problem& p, Products products, RowSink& sink) {
   const int64_t keys = p.slots * p.positions;
-  const auto run_with = [&]<typename Panel>() {
+  return with_panel<Feature>(p.channels, [&]<typename Panel>() {
     using Direct = DirectItem<Feature, Panel>;
     const bool can = !p.softmax_over_all && BytePanel::can_run(p.channels) && keys < kCandidateIndices;
     const bool pays =
-        p.channels >= kByteChannels && keys_in_neighborhood(p) * (p.joint ? p.slots : 1) >= kKeysOfKept * p.k;
+        p.channels >= kByteChannels && keys_in_neighborhood(p) * (p.joint ? p.slots : 1) >= kKeysPerKept * p.k;
     if (can && (products == Products::kBytes || (products == Products::kFastest && pays &&
                                                  bytes_are_fastest(p.channels, std::is_same_v<Panel, Bf16VnniPanel>))))
       return run<ByteItem<Feature, Direct>, Feature>(p, byte_group(p), sink);
     return run<Direct, Feature>(p, kGroup, sink);
-  };
-  if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (bfloat16_is_fastest(p.channels)) return run_with.template operator()<Bf16VnniPanel>();
-  return run_with.template operator()<FloatPanel>();
+  });
 }
 
 template <typename Feature>
 void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, const Feature* query, const Feature* keys) {
-  const auto run_with = [&]<typename Panel>() {
+  with_panel<Feature>(channels, [&]<typename Panel>() {
     using Element = typename Panel::Element;
     const int64_t tiles = (queries + kLanes - 1) / kLanes, items = item_count(1, tiles, kGroup);
     at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
@@ -312,10 +306,7 @@ void tile_product_cpu(int64_t queries, int64_t positions, int64_t channels, cons
       }
       at::native::cpublas::brgemm_release(true);
     });
-  };
-  if constexpr (std::is_same_v<Feature, c10::BFloat16>)
-    if (bfloat16_is_fastest(channels)) return run_with.template operator()<Bf16VnniPanel>();
-  run_with.template operator()<FloatPanel>();
+  });
 }
 
 template void tile_product_cpu(int64_t, int64_t, int64_t, const float*, const float*);

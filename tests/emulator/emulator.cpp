@@ -1,5 +1,3 @@
-#include "emulator.h"
-
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -8,6 +6,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "chip.h"
 
 namespace timecycle::chip {
 namespace {

@@ -17,10 +17,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "events.h"
-
 #define ON_DEVICE inline
-#define HOST_AND_DEVICE inline
 #define KERNEL(threads, blocks) void
 #define KERNEL_PARAMETER const
 #define DYNAMIC_SHARED(name) char* const name = ::timecycle::chip::shared_memory()
@@ -91,7 +88,6 @@ inline float number_of(int32_t bits) {
   return x;
 }
 inline int count(uint32_t bits) { return __builtin_popcount(bits); }
-inline int count(uint64_t bits) { return __builtin_popcountll(bits); }
 inline int lowest(uint32_t bits) { return bits == 0 ? -1 : __builtin_ctz(bits); }
 inline void put_in_order(int64_t& larger, int64_t& smaller) {
   if (smaller > larger) std::swap(larger, smaller);
