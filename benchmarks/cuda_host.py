@@ -1,8 +1,8 @@
-"""CPU time of one call of the CUDA backend, its launches replaced by nothing: python -m benchmarks.cuda_host.
+"""CPU time of one call of the CUDA backend without its kernel launches: python -m benchmarks.cuda_host.
 
-An H100 has finished a call of one target before Python has made the next, so that this is what a call takes. No GPU is
-used: tensors are small and on the CPU, and only ratios of these times mean something. Prints microseconds of the whole
-call and of its part below PyTorch's dispatcher, each the least of many rounds.
+On an H100 calls of one target are bound by this host time. No GPU is used: tensors are small and on the CPU, and only
+ratios of these times are meaningful. Prints microseconds of the whole call and of its part below PyTorch's dispatcher,
+each the minimum of many rounds.
 """
 
 import argparse
@@ -28,15 +28,15 @@ class Nothing:
     """A Triton kernel that is not launched."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        """For any grid."""
+        """A launcher that does nothing."""
         return lambda *arguments, **options: None
 
 
 @contextmanager
 def no_launches() -> Iterator[Launch]:
-    """Calls take the way of the CUDA backend on a Hopper GPU, with tensors on the CPU.
+    """Calls run the host code of the CUDA backend as on a Hopper GPU, with tensors on the CPU.
 
-    tests/stand_in.py does more, and its tensors, which note who reads them, would take longer than the call.
+    tests/stand_in.py covers more, but its tensors record every read, which takes longer than the call.
     """
     nothing: Any = SimpleNamespace(topk_affinity=lambda *arguments: None, lists_of_a_block=lambda hopper: 1)
     there = Launch(nothing, 0, 0, True)

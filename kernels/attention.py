@@ -1,9 +1,9 @@
 """attention in Triton, and its gradient; formulas and letters in timecycle.ops.attention.
 
-The matrix of logits is there for a few samples at a time (`LARGEST`), as memory that the products of contract.py write
-and read and that is free again when a call returns. Holding it is what keeps the work at its least: each shift reads
-the softmax at other rows, and a kernel that kept tiles of it in registers would have to take the product of queries and
-keys once for each shift (16 for TimeCycle's localizer), and again for the gradient of the values.
+The logits of a few samples at a time (`LARGEST`) are held in workspace memory that the products of contract.py write
+and read. This minimizes the work: each shift reads the softmax at other rows, so a kernel that kept tiles of it in
+registers would compute the product of queries and keys once per shift (16 for TimeCycle's localizer), and again for the
+gradient of the values.
 
 Multiplications of a sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32, and what
 the softmax is multiplied by later sees it in the features' dtype; of float16 in float32, in which its shares fit.
@@ -22,7 +22,7 @@ from .contract import fit, multiply, multiply_moved, multiply_moved_terms, piece
 from .grid import rounded
 from .limits import MOST_PROGRAMS, cdiv, evenly
 
-LARGEST = 1 << 22  # entries of the matrices that are there at a time, unless one sample's are more
+LARGEST = 1 << 22  # most entries of the matrices held at a time, unless one sample alone has more
 PITCH = 64  # of its rows
 ROWS, COLUMNS, WARPS = 8, 128, 4  # of a matrix that one program holds
 WORD = 1 << 32
@@ -30,7 +30,7 @@ WORD = 1 << 32
 
 @dataclass(frozen=True)
 class Softmax:
-    """What the softmax of some samples is made of, as its kernels see it."""
+    """Inputs of the softmax kernels."""
 
     query: Tensor  # [B, N, D], made fit
     key: Tensor  # [B, M, D], made fit
@@ -41,14 +41,14 @@ class Softmax:
 
     @staticmethod
     def of(problem: Any) -> "Softmax":
-        """Of a timecycle.ops.attention.AttentionProblem, or what has its fields."""
+        """From a timecycle.ops.attention.AttentionProblem."""
         query, key, scale = fit(problem.query), fit(problem.key), problem.scale.contiguous()
         return Softmax(
             query, key, scale, problem.temperature, _signed(problem.threshold), _signed(_mixed(problem.seed))
         )
 
     def parts(self) -> list[slice]:
-        """Samples that are worked on at a time, about as many each."""
+        """Samples to work on at a time, in parts of about equal size."""
         samples, queries, _ = self.query.shape
         return evenly(samples, max(1, min(LARGEST // (queries * self.key.shape[1]), MOST_PROGRAMS)))
 
@@ -144,7 +144,7 @@ def attention_backward(
 
 @functools.cache
 def _moves(shifts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Shifts as a kernel reads them: kept, since a copy to a GPU makes the CPU wait."""
+    """Shifts as a tensor; cached, since a copy to a GPU synchronizes."""
     return torch.tensor(shifts, dtype=torch.int64, device=device)
 
 
@@ -154,7 +154,7 @@ def softmax_constants(drop: bool) -> dict[str, int | bool]:
 
 
 def _mixed(word: int) -> int:
-    """MurmurHash3's finaliser of the lower 32 bits."""
+    """MurmurHash3's finalizer of the lower 32 bits."""
     word %= WORD
     word = (word ^ word >> 16) * 0x85EBCA6B % WORD
     word = (word ^ word >> 13) * 0xC2B2AE35 % WORD
@@ -168,21 +168,27 @@ def _signed(word: int) -> int:
 
 @triton.jit
 def mixed(word):
-    """MurmurHash3's finaliser of uint32."""
+    """MurmurHash3's finalizer of uint32."""
     word = (word ^ (word >> 16)) * 0x85EBCA6B
     word = (word ^ (word >> 13)) * 0xC2B2AE35
     return word ^ (word >> 16)
 
 
 @triton.jit
-def scaled(logit, factor, row, m, keys, threshold, salt, DROP: tl.constexpr):
-    """Logits [N, M] of rows number row [N] and keys m [M] times factor [M]; -inf of what is dropped or no key."""
-    mask = (m < keys)[None, :]
+def logits_at(m, logits, place, scale, row, q_mask, keys, pitch, threshold, salt, DROP: tl.constexpr):
+    """Mask and logits [N, M], factors [M] of the keys, and scaled logits, -inf for dropped edges and beyond the keys.
+
+    m: [M] keys. row: [N] numbers of the queries. place: [N, 1] where their logits begin.
+    """
+    mask = q_mask[:, None] & (m < pitch)[None, :]
+    logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
+    factor = tl.load(scale + m, mask=m < keys, other=0.0)
+    exists = (m < keys)[None, :]
     if DROP:
         word = mixed(row.to(tl.uint32) + salt.to(tl.uint32, bitcast=True))
         edge = mixed(m.to(tl.uint32)[None, :] * 0x9E3779B9 + word[:, None])
-        mask &= edge >= threshold.to(tl.uint32, bitcast=True)
-    return tl.where(mask, logit * factor[None, :], float("-inf"))
+        exists &= edge >= threshold.to(tl.uint32, bitcast=True)
+    return mask, logit, factor, tl.where(exists, logit * factor[None, :], float("-inf"))
 
 
 @triton.jit(do_not_specialize=["first", "queries", "keys", "threshold", "salt"])
@@ -197,27 +203,22 @@ def normalize(
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     q_mask, row = n < queries, (first + b) * queries + n
-    place = ((b * queries + n) * pitch)[:, None]
+    place, factors = ((b * queries + n) * pitch)[:, None], scale + (first + b) * keys
     top, total = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        logit = tl.load(logits + place + m[None, :], mask=q_mask[:, None] & (m < pitch)[None, :], other=0.0)
-        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
-        z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
+        _, _, _, z = logits_at(m, logits, place, factors, row, q_mask, keys, pitch, threshold, salt, DROP)
         new = tl.maximum(top, tl.max(z, axis=1))
         shift = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
         top = new
-    sees = total != 0  # what is not a number is to be seen in all that comes of it
+    sees = total != 0  # true for NaN, which must propagate
     log = tl.where(sees, top + tl.log(tl.where(sees, total, 1.0)), float("-inf"))
     tl.store(lse + row, log, mask=q_mask)
     shift = tl.where(sees, log, float("inf"))
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = q_mask[:, None] & (m < pitch)[None, :]
-        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
-        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
-        z = scaled(logit, factor, row, m, keys, threshold, salt, DROP)
+        mask, _, _, z = logits_at(m, logits, place, factors, row, q_mask, keys, pitch, threshold, salt, DROP)
         tl.store(shares + place + m[None, :], rounded(tl.exp(z - shift[:, None]), shares.dtype.element_ty), mask=mask)
 
 
@@ -238,7 +239,7 @@ def normalize_backward(
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     q_mask, row = n < queries, (first + b) * queries + n
-    place = ((b * queries + n) * pitch)[:, None]
+    place, factors = ((b * queries + n) * pitch)[:, None], scale + (first + b) * keys
     log = tl.load(lse + row, mask=q_mask, other=float("-inf"))
     # A query without an edge may have any gradient of its lse; it passes none on.
     sees = log != float("-inf")
@@ -246,17 +247,13 @@ def normalize_backward(
     mean = tl.zeros((ROWS,), tl.float32)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = q_mask[:, None] & (m < pitch)[None, :]
-        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
-        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
-        share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
+        mask, _, _, z = logits_at(m, logits, place, factors, row, q_mask, keys, pitch, threshold, salt, DROP)
+        share = tl.exp(z - shift[:, None])
         mean += tl.sum(share * tl.load(gradient + place + m[None, :], mask=mask, other=0.0), axis=1)
     for start in range(0, pitch, COLUMNS):
         m = start + tl.arange(0, COLUMNS)
-        mask = q_mask[:, None] & (m < pitch)[None, :]
-        logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
-        factor = tl.load(scale + (first + b) * keys + m, mask=m < keys, other=0.0)
-        share = tl.exp(scaled(logit, factor, row, m, keys, threshold, salt, DROP) - shift[:, None])
+        mask, logit, factor, z = logits_at(m, logits, place, factors, row, q_mask, keys, pitch, threshold, salt, DROP)
+        share = tl.exp(z - shift[:, None])
         d_share = tl.load(gradient + place + m[None, :], mask=mask, other=0.0)
         d_logit = share * (d_share + (own - mean)[:, None])
         to = d_scale + (tl.program_id(0) * tl.num_programs(1) + b) * keys + m

@@ -1,8 +1,8 @@
-"""Sums of products of batches of matrices, of which one may be moved by rows: what attention is made of.
+"""Batched matrix products with shifted rows, for attention.
 
 One kernel serves the six products of attention and its gradient. Every element of a result is summed by one program in
-a fixed order: no atomics, and the same result every time. Rows that are read side by side have to begin on 16 elements
-(`fit`), or a GPU would read them one by one.
+a fixed order: no atomics, and the same result every time. Rows must begin at multiples of 16 elements (`fit`)
+for vectorized loads.
 """
 
 import triton
@@ -14,12 +14,12 @@ from .grid import product, rounded
 from .limits import cdiv
 
 STEP = 16
-"""Elements that a row's length and distance from the next are a multiple of."""
+"""Rows' lengths and strides are multiples of it."""
 PLAIN, MOVED_ROWS, MOVED_TERMS = (tl.constexpr(kind) for kind in range(3))
 
 
 def fit(x: Tensor) -> Tensor:
-    """The tensor, or a copy with zeros appended to its last dimension, so that rows are read side by side."""
+    """The tensor, or a copy with its last dimension zero-padded to a multiple of STEP."""
     if x.stride(-1) == 1 and not any(size % STEP for size in (x.shape[-1], *x.stride()[:-1])):
         return x
     padded = x.new_zeros((*x.shape[:-1], cdiv(x.shape[-1], STEP) * STEP))
@@ -30,8 +30,8 @@ def fit(x: Tensor) -> Tensor:
 def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0) -> None:
     """Write to out [G, I, J]: factor * left [G, I, K] @ right [G, K, J].
 
-    What one has more than the other in K must be zeros, what they have more than `out` in I and J is left away, and
-    what `out` has more is filled with zeros.
+    Sizes may differ by padding: where one input has more of K, it must hold zeros; what inputs have more than `out` of
+    I and J is ignored, and what `out` has more is filled with zeros.
     """
     groups, rows, columns = out.shape
     sizes = (rows, columns, left.shape[1], left.shape[2], right.shape[1], right.shape[2], 1, 1, 1, 1)
@@ -42,7 +42,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0) -> N
 def multiply_moved(left: Tensor, right: Tensor, shifts: Tensor, out: Tensor, pieces: int = 1) -> None:
     """Write to out [G, I, J]: the sum over s of left [G, I + shifts[s], K] @ right [S, K, J] or [G, S, K, J].
 
-    Rows of `left` that are not there are zeros. shifts [S] int64, of either sign. With more than one of `pieces`, P,
+    Rows outside `left` are zeros. shifts [S] int64, of either sign. With more than one of `pieces`, P,
     out is [P, G, I, J], whose sum over P is the result: for long sums of few elements. K and J as for `multiply`; `out`
     is contiguous.
     """
@@ -71,7 +71,7 @@ def multiply_moved_terms(left: Tensor, right: Tensor, shifts: Tensor, out: Tenso
 
 
 def pieces(left: Tensor, right: Tensor, rows: int) -> int:
-    """Into how many pieces multiply_moved is to cut the sum over shifts, so that a chip has work for all its parts.
+    """Into how many pieces multiply_moved should split the sum over shifts, to occupy all multiprocessors.
 
     Arguments and `rows`, I, as multiply_moved takes them.
     """
@@ -123,7 +123,7 @@ def contract(
     shifts,  # int64, a number a slice or member
     rows,  # of `out`, in all
     columns,
-    left_rows,  # how many there are to read; and so on
+    left_rows,  # rows of `left`; likewise the next three
     left_terms,
     right_terms,
     right_columns,

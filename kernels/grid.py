@@ -1,4 +1,4 @@
-"""Places on a grid: what all kernels of topk_affinity agree on.
+"""Positions on a grid, shared by all kernels of topk_affinity.
 
 Positions of a frame are a grid of `width` columns; without a neighborhood it is one row of all positions, so that one
 piece of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a neighborhood
@@ -63,20 +63,29 @@ def counts_of(multiplicity, slot):
 
 @triton.jit
 def patches_seen(
-    corner,
-    size,
-    bounds,
-    outside_count,
-    NEIGHBORHOOD: tl.constexpr,
-    SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    OTHER: tl.constexpr,
-    OTHER_WIDE: tl.constexpr,
-):
+    corner, size, bounds, outside_count,
+    NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
+):  # fmt: skip
     """The box that a patch sees in patches of OTHER positions: its first row and column, how many across and in all."""
     first_y, end_y, first_x, end_x = box(corner, size, bounds, outside_count, NEIGHBORHOOD, SIZE, WIDE)
     across = tl.cdiv(end_x - first_x, OTHER_WIDE)
     return first_y, first_x, across, tl.cdiv(end_y - first_y, OTHER // OTHER_WIDE) * across
+
+
+@triton.jit
+def slot_seen(
+    frames, multiplicity, first, t, bank_frames, corner, size, bounds,
+    NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
+):  # fmt: skip
+    """The frame of slot first + t, the counts of its keys, the box seen, and how many patches it has; 0 if empty."""
+    frame = tl.load(frames + first + t)
+    counted = counts_of(multiplicity, first + t)
+    first_y, first_x, across, patches = patches_seen(
+        corner, size, bounds, counted[1], NEIGHBORHOOD, SIZE, WIDE, OTHER, OTHER_WIDE
+    )
+    if (frame < 0) | (frame >= bank_frames):
+        patches = 0
+    return frame, counted, (first_y, first_x, across), patches
 
 
 @triton.jit
@@ -87,17 +96,9 @@ def apart(first, size, other, other_size):
 
 @triton.jit
 def patch_at(
-    i,
-    seen,
-    corner,
-    counts,
-    bounds,
-    NEIGHBORHOOD: tl.constexpr,
-    SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    OTHER: tl.constexpr,
-    OTHER_WIDE: tl.constexpr,
-):
+    i, seen, corner, counts, bounds,
+    NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
+):  # fmt: skip
     """Where patch i of those in a box that is `seen` begins, and whether any of it counts for the patch at `corner`."""
     (first_y, first_x, across), (top, left) = seen, corner
     (inside_count, outside_count), (rows, columns, limit) = counts, bounds
@@ -143,15 +144,9 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def dots(
-    left,
-    right,
-    channels,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    D: tl.constexpr,
-    EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    left, right, channels,
+    N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Products [N, M] in float32 of the rows at pointers left [N] and right [M], each `channels` values in a row.
 
     D channels at a time; EVEN says that D divides `channels`. Every kernel takes its products from here with the same
@@ -169,3 +164,21 @@ def dots(
             b = tl.load(right[:, None] + start + step[None, :], mask=inside, other=0.0)
         total = product(a, tl.trans(b), total, PRECISION)
     return total
+
+
+@triton.jit
+def scored_keys(
+    queries, corner, size, frame, stride, channels, counted, bounds,
+    NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr, M_WIDE: tl.constexpr,
+):  # fmt: skip
+    """A patch of keys: positions [M], pointers [M], products [N, M] with the queries, and counts [N, M].
+
+    queries: pointers, rows and columns [N]. corner, size: of the patch, and of the frame that `frame` points to.
+    """
+    (row, qy, qx), (height, width) = queries, size
+    ky, kx, m, exists = patch_places(corner, height, width, M, M_WIDE)
+    keys = frame + m.to(tl.int64) * stride
+    scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
+    counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+    return m, keys, scores, counts

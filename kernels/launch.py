@@ -1,11 +1,10 @@
 """Where and how the CUDA module (csrc/cuda) starts a kernel."""
 
-from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A device and its stream; what the module's functions take last."""
 
     module: ModuleType
@@ -13,4 +12,4 @@ class Launch:
     stream: int
     """The address of the cudaStream_t."""
     hopper: bool
-    """Whether the kernels for Hopper run there; the others run on every chip from Ampere on but that."""
+    """Whether the kernels for Hopper run; other chips, Ampere or newer, run the others."""

@@ -1,11 +1,11 @@
-"""What a call of many targets is cut into parts for: memory, and how far a grid of programs counts."""
+"""Limits for which a call of many targets is split into parts: workspace memory and grid dimensions."""
 
 from torch import Tensor
 
 MOST_PROGRAMS = 65_535
-"""Along the second and the third dimension of a CUDA grid. Along the first there may be 2^31 - 1."""
+"""Limit of the second and third dimension of a CUDA grid; that of the first is 2^31 - 1."""
 WORKSPACE = 64 << 20
-"""Bytes of candidates that are there at a time, unless one target has more.
+"""Most bytes of candidates held at a time, unless one target alone has more.
 
 At TimeCycle's crop 480 (3,600 queries, 8 slots, k = 5) a target has 2.8 MB in the CUDA module's two lists a slot, so
 that 16 are one launch. No more is needed to keep a chip busy: at the largest k, 128, it is some 500 tiles of 128
@@ -19,7 +19,7 @@ def cdiv(count: int, size: int) -> int:
 
 
 def power_of_two(count: int) -> int:
-    """The smallest that is not below count, which is positive."""
+    """The smallest power of two >= count > 0."""
     return 1 << (count - 1).bit_length()
 
 
@@ -32,5 +32,5 @@ def evenly(count: int, most: int) -> list[slice]:
 
 
 def taken(x: Tensor, part: slice) -> Tensor:
-    """The part of a batch: x[part], or x itself where that is all of it, which costs nothing and is easily traced."""
+    """x[part], or x itself if the part is the whole batch."""
     return x if part == slice(0, x.shape[0]) else x[part]

@@ -77,7 +77,7 @@ def softmax(
         at = (part + split) * queries + n[:, None]
         top = tl.load(tops + at, mask=q_mask[:, None] & (split < merged), other=float("-inf"))
         total = tl.load(sums + at, mask=q_mask[:, None] & (split < merged), other=0.0)
-        total = tl.where(top > float("-inf"), total, 0.0)  # of a list that nobody wrote it is anything
+        total = tl.where(top > float("-inf"), total, 0.0)  # sums of unwritten lists are undefined
         shift = tl.max(top, axis=1)
         shift = tl.where(shift == float("-inf"), 0.0, shift)
         total = tl.sum(total * tl.exp2((top - shift[:, None]) * softmax_scale_log2), axis=1)

@@ -4,7 +4,6 @@ A problem is any object with the fields of timecycle.ops.problem.Problem, where 
 """
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -47,12 +46,11 @@ class Bounds(NamedTuple):
         return bounds
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A problem, or the part of it that some of its targets are. Letters as in timecycle.ops."""
+class Plan(NamedTuple):
+    """A problem, or some of its targets. Letters as in timecycle.ops."""
 
     problem: Any
-    """The whole one, whose tensors are not used."""
+    """The whole problem; its tensors are not used."""
     query: Tensor
     """[B, N, D], channels side by side, as the bank's."""
     bank: Tensor
@@ -61,9 +59,21 @@ class Plan:
     multiplicity: Tensor
     bounds: Bounds
     precision: str
-    """Of the products, in Triton's words."""
+    """Of products: Triton's `input_precision`."""
     whole_targets: int
     """Targets of the whole problem: slots are grouped as they are for all."""
+    targets: int
+    """B, and the next sizes: of the tensors above, whose shapes take longer to read."""
+    queries: int
+    """N."""
+    channels: int
+    """D."""
+    bank_frames: int
+    """F: a slot that holds none of these frames is empty."""
+    positions: int
+    """M."""
+    slots: int
+    """T."""
 
     @staticmethod
     def of(problem: Any) -> "Plan":
@@ -78,10 +88,16 @@ class Plan:
             Bounds.of(problem.half_widths),
             tiles.precision(query.dtype),
             query.shape[0],
+            *_sizes(query, bank, problem.frames),
         )
 
+    def changed(self, **tensors: Tensor) -> "Plan":
+        """The same with other tensors, and their sizes."""
+        plan = self._replace(**tensors)
+        return Plan(*plan[:8], *_sizes(plan.query, plan.bank, plan.frames))
+
     def parts(self, lists: int) -> list[slice]:
-        """Targets to work on at a time, so that candidates of so many lists of a query take little memory.
+        """Targets to work on at a time, to bound the memory of candidates with `lists` lists per query.
 
         A candidate is 8 bytes; a softmax over all keys has 8 more of each list, its top and its sum.
         """
@@ -91,48 +107,18 @@ class Plan:
     def part(self, targets: slice) -> "Plan":
         """The part of these targets.
 
-        Its results are theirs in the whole, to the last bit but where the CUDA scan adds up a softmax: it shares the
-        keys of what it is given among all blocks.
+        Results are bitwise those of the whole problem, except where the CUDA scan sums a softmax: it divides the keys
+        of each launch among all blocks.
         """
         if targets == slice(0, self.targets):
             return self
         query, frames, multiplicity = (x[targets] for x in (self.query, self.frames, self.multiplicity))
-        return replace(self, query=query, frames=frames, multiplicity=multiplicity)
+        return self.changed(query=query, frames=frames, multiplicity=multiplicity)
 
     @property
     def groups(self) -> int:
         """Lists of a query in the end."""
         return 1 if self.problem.joint else self.slots
-
-    @property
-    def targets(self) -> int:
-        """Target frames, B."""
-        return self.query.shape[0]
-
-    @property
-    def queries(self) -> int:
-        """Query positions of a target, N."""
-        return self.query.shape[1]
-
-    @property
-    def channels(self) -> int:
-        """D."""
-        return self.query.shape[2]
-
-    @property
-    def positions(self) -> int:
-        """Key positions of a frame, M."""
-        return self.bank.shape[1]
-
-    @property
-    def slots(self) -> int:
-        """Context slots of a target, T."""
-        return self.frames.shape[1]
-
-    @property
-    def bank_frames(self) -> int:
-        """Frames of the bank, F: a slot that holds none of them is empty."""
-        return self.bank.shape[0]
 
     @property
     def neighborhood(self) -> bool:
@@ -141,7 +127,7 @@ class Plan:
 
     @property
     def is_bfloat16(self) -> bool:
-        """Whether features are bfloat16 rather than float16, for those who know no others."""
+        """Whether features are bfloat16; the CUDA module takes only that and float16."""
         return self.query.dtype == torch.bfloat16
 
     @property
@@ -202,3 +188,8 @@ class Plan:
             "N_WIDE": tiles.side(tile.n, self.neighborhood),
             "M_WIDE": tiles.side(tile.m, self.neighborhood),
         }
+
+
+def _sizes(query: Tensor, bank: Tensor, frames: Tensor) -> tuple[int, ...]:
+    """Plan's sizes, from `targets` to `slots`."""
+    return *query.shape, *bank.shape[:2], frames.shape[1]

@@ -28,9 +28,9 @@ def propagate_labels(
 
     Args:
         weights: [B, N, K] floating point.
-        indices: [B, N, K] int64, t * M + m; what is outside the slots contributes nothing.
+        indices: [B, N, K] int64, t * M + m; an index outside the slots contributes nothing.
         labels: [G, M, L] floating point.
-        frames: [B, T] int64: slot t means labels[frames[b, t]]; what is outside G contributes nothing.
+        frames: [B, T] int64: slot t means labels[frames[b, t]]; a frame outside G contributes nothing.
         dtype: of the sums; the labels' if not given.
     """
     weights, indices, labels, frames = (x.contiguous() for x in (weights, indices, labels, frames))

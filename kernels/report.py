@@ -1,4 +1,4 @@
-"""What the compilers make of the kernels, on a machine without a GPU: python -m timecycle.kernels.report sm_90.
+"""Registers, spills and matrix instructions of the compiled kernels: python -m timecycle.kernels.report sm_90.
 
 Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many
 registers it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many
@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiler says of a case."""
+    """Resources of a compiled case."""
 
     registers: int
     spills: int
@@ -77,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A problem of D = 512 channels, of which only what is known at compile time matters."""
+    """A problem of D = 512 channels; only its compile-time properties matter."""
 
     query: torch.Tensor
     k: int = 1
@@ -105,7 +105,7 @@ class _Problem:
 def _plan(dtype: torch.dtype, precision: str, neighborhood: bool, **options: Any) -> Plan:
     features = torch.empty((1, 3600, 512), dtype=dtype, device="meta")
     problem = _Problem(features, grid_width=60 if neighborhood else 0, **options)
-    return replace(Plan.of(problem), precision=precision)
+    return Plan.of(problem)._replace(precision=precision)
 
 
 def cases(chip: str) -> list[Case]:
@@ -277,7 +277,7 @@ def main() -> None:
 
 
 def _record(chip: str, spills: dict[str, int]) -> None:
-    """Replace what is written down of a chip under the Triton that is installed."""
+    """Replace the record of a chip under the installed Triton."""
     record = json.loads(RECORD.read_text())
     record.setdefault(triton.__version__, {})[chip] = spills
     RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

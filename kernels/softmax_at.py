@@ -1,8 +1,8 @@
 """softmax_at in Triton, and its gradient; formulas in timecycle.ops.softmax_at.
 
 An edge is a row of a table that an index means, so the kernels are those of labels (propagate_labels.py): products of
-queries with gathered keys, and in the gradient a sum of gathered keys and one scattered over the keys. What is left is
-of the size of the indices, and PyTorch's. The same result every time.
+queries with gathered keys, and in the gradient a sum of gathered keys and one scattered over the keys. The rest are
+PyTorch operators on tensors of the size of the indices. Deterministic.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from .propagate_labels import propagate_labels, row_products, scatter_rows
 def softmax_at(problem: Any) -> Tensor:
     """The softmax [B, N, E] float32 of the edges, as `timecycle.ops.softmax_at` defines it.
 
-    Features are float32, bfloat16 or float16; scale and lse are float32. Indices that are of no key are no edge.
+    Features are float32, bfloat16 or float16; scale and lse are float32. Indices outside the keys give 0.
     """
     logits = _products(problem) * _factors(problem) / problem.temperature
     return torch.where(_exist(problem), (logits - problem.lse[:, :, None]).exp(), 0.0)

@@ -1,7 +1,7 @@
 """Block shapes of every kernel, in one table per chip family. The only place where they are chosen.
 
 N queries and M keys are multiplied at a time, D channels a step. The shapes are those that the compilers accept without
-spilling registers in the forward kernels (tests/test_kernels_compile.py, NOTES.md). No GPU has timed them yet.
+spilling registers in the forward kernels (tests/test_kernels_compile.py, NOTES.md). They are not tuned on a GPU.
 """
 
 import functools

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .grid import counts_of, dots, patch_at, patch_corner, patch_places, patches_seen, times_counted
+from .grid import patch_at, patch_corner, patch_places, scored_keys, slot_seen
 from .limits import cdiv, power_of_two, taken
-from .merge import INVALID, filled_slots, merge, softmax, weigh
+from .merge import INVALID, MERGE_SIZES, filled_slots, merge, softmax, weigh
 from .plan import SIZES, Plan
 from .topk_affinity_ties import with_ties
 from .traced import launched
@@ -185,7 +185,8 @@ def scan(
     Grid: (tiles of queries, S groups of slots, B).
     """
     group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), width, N, N_WIDE)
+    size, bounds = (key_height, key_width), (rows, columns, limit)
+    corner = patch_corner(tl.program_id(0), width, N, N_WIDE)
     qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     # Entries beyond k are out of the way: never the worst. A tile's spare rows let nothing in.
@@ -195,22 +196,16 @@ def scan(
     threshold, last = tl.min(list_v, axis=1), tl.max(list_i, axis=1)
     top, total = tl.full((N,), float("-inf"), tl.float32), tl.zeros((N,), tl.float32)
     for t in range(group * each, tl.minimum(slots, (group + 1) * each)):
-        frame = tl.load(frames + b * slots + t)
-        counted = counts_of(multiplicity, b * slots + t)
-        first_y, first_x, across, tiles = patches_seen(
-            corner, (key_height, key_width), bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
+        frame, counted, seen, tiles = slot_seen(
+            frames, multiplicity, b * slots, t, bank_frames, corner, size, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
         )
-        if (frame < 0) | (frame >= bank_frames):
-            tiles = 0
         for i in range(tiles):
-            key_y, key_x, wanted = patch_at(
-                i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
-            )
+            y, x, wanted = patch_at(i, seen, corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE)
             if wanted:
-                ky, kx, m, exists = patch_places((key_y, key_x), key_height, key_width, M, M_WIDE)
-                keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
-                scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+                m, _, scores, counts = scored_keys(
+                    (row, qy, qx), (y, x), size, bank + frame * bank_f, bank_m, channels, counted, bounds,
+                    NEIGHBORHOOD, PRECISION, EVEN, N, M, D, M_WIDE,
+                )  # fmt: skip
                 scores = tl.where(counts > 0, scores, float("-inf"))
                 best = tl.max(scores, axis=1)
                 if SOFTMAX_OVER_ALL:
@@ -230,20 +225,7 @@ def scan(
         tl.store(sums + at, total, mask=q_mask)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "queries",
-        "positions",
-        "bank_frames",
-        "slots",
-        "merged",
-        "width",
-        "rows",
-        "columns",
-        "limit",
-        "k",
-    ]
-)
+@triton.jit(do_not_specialize=MERGE_SIZES)
 def finish(
     values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
     indices,  # [B, S, N, k] int32

@@ -7,7 +7,6 @@ gradient is summed by one program in a fixed order: no atomics, and the same res
 slice takes the products again for each slice.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import limits, tiles
-from .grid import counts_of, dots, patch_at, patch_corner, patch_places, patches_seen, product, times_counted
+from .grid import (
+    counts_of,
+    dots,
+    patch_at,
+    patch_corner,
+    patch_places,
+    patches_seen,
+    product,
+    scored_keys,
+    times_counted,
+)
 from .limits import cdiv, power_of_two
 from .plan import SIZES, Plan
 from .propagate_labels import propagate_labels, scatter_rows
@@ -65,7 +74,7 @@ def _through_denominators(plan: Plan, denominators: Tensor, mean: Tensor, d_quer
     for some in limits.evenly(plan.bank_frames, limits.MOST_PROGRAMS):
         # Numbered from the first of them, the others' frames and empty slots equal none.
         frames = plan.frames - some.start if some.start else plan.frames
-        part = replace(plan, bank=limits.taken(plan.bank, some), frames=frames)
+        part = plan.changed(bank=limits.taken(plan.bank, some), frames=frames)
         tensors = (*part.tensors(), denominators, mean, limits.taken(d_bank, some))
         grid = (plan.patches(tile.m, keys=True), slices, part.bank_frames)
         to_keys[grid](*tensors, plan.groups, plan.targets, *part.numbers(), **constants, **tile.options())
@@ -118,7 +127,8 @@ def to_queries(
     """WIDE channels of the gradient of a tile of queries. Grid: (tiles of queries, slices of channels, B)."""
     b = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), width, N, N_WIDE)
+    size, bounds = (key_height, key_width), (rows, columns, limit)
+    corner = patch_corner(tl.program_id(0), width, N, N_WIDE)
     qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     at = b * (height * width) + n
@@ -130,19 +140,19 @@ def to_queries(
         denominator = tl.load(denominators + at * groups + group, mask=q_mask, other=float("inf")) * LOG2_E
         weight = tl.load(mean + at * groups + group, mask=q_mask, other=0.0)
         first_y, first_x, across, tiles = patches_seen(
-            corner, (key_height, key_width), bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
+            corner, size, bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
         )
         if (frame < 0) | (frame >= bank_frames):
             tiles = 0
         for i in range(tiles):
-            key_y, key_x, wanted = patch_at(
+            y, x, wanted = patch_at(
                 i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
             )
             if wanted:
-                ky, kx, m, exists = patch_places((key_y, key_x), key_height, key_width, M, M_WIDE)
-                keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
-                scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+                _, keys, scores, counts = scored_keys(
+                    (row, qy, qx), (y, x), size, bank + frame * bank_f, bank_m, channels, counted, bounds,
+                    NEIGHBORHOOD, PRECISION, EVEN, N, M, D, M_WIDE,
+                )  # fmt: skip
                 share = shares(scores, counts, denominator, weight, softmax_scale_log2)
                 features = tl.load(keys[:, None] + channel, mask=channel < channels, other=0.0)
                 total = multiply(share, features, total, PRECISION)

@@ -1,10 +1,9 @@
 """topk_affinity and affinity_propagate with the CUDA module's `scan` in place of Triton's. Letters as in timecycle.ops.
 
 The long part, from features to the candidates of each query, is csrc/cuda/topk_affinity.h: wgmma and bulk copies on
-Hopper, mma.sync and asynchronous copies on other chips. What becomes of the candidates is Triton's, as ever.
+Hopper, mma.sync and asynchronous copies on other chips. Triton's kernels merge and weigh the candidates.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def _work(plan: Plan, launch: Launch) -> Work:
 def best_of_groups(plan: Plan, work: Work, launch: Launch) -> Candidates:
     """Candidates as topk_affinity.best_of_groups has them, of a `_copied` plan or a part of one."""
     shape = (plan.targets, work.lists, plan.queries)
-    # What no block writes is -inf: lists of parts that there are not, and of empty slots.
+    # -inf where no block writes: lists of empty slots, and of parts that do not exist.
     values = plan.query.new_full((*shape, plan.problem.k), -torch.inf, dtype=torch.float32)
     tops = values.new_full(shape if plan.problem.softmax_over_all else (0,), -torch.inf)
     candidates = values, torch.empty_like(values, dtype=torch.int32), tops, torch.empty_like(tops)
@@ -60,7 +59,7 @@ def _copied(plan: Plan) -> Plan:
     """The plan with features that can be copied in bulk: once for all of its parts."""
     query, bank = _copyable(plan.query), _copyable(plan.bank)
     same = query is plan.query and bank is plan.bank
-    return plan if same else dataclasses.replace(plan, query=query, bank=bank)
+    return plan if same else plan.changed(query=query, bank=bank)
 
 
 def _copyable(features: Tensor) -> Tensor:

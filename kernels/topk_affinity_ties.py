@@ -1,4 +1,4 @@
-"""topk_affinity with ties="all": everything that equals the k-th value, without room for the worst case.
+"""topk_affinity with ties="all": every key that equals the k-th value, in outputs sized by a counting pass.
 
 The first pass (topk_affinity.py) has found each row's k-th product. A second one counts what reaches it, the outputs
 are made as long as the longest row, and a third one fills them. All three take their products from the same `dots` in
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import limits, tiles
-from .grid import counts_of, dots, near, patch_at, patch_corner, patch_places, patches_seen, times_counted
+from .grid import near, patch_at, patch_corner, patch_places, scored_keys, slot_seen
 from .merge import INVALID
 from .plan import SIZES, Plan
 from .tiles import Tile
@@ -24,7 +24,7 @@ def with_ties(plan: Plan, tile: Tile, kth: Tensor, denominators: Tensor) -> tupl
     """
     (_, shares, _), _ = plan.launch_grid(tile)
     targets, groups, queries = kth.shape
-    # In [B, G, groups of slots per list, N]: where each program's share of a list ends.
+    # How many keys each program finds; cumulated over a list's groups of slots [B, G, S / G, N], where its share ends.
     numbers = torch.empty((targets, shares, queries), dtype=torch.int32, device=kth.device)
     nothing = kth.new_empty((targets, 0))
     options = ties_options(tiles.family(kth.device), tile)
@@ -82,7 +82,8 @@ def reached(
     """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles are those of scan."""
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = split // (tl.num_programs(1) // groups)
-    bounds, corner = (rows, columns, limit), patch_corner(tl.program_id(0), width, N, N_WIDE)
+    size, bounds = (key_height, key_width), (rows, columns, limit)
+    corner = patch_corner(tl.program_id(0), width, N, N_WIDE)
     qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
     threshold = tl.load(kth + (b * groups + group) * (height * width) + n)
@@ -91,22 +92,16 @@ def reached(
     if FILL:
         out += tl.load(numbers + (b * tl.num_programs(1) + split) * (height * width) + n)
     for t in range(split * each, tl.minimum(slots, (split + 1) * each)):
-        frame = tl.load(frames + b * slots + t)
-        counted = counts_of(multiplicity, b * slots + t)
-        first_y, first_x, across, tiles = patches_seen(
-            corner, (key_height, key_width), bounds, counted[1], NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
+        frame, counted, seen, tiles = slot_seen(
+            frames, multiplicity, b * slots, t, bank_frames, corner, size, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
         )
-        if (frame < 0) | (frame >= bank_frames):
-            tiles = 0
         for i in range(tiles):
-            key_y, key_x, wanted = patch_at(
-                i, (first_y, first_x, across), corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE
-            )
+            y, x, wanted = patch_at(i, seen, corner, counted, bounds, NEIGHBORHOOD, N, N_WIDE, M, M_WIDE)
             if wanted:
-                ky, kx, m, exists = patch_places((key_y, key_x), key_height, key_width, M, M_WIDE)
-                keys = bank + frame * bank_f + m.to(tl.int64) * bank_m
-                scores = dots(row, keys, channels, N, M, D, EVEN, PRECISION)
-                counts = times_counted(qy, qx, ky, kx, exists, counted, bounds, NEIGHBORHOOD)
+                m, _, scores, counts = scored_keys(
+                    (row, qy, qx), (y, x), size, bank + frame * bank_f, bank_m, channels, counted, bounds,
+                    NEIGHBORHOOD, PRECISION, EVEN, N, M, D, M_WIDE,
+                )  # fmt: skip
                 hit = (scores >= threshold[:, None]) & (counts > 0) & q_mask[:, None]
                 if FILL:
                     scores = tl.where(hit, scores, float("-inf"))

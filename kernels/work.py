@@ -5,7 +5,7 @@ targets. What a query finds in one stretch is a list of its own, or two (lists_o
 csrc/cuda/topk_affinity.h); there must be room for those of all stretches that can have keys of one list.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ CACHE = 24 << 20
 of what all multiprocessors read."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a launch is told. `before` [P + 1] int32: key patches that the query patches before each one see."""
 
     before: Tensor

@@ -148,9 +148,12 @@ def stand_in() -> Iterator[StandIn]:
     module = mock.Mock(LARGEST_K=20, lists_of_a_block=lambda hopper: 1)
     on, gpu = Launch(module, 0, 0, True), StandIn()
     topk_affinity = importlib.import_module("timecycle.ops.topk_affinity")
+    affinity_propagate = importlib.import_module("timecycle.ops.affinity_propagate")
     with (
         # Bypass the dispatcher: a mode would see custom operators only, not the reads within them.
         mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
+        mock.patch.object(topk_affinity, "_without_autograd", topk_affinity._run),
+        mock.patch.object(affinity_propagate, "_without_autograd", affinity_propagate._run),
         mock.patch.dict(backends._REGISTERED, registered),
         mock.patch.object(triton.runtime.JITFunction, "run"),
         mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),

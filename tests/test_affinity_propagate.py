@@ -93,7 +93,7 @@ def test_is_a_well_behaved_operator(dtype):
         leaf.requires_grad_()
     for scope, softmax_over, ties in pairwise(("frame", "joint"), ("topk", "all"), ("exact", "all")):
         problem = Problem.of(query, bank, frames, Select(3, 0.5, scope, softmax_over, ties), None, None)
-        arguments = (labels, label_frames, *problem.pack(), "", True)
+        arguments = (labels, label_frames, *problem, "", True)
         torch.library.opcheck(torch.ops.timecycle.affinity_propagate.default, arguments)
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +47,7 @@ def a_gpu(monkeypatch):
 )
 @pytest.mark.usefixtures("a_gpu")
 def test_cuda_says_what_it_cannot_run(change, reason):
-    assert why_not_cuda(replace(PROBLEM, **change)) == reason
+    assert why_not_cuda(PROBLEM._replace(**change)) == reason
 
 
 # Where it can run there is no such reason to see; the refusals that are left have a test above.
@@ -88,7 +87,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
 @pytest.mark.usefixtures("a_gpu")
 def test_what_was_measured_decides(table, change, reason, monkeypatch):
     monkeypatch.setattr(speeds, "records", lambda: table)
-    assert slower_than_triton(replace(PROBLEM, **change)) == reason
+    assert slower_than_triton(PROBLEM._replace(**change)) == reason
 
 
 def test_who_should_not_run_unasked_runs_by_name(monkeypatch):

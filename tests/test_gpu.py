@@ -181,7 +181,7 @@ def test_operators_are_well_behaved():
     operators = torch.ops.timecycle
     for scope, softmax_over in itertools.product(("frame", "joint"), ("topk", "all")):
         select = Select(3, 0.5, scope, softmax_over)
-        problem = Problem.of(query, bank, frames, select, None, None).pack()
+        problem = Problem.of(query, bank, frames, select, None, None)
         torch.library.opcheck(operators.topk_affinity.default, (*problem, "", True))
         torch.library.opcheck(operators.affinity_propagate.default, (labels, frames, *problem, "", True))
     weights, indices = topk_affinity(query.detach(), bank.detach(), frames, Select(3, 0.5))

@@ -3,7 +3,6 @@
 import itertools
 import re
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -265,6 +264,6 @@ def test_the_compiled_kernels_check_sizes_themselves(k):
     query, bank = case()
     problem = Problem.of(query, bank, FRAMES, Select(1, 0.1), None, None)
     with pytest.raises(ValueError, match=rf"k is {k}; expected 1 to 2147483647"):
-        NATIVE.topk_affinity(replace(problem, k=k))
+        NATIVE.topk_affinity(problem._replace(k=k))
     with pytest.raises(ValueError, match=r"the features have no channels"):
-        NATIVE.topk_affinity(replace(problem, query=query[:, :, :0], bank=bank[:, :, :0]))
+        NATIVE.topk_affinity(problem._replace(query=query[:, :, :0], bank=bank[:, :, :0]))

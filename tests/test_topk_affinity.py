@@ -223,7 +223,7 @@ def test_is_a_well_behaved_operator(dtype, neighborhood):
     query.requires_grad_(), bank.requires_grad_()
     for scope, softmax_over, ties in pairwise(("frame", "joint"), ("topk", "all"), ("exact", "all")):
         problem = Problem.of(query, bank, frames, Select(3, 0.5, scope, softmax_over, ties), neighborhood, None)
-        arguments = (*problem.pack(), "", True)
+        arguments = (*problem, "", True)
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         # The number kept with ties is known only from the data, which this one check does not provide for.
         checks += [] if ties == "all" else ["test_aot_dispatch_dynamic"]

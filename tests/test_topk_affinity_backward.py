@@ -44,10 +44,8 @@ class Case:
         self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, neighborhood=None, multiplicity=None
     ):
         self.problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
-        exact = replace(self.problem, query=query.double(), bank=bank.double())
-        self.weights, self.indices, self.denominators = torch.ops.timecycle.topk_affinity(
-            *exact.pack(), "reference", True
-        )
+        exact = self.problem._replace(query=query.double(), bank=bank.double())
+        self.weights, self.indices, self.denominators = torch.ops.timecycle.topk_affinity(*exact, "reference", True)
         generator = torch.Generator().manual_seed(1)
         self.gradient = torch.randn(self.weights.shape, generator=generator, dtype=torch.float64)
 
@@ -60,10 +58,10 @@ class Case:
         """The gradients in the features' dtype, or another."""
         problem = self.problem
         if dtype is not None:
-            problem = replace(problem, query=problem.query.to(dtype), bank=problem.bank.to(dtype))
+            problem = problem._replace(query=problem.query.to(dtype), bank=problem.bank.to(dtype))
         results = (x.to(problem.wide_dtype) for x in (self.gradient, self.weights, self.denominators))
         gradient, weights, denominators = results
-        return topk_affinity_backward(gradient, weights, self.indices, denominators, *problem.pack(), backend)
+        return topk_affinity_backward(gradient, weights, self.indices, denominators, *problem, backend)
 
 
 def random_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
@@ -285,7 +283,7 @@ def test_float64_and_unfit_devices_are_left_to_the_reference():
     assert all(map(torch.equal, case.run(""), case.run("reference")))
     meta = torch.empty(1, 1, 1, device="meta")
     cpu = next(b for b in backends._REGISTERED["topk_affinity_backward"] if b.name == "cpu")
-    assert cpu.why_not(replace(case.problem, query=meta, bank=meta)) == "the features are on meta"
+    assert cpu.why_not(case.problem._replace(query=meta, bank=meta)) == "the features are on meta"
     assert cpu.why_not(case.problem) == "it has no float64 kernel"
     huge = torch.empty(1, 1, 1).expand(1, 2**28, 1)
-    assert "positions are more than 32 bits number" in cpu.why_not(replace(case.problem, query=huge, bank=huge))
+    assert "positions are more than 32 bits number" in cpu.why_not(case.problem._replace(query=huge, bank=huge))

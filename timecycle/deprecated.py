@@ -35,7 +35,8 @@ def keywords(**names: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def renamed(*arguments: Any, **given: Any) -> Any:
-            return function(*arguments, **(new_names(given, names) if given.keys() & names.keys() else given))
+            old = [name for name in given if name in names]
+            return function(*arguments, **(new_names(given, names) if old else given))
 
         return renamed  # type: ignore[return-value]  # it has the function's signature
 

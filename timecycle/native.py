@@ -1,6 +1,6 @@
-"""The compiled modules where they are not there: why, and how they are built, by the way the package was installed.
+"""Why a compiled module is missing, and the command that builds it for the way the package was installed.
 
-pip shows nothing of what a build says unless it fails, so it is said where the package is used. Knows no torch.
+pip hides a build's output unless it fails, so a missing module is reported on first use. Does not import torch.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 PLACE = Path(__file__).resolve().parents[1]
-"""The folder that the package is in: of a checkout, or site-packages."""
+"""The folder that holds the package: a checkout, or site-packages."""
 
 
 def in_checkout() -> bool:
@@ -58,7 +58,7 @@ def installed_from() -> str:
 
 @functools.cache
 def say_missing(why: str) -> None:
-    """Warn, once for a reason, that a slower backend serves."""
+    """Warn, once per reason, that a slower backend runs instead."""
     warnings.warn(f"a slower backend serves: {why}", stacklevel=4)
 
 

@@ -9,7 +9,7 @@ Letters, everywhere in the project:
 In training, where a sample has queries and keys of its own, B counts samples, and
 
     S  shifts of the queries  C  channels of the values                 R  rows of the output
-    E  edges asked of a query
+    E  edges per query
 """
 
 from timecycle import deprecated

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from timecycle import deprecated
 from timecycle.errors import InputError
-from timecycle.ops import backends
+from timecycle.ops import backends, packed
 from timecycle.ops.checks import bounds_checked, refuse, wide_dtype
-from timecycle.ops.packed import empty_like, input_gradients
 from timecycle.ops.problem import Problem, list_length, value_doubts
 from timecycle.ops.propagate_labels import check_labels, label_frame_doubt, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
@@ -61,16 +60,12 @@ def affinity_propagate(
         raise InputError(
             f"labels is on {labels.device} and label_frames on {label_frames.device}; expected both on {query.device}"
         )
-    return _operator(labels, label_frames, *problem.pack(), backend or "", check)
+    run = _operator if packed.needs_gradient(query, bank, labels) else _without_autograd
+    return run(labels, label_frames, *problem, backend or "", check)
 
 
-@torch.library.custom_op(
-    "timecycle::affinity_propagate",
-    mutates_args=(),
-    schema=f"(Tensor labels, Tensor label_frames, {Problem.SCHEMA}, str backend, bool check) -> Tensor",
-)
-def _operator(*arguments: Any) -> Tensor:
-    labels, label_frames, problem, backend, check = Problem.unpack(arguments, before=2)
+def _run(*arguments: Any) -> Tensor:
+    labels, label_frames, problem, backend, check = packed.unpack(Problem, arguments, before=2)
     doubts = value_doubts(problem, check)
     if bounds_checked(check, labels):
         doubts.append(label_frame_doubt(labels, label_frames, "label_frames"))
@@ -80,52 +75,55 @@ def _operator(*arguments: Any) -> Tensor:
     return chosen.run(problem, labels, label_frames)
 
 
-@_operator.register_fake
-def _(*arguments):  # type: ignore[no-untyped-def]
-    labels, _, problem, *_ = Problem.unpack(arguments, before=2)
+def _fake(*arguments):  # type: ignore[no-untyped-def]
+    labels, _, problem, *_ = packed.unpack(Problem, arguments, before=2)
     return labels.new_empty((*problem.query.shape[:2], labels.shape[2]))
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    labels, label_frames, problem, ctx.backend, _ = Problem.unpack(inputs, before=2)
-    problem.save(ctx, labels, label_frames)
+    labels, label_frames, problem, ctx.backend, _ = packed.unpack(Problem, inputs, before=2)
+    packed.save(ctx, problem, labels, label_frames)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    problem, labels, label_frames = Problem.saved(ctx)
-    d_labels, d_query, d_bank = _gradients(gradient, labels, label_frames, *problem.pack(), ctx.backend)
-    return input_gradients(ctx, d_labels, None, d_query, d_bank)
+    problem, labels, label_frames = packed.saved(ctx, Problem)
+    d_labels, d_query, d_bank = _gradients(gradient, labels, label_frames, *problem, ctx.backend)
+    return packed.input_gradients(ctx, d_labels, None, d_query, d_bank)
 
 
 @torch.library.custom_op(
     "timecycle::affinity_propagate_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, Tensor labels, Tensor label_frames, {Problem.SCHEMA}, str backend) -> "
+    schema=f"(Tensor gradient, Tensor labels, Tensor label_frames, {packed.schema(Problem)}, str backend) -> "
     "(Tensor, Tensor, Tensor)",
 )
 def _gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of labels, query and bank. Weights and indices are made again: the forward spares storing them."""
-    gradient, labels, label_frames, problem, backend = Problem.unpack(arguments, before=3)
+    gradient, labels, label_frames, problem, backend = packed.unpack(Problem, arguments, before=3)
     problem = problem.keeping(list_length(problem))
-    weights, indices, denominators = topk_operator(*problem.pack(), backend, False)
+    weights, indices, denominators = topk_operator(*problem, backend, False)
     d_weights, d_labels = propagate_labels_backward(gradient, weights, indices, labels, label_frames)
     results = (d_weights, weights, indices, denominators)
-    d_query, d_bank = topk_affinity_backward(*results, *problem.pack(), backend)
+    d_query, d_bank = topk_affinity_backward(*results, *problem, backend)
     return d_labels, d_query, d_bank
 
 
 @_gradients.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    _, labels, _, problem, _ = Problem.unpack(arguments, before=3)
-    return empty_like(labels, problem.query, problem.bank)
+    _, labels, _, problem, _ = packed.unpack(Problem, arguments, before=3)
+    return packed.empty_like(labels, problem.query, problem.bank)
 
 
+_SCHEMA = f"(Tensor labels, Tensor label_frames, {packed.schema(Problem)}, str backend, bool check) -> Tensor"
+_operator = torch.library.custom_op("timecycle::affinity_propagate", _run, mutates_args=(), schema=_SCHEMA)
+_operator.register_fake(_fake)
 _operator.register_autograd(_backward, setup_context=_setup_context)
+_without_autograd = packed.without_autograd("timecycle::affinity_propagate_without_autograd", _SCHEMA, _run, _fake)
 
 
 def reference(problem: Problem, labels: Tensor, label_frames: Tensor) -> Tensor:
     """The definition: the two operators' references, one after the other."""
-    weights, indices, _ = topk_operator(*problem.pack(), "reference", False)
+    weights, indices, _ = topk_operator(*problem, "reference", False)
     return labels_reference(weights, indices, labels, label_frames)
 
 

@@ -8,7 +8,7 @@ For query n, key m and slice s of the values, in sample b:
 
 With one slice and shift 0 it is plain attention. Shifts are for a convolution over the queries' grid whose channels are
 the keys: it is linear in the affinity, so its weights are values, one slice for each of its taps, and a tap is a shift
-of the queries' index. Rows of the output that mix the end of one grid row with the start of the next mean nothing.
+of the queries' index. Output rows that mix the end of one grid row with the start of the next are meaningless.
 
 Backward, with A the softmax and g the gradients: dA[n, m] = sum over s of <g_out[n - shifts[s]], value[s, m]>, and
 dlogit = A * (dA + g_lse - sum over m of A dA).
@@ -16,15 +16,14 @@ dlogit = A * (dA + g_lse - sum over m of A dA).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import backends
+from timecycle.ops import backends, packed
 from timecycle.ops.checks import DTYPE_NAMES, DTYPES, wide_dtype
-from timecycle.ops.packed import Packed, empty_like, input_gradients
 from timecycle.ops.selection import check_temperature
 
 _WORD = 2**32 - 1
@@ -35,13 +34,13 @@ class EdgeDropout:
     """Which edges, pairs of a query and a key, are left out of the softmax: the same on every device and backend.
 
     Edge (b, n, m) of N queries a sample is dropped if hash(m * 0x9E3779B9 + hash(b * N + n + hash(seed))) is below
-    floor(rate * 2**32), where hash is the finaliser of MurmurHash3, all in unsigned 32 bits.
+    floor(rate * 2**32), where hash is the finalizer of MurmurHash3, all in unsigned 32 bits.
     """
 
     rate: float
     """The share that is dropped, 0 <= rate < 1."""
     seed: int
-    """Of which the lower 32 bits count."""
+    """Only the lower 32 bits are used."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
@@ -53,9 +52,8 @@ class EdgeDropout:
         return int(self.rate * 2**32)
 
 
-@dataclass(frozen=True)
-class AttentionProblem(Packed):
-    """A call, which every backend is handed."""
+class AttentionProblem(NamedTuple):
+    """Arguments of a call, as every backend takes them."""
 
     query: Tensor
     """[B, N, D]."""
@@ -68,12 +66,17 @@ class AttentionProblem(Packed):
     temperature: float
     shifts: list[int]
     threshold: int
-    """Edges with a hash below it are dropped; of EdgeDropout, as is the seed."""
+    """Edges with a hash below it are dropped; it and the seed are those of EdgeDropout."""
     seed: int
 
     @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.query.device
+
+    @property
     def rows(self) -> int:
-        """Of the output, R."""
+        """Rows of the output, R."""
         return self.query.shape[1] - max(self.shifts)
 
 
@@ -105,8 +108,8 @@ def attention(
 
     Returns:
         out [B, N - max(shifts), C], dtype of the value, and lse [B, N], float32 (float64 for float64): the logarithm of
-        the sum of the exponentials of a query's logits, for other things that are to be had of the same softmax. A
-        query all of whose edges are dropped adds nothing and has lse -inf. Both are differentiable in query, key,
+        the sum of the exponentials of a query's logits, which `softmax_at` takes. A query whose edges are all dropped
+        adds nothing and has lse -inf. Both are differentiable in query, key,
         value and scale.
 
     Raises:
@@ -118,7 +121,7 @@ def attention(
     _check(query, key, value, scale, temperature, shifts)
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed & _WORD)
     problem = AttentionProblem(query, key, value, scale, temperature, shifts, threshold, seed)
-    return _operator(*problem.pack(), backend or "")
+    return _operator(*problem, backend or "")
 
 
 def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
@@ -158,17 +161,19 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, temperature
 
 
 @torch.library.custom_op(
-    "timecycle::attention", mutates_args=(), schema=f"({AttentionProblem.SCHEMA}, str backend) -> (Tensor, Tensor)"
+    "timecycle::attention",
+    mutates_args=(),
+    schema=f"({packed.schema(AttentionProblem)}, str backend) -> (Tensor, Tensor)",
 )
 def _operator(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator as PyTorch sees it; edges with a hash below the threshold are dropped."""
-    problem, backend = AttentionProblem.unpack(arguments)
+    problem, backend = packed.unpack(AttentionProblem, arguments)
     return backends.choose("attention", backend or None, problem).run(problem)
 
 
 @_operator.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    problem, _ = AttentionProblem.unpack(arguments)
+    problem, _ = packed.unpack(AttentionProblem, arguments)
     samples, queries, _ = problem.query.shape
     out = problem.value.new_empty((samples, problem.rows, problem.value.shape[-1]))
     return out, problem.scale.new_empty((samples, queries))
@@ -198,7 +203,7 @@ def _logits(problem: AttentionProblem) -> Tensor:
 
 
 def _hash(words: Tensor) -> Tensor:
-    """MurmurHash3's finaliser of the lower 32 bits of int64 words; products may overflow, which the lower bits bear."""
+    """MurmurHash3's finalizer of the lower 32 bits of int64 words; overflow leaves the lower bits exact."""
     words = words & _WORD
     words = ((words ^ words >> 16) * 0x85EBCA6B) & _WORD
     words = ((words ^ words >> 13) * 0xC2B2AE35) & _WORD
@@ -218,7 +223,7 @@ def _slices(problem: AttentionProblem) -> list[Tensor]:
 @torch.library.custom_op(
     "timecycle::attention_backward",
     mutates_args=(),
-    schema=f"(Tensor d_out, Tensor d_lse, Tensor out, Tensor lse, {AttentionProblem.SCHEMA}, str backend) -> "
+    schema=f"(Tensor d_out, Tensor d_lse, Tensor out, Tensor lse, {packed.schema(AttentionProblem)}, str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
 )
 def attention_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -226,15 +231,15 @@ def attention_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
     `out` and `lse` are what the forward returned. Values for all samples get the sum over samples.
     """
-    *outputs, problem, backend = AttentionProblem.unpack(arguments, before=4)
+    *outputs, problem, backend = packed.unpack(AttentionProblem, arguments, before=4)
     chosen = backends.choose("attention_backward", backends.wanted_backward(backend), problem, *outputs)
     return chosen.run(problem, *outputs)
 
 
 @attention_backward.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    *_, problem, _ = AttentionProblem.unpack(arguments, before=4)
-    return empty_like(problem.query, problem.key, problem.value, problem.scale)
+    *_, problem, _ = packed.unpack(AttentionProblem, arguments, before=4)
+    return packed.empty_like(problem.query, problem.key, problem.value, problem.scale)
 
 
 def reference_backward(
@@ -264,13 +269,13 @@ def reference_backward(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    problem, ctx.backend = AttentionProblem.unpack(inputs)
-    problem.save(ctx, *output)
+    problem, ctx.backend = packed.unpack(AttentionProblem, inputs)
+    packed.save(ctx, problem, *output)
 
 
 def _backward(ctx, d_out, d_lse):  # type: ignore[no-untyped-def]
-    problem, *output = AttentionProblem.saved(ctx)
-    return input_gradients(ctx, *attention_backward(d_out, d_lse, *output, *problem.pack(), ctx.backend))
+    problem, *output = packed.saved(ctx, AttentionProblem)
+    return packed.input_gradients(ctx, *attention_backward(d_out, d_lse, *output, *problem, ctx.backend))
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

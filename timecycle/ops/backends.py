@@ -1,9 +1,10 @@
-"""What can run an operator here. The only module that knows what is installed.
+"""Backends of the operators: which are installed here, and which one runs a call.
 
-Each operator has an ordered list of backends; the first that can run a call runs it. One that cannot says why, and that
-reason is what a caller sees who asked for it by name.
+Each operator has an ordered list of backends; the first that can run a call runs it. One that cannot gives a reason,
+which is the error if it was requested by name.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -31,9 +32,9 @@ class Backend:
     """Called with what `run` takes: None if it can run that, else the reason in a few words."""
     run: Callable[..., Any]
     device: str | None = "cpu"
-    """The type of device it is there for: whoever has tensors on one is told if it is missing; None: nobody is."""
+    """Device type it serves: calls with tensors there warn if it is missing. None: no warning."""
     unless_asked: Callable[..., str | None] = lambda *_: None
-    """Called with what it can run: None, or why another should run that unless this one is asked for by name."""
+    """Called with what it can run: None, or why another backend should, unless this one is requested by name."""
 
 
 def _import_compiled(name: str) -> tuple[ModuleType | None, str | None]:
@@ -61,7 +62,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def interpreter_missing() -> str | None:
-    """Why Triton's interpreter could not run the kernels here, if it were asked to; None if it could."""
+    """Why Triton's interpreter could not run the kernels here, None if it could."""
     triton, numpy = (importlib.metadata.version(name).split(".")[:2] for name in ("triton", "numpy"))
     if triton == ["3", "6"] and [int(part) for part in numpy] >= [2, 4]:
         return "the interpreter of Triton 3.6 needs a NumPy below 2.4"  # it makes numbers of arrays of one element
@@ -118,12 +119,13 @@ def launch(tensor: Any) -> Launch:
 
 def run_kernels(module: str, function: str) -> Callable[..., Any]:
     """A function of timecycle.kernels, imported, and Triton with it, when it is first called."""
+    imported = functools.cache(lambda: importlib.import_module(f"timecycle.kernels.{module}"))
 
     def run(*arguments: Any) -> Any:
         # Kernels are launched on the current device, which need not be the tensors'.
         device = arguments[0].device
         with torch.cuda.device(device.index if device.type == "cuda" else -1):
-            return getattr(importlib.import_module(f"timecycle.kernels.{module}"), function)(*arguments)
+            return getattr(imported(), function)(*arguments)
 
     return run
 
@@ -144,9 +146,9 @@ def reference(run: Callable[..., Any]) -> Backend:
 
 
 def wanted_backward(backend: str) -> str | None:
-    """The backend to ask for in a backward pass whose forward was asked of `backend`, "" if of none.
+    """The backend to request for the backward pass after `backend` was requested for the forward pass ("" for none).
 
-    The reference if that was named; any other that lacks the gradient leaves it to the next.
+    Only the reference is passed on; another backend may lack the gradient.
     """
     return "reference" if backend == "reference" else None
 
@@ -160,7 +162,7 @@ def register(operator: str, *candidates: Backend) -> None:
 
 
 def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
-    """The first backend that can run the arguments, or the one asked for by name.
+    """The first backend that can run the arguments, or the one requested by name.
 
     Raises InputError if the wanted one is unknown, or cannot run them, with its reason.
     """

@@ -1,7 +1,7 @@
-"""What the operators refuse, in one sentence each, before any work.
+"""Checks of the operators' arguments, made before any work; each failure is one sentence.
 
-Shapes and dtypes are known to the CPU. Values on a GPU are not: to read one, the CPU waits until the GPU has done all
-its work. So what may be wrong with the values of a call is worked out where they are, and read together.
+Shapes and dtypes are known to the CPU. Reading a value from a GPU synchronizes with it. So all checks of values are
+computed on the tensors' device, and their results are read together.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,26 +13,26 @@ from torch import Tensor
 from timecycle.errors import InputError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What features, and weights with their labels, may be."""
+"""Dtypes of features, and of weights and their labels."""
 DTYPE_NAMES = "float32, bfloat16, float16 or float64"
 
 
 def wide_dtype(features: Tensor) -> torch.dtype:
-    """What is accumulated and returned: float32, and float64 for float64."""
+    """Dtype of sums and results: float32, and float64 for float64."""
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
 class Doubt(NamedTuple):
-    """Something that may be wrong with a call's values."""
+    """A check of a call's values."""
 
     wrong: Tensor
-    """Whether it is: bool [], on the device of the values."""
+    """Whether it fails: bool [], on the device of the values."""
     sentence: Callable[[], str]
-    """What to say then; it may read more."""
+    """The error message if it fails; it may read more values."""
 
 
 def refuse(doubts: Iterable[Doubt]) -> None:
-    """Raise InputError with the first sentence that is true. The CPU waits for a GPU once, unless one is."""
+    """Raise InputError with the message of the first check that fails. Synchronizes with a GPU once if none does."""
     doubts = list(doubts)
     if doubts and bool(torch.stack([doubt.wrong for doubt in doubts]).any()):
         raise InputError(next(doubt.sentence() for doubt in doubts if doubt.wrong))
@@ -47,12 +47,12 @@ def bounds_checked(check: bool, tensor: Tensor) -> bool:
 
 
 def outside(numbers: Tensor, least: int, end: int) -> Tensor:
-    """Whether a whole number is not in least <= number < end: bool [], not read."""
+    """Whether any integer is outside least <= number < end: bool [], not read back."""
     return ((numbers < least) | (numbers >= end)).any()
 
 
 def filled(slots: Tensor, frames: int) -> Tensor:
-    """Which of slots [B, T] hold one of so many frames, bool; the others are empty."""
+    """Which slots [B, T] hold a frame number from 0 to frames - 1, bool; the others are empty."""
     return (slots >= 0) & (slots < frames)
 
 

@@ -1,11 +1,11 @@
-"""Descriptions of a call: dataclasses that PyTorch's operators, whose arguments are flat, take apart and put together.
+"""Descriptions of a call: named tuples of tensors, then numbers, that PyTorch's operators take as flat arguments.
 
-Only this module knows the order of an operator's arguments, which is that of the dataclass's fields.
+Only this module knows the order of an operator's arguments, which is that of the tuple's fields.
 """
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,53 +13,53 @@ from torch import Tensor
 _TYPES = {Tensor: "Tensor", int: "int", float: "float", bool: "bool", list[int]: "int[]"}
 
 
-class Packed:
-    """Base of a frozen dataclass of tensors, the first a tensor of features, followed by numbers."""
+def schema(kind: Any) -> str:
+    """The fields of a named tuple as arguments in an operator's schema."""
+    return ", ".join(f"{_TYPES[annotation]} {name}" for name, annotation in kind.__annotations__.items())
 
-    SCHEMA: ClassVar[str]
-    """The fields as arguments in an operator's schema."""
-    _names: ClassVar[tuple[str, ...]]
-    _tensors: ClassVar[int]
 
-    def __init_subclass__(cls) -> None:
-        types = cls.__annotations__
-        cls.SCHEMA = ", ".join(f"{_TYPES[kind]} {name}" for name, kind in types.items())
-        cls._names, cls._tensors = tuple(types), sum(kind is Tensor for kind in types.values())
+def signature(kind: Any, returns: Any) -> inspect.Signature:
+    """The signature of a function of the fields."""
+    how = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    fields = [inspect.Parameter(name, how, annotation=annotation) for name, annotation in kind.__annotations__.items()]
+    return inspect.Signature(fields, return_annotation=returns)
 
-    def pack(self) -> tuple[Any, ...]:
-        """The fields as an operator's arguments."""
-        return tuple([getattr(self, name) for name in self._names])
 
-    @classmethod
-    def unpack(cls, arguments: Sequence[Any], before: int = 0) -> tuple[Any, ...]:
-        """An operator's arguments, of which `before` come first, with one instance in place of its fields."""
-        end = before + len(cls._names)
-        return *arguments[:before], cls(*arguments[before:end]), *arguments[end:]
+def without_autograd(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define an operator without an autograd kernel, for calls that `needs_gradient` is false for.
 
-    @classmethod
-    def signature(cls, returns: Any) -> inspect.Signature:
-        """Of a function of the fields."""
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        fields = [inspect.Parameter(name, kind, annotation=of) for name, of in cls.__annotations__.items()]
-        return inspect.Signature(fields, return_annotation=returns)
+    PyTorch's dispatcher takes a third of the time for it.
+    """
+    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, "default", run)
+    torch.library.register_fake(name, fake)
+    namespace, _, operator = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), operator).default
 
-    def save(self, ctx: Any, *others: Tensor) -> None:
-        """Keep this, and tensors beside it, for the backward pass."""
-        packed = self.pack()
-        ctx.save_for_backward(*packed[: self._tensors], *others)
-        ctx.numbers = packed[self._tensors :]
 
-    @classmethod
-    def saved(cls, ctx: Any) -> tuple[Self, *tuple[Tensor, ...]]:
-        """What was kept, and the tensors beside it."""
-        tensors = ctx.saved_tensors
-        return cls(*tensors[: cls._tensors], *ctx.numbers), *tensors[cls._tensors :]
+def needs_gradient(*inputs: Tensor) -> bool:
+    """Whether a call must record its gradient, or is traced for later calls that may."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
-    @property
-    def device(self) -> torch.device:
-        """Of the tensors."""
-        device: torch.device = getattr(self, self._names[0]).device
-        return device
+
+def unpack(kind: Any, arguments: Sequence[Any], before: int = 0) -> tuple[Any, ...]:
+    """An operator's arguments, with the fields that follow the first `before` arguments joined to one `kind`."""
+    end = before + len(kind._fields)
+    return *arguments[:before], kind._make(arguments[before:end]), *arguments[end:]
+
+
+def save(ctx: Any, packed: Sequence[Any], *others: Tensor) -> None:
+    """Save a named tuple, and other tensors, for the backward pass."""
+    ctx.numbers = [x for x in packed if not isinstance(x, Tensor)]
+    ctx.save_for_backward(*packed[: len(packed) - len(ctx.numbers)], *others)
+
+
+def saved(ctx: Any, kind: Any) -> tuple[Any, ...]:
+    """The saved `kind`, followed by the other tensors."""
+    tensors, count = ctx.saved_tensors, len(kind._fields) - len(ctx.numbers)
+    return kind(*tensors[:count], *ctx.numbers), *tensors[count:]
 
 
 def input_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -68,5 +68,5 @@ def input_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None,
 
 
 def empty_like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What gradients are made of: contiguous, where torch.empty_like keeps the strides of an expanded input."""
+    """Outputs for gradients: contiguous, where torch.empty_like keeps the strides of an expanded input."""
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)

@@ -1,10 +1,10 @@
-"""What a call of topk_affinity is: one description, which every backend is handed.
+"""Arguments of a call of topk_affinity, as every backend takes them.
 
 The kernels in Triton, C++ and CUDA name its fields as they are named here.
 """
 
 import os
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +12,16 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.kernels.tiles import LARGEST_K
 from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, finite_doubt, outside, wide_dtype
-from timecycle.ops.packed import Packed
 from timecycle.ops.selection import MOST_KEPT, Neighborhood, Select, inside
 
 LARGEST_MULTIPLICITY = 2**24
 """The largest count of a key: kernels sum them in float32, which holds no more whole numbers."""
 
 _ENTRY_BYTES = 4 * 64 * 8
-"""What an entry of a list takes at the least: a thread of the CPU kernel works on four tiles of 64 queries."""
+"""Least bytes per entry of a list: a thread of the CPU kernel works on four tiles of 64 queries."""
 
 
-@dataclass(frozen=True)
-class Problem(Packed):
+class Problem(NamedTuple):
     """Queries, keys and which of them are kept. Letters as in timecycle.ops."""
 
     query: Tensor
@@ -74,8 +72,13 @@ class Problem(Packed):
         )
 
     @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.query.device
+
+    @property
     def wide_dtype(self) -> torch.dtype:
-        """Of sums and weights."""
+        """Dtype of sums and weights."""
         return wide_dtype(self.query)
 
     @property
@@ -95,7 +98,7 @@ class Problem(Packed):
 
     def keeping(self, k: int) -> "Problem":
         """The same with another k."""
-        return self if k == self.k else replace(self, k=k)
+        return self if k == self.k else self._replace(k=k)
 
     def inside(self) -> Tensor | None:
         """Which keys [N, M] of a frame each query may see, bool; None without a neighborhood."""
@@ -140,7 +143,7 @@ def _check_shapes(
 
 
 def _expand_multiplicity(multiplicity: Tensor | None, neighborhood: Neighborhood | None, frames: Tensor) -> Tensor:
-    """The multiplicity [B, T, 2] that is meant by multiplicity [T, 2], [B, T, 2] or none."""
+    """The multiplicity as [B, T, 2], from [T, 2], [B, T, 2] or None."""
     if multiplicity is not None:
         return multiplicity.to(frames).expand(*frames.shape, 2)
     if neighborhood is None:
@@ -150,7 +153,7 @@ def _expand_multiplicity(multiplicity: Tensor | None, neighborhood: Neighborhood
 
 
 def value_doubts(problem: Problem, check: bool) -> list[Doubt]:
-    """What may be wrong with values: frames outside the bank, a multiplicity; with `check` features not finite."""
+    """Checks of values: frames in the bank, multiplicity in range; with `check` finite features."""
     doubts = []
     frames, multiplicity, end = problem.frames, problem.multiplicity, len(problem.bank)
     if bounds_checked(check, frames):

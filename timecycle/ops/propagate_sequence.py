@@ -1,4 +1,4 @@
-"""propagate_sequence: labels carried through a whole video, once the affinities of all its frames are known.
+"""propagate_sequence: labels propagated through a whole video, from affinities computed for all its frames.
 
 Features never see labels, so weights and indices of every target can be computed together; what is left is a chain of
 small sums, each frame's labels feeding the next:
@@ -163,7 +163,7 @@ def _why_not_cuda(*arguments: Tensor) -> str | None:
 
 
 def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """The arguments side by side in memory, labels copied, then scratch: extremes [B, L, 2]."""
+    """Contiguous arguments with a copy of the labels, then scratch: extremes [B, L, 2]."""
     ready = (weights.contiguous(), indices.contiguous(), labels.clone(memory_format=torch.contiguous_format))
     # -1, which has the bits of the largest uint32, and 0; without a copy to a GPU, for which the CPU would wait.
     extremes = torch.arange(-1, 1, dtype=torch.int32, device=labels.device)
@@ -179,7 +179,7 @@ def _run_cpu(*arguments: Tensor) -> Tensor:
 
 
 def run_cuda(*arguments: Tensor, on: Launch | None = None) -> Tensor:
-    """One launch, where the tensors are unless the caller knows better."""
+    """One launch, on the current stream of the tensors' device unless `on` is given."""
     on = on or launch(arguments[0])
     weights, indices, labels, *maps = arguments[:5]
     # The kernel does not know how many label maps there are. It leaves out those below 0.

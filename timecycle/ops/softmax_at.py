@@ -1,26 +1,23 @@
-"""softmax_at: a few entries of a softmax whose denominators are known, never the matrix.
+"""softmax_at: a few entries of a softmax with known denominators, without materializing the matrix.
 
     out[b, n, e] = exp(<query[b, n], key[b, m]> * scale[b, m] / temperature - lse[b, n]),   m = indices[b, n, e]
 
 `attention` gives the lse. With z the exponent, dz = out * gradient, and lse gets minus its sum over e.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops import backends
+from timecycle.ops import backends, packed
 from timecycle.ops.attention import check_like, check_pair, softmax_backends
 from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse, wide_dtype
-from timecycle.ops.packed import Packed, empty_like, input_gradients
 
 
-@dataclass(frozen=True)
-class SoftmaxAtProblem(Packed):
-    """A call, which every backend is handed."""
+class SoftmaxAtProblem(NamedTuple):
+    """Arguments of a call, as every backend takes them."""
 
     query: Tensor
     """[B, N, D]."""
@@ -33,6 +30,11 @@ class SoftmaxAtProblem(Packed):
     indices: Tensor
     """[B, N, E] int64."""
     temperature: float
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.query.device
 
 
 def softmax_at(
@@ -77,17 +79,17 @@ def softmax_at(
         raise InputError(f"indices has shape {list(indices.shape)}; expected [{rows[0]}, {rows[1]}, E]")
     check_like(query, "indices", indices, torch.int64)
     problem = SoftmaxAtProblem(query, key, scale, lse, indices, temperature)
-    return _operator(*problem.pack(), backend or "", check)
+    return _operator(*problem, backend or "", check)
 
 
 @torch.library.custom_op(
     "timecycle::softmax_at",
     mutates_args=(),
-    schema=f"({SoftmaxAtProblem.SCHEMA}, str backend, bool check) -> Tensor",
+    schema=f"({packed.schema(SoftmaxAtProblem)}, str backend, bool check) -> Tensor",
 )
 def _operator(*arguments: Any) -> Tensor:
     """The operator as PyTorch sees it."""
-    problem, backend, check = SoftmaxAtProblem.unpack(arguments)
+    problem, backend, check = packed.unpack(SoftmaxAtProblem, arguments)
     indices, keys = problem.indices, problem.key.shape[1]
     if bounds_checked(check, indices):
         least, most = indices.min, indices.max
@@ -98,7 +100,7 @@ def _operator(*arguments: Any) -> Tensor:
 
 @_operator.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    problem, *_ = SoftmaxAtProblem.unpack(arguments)
+    problem, *_ = packed.unpack(SoftmaxAtProblem, arguments)
     return problem.lse.new_empty(problem.indices.shape)
 
 
@@ -127,19 +129,20 @@ def _rows(key: Tensor, m: Tensor) -> Tensor:
 @torch.library.custom_op(
     "timecycle::softmax_at_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, Tensor out, {SoftmaxAtProblem.SCHEMA}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor gradient, Tensor out, {packed.schema(SoftmaxAtProblem)}, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
 )
 def softmax_at_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, scale and lse, in their dtypes; `out` is what the forward returned."""
-    gradient, out, problem, backend = SoftmaxAtProblem.unpack(arguments, before=2)
+    gradient, out, problem, backend = packed.unpack(SoftmaxAtProblem, arguments, before=2)
     chosen = backends.choose("softmax_at_backward", backends.wanted_backward(backend), problem, gradient, out)
     return chosen.run(problem, gradient, out)
 
 
 @softmax_at_backward.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    *_, problem, _ = SoftmaxAtProblem.unpack(arguments, before=2)
-    return empty_like(problem.query, problem.key, problem.scale, problem.lse)
+    *_, problem, _ = packed.unpack(SoftmaxAtProblem, arguments, before=2)
+    return packed.empty_like(problem.query, problem.key, problem.scale, problem.lse)
 
 
 def reference_backward(
@@ -164,14 +167,14 @@ def reference_backward(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    problem, ctx.backend, _ = SoftmaxAtProblem.unpack(inputs)
-    problem.save(ctx, output)
+    problem, ctx.backend, _ = packed.unpack(SoftmaxAtProblem, inputs)
+    packed.save(ctx, problem, output)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    problem, out = SoftmaxAtProblem.saved(ctx)
-    d_query, d_key, d_scale, d_lse = softmax_at_backward(gradient, out, *problem.pack(), ctx.backend)
-    return input_gradients(ctx, d_query, d_key, d_scale, d_lse)
+    problem, out = packed.saved(ctx, SoftmaxAtProblem)
+    d_query, d_key, d_scale, d_lse = softmax_at_backward(gradient, out, *problem, ctx.backend)
+    return packed.input_gradients(ctx, d_query, d_key, d_scale, d_lse)
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

@@ -1,11 +1,11 @@
-"""topk_affinity: from features to the few weights and indices that carry labels, never the matrix.
+"""topk_affinity: the k most similar keys of each query and their softmax weights, without the affinity matrix.
 
 For a query q of target frame b, and context slot t that holds frame f = frames[b, t] of the bank:
 
     logit[t, m] = <query[b, q], bank[f, m]> / temperature
     count[t, m] = multiplicity[b, t, 0] if m is inside the neighborhood of q else multiplicity[b, t, 1]
 
-A position takes part as often as it counts; 0 times is not at all. `select.scope` says where the k largest logits are
+A position counts that many times; 0 excludes it. `select.scope` says where the k largest logits are
 found: in every slot ("frame") or over all slots together ("joint"). `select.softmax_over` says what they
 weigh: their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the
 softmax over the kept ones alone ("topk"). For "frame" the weights are divided by the number of filled slots, so that
@@ -16,7 +16,6 @@ temperature=512 ** -0.5; its successors' protocols are scope="joint", softmax_ov
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from timecycle import deprecated
 from timecycle.kernels.tiles import LARGEST_K
-from timecycle.ops import backends, speeds
+from timecycle.ops import backends, packed, speeds
 from timecycle.ops.backends import CUDA, CUDA_MISSING, TRITON_MISSING, Backend
 from timecycle.ops.checks import filled, refuse, wide_dtype
 from timecycle.ops.problem import Problem, list_length, refuse_beyond_memory, value_doubts
@@ -79,10 +78,11 @@ def topk_affinity(
     """
     problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
     if backend == "triton" and torch.compiler.is_compiling() and _is_traceable(problem):
-        problem = replace(problem, frames=checked(*problem.pack(), check))
-        weights, indices, _ = traced.operator(*problem.pack())
+        problem = problem._replace(frames=checked(*problem, check))
+        weights, indices, _ = traced.operator(*problem)
     else:
-        weights, indices, _ = operator(*problem.pack(), backend or "", check)
+        run = operator if packed.needs_gradient(query, bank) else _without_autograd
+        weights, indices, _ = run(*problem, backend or "", check)
     return weights, indices
 
 
@@ -91,11 +91,11 @@ def _is_traceable(problem: Problem) -> bool:
 
 
 @torch.library.custom_op(
-    "timecycle::topk_affinity_checked", mutates_args=(), schema=f"({Problem.SCHEMA}, bool check) -> Tensor"
+    "timecycle::topk_affinity_checked", mutates_args=(), schema=f"({packed.schema(Problem)}, bool check) -> Tensor"
 )
 def checked(*arguments: Any) -> Tensor:
-    """A copy of frames, once the values are checked: whoever uses it in a graph comes after the check."""
-    problem, check = Problem.unpack(arguments)
+    """A copy of frames, made after the values are checked: a graph orders what uses it after the check."""
+    problem, check = packed.unpack(Problem, arguments)
     refuse(value_doubts(problem, check))
     copy: Tensor = problem.frames.clone()
     return copy
@@ -103,22 +103,17 @@ def checked(*arguments: Any) -> Tensor:
 
 @checked.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    problem, _ = Problem.unpack(arguments)
+    problem, _ = packed.unpack(Problem, arguments)
     return torch.empty_like(problem.frames)
 
 
-@torch.library.custom_op(
-    "timecycle::topk_affinity",
-    mutates_args=(),
-    schema=f"({Problem.SCHEMA}, str backend, bool check) -> (Tensor, Tensor, Tensor)",
-)
-def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator as PyTorch sees it: weights, indices, and the logarithm of the softmax denominator.
 
     The last is [B, N, T] ("frame") or [B, N, 1] ("joint"), and is what the gradient of softmax_over="all" needs; for
     softmax_over="topk" it is empty.
     """
-    problem, backend, check = Problem.unpack(arguments)
+    problem, backend, check = packed.unpack(Problem, arguments)
     refuse(value_doubts(problem, check))
     length, k, groups = list_length(problem), problem.k, problem.groups
     if k > LARGEST_K and not problem.keep_ties:
@@ -132,14 +127,13 @@ def operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lengthened(kept: Tensor, groups: int, k: int, fill: float) -> Tensor:
-    """The lists [B, N, groups * length] with room for k, which holds `fill`."""
+    """The lists [B, N, groups * length] padded to length k with `fill`."""
     lists = kept.unflatten(2, (groups, -1))
     return torch.nn.functional.pad(lists, (0, k - lists.shape[3]), value=fill).flatten(2)
 
 
-@operator.register_fake
-def _(*arguments):  # type: ignore[no-untyped-def]
-    problem, *_ = Problem.unpack(arguments)
+def _fake(*arguments):  # type: ignore[no-untyped-def]
+    problem, *_ = packed.unpack(Problem, arguments)
     kept = torch.library.get_ctx().new_dynamic_size() if problem.keep_ties else problem.k
     rows = problem.query.shape[:2]
     weights = problem.query.new_empty((*rows, kept * problem.groups), dtype=problem.wide_dtype)
@@ -148,11 +142,15 @@ def _(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    problem, backend, _ = Problem.unpack(inputs)
+    problem, backend, _ = packed.unpack(Problem, inputs)
     save_for_backward(ctx, problem, output, backend)
 
 
+_SCHEMA = f"({packed.schema(Problem)}, str backend, bool check) -> (Tensor, Tensor, Tensor)"
+operator = torch.library.custom_op("timecycle::topk_affinity", _run, mutates_args=(), schema=_SCHEMA)
+operator.register_fake(_fake)
 operator.register_autograd(backward, setup_context=_setup_context)
+_without_autograd = packed.without_autograd("timecycle::topk_affinity_without_autograd", _SCHEMA, _run, _fake)
 
 
 def reference(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,7 +221,7 @@ def _keep(products: Tensor, counts: Tensor, k: int, ties: bool) -> tuple[Tensor,
 
     K is k, and with `ties` the most that a row keeps. What does not exist is -inf with index -1.
     """
-    if not products.numel():  # topk has no place to name where there are no keys
+    if not products.numel():  # torch.topk needs at least one key
         nothing = products.new_full((len(products), 1 if ties else k), -torch.inf)
         return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
     products = torch.where(counts > 0, products, -torch.inf)
@@ -278,25 +276,25 @@ def why_not_cuda(problem: Problem, *_: Tensor) -> str | None:
         return f"it keeps at most {CUDA.LARGEST_K} neighbors, not {problem.k}"
     if not problem.bank.numel():
         return "the bank is empty"
-    # It shares the limits of those who finish its candidates.
+    # Triton kernels finish its candidates, so their limits apply.
     return TRITON_MISSING or why_not_triton(problem)
 
 
 def slower_than_triton(problem: Problem, *_: Tensor) -> str | None:
-    """Why Triton should run what CUDA can run too: it is faster there, or nobody measured which is."""
+    """Why Triton should run what CUDA can run too: it is faster there, or they have not been compared."""
     return speeds.why_not("cuda", "triton", problem.device, problem.joint, problem.grid_width > 0, problem.k)
 
 
 def run_cuda(function: str) -> Callable[..., Any]:
-    """A function of kernels/topk_affinity_cuda.py, told where to launch."""
+    """A function of kernels/topk_affinity_cuda.py, given the device and stream to launch on."""
     kernels = backends.run_kernels("topk_affinity_cuda", function)
-    return lambda problem, *others: kernels(problem, *others, backends.launch(problem.query))
+    return lambda *arguments: kernels(*arguments, backends.launch(arguments[0].query))
 
 
 def candidates(function: str, reference: Callable[..., Any]) -> tuple[Backend, ...]:
     """The backends of a function of a Problem and other tensors; each has it under the same name."""
     return (
-        # Triton serves on the same device, so that nobody is told if CUDA's is missing.
+        # No warning if CUDA's is missing: Triton runs on the same device.
         Backend("cuda", CUDA_MISSING, why_not_cuda, run_cuda(function), None, unless_asked=slower_than_triton),
         backends.triton(function, function, why_not_triton),
         backends.native(function, why_not_cpu),

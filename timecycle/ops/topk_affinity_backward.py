@@ -16,30 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timecycle.ops import backends
+from timecycle.ops import backends, packed
 from timecycle.ops.backends import TRITON_MISSING, Backend
 from timecycle.ops.checks import filled
-from timecycle.ops.packed import empty_like, input_gradients
 from timecycle.ops.problem import Problem
 
-STRIP = 256  # queries whose logits with one frame the reference holds at once
+STRIP = 256  # queries that the reference works on at a time
 
 
 @torch.library.custom_op(
     "timecycle::topk_affinity_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, Tensor weights, Tensor indices, Tensor denominators, {Problem.SCHEMA}, str backend) -> "
-    "(Tensor, Tensor)",
+    schema="(Tensor gradient, Tensor weights, Tensor indices, Tensor denominators, "
+    f"{packed.schema(Problem)}, str backend) -> (Tensor, Tensor)",
 )
 def topk_affinity_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, N, D] and bank [F, M, D] from that of the weights [B, N, K]; dtypes as the features'.
 
-    Takes gradient, weights, indices, denominators, a packed Problem and the backend that the forward was asked of.
+    Takes gradient, weights, indices, denominators, a packed Problem and the backend requested for the forward.
     weights, indices [B, N, K] and denominators ([B, N, T] "frame", [B, N, 1] "joint") are what the forward returned.
-    Sums are float32 (float64 for float64) whatever the features are. What may see nothing, and what nothing sees, has
+    Sums are float32 (float64 for float64) whatever the features are. Queries without keys and keys without queries have
     gradient 0.
     """
-    gradient, weights, indices, denominators, problem, backend = Problem.unpack(arguments, before=4)
+    gradient, weights, indices, denominators, problem, backend = packed.unpack(Problem, arguments, before=4)
     results = (gradient, weights, indices, denominators)
     chosen = backends.choose("topk_affinity_backward", backends.wanted_backward(backend), problem, *results)
     return chosen.run(problem, *results)
@@ -47,13 +46,13 @@ def topk_affinity_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 @topk_affinity_backward.register_fake
 def _(*arguments):  # type: ignore[no-untyped-def]
-    *_, problem, _ = Problem.unpack(arguments, before=4)
-    return empty_like(problem.query, problem.bank)
+    *_, problem, _ = packed.unpack(Problem, arguments, before=4)
+    return packed.empty_like(problem.query, problem.bank)
 
 
 def save_for_backward(ctx: Any, problem: Problem, output: tuple[Tensor, ...], backend: str) -> None:
     """Keep what `backward` needs of a forward whose output is weights, indices and denominators."""
-    problem.save(ctx, *output)
+    packed.save(ctx, problem, *output)
     ctx.backend = backend
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros for the two that have no gradient
@@ -62,9 +61,9 @@ def save_for_backward(ctx: Any, problem: Problem, output: tuple[Tensor, ...], ba
 def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
     """Gradients of the inputs, a packed Problem first, from that of the weights."""
     if gradient is None:
-        return input_gradients(ctx)
-    problem, *results = Problem.saved(ctx)
-    return input_gradients(ctx, *topk_affinity_backward(gradient, *results, *problem.pack(), ctx.backend))
+        return packed.input_gradients(ctx)
+    problem, *results = packed.saved(ctx, Problem)
+    return packed.input_gradients(ctx, *topk_affinity_backward(gradient, *results, *problem, ctx.backend))
 
 
 def reference(
@@ -117,7 +116,7 @@ def _why_not_triton(problem: Problem, *_: Tensor) -> str | None:
 _TRITON = backends.triton("topk_affinity_backward", "topk_affinity_backward", _why_not_triton)
 backends.register(
     "topk_affinity_backward",
-    # Which forward ran makes no difference to the gradient: whoever asked for CUDA's gets Triton's.
+    # The CUDA module has no backward kernel: Triton's runs.
     Backend("cuda", TRITON_MISSING, _why_not_triton, _TRITON.run, "cuda"),
     _TRITON,
     backends.native("topk_affinity_backward", _why_not_cpu),

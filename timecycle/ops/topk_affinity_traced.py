@@ -1,4 +1,4 @@
-"""topk_affinity for torch.compile: its Triton kernels in the graph, not an operator that hides them.
+"""topk_affinity for torch.compile, with its Triton kernels in the graph instead of an opaque operator.
 
 Only where a caller names backend "triton" under torch.compile: what runs is then known while PyTorch traces. Elsewhere
 the operator chooses when it runs, and the graph holds it whole. So it does for ties="all", whose length follows
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from timecycle.kernels.topk_affinity import topk_affinity
 from timecycle.kernels.traced import traced
+from timecycle.ops import packed
 from timecycle.ops.problem import Problem
 from timecycle.ops.topk_affinity_backward import backward, save_for_backward
 
@@ -23,18 +24,18 @@ def is_traceable(problem: Problem) -> bool:
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, indices and log-denominators as topk_affinity's operator returns them; ties="exact"."""
-    (problem,) = Problem.unpack(arguments)
+    (problem,) = packed.unpack(Problem, arguments)
     with traced():
         return topk_affinity(problem)
 
 
 # triton_op takes no schema, only what it reads off a function.
-_run.__signature__ = Problem.signature(tuple[Tensor, Tensor, Tensor])  # type: ignore[attr-defined]
+_run.__signature__ = packed.signature(Problem, tuple[Tensor, Tensor, Tensor])  # type: ignore[attr-defined]
 operator: Any = torch.library.triton_op("timecycle::topk_affinity_triton", _run, mutates_args=())
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    (problem,) = Problem.unpack(inputs)
+    (problem,) = packed.unpack(Problem, inputs)
     save_for_backward(ctx, problem, output, "triton")
 
 
