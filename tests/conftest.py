@@ -193,6 +193,13 @@ def training_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def copy_list(source: Path, folder: Path) -> None:
+    """Copy the frames and the list of `training_frames` to another folder."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    lines = (folder / "list.txt").read_text().replace(str(source), str(folder))
+    (folder / "list.txt").write_text(lines)
+
+
 @pytest.fixture
 def tiny(
     command_line: Callable, training_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,9 +208,7 @@ def tiny(
     from tests import tiny_training
 
     folder = tmp_path / "tiny"
-    shutil.copytree(training_frames, folder)
-    lines = (folder / "list.txt").read_text().replace(str(training_frames), str(folder))
-    (folder / "list.txt").write_text(lines)
+    copy_list(training_frames, folder)
     monkeypatch.chdir(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
