@@ -20,6 +20,8 @@ from timecycle.evaluation.davis import command
 from timecycle.evaluation.davis.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
+LONG = 400
+"""Frames of a sequence whose run can be interrupted."""
 
 
 @pytest.fixture
@@ -232,18 +234,24 @@ def test_earlier_results_are_kept_in_the_record(tmp_path):
     assert ResultsFolder(tmp_path, {"a": 1}).stage_seconds() == {"read": 1.0}
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how):
-    root = tmp_path / "davis"
+@pytest.fixture(scope="module")
+def long_davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in DAVIS layout with a sequence of 3 frames and one of LONG."""
+    root = tmp_path_factory.mktemp("davis")
     write_sequence(root, "short", frames=3)
-    write_sequence(root, "long", frames=600, size=(320, 240))
-    arguments = [str(a) for a in ("--davis", root, "--cropSize", 64, "--save_path", "out")]
+    write_sequence(root, "long", frames=LONG, size=(128, 96))
+    return root
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, long_davis: Path, tmp_path, how):
+    arguments = [str(a) for a in ("--davis", long_davis, "--cropSize", 64, "--save_path", "out")]
     program = [sys.executable, str(ROOT / "test_davis.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # A shell starts what it runs in the background with SIGINT ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
-        while not list((tmp_path / "out").glob(".long.*.partial/long/0020*.png")):
+        while not list((tmp_path / "out").glob(".long.*.partial/long/0010*.png")):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(how)
@@ -257,7 +265,7 @@ def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, tmp_path, how
     ended = run(*arguments)
     assert ended.code == 0, ended.err
     assert "1 of 2 sequences are finished" in ended.out
-    assert len(masks_of(tmp_path / "out", "long")) == 600
+    assert len(masks_of(tmp_path / "out", "long")) == LONG
     assert not leftovers(tmp_path / "out")
 
 
