@@ -33,6 +33,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of a minute or so, which begin first, so that no process is left with one when the others have ended.
+LONG = ("test_cuda_kernels", "test_kernels", "test_gpu", "test_cuda_compile", "test_train_ends", "test_propagation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, by the order of LONG; the others as they were."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
 
