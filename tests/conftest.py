@@ -34,7 +34,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # Files of a minute or so, which begin first, so that no process is left with one when the others have ended.
-LONG = ("test_cuda_kernels", "test_kernels", "test_gpu", "test_cuda_compile", "test_train_ends", "test_propagation")
+LONG = (
+    "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_cuda_compile", "test_train_ends", "test_propagation",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
