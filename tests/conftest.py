@@ -33,6 +33,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of a minute or so, which begin first, so that no process is left with one when the others have ended.
+LONG = (
+    "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_cuda_compile", "test_train_ends", "test_propagation",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, by the order of LONG; the others as they were."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
 
@@ -193,6 +204,13 @@ def training_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def copy_list(source: Path, folder: Path) -> None:
+    """Copy the frames and the list of `training_frames` to another folder."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    lines = (folder / "list.txt").read_text().replace(str(source), str(folder))
+    (folder / "list.txt").write_text(lines)
+
+
 @pytest.fixture
 def tiny(
     command_line: Callable, training_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,9 +219,7 @@ def tiny(
     from tests import tiny_training
 
     folder = tmp_path / "tiny"
-    shutil.copytree(training_frames, folder)
-    lines = (folder / "list.txt").read_text().replace(str(training_frames), str(folder))
-    (folder / "list.txt").write_text(lines)
+    copy_list(training_frames, folder)
     monkeypatch.chdir(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,10 +1,9 @@
-"""The contract of the operators' backends: named checks of the kernels for CPUs, of Triton's and of CUDA's.
+"""Checks that every backend of the operators passes, by name: CPU kernels, Triton, CUDA.
 
-`CHECKS[kind][name]` takes the backend by keyword, and `run` runs one. tests/test_topk_affinity.py runs those of "cpu",
-tests/test_kernels.py and tests/test_cuda_kernels.py the others: on a GPU, else in processes with Triton's interpreter
-(which must be chosen before Triton is imported), CUDA's kernels in the emulator of tests/emulator. Features are small
-whole numbers where indices must agree to the last one, since every sum is then exact in every dtype; the reference is
-computed in float64.
+`CHECKS[kind][name](backend=...)` is a check; `run` runs one. "cpu": tests/test_topk_affinity.py. "triton" and "cuda":
+tests/test_kernels.py and tests/test_cuda_kernels.py, on a GPU, else in subprocesses with Triton's interpreter (which
+must be chosen before Triton is imported) or the CUDA emulator of tests/emulator. Where indices must agree exactly,
+features are small integers, so that every sum is exact in every dtype. The reference runs in float64.
 """
 
 import itertools
@@ -30,6 +29,12 @@ SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (64, 128, 130
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MULTIPLICITY = [[1, 0], [3, 1], [0, 0], [2, 2]]
 CONTEXT = [[0, 1, 2, 1], [2, -1, 0, -1]]
+NEIGHBORHOODS = {
+    "circle<": Neighborhood(9, 11, 3),
+    "circle<=": Neighborhood(9, 11, 3, "circle<="),
+    "square<=": Neighborhood(9, 11, 2, "square<="),
+    "self": Neighborhood(9, 11, 0.5),
+}
 
 
 def whole(seed: int, *shape: int, largest: int = 2) -> Tensor:
@@ -42,37 +47,40 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def device_of(backend: str | None) -> str:
-    """Where a backend's tensors are; without a name it is the one that is chosen for this machine."""
+    """The device of a backend's tensors; None is the backend chosen for this machine."""
     return DEVICE if backend in (None, "triton", "cuda") else "cpu"
 
 
+def where(neighborhood, multiplicity, device) -> dict[str, object]:
+    """The optional arguments that say which keys a query sees, and how often."""
+    counts = None if multiplicity is None else torch.tensor(multiplicity, device=device)
+    return {"neighborhood": neighborhood, "multiplicity": counts}
+
+
 def both(query, bank, frames, select, dtype, neighborhood=None, multiplicity=None, *, backend):
-    """Weights and indices of a backend, of features in `dtype`, and of the reference, of the same in float64."""
+    """(weights, indices) of a backend for features in `dtype`, and of the reference for the same in float64."""
     device = device_of(backend)
     query, bank = query.to(dtype).to(device), bank.to(dtype).to(device)
-    options = {
-        "neighborhood": neighborhood,
-        "multiplicity": None if multiplicity is None else torch.tensor(multiplicity, device=device),
-    }
+    options = where(neighborhood, multiplicity, device)
     frames = torch.as_tensor(frames, device=device)
     ours = topk_affinity(query, bank, frames, select, backend=backend, **options)
     return ours, topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options)
 
 
 def same(ours, exact, atol=1e-6):
-    """To the last index, and in the weights up to float32."""
+    """Equal indices, and weights equal to float32 precision."""
     assert ours[0].dtype == torch.float32
     assert torch.equal(ours[1], exact[1])
     torch.testing.assert_close(ours[0].double(), exact[0], atol=atol, rtol=1e-4)
 
 
-def ties_and_multiplicity(selection, neighborhood, dtype, multiplicity=MULTIPLICITY, *, backend):
-    query, bank = whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)
+def ties_and_multiplicity(selection, neighborhood, dtype, multiplicity=MULTIPLICITY, features=None, *, backend):
+    query, bank = features or (whole(1, 2, 99, TIED), whole(2, 3, 99, TIED))
     same(*both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, neighborhood, multiplicity, backend=backend))
 
 
 def shape(n, m, d, t, k, selection, dtype, *, backend):
-    """As exact as the same product in plain PyTorch, whatever the sizes."""
+    """As exact as the same product in plain PyTorch, for any sizes."""
     query, bank = normal(n, 2, n, d).to(dtype), normal(m, 4, m, d).to(dtype)
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t))
     select = Select(k, 0.5 + d / 64, *selection)  # a weight that underflows would look like one that is not there
@@ -117,15 +125,14 @@ def nothing_to_choose_from(selection, dtype, *, backend):
     for frames, multiplicity in (([[-1, -1]] * 2, None), ([[0, 0]] * 2, [[0, 0]] * 2)):
         for neighborhood in (None, Neighborhood(3, 4, 1)):
             select = Select(2, 1.0, *selection)
-            (weights, indices), _ = both(
-                query, bank, frames, select, dtype, neighborhood, multiplicity, backend=backend
-            )
+            options = (dtype, neighborhood, multiplicity)
+            (weights, indices), _ = both(query, bank, frames, select, *options, backend=backend)
             assert torch.equal(weights, torch.zeros_like(weights))
             assert torch.equal(indices, torch.full_like(indices, -1))
 
 
 def flat_frames(ties, positions, dtype, *, backend):
-    """Equal keys: k are kept, or all."""
+    """Equal keys: the first k are kept, or all with ties="all"."""
     kept = positions if ties == "all" else 5
     ones = torch.ones(1, positions, 4)
     (weights, indices), _ = both(ones, ones, [[0]], Select(5, 1.0, ties=ties), dtype, backend=backend)
@@ -145,8 +152,7 @@ def large_features(dtype, *, backend):
 
 def not_a_number(dtype, *, backend):
     nan = torch.full((1, 6, 4), float("nan"), dtype=dtype, device=device_of(backend))
-    frames = torch.tensor([[0]], device=nan.device)
-    topk_affinity(nan, nan, frames, Select(1, 1.0), check=False, backend=backend)
+    topk_affinity(nan, nan, torch.tensor([[0]], device=nan.device), Select(1, 1.0), check=False, backend=backend)
 
 
 def strides(dtype, *, backend):
@@ -154,11 +160,9 @@ def strides(dtype, *, backend):
     query, bank, frames = (x.to(device_of(backend)) for x in (query, bank, frames))
     select = Select(3, 1.0, "frame", "all")
     plain = topk_affinity(query, bank, frames, select, backend=backend)
-    turned = (
-        query.transpose(1, 2).contiguous().transpose(1, 2),
-        bank.transpose(0, 1).contiguous().transpose(0, 1),
-        frames.T.contiguous().T,
-    )
+    turned = [
+        x.transpose(*d).contiguous().transpose(*d) for x, d in ((query, (1, 2)), (bank, (0, 1)), (frames, (0, 1)))
+    ]
     for ours, expected in zip(topk_affinity(*turned, select, backend=backend), plain, strict=True):
         assert torch.equal(ours, expected)
 
@@ -171,17 +175,15 @@ def largest_k(*, backend):
 
 
 def all_equal(selection, dtype, *, backend):
-    """Every key that counts equals every other, with a neighborhood and without, also where labels are propagated."""
+    """All keys tie, with a neighborhood and without, also where labels are propagated."""
     query, bank = torch.zeros(2, 20, 3), whole(2, 3, 20, 3)
     for neighborhood, multiplicity in ((None, None), (Neighborhood(4, 5, 2), MULTIPLICITY)):
-        same(
-            *both(query, bank, CONTEXT, Select(4, 2.0, *selection), dtype, neighborhood, multiplicity, backend=backend)
-        )
+        ties_and_multiplicity(selection, neighborhood, dtype, multiplicity, (query, bank), backend=backend)
     propagated(selection, Neighborhood(4, 5, 2), 3, dtype, (query, bank), backend=backend)
 
 
 def many_patches(height, width, radius, k, dtype, *, backend):
-    """A grid of several patches, so that all warps, and every stage of the copies, have work."""
+    """A grid of several patches, so that all warps and every stage of the copies have work."""
     query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
     neighborhood = None if radius is None else Neighborhood(height, width, radius)
     for selection in (("frame", "all"), ("joint", "topk")):
@@ -191,17 +193,12 @@ def many_patches(height, width, radius, k, dtype, *, backend):
 def gradients(selection, neighborhood, multiplicity, dtype, *, backend):
     select = Select(5, 4.0, *selection)
     leaves = [x.to(dtype).to(DEVICE) for x in (normal(1, 2, 99, 70), normal(2, 3, 99, 70))]
-    options = {
-        "neighborhood": neighborhood,
-        "multiplicity": None if multiplicity is None else torch.tensor(multiplicity, device=DEVICE),
-    }
+    options = where(neighborhood, multiplicity, DEVICE)
     frames, found = torch.tensor(CONTEXT, device=DEVICE), []
     for name, wide in ((backend, dtype), ("reference", torch.float64)):
         q, b = (x.detach().to(wide, copy=True).requires_grad_() for x in leaves)
         weights, _ = topk_affinity(q, b, frames, select, backend=name, **options)
-        generator = torch.Generator().manual_seed(3)
-        gradient = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
-        weights.backward(gradient.to(weights))
+        weights.backward(normal(3, *weights.shape).to(weights))
         found.append((q.grad, b.grad))
     for ours, exact in zip(*found, strict=True):
         assert ours.dtype == dtype
@@ -210,7 +207,7 @@ def gradients(selection, neighborhood, multiplicity, dtype, *, backend):
 
 
 def labels(length, *, backend):
-    """What propagate_labels chooses where `backend` can run, which cannot be asked for by name."""
+    """propagate_labels, whose backend cannot be chosen by name, equals the reference in float64."""
     generator = torch.Generator().manual_seed(length)
     weights = torch.rand(2, 65, 7, generator=generator)
     indices = torch.randint(-1, 3 * 20, (2, 65, 7), generator=generator).to(DEVICE)
@@ -228,20 +225,15 @@ def labels(length, *, backend):
 
 
 def propagated(selection, neighborhood, length, dtype, features=None, *, backend):
-    """Labels in one go, some slots without a label map, as the reference has them in float64."""
+    """affinity_propagate, some slots without a label map, equals the reference in float64."""
     query, bank = (x.to(dtype).to(DEVICE) for x in features or (whole(1, 2, 99, TIED), whole(2, 3, 99, TIED)))
     frames = torch.tensor(CONTEXT, device=DEVICE)
     label_frames = torch.tensor([[3, -1, 0, 2], [1, 1, -1, 0]], device=DEVICE)
     maps = normal(3, 4, bank.shape[1], length).to(DEVICE)
-    options = {
-        "neighborhood": neighborhood,
-        "multiplicity": torch.tensor(MULTIPLICITY, device=DEVICE) if neighborhood else None,
-    }
-    found = []
+    options, found = where(neighborhood, MULTIPLICITY if neighborhood else None, DEVICE), []
     for name, wide in ((backend, dtype), ("reference", torch.float64)):
         arguments = (query.to(wide), bank.to(wide), frames, maps.to(torch.float32 if wide == dtype else wide))
-        select = Select(4, 2.0, *selection)
-        found.append(affinity_propagate(*arguments, label_frames, select, backend=name, **options))
+        found.append(affinity_propagate(*arguments, label_frames, Select(4, 2.0, *selection), backend=name, **options))
     torch.testing.assert_close(found[0].double(), found[1], atol=1e-5, rtol=1e-4)
 
 
@@ -263,12 +255,11 @@ def compiled_whole(*, backend):
     torch.testing.assert_close(*found)
 
 
-def named(selection: tuple[str, ...]) -> str:
-    return " ".join(selection)
+named = " ".join
 
 
 def _any_backend(selections: list, dtypes: list, shapes: list, flat: int) -> Checks:
-    """What every backend of topk_affinity is asked, of the selections, dtypes and sizes that it has."""
+    """Checks for every backend of topk_affinity, for the selections, dtypes and sizes that it supports."""
     found: Checks = {
         f"shape {sizes} {named(selection)} {dtype}": partial(shape, *sizes, selection, dtype)
         for sizes, selection, dtype in shapes
@@ -283,16 +274,11 @@ def _any_backend(selections: list, dtypes: list, shapes: list, flat: int) -> Che
 
 def _cpu_checks() -> Checks:
     found = _any_backend(SELECTIONS, DTYPES, pairwise(SHAPES, SELECTIONS, DTYPES), 400)
-    neighborhoods = {
-        "everywhere": None,
-        "circle<": Neighborhood(9, 11, 3),
-        "circle<=": Neighborhood(9, 11, 3, "circle<="),
-    }
-    neighborhoods |= {"square<=": Neighborhood(9, 11, 2, "square<="), "self": Neighborhood(9, 11, 0.5)}
+    neighborhoods = {"everywhere": None} | NEIGHBORHOODS
     counts = {"once": None, "multiplicity": MULTIPLICITY}
-    for where, selection, dtype, times in pairwise(list(neighborhoods), SELECTIONS, DTYPES, list(counts)):
-        name = f"ties, {where}, {times}: {named(selection)} {dtype}"
-        found[name] = partial(ties_and_multiplicity, selection, neighborhoods[where], dtype, counts[times])
+    for place, selection, dtype, times in pairwise(list(neighborhoods), SELECTIONS, DTYPES, list(counts)):
+        name = f"ties, {place}, {times}: {named(selection)} {dtype}"
+        found[name] = partial(ties_and_multiplicity, selection, neighborhoods[place], dtype, counts[times])
     for first in range(0, 60, 10):
         seeds = range(first, first + 10)
         found[f"any shape, {seeds}"] = partial(any_shapes, seeds, SELECTIONS, DTYPES, 20, (1, 3, 64, 128, 130))
@@ -300,29 +286,20 @@ def _cpu_checks() -> Checks:
 
 
 def _gpu_checks(selections: list, dtypes: list, shapes: list) -> Checks:
-    """What the kernels of Triton and CUDA are asked alike."""
-    neighborhoods = [
-        Neighborhood(9, 11, 3),
-        Neighborhood(9, 11, 3, "circle<="),
-        Neighborhood(9, 11, 2, "square<="),
-        Neighborhood(9, 11, 0.5),
-    ]
+    """Checks for the kernels of Triton and of CUDA."""
+    neighborhoods = list(NEIGHBORHOODS.values())
     found: Checks = {}
     for i, selection in enumerate(selections):
-        dtype, length, neighborhood = dtypes[i % len(dtypes)], (1, 5, 150)[i % 3], neighborhoods[i % 4]
+        dtype, length = dtypes[i % len(dtypes)], (1, 5, 150)[i % 3]
         # Top-k in a neighborhood and labels everywhere, or the other way round: each with any two of the three choices.
-        if i.bit_count() % 2:
-            found[f"ties and multiplicity, neighborhood: {named(selection)}"] = partial(
-                ties_and_multiplicity, selection, neighborhood, dtype
-            )
-            found[f"propagated, everywhere: {named(selection)}"] = partial(propagated, selection, None, length, dtype)
-        else:
-            found[f"ties and multiplicity, everywhere: {named(selection)}"] = partial(
-                ties_and_multiplicity, selection, None, dtype
-            )
-            found[f"propagated, neighborhood: {named(selection)}"] = partial(
-                propagated, selection, neighborhood, length, dtype
-            )
+        places = {"neighborhood": neighborhoods[i % 4], "everywhere": None}
+        tied, propagating = ("neighborhood", "everywhere") if i.bit_count() % 2 else ("everywhere", "neighborhood")
+        found[f"ties and multiplicity, {tied}: {named(selection)}"] = partial(
+            ties_and_multiplicity, selection, places[tied], dtype
+        )
+        found[f"propagated, {propagating}: {named(selection)}"] = partial(
+            propagated, selection, places[propagating], length, dtype
+        )
         if len(selections) == 4 or i in (0, 3, 5, 6):
             found[f"all equal: {named(selection)}"] = partial(all_equal, selection, dtype)
     cases = [
@@ -335,12 +312,10 @@ def _gpu_checks(selections: list, dtypes: list, shapes: list) -> Checks:
 
 def _triton_checks() -> Checks:
     found = _gpu_checks(SELECTIONS, DTYPES, SHAPES)
-    for scope, softmax_over, where, dtype in pairwise(
-        ("frame", "joint"), ("all", "topk"), ("everywhere", "neighborhood"), DTYPES
-    ):
-        neighborhood, multiplicity = (Neighborhood(9, 11, 3), MULTIPLICITY) if where == "neighborhood" else (None, None)
-        name = f"gradients, {where}: {scope} {softmax_over} {dtype}"
-        found[name] = partial(gradients, (scope, softmax_over, "exact"), neighborhood, multiplicity, dtype)
+    places = {"everywhere": (None, None), "neighborhood": (NEIGHBORHOODS["circle<"], MULTIPLICITY)}
+    for scope, softmax_over, place, dtype in pairwise(("frame", "joint"), ("all", "topk"), list(places), DTYPES):
+        name = f"gradients, {place}: {scope} {softmax_over} {dtype}"
+        found[name] = partial(gradients, (scope, softmax_over, "exact"), *places[place], dtype)
     found["gradients with ties"] = partial(gradients, ("joint", "all", "all"), None, MULTIPLICITY, torch.float32)
     found |= {f"labels, L = {length}": partial(labels, length) for length in (1, 3, 200)}
     found |= parts_cases.checks(ties=True)
@@ -362,7 +337,7 @@ def _cuda_checks() -> Checks:
 
 CHECKS = {"cpu": _cpu_checks(), "triton": _triton_checks(), "cuda": _cuda_checks()}
 
-# Without a GPU those of the simulated backends that every run of the tests has; the others are marked gpu_sim.
+# Checks of simulated backends that run in the default suite; the others are marked gpu_sim.
 ALWAYS = {
     "triton": (
         "ties and multiplicity, everywhere: joint all all",
@@ -406,7 +381,7 @@ ALWAYS = {
 
 
 def parameters(kind: str) -> list[object]:
-    """The checks of a kind by name, for pytest."""
+    """Pytest parameters: the names of the checks of a kind."""
     names = CHECKS[kind]
     if kind == "cpu" or DEVICE == "cuda":
         return list(names)
@@ -415,7 +390,7 @@ def parameters(kind: str) -> list[object]:
 
 
 def run(kind: str, name: str, backend: str | None = None) -> None:
-    """Run one check of a kind, of the backend of that name or another, with memory that nobody wrote full of NaN."""
+    """Run a check, by default of the backend named like its kind, with uninitialized memory filled with NaN."""
     # On a GPU PyTorch's own products, which the reference uses, have no such mode.
     torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
     try:

@@ -105,7 +105,7 @@ def test_what_fails_hangs_or_is_silent_costs_itself_alone(results, program, monk
     hanging = said.format("b") + "time.sleep(60)"
     steps = [
         Step("one", 30, (program("good", said.format("a") + "print('more')"), program("silent", "print('{not')")), 2),
-        Step("two", 30, (program("hangs", hanging, 9), program("dies", "raise OSError(3)"))),
+        Step("two", 30, (program("hangs", hanging, 4), program("dies", "raise OSError(3)"))),
         Step("three", 30, (program("wrong", 'print(\'{"name": "c", "error": "E: no"}\')'),)),
     ]
     assert not gpu_check.run_part("first", steps, results)
@@ -115,7 +115,7 @@ def test_what_fails_hangs_or_is_silent_costs_itself_alone(results, program, monk
     assert [failure.split("/")[-1] for failure in written["one"]["failed"]] == ["silent.py found out nothing: {not"]
     assert written["two"]["figures"] == [{"name": "b", "us": 1.0}]
     hung, died = written["two"]["failed"]
-    assert "hangs.py stopped after 9 s" in hung
+    assert "hangs.py stopped after 4 s" in hung
     assert "dies.py ended with status 1" in died
     assert "OSError: 3" in died
     assert written["three"]["failed"] == ["c: E: no"]
@@ -186,12 +186,12 @@ def test_tests_that_hang_or_die_cost_themselves_alone(tmp_path, capfd):
         "import os, time\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\ndef test_endless(): time.sleep(600)\n"
         "def test_dead(): os._exit(7)\ndef test_last(): pass\n"
     )
-    gpu_tests.run_share([str(file)], 0, 1, 20)
+    gpu_tests.run_share([str(file)], 0, 1, 5)
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     outcomes = {line["name"].split("::")[1]: line for line in lines}
     assert [line["outcome"] for line in lines] == ["passed", "failed", "failed", "failed", "passed"]
     assert outcomes["test_bad"]["error"] == "assert 1 == 2"
-    assert outcomes["test_endless"]["error"] == "stopped after 20 s"
+    assert outcomes["test_endless"]["error"] == "stopped after 5 s"
     assert outcomes["test_dead"]["error"] == "its process ended with status 7"
 
 

@@ -1,16 +1,21 @@
 """Label propagation: the original's recorded maps and masks, and the rules that the record cannot show."""
 
+import functools
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
 
+import test_davis
 from timecycle.checkpoints.networks import load_encoder
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
-from timecycle.models.encoder import fold_batch_norm
+from timecycle.models.encoder import Encoder, fold_batch_norm
 from timecycle.ops import Select, topk_affinity
 from timecycle.propagation.labels import SoftLabels, index_mask, min_max, soft_labels
 from timecycle.propagation.propagator import LabelPropagator
@@ -32,21 +37,70 @@ def masks_of(soft: torch.Tensor, ids: tuple[int, ...], crop: int, size: tuple[in
     return [index_mask(soft, ids, TIMECYCLE, (crop, crop), output) for output in ((crop, crop), size)]
 
 
-@pytest.fixture(scope="module")
-def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path):
-    """The recorded sequences' features, computed once for the tests of this file."""
-    encoder = fold_batch_norm(load_encoder(oracle_checkpoint))
-    cache = {}
+@dataclass
+class Evaluated:
+    """A run of test_davis.py on the recorded sequence "dog": its folder and the features of its 30 frames."""
 
+    folder: Path
+    features: list[torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def evaluated(shared: Path, oracle_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The whole program at crop 320."""
+    root, name = tmp_path_factory.mktemp("originals"), "dog"
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text(name)
+    for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (root / kind / "480p" / name).mkdir(parents=True)
+        for i in range(30):
+            path = Path(kind) / "480p" / name / f"{i:05d}.{ending}"
+            (root / path).symlink_to(shared / "davis" / path)
+    found = Evaluated(root / "out", [])
+
+    def keep(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if isinstance(module, Encoder):
+            found.features.extend(output.clone())
+
+    words = ["--davis", root, "--resume", oracle_checkpoint, "--save_path", found.folder]
+    hook = register_module_forward_hook(keep)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["test_davis.py", *map(str, words)])
+            test_davis.main()
+    finally:
+        hook.remove()
+    return found
+
+
+def test_scores_and_masks_equal_the_originals(evaluated, oracle: Path):
+    """The whole program on the recorded sequence: 30 frames at crop 320, scores within 0.0005."""
+    results = json.loads((evaluated.folder / "results.json").read_text())
+    recorded = json.loads((oracle / "infer.json").read_text())["scores"]["320, 30 frames"]["dog"]
+    scores = results["scores"]["sequences"]["dog"]["1"]
+    assert scores["J_mean"] == pytest.approx(recorded["J_mean"], abs=5e-4)
+    assert scores["F_mean"] == pytest.approx(recorded["F_mean"], abs=5e-4)
+    masks = [read_mask(path) for path in sorted((evaluated.folder / "dog").glob("*.png"))]
+    for i, mask in enumerate(masks[1:], start=1):
+        assert np.count_nonzero(mask != read_mask(oracle / "masks_320" / "dog" / f"{i:05d}.png")) <= 80
+
+
+@pytest.fixture(scope="module")
+def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Evaluated):
+    """Recorded results by sequence and crop, and the features: those that the program found, or made here, once."""
+    encoder = fold_batch_norm(load_encoder(oracle_checkpoint))
+
+    @functools.cache
     @torch.inference_mode()
     def get(sequence: str, crop: int):
-        if (sequence, crop) not in cache:
-            recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
-            frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
-            rules = protocol(TIMECYCLE, side=crop)
-            images = (preprocess(read_rgb(path), rules) for path in frames[: len(recorded["idx_crop"])])
-            cache[sequence, crop] = recorded, [encoder(image[None])[0] for image in images]
-        return cache[sequence, crop]
+        recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
+        if (sequence, crop) == ("dog", 320):
+            assert len(evaluated.features) == len(recorded["idx_crop"])
+            return recorded, evaluated.features
+        frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
+        rules = protocol(TIMECYCLE, side=crop)
+        images = (preprocess(read_rgb(path), rules) for path in frames[: len(recorded["idx_crop"])])
+        return recorded, [encoder(image[None])[0] for image in images]
 
     return get
 

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny_training import CYCLE, GRID, WALK, TinyEncoder, write_list
+from tests.conftest import copy_list
+from tests.tiny_training import CYCLE, GRID, WALK, TinyEncoder
 from tests.training_runs import assert_same, assert_same_run, latest, log
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
@@ -93,8 +94,8 @@ def test_a_signal_saves_and_stops(tiny):
     assert_same_run("parts", "whole")
 
 
-def test_a_program_that_is_told_to_end_ends_well(tmp_path):
-    write_list(tmp_path)
+def test_a_program_that_is_told_to_end_ends_well(tmp_path, training_frames):
+    copy_list(training_frames, tmp_path)
     command = [sys.executable, "-m", "tests.tiny_training", *WALK, "--steps", "1000", "-c", str(tmp_path / "run")]
     command[command.index("--workers") + 1] = "1"
     environment = {**os.environ, "TINY_FAULT": "signal:SIGTERM:2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -3,16 +3,20 @@
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import copy_list
+from tests.crash.processes import Zygotes, zygotes
 from tests.test_train_processes import torchrun
-from tests.tiny_training import CLIPS, WALK, write_list
+from tests.tiny_training import CLIPS, WALK
 from tests.training_runs import assert_same_run, latest
 
 ROOT = Path(__file__).parents[1]
@@ -20,46 +24,64 @@ SOON = 10.0
 """Seconds from a fault to the end."""
 
 
+@dataclass
 class Ended:
-    """A process of the tiny train.py that has ended: its status, what it wrote, and when it did."""
+    """How a run of the tiny train.py ended."""
 
-    def __init__(self, process: subprocess.Popen[str], out: str, err: str) -> None:
-        self.code, self.out, self.err, self.at = process.returncode, out, err, time.time()
-        self.group = process.pid
+    code: int | None
+    out: str
+    err: str
+    at: float
+    """When, of time.time()."""
+    alone: bool
+    """Whether the processes that it had started ended soon after it."""
 
     @property
     def seconds(self) -> float:
-        """How long after the fault that was asked for it ended."""
+        """Time from the requested fault to the end."""
         found = re.search(r"fault at ([\d.]+)", self.out)
         assert found, (self.out, self.err)
         return self.at - float(found[1])
 
     def is_refused(self, sentence: str, code: int = 2) -> None:
-        """Assert that it ended with one sentence, a part of which is given, and that none of its processes is left."""
+        """Assert that it ended with one sentence, which contains `sentence`, and left no process."""
         assert (self.code, self.err.count("\n")) == (code, 1), self.err
         assert sentence in self.err
-        self.is_gone()
+        assert self.alone, "a data loader's worker is left"
 
-    def is_gone(self) -> None:
-        """Assert that soon no process of its group is left."""
-        limit = time.monotonic() + SOON
-        while time.monotonic() < limit:
-            try:
-                os.killpg(self.group, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)
-        pytest.fail("a process that prepares samples is left")
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Zygotes]:
+    """Starts programs by fork, without the seconds of their imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "ignore")
+        with zygotes(1) as found:
+            yield found
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Callable[..., Ended]:
-    """Run train.py in a process group of its own, with workers, in a folder with list.txt; waits for its end."""
-    write_list(tmp_path)
+def started(tmp_path: Path, training_frames: Path, forks: Zygotes) -> Callable[..., Ended]:
+    """Run train.py in its own process group, with workers, in a folder with list.txt; waits for its end."""
+    copy_list(training_frames, tmp_path)
 
     def run(*arguments: object, fault: str = "", workers: int = 2) -> Ended:
         words = [str(word) for word in (*WALK, "-c", "run", *arguments)]
         words[words.index("--workers") + 1] = str(workers)
+        begun = time.time()
+        done = forks.run("module:tests.tiny_training", words, tmp_path, limit=100, variables={"TINY_FAULT": fault})
+        return Ended(done.status, done.out, done.err, begun + done.seconds, done.alone)
+
+    return run
+
+
+@pytest.fixture
+def started_anew(tmp_path: Path, training_frames: Path) -> Callable[..., Ended]:
+    """As `started`, by an interpreter of its own as from the shell."""
+    copy_list(training_frames, tmp_path)
+
+    def run(*arguments: object, fault: str = "") -> Ended:
+        words = [str(word) for word in (*WALK, "-c", "run", *arguments)]
+        words[words.index("--workers") + 1] = "2"
         environment = os.environ | {"TINY_FAULT": fault, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *words],
@@ -73,11 +95,23 @@ def started(tmp_path: Path) -> Callable[..., Ended]:
         try:
             out, err = process.communicate(timeout=100)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             raise
-        return Ended(process, out, err)
+        return Ended(process.returncode, out, err, time.time(), group_ends(process.pid))
 
     return run
+
+
+def group_ends(group: int) -> bool:
+    """Whether soon no process of a group is left."""
+    limit = time.monotonic() + SOON
+    while time.monotonic() < limit:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.parametrize(
@@ -103,19 +137,19 @@ def test_an_error_of_the_program_ends_it_too(started):
     assert ended.code == 1
     assert "AssertionError: this is how it ends" in ended.err
     assert ended.seconds < SOON
-    ended.is_gone()
+    assert ended.alone
 
 
-def test_two_interrupts_end_it_at_once(started):
-    ended = started("--steps", 1000, fault="signals:SIGINT:2")
+def test_two_interrupts_end_it_at_once(started_anew):
+    ended = started_anew("--steps", 1000, fault="signals:SIGINT:2")
     ended.is_refused("interrupted; what was finished is kept", code=130)
     assert ended.seconds < SOON
 
 
-def test_its_own_death_ends_its_workers(started):
-    ended = started("--steps", 1000, fault="signal:SIGKILL:2")
+def test_its_own_death_ends_its_workers(started_anew):
+    ended = started_anew("--steps", 1000, fault="signal:SIGKILL:2")
     assert ended.code == -9
-    ended.is_gone()
+    assert ended.alone
 
 
 def test_a_worker_that_is_told_to_end_stays(started):
@@ -173,9 +207,9 @@ def test_a_full_disk_ends_it(started, small_disk, size):
     assert not list(small_disk.rglob("*.partial"))
 
 
-def test_the_failure_of_one_process_ends_all(tmp_path):
+def test_the_failure_of_one_process_ends_all(tmp_path, training_frames):
     """Which says why, also where the first process has no reason of its own. Of one that was killed torchrun tells."""
-    write_list(tmp_path)
+    copy_list(training_frames, tmp_path)
     options = [str(word) for word in (*WALK, "--steps", "1000", "-c", "run", "--resume", "auto")]
     options[options.index("--workers") + 1] = "1"
     for fault, sentence in (

@@ -22,8 +22,8 @@ def load() -> ctypes.CDLL:
 
 
 def plan_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Plan:
-    """A plan of expanded features, which take no memory."""
-    query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
+    """A plan of features whose memory is never touched."""
+    query, bank = (torch.empty(n, math.prod(grid), channels, dtype=torch.bfloat16) for n in (len(frames), 32))
     select = Select(1, 1.0, "joint" if joint else "frame")
     return Plan.of(Problem.of(query, bank, frames, select, neighborhood, multiplicity))
 
