@@ -1,4 +1,4 @@
-"""`convert` of every layout: a file that is read to the same features, bit for bit, and a standard ResNet."""
+"""`convert` of every layout: a file that gives the same features, bit for bit, and a standard ResNet."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ PUBLISHED: dict[str, tuple[int, Callable, str | None, str | None, int, str]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_both_files_give_the_checkpoints_features(name, tmp_path):
+def test_converted_files_give_the_features_of_the_checkpoint(name, tmp_path):
     depth, layout, said, part, stages, padding = PUBLISHED[name]
     weights = random_weights(depth)
     source = tmp_path / "v1.5.pth.tar"
@@ -58,7 +58,7 @@ def test_both_files_give_the_checkpoints_features(name, tmp_path):
     assert [ours.name, standard.name] == ["v1.5.safetensors", f"v1.5-resnet{depth}.safetensors"]
     assert torch.equal(computed(ours), expected)
     assert torch.equal(computed(standard), expected)
-    # The standard file against the forward pass written out, as its header says.
+    # The standard file against an independent forward pass, as its header describes it.
     notes = header(standard)
     assert (notes["padding"], notes["width"], notes["source"]) == (padding, "64", "v1.5.pth.tar")
     assert notes["strides"] == ", ".join(f"layer{i} {s}" for i, s in enumerate((1, 2, 1, 1)[:stages], start=1))
@@ -67,7 +67,7 @@ def test_both_files_give_the_checkpoints_features(name, tmp_path):
     torch.testing.assert_close(expected, wanted, atol=1e-4 * wanted.max().item(), rtol=0)
     assert set(weights) - {"fc.weight", "fc.bias"} <= set(stored) <= set(weights)
     assert all(torch.equal(stored[each], weights[each]) for each in stored)
-    # What was converted is converted to the same.
+    # A converted file is converted to the same.
     again, _ = convert(ours, tmp_path / "again")
     assert torch.equal(computed(again), expected)
     for path in (source, ours, standard, *again.parent.iterdir()):
@@ -75,12 +75,15 @@ def test_both_files_give_the_checkpoints_features(name, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "half"), [(64, False), (12, True)])
-def test_a_walks_encoder_is_converted(width, half, tmp_path):
+def test_a_walks_encoder_is_saved_read_and_converted(width, half, tmp_path):
     torch.manual_seed(0)
     trunk = Trunk(18, 3, "reflect", width)
-    trunk(torch.randn(2, 3, 32, 32))
+    trunk(torch.randn(2, 3, 32, 32))  # changes the running statistics
     source = tmp_path / "encoder.safetensors"
     save_encoder(trunk, source, {"steps": "7"}, half)
+    assert load_features(source).conv1.weight.dtype == torch.float32
+    tolerance = 2e-2 if half else 1e-6
+    torch.testing.assert_close(computed(source), trunk.eval()(IMAGES), rtol=tolerance, atol=tolerance)
     ours, standard = convert(source, tmp_path / "out")
     assert torch.equal(computed(ours), computed(source))
     assert torch.equal(computed(standard), computed(source))
@@ -99,17 +102,13 @@ def test_our_encoder_is_converted(release_checkpoint: Path, tmp_path):
 
 
 def test_stored_values_keep_their_precision_in_the_standard_file(tmp_path):
-    weights = {name: value.bfloat16() if value.is_floating_point() else value for name, value in
-               random_weights(18).items()}  # fmt: skip
+    weights = {n: x.bfloat16() if x.is_floating_point() else x for n, x in random_weights(18).items()}
     source = tmp_path / "w.pth"
-    torch.save({name: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value for name, value in
-                weights.items()}, source)  # fmt: skip
+    torch.save({n: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in weights.items()}, source)
     ours, standard = convert(source, tmp_path)
     stored = safetensors.torch.load_file(standard)
     assert stored.keys() == weights.keys()
-    assert all(
-        value.dtype == weights[name].dtype and torch.equal(value, weights[name]) for name, value in stored.items()
-    )
+    assert all(x.dtype == weights[n].dtype and torch.equal(x, weights[n]) for n, x in stored.items())
     assert torch.equal(computed(ours), computed(source))
     for path in (source, ours, standard):
         path.unlink()
@@ -122,7 +121,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, command_line):
     before = source.read_bytes()
     ours, standard = convert(source, tmp_path)
     assert ours.samefile(source)
-    assert source.read_bytes() == before  # it is what it would be converted to
+    assert source.read_bytes() == before  # already converted
     assert torch.equal(computed(standard), computed(source))
     torch.save({"teacher": random_weights(18)}, source)
     before = source.read_bytes()
@@ -133,7 +132,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, command_line):
     source.unlink()
 
 
-def test_the_same_weights_give_the_same_bytes_and_replace_no_file_of_another_origin(release_checkpoint: Path, tmp_path):
+def test_conversion_is_reproducible_and_replaces_only_its_own_files(release_checkpoint: Path, tmp_path):
     files = [convert(release_checkpoint, tmp_path / name) for name in ("a", "b", "b")]
     for first, second in zip(files[0], files[1], strict=True):
         assert first.read_bytes() == second.read_bytes()
@@ -158,7 +157,7 @@ def test_edited_weights_are_not_replaced(tmp_path):
         convert(tmp_path / "c.pth", tmp_path / "out")
 
 
-def test_a_flipped_bit_in_weights_that_were_written_here_is_noticed(tmp_path):
+def test_a_flipped_bit_in_converted_weights_is_noticed(tmp_path):
     torch.save(random_weights(18), tmp_path / "c.pth")
     path, _ = convert(tmp_path / "c.pth", tmp_path)
     whole = path.read_bytes()
@@ -166,7 +165,7 @@ def test_a_flipped_bit_in_weights_that_were_written_here_is_noticed(tmp_path):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
         with pytest.raises(InputError, match=r"is damaged or was changed, as it does not fit the timecycle_sha256"):
             load_features(path)
-    # Weights that others write from these, without the entry, are read.
+    # Files without the hash are read.
     state = safetensors.torch.load(whole)
     safetensors.torch.save_file(state, path, {"layout": "torchvision"})
     load_features(path)

@@ -35,11 +35,11 @@ def recorded(oracle):
 def dogs(shared, tmp_path_factory):
     """The sequence `dog` as TimeCycle's list has it, whole and its first 13 frames."""
     root = tmp_path_factory.mktemp("dogs")
-    pictures = sorted((shared / "davis" / "JPEGImages" / "480p" / "dog").glob("*.jpg"))
+    images = sorted((shared / "davis" / "JPEGImages" / "480p" / "dog").glob("*.jpg"))
     for name, count in (("dog", 60), ("dogshort", 13)):
         (root / name).mkdir()
-        for i, picture in enumerate(pictures[:count], 1):
-            (root / name / f"{i:06d}.jpg").symlink_to(picture)
+        for i, image in enumerate(images[:count], 1):
+            (root / name / f"{i:06d}.jpg").symlink_to(image)
     (root / "list.txt").write_text("dog/ 60\ndogshort/ 13\n")
     return dict(zip(("dog", "dogshort"), listed_clips(root / "list.txt"), strict=True))
 
@@ -99,11 +99,11 @@ class Spot(Clip):
     length = 0
 
     def _read(self, indices):
-        pictures = np.empty((len(indices), *self.size, 3), np.uint8)
-        for picture, index in zip(pictures, indices, strict=True):
-            picture[:] = index
-            picture[110:146, 36:72] = 250 - 70 * (index % 3)
-        return pictures
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            image[:] = index
+            image[110:146, 36:72] = 250 - 70 * (index % 3)
+        return images
 
 
 def uncovered(image):

@@ -1,10 +1,7 @@
-"""evaluate_davis: any features, any protocol, from inside a program; and the same from the command line."""
+"""evaluate_davis with callers' features under every protocol, from Python and from the command line."""
 
 import json
-import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
+from tests.rank_cases import run_ranks
 from tests.resnets import random_weights
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
@@ -24,22 +22,20 @@ from timecycle.propagation.images import preprocess
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate_maps
 
-ROOT = Path(__file__).parents[1]
-
 
 def patches(images: Tensor) -> Tensor:
-    """The colors of 4 x 4 pixel patches, as a callable of another stride than 8."""
+    """The colors of 4 x 4 pixel patches: features of another stride than 8."""
     return torch.nn.functional.pixel_unshuffle(images[:, :, : images.shape[2] // 4 * 4, : images.shape[3] // 4 * 4], 4)
 
 
 def lengthened(images: Tensor) -> Tensor:
-    """Features for a protocol that takes their length as it is: alike ones have a dot product of 100."""
+    """Features of norm 10, for a protocol that does not normalize them."""
     found = patches(images)
     return 10 * torch.nn.functional.normalize(torch.cat([found, torch.ones_like(found)], dim=1), dim=1)
 
 
 class Patches(nn.Module):
-    """The same as a module, which notes the mode it is called in."""
+    """The same as a module that records the mode it is called in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +58,7 @@ def test_every_protocol_scores_a_davis_folder(small_davis: Path, name):
     assert scores.global_["J-Mean"] > 0.6  # a red square on gray
 
 
-def test_masks_are_those_of_features_frame_by_frame(small_davis: Path, tmp_path):
+def test_masks_equal_those_of_the_features_frame_by_frame(small_davis: Path, tmp_path):
     timecycle.evaluate_davis(patches, small_davis, "crw", save_path=tmp_path / "out", progress=False)
     frames = sorted((small_davis / "JPEGImages" / "480p" / "first").glob("*.jpg"))
     features = (patches(preprocess(read_rgb(path), PRESETS["crw"])[None])[0] for path in frames)
@@ -75,7 +71,7 @@ def test_masks_are_those_of_features_frame_by_frame(small_davis: Path, tmp_path)
     assert not (tmp_path / "out" / "overlays").exists()
 
 
-def test_a_module_in_training_is_put_back(small_davis: Path):
+def test_a_module_in_training_mode_is_restored(small_davis: Path):
     module = Patches().train()
     timecycle.evaluate_davis(module, small_davis, "dino", progress=False, side=64)
     assert module.training
@@ -92,7 +88,7 @@ def test_a_module_in_training_is_put_back(small_davis: Path):
         (lambda images: images * float("nan"), r"features holds nan at \[0, 0, 0, 0\]"),
     ],
 )
-def test_features_that_are_none_are_named(small_davis: Path, features, sentence):
+def test_bad_features_are_refused(small_davis: Path, features, sentence):
     with pytest.raises(InputError, match=sentence):
         timecycle.evaluate_davis(features, small_davis, "dino", progress=False, side=64)
 
@@ -106,31 +102,13 @@ def test_without_all_annotations_there_is_nothing_to_score(small_davis: Path):
 
 def test_ranks_share_the_sequences_and_agree(small_davis: Path, tmp_path):
     alone = timecycle.evaluate_davis(patches, small_davis, "dino", progress=False, side=64)
-    program = tmp_path / "rank.py"
-    program.write_text(
-        textwrap.dedent(
-            f"""
-            import json, os, sys, torch, timecycle
-            from tests.test_evaluate_davis import patches
-
-            rank = int(sys.argv[1])
-            calls = []
-            torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
-            count = lambda images: (calls.append(1), patches(images))[1]
-            scores = timecycle.evaluate_davis(count, {str(small_davis)!r}, "dino", progress=False, side=64)
-            open(f"{tmp_path}/{{rank}}.json", "w").write(json.dumps([scores.to_json(), len(calls)]))
-            torch.distributed.barrier()
-            os._exit(0)  # gloo's threads now and then abort a Python that ends, which is not what is tested
-            """
-        )
-    )
-    ranks = [
-        subprocess.Popen([sys.executable, program, str(rank)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    for rank in range(2):
-        scores, calls = json.loads((tmp_path / f"{rank}.json").read_text())
+    body = f"""
+        calls = []
+        count = lambda images: (calls.append(1), patches(images))[1]
+        scores = timecycle.evaluate_davis(count, {str(small_davis)!r}, "dino", progress=False, side=64)
+        result = json.dumps([scores.to_json(), len(calls)])
+    """
+    for scores, calls in map(json.loads, run_ranks(tmp_path, body)):
         assert scores == alone.to_json()
         assert calls == 4  # the frames of one sequence
 
@@ -144,20 +122,14 @@ def run(command_line, tmp_path, monkeypatch):
     return lambda *arguments: command_line(test_davis.main, *arguments)
 
 
-def test_own_features_under_any_protocol_from_the_shell(run, small_davis: Path, tmp_path):
+def test_own_features_from_the_shell(run, small_davis: Path, tmp_path):
     arguments = ("--davis", small_davis, "--protocol", "dino", "--cropSize", 64, "--override", "k=7", "radius=3")
     ended = run(*arguments, "--features", "own_features:patches")
     assert ended.code == 0, ended.err
     results = json.loads((tmp_path / "out" / f"{small_davis.name}-patches-dino-64" / "results.json").read_text())
-    kept = {name: results["options"][name] for name in ("name", "k", "radius", "side", "resize", "features")}
-    assert kept == {
-        "name": "dino",
-        "k": 7,
-        "radius": 3,
-        "side": 64,
-        "resize": "short side",
-        "features": f"own_features:patches {identity(patches)}",
-    }
+    expected = {"name": "dino", "k": 7, "radius": 3, "side": 64, "resize": "short side"}
+    expected["features"] = f"own_features:patches {identity(patches)}"
+    assert {name: results["options"][name] for name in expected} == expected
     assert results["scores"]["global"]["J-Mean"] > 0.6
 
 
@@ -168,9 +140,9 @@ def test_a_published_checkpoint_under_its_protocol_from_the_shell(run, small_dav
     ended = run(*arguments, "--resume", "walk.pth")
     assert ended.code == 0, ended.err
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["scores"]["global"]["J-Mean"] > 0.4  # even random features tell red from gray
+    assert results["scores"]["global"]["J-Mean"] > 0.4  # random features separate red from gray
     assert results["options"]["layout"] is None
-    assert run(*arguments, "--resume", "walk.pth", "--layout", "crw-zeropad").code == 2  # another network's masks
+    assert run(*arguments, "--resume", "walk.pth", "--layout", "crw-zeropad").code == 2  # of another network
 
 
 def test_native_size(run, small_davis: Path, tmp_path):

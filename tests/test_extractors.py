@@ -1,6 +1,7 @@
-"""Callers' own extractors: how they and their modules are found, set and put back, and what is said if they fail."""
+"""Callers' extractors: how they and their modules are found, put into eval mode and restored; their errors."""
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """What is another in training: batch normalization and dropout."""
+    """A network that differs in training mode: batch normalization and dropout."""
 
     def __init__(self, patch: int = 8) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ def images(height: int = 64, width: int = 96) -> Tensor:
 
 
 class Holder:
-    """An extractor of a caller's own class."""
+    """An extractor that holds its network."""
 
     def __init__(self, held: object) -> None:
         self.held = held
@@ -62,7 +63,7 @@ class Holder:
 
 
 class Slotted(Holder):
-    """The same, without a dictionary of attributes of its own name."""
+    """The same in a slot."""
 
     __slots__ = ("held",)
 
@@ -114,7 +115,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("how", HELD)
-def test_modules_evaluate_wherever_they_are_held_and_are_put_back(how, monkeypatch):
+def test_modules_are_found_put_into_eval_mode_and_restored(how, monkeypatch):
     net = network().train()
     net.frozen.eval()
     monkeypatch.setattr(sys.modules[__name__], "shared_net", net)
@@ -128,15 +129,15 @@ def test_modules_evaluate_wherever_they_are_held_and_are_put_back(how, monkeypat
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_every_part_is_put_back_also_after_an_error():
+def test_the_mode_of_every_submodule_is_restored_after_an_error():
     net = network().eval()
-    net.drop.train()  # a part in training of one that is not
+    net.drop.train()  # in another mode than its parent
     with pytest.raises(InputError, match="ZeroDivisionError"), evaluating(lambda x: (net, 1 / 0), None) as features:
         features(images())
     assert [net.training, net.norm.training, net.drop.training] == [False, False, True]
 
 
-def test_a_module_that_does_more_when_its_mode_changes_is_asked_to():
+def test_modes_are_set_by_the_modules_own_train():
     class Merging(nn.Module):
         """Merges its weights to evaluate, as adapters do."""
 
@@ -157,13 +158,13 @@ def test_a_module_that_does_more_when_its_mode_changes_is_asked_to():
     assert [net[0].training, net[0].merged] == [True, False]
 
 
-def test_one_module_is_found_once_and_data_are_not_searched():
+def test_a_module_is_found_once_and_long_lists_are_not_searched():
     net = network()
     both = Holder({"net": net, "part": net.norm, "data": [network()] * 2000})
     assert held_modules(both) == [net]
 
 
-def test_images_go_where_the_parameters_are():
+def test_the_device_is_that_of_the_parameters():
     meta = network().to("meta")
     with evaluating(meta, None) as features:
         assert features.device.type == "meta"
@@ -174,7 +175,7 @@ def test_images_go_where_the_parameters_are():
 
 
 class Lazy:
-    """Makes its module when it is first called."""
+    """Makes its module in its first call."""
 
     def __init__(self, make) -> None:
         self.make, self.net = make, None
@@ -185,7 +186,7 @@ class Lazy:
         return self.net(images)
 
 
-def test_modules_that_a_first_call_makes_evaluate_too():
+def test_modules_made_in_the_first_call_are_put_into_eval_mode():
     def dropping() -> nn.Module:
         net = nn.Sequential(nn.Conv2d(3, 12, 8, 8), nn.Dropout(0.9))
         nn.init.ones_(net[0].weight)
@@ -241,7 +242,7 @@ def raising(error: BaseException):
         (raising(MemoryError()), "ran out of memory on cpu for an image of 96 x 64 pixels; expected a smaller one"),
     ],
 )
-def test_an_extractor_that_fails_is_one_sentence_with_its_cause(extract, sentence):
+def test_errors_of_an_extractor_become_one_sentence_with_their_cause(extract, sentence):
     features = CallableExtractor(extract, CPU)
     features.frame = "video.pkl, frame 7"
     with raises_input_error(sentence) as refused:
@@ -251,7 +252,7 @@ def test_an_extractor_that_fails_is_one_sentence_with_its_cause(extract, sentenc
     assert refused.value.__cause__ is not None
 
 
-def test_what_an_extractor_refuses_itself_and_ctrl_c_pass_on():
+def test_input_errors_and_ctrl_c_of_an_extractor_pass_through():
     features = CallableExtractor(raising(InputError("it needs more")), CPU)
     features.frame = "a.jpg"
     with pytest.raises(InputError, match=r"^a\.jpg: it needs more$"):
@@ -261,7 +262,7 @@ def test_what_an_extractor_refuses_itself_and_ctrl_c_pass_on():
 
 
 def fourteen(images: Tensor) -> Tensor:
-    """Features of patches of 14 pixels, of nothing but sides that they divide."""
+    """Features of 14-pixel patches; fails on sides that 14 does not divide."""
     batch, colors, height, width = images.shape
     parts = images.view(batch, colors, height // 14, 14, width // 14, 14)
     return parts.permute(0, 1, 3, 5, 2, 4).reshape(batch, -1, height // 14, width // 14)
@@ -280,7 +281,7 @@ def test_patches_of_14_pixels_on_sides_that_they_divide_and_not(small_davis: Pat
 @pytest.mark.parametrize("patch", [14, 16])
 @pytest.mark.parametrize("name", ["timecycle", "dino", "vfs", "crw"])
 def test_grids_of_other_strides_that_do_not_divide_the_image(small_davis: Path, patch, name):
-    """A convolution that leaves the rest out: of 133 x 100 pixels, 9 x 7 or 8 x 6 positions."""
+    """Without padding: of 133 x 100 pixels, 9 x 7 or 8 x 6 positions."""
 
     def means(images: Tensor) -> Tensor:
         found = nn.functional.avg_pool2d(images, patch)
@@ -291,7 +292,7 @@ def test_grids_of_other_strides_that_do_not_divide_the_image(small_davis: Path, 
     assert scores.global_["J-Mean"] > 0.5
 
 
-def test_a_failure_in_a_task_names_the_file(small_davis: Path):
+def test_errors_name_the_file_of_the_frame(small_davis: Path):
     paths = sorted((small_davis / "JPEGImages" / "480p" / "first").glob("*.jpg"))
     calls = []
 
@@ -302,18 +303,11 @@ def test_a_failure_in_a_task_names_the_file(small_davis: Path):
     def maps(sizes) -> np.ndarray:
         return np.ones((1, *sizes.grid), np.float32)
 
-    rules = protocol("crw")
-    with pytest.raises(InputError) as refused, evaluating(extract, None) as features:
-        list(propagate_frames(paths, features, rules, labels_of_maps(maps)))
-    assert str(refused.value).startswith(
-        f"{paths[2]}: the feature extractor failed on an image of 64 x 48 pixels (Zero"
-    )
-    calls.clear()
-    with (
-        pytest.raises(InputError, match=r"^frame 2: the feature extractor failed"),
-        evaluating(extract, None) as features,
-    ):
-        list(propagate_frames(map(read_rgb, paths), features, rules, labels_of_maps(maps)))
+    for frames, name in ((paths, re.escape(str(paths[2]))), (map(read_rgb, paths), "frame 2")):
+        calls.clear()
+        said = rf"^{name}: the feature extractor failed on an image of 64 x 48 pixels \(Zero"
+        with pytest.raises(InputError, match=said), evaluating(extract, None) as features:
+            list(propagate_frames(frames, features, protocol("crw"), labels_of_maps(maps)))
 
 
 @pytest.fixture
@@ -336,7 +330,7 @@ def modules(tmp_path, monkeypatch) -> Path:
         ("class f: pass", "is the class f; expected an instance of it, such as f()"),
     ],
 )
-def test_what_cannot_be_imported_is_one_sentence(modules, request, source, sentence):
+def test_what_cannot_be_imported_is_refused(modules, request, source, sentence):
     number = abs(hash(request.node.name))
     (modules / f"faulty_{number}.py").write_text(source)
     with pytest.raises(InputError) as refused:
@@ -358,16 +352,16 @@ def test_dotted_names_and_ctrl_c_while_importing(modules):
             import_extractor(place)
 
 
-def test_what_is_no_extractor_is_refused_from_python_too(small_davis: Path):
-    for features, sentence in (
-        (Net, "features is the class Net; expected an instance"),
-        ("network", "is a str; expected"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            timecycle.evaluate_davis(features, small_davis, progress=False)
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [(Net, "features is the class Net; expected an instance"), ("network", "is a str; expected")],
+)
+def test_what_is_no_extractor_is_refused_from_python_too(small_davis: Path, features, sentence):
+    with raises_input_error(sentence):
+        timecycle.evaluate_davis(features, small_davis, progress=False)
 
 
-def test_a_program_s_modules_go_to_its_device(monkeypatch):
+def test_a_programs_modules_go_to_its_device():
     net = network()
     features = extractors.extractor_on(Holder(net), torch.device("meta"), torch.float32)
     assert {parameter.device.type for parameter in net.parameters()} == {"meta"}

@@ -1,4 +1,4 @@
-"""What extractors return, in all the forms that are understood, and what is refused."""
+"""Outputs of feature extractors: all accepted forms are read alike, others are refused."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -41,7 +41,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_answers_of_many_forms_are_the_same_maps(kind):
+def test_every_accepted_form_gives_the_same_maps(kind):
     found = CallableExtractor(lambda _: ANSWERS[kind], CPU)(images())
     assert not found.requires_grad
     assert torch.equal(found.float(), MAPS)
@@ -66,19 +66,19 @@ def test_features_keep_their_dtype_unless_one_is_asked_for(dtype):
         ((1, 768, 34, 61), (480, 854), Form("maps")),
         ((1, 34, 61, 768), (480, 854), Form("channels last")),
         ((1, 16, 37, 37), (518, 518), Form("maps")),
-        ((1, 37, 37, 37), (518, 518), Form("maps")),  # either way: as documented
+        ((1, 37, 37, 37), (518, 518), Form("maps")),  # ambiguous: channels first, as documented
         ((1, 512, 11, 23), (480, 854), Form("maps")),  # without padding
-        ((1, 768, 14, 14), (480, 854), Form("maps")),  # of a model that makes squares of its images
+        ((1, 768, 14, 14), (480, 854), Form("maps")),  # of a model that resizes its images to squares
         ((1, 3, 960, 1664), (480, 832), Form("maps")),
         ((1, 6241, 384), (480, 832), Form("tokens", 1)),
         ((1, 1369, 384), (518, 518), Form("tokens", 0)),
         ((1, 1374, 1024), (518, 518), Form("tokens", 5)),
         ((1, 1025, 1024), (448, 448), Form("tokens", 1)),
-        ((1, 2074, 768), (480, 854), Form("tokens", 0)),  # 34 x 61 of 14 pixels, the rest cut off
+        ((1, 2074, 768), (480, 854), Form("tokens", 0)),  # 34 x 61 patches of 14 pixels, the rest cropped
         ((1, 2136, 768), (480, 854), Form("tokens", 1)),  # 35 x 61, padded
     ],
 )
-def test_which_form_a_shape_is(shape, size, form):
+def test_the_form_is_detected_from_the_shape(shape, size, form):
     maps, read = as_maps(torch.zeros(shape), (1, 3, *size))
     assert read == form
     if form.layout == "maps":
@@ -91,14 +91,14 @@ def test_which_form_a_shape_is(shape, size, form):
         assert fits((maps.shape[2], maps.shape[3]), size)
 
 
-def test_tokens_that_could_be_two_grids_are_refused():
+def test_tokens_that_fit_two_grids_are_refused():
     assert token_grids(13, (64, 48)) == {(1, 4, 3)}
     assert len(token_grids(6, (32, 48))) > 1
     with pytest.raises(InputError, match=r"returned torch.float32 \[1, 6, 8\] for .* on tokens of one grid and no"):
         as_maps(torch.zeros(1, 6, 8), (1, 3, 32, 48))
 
 
-def test_the_form_that_a_first_answer_had_holds():
+def test_later_outputs_must_have_the_form_of_the_first():
     answers = iter([MAPS, MAPS.permute(0, 2, 3, 1)])
     features = CallableExtractor(lambda _: next(answers), CPU)
     features(images())
@@ -107,7 +107,7 @@ def test_the_form_that_a_first_answer_had_holds():
     last = iter([MAPS.permute(0, 2, 3, 1), torch.rand(1, 12, 12, 12), BEHIND[1]])
     features = CallableExtractor(lambda _: next(last), CPU)
     features(images())
-    square = features(images(96, 96))  # whose shape alone does not tell
+    square = features(images(96, 96))  # ambiguous by its shape alone
     assert square.shape == (1, 12, 12, 12)
     assert square.stride()[1] == 1
     with pytest.raises(InputError, match=r"not \[B, N, D\] with 1 tokens"):
@@ -117,10 +117,7 @@ def test_the_form_that_a_first_answer_had_holds():
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (
-            MAPS.long(),
-            "returned torch.int64 [1, 12, 8, 12] for images [1, 3, 64, 96]; expected floating point [1, D, h",
-        ),
+        (MAPS.long(), "returned torch.int64 [1, 12, 8, 12] for images [1, 3, 64, 96]; expected floating point [1, D,"),
         (MAPS > 0, "returned torch.bool [1, 12, 8, 12]"),
         (MAPS.to(torch.complex64), "returned torch.complex64 [1, 12, 8, 12]"),
         (MAPS.numpy().astype(np.int32), "returned int32 [1, 12, 8, 12]"),
@@ -141,17 +138,11 @@ def test_the_form_that_a_first_answer_had_holds():
         (MAPS.mean((2, 3), keepdim=True), "[1, 12, 1, 1] for images [1, 3, 64, 96]; expected a grid of more than one"),
         (MAPS[:, :0], "returned torch.float32 [1, 0, 8, 12] for"),
         (MAPS[:, :, :0], "returned torch.float32 [1, 12, 0, 12] for"),
-        (
-            torch.rand(1, 77, 16),
-            "returned torch.float32 [1, 77, 16] for images [1, 3, 64, 96]; expected floating point",
-        ),
-        (
-            torch.rand(1, 14, 14, 700),
-            "[1, 14, 14, 700] for images [1, 3, 64, 96]; expected floating point [1, D, h, w]",
-        ),
+        (torch.rand(1, 77, 16), "returned torch.float32 [1, 77, 16] for images [1, 3, 64, 96]; expected floating"),
+        (torch.rand(1, 14, 14, 700), "[1, 14, 14, 700] for images [1, 3, 64, 96]; expected floating point [1, D, h,"),
     ],
 )
-def test_answers_that_cannot_be_read_are_named(answer, sentence):
+def test_other_outputs_are_refused(answer, sentence):
     features = CallableExtractor(lambda _: answer, CPU)
     with raises_input_error(sentence):
         features(images())

@@ -196,7 +196,7 @@ def test_void_beside_an_object_and_no_object_are_masks(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
-def test_what_is_no_picture_is_named(tmp_path, content):
+def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "mask.png"
     if content is not None:
         path.write_bytes(content)

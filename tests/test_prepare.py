@@ -1,4 +1,4 @@
-"""Many videos as folders of frames and DAVIS as a list: what is written, what is kept, and what is refused."""
+"""Preparation of videos as folders of frames and of DAVIS as a list: what is written, kept and refused."""
 
 import os
 import re
@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.video_cases import av, pictures, write_video
+from tests.test_workers import waited_for
+from tests.video_cases import av, images, write_video
 from timecycle.data import prepare
 from timecycle.data.clips import listed_clips
 from timecycle.data.davis import read_davis, read_filelist
@@ -26,13 +26,12 @@ ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"
 
 
-def test_folder_names_fit_into_a_line_and_differ():
+def test_folder_names_fit_into_a_line_and_are_unique():
     videos = ["a b.mp4", "a%20b.mp4", "a\nb.mp4", "a\u2028b.mp4", "a/b.mp4", "a b.mkv", "ä/猫.mp4", "x\udcff.mp4"]
     videos += [f"{'x' * 250}{i}.mp4" for i in range(2)] + ["猫" * 83 + ".mp4"]
     names = [str(folder_name(Path(video))) for video in videos]
-    assert names[:8] == [
-        *("a%20b.mp4", "a%2520b.mp4", "a%0Ab.mp4", "a%E2%80%A8b.mp4", "a/b.mp4", "a%20b.mkv", "ä/猫.mp4", "x%FF.mp4"),
-    ]
+    expected = "a%20b.mp4 a%2520b.mp4 a%0Ab.mp4 a%E2%80%A8b.mp4 a/b.mp4 a%20b.mkv ä/猫.mp4 x%FF.mp4"
+    assert names[:8] == expected.split()
     assert len(set(names)) == len(names)
     assert max(len(name.encode()) for name in names) <= 200
 
@@ -63,7 +62,7 @@ def state(folder: Path) -> dict[Path, int]:
 
 @pytest.fixture
 def vlog(tmp_path: Path) -> Path:
-    """Four videos with awkward names, two of one stem, and one that is none."""
+    """Four videos with awkward names, two of the same stem, and a text file with the suffix of a video."""
     videos = tmp_path / "videos"
     write_video(videos / "day 1" / "clip.mp4", 24, 24)
     write_video(videos / "day 1" / "clip.mkv", 12, 6)
@@ -73,14 +72,14 @@ def vlog(tmp_path: Path) -> Path:
     return videos
 
 
-def test_the_program_lists_what_it_could_read_and_names_the_rest(vlog: Path, tmp_path: Path, command_line):
+def test_the_program_lists_readable_videos_and_reports_the_rest(vlog: Path, tmp_path: Path, command_line):
     out = tmp_path / "my frames" / "12"
     done = command_line(prepare.main, "vlog", "--videos", vlog, "--out", out, "--list", tmp_path / "list", "--jobs", 2)
     assert done.code == 0
     lines = (tmp_path / "list").read_text().splitlines()
     names = {"day%0A2/clip.mp4": 12, "day%201/clip.mkv": 6, "day%201/clip.mp4": 12, "猫.avi": 5}
     assert lines == [f"{out}/{name}/ {frames}" for name, frames in names.items()]
-    assert {name: len(pictures(out / name)) for name in names} == names
+    assert {name: len(images(out / name)) for name in names} == names
     sentence = (out / "failed.txt").read_text()
     assert sentence.count("\n") == 1
     assert rf"{vlog}/day\n2/bad.mp4 is damaged or no video" in sentence
@@ -89,43 +88,43 @@ def test_the_program_lists_what_it_could_read_and_names_the_rest(vlog: Path, tmp
     assert "4 videos are folders with 35 frames" in done.out
 
 
-def test_a_second_run_finishes_what_is_missing_and_touches_nothing_else(vlog: Path, tmp_path: Path):
+def test_a_second_run_completes_the_first_and_changes_nothing_else(vlog: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert list(prepare_vlog(vlog, out, jobs=1)) == [vlog / "day\n2" / "bad.mp4"]
     rows = listed(out / "list.txt")
-    # As a killed run leaves it: this clip is half done; and meanwhile the bad one was mended.
-    left = out / f".猫.avi.{2**22 + 1}.partial"  # Linux numbers no process so
+    # As a killed run leaves it, with this clip half done; and the bad one has been repaired.
+    left = out / f".猫.avi.{2**22 + 1}.partial"  # larger than any PID of Linux
     (out / "猫.avi").rename(left)
     (left / "000099.jpg").touch()
     write_video(vlog / "day\n2" / "bad.mp4", 12, 3)
     before = state(out / "day%201")
     assert prepare_vlog(vlog, out, jobs=1) == {}
     assert listed(out / "list.txt") == {f"{out}/day%0A2/bad.mp4/": 3} | rows
-    assert len(pictures(out / "猫.avi")) == 5
+    assert len(images(out / "猫.avi")) == 5
     assert state(out / "day%201") == before
     assert not (out / "failed.txt").exists()
     assert not list(out.rglob("*.partial"))
-    # A run with nothing to do says the same.
+    # A run with nothing to do returns the same.
     before = {path: at for path, at in state(out).items() if path.suffix == ".jpg"}
     assert prepare_vlog(vlog, out) == {}
     assert {path: at for path, at in state(out).items() if path.suffix == ".jpg"} == before
 
 
-def test_another_video_of_the_name_is_done_anew_and_other_rules_are_refused(tmp_path: Path):
+def test_a_replaced_video_is_extracted_again_and_other_rules_are_refused(tmp_path: Path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     write_video(videos / "clip.mp4", frames=5)
     prepare_vlog(videos, out, jobs=1)
     write_video(videos / "clip.mp4", frames=3)
     prepare_vlog(videos, out, jobs=1)
     assert listed(out / "list.txt") == {f"{out}/clip.mp4/": 3}
-    assert len(pictures(out / "clip.mp4")) == 3
+    assert len(images(out / "clip.mp4")) == 3
     before = state(out)
     with pytest.raises(InputError, match=r"clip.mp4 holds frames made with .*12.*; expected .*10.* or another folder"):
         prepare_vlog(videos, out, rules=Extraction(fps=10))
     assert state(out) == before
 
 
-def test_what_others_wrote_is_left_alone(tmp_path: Path):
+def test_folders_of_other_origin_are_refused(tmp_path: Path):
     video = write_video(tmp_path / "videos" / "clip.mp4")
     before = state(tmp_path)
     with pytest.raises(InputError, match=r"clip.mp4 is there but holds no prepared frames"):
@@ -137,13 +136,13 @@ def test_what_others_wrote_is_left_alone(tmp_path: Path):
 
 
 def crashing(video: Path, folder: Path, rules: Extraction) -> int | str:
-    """In a worker: a decoder that takes its process with it."""
+    """Extraction in a worker that crashes at one video."""
     if video.name == CRASHES:
         os.kill(os.getpid(), signal.SIGKILL)
     return extract(video, folder, rules)
 
 
-def test_a_process_that_dies_costs_its_own_video_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_crashed_worker_fails_its_own_video_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     videos = tmp_path / "videos"
     for name in ("a.mp4", CRASHES, "d.mp4", "e.mp4"):
         write_video(videos / name, frames=2)
@@ -162,15 +161,8 @@ def alive(group: int) -> bool:
     return True
 
 
-def waited_for(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path, kind):
+def test_an_interrupted_run_keeps_finished_videos_and_leaves_no_process(tmp_path: Path, kind):
     videos, out = tmp_path / "videos", tmp_path / "out"
     write_video(videos / "a.mp4", frames=2)
     long = write_video(videos / "b.mp4", rate=1, frames=20, size=(640, 480))  # 240 frames to write
@@ -205,7 +197,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["list.txt", "failed.txt"])
-def test_lists_of_another_origin_are_left_alone(tmp_path: Path, name):
+def test_lists_of_other_origin_are_refused(tmp_path: Path, name):
     write_video(tmp_path / "videos" / "clip.mp4", frames=2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
@@ -216,7 +208,7 @@ def test_lists_of_another_origin_are_left_alone(tmp_path: Path, name):
 
 
 @pytest.mark.parametrize("change", ["a frame", "another file"])
-def test_frames_that_were_changed_are_not_replaced_by_a_changed_video(tmp_path: Path, change):
+def test_edited_frames_are_not_replaced_when_the_video_changes(tmp_path: Path, change):
     videos, out = tmp_path / "videos", tmp_path / "out"
     write_video(videos / "clip.mp4", frames=5)
     write_video(videos / "other.mp4", frames=2)
@@ -231,7 +223,7 @@ def test_frames_that_were_changed_are_not_replaced_by_a_changed_video(tmp_path: 
 
 
 @pytest.mark.parametrize("killed_at", ["first rename", "second rename", "removal"])
-def test_a_kill_while_a_folder_is_replaced_is_mended_by_the_next_run(tmp_path: Path, monkeypatch, killed_at):
+def test_a_kill_while_a_folder_is_replaced_is_recovered_by_the_next_run(tmp_path: Path, monkeypatch, killed_at):
     videos, out = tmp_path / "videos", tmp_path / "out"
     write_video(videos / "clip.mp4", frames=5)
     prepare_vlog(videos, out, jobs=1)
@@ -251,7 +243,7 @@ def test_a_kill_while_a_folder_is_replaced_is_mended_by_the_next_run(tmp_path: P
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert list(out.glob(".*.partial"))
     assert prepare_vlog(videos, out, jobs=1) == {}
-    assert len(pictures(out / "clip.mp4")) == 3
+    assert len(images(out / "clip.mp4")) == 3
     assert not list(out.rglob("*.partial"))
 
 
@@ -269,7 +261,7 @@ def test_a_kill_while_a_folder_is_replaced_is_mended_by_the_next_run(tmp_path: P
         ((), "none of the 1 videos could be read"),
     ],
 )
-def test_bad_arguments_are_said_in_one_sentence(tmp_path: Path, command_line, options, said):
+def test_bad_arguments_end_with_one_sentence_and_status_2(tmp_path: Path, command_line, options, said):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "bad.mp4").touch()
     arguments = {"--videos": tmp_path / "videos", "--out": tmp_path / "out"} | dict([options] if options else [])
@@ -282,7 +274,7 @@ def test_bad_arguments_are_said_in_one_sentence(tmp_path: Path, command_line, op
 
 
 def test_a_real_video(shared: Path, tmp_path: Path):
-    """Portrait, with 12 frames a second and a short side of 256 already, so that every frame is there as it was."""
+    """Portrait, with 12 frames a second and a short side of 256 already, so that every frame is kept unscaled."""
     videos = tmp_path / "videos"
     videos.mkdir()
     source = shared / "video" / "006_skateboarding-dog.mp4"
@@ -292,8 +284,8 @@ def test_a_real_video(shared: Path, tmp_path: Path):
     assert listed(tmp_path / "out" / "list.txt") == {f"{folder}/": 171}
     with av.open(str(source)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(pictures(folder), frames, strict=True)]
-    assert max(errors) < 2.5  # JPEG's; a neighboring frame is farther away
+    errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(images(folder), frames, strict=True)]
+    assert max(errors) < 2.5  # of JPEG; larger between neighboring frames
     assert np.abs(frames[1].astype(int) - frames[0]).mean() > 2.5
 
 
@@ -330,7 +322,7 @@ def test_a_davis_list_that_cannot_be_made(small_davis: Path, tmp_path: Path, com
     assert not (tmp_path / "list").exists()
 
 
-def test_lists_replace_nothing_but_lists(small_davis: Path, tmp_path: Path, command_line):
+def test_lists_replace_only_unchanged_lists(small_davis: Path, tmp_path: Path, command_line):
     write_video(tmp_path / "videos" / "a.mp4")
     video, val = tmp_path / "videos" / "a.mp4", small_davis / "ImageSets" / "2017" / "val.txt"
     own = tmp_path / "lists" / "own.txt"

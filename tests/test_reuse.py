@@ -1,10 +1,7 @@
-"""Results are gone on with only where they are of the same features and files."""
+"""Existing results are continued only if they are of the same features and files."""
 
 import json
-import os
-import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -15,17 +12,17 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
+from tests.rank_cases import run_ranks
 from tests.test_evaluate_davis import patches
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.extractors import CallableExtractor
 
-ROOT = Path(__file__).parents[1]
 SMALL = {"protocol": "dino", "side": 64, "progress": False}
 
 
 class Weighted(nn.Module):
-    """Patches' colors with a weight each."""
+    """Colors of patches, each with a weight."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class Weighted(nn.Module):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Frames that were encoded."""
+    """An entry for each frame that is encoded."""
     seen: list[int] = []
     plain = CallableExtractor.__call__
     monkeypatch.setattr(CallableExtractor, "__call__", lambda self, images: (seen.append(1), plain(self, images))[1])
@@ -54,19 +51,19 @@ def test_a_loop_scores_the_weights_of_each_epoch(small_davis: Path, tmp_path, ca
     again = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
     assert (len(calls), again.to_json()) == (8, first.to_json())
     with torch.no_grad():
-        net.weight.zero_()  # and nothing tells red from grey
+        net.weight.zero_()  # red and gray become equal
     alone = timecycle.evaluate_davis(net, small_davis, **SMALL)
     del calls[:]
     second = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
     assert (len(calls), second.folder) == (8, tmp_path / "out-2")
     assert second.to_json() == alone.to_json()
     assert second.jf < first.jf - 0.1
-    assert (out / "first" / "00003.png").is_file()  # what was there stays
+    assert (out / "first" / "00003.png").is_file()  # the earlier results stay
     third = timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL)
     assert (len(calls), third.folder) == (8, tmp_path / "out-2")
 
 
-def test_features_that_cannot_be_told_are_gone_on_with_only_if_asked_for(small_davis: Path, tmp_path, calls):
+def test_results_of_features_without_identity_are_continued_only_with_reuse(small_davis: Path, tmp_path, calls):
     net, out = Weighted(1.0), tmp_path / "out"
     net.lock = threading.Lock()
     folders = [timecycle.evaluate_davis(net, small_davis, save_path=out, **SMALL).folder for _ in range(2)]
@@ -76,7 +73,7 @@ def test_features_that_cannot_be_told_are_gone_on_with_only_if_asked_for(small_d
     assert not calls
 
 
-def test_another_year_is_another_reading(small_davis: Path, tmp_path):
+def test_results_of_another_year_are_refused(small_davis: Path, tmp_path):
     (small_davis / "ImageSets" / "2016").mkdir()
     (small_davis / "ImageSets" / "2016" / "val.txt").write_text("first\n")
     timecycle.evaluate_davis(patches, small_davis, year=2016, save_path=tmp_path / "out", **SMALL)
@@ -84,7 +81,7 @@ def test_another_year_is_another_reading(small_davis: Path, tmp_path):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "out", **SMALL)
 
 
-def test_reused_results_are_not_taken_for_the_later_features(small_davis: Path, tmp_path, calls):
+def test_reused_results_keep_the_identity_of_their_features(small_davis: Path, tmp_path, calls):
     one, two, out = Weighted(1.0), Weighted(0.0), tmp_path / "out"
     first = timecycle.evaluate_davis(one, small_davis, save_path=out, **SMALL)
     assert timecycle.evaluate_davis(two, small_davis, save_path=out, reuse=True, **SMALL).jf == first.jf
@@ -94,15 +91,14 @@ def test_reused_results_are_not_taken_for_the_later_features(small_davis: Path, 
     assert again.jf == timecycle.evaluate_davis(two, small_davis, **SMALL).jf
 
 
-def test_a_folder_without_a_finished_sequence_is_nobodys(small_davis: Path, tmp_path):
+def test_a_folder_without_a_finished_sequence_is_used_for_other_features(small_davis: Path, tmp_path):
+    out = tmp_path / "out"
     with pytest.raises(InputError, match=r"first/00000\.jpg: the feature extractor failed"):
-        timecycle.evaluate_davis(lambda x: x / "2", small_davis, save_path=tmp_path / "out", **SMALL)
-    assert (
-        timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "out", **SMALL).folder == tmp_path / "out"
-    )
+        timecycle.evaluate_davis(lambda x: x / "2", small_davis, save_path=out, **SMALL)
+    assert timecycle.evaluate_davis(patches, small_davis, save_path=out, **SMALL).folder == out
 
 
-def test_a_results_folder_that_is_none_is_named(small_davis: Path, tmp_path):
+def test_bad_results_folders_and_options_are_refused(small_davis: Path, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written \(File exists\); expected a place"):
         timecycle.evaluate_davis(patches, small_davis, save_path=tmp_path / "file", **SMALL)
@@ -148,27 +144,22 @@ def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
     assert run(*arguments, one).code == 0
     again = run(*arguments, one)
     assert (again.code, "going on" in again.out) == (0, True)
-    sys.modules["module_one"].weight[3] = 2  # a module that the test has written
+    sys.modules["module_one"].weight[3] = 2
     changed = run(*arguments, one)
     assert (changed.code, changed.err.count("\n")) == (2, 1)
     assert "out holds results made with features" in changed.err
     assert "--overwrite" in changed.err
     assert run(*arguments, one, "--reuse").code == 0
-    unknown = write_module(
-        tmp_path, "module_two", "lock = threading.Lock()\ndef extract(x): return patches(x + bool(lock) - 1)\n"
-    )
-    other = (*arguments[:-2], "other", "--features", unknown)
+    body = "lock = threading.Lock()\ndef extract(x): return patches(x + bool(lock) - 1)\n"
+    other = (*arguments[:-2], "other", "--features", write_module(tmp_path, "module_two", body))
     assert run(*other).code == 0
     refused = run(*other)
-    assert refused.code == 2
-    assert (
-        "cannot be told from the features; expected another --save_path, --overwrite to start over, or --reuse"
-        in refused.err
-    )
+    said = "cannot be told from the features; expected another --save_path, --overwrite to start over, or --reuse"
+    assert (refused.code, said in refused.err) == (2, True)
     assert run(*other, "--overwrite").code == 0
 
 
-def test_ids_with_gaps_are_said_and_compacted(run, small_davis: Path, tmp_path):
+def test_ids_with_gaps_are_noted_and_compacted(run, small_davis: Path, tmp_path):
     for path in (small_davis / "Annotations" / "480p" / "first").glob("*.png"):
         write_mask(path, read_mask(path) * 9)
     arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour")
@@ -204,45 +195,25 @@ def test_evaluate_davis_has_the_commands_abilities(small_davis: Path, tmp_path):
     assert scores.jf > 0.6
     assert "are left out of the means: second" in scores.notes[0]
     assert read_mask(tmp_path / "out" / "second" / "00003.png").any()
-    for year in ("2016",):
-        (small_davis / "ImageSets" / year).mkdir()
-        (small_davis / "ImageSets" / year / "val.txt").write_text("first\n")
-        assert timecycle.evaluate_davis(patches, small_davis, year=year, **SMALL).jf == scores.jf
-    coarse = timecycle.evaluate_davis(
-        patches, small_davis, sequences=["first"], remap_255=True, dtype=torch.bfloat16, **SMALL
-    )
-    assert coarse.jf > 0.6
+    (small_davis / "ImageSets" / "2016").mkdir()
+    (small_davis / "ImageSets" / "2016" / "val.txt").write_text("first\n")
+    assert timecycle.evaluate_davis(patches, small_davis, year="2016", **SMALL).jf == scores.jf
+    options = {"sequences": ["first"], "remap_255": True, "dtype": torch.bfloat16}
+    assert timecycle.evaluate_davis(patches, small_davis, **options, **SMALL).jf > 0.6
 
 
-def test_a_rank_that_fails_names_its_reason_on_every_rank(small_davis: Path, tmp_path):
-    program = tmp_path / "rank.py"
-    program.write_text(
-        textwrap.dedent(
-            f"""
-            import os, sys, torch, timecycle
-            from tests.test_evaluate_davis import patches
-
-            rank = int(sys.argv[1])
-            torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
-            def extract(images):
-                if rank == 1:
-                    raise RuntimeError("no memory left")
-                return patches(images)
-            try:
-                timecycle.evaluate_davis(extract, {str(small_davis)!r}, "dino", progress=False, side=64)
-            except timecycle.errors.InputError as error:
-                open(f"{tmp_path}/{{rank}}.txt", "w").write(str(error))
-            torch.distributed.barrier()
-            os._exit(0)
-            """
-        )
-    )
-    ranks = [
-        subprocess.Popen([sys.executable, program, str(rank)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+def test_the_error_of_a_rank_is_raised_on_every_rank(small_davis: Path, tmp_path):
+    body = f"""
+        def extract(images):
+            if rank == 1:
+                raise RuntimeError("no memory left")
+            return patches(images)
+        try:
+            timecycle.evaluate_davis(extract, {str(small_davis)!r}, "dino", progress=False, side=64)
+        except timecycle.errors.InputError as error:
+            result = str(error)
+    """
+    said = run_ranks(tmp_path, body)
     assert all("no memory left" in text for text in said)
     assert said[0].startswith("rank 1 of 2 failed: ")
 
@@ -263,7 +234,7 @@ def test_results_of_version_0_1_are_continued(small_davis: Path, run, tmp_path):
     assert json.loads(path.read_text())["sequences"]["first"]["features"] == "color"
 
 
-def test_the_first_mask_is_the_annotation_unless_the_protocol_is_told_otherwise(small_davis: Path, run, tmp_path):
+def test_the_first_mask_is_the_annotation_unless_overridden(small_davis: Path, run, tmp_path):
     arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour", "--save_path")
     assert run(*arguments, "out").code == 0
     assert run(*arguments, "other", "--override", "first_mask=carried").code == 0

@@ -1,4 +1,4 @@
-"""Scores of sequences and sets, against the official values and by hand; the command."""
+"""DAVIS scores of sequences and sets, against the official values and computed by hand; the command line."""
 
 import json
 import math
@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.assertions import raises_input_error
+from tests.task_cases import Damage, empty, remove, write
 from timecycle.data.masks import mask_reading, write_mask
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.metrics import statistics
-from timecycle.evaluation.davis.scores import (
-    CHUNK_FRAMES,
-    SequenceMasks,
-    score_masks,
-    score_results,
-    score_sequence,
-)
+from timecycle.evaluation.davis.scores import CHUNK_FRAMES, SequenceMasks, score_masks, score_results, score_sequence
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, Scores
 
 ROOT = Path(__file__).parents[1]
@@ -42,9 +38,7 @@ def floats(values: list) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
-def make_set(
-    root: Path, sequences: dict[str, tuple[np.ndarray, np.ndarray]], set_name: str = "val"
-) -> tuple[Path, Path]:
+def make_set(root: Path, set_name: str = "val", **sequences: tuple[np.ndarray, np.ndarray]) -> tuple[Path, Path]:
     """Write a DAVIS folder and a folder of results from (annotations, results), each uint8 [frames, H, W]."""
     davis, results = root / "davis", root / "results"
     (davis / "ImageSets" / "2017").mkdir(parents=True)
@@ -87,7 +81,7 @@ def assert_equal_official(scores: Scores, official: dict) -> None:
 
 @pytest.mark.parametrize("folder", ["metrics", "metrics/long"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_made_sequences_score_as_officially(shared: Path, folder: str, workers: int) -> None:
+def test_synthetic_sequences_score_as_officially(shared: Path, folder: str, workers: int) -> None:
     data = shared / "oracle" / folder
     scores = score_results(data / "DAVIS", data / "results", workers=workers)
     assert_equal_official(scores, json.loads((data / "metrics.json").read_text()))
@@ -141,7 +135,7 @@ def test_objects_are_counted_by_the_largest_id_of_frame_zero() -> None:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_fewer_than_three_frames_have_nan_scores_and_leave_the_means_alone(tmp_path: Path, frames: int) -> None:
     masks = moving_squares()
-    davis, results = make_set(tmp_path, {"short": (masks[:frames], masks[:frames]), "long": (masks, masks)})
+    davis, results = make_set(tmp_path, short=(masks[:frames], masks[:frames]), long=(masks, masks))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = score_results(davis, results, workers=0)
@@ -156,7 +150,7 @@ def test_fewer_than_three_frames_have_nan_scores_and_leave_the_means_alone(tmp_p
 
 def test_a_set_of_short_sequences_alone_is_nan_without_warnings(tmp_path: Path) -> None:
     masks = moving_squares(2)
-    davis, results = make_set(tmp_path, {"short": (masks, masks)})
+    davis, results = make_set(tmp_path, short=(masks, masks))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = score_results(davis, results)
@@ -174,7 +168,7 @@ def test_a_set_of_short_sequences_alone_is_nan_without_warnings(tmp_path: Path) 
 def test_set_means_are_over_objects_not_sequences(tmp_path: Path) -> None:
     masks = moving_squares()
     single = np.where(masks == 1, 1, 0).astype(np.uint8)
-    davis, results = make_set(tmp_path, {"two": (masks, masks), "one": (single, np.zeros_like(single))})
+    davis, results = make_set(tmp_path, two=(masks, masks), one=(single, np.zeros_like(single)))
     scores = score_results(davis, results, workers=0)
     assert scores.global_["J-Mean"] == pytest.approx(2 / 3)
     scores.write_csv(tmp_path)
@@ -191,7 +185,7 @@ def test_set_means_are_over_objects_not_sequences(tmp_path: Path) -> None:
 
 def test_json_holds_every_frame_and_statistic(tmp_path: Path) -> None:
     masks = moving_squares()
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
+    davis, results = make_set(tmp_path, squares=(masks, masks))
     content = score_results(davis, results, workers=0).to_json()
     assert list(content["global"]) == list(GLOBAL_COLUMNS)
     first = content["sequences"]["squares"]["1"]
@@ -202,7 +196,7 @@ def test_json_holds_every_frame_and_statistic(tmp_path: Path) -> None:
 
 def test_files_of_the_first_and_last_result_are_not_needed(tmp_path: Path) -> None:
     masks = moving_squares()
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
+    davis, results = make_set(tmp_path, squares=(masks, masks))
     (results / "squares" / "00000.png").unlink()
     (results / "squares" / "00005.png").unlink()
     assert score_results(davis, results, workers=0).global_["J-Mean"] == 1
@@ -221,7 +215,7 @@ def test_workers_give_the_frames_in_order(tmp_path: Path) -> None:
     annotations = moving_squares(2 * CHUNK_FRAMES + 5)
     results = np.roll(annotations, 1, axis=0)
     results[40:90] = 0
-    davis, folder = make_set(tmp_path, {"long": (annotations, results), "short": (annotations[:3], annotations[:3])})
+    davis, folder = make_set(tmp_path, long=(annotations, results), short=(annotations[:3], annotations[:3]))
     expected = score_sequence(annotations, results)
     for workers in (0, 2):
         scores = score_results(davis, folder, workers=workers)
@@ -231,9 +225,9 @@ def test_workers_give_the_frames_in_order(tmp_path: Path) -> None:
 
 
 def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:
-    # Such a script may import torch at its top, and need not be guarded by `__name__`.
+    # The script may import torch at its top, and need not be guarded by `__name__`.
     masks = moving_squares(CHUNK_FRAMES + 10)
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
+    davis, results = make_set(tmp_path, squares=(masks, masks))
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom timecycle.evaluation.davis.scores import score_results\nprint('started')\n"
@@ -245,16 +239,11 @@ def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:
 
 def test_an_error_in_a_worker_arrives_as_input_error(tmp_path: Path) -> None:
     masks = moving_squares(CHUNK_FRAMES + 10)
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
+    davis, results = make_set(tmp_path, squares=(masks, masks))
     path = results / "squares" / "00060.png"
     path.write_text("no picture")
     with pytest.raises(InputError, match=r"00060\.png cannot be read"):
         score_results(davis, results, workers=2)
-
-
-def test_the_scorer_does_not_import_torch() -> None:
-    done = run("-c", "import sys, timecycle.evaluation.davis.scores; print('torch' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -262,8 +251,8 @@ def test_the_scorer_does_not_import_torch() -> None:
 
 def test_command_prints_the_table_and_writes_json(tmp_path: Path) -> None:
     masks = moving_squares()
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)}, "some")
-    (results / "global_results-some.csv").write_text("old scores are never read")
+    davis, results = make_set(tmp_path, "some", squares=(masks, masks))
+    (results / "global_results-some.csv").write_text("earlier scores are never read")
     done = run_scores("--davis", davis, "--results", results, "--set", "some", "--json", tmp_path / "new" / "s.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].split() == ["squares", *["1.000", "1.000", "0.000"] * 2, "1.000"]
@@ -273,17 +262,17 @@ def test_command_prints_the_table_and_writes_json(tmp_path: Path) -> None:
 
 def test_command_remaps_255_in_annotations_and_results(tmp_path: Path) -> None:
     masks = np.where(moving_squares() == 1, 255, 0).astype(np.uint8)
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
+    davis, results = make_set(tmp_path, squares=(masks, masks))
     done = run_scores("--davis", davis, "--results", results, "--remap-255")
     assert "J&F-Mean 1.000" in done.stdout
 
 
-def test_ids_that_nobody_has_count_for_nothing_and_officially_as_perfect(tmp_path: Path) -> None:
+def test_missing_ids_are_not_scored_but_count_as_perfect_officially(tmp_path: Path) -> None:
     masks = moving_squares()
     far = np.array([0, 3, 9], np.uint8)[masks]
     found = far.copy()
     found[found == 9] = 0
-    davis, results = make_set(tmp_path, {"far": (far, found), "near": (masks, masks)})
+    davis, results = make_set(tmp_path, far=(far, found), near=(masks, masks))
     scores = score_results(davis, results, workers=0)
     # Of the objects 3, 9, 1 and 2 all but 9 are found; officially 9 and 2 objects, of which one is lost.
     assert scores.global_["J-Mean"] == pytest.approx(3 / 4)
@@ -306,23 +295,23 @@ def test_an_id_that_only_a_result_or_a_later_annotation_has_is_an_object(tmp_pat
     later, result = masks.copy(), masks.copy()
     later[2, 23, 31] = 2
     result[2, 23, 31] = 2
-    davis, results = make_set(tmp_path, {"annotated": (later, masks), "predicted": (masks, result)})
+    davis, results = make_set(tmp_path, annotated=(later, masks), predicted=(masks, result))
     scores = score_results(davis, results, workers=0)
     assert [len(scores.to_json()["sequences"][name]) for name in ("annotated", "predicted")] == [3, 3]
     assert scores.sequences["annotated"][1].jaccard.tolist() == [1, 0, 1, 1]
     assert scores.global_ == scores.official
 
 
-def test_of_2016_any_object_is_object_1_in_annotations_and_results(tmp_path: Path) -> None:
+def test_davis_2016_merges_all_objects_in_annotations_and_results(tmp_path: Path) -> None:
     masks = moving_squares()
     white = np.where(masks > 0, 255, 0).astype(np.uint8)
-    davis, results = make_set(tmp_path, {"squares": (white, masks)})
+    davis, results = make_set(tmp_path, squares=(white, masks))
     (davis / "ImageSets" / "480p").mkdir()
     line = "/JPEGImages/480p/squares/0000{0}.jpg /Annotations/480p/squares/0000{0}.png\n"
     (davis / "ImageSets" / "480p" / "val.txt").write_text("".join(line.format(i) for i in range(6)))
     assert score_results(davis, results, year="2016", workers=0).global_["J&F-Mean"] == 1
     merged = (masks > 0).astype(np.uint8)
-    davis, results = make_set(tmp_path / "b", {"squares": (merged, masks)})
+    davis, results = make_set(tmp_path / "b", squares=(merged, masks))
     with pytest.raises(InputError, match=r"id 2; expected none above 1.*--year 2016"):
         score_results(davis, results, workers=0)
 
@@ -331,7 +320,7 @@ def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -
     masks = moving_squares()
     found = masks.copy()
     found[3][found[3] == 2] = 0
-    davis, results = make_set(tmp_path, {"squares": (masks, found)})
+    davis, results = make_set(tmp_path, squares=(masks, found))
     scores = score_results(davis, results, workers=0)
     assert str(scores) == repr(scores) == scores.table()
     assert scores.worst(2)[0] == ("squares", 2, "00003.png", 0.0, 0.0)
@@ -342,81 +331,65 @@ def test_scores_print_as_their_table_and_name_the_worst_frames(tmp_path: Path) -
     assert "worst frame: squares/00003.png, object 2: J 0.000, F 0.000" in scores.report()
 
 
-def test_a_sequence_without_objects_is_said(tmp_path: Path) -> None:
+def test_a_sequence_without_objects_is_noted(tmp_path: Path) -> None:
     masks = moving_squares()
-    davis, results = make_set(tmp_path, {"empty": (np.zeros_like(masks), masks * 0), "squares": (masks, masks)})
+    davis, results = make_set(tmp_path, empty=(masks * 0, masks * 0), squares=(masks, masks))
     scores = score_results(davis, results, workers=0)
     assert scores.jf == 1
     assert [note for note in scores.notes if "empty is not scored" in note and "holds no object" in note]
 
 
-def without_results(davis: Path, results: Path) -> None:
-    for i in (2, 3):
-        (results / "squares" / f"{i:05}.png").unlink()
-
-
-def without_annotations(davis: Path, results: Path) -> None:
-    for path in (davis / "Annotations" / "480p" / "squares").iterdir():
-        path.unlink()
-
-
-def without_names(davis: Path, results: Path) -> None:
-    (davis / "ImageSets" / "2017" / "val.txt").write_text("\n\n")
-
-
-def with_small_result(davis: Path, results: Path) -> None:
-    write_mask(results / "squares" / "00002.png", np.zeros((12, 16), np.uint8))
-
-
-def with_third_object(davis: Path, results: Path) -> None:
-    write_mask(results / "squares" / "00002.png", np.full((24, 32), 3, np.uint8))
-
-
-def with_void_result(davis: Path, results: Path) -> None:
-    write_mask(results / "squares" / "00002.png", np.full((24, 32), 255, np.uint8))
-
-
-def with_black_and_white_annotation(davis: Path, results: Path) -> None:
-    path = davis / "Annotations" / "480p" / "squares" / "00000.png"
-    write_mask(path, np.where(moving_squares(1)[0] == 1, 255, 0).astype(np.uint8))
-
-
-def with_text_as_result(davis: Path, results: Path) -> None:
-    (results / "squares" / "00002.png").write_text("no picture")
-
-
-def unharmed(davis: Path, results: Path) -> None:
-    pass
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """A folder with a set of one sequence, davis, and its results."""
+    masks = moving_squares()
+    make_set(tmp_path, squares=(masks, masks))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("harm", "arguments", "says"),
+    ("option", "value", "says"),
     [
-        (unharmed, ("--davis", "nowhere"), ["nowhere is not a folder"]),
-        (unharmed, ("--results", "nowhere"), ["nowhere is not a folder"]),
-        (unharmed, ("--set", "test"), ["test.txt does not exist", "val"]),
-        (unharmed, ("--year", "2018"), ["2018", "none"]),
-        (unharmed, ("--workers", "-1"), ["workers is -1"]),
-        (unharmed, ("--json", "."), ["--json", "is a folder"]),
-        (unharmed, ("--json", "/dev/null/s.json"), ["/dev/null is not a folder"]),
-        (unharmed, ("--json", __file__), ["test_scores.py was not made by this program"]),
-        (unharmed, ("--json", "/dev/null"), ["/dev/null was not made by this program"]),
-        (without_names, (), ["val.txt is empty"]),
-        (without_annotations, (), ["squares holds no annotations"]),
-        (without_results, (), ["00002.png does not exist", "2 of 4"]),
-        (with_small_result, (), ["00002.png", "16x12", "32x24"]),
-        (with_third_object, (), ["00002.png", "id 3", "none above 2"]),
-        (with_void_result, (), ["00002.png", "id 255", "--remap-255"]),
-        (with_black_and_white_annotation, (), ["00000.png holds only the values 0 and 255", "--remap-255"]),
-        (with_text_as_result, (), ["00002.png cannot be read as an image"]),
+        ("--davis", "nowhere", ["nowhere is not a folder"]),
+        ("--results", "nowhere", ["nowhere is not a folder"]),
+        ("--set", "test", ["test.txt does not exist", "val"]),
+        ("--year", "2018", ["2018", "none"]),
+        ("--workers", "-1", ["workers is -1"]),
+        ("--json", ".", ["--json", "is a folder"]),
+        ("--json", "/dev/null/s.json", ["/dev/null is not a folder"]),
+        ("--json", __file__, ["test_scores.py was not made by this program"]),
+        ("--json", "/dev/null", ["/dev/null was not made by this program"]),
     ],
 )
-def test_command_refuses_bad_input_in_one_line(tmp_path: Path, harm, arguments: tuple, says: list[str]) -> None:
-    masks = moving_squares()
-    davis, results = make_set(tmp_path, {"squares": (masks, masks)})
-    harm(davis, results)
-    done = run_scores("--davis", davis, "--results", results, *arguments)
+def test_command_refuses_bad_options_in_one_line(squares: Path, option: str, value: str, says: list[str]) -> None:
+    done = run_scores("--davis", squares / "davis", "--results", squares / "results", option, value)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    for words in says:
-        assert words in done.stderr
+    assert all(words in done.stderr for words in says), done.stderr
+
+
+ANNOTATIONS, RESULT = "davis/Annotations/480p/squares", "results/squares/00002.png"
+BLACK_AND_WHITE = (moving_squares(1)[0] == 1) * 255
+
+
+def mask(name: str, ids: np.ndarray) -> Damage:
+    return lambda root: write_mask(root / name, ids.astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (write("davis/ImageSets/2017/val.txt", "\n\n"), ["val.txt is empty"]),
+        (empty(ANNOTATIONS), ["squares holds no annotations"]),
+        (remove(RESULT), ["00002.png does not exist", "1 of 4"]),
+        (mask(RESULT, np.zeros((12, 16))), ["00002.png", "16x12", "32x24"]),
+        (mask(RESULT, np.full((24, 32), 3)), ["00002.png", "id 3", "none above 2"]),
+        (mask(RESULT, np.full((24, 32), 255)), ["00002.png", "id 255", "--remap-255"]),
+        (mask(f"{ANNOTATIONS}/00000.png", BLACK_AND_WHITE), ["00000.png holds no ids but 0 and 255", "--remap-255"]),
+        (write(RESULT, "text"), ["00002.png cannot be read as a picture"]),
+    ],
+)
+def test_bad_sets_and_results_are_refused(squares: Path, damage: Damage, says: list[str]) -> None:
+    damage(squares)
+    with raises_input_error(*says):
+        score_results(squares / "davis", squares / "results", workers=0)

@@ -1,4 +1,4 @@
-"""Files as training programs write them: whatever is around and beside the weights, the network is the plain one."""
+"""Checkpoints as training programs write them: nested and prefixed weights among other objects give the network."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ IMAGES = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
 def trunk(seed: int, padding: str = "zeros", width: int = 64) -> Trunk:
-    """A ResNet-18 whose running statistics are not what they begin as."""
+    """A ResNet-18 with running statistics other than the initial ones."""
     torch.manual_seed(seed)
     network = Trunk(18, 3, padding, width)
     network(torch.randn(2, 3, 32, 32))
@@ -54,7 +54,7 @@ WANTED, OTHER = computed(WEIGHTS), computed(OTHERS)
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Tensor]:
-    """Features of the network in a file with this content; the file goes, as pytest keeps folders."""
+    """Features of the network in a file with this content; the file is removed, as pytest keeps folders."""
     path = tmp_path / "weights.pth"
 
     def features(content: object, layout: str | None = None, part: str | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def read(tmp_path: Path) -> Callable[..., Tensor]:
     "model", "teacher", "student", "state_dict", "state_dict_ema", "net", "network", "encoder", "backbone",
     "model_state_dict", "model_ema", "ema", "params", "params_ema", "checkpoint.model", "a.b.c",
 ])  # fmt: skip
-def test_weights_are_found_in_dicts_in_dicts(place, read):
+def test_weights_are_found_in_nested_dicts(place, read):
     content: dict = under("module.")
     for key in reversed(place.split(".")):
         content = {"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, key: content}
@@ -88,12 +88,12 @@ WRAPPINGS = ["module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.",
     "module.module.", "module._orig_mod.module.", "model.module.encoder.", "student.module.backbone.",
     "model.net.model.",
 ])  # fmt: skip
-def test_what_wraps_names_is_passed_over(wrapped, read):
+def test_prefixes_of_wrappers_are_stripped(wrapped, read):
     assert "encoder.model." not in wrapped  # crw's
     assert torch.equal(read({"state_dict": under(wrapped)}), WANTED)
 
 
-def test_wrappers_of_single_stages_are_passed_over(read):
+def test_prefixes_of_wrapped_stages_are_stripped(read):
     compiled = {name.replace("layer1.", "layer1._orig_mod.").replace("r3.0.", "r3.0.module."): value
                 for name, value in under("module.").items()}  # fmt: skip
     assert len([name for name in compiled if "_orig_mod" in name]) > 10
@@ -107,7 +107,7 @@ def test_crws_prefix_still_means_padding_by_reflection(prefix, read):
     assert not torch.equal(found, WANTED)
 
 
-def test_crws_prefix_under_another_is_not_guessed_at(read):
+def test_crws_prefix_before_another_is_ambiguous(read):
     content = under("encoder.model.net.")
     with pytest.raises(InputError, match=r"its first is encoder\.model\.net\.conv1\.weight.*--layout"):
         read(content)
@@ -140,7 +140,7 @@ def test_a_part_is_chosen_by_one_of_its_names(read):
 
 
 @pytest.mark.parametrize("part", [part for part in CHOICES if part != "encoder_k"])
-def test_none_is_chosen_silently(part, read):
+def test_several_networks_need_a_choice(part, read):
     with pytest.raises(InputError, match=r"2 networks: .*--part") as refused:
         read(CHOICES[part])
     listed = str(refused.value).split("networks: ")[1].split(";")[0].split(", ")
@@ -153,7 +153,7 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are(read):
         read({"student": under("net."), "teacher": under("net.")}, part="queue")
 
 
-def test_one_network_that_is_whole_needs_no_choice(read):
+def test_a_single_complete_network_needs_no_choice(read):
     damaged = {name: value for name, value in OTHERS.items() if not name.startswith("layer2.")}
     content = {"teacher": damaged, "student": WEIGHTS}
     assert torch.equal(read(content), WANTED)
@@ -162,19 +162,19 @@ def test_one_network_that_is_whole_needs_no_choice(read):
 
 
 def test_the_same_network_twice_is_one(read):
-    """As OpenSelfSup writes MoCo: the query encoder, with its neck, under two names; the key encoder is another."""
+    """As OpenSelfSup writes MoCo: the query encoder under two names, and the key encoder."""
     content = under("backbone.") | under("encoder_q.0.") | under("encoder_k.0.", OTHERS)
     assert torch.equal(read({"state_dict": content}), WANTED)
 
 
-def test_mocos_query_encoder_is_meant_even_if_only_the_key_encoder_is_whole(read):
+def test_mocos_query_encoder_is_read_even_if_only_the_key_encoder_is_complete(read):
     assert torch.equal(read(under("module.encoder_k.", OTHERS) | under("module.encoder_q.")), WANTED)
     damaged = {name: value for name, value in WEIGHTS.items() if name != "bn1.bias"}
     with pytest.raises(InputError, match=r"in the layout of moco: bn1\.bias is missing"):
         read(under("encoder_k.", OTHERS) | under("encoder_q.", damaged))
 
 
-def test_unknown_names_are_read_only_as_the_layout_that_is_said(read):
+def test_unknown_names_need_an_explicit_layout(read):
     with pytest.raises(InputError, match=r"holds no ResNet under names that are known .*--layout"):
         read(under("policy."))
     assert torch.equal(read(under("policy."), "torchvision"), WANTED)
@@ -182,14 +182,14 @@ def test_unknown_names_are_read_only_as_the_layout_that_is_said(read):
 
 
 class Windows:
-    """Pickles as a path does on Windows, where alone one can be made."""
+    """Pickles as a path does on Windows."""
 
     def __reduce__(self) -> tuple:
         return (pathlib.WindowsPath, ("C:\\", "weights"))
 
 
 class Settings:
-    """Of a program that is not here."""
+    """A class that no reader knows."""
 
 
 BESIDE = {
@@ -215,12 +215,12 @@ BESIDE["recursive"].append(BESIDE["recursive"])
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_harmless_objects_beside_the_weights_are_passed_over(name, read):
+def test_harmless_objects_beside_the_weights_are_skipped(name, read):
     content = {"args": BESIDE[name], "state_dict": under("module."), "more": {"deep": [BESIDE[name]]}}
     assert torch.equal(read(content), WANTED)
 
 
-def test_harmless_objects_in_the_old_form_are_passed_over(tmp_path):
+def test_harmless_objects_in_the_format_before_zip_are_skipped(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(BESIDE | {"state_dict": under("module.")}, path, _use_new_zipfile_serialization=False)
     with torch.inference_mode():
@@ -247,7 +247,7 @@ def test_numpy_1_names_are_known(tmp_path):
         assert torch.equal(load_features(tmp_path / "old.pth")(IMAGES), WANTED)
 
 
-def test_what_the_caller_allows_stays_allowed(read):
+def test_the_callers_safe_globals_are_kept(read):
     before = set(torch.serialization.get_safe_globals())
     with torch.serialization.safe_globals([Settings, np.dtype, argparse.Namespace]):
         content = {"state_dict": WEIGHTS, "args": [Settings(), argparse.Namespace(a=np.dtype("f4")), np.float64(1)]}
@@ -285,7 +285,7 @@ def test_tensors_are_read_however_they_are_stored(form, read):
 
 @pytest.mark.parametrize(("form", "dtype"), [("pth", torch.bfloat16), ("safetensors", torch.float16)])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SafeTensors", ""])
-def test_files_are_told_apart_by_their_content(suffix, form, dtype, tmp_path):
+def test_formats_are_detected_by_content(suffix, form, dtype, tmp_path):
     half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in WEIGHTS.items()}
     path = tmp_path / f"weights{suffix}"
     if form == "pth":
@@ -310,7 +310,7 @@ def test_files_are_told_apart_by_their_content(suffix, form, dtype, tmp_path):
         ("conv1.1.weight", WEIGHTS["conv1.weight"], "conv1.weight is stored twice$"),
     ],
 )
-def test_tensors_that_are_no_weights_are_refused(name, value, said, read):
+def test_invalid_weights_are_refused(name, value, said, read):
     with pytest.raises(InputError, match=said):
         read(WEIGHTS | {name: value})
 
@@ -324,7 +324,7 @@ def test_a_refusal_names_five_tensors_at_most(tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_is_called_one(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="is a folder; expected a checkpoint"):
         load_features(tmp_path)
 
@@ -338,11 +338,11 @@ def test_a_state_dict_is_read_by_its_full_names(tmp_path):
 
 @pytest.mark.parametrize("width", [8, 64])
 def test_a_walks_own_checkpoint_is_read_as_what_it_trained(width, tmp_path):
-    """Its names alone, encoder.conv1.weight, would be torchvision's, padded with zeros."""
+    """By its names alone, encoder.conv1.weight, it would be torchvision's with zero padding."""
     network = trunk(3, "reflect", width)
     path = tmp_path / "latest.pt"
     torch.save({"format": 1, "model": CropWalk(network).state_dict(), "settings": {"objective": "walk"}}, path)
-    expected = trunk(3, "reflect", width)  # the walk begins its trunk anew
+    expected = trunk(3, "reflect", width)  # CropWalk has initialized its trunk again
     expected.load_state_dict(network.state_dict())
     with torch.inference_mode():
         assert torch.equal(load_features(path)(IMAGES), expected.eval()(IMAGES))

@@ -124,7 +124,7 @@ def test_crossing_objects_hide_each_other_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_objects_stay_in_the_picture(name: str) -> None:
+def test_objects_stay_in_the_image(name: str) -> None:
     objects, motion = SEQUENCES[name]
     for seed in range(20):
         for body in scene_objects(seed, 40, 60, 107, objects, motion):
@@ -210,19 +210,19 @@ def test_layout_is_that_of_davis(tmp_path: Path) -> None:
     for index, name in enumerate(names):
         objects, motion = SEQUENCES[name]
         clip = render_clip(7 + index, 3, 60, 107, objects, motion)
-        pictures = sorted((root / "JPEGImages" / "480p" / name).iterdir())
+        images = sorted((root / "JPEGImages" / "480p" / name).iterdir())
         masks = sorted((root / "Annotations" / "480p" / name).iterdir())
-        assert [path.name for path in pictures] == ["00000.jpg", "00001.jpg", "00002.jpg"]
+        assert [path.name for path in images] == ["00000.jpg", "00001.jpg", "00002.jpg"]
         assert [path.name for path in masks] == ["00000.png", "00001.png", "00002.png"]
         assert set(np.unique(read_mask(masks[0]))) == set(range(objects + 1))
         for time in range(3):
             np.testing.assert_array_equal(read_mask(masks[time]), clip.masks[time])
-            with Image.open(pictures[time]) as picture:
-                error = np.asarray(picture).astype(int) - clip.images[time]
+            with Image.open(images[time]) as image:
+                error = np.asarray(image).astype(int) - clip.images[time]
             assert np.abs(error).mean() < 6
-        with Image.open(masks[0]) as picture:
-            assert picture.mode == "P"
-            assert picture.getpalette() == PALETTE.ravel().tolist()
+        with Image.open(masks[0]) as image:
+            assert image.mode == "P"
+            assert image.getpalette() == PALETTE.ravel().tolist()
     assert sorted(path.name for path in root.parent.iterdir()) == ["made"]
 
 

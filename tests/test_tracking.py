@@ -21,7 +21,7 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def smooth(seed: int, *shape: int) -> Tensor:
-    """Features [.., S * S, 24] of a picture: alike where they are near, so that a place depends on them smoothly."""
+    """Features [.., S * S, 24] of an image: alike where they are near, so that a place depends on them smoothly."""
     side = int(shape[-1] ** 0.5)
     coarse = normal(seed, math.prod(shape[:-1]), 24, 4, 4)
     fields = functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=True).relu()

@@ -56,14 +56,14 @@ def generator() -> np.random.RandomState:
 
 
 def test_a_window_shows_what_lies_in_it() -> None:
-    """Cells of a picture of flat cells, and at another size the means."""
-    picture = np.kron(np.arange(0, 240, 10).reshape(4, 6), np.ones((10, 10)))[:, :, None].repeat(3, 2).astype(np.uint8)
-    same = Window(20, 10, 30, 30).cut([picture, picture[::-1]], 30)
+    """Cells of an image of flat cells, and at another size the means."""
+    image = np.kron(np.arange(0, 240, 10).reshape(4, 6), np.ones((10, 10)))[:, :, None].repeat(3, 2).astype(np.uint8)
+    same = Window(20, 10, 30, 30).cut([image, image[::-1]], 30)
     assert same.shape == (2, 30, 30, 3)
-    np.testing.assert_array_equal(same[0], picture[10:40, 20:50])
-    np.testing.assert_array_equal(same[1], picture[::-1][10:40, 20:50])
-    small = Window(20, 10, 30, 30).cut([picture], 3)[0, :, :, 0]
-    np.testing.assert_array_equal(small, picture[15:40:10, 25:50:10, 0])
+    np.testing.assert_array_equal(same[0], image[10:40, 20:50])
+    np.testing.assert_array_equal(same[1], image[::-1][10:40, 20:50])
+    small = Window(20, 10, 30, 30).cut([image], 3)[0, :, :, 0]
+    np.testing.assert_array_equal(small, image[15:40:10, 25:50:10, 0])
 
 
 def test_the_target_is_the_cell_that_shows_the_same_place() -> None:

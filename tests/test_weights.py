@@ -54,7 +54,7 @@ def test_the_scores_of_its_card_are_its_own() -> None:
 
 
 def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
-    """The share of places whose nearest neighbor in an unrelated picture is at the same place, give or take one."""
+    """The share of places whose nearest neighbor in an unrelated image is at the same place, give or take one."""
     with torch.no_grad():
         maps = [functional.normalize(network(frame[None])[0].flatten(1), dim=0) for frame in frames]
     side = round(maps[0].shape[1] ** 0.5)
@@ -67,8 +67,8 @@ def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
     return sum(shares) / len(shares)
 
 
-def test_it_does_not_tell_where_in_the_picture_it_is(made: Path) -> None:
-    """A network that has learned positions finds them in any other picture; chance is 3.5 %."""
+def test_it_does_not_tell_where_in_the_image_it_is(made: Path) -> None:
+    """A network that has learned positions finds them in any other image; chance is 3.5 %."""
     rules = protocol("crw")
     crops = [
         preprocess(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)

@@ -1,4 +1,4 @@
-"""Processes that score masks: one that is killed, and a parent that is."""
+"""Worker processes that score masks: killed workers, and a killed parent."""
 
 import errno
 import multiprocessing
@@ -24,13 +24,11 @@ from timecycle.files import is_alive
 
 def test_a_worker_that_is_killed_ends_the_scoring_with_a_sentence(tmp_path: Path) -> None:
     masks = np.repeat(moving_squares(), 20, axis=0)
-    davis, results = make_set(tmp_path, {"a": (masks, masks)})
+    davis, results = make_set(tmp_path, a=(masks, masks))
 
     def kill() -> None:
-        end = time.monotonic() + 60
-        while not (children := multiprocessing.active_children()) and time.monotonic() < end:
-            time.sleep(0.01)
-        children[0].kill()
+        assert waited_for(multiprocessing.active_children)
+        multiprocessing.active_children()[0].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -41,7 +39,7 @@ def test_a_worker_that_is_killed_ends_the_scoring_with_a_sentence(tmp_path: Path
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     masks = np.repeat(moving_squares(), 20, axis=0)
-    davis, results = make_set(tmp_path, {f"a{i}": (masks, masks) for i in range(20)})
+    davis, results = make_set(tmp_path, **{f"a{i}": (masks, masks) for i in range(20)})
     command = [sys.executable, "-m", "timecycle.scores", "--davis", davis, "--results", results, "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, start_new_session=True) as parent:
@@ -52,11 +50,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def _die_soon() -> None:
-    """In a process of a pool: it is killed while it waits for work, with the lock for which the others wait."""
+    """Kills a worker while it waits for work and holds the queue's lock."""
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-def test_a_pool_ends_though_a_killed_process_holds_the_lock_of_the_others(monkeypatch) -> None:
+def test_a_pool_ends_though_a_killed_worker_holds_the_queues_lock(monkeypatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 4.0)
     with workers.pool(2, workers.begin_worker) as pool:
         pool.submit(time.sleep, 2)
@@ -67,8 +65,8 @@ def test_a_pool_ends_though_a_killed_process_holds_the_lock_of_the_others(monkey
     assert waited_for(lambda: not any(is_alive(pid) for pid in processes))
 
 
-def test_a_process_that_is_killed_as_another_begins_breaks_the_pool(monkeypatch) -> None:
-    """Python before 3.12 then closes a pipe that the other is to be given, so that a new file can get its number."""
+def test_a_worker_killed_while_another_starts_breaks_the_pool(monkeypatch) -> None:
+    """Python before 3.12 then closes a pipe of the new worker, whose descriptor another file may reuse."""
     make_pipe = os.pipe
 
     def kill_first() -> tuple[int, int]:
@@ -85,14 +83,14 @@ def test_a_process_that_is_killed_as_another_begins_breaks_the_pool(monkeypatch)
     with workers.pool(2, workers.begin_worker) as pool:
         pool.submit(time.sleep, 60)
         (first,) = pool._processes.values()
-        # Of the two pipes that a process is begun with, it reads from the second.
+        # Of the two pipes that a process is started with, it reads from the second.
         monkeypatch.setattr(os, "pipe", lambda: monkeypatch.setattr(os, "pipe", kill_first) or make_pipe())
         with pytest.raises(BrokenProcessPool):
             pool.submit(time.sleep, 1).result()
     assert not first.is_alive()
 
 
-def test_a_process_that_cannot_begin_breaks_the_pool(monkeypatch) -> None:
+def test_a_worker_that_cannot_start_breaks_the_pool(monkeypatch) -> None:
     def fail() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -103,20 +101,21 @@ def test_a_process_that_cannot_begin_breaks_the_pool(monkeypatch) -> None:
 
 
 def processes_of(session: int) -> list[int]:
-    """The living processes of a session."""
+    """The running processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has just ended
             continue
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
 
 
-def waited_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
+def waited_for(condition: Callable[[], object], seconds: float = 60) -> bool:
+    """Poll until a condition holds. Returns whether it does."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
+        time.sleep(0.02)
+    return bool(condition())

@@ -1,4 +1,4 @@
-"""Small videos to read, and the folders of frames made of them."""
+"""Small synthetic video files, and the folders of frames extracted from them."""
 
 import io
 from fractions import Fraction
@@ -10,7 +10,7 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
-STEP = 4  # gray levels from one made frame to the next
+STEP = 4  # gray levels between consecutive frames
 
 
 def write_video(
@@ -18,7 +18,7 @@ def write_video(
 ) -> Path:
     """A video whose left half is white and whose right half gets lighter by STEP with every frame.
 
-    times: of the frames, in seconds. options: the codec's. The rest is the container's.
+    times: timestamps of the frames, seconds. options: of the codec. muxer: options of the container.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
@@ -32,11 +32,11 @@ def write_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for index in range(frames):
-            picture = np.full((height, width, 3), 255, np.uint8)
-            picture[:, width // 2 :] = STEP * index
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            image = np.full((height, width, 3), 255, np.uint8)
+            image[:, width // 2 :] = STEP * index
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if times:
-                # AVI has no other times than those of its rate.
+                # AVI has no timestamps but multiples of its frame duration.
                 ticks = Fraction(1, rate) if path.suffix == ".avi" else Fraction(1, 1000)
                 frame.pts, frame.time_base = round(times[index] / ticks), ticks
             container.mux(stream.encode(frame))
@@ -44,20 +44,39 @@ def write_video(
     return path
 
 
+def mux_jpegs(container, rate: int, sizes: list[tuple[int, int]], cover: bool = False) -> None:
+    """Add a video stream of black frames of these sizes."""
+    stream = container.add_stream("mjpeg", rate=rate)
+    stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuvj420p"
+    if cover:
+        stream.disposition = av.stream.Disposition.attached_pic
+    for index, size in enumerate(sizes):
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "JPEG")
+        packet = av.Packet(buffer.getvalue())
+        packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, rate), index, index
+        container.mux(packet)
+
+
 def write_two_sizes(path: Path) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for index, size in enumerate([(64, 48), (64, 48), (96, 48)]):
-            buffer = io.BytesIO()
-            Image.new("RGB", size).save(buffer, "JPEG")
-            packet = av.Packet(buffer.getvalue())
-            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 12), index, index
-            container.mux(packet)
+        mux_jpegs(container, 12, [(64, 48), (64, 48), (96, 48)])
+
+
+def write_sound(path: Path, cover: bool = False) -> None:
+    """A file of sound, on request with a cover image."""
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=44100)
+        if cover:
+            mux_jpegs(container, 1, [(64, 48)], cover=True)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
 
 
 def spoil(path: Path, number: int, kept: int = 0) -> None:
-    """Overwrite a packet of a video, but for its first bytes, by zeros."""
+    """Overwrite a packet of a video with zeros, all but its first `kept` bytes."""
     with av.open(str(path)) as container:
         packet = bytes(list(container.demux(video=0))[number])
     data = path.read_bytes()
@@ -65,8 +84,8 @@ def spoil(path: Path, number: int, kept: int = 0) -> None:
     path.write_bytes(data.replace(packet, packet[:kept].ljust(len(packet), b"\0")))
 
 
-def pictures(folder: Path) -> list[np.ndarray]:
-    """The frames of a folder in order, after checking that they are numbered throughout from 1."""
+def images(folder: Path) -> list[np.ndarray]:
+    """The frames of a folder in order; checks that they are numbered from 1 without gaps."""
     names = sorted(path.name for path in folder.iterdir() if path.name != ".prepared.json")
     assert names == [f"{number:06d}.jpg" for number in range(1, len(names) + 1)]
     found = []
@@ -78,5 +97,5 @@ def pictures(folder: Path) -> list[np.ndarray]:
 
 
 def levels(folder: Path) -> list[float]:
-    """Of each frame, which made frame it shows."""
-    return [float(picture[:, -20:].mean()) / STEP for picture in pictures(folder)]
+    """For each frame, the index of the video's frame that it shows."""
+    return [float(image[:, -20:].mean()) / STEP for image in images(folder)]

@@ -274,8 +274,8 @@ def part_video(box: Box, name: str) -> Command:
 
 
 @place
-def animal_picture(box: Box, name: str) -> Command:
-    """A picture's path in BADJA's annotations."""
+def animal_image(box: Box, name: str) -> Command:
+    """An image's path in BADJA's annotations."""
     root, start = box.data / "badja", {8: test_badja.middle(0, 1)}
     entries = [test_badja.entry("bear", index, start) for index in (0, 2)]
     test_badja.add_video(root, "bear", entries)

@@ -1,4 +1,4 @@
-"""The fuzz run: cases shared out to processes, what they found gathered, a table, a file of results."""
+"""Command line of the fuzz run: distributes cases over processes, collects their counts, prints and stores them."""
 
 import argparse
 import functools
@@ -22,7 +22,7 @@ from timecycle.provenance import commit, versions
 
 PLAN = {
     "operators": 100_000,
-    "pictures": 50_000,
+    "images": 50_000,
     "masks": 30_000,
     "lists": 35_000,
     "json_files": 30_000,
@@ -32,20 +32,20 @@ PLAN = {
     "command_lines": 6_000,
     "run_folders": 5_000,
 }
-"""Cases of each target; its functions share them evenly."""
+"""Cases per target, divided evenly among its functions."""
 
 BATCH = 1000
-"""Cases of a process."""
+"""Cases per process."""
 
 LIMIT = 10.0
-"""Seconds of a case."""
+"""Timeout of a case, seconds."""
 
 STARTING = 60.0
-"""Seconds of the first case, for which libraries are imported, and from the last one until the process ends."""
+"""Timeout of the first case, for which libraries are imported, and of the exit after the last one, seconds."""
 
 
 def batch(target: str, function: str, seed: int, start: int, stop: int) -> dict[str, Any]:
-    """The counts and faults of some cases; a process that ended or stopped is followed by another one."""
+    """Counts and faults of some cases; after a crash or a timeout another process continues."""
     found: dict[str, Any] = {"passed": 0, "refused": 0, "faults": []}
     while start < stop:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +57,14 @@ def batch(target: str, function: str, seed: int, start: int, stop: int) -> dict[
         if ended is None:
             break
         found["faults"].append([at, ended])
-        # Cases between the last report and the fault were done, and are counted by elimination.
+        # Cases between the last report and the fault were not refused or faulty as far as is known: they passed.
         found["passed"] += max(0, at - counts.get("next", start))
         start = at + 1
     return found
 
 
 def _process(target: str, function: str, seed: int, start: int, stop: int, folder: Path) -> tuple[str | None, int]:
-    """Run one process. None and the last case; or how it ended, and the case that it was at."""
+    """Run one process. Returns None and the last case, or how it crashed and the case that was running."""
     command = [sys.executable, "-m", "tests.fuzz.worker", target, function, *map(str, (seed, start, stop, folder))]
     place, last, since = folder / "place", b"", time.monotonic()
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -88,12 +88,12 @@ def _process(target: str, function: str, seed: int, start: int, stop: int, folde
 
 
 def functions(target: str) -> list[str]:
-    """The cases of a target."""
+    """Names of a target's case functions."""
     return [name for name in vars(importlib.import_module(f"tests.fuzz.targets.{target}")) if name.startswith("case_")]
 
 
 def fuzz(target: str, cases: int, seed: int, jobs: int) -> dict[str, Any]:
-    """The counts of each function of a target."""
+    """Run a target; counts by function."""
     found: dict[str, Any] = {}
     names = functions(target)
     for name in names:
@@ -112,7 +112,7 @@ def fuzz(target: str, cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 
 def show(target: str, name: str, total: dict[str, Any]) -> None:
-    """A line for a function, and its faults by kind."""
+    """Print a function's counts, and its faults by kind."""
     print(
         f"{target}.{name}: {total['cases']} cases, {total['passed']} passed, {total['refused']} refused, "
         f"{len(total['faults'])} faults, {total['seconds']:.0f} s",
@@ -125,9 +125,9 @@ def show(target: str, name: str, total: dict[str, Any]) -> None:
 
 
 def keep(path: Path, target: str, found: dict[str, Any]) -> None:
-    """Write a target's results to a file, in which those of other targets stay: all of them take hours."""
-    targets = read_json(path, "results of a fuzz run")["targets"] if path.exists() else {}
-    targets = dict(sorted((targets | {target: found}).items()))
+    """Write a target's results to a file that keeps those of the other targets, as a run of all takes hours."""
+    earlier = read_json(path, "results of a fuzz run")["targets"] if path.exists() else {}
+    targets = {name: each for name, each in sorted((earlier | {target: found}).items()) if name in PLAN}
     every = [total for each in targets.values() for total in each["functions"].values()]
     cases, faults = sum(total["cases"] for total in every), sum(len(total["faults"]) for total in every)
     write_json(path, {"cases": cases, "faults": faults, "versions": versions(), "targets": targets})

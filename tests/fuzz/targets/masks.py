@@ -26,7 +26,7 @@ def drawn(rng: random.Random) -> np.ndarray:
 
 
 def stored(rng: random.Random, mask: np.ndarray) -> bytes:
-    """A picture of a mask, in some mode and format."""
+    """An image of a mask, in some mode and format."""
     gray = Image.fromarray(mask)
     way = rng.randrange(10)
     image = {

@@ -1,4 +1,4 @@
-"""Video files, damaged, and files that name others under a video's name, read as clips and as folders of frames."""
+"""Video files, damaged, and playlists under a video's name: read as clips and as folders of frames."""
 
 import functools
 import random
@@ -22,7 +22,7 @@ FORMS = [
 
 @functools.cache
 def videos() -> list[tuple[str, bytes]]:
-    """A small video of each form: its suffix and content."""
+    """A small video of each container and codec: suffix and content."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (suffix, codec) in enumerate(FORMS):
@@ -32,19 +32,20 @@ def videos() -> list[tuple[str, bytes]]:
     return found
 
 
-def check_read(path: Path) -> None:
-    """Read a video in both ways; InputError if neither takes it."""
+def check_read(path: Path, data: bytes) -> None:
+    """Write a video and read it with both readers; raises InputError if both refuse it."""
+    path.write_bytes(data)
     refused = []
     try:
         clip = VideoClip(path, Cache(1 << 24))
-        pictures = clip.read(range(min(clip.length, 20)))
-        assert pictures.dtype == np.uint8
-        assert pictures.shape[3] == 3
+        images = clip.read(range(min(clip.length, 20)))
+        assert images.dtype == np.uint8
+        assert images.shape[3] == 3
     except InputError as error:
         refused.append(error)
     try:
-        for count, picture in enumerate(read_frames(path, 12, 64)):
-            assert picture.dtype == np.uint8
+        for count, image in enumerate(read_frames(path, 12, 64)):
+            assert image.dtype == np.uint8
             if count > 50:
                 break
     except InputError as error:
@@ -58,42 +59,25 @@ def check_read(path: Path) -> None:
 def case_damaged(rng: random.Random, folder: Path) -> None:
     """A video with some bytes changed."""
     suffix, data = rng.choice(videos())
-    path = folder / f"a.{suffix if rng.random() < 0.8 else 'mp4'}"
-    path.write_bytes(damaged(rng, data, 1000))
-    check_read(path)
+    check_read(folder / f"a.{suffix if rng.random() < 0.8 else 'mp4'}", damaged(rng, data, 1000))
 
 
 def case_boxes(rng: random.Random, folder: Path) -> None:
     """An MP4 with a number in one of its boxes changed."""
     suffix, data = rng.choice([each for each in videos() if each[0] in ("mp4", "mov")])
     changed = bytearray(data)
+    boxes = b"mvhd tkhd mdhd stts ctts stsz stco stsc stsd avcC elst stss".split()
     for _ in range(rng.randrange(1, 3)):
-        boxes = [
-            b"mvhd",
-            b"tkhd",
-            b"mdhd",
-            b"stts",
-            b"ctts",
-            b"stsz",
-            b"stco",
-            b"stsc",
-            b"stsd",
-            b"avcC",
-            b"elst",
-            b"stss",
-        ]
         at = changed.find(rng.choice(boxes))
         if at >= 0:
             place = at - 4 + 4 * rng.randrange(12)
             number = rng.choice([0, 1, 2, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, rng.randrange(1 << 32)])
             changed[place : place + 4] = number.to_bytes(4, "big")
-    path = folder / f"a.{suffix}"
-    path.write_bytes(changed)
-    check_read(path)
+    check_read(folder / f"a.{suffix}", changed)
 
 
 def case_lists_of_files(rng: random.Random, folder: Path) -> None:
-    """What names a video beside it is refused, whatever it is called."""
+    """A playlist that names a video beside it is refused, with any suffix."""
     suffix, data = rng.choice(videos())
     neighbor = folder / f"neighbor.{suffix}"
     neighbor.write_bytes(data)
@@ -116,9 +100,8 @@ def case_lists_of_files(rng: random.Random, folder: Path) -> None:
         f"movie={name}",
     ])  # fmt: skip
     path = folder / f"a.{rng.choice(['mp4', 'mkv', 'webm', 'avi', 'mov', 'ts', 'm3u8', 'txt', 'mpd', 'sdp', 'idx'])}"
-    path.write_text(text)
-    check_read(path)
-    raise AssertionError("read by way of its neighbor")
+    check_read(path, text.encode())
+    raise AssertionError("the neighbor was read")
 
 
 def case_folders(rng: random.Random, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures as files: which formats and sizes are read, and that nothing else is opened or started."""
+"""Images as files: which formats and sizes are read, and that nothing else is opened or started."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def test_formats_are_told_apart_by_content(form, suffix, tmp_path):
     assert form == "JPEG" or np.array_equal(pixels, NOISE)
 
 
-def test_a_phones_jpeg_of_several_pictures_is_its_first(tmp_path):
+def test_a_phones_jpeg_of_several_images_is_its_first(tmp_path):
     path = tmp_path / "a.jpg"
     photo, preview = Image.fromarray(NOISE), Image.new("RGB", (3, 2))
     photo.save(path, "MPO", save_all=True, append_images=[preview])
@@ -43,7 +43,7 @@ def test_a_phones_jpeg_of_several_pictures_is_its_first(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["TIFF", "PNG", "WEBP"])
-def test_several_pictures_in_a_file_are_refused(form, tmp_path):
+def test_several_images_in_a_file_are_refused(form, tmp_path):
     path = tmp_path / "a.png"
     others = [Image.fromarray(NOISE[::-1].copy()), Image.fromarray(NOISE[:, ::-1].copy())]
     Image.fromarray(NOISE).save(path, form, save_all=True, append_images=others)
@@ -88,7 +88,7 @@ def png(width: int, height: int, *more: bytes) -> bytes:
 @pytest.mark.parametrize(
     "width", [9000, 15000, 100_000]
 )  # Pillow takes the first, warns of the second, refuses the third
-def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(width, tmp_path, monkeypatch):
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(width, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(png(width, 10_000))
     with warnings.catch_warnings():
@@ -136,11 +136,11 @@ def test_what_a_decoder_raises_is_a_sentence(tmp_path):
             raise struct.error("unpack requires\na buffer")
 
     with pytest.raises(InputError, match=r"a\.png is damaged or truncated \(unpack requires a buffer\)"):
-        decode(Odd(), tmp_path / "a.png")  # stands for a picture
+        decode(Odd(), tmp_path / "a.png")  # stands for an image
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_pictures_that_end_early_are_refused(form, tmp_path):
+def test_images_that_end_early_are_refused(form, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.kron(NOISE, np.ones((9, 9, 1), np.uint8))).save(buffer, form)
     path = tmp_path / "a.png"

@@ -1,4 +1,4 @@
-"""Pictures, damaged or small and odd, read as frames and asked for their size."""
+"""Images, damaged or of unusual kinds: reading them, and their size."""
 
 import functools
 import io
@@ -15,8 +15,8 @@ from timecycle.data.images import open_image, read_rgb, shown_size
 
 
 @functools.cache
-def pictures() -> list[tuple[str, bytes]]:
-    """Small pictures of every format and mode that is read, whole: suffixes and contents."""
+def images() -> list[tuple[str, bytes]]:
+    """Small undamaged images of every supported format and mode: suffixes and contents."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8)
     rgb, gray = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 0])
     wide = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
@@ -52,36 +52,33 @@ def pictures() -> list[tuple[str, bytes]]:
     return made
 
 
-def check_read(path: Path) -> None:
-    """Read a picture; a size that is told is that of the pixels."""
+def check_read(path: Path, data: bytes) -> None:
+    """Write and read an image; the size in its header must be that of its pixels."""
+    path.write_bytes(data)
     pixels = read_rgb(path)
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     with open_image(path) as image:
         shown = shown_size(image)
-        # A PNG's orientation may stand behind its pixels, where it is not looked for.
+        # A PNG's orientation may follow its pixels, where it is not looked for.
         assert image.format in ("PNG", "TIFF") or shown == pixels.shape[1::-1], f"{shown}, {pixels.shape}"
 
 
 def case_damaged(rng: random.Random, folder: Path) -> None:
-    """A picture with some bytes changed."""
-    suffix, data = rng.choice(pictures())
-    path = folder / f"00000.{suffix}"
-    path.write_bytes(damaged(rng, data))
-    check_read(path)
+    """An image with some bytes changed."""
+    suffix, data = rng.choice(images())
+    check_read(folder / f"00000.{suffix}", damaged(rng, data))
 
 
 def case_whole(rng: random.Random, folder: Path) -> None:
-    """A whole picture under any suffix is read."""
-    _, data = rng.choice(pictures())
-    path = folder / f"00000.{rng.choice(['jpg', 'png', 'webp', 'bmp', 'tif'])}"
-    path.write_bytes(data)
-    check_read(path)
+    """An undamaged image with any suffix is read."""
+    _, data = rng.choice(images())
+    check_read(folder / f"00000.{rng.choice(['jpg', 'png', 'webp', 'bmp', 'tif'])}", data)
 
 
 def case_png_chunks(rng: random.Random, folder: Path) -> None:
-    """A PNG whose chunks are damaged, doubled or left out, with checksums that are right."""
-    data = rng.choice([data for suffix, data in pictures() if suffix == "png"])
+    """A PNG with chunks damaged, duplicated or removed, and valid checksums."""
+    data = rng.choice([data for suffix, data in images() if suffix == "png"])
     chunks, at = [], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -102,25 +99,19 @@ def case_png_chunks(rng: random.Random, folder: Path) -> None:
             packed = zlib.compress(b"a" * rng.choice([10, 1 << 21]))
             body = rng.choice([rng.randbytes(rng.randrange(30)), b"a\0\0" + packed, b"II*\0" + rng.randbytes(40)])
             chunks.insert(rng.randrange(1, len(chunks) + 1), (odd, body))
-    path = folder / "00000.png"
-    path.write_bytes(
-        data[:8]
-        + b"".join(
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-            for kind, content in chunks
-        )
+    parts = (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
     )
-    check_read(path)
+    check_read(folder / "00000.png", data[:8] + b"".join(parts))
 
 
 def case_other_formats(rng: random.Random, folder: Path) -> None:
-    """What begins as a file of another format, under a picture's name, is refused, and starts nothing."""
+    """A file that begins as another format, under an image's name, is refused, and no program is started."""
     begin = rng.choice(
         [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\xc5\xd0\xd3\xc6", b"GIF89a", b"P6 3 3 255\n",
          b"\x89HDF\r\n\x1a\n", b"BUFR", b"GRIB", b"SIMPLE  =", b"\xd7\xcd\xc6\x9a", b"\x01\0\0\0", b"#EXTM3U\n",
          b"8BPS\0\1", b"\0\0\1\0\1\0", b"DDS ", b"icns", b"qoif", b"\0\0\0\x1cftypavif", b"\xff\x4f\xff\x51"]
     )  # fmt: skip
-    path = folder / f"00000.{rng.choice(['jpg', 'png', 'tiff'])}"
-    path.write_bytes(begin + rng.randbytes(rng.randrange(200)))
-    check_read(path)
-    raise AssertionError("read as a picture")
+    check_read(folder / f"00000.{rng.choice(['jpg', 'png', 'tiff'])}", begin + rng.randbytes(rng.randrange(200)))
+    raise AssertionError("read as an image")
