@@ -1,4 +1,4 @@
-"""Sequences on disk: both listings, and every way they can be wrong."""
+"""DAVIS sequences on disk: both kinds of list, and all that is refused."""
 
 import shutil
 from pathlib import Path
@@ -8,11 +8,14 @@ import pytest
 from PIL import Image
 
 from tests.assertions import raises_input_error
+from tests.task_cases import empty, remove, write
 from timecycle.data.clips import listed_clips
 from timecycle.data.davis import read_davis, read_filelist, sequence_names
 from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.masks import mask_reading, read_mask, write_mask
 from timecycle.errors import InputError
+
+FRAMES, MASKS = "JPEGImages/480p/first", "Annotations/480p/first"
 
 
 def frames(root: Path, name: str = "first") -> Path:
@@ -32,7 +35,7 @@ def test_sequences_come_in_the_order_of_the_list(small_davis: Path):
     assert [sequence.name for sequence in read_davis(small_davis, names=["first"])] == ["first"]
 
 
-def test_a_first_annotation_alone_is_enough_but_not_scored(small_davis: Path):
+def test_a_sequence_with_its_first_annotation_only_is_not_scored(small_davis: Path):
     for path in sorted(masks(small_davis).glob("*.png"))[1:]:
         path.unlink()
     assert [sequence.scored for sequence in read_davis(small_davis)] == [False, True]
@@ -51,50 +54,55 @@ def replace_annotation(root: Path, mask: np.ndarray) -> None:
     write_mask(masks(root) / "00000.png", mask)
 
 
+BLACK_AND_WHITE = np.eye(48, 64, dtype=np.uint8) * 255
+
+
+def small_annotation(root: Path) -> None:
+    replace_annotation(root, np.ones((20, 30), np.uint8))
+
+
+def small_frame(root: Path) -> None:
+    Image.new("RGB", (10, 10)).save(frames(root) / "00003.jpg")
+
+
+def truncated_annotation(root: Path) -> None:
+    path = masks(root) / "00000.png"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def move(name: str, target: str):
+    return lambda root: (root / name).rename(root / target)
+
+
 BAD = {
-    "no folder": (lambda root: shutil.rmtree(root), "is not a folder; expected one in DAVIS layout"),
-    "no list": (lambda root: (root / "ImageSets/2017/val.txt").rename(root / "ImageSets/2017/train.txt"), "train"),
-    "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt is empty"),
-    "no frames folder": (lambda root: shutil.rmtree(frames(root)), "JPEGImages/480p/first does not exist"),
-    "no frames": (lambda root: [p.unlink() for p in frames(root).iterdir()], "first holds no frames"),
-    "no annotations folder": (lambda root: shutil.rmtree(masks(root)), "Annotations/480p/first does not exist"),
-    "no annotations": (lambda root: [p.unlink() for p in masks(root).iterdir()], "first holds no annotations"),
-    "no first annotation": (lambda root: (masks(root) / "00000.png").unlink(), "first/00000.png does not exist"),
-    "a frame missing": (lambda root: (frames(root) / "00002.jpg").unlink(), "holds 4 annotations for 3 frames"),
-    "an annotation missing": (lambda root: (masks(root) / "00002.png").unlink(), "holds 3 annotations for 4 frames"),
-    "other names": (
-        lambda root: (frames(root) / "00002.jpg").rename(frames(root) / "00009.jpg"),
-        "00003.jpg has no annotation",
-    ),
-    "annotation of another size": (
-        lambda root: replace_annotation(root, np.ones((20, 30), np.uint8)),
-        "00000.png is 30 x 20; expected 64 x 48 like",
-    ),
-    "frame of another size": (
-        lambda root: Image.new("RGB", (10, 10)).save(frames(root) / "00003.jpg"),
-        "00003.jpg is 10 x 10; expected 64 x 48 like",
-    ),
-    "frame that is no picture": (lambda root: (frames(root) / "00001.jpg").write_text("?"), "00001.jpg cannot be read"),
-    "annotation cut off": (
-        lambda root: (masks(root) / "00000.png").write_bytes((masks(root) / "00000.png").read_bytes()[:-40]),
-        "00000.png is damaged or truncated",
-    ),
-    "annotation 0/255": (
-        lambda root: replace_annotation(root, np.eye(48, 64, dtype=np.uint8) * 255),
-        "--remap-255",
-    ),
+    "no folder": (remove("."), "is not a folder; expected one in DAVIS layout"),
+    "no list": (move("ImageSets/2017/val.txt", "ImageSets/2017/train.txt"), "train"),
+    "empty list": (write("ImageSets/2017/val.txt", "\n"), "val.txt is empty"),
+    "no frames folder": (remove(FRAMES), f"{FRAMES} does not exist"),
+    "no frames": (empty(FRAMES), "first holds no frames"),
+    "no annotations folder": (remove(MASKS), f"{MASKS} does not exist"),
+    "no annotations": (empty(MASKS), "first holds no annotations"),
+    "no first annotation": (remove(f"{MASKS}/00000.png"), "first/00000.png does not exist"),
+    "a frame missing": (remove(f"{FRAMES}/00002.jpg"), "holds 4 annotations for 3 frames"),
+    "an annotation missing": (remove(f"{MASKS}/00002.png"), "holds 3 annotations for 4 frames"),
+    "other names": (move(f"{FRAMES}/00002.jpg", f"{FRAMES}/00009.jpg"), "00003.jpg has no annotation"),
+    "annotation of another size": (small_annotation, "00000.png is 30 x 20; expected 64 x 48 like"),
+    "frame of another size": (small_frame, "00003.jpg is 10 x 10; expected 64 x 48 like"),
+    "frame that is no image": (write(f"{FRAMES}/00001.jpg", "?"), "00001.jpg cannot be read"),
+    "annotation cut off": (truncated_annotation, "00000.png is damaged or truncated"),
+    "annotation 0/255": (lambda root: replace_annotation(root, BLACK_AND_WHITE), "--remap-255"),
 }
 
 
 @pytest.mark.parametrize(("damage", "said"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_fit_is_said_in_one_sentence(small_davis: Path, damage, said):
+def test_bad_folders_are_refused(small_davis: Path, damage, said):
     damage(small_davis)
     with raises_input_error(said, str(small_davis)):
         read_davis(small_davis)
 
 
 def test_black_and_white_annotations_can_be_remapped(small_davis: Path):
-    replace_annotation(small_davis, np.eye(48, 64, dtype=np.uint8) * 255)
+    replace_annotation(small_davis, BLACK_AND_WHITE)
     assert len(read_davis(small_davis, masks=mask_reading(remap_255=True))) == 2
 
 
@@ -108,7 +116,7 @@ def test_black_and_white_annotations_can_be_remapped(small_davis: Path):
         ("JPEGImages/480p/third Annotations/480p/third\n", "third does not exist"),
     ],
 )
-def test_a_bad_filelist_is_said_in_one_sentence(small_davis: Path, lines, said):
+def test_bad_filelists_are_refused(small_davis: Path, lines, said):
     listing = small_davis / "list.txt"
     if lines is not None:
         listing.write_text(lines)
@@ -122,14 +130,14 @@ def test_an_unknown_sequence_is_named_with_the_known_ones(small_davis: Path):
 
 
 def rename(root: Path, name: str, stem) -> None:
-    """Give the frames and annotations of a sequence other names, of their numbers."""
+    """Rename the frames and annotations of a sequence by their numbers."""
     for folder in (frames(root, name), masks(root, name)):
         for path in sorted(folder.iterdir(), reverse=True):
             path.rename(path.with_name(f"{stem(int(path.stem))}{path.suffix}"))
 
 
 @pytest.mark.parametrize("stem", [lambda i: f"{i + 8}", lambda i: f"frame{i + 8}", lambda i: f"a{i + 8}_x1"])
-def test_files_are_in_the_natural_order_of_their_numbers(small_davis: Path, stem):
+def test_files_are_in_natural_order(small_davis: Path, stem):
     rename(small_davis, "first", stem)
     sequence = read_davis(small_davis)[0]
     assert [path.stem for path in sequence.frames] == [stem(i) for i in range(4)]
@@ -137,7 +145,7 @@ def test_files_are_in_the_natural_order_of_their_numbers(small_davis: Path, stem
 
 
 @pytest.mark.parametrize("name", ["mask.png", "00000.png"])
-def test_a_mask_beside_the_frames_is_no_frame(small_davis: Path, name):
+def test_a_mask_among_the_frames_is_skipped(small_davis: Path, name):
     shutil.copy(masks(small_davis) / "00000.png", frames(small_davis) / name)
     sequence = read_davis(small_davis)[0]
     assert [path.name for path in sequence.frames] == [f"{i:05d}.jpg" for i in range(4)]
@@ -145,7 +153,7 @@ def test_a_mask_beside_the_frames_is_no_frame(small_davis: Path, name):
 
 
 @pytest.mark.parametrize("dark", [True, False])
-def test_a_frame_of_another_kind_among_the_others_is_a_frame(small_davis: Path, dark):
+def test_a_frame_of_another_format_among_the_others_is_read(small_davis: Path, dark):
     path = frames(small_davis) / "00002.jpg"
     with Image.open(path) as image:
         (Image.new("RGB", image.size) if dark else image.quantize(256)).save(path.with_suffix(".png"))
@@ -155,7 +163,7 @@ def test_a_frame_of_another_kind_among_the_others_is_a_frame(small_davis: Path, 
     assert found.notes == ()
 
 
-def test_frames_of_few_bits_in_many_are_noted(small_davis: Path):
+def test_twelve_bit_frames_in_sixteen_bits_are_noted(small_davis: Path):
     for path in frames(small_davis).iterdir():
         with Image.open(path) as image:
             Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 16).save(path.with_suffix(".png"))
@@ -164,7 +172,7 @@ def test_frames_of_few_bits_in_many_are_noted(small_davis: Path):
     assert "00000.png has no values above" in note
 
 
-def test_two_frames_of_one_name_are_refused(small_davis: Path):
+def test_two_frames_with_the_same_stem_are_refused(small_davis: Path):
     with Image.open(frames(small_davis) / "00001.jpg") as image:
         image.save(frames(small_davis) / "00001.png")
     with pytest.raises(InputError, match=r"00001\.(png|jpg) and 00001\.(png|jpg) have the same name"):
@@ -172,7 +180,7 @@ def test_two_frames_of_one_name_are_refused(small_davis: Path):
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".JPEG"])
-def test_frames_of_other_kinds(small_davis: Path, suffix):
+def test_frames_of_other_formats(small_davis: Path, suffix):
     for path in sorted(frames(small_davis).iterdir()):
         with Image.open(path) as image:
             pixels = np.array(image)
@@ -197,7 +205,7 @@ TURNS = {
 
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
-def test_frames_are_as_they_are_shown(tmp_path, orientation, suffix):
+def test_the_exif_orientation_of_frames_is_applied(tmp_path, orientation, suffix):
     shown = np.zeros((48, 64, 3), np.uint8)
     shown[:10, :20], shown[30:, :8] = (255, 0, 0), (0, 0, 255)
     exif = Image.Exif()
@@ -209,7 +217,7 @@ def test_frames_are_as_they_are_shown(tmp_path, orientation, suffix):
         assert shown_size(image) == (64, 48)
 
 
-def test_a_frame_that_its_orientation_turns_must_fit_its_mask(small_davis: Path):
+def test_a_frame_rotated_by_its_orientation_must_fit_its_mask(small_davis: Path):
     exif = Image.Exif()
     exif[274] = 6
     for path in frames(small_davis).iterdir():
@@ -245,7 +253,7 @@ ENCODED = {
 
 
 @pytest.mark.parametrize(("encoded", "said"), ENCODED.values(), ids=ENCODED.keys())
-def test_lists_of_any_program_are_read_or_refused(small_davis: Path, encoded, said):
+def test_encodings_of_lists(small_davis: Path, encoded, said):
     root = small_davis
     lists = {
         root / "ImageSets/2017/val.txt": ("second\nfirst\n", lambda: read_davis(root)),
@@ -273,31 +281,30 @@ def test_lists_of_any_program_are_read_or_refused(small_davis: Path, encoded, sa
         ('"{0}" "{1}"', "my davis's"),
     ],
 )
-def test_folders_with_blanks_stand_in_quotes_or_apart_by_tabs(small_davis: Path, line, name):
+def test_folders_with_blanks_are_quoted_or_separated_by_tabs(small_davis: Path, line, name):
     root = small_davis.rename(small_davis.with_name(name))
     (root / "list.txt").write_text(line.format(frames(root), masks(root)) + "\n")
     assert [sequence.name for sequence in read_filelist(root / "list.txt")] == ["first"]
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(small_davis: Path):
+def test_folders_of_one_name_are_named_by_their_paths(small_davis: Path):
     other = small_davis.with_name("other")
     shutil.copytree(small_davis, other)
-    lines = [f"{frames(root, name)} {masks(root, name)}\n" for root in (small_davis, other) for name in ("first",)]
-    (small_davis / "list.txt").write_text("".join([*lines, f"{frames(other, 'second')} {masks(other, 'second')}\n"]))
+    folders = ((small_davis, "first"), (other, "first"), (other, "second"))
+    (small_davis / "list.txt").write_text("".join(f"{frames(*each)} {masks(*each)}\n" for each in folders))
     found = read_filelist(small_davis / "list.txt")
-    assert [sequence.name for sequence in found] == [
-        f"{small_davis.name}-JPEGImages-480p-first", "other-JPEGImages-480p-first", "second"
-    ]  # fmt: skip
+    expected = [f"{small_davis.name}-JPEGImages-480p-first", "other-JPEGImages-480p-first", "second"]
+    assert [sequence.name for sequence in found] == expected
     assert [sequence.frames[0].is_relative_to(other) for sequence in found] == [False, True, True]
     assert len(read_filelist(small_davis / "list.txt", ["other-JPEGImages-480p-first"])) == 1
 
 
-def test_names_in_quotes_and_folders_are_names(small_davis: Path):
+def test_quoted_names_and_paths_in_a_list(small_davis: Path):
     (small_davis / "ImageSets/2017/val.txt").write_text('"first"\nJPEGImages/480p/second/\n')
     assert [sequence.name for sequence in read_davis(small_davis)] == ["first", "second"]
 
 
-def test_davis_2016_names_frames_and_has_one_object(small_davis: Path):
+def test_davis_2016_lists_frames_and_merges_objects(small_davis: Path):
     (small_davis / "ImageSets" / "480p").mkdir()
     lines = [f"/JPEGImages/480p/{n}/{i:05d}.jpg /Annotations/480p/{n}/{i:05d}.png\n" for n in "ab" for i in range(2)]
     (small_davis / "ImageSets" / "480p" / "val.txt").write_text("".join(lines).replace("/b/", "/first/"))
@@ -309,61 +316,42 @@ def test_davis_2016_names_frames_and_has_one_object(small_davis: Path):
     np.testing.assert_array_equal(found, np.kron(np.array([[0, 1], [1, 0]]), np.ones((24, 32))))
 
 
-def test_a_prepared_folder_says_its_rate(small_davis: Path):
-    assert read_davis(small_davis)[0].fps is None
-    (frames(small_davis) / ".prepared.json").write_text('{"rules": {"fps": 12.5}, "bytes": 1, "frames": 4}')
-    assert read_davis(small_davis)[0].fps == 12.5
-
-
 def listed(root: Path, *lines: str) -> Path:
     (root / "ImageSets/2017").mkdir(parents=True, exist_ok=True)
     (root / "ImageSets/2017/val.txt").write_text("\n".join(lines))
     return root
 
 
-NO_NAMES = [
-    "..",
-    "../evil",
-    ".",
-    ".hidden",
-    "a\\b",
-    "x" * 300,
-    "a\x01b",
-    "overlays",
-    "results.json",
-    "/",
-    "a/..",
-    "/a/..",
-]
+BAD_NAMES = ["..", "../evil", ".", ".hidden", "a\\b", "x" * 300, "a\x01b", "overlays", "results.json", "/", "a/.."]
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
-def test_names_in_a_list_are_those_of_single_folders(tmp_path: Path, name):
+@pytest.mark.parametrize("name", [*BAD_NAMES, "/a/.."])
+def test_names_in_a_list_are_single_folder_names(tmp_path: Path, name):
     with raises_input_error(match=r"val\.txt"):
         sequence_names(listed(tmp_path, "bear", name))
 
 
 @pytest.mark.parametrize("name", ["a b", "**", "[a]", "caf\u00e9"])
-def test_other_names_are_taken_as_they_are(tmp_path: Path, name):
+def test_other_names_are_kept(tmp_path: Path, name):
     assert sequence_names(listed(tmp_path, name)) == [name]
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "/etc/passwd", "x" * 300, ""])
 @pytest.mark.parametrize("option", ["set", "year"])
-def test_sets_and_years_are_names(tmp_path: Path, option, name):
+def test_sets_and_years_are_single_names(tmp_path: Path, option, name):
     with pytest.raises(InputError, match=f"^--{option}: the name"):
         sequence_names(listed(tmp_path, "bear"), *({"set": (name,), "year": ("val", name)}[option]))
 
 
 @pytest.mark.parametrize("line", ["{0}/.. {0}", "{0}/overlays {0}", "{0}/.a {0}"])
-def test_a_filelists_sequences_have_names_of_single_folders(tmp_path: Path, line):
+def test_sequences_of_a_filelist_have_single_folder_names(tmp_path: Path, line):
     (tmp_path / "list.txt").write_text(line.format(tmp_path))
     with raises_input_error(match=r"list\.txt: the name"):
         read_filelist(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize("line", ["x" * 300 + " b", "x" * 5000 + " b", "a/" * 600 + " b"])
-def test_folders_with_long_names_are_one_sentence(tmp_path: Path, line):
+def test_folders_with_long_names_are_refused(tmp_path: Path, line):
     (tmp_path / "list.txt").write_text(line)
     with pytest.raises(
         InputError, match=r"does not exist; expected a folder|expected the name of one|characters; expected"
@@ -372,7 +360,8 @@ def test_folders_with_long_names_are_one_sentence(tmp_path: Path, line):
 
 
 @pytest.mark.parametrize("fps", ["NaN", "Infinity", "0", "-1", "1e9", "1" + "0" * 400, "9" * 5000, '"12"', "[" * 10**5])
-def test_frames_a_second_that_cannot_be_are_not_known(small_davis: Path, fps):
+def test_a_prepared_folder_stores_its_rate_and_invalid_rates_are_ignored(small_davis: Path, fps):
+    assert read_davis(small_davis)[0].fps is None
     for text, wanted in ((fps, None), ("12.5", 12.5)):
         (frames(small_davis) / ".prepared.json").write_text('{"rules": {"fps": ' + text + "}}")
         (sequence,) = read_davis(small_davis, names=["first"])

@@ -1,4 +1,4 @@
-"""Images as files: which formats and sizes are read, and that nothing else is opened or started."""
+"""Image files: supported formats and sizes; others are refused without opening files or starting programs."""
 
 import io
 import os
@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.assertions import raises_input_error
 from timecycle.data.images import FORMATS, decode, open_image, read_rgb
-from timecycle.errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -85,9 +84,8 @@ def png(width: int, height: int, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(
-    "width", [9000, 15000, 100_000]
-)  # Pillow takes the first, warns of the second, refuses the third
+# Pillow reads the first, warns of the second, refuses the third.
+@pytest.mark.parametrize("width", [9000, 15000, 100_000])
 def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(width, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(png(width, 10_000))
@@ -102,21 +100,21 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(width, tm
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many", "1e9", "9" * 5000, "²"])
-def test_the_most_pixels_are_a_number(number, tmp_path, monkeypatch):
+def test_bad_values_of_max_pixels_are_refused(number, tmp_path, monkeypatch):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
     monkeypatch.setenv("TIMECYCLE_MAX_PIXELS", number)
     with raises_input_error(match=r"TIMECYCLE_MAX_PIXELS is .*; expected a number of pixels"):
         read_rgb(tmp_path / "a.png")
 
 
-def test_a_text_that_unpacks_to_much_more_is_refused(tmp_path):
+def test_a_decompression_bomb_in_a_text_chunk_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(3, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))))
     refused(path, "cannot be read as an image")
 
 
 @pytest.mark.parametrize("size", [(0, 2), (2, 0), (2**31, 1)])
-def test_sizes_that_cannot_be_are_refused(size, tmp_path):
+def test_invalid_sizes_are_refused(size, tmp_path):
     data = bytearray(png(2, 2))
     data[16:24] = struct.pack(">II", *size)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -124,19 +122,19 @@ def test_sizes_that_cannot_be_are_refused(size, tmp_path):
     refused(tmp_path / "a.png", r"a\.png")
 
 
-def test_what_a_decoder_raises_is_a_sentence(tmp_path):
+def test_errors_of_a_decoder_become_one_sentence(tmp_path):
     Image.fromarray(NOISE).save(tmp_path / "a.png")
 
-    class Odd:
-        """Fails as decoders do."""
+    class Failing:
+        """Raises as decoders do."""
 
         format = "BMP"
 
         def load(self) -> None:
             raise struct.error("unpack requires\na buffer")
 
-    with pytest.raises(InputError, match=r"a\.png is damaged or truncated \(unpack requires a buffer\)"):
-        decode(Odd(), tmp_path / "a.png")  # stands for an image
+    with raises_input_error("a.png is damaged or truncated (unpack requires a buffer)"):
+        decode(Failing(), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -168,6 +166,6 @@ def test_one_changed_bit_of_a_pngs_pixels_is_noticed(tmp_path):
         ("none", "does not exist"),
     ],
 )
-def test_what_is_no_file_is_refused(name, said, tmp_path):
+def test_missing_files_and_folders_are_refused(name, said, tmp_path):
     (tmp_path / "folder").mkdir()
     refused(tmp_path / name, f"{said}; expected an image")

@@ -1,9 +1,10 @@
-"""The results folder: what is ours is known by its hash; nothing else is removed, replaced or reached by a link."""
+"""The results folder: only files with the recorded hashes are removed or replaced, and links are not followed."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ ENTRY = {"frames": 3, "seconds": {"read": 1.0}}
 
 @pytest.fixture
 def dog(tmp_path: Path) -> Sequence:
-    """A sequence whose frames are there, in name."""
+    """A sequence of three files in the place of frames."""
     return sequence(tmp_path, "dog")
 
 
@@ -50,7 +51,7 @@ def state(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_overwrite_removes_what_was_written_and_nothing_else(tmp_path, dog):
+def test_overwrite_removes_only_what_was_written(tmp_path, dog):
     out = tmp_path / "out"
     written(out, dog)
     mine = ["notes.txt", "survey_results-2024.csv", "overlays/mine.psd", "dog/notes.txt", "results-2.json"]
@@ -65,10 +66,10 @@ def test_overwrite_removes_what_was_written_and_nothing_else(tmp_path, dog):
 @pytest.mark.parametrize(
     "changed", ["dog/00001.png", "overlays/dog/00002.jpg", "global_results-val.csv", "dog/more.png", "no notes"]
 )
-def test_what_is_not_known_to_be_ours_is_refused_before_anything_is_removed(tmp_path, dog, changed):
+def test_changed_and_unknown_files_are_refused_before_anything_is_removed(tmp_path, dog, changed):
     out = tmp_path / "out"
     written(out, dog)
-    if changed == "no notes":  # of an earlier version
+    if changed == "no notes":  # as an earlier version left it
         (out / ".written" / "dog.json").unlink()
     else:
         (out / changed).write_text("mine")
@@ -82,7 +83,7 @@ def test_what_is_not_known_to_be_ours_is_refused_before_anything_is_removed(tmp_
 @pytest.mark.parametrize(
     "name", ["../victim", "victim/..", "/etc", "..", "", "a\0b", "x" * 300, "overlays", ".written"]
 )
-def test_names_in_a_record_lead_nowhere(tmp_path, dog, name):
+def test_hostile_names_in_a_record_are_refused(tmp_path, dog, name):
     out, victim = tmp_path / "out", tmp_path / "victim"
     written(out, dog)
     victim.mkdir()
@@ -109,7 +110,7 @@ def test_names_in_a_record_lead_nowhere(tmp_path, dog, name):
         (".tables.json", "../global_results-val.csv"),
     ],
 )
-def test_paths_in_the_notes_lead_nowhere(tmp_path, dog, notes, path):
+def test_hostile_paths_in_the_notes_are_refused(tmp_path, dog, notes, path):
     out = tmp_path / "out"
     written(out, dog)
     for file in (tmp_path / "victim.txt", tmp_path / "global_results-val.csv", out / "mine.txt"):
@@ -138,13 +139,13 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path, dog, link):
     assert state(elsewhere) == before
 
 
-def test_a_sequence_is_finished_while_its_masks_are_as_they_were_written(tmp_path, dog):
+def test_a_sequence_is_finished_only_while_its_masks_are_unchanged(tmp_path, dog):
     out = tmp_path / "out"
     folder = written(out, dog)
     assert folder.finished(dog)
-    (out / "overlays" / "dog" / "00000.jpg").unlink()  # to look at, and no result
+    (out / "overlays" / "dog" / "00000.jpg").unlink()  # not a result
     assert folder.finished(dog)
-    (out / "dog" / "00001.png").write_bytes(b"")  # as after a power loss, or painted over: it cannot be told
+    (out / "dog" / "00001.png").write_bytes(b"")  # as after a power loss, or edited: indistinguishable
     assert not folder.finished(dog)
     with pytest.raises(InputError, match=r"dog/00001.png was not made by this program, or was changed since"):
         folder.check_free(dog, overlays=False)
@@ -154,7 +155,7 @@ def test_a_sequence_is_finished_while_its_masks_are_as_they_were_written(tmp_pat
     assert folder.finished(dog)
 
 
-def test_a_changed_video_is_made_anew(tmp_path, dog):
+def test_a_changed_video_is_evaluated_again(tmp_path, dog):
     out = tmp_path / "out"
     written(out, dog, 1)
     dog.frames[1].write_bytes(b"another frame")
@@ -171,8 +172,8 @@ STEPS = ["expect", "remove_files", "record", "replace", "settle"]
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("times", [0, 2])
-def test_a_kill_while_a_sequence_is_put_in_place_is_mended_by_the_next_run(tmp_path, dog, monkeypatch, step, times):
-    """Of a changed video, whose old masks are not taken for the new ones."""
+def test_a_kill_while_a_sequence_is_replaced_is_recovered_by_the_next_run(tmp_path, dog, monkeypatch, step, times):
+    """The video has changed; its old masks must not be taken for the new ones."""
     out = tmp_path / "out"
     written(out, dog, 1)
     dog.frames[1].write_bytes(b"another frame")
@@ -199,21 +200,17 @@ def test_a_kill_while_a_sequence_is_put_in_place_is_mended_by_the_next_run(tmp_p
     assert {name: data for name, data in state(out).items() if not name.startswith(".dog.")} == whole
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, dog, monkeypatch):
+def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path, dog, monkeypatch):
     folder = ResultsFolder(tmp_path / "out", {"a": 1})
     writer = SequenceWriter(folder, dog, video=False)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", mock.Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(InputError, match=r"\.png cannot be written \(No space left on device\); expected"):
         writer.add(0, np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8))
     writer.discard()
     assert set(state(tmp_path / "out")) == {"results.json"}
 
 
-def full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def test_overlay_videos_of_the_same_frames_have_the_same_bytes(tmp_path):
+def test_overlay_videos_are_reproducible(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
     from timecycle.viewing.overlays import OverlayVideo
 
@@ -234,7 +231,7 @@ def finished(video, rgb: np.ndarray) -> None:
     video.close()
 
 
-def test_overlay_videos_that_cannot_be_written_are_a_sentence(tmp_path):
+def test_overlay_videos_that_cannot_be_written_are_refused(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
     from timecycle.viewing.overlays import OverlayVideo
 
@@ -255,7 +252,7 @@ DAMAGED = [b"", b"\0\0\0", b"[]", b"{}", b"\xff\xfe{", b"[" * 10000, RECORD % b"
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_record_is_a_sentence_and_stays(tmp_path, content):
+def test_a_damaged_record_is_refused_and_stays(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"results.json (is damaged or not JSON|was not written by this program)"):
@@ -264,7 +261,7 @@ def test_a_damaged_record_is_a_sentence_and_stays(tmp_path, content):
     assert not ResultsFolder.of_others(tmp_path, {"a": 1, results.FEATURES: None})
 
 
-def test_seconds_that_cannot_be_are_damage(tmp_path):
+def test_invalid_seconds_in_a_record_are_refused(tmp_path):
     record = {"options": {}, "versions": {}, "sequences": {"dog": {"seconds": {"total": 0}}}}
     for seconds in ("1" + "0" * 400, "1.7e308", "-1"):
         (tmp_path / "results.json").write_text(json.dumps(record).replace('"total": 0', f'"total": {seconds}'))
@@ -272,7 +269,7 @@ def test_seconds_that_cannot_be_are_damage(tmp_path):
             ResultsFolder(tmp_path, {})
 
 
-def test_what_was_added_to_the_record_stays(tmp_path, dog):
+def test_entries_added_to_the_record_stay(tmp_path, dog):
     out = tmp_path / "out"
     written(out, dog)
     record = json.loads((out / "results.json").read_text()) | {"notes": "precious"}
@@ -285,12 +282,12 @@ def test_what_was_added_to_the_record_stays(tmp_path, dog):
     assert state(out) == before
 
 
-def test_what_is_evaluated_is_not_written_among(tmp_path, dog):
+def test_results_are_not_written_among_the_frames(tmp_path, dog):
     with pytest.raises(InputError, match=r"dog holds what is evaluated; expected another --save_path"):
         ResultsFolder(tmp_path / "data", {}).check_free(dog, overlays=False)
 
 
-def test_names_of_frames_need_not_be_text(tmp_path, dog):
+def test_frame_names_that_are_not_utf8_are_hashed(tmp_path, dog):
     odd = Path(os.fsdecode(b"\xff.jpg"))
     (dog.frames[0].parent / odd).write_bytes(b"frame")
     assert results.files_mark(dog) != results.files_mark(
@@ -299,7 +296,7 @@ def test_names_of_frames_need_not_be_text(tmp_path, dog):
 
 
 @pytest.mark.parametrize("name", ["run:1", "file:evil", "http:", "pipe:1"])
-def test_a_folder_s_name_is_no_protocol(tmp_path, monkeypatch, name):
+def test_a_folders_name_is_not_taken_for_a_url(tmp_path, monkeypatch, name):
     pytest.importorskip("av", reason="PyAV is not installed")
     monkeypatch.chdir(tmp_path)
     finished(results.OverlayVideo(Path(name) / "a.mp4", (16, 16)), np.zeros((16, 16, 3), np.uint8))
