@@ -1,4 +1,4 @@
-"""What is asked of the Triton kernels of attention and softmax_at: named checks, which tests/contract.py runs."""
+"""Checks of the Triton kernels of attention and softmax_at, by name; tests/contract.py runs them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ def made(dtype: torch.dtype, generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def agree(ours: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """To the dtype's tolerance, and with the same infinities."""
+    """Equal up to the dtype's tolerance, infinities included."""
     for found, wanted in zip(ours, exact, strict=True):
         finite = wanted[wanted.isfinite()]
         atol = TOLERANCE[dtype] * float(finite.abs().max()) if finite.numel() else 0.0
@@ -39,7 +39,7 @@ def attended(
     *,
     backend: str,
 ) -> None:
-    """Outputs and gradients against the reference in float64; `largest`: entries that the kernels hold at a time."""
+    """Outputs and gradients against the reference in float64; largest: logits that the kernels hold at a time."""
     b, n, m, d, c = sizes
     generator = torch.Generator().manual_seed(n + m)
     query, key = made(dtype, generator, b, n, d), made(dtype, generator, b, m, d)
@@ -60,7 +60,7 @@ def attended(
 
 
 def none_left(dtype: torch.dtype, *, backend: str) -> None:
-    """A query without an edge adds nothing and passes no gradient on, whatever that of its lse is."""
+    """A query without edges has output and gradients 0, even if the gradient of its lse is NaN."""
     generator, dropped = torch.Generator().manual_seed(0), EdgeDropout(0.99, 7)
     query, key, value = (made(dtype, generator, *shape) for shape in ((1, 40, 8), (1, 65, 8), (1, 65, 5)))
     leaves = [x.requires_grad_() for x in (query, key, value)]
@@ -75,7 +75,7 @@ def none_left(dtype: torch.dtype, *, backend: str) -> None:
 
 
 def repeated(dtype: torch.dtype, *, backend: str) -> None:
-    """The same to the last bit every time, and whichever way the input lies in memory."""
+    """Bitwise reproducible, also for inputs of other strides."""
     generator, found = torch.Generator().manual_seed(0), []
     query, key, value = (made(dtype, generator, *shape) for shape in ((2, 30, 48), (2, 70, 48), (2, 70, 32)))
     turned = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (query, key, value)]
@@ -108,10 +108,10 @@ def edges(b: int, n: int, m: int, d: int, e: int, dtype: torch.dtype, *, backend
 
 
 def checks() -> dict[str, Callable[..., None]]:
-    """Every check under its name."""
+    """Every check by name."""
     f32, bf16, f16 = DTYPES
     few, most = EdgeDropout(0.3, 2**33 + 5), EdgeDropout(0.97, 3)
-    # B, N, M, D, C; shifts; whether values are shared; then as `attended` takes them.
+    # (B, N, M, D, C), shifts, whether values are shared; then the arguments of `attended`.
     cases = {
         "one of each": ((1, 1, 1, 1, 1), (0,), True, f32),
         "a convolution": ((2, 30, 70, 33, 9), TAPS, True, f32, None, True),

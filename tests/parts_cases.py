@@ -1,4 +1,4 @@
-"""A call of many targets in parts: checks for tests/contract.py, of results that must not change and of memory."""
+"""Calls of many targets that are split into parts: checks of their results and memory, which tests/contract.py runs."""
 
 import importlib
 import weakref
@@ -19,14 +19,14 @@ FRAMES = [[0, 1], [2, -1], [1, 1], [-1, -1], [0, 2]]
 
 
 class Workspace:
-    """In the place of best_of_groups: how often it was called, and how many bytes of candidates were there at most."""
+    """Wraps best_of_groups; counts its calls and the peak bytes of its outputs."""
 
     def __init__(self, find: Callable[..., tuple[Tensor, ...]]) -> None:
         self.find, self.calls, self.most = find, 0, 0
         self._made: list[tuple[weakref.ref, int]] = []
 
     def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
-        """The candidates of a part."""
+        """Call it."""
         found = self.find(*arguments)
         self.calls += 1
         self._made += [(weakref.ref(x), x.nbytes) for x in found]
@@ -36,7 +36,7 @@ class Workspace:
 
 @contextmanager
 def watched(backend: str) -> Iterator[Workspace]:
-    """The workspace of what a backend runs meanwhile."""
+    """The workspace of a backend's calls within the block."""
     module = importlib.import_module(f"timecycle.kernels.topk_affinity{'_cuda' * (backend == 'cuda')}")
     workspace = Workspace(module.best_of_groups)
     with mock.patch.object(module, "best_of_groups", workspace):
@@ -48,7 +48,7 @@ def made(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None, *, backend: str) -> None:
-    """All at once, in as many parts as half of the memory asks for, and in as many as a short grid does."""
+    """One part, the parts that half the workspace allows, and those that a small grid allows give the same results."""
     frames, select = torch.tensor(FRAMES, device=DEVICE), Select(3, 0.5, *selection)
     options = {
         "neighborhood": neighborhood,
@@ -85,7 +85,7 @@ def in_parts(selection: tuple[str, str, str], neighborhood: Neighborhood | None,
 
 
 def checks(ties: bool) -> dict[str, Callable[..., None]]:
-    """By name; ties: with every key that ties, too."""
+    """Every check by name; ties: whether ties="all" is included."""
     neighborhood = Neighborhood(4, 6, 2)
     asked = [
         (("frame", "all", "exact"), None),

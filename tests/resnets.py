@@ -1,4 +1,4 @@
-"""ResNets written out for the tests: torchvision's names, shapes and forward pass, without our encoder."""
+"""ResNets independent of the encoder under test: torchvision's names, shapes and forward pass."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def convolutions(depth: int) -> Iterator[tuple[str, str, tuple[int, int, int, in
 
 
 def random_weights(depth: int, seed: int = 0) -> dict[str, Tensor]:
-    """A torchvision state dict of resnet18 or resnet50 with random values, no two tensors alike."""
+    """A torchvision state dict of resnet18 or resnet50 with random values."""
     random = torch.Generator().manual_seed(seed)
     weights = {}
     for convolution, norm, shape in convolutions(depth):
@@ -47,7 +47,7 @@ def random_weights(depth: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def features(weights: dict[str, Tensor], images: Tensor, strides: tuple[int, ...], padding: str = "constant") -> Tensor:
-    """The forward pass up to stage len(strides), from the standard names alone; `padding` is a mode of F.pad."""
+    """The forward pass up to stage len(strides); padding: a mode of F.pad."""
     depth = 50 if "layer1.0.conv3.weight" in weights else 18
 
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:

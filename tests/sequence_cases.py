@@ -1,4 +1,4 @@
-"""propagate_sequence through made-up videos: checks for tests/contract.py, and the definition frame by frame."""
+"""propagate_sequence on random videos: checks for tests/contract.py, and the definition frame by frame."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from timecycle.ops import propagate_labels, propagate_sequence
 from timecycle.ops.backends import choose
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Videos: targets, positions, neighbors, slots, classes, and how many label maps they share, None for one each.
+# Targets, positions, neighbors, slots, classes, and the length of the ring buffer of label maps (None: one per target).
 VIDEOS = [
     (1, 1, 1, 1, 1, None),
     (7, 65, 5, 3, 4, None),
@@ -20,7 +20,7 @@ VIDEOS = [
 def video(seed: int, b: int, n: int, k: int, t: int, classes: int, ring: int | None = None) -> tuple[Tensor, ...]:
     """A video of b targets after an annotated frame: weights, indices, labels, frames, targets, on the CPU.
 
-    Maps are one a frame, or a ring of so many beside the annotated one.
+    ring: label maps besides the annotated one, reused cyclically; by default one per target.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(b, n, k, generator=generator) - 0.25
@@ -53,12 +53,12 @@ def through_a_video(b, n, k, t, classes, ring, rescale, *, backend):
     ours = propagate_sequence(*(x.to(DEVICE) for x in inputs), rescale=rescale, backend=backend)
     assert ours.dtype == torch.float32
     assert torch.equal(inputs[2], before)
-    # What is divided by a small range carries the rounding of the sums.
+    # Rescaling by a small range amplifies the rounding of the sums.
     torch.testing.assert_close(ours.cpu().double(), expected, atol=2e-4, rtol=1e-4)
 
 
 def video_outside(*, backend):
-    """Indices, frames and targets that are not there: none, none, and left out."""
+    """Indices and frames out of range are empty, targets out of range are skipped."""
     weights, indices, labels, frames, targets = (x.to(DEVICE) for x in video(1, 7, 33, 4, 3, 2, 7))
     indices[:, ::3] += 99
     indices[0, 1, 0] = 1 << 40

@@ -1,7 +1,7 @@
-"""A GPU that is not there: tensors that say they are on one, hold their values on the CPU, and note who reads them.
+"""A simulated GPU: tensors that report a CUDA device but hold their values on the CPU, and record synchronizations.
 
-On a GPU the CPU runs ahead of the work that it starts, and stops to wait for it wherever it needs a value: `stops`
-names what did so. Kernels of Triton and of the CUDA module are not launched; what they would write is left as it is.
+On a GPU the CPU runs ahead of the work that it launches, and waits wherever it reads a value: `stops` lists the
+operators that did. Kernels of Triton and of the CUDA module are not launched; their outputs stay as allocated.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from timecycle.ops import backends
 
 CHIP = torch.device("cuda", 0)
-# Operators whose result, or the size of whose result, the CPU waits for; those that give it a plain number first.
+# Operators that make the CPU wait for their result or its size; the first three return a Python number.
 READERS = (
     "_local_scalar_dense",
     "is_nonzero",
@@ -36,23 +36,23 @@ READERS = (
 
 
 class OnGpu(Tensor):
-    """A tensor that says it is on a GPU."""
+    """A tensor that reports a CUDA device."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnGpu":
-        """Around a tensor on the CPU."""
+        """Wrap a tensor on the CPU."""
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
-        # To PyTorch's own code it is a meta tensor: one on a GPU would be asked for there by a PyTorch without CUDA.
+        # To PyTorch it is a meta tensor, as a PyTorch without CUDA cannot make one on a GPU.
         out = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device="meta", **layout)
         out.inner = inner
         return out
 
     @classmethod
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Outside of a StandIn nobody counts."""
-        raise RuntimeError(f"{operator} on a GPU that is not there")
+        """Refuse operators outside of a StandIn."""
+        raise RuntimeError(f"{operator} on a simulated GPU outside of its context")
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class OnGpu(Tensor):
         return CHIP
 
     def data_ptr(self) -> int:
-        """Some address."""
+        """The address on the CPU."""
         return self.inner.data_ptr()
 
     def tolist(self) -> Any:
@@ -69,7 +69,7 @@ class OnGpu(Tensor):
         return torch.tensor(flat, dtype=self.dtype).view(self.shape).tolist()
 
     def __repr__(self) -> str:
-        """What it holds; reading it is not counted."""
+        """The values; not counted as a read."""
         return f"OnGpu({self.inner})"
 
 
@@ -78,14 +78,14 @@ def _inner(x: OnGpu) -> Tensor:
 
 
 class _Factories(TorchFunctionMode):
-    """Makes tensors "on the GPU": a PyTorch without CUDA refuses before any operator is called."""
+    """Makes tensors on the simulated GPU: a PyTorch without CUDA refuses before any operator is dispatched."""
 
     def __init__(self, stops: list[str]) -> None:
         super().__init__()
         self.stops = stops
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Where a tensor is made of no other."""
+        """Handle functions that take no tensor."""
         kwargs = kwargs or {}
         device = kwargs.get("device")
         if device is None or torch.device(device).type != "cuda" or any(isinstance(x, Tensor) for x in tree_iter(args)):
@@ -96,14 +96,14 @@ class _Factories(TorchFunctionMode):
 
 
 class StandIn(TorchDispatchMode):
-    """While it is entered, tensors may be on the GPU that is not there."""
+    """Runs operators on tensors of the simulated GPU while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stops: list[str] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run on the CPU, and note where a GPU's values would be waited for."""
+        """Run on the CPU, and record where a GPU would be waited for."""
         kwargs, name = kwargs or {}, operator.name().removeprefix("aten::").split(".")[0]
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         on_gpu = {id(x.inner): x for x in given if isinstance(x, OnGpu)}
@@ -121,14 +121,14 @@ class StandIn(TorchDispatchMode):
         args, kwargs = tree_map_only(OnGpu, _inner, (args, kwargs))
         found = operator(*args, **kwargs)
         if "empty" in name:
-            found.zero_()  # what no kernel writes: sizes that are read from it must be small
+            found.zero_()  # not written by a kernel; sizes that are read from it must be small
         if not target:
             return found
         return tree_map_only(Tensor, lambda x: on_gpu[id(x)] if id(x) in on_gpu else OnGpu(x), found)
 
     @staticmethod
     def _reads(name: str, args: Any) -> bool:
-        """Whether the CPU waits for what an operator finds."""
+        """Whether the CPU waits for an operator's result."""
         masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
             isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1]
         )
@@ -137,8 +137,8 @@ class StandIn(TorchDispatchMode):
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    """A GPU for the block: operators run the backends for GPUs, as far as the CPU has a part in them."""
-    import triton  # not by users of a CPU
+    """Simulate a GPU: operators run the host side of the GPU backends."""
+    import triton  # optional
 
     def here(backend: backends.Backend) -> backends.Backend:
         there = backend.name in ("cuda", "triton")
@@ -149,7 +149,7 @@ def stand_in() -> Iterator[StandIn]:
     on, gpu = Launch(module, 0, 0, True), StandIn()
     topk_affinity = importlib.import_module("timecycle.ops.topk_affinity")
     with (
-        # Without PyTorch in between, which would show a mode operators that hide others that read.
+        # Bypass the dispatcher: a mode would see custom operators only, not the reads within them.
         mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
         mock.patch.dict(backends._REGISTERED, registered),
         mock.patch.object(triton.runtime.JITFunction, "run"),

@@ -1,4 +1,4 @@
-"""affinity_propagate: both backends against the two operators it stands for."""
+"""affinity_propagate: every backend against topk_affinity followed by propagate_labels."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def case(dtype: torch.dtype, n: int = 63) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Query, bank and frames with empty slots; labels have a bank and slots of their own."""
+    """Query, bank, frames with empty slots, labels and label_frames that differ from the frames."""
     query, bank, frames = random_case(n, n, 9, 4, dtype)
     labels = torch.rand(5, n, 3, generator=torch.Generator().manual_seed(2))
     label_frames = torch.where(frames == 2, -1, frames + (frames >= 0))

@@ -12,6 +12,7 @@ if not Path("/proc/self/fd").is_dir():
     pytest.skip("processes are watched through /proc, which is Linux's", allow_module_level=True)
 
 from tests.crash import environment, hostile
+from tests.crash.hostile_places import CASES, Box, Command, share
 from tests.crash.kills import Known, cycle, undisturbed
 from tests.crash.processes import Zygotes, zygotes
 from tests.crash.programs import PROGRAMS, Program, make_data
@@ -83,13 +84,13 @@ def test_a_fault_of_the_environment_is_a_sentence(running, known, tmp_path: Path
     ],
 )
 def test_a_hostile_name_changes_nothing_outside(running, tmp_path: Path, place, name):
-    hostile.share(tmp_path / "shared")
-    _, wrong = hostile.run(running, tmp_path / "case", place, name, hostile.CASES[place])
+    share(tmp_path / "shared")
+    _, wrong = hostile.run(running, tmp_path / "case", place, name, CASES[place])
     assert wrong is None
 
 
 def test_a_change_outside_is_seen(running, tmp_path: Path):
-    def make(box: hostile.Box, name: str) -> hostile.Command:
+    def make(box: Box, name: str) -> Command:
         return "call:careless", ["out"]
 
     _, wrong = hostile.run(running, tmp_path, "careless", "x", make)

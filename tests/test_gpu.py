@@ -1,8 +1,8 @@
 """The operators as this machine runs them, on its GPU if it has one, against the reference in float64.
 
-`make gpu-check` runs this file on a GPU; elsewhere `make test-gpu-sim` runs it on the CPU, so that it is known to work,
-where other files ask the same of the CPU's kernels. Features are small whole numbers where indices must agree: every
-product is then exact in every dtype, TF32 included.
+`make gpu-check` runs this file on a GPU; elsewhere `make test-gpu-sim` runs it on the CPU, so that the file itself is
+tested. Features are small whole numbers where indices must agree: every product is then exact in every dtype, TF32
+included.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from benchmarks.gpu_timing import DTYPES, multiplied_as
 from benchmarks.gpu_training import TOLERANCE
 from tests.contract import CONTEXT, DEVICE, MULTIPLICITY, SELECTIONS, normal, whole
 from tests.pairwise import pairwise
+from tests.test_affinity_propagate import fused, separate
 from timecycle.ops import (
     EdgeDropout,
     Neighborhood,
@@ -39,12 +40,12 @@ SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70
 
 @pytest.fixture(autouse=True)
 def multiplied(request) -> Iterator[None]:
-    """PyTorch set up for the test's `precision`, a way to multiply, and memory that nobody wrote full of NaN."""
+    """Set the matmul precision of the test's parameter `precision`, and fill uninitialized memory with NaN."""
     parameters = getattr(request.node, "callspec", None)
     if parameters is None or "precision" not in parameters.params:
         yield
         return
-    # On a GPU PyTorch's own products, which the reference uses, have no such mode.
+    # On a GPU PyTorch's matmul, which the reference uses, has no deterministic mode.
     torch.use_deterministic_algorithms(True, warn_only=DEVICE == "cuda")
     with multiplied_as(parameters.params["precision"]):
         yield
@@ -77,7 +78,7 @@ def test_ties_multiplicity_and_empty_slots_are_as_in_float64(precision, selectio
 
 
 def cut(features: Tensor) -> Tensor:
-    """Float32 features, float64, without the 13 bits that TF32 has not: at worst it cuts them off."""
+    """Float32 features truncated to TF32, the worst case of its rounding, in float64."""
     return (features.view(torch.int32) & ~0x1FFF).view(torch.float32).double()
 
 
@@ -86,7 +87,7 @@ def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selectio
     n, m, d, t, k = shape
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (normal(n, 2, n, d), normal(m, 4, m, d)))
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t)).to(DEVICE)
-    select = Select(k, 0.5, *selection)  # not ties="all", of which rounding would decide how many are kept
+    select = Select(k, 0.5, *selection)  # not ties="all", where rounding would decide how many are kept
     exact, _ = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
     if precision == "tf32":
         plain, _ = topk_affinity(cut(query), cut(bank), frames, select, backend="reference")
@@ -120,8 +121,8 @@ def test_gradients_are_as_in_float64(precision, selection, neighborhood):
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("batched", [False, True], ids=["a convolution", "a chain"])
-def test_what_training_runs_is_as_in_float64(precision, batched):
-    """Outputs of attention, entries of its softmax, and the gradients of both together."""
+def test_attention_and_softmax_at_are_as_in_float64(precision, batched):
+    """Both outputs, and the gradients of both together."""
     n, m, d, c = (131, 131, 128, 131) if batched else (100, 257, 70, 128)
     shifts = [0] if batched else [10 * dy + dx for dy in range(4) for dx in range(4)]
     options = {"shifts": shifts, "dropped": EdgeDropout(0.2, 3) if batched else None}
@@ -158,14 +159,6 @@ def test_every_protocol_is_as_in_float64(name):
     assert (ours.masks == exact.masks).mean() > 0.999
 
 
-def fused(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    return affinity_propagate(query, bank, frames, labels, frames, Select(3, 0.5, "frame", "all"))
-
-
-def separate(query: Tensor, bank: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-    return propagate_labels(*topk_affinity(query, bank, frames, Select(3, 0.5, "frame", "all")), labels, frames)
-
-
 @pytest.mark.parametrize("propagate", [fused, separate])
 def test_compiles_whole_with_gradients(propagate: Callable[..., Tensor]):
     frames, found = torch.tensor([[0, 1], [1, -1]], device=DEVICE), []
@@ -199,7 +192,7 @@ def test_operators_are_well_behaved():
 @pytest.mark.skipif(DEVICE == "cpu", reason="4 GB of features, for 64-bit addresses on a GPU")
 @pytest.mark.parametrize("backend", ["triton", *["cuda"] * (CUDA_MISSING is None)])
 @pytest.mark.parametrize("selection", SELECTIONS[::2], ids=" ".join)
-def test_features_beyond_the_reach_of_32_bits(selection, backend):
+def test_features_beyond_32_bit_offsets(selection, backend):
     query, keys = (x.to(DEVICE, torch.bfloat16) for x in (whole(1, 1, 70, 512), whole(2, 2, 300, 512)))
     bank = torch.zeros(14000, 300, 512, dtype=torch.bfloat16, device=DEVICE)
     bank[-2:] = keys

@@ -1,4 +1,4 @@
-"""The operators at the limits of their arguments: right on every backend, or refused with one sentence by all."""
+"""The operators at the limits of their arguments: the right result, or one sentence, on every backend."""
 
 import itertools
 import re
@@ -43,7 +43,7 @@ def case() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
 @pytest.mark.parametrize("multiplicity", [None, [[1, 0], [3, 1], [0, 2]]], ids=["once", "counted"])
-def test_more_neighbors_than_there_are_places_change_nothing(scope, softmax_over, ties, multiplicity, backend):
+def test_k_beyond_the_number_of_keys_changes_nothing(scope, softmax_over, ties, multiplicity, backend):
     query, bank = case()
     multiplicity = None if multiplicity is None else torch.tensor(multiplicity)
     options = {
@@ -67,7 +67,7 @@ def test_more_neighbors_than_there_are_places_change_nothing(scope, softmax_over
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-def test_labels_need_no_room_for_neighbors_that_do_not_exist(scope, softmax_over, ties, backend):
+def test_affinity_propagate_needs_no_memory_for_missing_neighbors(scope, softmax_over, ties, backend):
     features, bank = case()
     labels, found, start = whole(2, 3, 9, 4), [], time.monotonic()
     for k in (100, MOST_KEPT):
@@ -77,37 +77,28 @@ def test_labels_need_no_room_for_neighbors_that_do_not_exist(scope, softmax_over
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-    assert time.monotonic() - start < 5  # lists of 2**31 would not have been filled
+    assert time.monotonic() - start < 5  # too short to fill lists of 2**31
 
 
 @pytest.mark.parametrize("k", [0, -(2**63), 2**31, 2**59, 2**62, 2**63, 2**100, 1.5, "3"])
-def test_a_number_of_neighbors_that_no_list_has_is_refused(k):
+def test_invalid_k_is_refused(k):
     with pytest.raises(InputError, match=f"^Select.k is {re.escape(str(k))}; expected at (least|most)"):
         Select(k, 0.1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_results_and_lists_beyond_the_memory_are_refused(backend, monkeypatch):
+def test_outputs_and_lists_beyond_the_memory_are_refused(backend, monkeypatch):
     query, bank = case()
     monkeypatch.setattr("os.sysconf", lambda name: 1000)  # a megabyte
     with pytest.raises(InputError, match=r"^weights and indices of 3000 neighbors a query take 0 GB; expected"):
         topk_affinity(query.repeat(2, 1, 1), bank, FRAMES.repeat(2, 1), Select(1000, 0.1, "frame"), backend=backend)
-    multiplicity = torch.full((3, 2), 1000)
+    options = {"multiplicity": torch.full((3, 2), 1000), "backend": backend}
     with pytest.raises(InputError, match=r"^lists of 27000 neighbors take 0 GB; expected"):
-        affinity_propagate(
-            query,
-            bank,
-            FRAMES,
-            whole(0, 3, 9, 2),
-            FRAMES,
-            Select(10**6, 0.1),
-            multiplicity=multiplicity,
-            backend=backend,
-        )
+        affinity_propagate(query, bank, FRAMES, whole(0, 3, 9, 2), FRAMES, Select(10**6, 0.1), **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_counts_that_float32_does_not_hold_are_refused(backend):
+def test_multiplicity_beyond_float32_is_refused(backend):
     query, bank = case()
     multiplicity = torch.full((3, 2), LARGEST_MULTIPLICITY)
     weights, indices = topk_affinity(query, bank, FRAMES, Select(5, 0.1), multiplicity=multiplicity, backend=backend)
@@ -127,7 +118,7 @@ def test_counts_that_float32_does_not_hold_are_refused(backend):
 @pytest.mark.parametrize(
     "temperature", [0.0, -1.0, torch.inf, -torch.inf, torch.nan, 1e300, 1e-300, 1e39, 1e-39, 5e-324]
 )
-def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature):
+def test_temperatures_beyond_float32_are_refused(temperature):
     features, lse, edges = torch.ones(1, 3, 2), torch.zeros(1, 3), torch.zeros(1, 3, 1, dtype=torch.int64)
     calls = {
         "Select.temperature": lambda: Select(5, temperature),
@@ -142,7 +133,7 @@ def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [2.0**-126, 1e-30, 1e30, 2.0**126])
 @pytest.mark.parametrize("softmax_over", ["all", "topk"])
-def test_the_least_and_the_largest_temperature_share_the_weight_out(softmax_over, temperature, backend):
+def test_the_smallest_and_largest_temperatures(softmax_over, temperature, backend):
     query, bank = torch.ones(1, 1, 1), torch.tensor([2.0, 1.0, 2.0, 0.5])[None, :, None]
     frames = torch.tensor([[0]])
     weights, indices = topk_affinity(
@@ -175,7 +166,7 @@ EMPTY = {  # B, N, F, M, and the frame that every slot holds
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", EMPTY.values(), ids=EMPTY.keys())
-def test_where_nothing_is_nothing_is_kept_and_gradients_are_zero(sizes, dtype, backend):
+def test_empty_inputs_have_no_neighbors_and_zero_gradients(sizes, dtype, backend):
     if backend == "cpu" and dtype == torch.float64:
         backend = None
     targets, queries, banked, positions, frame = sizes
@@ -200,7 +191,7 @@ def test_where_nothing_is_nothing_is_kept_and_gradients_are_zero(sizes, dtype, b
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)], ids=str)
-def test_no_labels_positions_or_slots_sum_to_nothing(sizes, dtype):
+def test_empty_labels_or_slots_sum_to_zero(sizes, dtype):
     maps, length, positions, classes = sizes
     weights = torch.ones(2, 3, 5, dtype=dtype, requires_grad=True)
     labels = torch.ones(maps, positions, classes, dtype=dtype, requires_grad=True)
@@ -211,7 +202,7 @@ def test_no_labels_positions_or_slots_sum_to_nothing(sizes, dtype):
         assert (result == 0).all()
 
 
-def test_what_is_no_neighbor_brings_no_label_that_is_not_a_number():
+def test_nan_labels_of_missing_neighbors_are_not_read():
     labels = torch.tensor([[[torch.nan], [1.0]]])
     weights, indices, frames = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1, -1]]]), torch.tensor([[0]])
     assert propagate_labels(weights, indices, labels, frames).item() == 1
@@ -219,14 +210,14 @@ def test_what_is_no_neighbor_brings_no_label_that_is_not_a_number():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rescale", [False, True])
-def test_a_video_without_positions_stays_one(rescale, backend):
+def test_a_video_without_positions(rescale, backend):
     arguments = (torch.ones(2, 0, 5), torch.ones(2, 0, 5, dtype=torch.int64), torch.ones(3, 0, 4))
     frames, targets = torch.tensor([[0], [1]]), torch.tensor([1, 2])
     assert propagate_sequence(*arguments, frames, targets, rescale=rescale, backend=backend).shape == (3, 0, 4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_for_no_samples_have_gradient_zero(backend):
+def test_values_shared_by_no_samples_have_zero_gradient(backend):
     query, key = torch.ones(0, 4, 3), torch.ones(0, 5, 3)
     value = torch.ones(1, 5, 2, requires_grad=True)
     out, lse = attention(query, key, value, temperature=0.5, backend=backend)
@@ -257,7 +248,7 @@ def test_indices_and_frames_outside_are_refused(number, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64], ids=str)
-def test_dtypes_that_no_kernel_has_are_refused(dtype, backend):
+def test_unsupported_dtypes_are_refused(dtype, backend):
     query, bank = (x.to(dtype) for x in case())
     with pytest.raises(InputError, match=r"expected float32, bfloat16, float16 or float64, one for both$"):
         topk_affinity(query, bank, FRAMES, Select(5, 0.1), backend=backend)
@@ -270,7 +261,7 @@ def test_dtypes_that_no_kernel_has_are_refused(dtype, backend):
 
 @NATIVE_NEEDED
 @pytest.mark.parametrize("k", [0, 2**31, 2**58, 2**62])
-def test_the_compiled_kernels_check_sizes_of_their_own(k):
+def test_the_compiled_kernels_check_sizes_themselves(k):
     query, bank = case()
     problem = Problem.of(query, bank, FRAMES, Select(1, 0.1), None, None)
     with pytest.raises(ValueError, match=rf"k is {k}; expected 1 to 2147483647"):

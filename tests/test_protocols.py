@@ -1,4 +1,4 @@
-"""Every published protocol by name: what the original programs wrote, and the rules that their record cannot show."""
+"""Every published protocol: the recorded results of the original programs, and rules that the record does not show."""
 
 import json
 import math
@@ -62,8 +62,8 @@ def test_presets_hold_the_published_numbers():
     assert json.loads(json.dumps(asdict(PRESETS["dino"])))["shape"] == "square<="
 
 
-# An independent statement of each context, target by target: (frames in order, multiplicity inside, outside).
 def context(rules: Protocol, t: int) -> list[tuple[int, int, int]]:
+    """An independent definition of a target's context: frames in order, multiplicity inside and outside."""
     free = int(rules.radius is None)
     if rules.first == "copies":
         slots = [max(0, i) for i in range(t - rules.length, t)]
@@ -102,7 +102,7 @@ def direct(features: Tensor, labels: Tensor, rules: Protocol) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "timecycle"])
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_the_stream_equals_the_whole_video(name, length):
+def test_streaming_equals_keeping_every_frame(name, length):
     generator = torch.Generator().manual_seed(length)
     features = torch.rand(8, 6, 4, 5, generator=generator)
     labels = torch.rand(3, 4, 5, generator=generator)
@@ -113,7 +113,7 @@ def test_the_stream_equals_the_whole_video(name, length):
 
 
 @pytest.mark.parametrize("name", ["timecycle", "crw", "uvc", "dino"])
-def test_videos_side_by_side_are_as_each_alone(name):
+def test_a_batch_of_videos_equals_each_alone(name):
     generator = torch.Generator().manual_seed(1)
     features = torch.rand(6, 3, 8, 4, 5, generator=generator)  # frames, videos
     labels = torch.rand(3, 2, 4, 5, generator=generator)
@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_video(name):
 
 
 @pytest.mark.parametrize("name", ["timecycle", "vfs"])
-def test_a_saved_state_goes_on(name, tmp_path):
+def test_a_saved_state_is_resumed(name, tmp_path):
     generator = torch.Generator().manual_seed(2)
     features = torch.rand(9, 5, 3, 4, generator=generator)
     whole = LabelPropagator(name, length=3, k=2)
@@ -158,7 +158,7 @@ def test_a_saved_state_goes_on(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["timecycle", "crw", "vfs", "dino"])
-def test_a_short_video_takes_no_more_memory_than_it_needs(name):
+def test_capacity_is_bounded_by_the_length_of_the_video(name):
     generator = torch.Generator().manual_seed(4)
     features, labels = torch.rand(4, 5, 3, 4, generator=generator), torch.rand(2, 3, 4, generator=generator)
     found = []
@@ -191,14 +191,13 @@ def test_masks_hold_ids_of_the_first_mask(name):
         np.testing.assert_array_equal(found.masks[0], mask)
 
 
-def test_which_classes_there_are():
+@pytest.mark.parametrize(("rule", "ids"), [("grid", (0, 1, 2)), ("full", (0, 1, 2, 3, 4, 5)), ("annotated", (0, 2, 5))])
+def test_classes_by_every_rule(rule, ids):
     mask = np.zeros((32, 40), np.uint8)
     mask[8:20, 8:24] = 2
     mask[0, 0] = 5  # lost on the grid
-    ids = {rule: soft_labels(mask, protocol("dino", classes=rule), (4, 5), (32, 40)).ids for rule in
-           ("grid", "full", "annotated")}  # fmt: skip
     # The palette's colors, blue first: background, then 2 (green), then 5 (purple).
-    assert ids == {"grid": (0, 1, 2), "full": (0, 1, 2, 3, 4, 5), "annotated": (0, 2, 5)}
+    assert soft_labels(mask, protocol("dino", classes=rule), (4, 5), (32, 40)).ids == ids
 
 
 def test_crw_orders_classes_by_color_blue_first():
@@ -248,14 +247,14 @@ def test_eps_matters_where_the_range_is_as_small():
 
 
 def test_scaling_comes_after_upsampling():
-    # Bilinear upsampling by 4 takes the peak of a lone cell away, and scaling first would leave it below 1.
+    # Bilinear upsampling by 4 lowers the peak of a single cell; scaling before it would leave the peak below 1.
     soft = torch.zeros(2, 3, 3)
     soft[1, 1, 1] = 0.5
     assert float(upsampled(soft, PRESETS["dino"], (12, 12))[1].max()) == 1.0
     assert float(upsampled(soft, protocol("dino", scale="none"), (12, 12))[1].max()) < 0.5
 
 
-def test_working_feature_and_output_size_are_three_things():
+def test_working_feature_and_output_sizes_are_independent():
     features, mask = features_and_mask()
     large = propagate(features, mask, "dino", working_size=(28, 35), output_size=(16, 24))
     assert large.masks.shape == (3, 16, 24)
@@ -298,16 +297,10 @@ def test_images_are_normalized_as_published():
 
 def test_threshold_protocols_keep_ties_and_exact_ones_do_not():
     features, mask = torch.ones(2, 4, 4, 5), features_and_mask()[1]
-    spread = {}
-    for name in ("dino", "vfs"):
-        found = propagate(features, mask, name, k=2)
-        spread[name] = len(found.soft[1, -1].unique())
-    # Everything ties: with the threshold every place takes the mean over its region, exactly k takes the first two.
-    assert spread["dino"] == 1
-    assert spread["vfs"] == 1
-    assert not torch.equal(
-        propagate(features, mask, "dino", k=2).soft[1], propagate(features, mask, "vfs", k=2).soft[1]
-    )
+    # Everything ties: "all" takes the mean over the neighborhood, "exact" the first two keys.
+    kept, exact = (propagate(features, mask, name, k=2).soft[1] for name in ("dino", "vfs"))
+    assert len(kept[-1].unique()) == len(exact[-1].unique()) == 1
+    assert not torch.equal(kept, exact)
 
 
 def test_large_features_without_normalization_stay_finite():
@@ -325,6 +318,7 @@ def test_an_empty_first_mask_is_background_throughout():
 
 
 GOOD, MASK = features_and_mask()
+LABELS = torch.rand(2, 4, 5)
 NAN = GOOD.clone()
 NAN[2, 1, 2, 3] = math.nan
 
@@ -351,34 +345,28 @@ NAN[2, 1, 2, 3] = math.nan
         (lambda: propagate(None, MASK), "features is NoneType; expected"),
         (lambda: propagate(GOOD.to_sparse(), MASK), "(torch.sparse_coo, cpu); expected floating point"),
         (lambda: propagate(GOOD.flatten(2).transpose(1, 2), MASK), "reshape tokens [F, N, D] by features.transpose(1"),
-        (
-            lambda: LabelPropagator("crw").start(GOOD[0].long(), torch.rand(2, 4, 5)),
-            "features is torch.int64 [6, 4, 5]",
-        ),
-        (lambda: LabelPropagator("crw").start(GOOD[0, :0], torch.rand(2, 4, 5)), "features is torch.float32 [0, 4, 5]"),
-        (lambda: LabelPropagator("crw").start(GOOD[0], [1.0]), "labels is list; expected [L, h, w] or [B, L, h, w]"),
         (lambda: LabelPropagator("crw").step(GOOD[0]), "step() came before start()"),
-        (lambda: LabelPropagator("crw").start(GOOD[0], torch.rand(2, 4, 4)), "labels has shape [1, 2, 4, 4]; expected"),
-        (lambda: LabelPropagator("crw").start(GOOD, torch.rand(2, 4, 5)), "features has shape [3, 6, 4, 5] and labels"),
+        (lambda: started(GOOD[0].long()), "features is torch.int64 [6, 4, 5]"),
+        (lambda: started(GOOD[0, :0]), "features is torch.float32 [0, 4, 5]"),
+        (lambda: started(GOOD[0], [1.0]), "labels is list; expected [L, h, w] or [B, L, h, w]"),
+        (lambda: started(GOOD[0], torch.rand(2, 4, 4)), "labels has shape [1, 2, 4, 4]; expected"),
+        (lambda: started(GOOD), "features has shape [3, 6, 4, 5] and labels"),
         (lambda: started().step(torch.rand(6, 5, 5)), "features is torch.float32 [6, 5, 5] on cpu; expected like the"),
-        (
-            lambda: started().step(GOOD[0].double()),
-            "features is torch.float64 [6, 4, 5] on cpu; expected like the first",
-        ),
+        (lambda: started().step(GOOD[0].double()), "features is torch.float64 [6, 4, 5] on cpu; expected like the fir"),
     ],
 )
-def test_bad_input_is_one_clear_sentence(call, sentence):
+def test_bad_input_is_refused(call, sentence):
     with raises_input_error(sentence):
         call()
 
 
-def started() -> LabelPropagator:
+def started(features: Tensor = GOOD[0], labels: object = LABELS) -> LabelPropagator:
     propagator = LabelPropagator("crw")
-    propagator.start(GOOD[0], torch.rand(2, 4, 5))
+    propagator.start(features, labels)
     return propagator
 
 
-def test_masks_on_another_machine_s_terms():
+def test_index_mask_maps_classes_to_ids():
     soft = torch.tensor([[[0.1, 0.9]], [[0.9, 0.1]]])
     mask = index_mask(soft, (0, 7), protocol("crw"), (8, 16), (8, 16))
     assert set(np.unique(mask)) == {0, 7}
@@ -406,8 +394,3 @@ def test_masks_on_another_machine_s_terms():
 def test_fields_of_another_type_or_out_of_range_are_refused(field, value, expected):
     with pytest.raises(InputError, match=rf"^{field} is .*; expected .*{re.escape(expected)}"):
         protocol("dino", **{field: value})
-
-
-def test_names_of_version_0_1_are_taken():
-    assert protocol("dino", colour="lightness") == protocol("dino", color="lightness")
-    assert protocol("dino", first_mask="carried").first_mask == "propagated"

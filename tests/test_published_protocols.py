@@ -1,4 +1,4 @@
-"""The operators under every published protocol, against what the original programs selected and carried on."""
+"""The operators under every published protocol, against the recorded selections and labels of the original programs."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 
 from tests.conftest import NATIVE_NEEDED
+from tests.test_protocols import RECORDED
 from timecycle.ops import Neighborhood, Select, propagate_labels, topk_affinity
 
-RECORDED = [
-    f"{protocol}_{data}"
-    for protocol in ("crw", "vfs", "dino", "dinov3", "uvc")
-    for data in ("random_a", "random_a_short", "vanish_a", "dog", "horsejump-high")
-] + ["dift_random_a", "dift_random_a_short"]
 SHAPES = {"crw": "circle<", "vfs": "circle<", "dinov3": "circle<=", "dino": "square<=", "dift": "square<="}
 
 
 def context(protocol: str, t: int, length: int, neighborhood: Neighborhood | None) -> tuple[list[int], Tensor]:
     """Context frames of target t, each once, and how often each counts inside and outside the neighborhood."""
     if protocol == "crw":
-        # Slot 0 is frame 0 seen from everywhere; the others are the last `length`, frame 0 in place of those before it.
+        # Slot 0 is frame 0 without a neighborhood; the others are the last `length` frames, padded with frame 0.
         slots = [max(0, i) for i in range(t - length, t)]
         frames = sorted({0, *slots})
         return frames, torch.tensor([[slots.count(f) + (f == 0), int(f == 0)] for f in frames])
@@ -32,7 +28,7 @@ def context(protocol: str, t: int, length: int, neighborhood: Neighborhood | Non
 
 
 def merged(weights: Tensor, indices: Tensor, frames: list[int], positions: int) -> list[dict[int, float]]:
-    """For each query, the weight of each video position, multiplicity added up."""
+    """For each query, the weight of each position of the video, summed over repeated entries."""
     out = []
     for row_weights, row in zip(weights.tolist(), indices.tolist(), strict=True):
         kept: dict[int, float] = {}
@@ -44,7 +40,7 @@ def merged(weights: Tensor, indices: Tensor, frames: list[int], positions: int) 
     return out
 
 
-# The compiled kernel as it chooses its products, and beside it the reference or products of bytes.
+# The compiled kernel with its own choice of products, and either the reference or products of bytes.
 CASES = [pytest.param(name, "cpu", marks=NATIVE_NEEDED) for name in RECORDED]
 CASES += [(name, "reference") for name in RECORDED[::2]]
 CASES += [pytest.param(name, "cpu, bytes", marks=NATIVE_NEEDED) for name in RECORDED[1::2]]
@@ -78,7 +74,7 @@ def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
         weights, indices = topk_affinity(
             bank[t : t + 1], bank, slots, select, neighborhood=neighborhood, multiplicity=multiplicity, backend=backend
         )
-        # Fed back as computed, so an error would grow from frame to frame.
+        # The computed labels are fed back, so that errors would accumulate.
         labels[t] = propagate_labels(weights, indices, labels, slots)[0]
         soft = labels[t].T.reshape(-1, height, width).numpy()
         np.testing.assert_allclose(soft, recorded["soft"][t], atol=tolerance, rtol=0)

@@ -1,6 +1,6 @@
-"""Where the CPU stops to wait for a GPU: nowhere in a call that checks nothing, once in one that does.
+"""GPU synchronizations of the operators: none in a call without checks, one in a call with checks.
 
-Counted on tensors that only say that they are on a GPU (tests/stand_in.py); tests/test_gpu_stops.py asks a GPU itself.
+Counted on tensors that pretend to be on a GPU (tests/stand_in.py); tests/test_gpu_stops.py counts on a GPU.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.assertions import raises_input_error
 from tests.contract import normal
 from tests.sequence_cases import video
 from tests.stand_in import OnGpu, StandIn, stand_in
@@ -55,78 +56,66 @@ FRAMES = torch.tensor([[0, 2, -1], [1, 1, 2]])
 LABELS = normal(3, 3, 20, 5).float()
 MULTIPLICITY = torch.tensor([[1, 0], [2, 1], [0, 0]])
 INDICES = torch.tensor([-1, 0, 59]).expand(2, 20, 3)
+ONE = Select(1, 1.0)
 
 
-def kept(backend: str, neighborhood: Neighborhood | None, multiplicity: bool, check: bool) -> None:
-    options = {
-        "neighborhood": neighborhood,
-        "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None,
-        "backend": backend,
-        "check": check,
-    }
+def call_topk_affinity(neighborhood: Neighborhood | None, multiplicity: bool, **options: object) -> None:
+    options |= {"neighborhood": neighborhood, "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None}
     topk_affinity(*half(*FEATURES), OnGpu(FRAMES), Select(3, 0.5, "frame", "all"), **options)
 
 
-def carried(backend: str, neighborhood: Neighborhood | None, multiplicity: bool, check: bool) -> None:
-    options = {
-        "neighborhood": neighborhood,
-        "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None,
-        "backend": backend,
-        "check": check,
-    }
+def call_affinity_propagate(neighborhood: Neighborhood | None, multiplicity: bool, **options: object) -> None:
+    options |= {"neighborhood": neighborhood, "multiplicity": OnGpu(MULTIPLICITY) if multiplicity else None}
     frames = OnGpu(FRAMES)
     affinity_propagate(*half(*FEATURES), frames, OnGpu(LABELS), frames, Select(3, 0.5), **options)
 
 
-def summed(check: bool) -> None:
+def call_propagate_labels(check: bool) -> None:
     propagate_labels(OnGpu(torch.rand(2, 20, 3)), OnGpu(INDICES), OnGpu(LABELS), OnGpu(FRAMES), check=check)
 
 
-def through_a_video(check: bool) -> None:
+def call_propagate_sequence(check: bool) -> None:
     propagate_sequence(*map(OnGpu, video(1, 4, 20, 3, 2, 5)), rescale=True, backend="cuda", check=check)
 
 
-def edges(check: bool) -> None:
+def call_softmax_at(check: bool) -> None:
     query, key = half(*(x[:2] for x in FEATURES))
     indices = OnGpu(INDICES.clamp(max=19))
     softmax_at(query, key, OnGpu(torch.rand(2, 20)), indices, temperature=2.0, backend="triton", check=check)
 
 
-def attended(check: bool) -> None:
-    query, key, value = half(*(x[:2] for x in FEATURES), normal(4, 2, 20, 5))
-    attention(query, key, value, temperature=2.0, shifts=(0, 3), dropped=EdgeDropout(0.1, 1), backend="triton")
+CALLS: list[Callable[..., None]] = [call_propagate_labels, call_propagate_sequence, call_softmax_at]
+CALLS += [
+    partial(call, neighborhood, multiplicity, backend=backend)
+    for call in (call_topk_affinity, call_affinity_propagate)
+    for backend in ("triton", "cuda")
+    for neighborhood in (None, Neighborhood(4, 5, 2))
+    for multiplicity in (False, True)
+]
 
 
-CALLS: dict[str, Callable[[bool], None]] = {call.__name__: call for call in (summed, through_a_video, edges)}
-for call, backend, neighborhood, multiplicity in itertools.product(
-    (kept, carried), ("triton", "cuda"), (None, Neighborhood(4, 5, 2)), (False, True)
-):
-    name = (
-        f"{call.__name__} by {backend}{', neighborhood' * (neighborhood is not None)}{', multiplicity' * multiplicity}"
-    )
-    CALLS[name] = partial(call, backend, neighborhood, multiplicity)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_a_call_stops_once_and_without_checks_never(gpu, name):
-    CALLS[name](False)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_synchronizes_once_and_without_checks_never(gpu, call):
+    call(check=False)
     assert gpu.stops == []
-    CALLS[name](True)
+    call(check=True)
     assert len(gpu.stops) == 1
 
 
-def test_what_a_cuda_graph_makes_is_not_kept_for_other_calls(gpu):
+def test_tensors_of_a_cuda_graph_are_not_cached_for_other_calls(gpu):
     with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
-        kept("cuda", Neighborhood(2, 10, 3), False, False)
+        call_topk_affinity(Neighborhood(2, 10, 3), False, backend="cuda", check=False)
     assert work._COUNTED == {}
-    kept("cuda", Neighborhood(2, 10, 3), False, False)
+    call_topk_affinity(Neighborhood(2, 10, 3), False, backend="cuda", check=False)
     assert len(work._COUNTED) == 1
 
 
-def test_attend_has_nothing_to_read(gpu):
-    attended(True)  # copies the shifts, once
+def test_attention_synchronizes_never_after_its_first_call(gpu):
+    query, key, value = half(*(x[:2] for x in FEATURES), normal(4, 2, 20, 5))
+    options = {"temperature": 2.0, "shifts": (0, 3), "dropped": EdgeDropout(0.1, 1), "backend": "triton"}
+    attention(query, key, value, **options)  # copies the shifts, once
     gpu.stops.clear()
-    attended(True)
+    attention(query, key, value, **options)
     assert gpu.stops == []
 
 
@@ -146,7 +135,7 @@ def test_attend_has_nothing_to_read(gpu):
         (lambda x: (x.new_ones(2), torch.arange(2, device=x.device), x.where(x > 2, -1), x[0].fill_(2)), 0),
     ],
 )
-def test_the_stand_in_sees_every_way_to_read(gpu, read, stops):
+def test_the_stand_in_counts_every_way_to_read(gpu, read, stops):
     read(OnGpu(torch.arange(6).view(2, 3)))
     assert len(gpu.stops) == stops
 
@@ -154,44 +143,41 @@ def test_the_stand_in_sees_every_way_to_read(gpu, read, stops):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES + 1), Select(1, 1.0)), "frames holds .* -1 to 2"),
+        (lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES + 1), ONE), "frames holds .* -1 to 2"),
         (
-            lambda: topk_affinity(
-                *half(*FEATURES), OnGpu(FRAMES), Select(1, 1.0), multiplicity=OnGpu(MULTIPLICITY - 1)
-            ),
+            lambda: topk_affinity(*half(*FEATURES), OnGpu(FRAMES), ONE, multiplicity=OnGpu(MULTIPLICITY - 1)),
             "multiplicity holds -1; expected counts of zero or more",
         ),
         (
-            lambda: topk_affinity(*half(FEATURES[0], FEATURES[1] / 0), OnGpu(FRAMES), Select(1, 1.0)),
+            lambda: topk_affinity(*half(FEATURES[0], FEATURES[1] / 0), OnGpu(FRAMES), ONE),
             r"bank holds -?inf at \[0, 0, 0\]; expected finite features",
         ),
         (
-            lambda: affinity_propagate(
-                *half(*FEATURES), OnGpu(FRAMES), OnGpu(LABELS), OnGpu(FRAMES + 1), Select(1, 1.0)
-            ),
+            lambda: affinity_propagate(*half(*FEATURES), OnGpu(FRAMES), OnGpu(LABELS), OnGpu(FRAMES + 1), ONE),
             "label_frames holds .* expected label maps, -1 to 2",
         ),
     ],
 )
-def test_a_checked_call_says_what_is_wrong(gpu, call, sentence):
+def test_a_checked_call_refuses_bad_values(gpu, call, sentence):
     with pytest.raises(InputError, match=sentence):
         call()
 
 
-def test_on_a_cpu_bounds_are_always_checked():
-    query, bank = (x.float() for x in FEATURES)
-    select, beyond = Select(1, 1.0), torch.full_like(FRAMES, 3)
-    for arguments, sentence in (
-        (lambda: topk_affinity(query, bank, beyond, select, check=False), "frames holds"),
-        (
-            lambda: topk_affinity(query, bank, FRAMES, select, multiplicity=MULTIPLICITY - 1, check=False),
-            "multiplicity holds",
-        ),
-        (lambda: affinity_propagate(query, bank, FRAMES, LABELS, beyond, select, check=False), "label_frames holds"),
-        (lambda: propagate_labels(LABELS[:2, :, :3], INDICES + 1, LABELS, FRAMES, check=False), "indices runs"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            arguments()
+QUERY, BANK, BEYOND = *(x.float() for x in FEATURES), torch.full_like(FRAMES, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (partial(topk_affinity, QUERY, BANK, BEYOND, ONE), "frames holds"),
+        (partial(topk_affinity, QUERY, BANK, FRAMES, ONE, multiplicity=MULTIPLICITY - 1), "multiplicity holds"),
+        (partial(affinity_propagate, QUERY, BANK, FRAMES, LABELS, BEYOND, ONE), "label_frames holds"),
+        (partial(propagate_labels, LABELS[:2, :, :3], INDICES + 1, LABELS, FRAMES), "indices runs"),
+    ],
+)
+def test_on_a_cpu_bounds_are_always_checked(call, sentence):
+    with raises_input_error(sentence):
+        call(check=False)
 
 
 def features(frames: int) -> Tensor:
@@ -199,7 +185,7 @@ def features(frames: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_stream_stops_once_a_sequence(gpu, name):
+def test_a_stream_synchronizes_once_a_sequence(gpu, name):
     propagator = LabelPropagator(name, length=3)
     frames = [OnGpu(x) for x in features(8)]
     propagator.start(frames[0], OnGpu(torch.rand(2, 4, 5)))
@@ -207,7 +193,7 @@ def test_a_stream_stops_once_a_sequence(gpu, name):
     gpu.stops.clear()
     for frame in frames[1:]:
         propagator.step(frame)
-    # How many keys tie is known to the GPU alone, and is the size of what it is to write.
+    # The number of tied keys, which is known on the GPU, is the size of an output.
     assert len(gpu.stops) == (len(frames) - 1 if PRESETS[name].ties == "all" else 0)
     gpu.stops.clear()
     propagator.check()
@@ -224,7 +210,7 @@ def test_a_frame_that_is_not_finite_is_named_when_the_stream_is_checked(gpu):
     propagator.start(frames[0], labels)
     for i, frame in enumerate(frames[1:], start=1):
         soft = propagator.step(frame)
-        assert soft.inner.isnan().all() or i < 2  # no labels that look like some
+        assert soft.inner.isnan().all() or i < 2
     for refused in (propagator.check, propagator.state_dict):
         with pytest.raises(InputError, match="features of frame 2 hold a value that is not finite"):
             refused()
@@ -235,8 +221,8 @@ def test_a_frame_that_is_not_finite_is_named_when_the_stream_is_checked(gpu):
 
 
 @pytest.mark.parametrize("spoilt", [None, 2])
-def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, tmp_path, spoilt, monkeypatch):
-    # As it is without inference mode, in which views of a stand-in are not its own.
+def test_the_evaluator_synchronizes_for_masks_and_once_to_check_them(gpu, small_davis, tmp_path, spoilt, monkeypatch):
+    # Without inference mode, in which views of a stand-in are plain tensors.
     monkeypatch.setattr(davis_masks, "_write_sequence", davis_masks._write_sequence.__wrapped__)
     seen = []
 
@@ -250,7 +236,7 @@ def test_the_evaluator_stops_for_masks_and_once_to_check_them(gpu, small_davis, 
         evaluate_davis(
             extract, small_davis, "crw", side=64, sequences=["first"], save_path=tmp_path / "out", progress=False
         )
-    # Between one frame and the next what is waited for is the frame's labels, which a thread writes.
+    # Between two frames only the frame's labels are waited for, by the thread that writes them.
     between = [later[len(earlier) :] for earlier, later in itertools.pairwise(seen[1:])]
     assert between
     assert all(stops == ["_to_copy between the CPU and the GPU"] for stops in between)

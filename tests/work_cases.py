@@ -1,4 +1,4 @@
-"""What csrc/cuda/work.cuh makes of a call, on the CPU: for tests/test_cuda_work.py and benchmarks/cuda_balance.py."""
+"""The work items of csrc/cuda/work.cuh, computed on the CPU: for test_cuda_work.py and benchmarks/cuda_balance.py."""
 
 import ctypes
 import itertools
@@ -22,14 +22,14 @@ def load() -> ctypes.CDLL:
 
 
 def plan_of(frames, multiplicity, grid, neighborhood, joint, channels=512) -> Plan:
-    """A plan of features that take no memory."""
+    """A plan of expanded features, which take no memory."""
     query, bank = (torch.zeros(1, dtype=torch.bfloat16).expand(n, math.prod(grid), channels) for n in (len(frames), 32))
     select = Select(1, 1.0, "joint" if joint else "frame")
     return Plan.of(Problem.of(query, bank, frames, select, neighborhood, multiplicity))
 
 
 def work_items(library, plan: Plan, multiprocessors: int, lists: int = 1) -> tuple[np.ndarray, Work]:
-    """Rows of block, target, queries, slot, first, last, list; and the numbers that the launch is told."""
+    """Rows of block, target, queries, slot, first, last, list; and the launch's parameters."""
     work = Work.of(plan, multiprocessors, lists)
     sizes = (len(plan.query), len(plan.bank), *itertools.chain(*plan.grids), plan.slots, work.parts, work.rounds)
     numbers = (ctypes.c_int * 16)(*sizes, work.blocks, *plan.bounds, plan.neighborhood, plan.problem.joint, lists)

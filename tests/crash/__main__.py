@@ -1,4 +1,4 @@
-"""The command line; see the package."""
+"""Command line of the crash tests; see the package."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ PARTS = ("kills", "environment", "hostile")
 
 
 def main() -> None:
-    """Some or all parts, and a file of results."""
+    """Run some or all parts, and write their results."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description="Kill programs and see what is left.")
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--kills", type=int, default=500, help="(default: %(default)s)")
@@ -39,17 +39,15 @@ def main() -> None:
         found: dict[str, Any] = {}
         for part in parts:
             if part == "kills":
-                found[part] = kills.kill_all(
-                    running, data, work / part, arguments.kills, arguments.seed, arguments.jobs
-                )
+                options = arguments.kills, arguments.seed, arguments.jobs
+                found[part] = kills.kill_all(running, data, work / part, *options)
             elif part == "environment":
                 found[part] = environment.break_all(running, data, work / part, arguments.jobs, arguments.only)
             else:
-                found[part] = hostile.try_all(
-                    running, work / part, arguments.names, arguments.seed, arguments.jobs, arguments.only
-                )
+                options = arguments.names, arguments.seed, arguments.jobs, arguments.only
+                found[part] = hostile.try_all(running, work / part, *options)
             faults = sum(len(each["faults"]) for part in found.values() for each in part.values())
-            if arguments.results:  # after each part, as it takes long
+            if arguments.results:  # after each part, as a part takes long
                 content = {"seed": arguments.seed, "faults": faults, "commit": commit(), "versions": versions()}
                 write_json(arguments.results, content | found)
     print(f"{faults} faults")

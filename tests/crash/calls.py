@@ -1,4 +1,4 @@
-"""Programs of one call: what a library's user would write around it. Arguments are words of a command line."""
+"""Programs of one library call; their arguments are those of a command line."""
 
 import json
 from dataclasses import asdict
@@ -20,25 +20,25 @@ def cells(images: Tensor) -> Tensor:
 
 
 def made_set(root: str, sequences: str, frames: str) -> None:
-    """A small made video set."""
+    """A small synthetic video set."""
     make_davis(Path(root), int(sequences), int(frames), 96, 128)
 
 
 def davis(root: str, save_path: str) -> None:
-    """Masks by a callable, kept."""
+    """evaluate_davis of a callable, with a results folder."""
     scores = timecycle.evaluate_davis(cells, root, "timecycle", save_path=save_path, **SMALL)
     write_json(Path(save_path) / "mean.json", scores.global_["J&F-Mean"])
 
 
 def track(task: str, root: str, out: str) -> None:
-    """A task's scores in a file, NaN as none."""
+    """Write a task's scores to a file, NaN as null."""
     evaluate = getattr(timecycle, f"evaluate_{task}")
     scores = evaluate(cells, Path(root), **SMALL)
     write_json(Path(out), json.loads(json.dumps(asdict(scores)).replace("NaN", "null")))
 
 
 def careless(out: str) -> None:
-    """What a program must not do: take a file for a sign that all is done, and write beside its folder."""
+    """A wrong program: it takes an existing folder as complete, and writes beside it."""
     folder = Path(out)
     if not folder.exists():
         folder.mkdir()

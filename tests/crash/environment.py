@@ -1,7 +1,7 @@
-"""Faults of the environment: full disks, read-only places, files for folders, links for both, data and workers lost.
+"""Faults of the environment: full disks, read-only folders, files or links in place of folders, lost data and workers.
 
-Each run must end with one sentence and status 2, or with 0 and the results of an undisturbed run. What lay about
-before, files of the user and what links point to, stays as it is; nothing half-written stays.
+Each run must end with status 2 and one sentence, or with 0 and the results of an undisturbed run. The user's files and
+the targets of links must stay unchanged, and no partial file may stay.
 """
 
 import os
@@ -25,11 +25,11 @@ from tests.crash.programs import PROGRAMS
 from tests.crash.trees import Tree, changes, difference, partial, results, snapshot
 
 PATIENCE = 10.0
-"""Seconds that a run may take beyond an undisturbed one."""
+"""Seconds that a run may take longer than an undisturbed one."""
 WRITERS = ("evaluate", "evaluate_davis", "train", "prepare", "prepare davis", "score", "convert", "made set")
 FULL = (0.02, 0.3, 0.6, 0.9)
-"""Shares of the bytes that a run leaves for which there is room."""
-# By program: the folders and the files that it writes below its own folder.
+"""Disk sizes, as shares of the bytes that a run writes."""
+# By program, the folders and files that it writes, relative to its working folder.
 FOLDERS = {
     "evaluate": ("out", "out/made-crossing", "out/overlays", "out/overlays/made-crossing", "out/written"),
     "train": ("out", "out/images", "out/tensorboard"),
@@ -56,14 +56,14 @@ FILES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One run in a folder: the program's own, `victim` beside it, and the data."""
+    """A run: the working folder `own`, the user's folder `victim`, and an undisturbed run."""
 
     known: Known
     root: Path
 
     @property
     def own(self) -> Path:
-        """Where the program runs."""
+        """The working folder."""
         return self.root / "own"
 
     @property
@@ -77,33 +77,33 @@ Place = Callable[[Case], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, with which program."""
+    """A fault, and the program that meets it."""
 
     name: str
     program: str
     place: Place
-    """Brings it about until the block ends."""
+    """A context manager that causes the fault."""
     words: tuple[str, ...] = ()
-    """More of the command line."""
+    """Further arguments of the program."""
     kill: str | None = None
-    """Of data, as `kill_points` takes it; {data} is a copy of the data."""
+    """Signal or removal of data, as `kill_points` takes it."""
     more: dict[str, Any] = field(default_factory=dict)
     root: bool = False
-    """Whether only root can bring it about."""
+    """Whether only root can cause it."""
     statuses: tuple[int, ...] = (0, 2)
     same: bool = True
-    """Whether a run that ends well leaves what an undisturbed run leaves, but for what is in the way."""
+    """Whether a successful run must leave the results of an undisturbed run, except for what is in the way."""
 
 
 def faults() -> Iterator[Fault]:
-    """All of them."""
+    """Every fault."""
     for program in WRITERS:
         for share in FULL:
             yield Fault(f"room for {share:.0%}", program, bound(_disk, share=share), root=True)
         yield Fault("few names left", program, bound(_disk, share=9.0, option="nr_inodes=5"), root=True)
         yield Fault("read-only", program, _read_only, root=True)
         yield Fault("files of at most 600 bytes", program, _nothing, more={"files": 600})
-        yield Fault("nobody can print", program, _nothing, more={"out": "/dev/full"})
+        yield Fault("stdout is full", program, _nothing, more={"out": "/dev/full"})
     for program, names in FOLDERS.items():
         for name in names:
             yield Fault(f"{name} is a file", program, bound(_file, name=name))
@@ -129,26 +129,16 @@ def faults() -> Iterator[Fault]:
     for program, words in {"evaluate": (), "score, workers": (), "prepare": (), "train": ("-j", "2")}.items():
         for wait in (0.0, 0.3):
             command = b"zygote" if program == "train" else b"spawn_main"
-            yield Fault(
-                f"a worker is killed after {wait} s",
-                program,
-                bound(_worker_killed, wait=wait, command=command),
-                words,
-            )
+            place = bound(_worker_killed, wait=wait, command=command)
+            yield Fault(f"a worker is killed after {wait} s", program, place, words)
     for name in ("SIGTERM", "SIGINT"):
         for program, number in (("evaluate", 20), ("train", 20), ("prepare", 6)):
-            yield Fault(
-                f"{name} at {number}",
-                program,
-                _nothing,
-                kill=f"{name}:{number}",
-                statuses=(0, 130, 143, -15),
-                same=False,
-            )
+            statuses, kill = (0, 130, 143, -15), f"{name}:{number}"
+            yield Fault(f"{name} at {number}", program, _nothing, kill=kill, statuses=statuses, same=False)
 
 
 def break_all(zygotes: Zygotes, data: Path, work: Path, jobs: int, only: str = "") -> dict[str, Any]:
-    """Every fault, or those with a text in their names; what was found, by program."""
+    """Cause every fault, or those with a text in their names; results by program."""
     work.mkdir(parents=True)
     with ThreadPoolExecutor(jobs) as pool:
         every = [fault for fault in faults() if only in f"{fault.program}: {fault.name}"]
@@ -179,7 +169,7 @@ def break_all(zygotes: Zygotes, data: Path, work: Path, jobs: int, only: str = "
 
 
 def run(zygotes: Zygotes, known: Known, fault: Fault, root: Path) -> tuple[Fault, Ended | None, str | None]:
-    """One fault: how the program ended, and what is wrong with that."""
+    """Cause one fault. Returns how the program ended, and what is wrong with it, if anything."""
     if fault.root and os.geteuid():
         return fault, None, None
     case = Case(known, root)
@@ -210,7 +200,7 @@ def run(zygotes: Zygotes, known: Known, fault: Fault, root: Path) -> tuple[Fault
 
 
 def _lost(after: Tree, before: Tree) -> str | None:
-    """Which of the files and folders that were there are gone or changed; a link's own place may be taken."""
+    """The first file or folder that was removed or changed; links may be replaced."""
     for name, (mode, _, content) in before.items():
         if name not in after and not stat.S_ISLNK(mode):
             return f"{name} was removed"
@@ -220,7 +210,7 @@ def _lost(after: Tree, before: Tree) -> str | None:
 
 
 def _beside(expected: Tree, found: Tree, before: Tree) -> Tree:
-    """What is expected, but where something was in the way: there what is found."""
+    """The expected files; where something was in the way, those found."""
     ways = [name for name in before if name not in ("out", "mine.txt")]
 
     def in_the_way(name: str) -> bool:
@@ -245,7 +235,7 @@ def _mounted(place: Path, *words: str) -> Iterator[None]:
 
 @contextmanager
 def _disk(case: Case, share: float, option: str = "mode=755") -> Iterator[None]:
-    """The own folder on a disk with room for a share of what the program leaves."""
+    """The working folder on a disk with room for a share of what the program writes."""
     size = 4096 * (1 + round(share * case.known.size / 4096))
     with _mounted(case.own, "-t", "tmpfs", "-o", f"size={size},{option}", "tmpfs"):
         yield
@@ -260,7 +250,7 @@ def _read_only(case: Case) -> Iterator[None]:
 
 @contextmanager
 def _bound(case: Case, name: str) -> Iterator[None]:
-    """A folder of the user, read-only, in the place of one that is to be written."""
+    """A read-only mount in place of a folder that the program writes."""
     (case.own / name).mkdir(parents=True)
     with _mounted(case.own / name, "--bind", "-o", "ro", str(case.victim)):
         yield
@@ -289,9 +279,9 @@ def _link(case: Case, name: str, to: str = "") -> Iterator[None]:
 
 @contextmanager
 def _worker_killed(case: Case, wait: float, command: bytes) -> Iterator[None]:
-    """Kill the first process that the program starts to work for it, a while after it was seen twice.
+    """Kill the first worker process that the program starts, some time after it was seen twice.
 
-    command: a word of its command line, which that of one that was forked shares with the program.
+    command: a word of the worker's command line (a forked worker shares the program's).
     """
     ended = threading.Event()
 
@@ -316,7 +306,7 @@ def _worker_killed(case: Case, wait: float, command: bytes) -> Iterator[None]:
 
 
 def _workers(folder: Path, command: bytes) -> set[int]:
-    """Processes in a folder that others started, by a word of their command lines."""
+    """Processes in a working folder that are not group leaders, by a word of their command lines."""
     found = set()
     for process in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with suppress(OSError):

@@ -1,9 +1,9 @@
-"""Ends the own process at the n-th change of a folder, counted over all processes of a program. Knows no library.
+"""Kills the current process at the n-th change of a folder, counted over all processes of a program.
 
-Asked for by variables: CRASH_FOLDER, what is inside counts; CRASH_EVENTS, the file where changes are listed, a record
-of RECORD bytes each; CRASH_KILL, "how:number", what happens at a change, or nothing: "own" ends the process by SIGKILL
-just before it, "group" that process and those beside it, "later:SECONDS" ends it some time after the change began,
-perhaps amid a write; "remove:PATH" removes data, "SIGTERM" and the like is a signal.
+Controlled by environment variables. CRASH_FOLDER: the folder whose changes are counted. CRASH_EVENTS: a file that lists
+them, a record of RECORD bytes each. CRASH_KILL: "how:number", what happens at a change: "own" kills the process just
+before it, "group" its process group, "later:SECONDS" kills it some time after the change began, perhaps during a write;
+"remove:PATH" removes data, "SIGTERM" and the like send a signal. Imports the standard library only.
 """
 
 import os
@@ -29,7 +29,7 @@ PATHS = {  # event: (place of the path, place of the folder's descriptor) among 
 
 
 def install() -> None:
-    """Count from now on, if the variables ask for it."""
+    """Start to count, if the variables are set."""
     if "CRASH_FOLDER" not in os.environ:
         return
     folder = os.path.join(os.path.realpath(os.environ["CRASH_FOLDER"]), "")
@@ -49,7 +49,7 @@ def install() -> None:
 
 
 def _changed(event: str, arguments: tuple[Any, ...]) -> str | None:
-    """The path that an event is about to change; None if it changes none that is known."""
+    """The path that an event is about to change, or None."""
     if event not in PATHS:
         return None
     place, descriptor = PATHS[event]
@@ -77,7 +77,7 @@ def _happen(how: str) -> None:
         return
     _HAPPENED.append(how)
     if kind == "later":
-        # By its default, the signal ends the process wherever it is.
+        # SIGALRM terminates the process by default.
         signal.setitimer(signal.ITIMER_REAL, float(what))
     elif kind == "remove":
         shutil.rmtree(what, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Kills: a program is ended at a change of its folder, run again, and must leave what an undisturbed run leaves."""
+"""Kills: a program is killed at a change of its folder and run again; it must leave what an undisturbed run leaves."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ from tests.crash.programs import PROGRAMS, Program
 from tests.crash.trees import Tree, difference, partial, results
 
 AGAIN = 0.2
-"""Share of the kills after which the second run is killed too."""
+"""Share of the cases in which the second run is killed, too."""
 
 
 @dataclass
@@ -23,17 +23,17 @@ class Known:
     program: Program
     data: Path
     start: Path | None
-    """What is in its folder when it starts."""
+    """The initial content of its folder."""
     tree: Tree
     events: int
     seconds: float
     size: int
-    """Bytes that it left."""
+    """Bytes that it wrote."""
     found: dict[str, Any] = field(default_factory=dict)
 
 
 def kill_all(zygotes: Zygotes, data: Path, work: Path, kills: int, seed: int, jobs: int) -> dict[str, Any]:
-    """About so many kills of all programs; what was found, by program."""
+    """Kill all programs about so many times; results by program."""
     work.mkdir(parents=True)
     shares = sum(program.share for program in PROGRAMS.values())
     with ThreadPoolExecutor(jobs) as pool:
@@ -67,7 +67,7 @@ def kill_all(zygotes: Zygotes, data: Path, work: Path, kills: int, seed: int, jo
 
 
 def undisturbed(zygotes: Zygotes, program: Program, data: Path, work: Path) -> Known:
-    """What a program leaves; two runs, which must leave the same. Raises AssertionError where they do not."""
+    """Run a program twice. Raises AssertionError if the runs do not leave the same."""
     start = None
     if program.begin:
         start = work / f"{program.name}, start"
@@ -98,7 +98,7 @@ def _folder(path: Path, start: Path | None) -> Path:
 
 
 def cycle(zygotes: Zygotes, work: Path, known: Known, number: int, point: int, drawn: str) -> tuple[Known, int, Any]:
-    """Kill, perhaps again, and run. The number of kills, and what is wrong."""
+    """Kill a program once or twice, and run it again. Returns the number of kills, and what is wrong, if anything."""
     rng = random.Random(drawn)
     program, killed = known.program, 0
     folder = _folder(work / f"{program.name}, {number}", known.start)
@@ -115,7 +115,7 @@ def cycle(zygotes: Zygotes, work: Path, known: Known, number: int, point: int, d
     for _ in range(2 if rng.random() < AGAIN else 1):
         done = run(kill(point + 1))
         killed += done.status in KILLED or "SIGKILL" in done.err
-        # A worker that is killed may be replaced; then the program ends well.
+        # A killed worker may be replaced; then the program succeeds.
         if wrong := done.wrong(0, 2, *KILLED):
             return known, killed, _fault(drawn, point, said, wrong, done)
         point = rng.randrange(known.events)

@@ -1,4 +1,4 @@
-"""Names that lead elsewhere or break what holds them, and files that name others."""
+"""Hostile names, links and playlists."""
 
 VICTIM = "{victim}"  # stands for a folder of the user, an absolute path
 NAMES = (
@@ -18,7 +18,7 @@ LINKS = (
     "out/made-crossing/00001.png", "out/global_results-val.csv", "out/.lock", "out/.holder", "out/.x.1.partial",
     "out/.written/.tables.json", "out/overlays/made-crossing/00000.jpg", "out/.made-crossing.77.partial",
 )  # fmt: skip
-"""Places in a data set and in a results folder, of links that lead to the user's files."""
+"""Places in a data set and in a results folder where a link to the user's files is put."""
 
 PLAYLISTS = {
     "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
@@ -36,4 +36,4 @@ PLAYLISTS = {
     "vob.idx": "# VobSub index file, v7\nid: en, index: 0\n",
     "ram": "file://{path}\n",
 }
-"""What names another file to be played, by kind."""
+"""Files that name another file to be played, by suffix."""

@@ -1,4 +1,4 @@
-"""Programs run in forked processes (see `zygote`), a zygote for each that runs at a time."""
+"""Runs programs in processes forked from a pool of zygotes (see `zygote`)."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from tests.crash.kill_points import RECORD
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
-"""Seconds of a run, after which it hangs."""
+"""Timeout of a run, seconds."""
 
 KILLED = (-signal.SIGKILL, -signal.SIGALRM)
-"""Statuses of a program that was killed: at a change, or by a timer after it."""
+"""Exit statuses of a program that was killed: at a change, or by a timer after it."""
 
 _ORPHANED = re.compile(
     r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n(?:  .*\n)+'
@@ -35,18 +35,18 @@ class Ended:
     """How a program ended."""
 
     status: int | None
-    """Exit status; minus the signal that ended it; None for one that did not end."""
+    """Exit status; minus the signal that killed it; None after a timeout."""
     seconds: float
     out: str
     err: str
     events: tuple[str, ...]
     """Changes of its folder: process, kind and path."""
     alone: bool
-    """Whether the processes that it had started ended with it."""
+    """Whether its child processes ended with it."""
 
     def wrong(self, *statuses: int) -> str | None:
-        """What is wrong with a run that should have ended with one of these; None if nothing is."""
-        # A process that was just being started finds that the one which started it is gone, and says so.
+        """What is wrong with a run that should have ended with one of these statuses, or None."""
+        # A child that is just starting prints a traceback when its parent is gone.
         err = _ORPHANED.sub("", self.err) if self.status in KILLED else self.err
         if "Traceback (most recent call last)" in err:
             return f"traceback: {_last(self.err)}"
@@ -62,13 +62,13 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """What stderr ends with, if it is a sentence on what is wrong."""
+        """The last line of stderr, if it is an error message."""
         lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
         return lines[-1] if lines and ("error: " in lines[-1]) else ""
 
 
 def plain(text: str) -> str:
-    """What a program said, without the names of this machine and its folders, as results are kept."""
+    """A program's output without this machine's name and folders, as results are stored."""
     text = text.replace(sys.prefix, "VENV").replace(str(ROOT), ".")
     return re.sub(rf"\b{re.escape(socket.gethostname())}\b", "HOST", text)
 
@@ -79,7 +79,7 @@ def _last(text: str) -> str:
 
 
 class Zygotes:
-    """Zygotes to run programs with, one program at a time each."""
+    """A pool of zygotes, each of which runs one program at a time."""
 
     def __init__(self, number: int) -> None:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("CRASH_")}
@@ -122,11 +122,11 @@ class Zygotes:
         variables: dict[str, str] | None = None,
         **more: Any,
     ) -> Ended:
-        """Run a program in a folder. kill: as `kill_points` takes it. counted: where changes count (there)."""
+        """Run a program in a folder. kill: CRASH_KILL of `kill_points`. counted: CRASH_FOLDER (default: folder)."""
         with tempfile.TemporaryDirectory() as place:
             names = {name: str(Path(place, name)) for name in ("out", "err", "events")}
             own = {"CRASH_FOLDER": str(counted or folder), "CRASH_EVENTS": names.pop("events")}
-            if "files" in more:  # which bounds the list of changes too
+            if "files" in more:  # the limit on file sizes applies to the list of changes, too
                 own.pop("CRASH_FOLDER")
             own |= ({"CRASH_KILL": kill} if kill else {}) | (variables or {})
             job = {"program": program, "words": words, "folder": str(folder), "limit": limit, "variables": own}
@@ -149,7 +149,7 @@ class Zygotes:
 
 @contextmanager
 def zygotes(number: int) -> Iterator[Zygotes]:
-    """Zygotes until the block ends."""
+    """A pool of zygotes for the block."""
     found = Zygotes(number)
     try:
         yield found

@@ -1,4 +1,4 @@
-"""The programs that are killed, with made data small enough that a run takes a second or less."""
+"""The programs that are killed, with synthetic data small enough for runs of a second or less."""
 
 import pickle
 import shutil
@@ -16,22 +16,22 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Program:
-    """A command line, run in a folder of its own beside the data."""
+    """A command line, run in a working folder of its own."""
 
     name: str
     program: str
     """"script:NAME", "module:NAME", or "call:NAME" of `tests.crash.calls`."""
     words: tuple[str, ...]
-    """Of the command line. {data} is the folder of made data; what is written is named relative to the own folder."""
+    """The arguments. {data} is the folder of data; outputs are relative to the working folder."""
     share: int
-    """Of a hundred kills."""
+    """Kills of a hundred."""
     out: str
-    """What is written, below the own folder."""
+    """The output, relative to the working folder."""
     begin: tuple[str, ...] | None = None
-    """Words of an earlier run whose results are there when it starts."""
+    """Arguments of an earlier run, whose results exist when the program starts."""
 
     def command(self, data: Path, words: tuple[str, ...] | None = None) -> list[str]:
-        """The words with the folder of data."""
+        """The arguments with the folder of data filled in."""
         return [word.replace("{data}", str(data)) for word in words or self.words]
 
 
@@ -72,12 +72,11 @@ PROGRAMS = {
 
 
 def make_data(data: Path) -> None:
-    """Everything that the programs read."""
+    """Make all data that the programs read."""
     make_davis(data / "davis", 2, 4, 96, 128)
     make_davis(data / "short", 1, 3, 96, 128)
     for folder in (data / "davis/Annotations/480p").iterdir():
         shutil.copytree(folder, data / "masks" / folder.name)
-    # Of prepared folders whose video has changed since.
     for name, frames in (("a.mp4", 6), ("b/c d.mkv", 4)):
         write_video(data / "videos" / name, 4, frames, (48, 32))
     (data / "videos/notes.txt").write_text("no video")

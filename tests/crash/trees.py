@@ -1,4 +1,4 @@
-"""What is in a folder, to be compared: bytes, but for times, hosts and processes where files hold them by nature."""
+"""Comparison of folders: by bytes, except for the times, hosts and process ids that some files contain."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ LEFT_OUT = re.compile(r"(^|/)(tensorboard/.*|\.lock|\.lock\.file)$")
 
 
 def results(folder: Path) -> Tree:
-    """What a program left, by path: bytes, JSON without fields of times and hosts, a link's target, None of a folder.
+    """A program's output by path: bytes, JSON without times and hosts, a link's target, None for a folder.
 
-    The path of the folder itself, where files hold it, is replaced.
+    The path of the folder itself is replaced in file contents.
     """
     found: Tree = {}
     for path in _below(folder):
@@ -43,7 +43,7 @@ def results(folder: Path) -> Tree:
 
 
 def _noted(content: dict[str, list[str]], out: Path) -> dict[str, Any]:
-    """Hashes by file, of those that are the file's only that they are; files hold paths."""
+    """Whether the recorded hashes are those of the files; the hashes depend on paths in the files."""
     return {
         name: (out / name).is_file() and hashes == [hashlib.sha256((out / name).read_bytes()).hexdigest()]
         for name, hashes in content.items()
@@ -59,13 +59,10 @@ def _plain(content: Any, path: Path) -> Any:
 
 
 def _unpickled(content: Any) -> Any:
-    """A checkpoint's content; its bytes also tell equal texts that are one object from those that are two."""
+    """A checkpoint's content; the bytes of a pickle also depend on which equal strings are one object."""
     if isinstance(content, torch.Tensor):
-        return (
-            str(content.dtype),
-            tuple(content.shape),
-            content.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
-        )
+        data = content.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return str(content.dtype), tuple(content.shape), data
     if isinstance(content, dict):
         return {name: _unpickled(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
@@ -74,18 +71,18 @@ def _unpickled(content: Any) -> Any:
 
 
 def _by_name(data: bytes) -> tuple[Any, bytes]:
-    """A file of safetensors with its header parsed: in what order that lists its notes changes from run to run."""
+    """A safetensors file with its header parsed: the order of its metadata differs from run to run."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def partial(folder: Path) -> list[str]:
-    """Names of what was to be moved to its place and was not."""
+    """Names of temporary files that were not renamed."""
     return [name for path in _below(folder) if PARTIAL.search(name := str(path.relative_to(folder)))]
 
 
 def difference(found: Tree, expected: Tree) -> str | None:
-    """The first few differences in a line; None if there are none."""
+    """The first few differences as a line, or None."""
     said = [f"{name} is missing" for name in expected if name not in found]
     said += [f"{name} is there too" for name in found if name not in expected]
     for name in expected:
@@ -101,14 +98,14 @@ def _shown(value: Any) -> str:
 
 
 def _apart(found: Any, expected: Any) -> Any:
-    """Of two of JSON's objects what differs."""
+    """The entries of a JSON object that differ from another's."""
     if not isinstance(found, dict) or not isinstance(expected, dict):
         return found
     return {name: value for name, value in found.items() if name not in expected or expected[name] != value}
 
 
 def snapshot(folder: Path, without: Path | None = None) -> Tree:
-    """Everything of every file: kind, size, time of change and content; but for one folder within."""
+    """Mode, modification time and content of every file, except in one folder."""
     found: Tree = {}
     for path in _below(folder):
         if without is not None and (path == without or without in path.parents):
@@ -119,14 +116,14 @@ def snapshot(folder: Path, without: Path | None = None) -> Tree:
             content = os.readlink(path)
         elif path.is_file():
             content = path.read_bytes()
-        # A folder's time of change says whether names came or went; that of one with the folder left out changes.
+        # A folder's modification time tells whether entries changed; ignored for the parent of the excluded folder.
         time = 0 if without is not None and path == without.parent else status.st_mtime_ns
         found[str(path.relative_to(folder))] = (status.st_mode, time, content)
     return found
 
 
 def changes(found: Tree, expected: Tree) -> str | None:
-    """The first few changes since an earlier snapshot in a line; None if there are none."""
+    """The first few changes since an earlier snapshot as a line, or None."""
     said = [f"{name} was removed" for name in expected if name not in found]
     said += [f"{name} was made" for name in found if name not in expected]
     said += [f"{name} was changed" for name in expected if name in found and found[name] != expected[name]]
@@ -134,7 +131,7 @@ def changes(found: Tree, expected: Tree) -> str | None:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Everything below a folder, in order; links are not followed."""
+    """All paths below a folder, sorted; links are not followed."""
     found = []
     for root, folders, files in os.walk(folder):
         found += [Path(root, name) for name in (*folders, *files)]

@@ -1,6 +1,6 @@
-"""A process that has imported every program and forks to run one, which saves the seconds of the imports.
+"""A process that has imported every program and forks to run one, which saves the time of the imports.
 
-Reads a job a line from its input, JSON, and answers each with a line. It has a single thread, so that forking is safe.
+Reads jobs from stdin, a line of JSON each, and answers each with a line. It has a single thread, so forking is safe.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from tests.crash import kill_points
 
 ROOT = Path(__file__).parents[2]
 ORPHANS = 10.0
-"""Seconds in which the processes that a program had started have to end after it."""
+"""Seconds in which a program's child processes must end after it."""
 MODULES = (
     "torch", "torch._dynamo", "train", "test_davis", "timecycle.checkpoints.networks", "timecycle.data.prepare",
     "timecycle.evaluation.davis.scores", "timecycle.evaluation.jhmdb", "timecycle.evaluation.vip",
@@ -35,7 +35,7 @@ MODULES = (
 
 
 def serve(answers: int) -> dict[str, Any] | None:
-    """Run jobs until the input ends; in the process of a job, return that job."""
+    """Run jobs until the input ends. Returns None; in the forked process of a job, that job."""
     for line in sys.stdin:
         job = json.loads(line)
         begin = time.monotonic()
@@ -49,7 +49,7 @@ def serve(answers: int) -> dict[str, Any] | None:
 
 
 def _waited_for(child: int, deadline: float) -> int | None:
-    """The exit status, minus the signal that ended it, or None for one that had to be stopped."""
+    """The exit status, minus the signal that killed it, or None after a timeout."""
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
@@ -62,7 +62,7 @@ def _waited_for(child: int, deadline: float) -> int | None:
 
 
 def _alone(group: int) -> bool:
-    """Whether the processes that a program had started have ended; after some seconds they are killed."""
+    """Whether a program's child processes have ended; after some seconds they are killed."""
     deadline = time.monotonic() + ORPHANS
     try:
         while time.monotonic() < deadline:
@@ -83,9 +83,9 @@ def run(job: dict[str, Any]) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdout.reconfigure(line_buffering=True)
-    faulthandler.dump_traceback_later(0.95 * job["limit"])  # of a run that hangs
+    faulthandler.dump_traceback_later(0.95 * job["limit"])  # if it hangs
     os.environ.update(job["variables"])
-    if "files" in job:  # most bytes of a file
+    if "files" in job:  # the largest size of a file
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["files"],) * 2)
     os.chdir(job["folder"])
     kill_points.install()
@@ -103,7 +103,7 @@ def run(job: dict[str, Any]) -> None:
 def main() -> None:
     """Import, then serve."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever is printed is no answer
+    os.dup2(2, 1)  # prints must not mix with answers
     for name in MODULES:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a library has started threads, so that forking is unsafe"
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def _exit(call: Callable[[dict[str, Any]], None], job: dict[str, Any]) -> None:
-    """Call, and end as the interpreter does, without the seconds in which it takes the libraries down."""
+    """Call, and exit as the interpreter does, but without unloading the libraries, which takes seconds."""
     status = 0
     try:
         call(job)
@@ -127,7 +127,7 @@ def _exit(call: Callable[[dict[str, Any]], None], job: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
-    threading._shutdown()  # private; waits for threads, as the interpreter does
+    threading._shutdown()  # private: waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Bytes damaged as disks, cut-off downloads and people damage them; for targets that read files."""
+"""Damage to the bytes of files: flipped bits, truncation, insertions, deletions, replaced numbers."""
 
 import random
 

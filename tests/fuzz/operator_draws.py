@@ -1,7 +1,6 @@
-"""What the operators' cases are drawn from: sizes, tensors of odd memory layout, selections, and a comparison.
+"""Random arguments of the operators: sizes, tensors of unusual memory layouts, selections; and a comparison.
 
-Features are small whole numbers, so that every dot product is exact in every dtype and equal stays equal: the kept keys
-must then agree to the last index.
+Features are small whole numbers, so that every dot product is exact in every dtype: the selected indices must be equal.
 """
 
 import contextlib
@@ -21,23 +20,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WRONG_DTYPES = (torch.int32, torch.bool, torch.float8_e4m3fn, torch.complex64, *DTYPES)
 LARGEST = 70
 LARGE_K = (1000, 10**6, 2**31 - 1, 2**31, 2**59, 2**62, 2**63 - 1, 2**63, 2**100)
-INSANE = (
-    1e-30,
-    1e-6,
-    2.0**126,
-    0.0,
-    -1.0,
-    float("nan"),
-    float("inf"),
-    -float("inf"),
-    1e300,
-    1e-300,
-    1e39,
-    1e-39,
-    5e-324,
-    2.0**127,
-    2.0**-127,
-)
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
+EXTREME = (1e-30, 1e-6, 2.0**126, 0.0, -1.0, *NOT_FINITE, 1e300, 1e-300, 1e39, 1e-39, 5e-324, 2.0**127, 2.0**-127)
+"""Temperatures, of which most are refused."""
 
 
 def generator(rng: random.Random) -> torch.Generator:
@@ -46,14 +31,14 @@ def generator(rng: random.Random) -> torch.Generator:
 
 
 def size(rng: random.Random, least: int = 0) -> int:
-    """Mostly a few, seldom none, up to LARGEST."""
+    """Mostly 1 to 8, rarely 0, up to LARGEST."""
     if rng.random() < 0.02:
         return least
     return rng.randint(max(1, least), 8) if rng.random() < 0.8 else rng.randint(max(1, least), LARGEST)
 
 
 def strange(rng: random.Random, tensor: Tensor) -> Tensor:
-    """The same numbers, laid out otherwise in memory."""
+    """The same values with other strides or an offset."""
     kind = rng.random()
     if kind < 0.6 or not tensor.ndim:
         return tensor
@@ -72,7 +57,7 @@ def strange(rng: random.Random, tensor: Tensor) -> Tensor:
 
 
 def whole(rng: random.Random, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Whole numbers from -2 to 2; seldom the same for all of a dimension, expanded."""
+    """Whole numbers from -2 to 2; rarely expanded along a dimension."""
     shape = list(shape)
     dim = rng.randrange(len(shape))
     one = rng.random() < 0.05 and shape[dim] > 0
@@ -82,7 +67,7 @@ def whole(rng: random.Random, shape: Sequence[int], dtype: torch.dtype) -> Tenso
 
 
 def slots(rng: random.Random, targets: int, length: int, frames: int) -> Tensor:
-    """Context slots [targets, length] of so many frames: some empty, now and then all, seldom one outside."""
+    """Slots [targets, length] of indices below `frames`: some empty (-1), sometimes all, rarely one out of range."""
     least = -1 if rng.random() < 0.5 or not frames else 0
     end = 0 if rng.random() < 0.05 else frames
     found = torch.randint(least, max(end, least + 1), (targets, length), generator=generator(rng))
@@ -92,8 +77,8 @@ def slots(rng: random.Random, targets: int, length: int, frames: int) -> Tensor:
 
 
 def temperature(rng: random.Random) -> float:
-    """Mostly one that logits stay finite with."""
-    return rng.choice(INSANE) if rng.random() < 0.04 else rng.choice([0.07, 0.5, 1.0, 4.0, 512**-0.5, 1e6])
+    """Mostly one with which logits stay finite."""
+    return rng.choice(EXTREME) if rng.random() < 0.04 else rng.choice([0.07, 0.5, 1.0, 4.0, 512**-0.5, 1e6])
 
 
 class Affinity(NamedTuple):
@@ -115,21 +100,20 @@ def grid(rng: random.Random) -> Neighborhood:
 
 
 def counts(rng: random.Random, targets: int, length: int, few: bool) -> Tensor | None:
-    """Copies [T, 2] or [B, T, 2], or none; with `few` none so many that lists of them are long."""
+    """Multiplicity [T, 2] or [B, T, 2], or None; with `few` no counts that make lists long."""
     kind = rng.random()
     if kind < 0.5:
         return None
     shape = (length, 2) if kind < 0.75 else (targets, length, 2)
     multiplicity = torch.randint(0, 5, shape, generator=generator(rng))
     if multiplicity.numel() and rng.random() < 0.08:
-        multiplicity.view(-1)[rng.randrange(multiplicity.numel())] = rng.choice(
-            [-1, 2**24 + 1, 2**62, *([] if few else [2**24])]
-        )
+        values = [-1, 2**24 + 1, 2**62, *([] if few else [2**24])]
+        multiplicity.view(-1)[rng.randrange(multiplicity.numel())] = rng.choice(values)
     return strange(rng, multiplicity)
 
 
 def selection(rng: random.Random, rows: int) -> Select:
-    """What is kept, in lists that fit the memory where they are returned for so many rows."""
+    """A selection whose lists, for so many rows, fit into memory."""
     scope, softmax_over = rng.choice(["frame", "joint"]), rng.choice(["all", "topk"])
     ties = rng.choice(["exact", "all"])
     k = rng.choice([1, 1, 2, 3, 5, 8, 20, 100, 129])
@@ -141,7 +125,7 @@ def selection(rng: random.Random, rows: int) -> Select:
 
 
 def affinity(rng: random.Random, kept: bool = True) -> Affinity:
-    """A call of topk_affinity; without `kept` of an operator that returns no lists."""
+    """Arguments of topk_affinity; without `kept` of an operator that returns no lists."""
     neighborhood = grid(rng) if rng.random() < 0.3 else None
     positions = neighborhood.height * neighborhood.width if neighborhood else None
     targets, length = size(rng) % 5, size(rng, 1) % 7 or rng.choice([0, 1, 2, 3])
@@ -160,7 +144,7 @@ def affinity(rng: random.Random, kept: bool = True) -> Affinity:
 
 
 def spoilt(rng: random.Random, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, seldom with one tensor of a wrong shape, dtype or value."""
+    """The arguments, rarely with one tensor of a wrong shape, dtype or value."""
     names = [name for name, value in tensors.items() if isinstance(value, Tensor)]
     if rng.random() > 0.07 or not names:
         return tensors
@@ -175,13 +159,13 @@ def spoilt(rng: random.Random, tensors: dict[str, Any]) -> dict[str, Any]:
         lambda: tensor[..., :0],
         lambda: tensor[None],
         lambda: tensor.transpose(0, -1),
-        lambda: with_value(rng, tensor, [float("nan"), float("inf"), -float("inf")]),
+        lambda: with_value(rng, tensor, NOT_FINITE),
     ]
     return tensors | {name: rng.choice(changes)()}
 
 
 def with_value(rng: random.Random, tensor: Tensor, values: Sequence[float]) -> Tensor:
-    """A copy of a floating tensor with one of the values at some place."""
+    """A copy of a floating point tensor with one element replaced by one of the values."""
     if not tensor.numel() or not tensor.is_floating_point():
         return tensor
     tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -190,17 +174,17 @@ def with_value(rng: random.Random, tensor: Tensor, values: Sequence[float]) -> T
 
 
 def backends(function: Callable[..., Any], dtype: torch.dtype) -> list[str | None]:
-    """What is compared with the reference: the CPU kernels where they have the dtype, and Triton's if interpreted."""
+    """Backends compared with the reference: the CPU kernels where they support the dtype, Triton's if interpreted."""
     if dtype == torch.float64 or (function is propagate_sequence and dtype != torch.float32):
         return [None]
     found: list[str | None] = ["cpu", "triton"] if INTERPRETED and function is not propagate_sequence else ["cpu"]
-    # Of topk_affinity all variants, of which a call takes what is fastest on the chip.
+    # All variants of topk_affinity, of which a call takes the one that is fastest on the chip.
     return [*found, *(backend.name for backend in FORCED)] if function is topk_affinity else found
 
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, so that an element nobody writes shows."""
+    """Fill uninitialized memory with NaN, so that elements that are not written show."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -217,7 +201,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 def compare(ours: Any, exact: Any, tolerance: float = 1e-5) -> None:
-    """Both refused by one sentence, or both the same: numbers up to `tolerance` of the largest, indices exactly."""
+    """Both refused with the same sentence, or equal: values up to `tolerance` of the largest, indices exactly."""
     if isinstance(exact, InputError) or isinstance(ours, InputError):
         assert str(ours) == str(exact), f"one says {str(ours)[:150]!r}, the reference {str(exact)[:150]!r}"
         raise exact

@@ -1,6 +1,6 @@
-"""One process of a fuzz run: some cases of one function, in order.
+"""A process of a fuzz run: a range of cases of one function.
 
-Says where it is in a file, so that whoever started it knows which case ended or stopped it.
+It writes the index of the current case to a file, so that its parent knows which case crashed it or timed out.
 """
 
 import functools
@@ -19,11 +19,11 @@ from typing import Any
 from timecycle.errors import InputError
 
 MEMORY = 10 << 30
-"""Bytes of address space; whoever asks for more gets a MemoryError."""
+"""Limit of the address space, bytes; beyond it allocations raise MemoryError."""
 
 
 def run_case(target: str, function: str, seed: int, index: int, folder: Path) -> str:
-    """One case: "passed" or "refused"; what is a fault is raised."""
+    """Run a case. Returns "passed" or "refused"; a fault is raised."""
     case = getattr(importlib.import_module(f"tests.fuzz.targets.{target}"), function)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def run_case(target: str, function: str, seed: int, index: int, folder: Path) ->
 
 
 def fault(error: BaseException) -> str:
-    """What went wrong and where, on a line."""
+    """An exception and its place as one line."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/timecycle/" in frame.filename] or frames
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
@@ -46,9 +46,9 @@ def fault(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Cases start to stop - 1; the counts and faults as JSON in the folder's report."""
+    """Run cases start to stop - 1; counts and faults are written to `report` in the folder, as JSON."""
     target, function, seed, start, stop, folder = sys.argv[1:]
-    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which takes all the addresses there are
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # AddressSanitizer reserves terabytes of address space
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     counts: dict[str, Any] = {"passed": 0, "refused": 0, "faults": []}

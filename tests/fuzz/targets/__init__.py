@@ -1,1 +1,1 @@
-"""What is fuzzed, a module each."""
+"""The targets of the fuzz run, a module each."""

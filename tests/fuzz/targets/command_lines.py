@@ -1,6 +1,6 @@
-"""Command lines: options and odd values drawn at random, up to where the work would begin.
+"""Command lines of random options and values, up to the start of the work.
 
-The programs are called in this process, in the case's folder, on a data set of a few pixels. Exit status 2, with which
+The programs are called in this process, in the case's folder, on a data set of a few pixels. Exit status 2, by which
 argparse refuses, counts as refused; any other end but a return is a fault.
 """
 
@@ -28,9 +28,9 @@ from torch.nn import functional
 
 import timecycle
 from tests.task_cases import write_mat
-from timecycle import prepare
 from timecycle.checkpoints import networks as checkpoint
 from timecycle.checkpoints.layouts import LAYOUTS
+from timecycle.data import prepare
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
 from timecycle.evaluation.davis import command, scores
@@ -51,10 +51,10 @@ LITERALS = (
     "[1]*9", "{}", "(" * 300, "-" * 1500 + "1", "[" * 900, "9" * 900, "b'x'", "1j", "x", "", "f'{1}'", "lambda: 0",
     "0.5", "2**9", "'" + "a" * 99,
 )  # fmt: skip
-"""Of --override, read as Python's literals."""
+"""Values of --override, which are parsed as Python literals."""
 
 Options = dict[str, Sequence[str]]
-"""Values that mean something, by option; none for an option without a value."""
+"""Valid values by option; empty for an option without a value."""
 
 EVALUATE: Options = {
     "--davis": ("davis", "nowhere", "davis/ImageSets/2017/val.txt"), "--set": ("val", "train"),
@@ -83,7 +83,7 @@ DAVIS: Options = {
 }  # fmt: skip
 CONVERT: Options = {"--out": ("weights", "davis"), "--layout": tuple(LAYOUTS), "--part": ("teacher", "student")}
 WRITTEN = {"--save_path", "--out", "--json", "--list", "--checkpoint", "-c"}
-"""Options that name what is written; it has to stay in the case's folder."""
+"""Options that name an output, which must stay in the case's folder."""
 
 
 def words_of(rng: random.Random, options: Options, least: Sequence[str] = ()) -> list[str]:
@@ -107,17 +107,17 @@ def words_of(rng: random.Random, options: Options, least: Sequence[str] = ()) ->
 
 
 class Reached(Exception):
-    """The program was about to begin its work, which is as good as done here."""
+    """The program has accepted its command line and starts its work."""
 
 
 def reached(*arguments: Any, **named: Any) -> NoReturn:
-    """In the place of the work."""
+    """Replaces the work."""
     raise Reached
 
 
 @functools.cache
 def data() -> Path:
-    """What every case finds in its folder."""
+    """The files that every case finds in its folder."""
     folder = Path(tempfile.mkdtemp(prefix="command-lines-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make_davis(folder / "davis", 1, 3, 48, 64)
@@ -138,8 +138,8 @@ def data() -> Path:
 
 
 @contextlib.contextmanager
-def inside(folder: Path, *names: str) -> Iterator[None]:
-    """Work in the case's folder, with links to some of the data; what is printed is dropped."""
+def working_in(folder: Path, *names: str) -> Iterator[None]:
+    """Work in the case's folder, with links to some of the data; discards what is printed."""
     for name in names:
         (folder / name).symlink_to(data() / name)
     before, beside = Path.cwd(), sorted(os.listdir(folder.parent))
@@ -153,9 +153,9 @@ def inside(folder: Path, *names: str) -> Iterator[None]:
 
 
 def called(main: Callable[[], Any], words: list[str]) -> Any:
-    """What a program returns, None where it came to its work.
+    """What a program returns; None if it started its work.
 
-    Raises InputError for what argparse refuses, and with the sentence that `run_command_line` prints.
+    Raises InputError for what argparse refuses, or with the sentence that `run_command_line` would print.
     """
     with mock.patch.object(sys, "argv", ["program", *words]):
         try:
@@ -197,7 +197,10 @@ def case_evaluate(rng: random.Random, folder: Path) -> None:
         made["rules"] = given[2]
         raise Reached
 
-    with inside(folder, *DATA), mock.patch.multiple(command, write_masks=noted, make_davis=lambda root: Path("davis")):
+    with (
+        working_in(folder, *DATA),
+        mock.patch.multiple(command, write_masks=noted, make_davis=lambda root: Path("davis")),
+    ):
         called(evaluation().main, words)
     if made:
         rules = made["rules"]
@@ -207,7 +210,7 @@ def case_evaluate(rng: random.Random, folder: Path) -> None:
 
 
 def case_train(rng: random.Random, folder: Path) -> None:
-    with inside(folder, *DATA):
+    with working_in(folder, *DATA):
         words = words_of(rng, training(), rng.choice([(), ("--objective", "walk"), ("--videos", "videos")]))
 
         def main() -> settings.RunSettings:
@@ -224,7 +227,7 @@ def case_train(rng: random.Random, folder: Path) -> None:
 
 @functools.cache
 def training() -> Options:
-    """The options of train.py, with values that mean something for each."""
+    """The options of train.py with valid values."""
     found: Options = {}
     for name, field in settings.OPTIONS.items():
         kind = settings.TYPES[name]
@@ -233,30 +236,17 @@ def training() -> Options:
         else:
             choices = getattr(kind, "__args__", ())
             texts = [text for text in choices if isinstance(text, str)]
-            found[settings.flag(name)] = texts or [
-                *(() if field.default is None else [str(field.default)]),
-                "1",
-                "3",
-                "0.5",
-            ]
-    found |= {
-        "--checkpoint": ["out", "bad.pth"],
-        "--resume": ["auto", "bad.pth"],
-        "--T": ["1"],
-        "--hist": ["1"],
-        "-d": ["x"],
-    }
+            default = () if field.default is None else (str(field.default),)
+            found[settings.flag(name)] = texts or [*default, "1", "3", "0.5"]
     return found | {
-        "--filelist": ["list.txt"],
-        "--videos": ["videos"],
-        "--pretrained": ["bad.pth"],
-        "--device": ["cpu"],
-    }
+        "--checkpoint": ["out", "bad.pth"], "--resume": ["auto", "bad.pth"], "--T": ["1"], "--hist": ["1"], "-d": ["x"],
+        "--filelist": ["list.txt"], "--videos": ["videos"], "--pretrained": ["bad.pth"], "--device": ["cpu"],
+    }  # fmt: skip
 
 
 def case_score(rng: random.Random, folder: Path) -> None:
     least = rng.choice([(), ("--davis", "davis", "--results", "masks")])
-    with inside(folder, *DATA):
+    with working_in(folder, *DATA):
         called(scores.main, [*words_of(rng, SCORE, least), *rng.choice([[], ["--workers", "0"]])])
 
 
@@ -264,7 +254,7 @@ def case_prepare(rng: random.Random, folder: Path) -> None:
     kind = rng.choice(["vlog", "davis", "davis", rng.choice(ODD)])
     least = {"vlog": ("--videos", "videos", "--out", "frames"), "davis": ("--davis", "davis", "--out", "made.txt")}
     words = [kind, *words_of(rng, DAVIS if kind == "davis" else VLOG, least.get(kind, ()))]
-    with inside(folder, *DATA), mock.patch.object(prepare, "_extracted", reached):
+    with working_in(folder, *DATA), mock.patch.object(prepare, "_extracted", reached):
         called(prepare.main, words)
 
 
@@ -273,12 +263,12 @@ def case_convert(rng: random.Random, folder: Path) -> None:
     words = ["convert", rng.choice(files), *words_of(rng, CONVERT)]
     if rng.random() < 0.1:
         words[0] = rng.choice(ODD)
-    with inside(folder, *DATA):
+    with working_in(folder, *DATA):
         called(checkpoint.main, words)
 
 
 def case_task(rng: random.Random, folder: Path) -> None:
-    """What a program would pass on to evaluate_jhmdb."""
+    """Arguments of evaluate_jhmdb."""
 
     def cells(images: Tensor) -> Tensor:
         return functional.avg_pool2d(images, 8)
@@ -295,9 +285,8 @@ def case_task(rng: random.Random, folder: Path) -> None:
         key: value for key, value in options.items() if key not in ("top", "k", "length") or isinstance(value, int)
     }
     options["side"] = rng.choice([16, 32, 64, 0, -8, 7])
-    with inside(folder, *DATA, "jhmdb"):
-        found = timecycle.evaluate_jhmdb(
-            cells, rng.choice(["jhmdb", "jhmdb", "jhmdb", "davis", ""]), progress=False, **options
-        )
+    with working_in(folder, *DATA, "jhmdb"):
+        root = rng.choice(["jhmdb", "jhmdb", "jhmdb", "davis", ""])
+        found = timecycle.evaluate_jhmdb(cells, root, progress=False, **options)
     for share in found.pck.values():
         assert share != share or 0 <= share <= 1, found.pck

@@ -1,4 +1,4 @@
-"""JSON that the programs left in their own folders, and read again: damaged, of other types, by other hands."""
+"""JSON files that the programs write to their folders and read again: damaged, or with other values and types."""
 
 import atexit
 import functools
@@ -19,7 +19,7 @@ from timecycle.files import PREPARED, read_json
 
 
 def json_bytes(rng: random.Random, content: Any) -> bytes:
-    """A JSON text, damaged in one of the ways that disks, editors and people have."""
+    """A JSON text, perhaps with a changed value, perhaps with damaged bytes."""
     data = bytearray(json.dumps(changed(rng, content) if rng.random() < 0.6 else content).encode())
     way = rng.randrange(8)
     if way == 0:
@@ -45,7 +45,7 @@ def changed(rng: random.Random, content: Any) -> Any:
         if rng.random() < 0.15:
             return {name: value for name, value in content.items() if name != key}
         if rng.random() < 0.1:
-            return {odd_value(rng) if name == key else name: value for name, value in content.items() if _key(name)}
+            return {odd_value(rng) if name == key else name: x for name, x in content.items() if isinstance(name, str)}
         return content | {key: changed(rng, content[key])}
     if isinstance(content, list) and content and rng.random() < 0.8:
         at = rng.randrange(len(content))
@@ -53,32 +53,10 @@ def changed(rng: random.Random, content: Any) -> Any:
     return odd_value(rng)
 
 
-def _key(name: Any) -> bool:
-    return isinstance(name, str)
-
-
 def odd_value(rng: random.Random) -> Any:
-    """Any value of JSON that is hashable."""
-    return rng.choice(
-        [
-            None,
-            True,
-            -1,
-            0,
-            2**70,
-            1.5,
-            1e308,
-            float("nan"),
-            float("inf"),
-            "",
-            "..",
-            "../x",
-            "a" * 300,
-            "\0",
-            "\ud800",
-            "é",
-        ]
-    )
+    """A hashable JSON value."""
+    texts = ["", "..", "../x", "a" * 300, "\0", "\ud800", "é"]
+    return rng.choice([None, True, -1, 0, 2**70, 1.5, 1e308, float("nan"), float("inf"), *texts])
 
 
 def case_read_json(rng: random.Random, folder: Path) -> None:
@@ -99,7 +77,7 @@ def case_prepared(rng: random.Random, folder: Path) -> None:
 
 @functools.cache
 def _results() -> tuple[Sequence, dict[str, bytes]]:
-    """A finished results folder of one sequence, as bytes by path; the sequence's frames are there for good."""
+    """A sequence, and the files of its finished results folder by path; the sequence's frames stay on disk."""
     data = Path(tempfile.mkdtemp(prefix="timecycle-fuzz-"))
     atexit.register(shutil.rmtree, data, ignore_errors=True)
     frames = tuple(data / f"{i:05d}.jpg" for i in range(3))
@@ -117,7 +95,7 @@ def _results() -> tuple[Sequence, dict[str, bytes]]:
 
 
 def case_results(rng: random.Random, folder: Path) -> None:
-    """One of the JSON files is damaged, or names files of others, which then have to be there still."""
+    """A results folder with one JSON file damaged or naming other files, which must not be removed."""
     sequence, files = _results()
     results, victims = folder / "results", [folder / "evil", folder / "results" / "mine.txt"]
     damaged = rng.choice([name for name in files if name.endswith(".json")])
@@ -128,11 +106,9 @@ def case_results(rng: random.Random, folder: Path) -> None:
         victim.write_bytes(b"mine")
     content = json.loads(files[damaged])
     if rng.random() < 0.3:
-        hostile = rng.choice(
-            ["../evil", "/evil", "dog/../../evil", "mine.txt", "..", "", "overlays", "dog/00000.png/x"]
-        )
+        names = ["../evil", "/evil", "dog/../../evil", "mine.txt", "..", "", "overlays", "dog/00000.png/x"]
         into = content["sequences"] if damaged == "results.json" else content
-        into[hostile] = {"seconds": {}} if into is not content else [hashlib.sha256(b"mine").hexdigest()]
+        into[rng.choice(names)] = {"seconds": {}} if into is not content else [hashlib.sha256(b"mine").hexdigest()]
     (results / damaged).write_bytes(json_bytes(rng, content))
     try:
         found = ResultsFolder(results, {"a": 1}, overwrite=rng.random() < 0.5)

@@ -1,4 +1,4 @@
-"""Lists of sequences and clips, with names, numbers and bytes that people and programs should not have written."""
+"""Lists of sequences and clips with unusual names, numbers, encodings and bytes."""
 
 import functools
 import os
@@ -24,12 +24,12 @@ ODD = [
 
 
 ROOT_LENGTH = 160
-"""Characters of the path of the sets. Lists hold it, so that what is drawn of their bytes depends on its length."""
+"""Length of the path of the sets: lists contain it, and random changes of their bytes depend on their length."""
 
 
 @functools.cache
 def made() -> Path:
-    """Small sets in the layouts of DAVIS, VIP and JHMDB, made once for each process; the path's length is fixed."""
+    """Small sets in the layouts of DAVIS, VIP and JHMDB, made once per process under a path of fixed length."""
     parent = Path(os.environ.get("TMPDIR", "/tmp")).absolute()
     root = parent / f"timecycle-fuzz-{os.getpid()}-".ljust(ROOT_LENGTH - len(f"{parent}/"), "x")
     shutil.rmtree(root, ignore_errors=True)
@@ -40,13 +40,13 @@ def made() -> Path:
 
 
 def link(made_set: Path, parts: tuple[str, ...], folder: Path) -> None:
-    """Put folders of a made set into another, whose lists are its own."""
+    """Link parts of a set into a folder that has its own lists."""
     for part in parts:
         (folder / part).symlink_to(made_set / part)
 
 
 def text(rng: random.Random, words: list[str]) -> bytes:
-    """Lines of such words in some encoding, one in four with a few bytes changed."""
+    """Lines of such words in some encoding, some with a few bytes changed."""
     parts = rng.choice([" ", " ", "\t", "  ", ""])
     lines = [parts.join(_word(rng, words) for _ in range(rng.choice([1, 2, 2, 2, 3]))) for _ in range(4)]
     encoding = rng.choice(["utf-8", "utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "utf-32", "latin-1"])
@@ -63,7 +63,7 @@ def _word(rng: random.Random, words: list[str]) -> str:
 
 
 def case_imagesets(rng: random.Random, folder: Path) -> None:
-    """ImageSets: the names are of single folders, or the list is refused."""
+    """ImageSets: names are single folder names, or the list is refused."""
     lists = folder / "ImageSets" / "2017"
     lists.mkdir(parents=True)
     (lists / "val.txt").write_bytes(text(rng, ["a", "b", "bear"]))
@@ -84,7 +84,7 @@ def case_davis(rng: random.Random, folder: Path) -> None:
 
 
 def case_filelist(rng: random.Random, folder: Path) -> None:
-    """A list of folders as the original program takes it."""
+    """A list of folders in the format of the original program."""
     root = made() / "davis"
     names = [path.name for path in (root / "JPEGImages/480p").iterdir()]
     words = [f"{root}/{part}/480p/{name}" for name in names for part in ("JPEGImages", "Annotations")]
@@ -95,7 +95,7 @@ def case_filelist(rng: random.Random, folder: Path) -> None:
 
 
 def case_train_list(rng: random.Random, folder: Path) -> None:
-    """A list of clips, which are asked for their length and a frame."""
+    """A list of clips, whose length and a frame are read."""
     path = folder / "list.txt"
     path.write_bytes(text(rng, [str(made() / "davis/JPEGImages/480p"), "3", "0", "99"]))
     for clip in listed_clips(path):
@@ -137,12 +137,12 @@ def case_words(rng: random.Random, folder: Path) -> None:
 
 
 def case_folders(rng: random.Random, folder: Path) -> None:
-    """Folders of files with odd names, and names of folders that cannot be."""
+    """Folders of files with unusual names, and invalid folder names."""
     for _ in range(3):
         name = rng.choice(ODD).replace("/", "").replace("\0", "")
         try:
             (folder / f"{name}{rng.randrange(99)}.png").touch()
-        except (OSError, UnicodeError):  # which no file can have
+        except (OSError, UnicodeError):  # no valid file name
             continue
     found = files_in(folder / _word(rng, [""])[:300].lstrip("/"), (".png",), "frames")
     assert found == sorted(found, key=lambda path: (natural_key(path.stem), path.suffix))

@@ -1,4 +1,4 @@
-"""Masks: drawn at random in every mode and form, whole or damaged, read in every way that options name."""
+"""Masks in every image mode and format, undamaged or damaged, read with every option."""
 
 import io
 import random
@@ -26,7 +26,7 @@ def drawn(rng: random.Random) -> np.ndarray:
 
 
 def stored(rng: random.Random, mask: np.ndarray) -> bytes:
-    """An image of a mask, in some mode and format."""
+    """A file of a mask, in some mode and format."""
     gray = Image.fromarray(mask)
     way = rng.randrange(10)
     image = {
@@ -50,21 +50,21 @@ def stored(rng: random.Random, mask: np.ndarray) -> bytes:
 
 
 def reading(rng: random.Random) -> MaskReading:
-    """How masks are read, as options say."""
+    """Random options of reading masks."""
     words = ["3=1", "128=1", "0=0", "255=1", "7=255", "65535=1", "compact", "1=256", "=", "x=1", "9" * 20 + "=1", "²=1"]
     chosen = rng.sample(words, rng.choice([0, 0, 1, 2, 3]))
     return mask_reading(rng.random() < 0.2, rng.choice([None, None, 0, 1, 128, 255, 256]), chosen)
 
 
 def check_ids(ids: np.ndarray) -> None:
-    """That these are ids, uint8 [H, W]."""
+    """Check that these are ids, uint8 [H, W]."""
     assert ids.dtype == np.uint8
     assert ids.ndim == 2
     assert ids.size
 
 
 def case_read(rng: random.Random, folder: Path) -> None:
-    """A mask in any mode, one in two damaged."""
+    """A mask in any mode, damaged in half of the cases."""
     data = stored(rng, drawn(rng))
     path = folder / "00000.png"
     path.write_bytes(damaged(rng, data) if rng.random() < 0.5 else data)
@@ -76,7 +76,7 @@ def case_read(rng: random.Random, folder: Path) -> None:
 
 
 def case_written(rng: random.Random, folder: Path) -> None:
-    """What is written is read again as it was."""
+    """A written mask is read back unchanged."""
     mask = drawn(rng)
     write_mask(folder / "00000.png", mask)
     assert np.array_equal(read_mask(folder / "00000.png"), mask)

@@ -1,7 +1,7 @@
-"""The operators: sizes from 0 to 70, all dtypes, layouts, selections, wrong arguments; every backend the same.
+"""The operators: sizes from 0 to 70, all dtypes, memory layouts, selections and wrong arguments, on every backend.
 
-Each case runs one call on the reference and on the other backends that are there: both refuse it with one sentence, or
-both return the same. TRITON_INTERPRET=1 adds Triton's kernels, which takes seconds a case.
+Each case runs one call on the reference and on the other available backends: all refuse it with one sentence, or all
+return the same. TRITON_INTERPRET=1 adds Triton's kernels, at seconds per case.
 """
 
 import random
@@ -55,15 +55,11 @@ def _attention(rng: random.Random) -> Call:
     query, key = (whole(rng, (samples, n, channels), dtype) for n in (queries, keys))
     if rng.random() < 0.1 and queries == keys:
         key = query
-    tensors = {
-        "query": query,
-        "key": key,
-        "value": whole(rng, shape, dtype),
-        "scale": _scale(rng, samples, keys, dtype),
-    }
-    dropped = (
-        EdgeDropout(rng.choice([0, 0.1, 0.5, 0.999999]), rng.choice([0, 7, -1, 2**70])) if rng.random() < 0.3 else None
-    )
+    tensors = {"query": query, "key": key, "value": whole(rng, shape, dtype)}
+    tensors["scale"] = _scale(rng, samples, keys, dtype)
+    dropped = None
+    if rng.random() < 0.3:
+        dropped = EdgeDropout(rng.choice([0, 0.1, 0.5, 0.999999]), rng.choice([0, 7, -1, 2**70]))
     others = {"temperature": draws.temperature(rng), "shifts": shifts, "dropped": dropped}
     return attention, spoilt(rng, tensors), others, dtype
 
@@ -115,7 +111,7 @@ def _sequence(rng: random.Random) -> Call:
 
 
 def _both(call: Call, tolerance: float, gradient: int | None = None) -> None:
-    """Compare a call of the reference with the other backends; with `gradient`, a seed, the gradients."""
+    """Compare the reference with the other backends; with `gradient`, a seed, their gradients."""
     function, tensors, others, dtype = call
 
     def run(backend: str | None) -> Any:
@@ -139,10 +135,10 @@ def _both(call: Call, tolerance: float, gradient: int | None = None) -> None:
 
 
 def _rounding(call: Call, gradient: bool) -> float:
-    """What the rounding of logits in float32 does to their exponentials; infinite if an input is not finite.
+    """Relative error of exponentials by the rounding of logits in float32; infinite if an input is not finite.
 
-    A gradient may be a small difference of large terms, which the temperature divides; where logits are so large that
-    float32 does not tell them from their neighbors it is infinite.
+    A gradient may be a small difference of large terms divided by the temperature; its error is taken as infinite where
+    the spacing of float32 at the logits is too large.
     """
     _, tensors, others, _ = call
     if not _finite(tensors):
@@ -172,7 +168,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def case_topk_affinity(rng: random.Random, folder: Path) -> None:
-    """Weights and indices; of features that are not finite, unchecked, that nothing breaks."""
+    """Weights and indices; unchecked features that are not finite must not crash."""
     call = _topk(rng)
     function, tensors, others = call[:3]
     if rng.random() < 0.05:
@@ -206,7 +202,7 @@ def case_softmax_at(rng: random.Random, folder: Path) -> None:
 
 
 def case_propagate_labels(rng: random.Random, folder: Path) -> None:
-    """Sums of labels, against the formula and its gradient by PyTorch."""
+    """Weighted sums of labels, against the formula and its gradient by autograd."""
     function, tensors, _, dtype = _labels(rng)
     given = {name: _leaf(value) for name, value in tensors.items()}
     out = function(**given)
@@ -223,15 +219,15 @@ def case_propagate_labels(rng: random.Random, folder: Path) -> None:
 
 def _sum_of_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
     positions, classes = labels.shape[1:]
+    if not len(frames):
+        return (weights.sum() + labels.sum()) * weights.new_zeros((*weights.shape[:2], classes))
     rows = []
     for b, context in enumerate(frames.tolist()):
         empty = labels.new_zeros(positions, classes)
         slots = [labels[frame] if frame >= 0 else empty for frame in context]
         table = torch.cat([*slots, labels.new_zeros(1, classes)])  # -1 is the last row
         rows.append((table[indices[b]] * weights[b, ..., None]).sum(dim=1))
-    return (
-        torch.stack(rows) if rows else (weights.sum() + labels.sum()) * weights.new_zeros((*weights.shape[:2], classes))
-    )
+    return torch.stack(rows)
 
 
 def case_backward(rng: random.Random, folder: Path) -> None:

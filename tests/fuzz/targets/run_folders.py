@@ -1,7 +1,7 @@
-"""The folder of a run, damaged behind checksums: settings.json, log.jsonl, and what its checkpoints hold.
+"""The folder of a training run, with settings.json, log.jsonl or the contents of checkpoints changed.
 
-A run is found, its settings resolved and its state restored from what is there, as train.py does, or refused. What is
-not refused is the run as it was, but for numbers that nothing can tell from others.
+As in train.py the run is found, its settings resolved and its state restored, or it is refused. A run that is not
+refused must be restored as it was, except for changed numbers that are still valid.
 """
 
 import functools
@@ -32,7 +32,7 @@ LOG = b"".join(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}).encode() 
 
 
 def checkpointer(folder: Path, settings: RunSettings) -> Checkpointer:
-    """A run of a model with few parameters, before its first step."""
+    """A run of a model with few parameters, at step 0."""
     seed_everything(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     optimizer = make_optimizer(settings, model)
@@ -40,7 +40,7 @@ def checkpointer(folder: Path, settings: RunSettings) -> Checkpointer:
 
 
 def contents(optimizer: str) -> list[dict[str, Any]]:
-    """What checkpoints hold after the two STEPS."""
+    """Contents of the checkpoints after each of STEPS."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         run = checkpointer(Path(folder), resolved({"optimizer": optimizer, "synthetic_clips": 2}))
@@ -58,7 +58,7 @@ def contents(optimizer: str) -> list[dict[str, Any]]:
 
 
 def odd(rng: random.Random, value: Any) -> Any:
-    """Something else in a value's place; of a tensor mostly a tensor."""
+    """Another value; of a tensor mostly a tensor."""
     if isinstance(value, torch.Tensor) and rng.random() < 0.8:
         ways = [
             lambda: value.double(),
@@ -74,9 +74,8 @@ def odd(rng: random.Random, value: Any) -> Any:
         ]
         return rng.choice(ways)()
     if rng.random() < 0.3:
-        return rng.choice(
-            [[], {}, (), b"x", {1: 2}, [None], torch.zeros(3), torch.zeros(()), 10**400, torch.float32, {3}]
-        )
+        others = [[], {}, (), b"x", {1: 2}, [None], torch.zeros(3), torch.zeros(()), 10**400, torch.float32, {3}]
+        return rng.choice(others)
     return odd_value(rng)
 
 
@@ -135,7 +134,7 @@ def case_checkpoint(rng: random.Random, folder: Path) -> None:
     for index, values in found.optimizer.state_dict()["state"].items():
         for name, value in values.items():
             assert torch.equal(value, expected["optimizer"]["state"][index][name]), (index, name)
-    # It can be gone on from.
+    # The run can be continued.
     found.model(torch.randn(4, 2)).square().sum().backward()
     found.optimizer.step()
     found.schedule.step()
@@ -146,7 +145,7 @@ def case_checkpoint(rng: random.Random, folder: Path) -> None:
 
 @functools.cache
 def settings() -> RunSettings:
-    """Of a run."""
+    """The settings of a run."""
     return resolved({"checkpoint": Path("x")})
 
 
