@@ -293,7 +293,7 @@ def truncate(folder):
     ("damage", "said"),
     [
         (remove("000003.jpg"), "000003.jpg does not exist; expected 3 frames in "),
-        (remove("000002.jpg"), "000002.jpg does not exist; expected a picture there"),
+        (remove("000002.jpg"), "000002.jpg does not exist; expected an image there"),
         (truncate, "000002.jpg is damaged or truncated"),
         (lambda folder: Image.new("L", (9, 9)).save(folder / "000002.jpg"), "folder holds frames of different sizes"),
     ],

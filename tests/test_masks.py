@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.assertions import raises_input_error
-from timecycle.data.masks import PALETTE, MaskReading, check_annotation, ids_of, mask_reading, read_mask, write_mask
+from timecycle.data.masks import PALETTE, MaskReading, ids_of, mask_reading, read_annotation, read_mask, write_mask
 from timecycle.errors import InputError
 
 
@@ -97,14 +97,14 @@ READ = {
 def test_masks_of_all_kinds_are_read(tmp_path, image, options):
     image().save(tmp_path / "mask.png", **options)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), moving())
-    assert check_annotation(tmp_path / "mask.png") == []
+    assert read_annotation(tmp_path / "mask.png")[1] == []
 
 
 REFUSED = {
-    "black and white": (lambda: gray(0, 255, 255), "no ids but 0 and 255.*--remap-255"),
+    "black and white": (lambda: gray(0, 255, 255), "only the values 0 and 255.*--remap-255"),
     "black and white, 16 bits": (
         lambda: Image.fromarray(np.where(moving() > 0, 65535, 0).astype(np.uint16)),
-        "no ids but 0 and 255.*--remap-255",
+        "only the values 0 and 255.*--remap-255",
     ),
     "soft edges": (soft, "has soft edges.*--threshold"),
     "soft edges in color": (lambda: soft().convert("RGB"), "has soft edges.*--threshold"),
@@ -118,7 +118,7 @@ REFUSED = {
         lambda: Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[moving()]),
         "mode RGB with 2 colors that the DAVIS palette does not have",
     ),
-    "half transparent": (lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)), "half transparent"),
+    "half transparent": (lambda: Image.fromarray(np.full((4, 4, 4), 128, np.uint8)), "partly transparent"),
     "ids of 16 bits": (lambda: Image.fromarray(moving().astype(np.uint16) * 1000), "holds the value 2000"),
 }
 
@@ -127,21 +127,21 @@ REFUSED = {
 def test_other_images_are_refused_with_the_option_that_helps(tmp_path, image, said):
     image().save(tmp_path / "mask.png")
     with raises_input_error(match=rf"mask\.png .*{said}"):
-        check_annotation(tmp_path / "mask.png")
+        read_annotation(tmp_path / "mask.png")
 
 
 def test_options_read_the_intended_ids(tmp_path):
     soft().save(tmp_path / "soft.png")
     reading = mask_reading(threshold=128)
-    assert check_annotation(tmp_path / "soft.png", reading) == []
+    assert read_annotation(tmp_path / "soft.png", reading)[1] == []
     assert np.count_nonzero(read_mask(tmp_path / "soft.png", reading) != (moving() == 1)) <= 4
     gray(0, 128, 200).save(tmp_path / "gray.png")
     for remap in (["128=1", "200=2"], {128: 1, 200: 2}, ["compact"]):
         found = mask_reading(remap=remap).of_sequence(tmp_path / "gray.png")
-        assert check_annotation(tmp_path / "gray.png", found) == []
+        assert read_annotation(tmp_path / "gray.png", found)[1] == []
         np.testing.assert_array_equal(read_mask(tmp_path / "gray.png", found), moving())
     with pytest.raises(InputError, match="soft edges"):  # such a file holds more than 255
-        check_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
+        read_annotation(tmp_path / "soft.png", mask_reading(remap_255=True))
 
 
 def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
@@ -156,7 +156,7 @@ def test_compact_ids_are_those_of_the_first_annotation(tmp_path):
 )
 def test_ids_with_gaps_are_noted(tmp_path, values, said):
     gray(*values).save(tmp_path / "mask.png")
-    (note,) = check_annotation(tmp_path / "mask.png")
+    (note,) = read_annotation(tmp_path / "mask.png")[1]
     assert said in note
     assert "--remap compact" in note
     assert read_mask(tmp_path / "mask.png").max() == values[-1]
@@ -164,7 +164,7 @@ def test_ids_with_gaps_are_noted(tmp_path, values, said):
 
 @pytest.mark.parametrize("words", [["x"], ["3"], ["3="], ["3=256"], ["-1=2"]])
 def test_bad_remap_pairs_are_refused(words):
-    with pytest.raises(InputError, match=f"--remap {words[0]} is no pair; expected VALUE=ID"):
+    with pytest.raises(InputError, match=f"--remap {words[0]} is not a pair; expected VALUE=ID"):
         mask_reading(remap=words)
 
 
@@ -174,7 +174,7 @@ def test_masks_in_memory_are_read_as_files_are():
         np.testing.assert_array_equal(ids_of(given), mask)
     np.testing.assert_array_equal(ids_of(mask > 0), mask > 0)
     for given, said in (
-        ((mask == 1) * np.uint8(255), "no ids but 0 and 255"),
+        ((mask == 1) * np.uint8(255), "only the values 0 and 255"),
         ((mask == 1) * np.uint8(128), "gray value 128"),
         (np.array(soft()), "soft edges"),
         (mask.astype(np.float32), "float32"),
@@ -189,7 +189,7 @@ def test_masks_in_memory_are_read_as_files_are():
 def test_masks_with_void_and_without_objects_are_valid(tmp_path):
     for name, values in (("void", (0, 1, 255)), ("empty", (0, 0, 0))):
         gray(*values).save(tmp_path / f"{name}.png")
-        assert check_annotation(tmp_path / f"{name}.png") == []
+        assert read_annotation(tmp_path / f"{name}.png")[1] == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
@@ -205,7 +205,7 @@ def test_thin_objects_are_not_taken_for_soft_edges(tmp_path):
     stripes = np.repeat(np.arange(24, dtype=np.uint8), 2)[None].repeat(48, axis=0)  # 2 pixels wide, side by side
     mask = np.where(np.arange(48)[:, None] % 16 < 12, stripes, 0)
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    assert check_annotation(tmp_path / "mask.png") == []
+    assert read_annotation(tmp_path / "mask.png")[1] == []
     np.testing.assert_array_equal(ids_of(mask), mask)
 
 
@@ -219,15 +219,15 @@ def test_a_threshold_applies_to_8_and_16_bits(tmp_path):
 def test_davis_2016_masks_merge_objects_and_refuse_soft_edges(tmp_path):
     soft().save(tmp_path / "soft.png")
     with pytest.raises(InputError, match="soft edges"):
-        check_annotation(tmp_path / "soft.png", MaskReading(single=True))
+        read_annotation(tmp_path / "soft.png", MaskReading(single=True))
     gray(0, 255, 7).save(tmp_path / "two.png")
-    assert check_annotation(tmp_path / "two.png", MaskReading(single=True)) == []
+    assert read_annotation(tmp_path / "two.png", MaskReading(single=True))[1] == []
     np.testing.assert_array_equal(read_mask(tmp_path / "two.png", MaskReading(single=True)), moving() > 0)
 
 
 @pytest.mark.parametrize("word", ["9" * 5000 + "=1", "1=" + "9" * 5000, "\u0663=1", "1=\u00b2", "-1=1", "1=1=1"])
 def test_values_to_remap_are_numbers(word):
-    with raises_input_error(match="is no pair; expected VALUE=ID"):
+    with raises_input_error(match="is not a pair; expected VALUE=ID"):
         mask_reading(remap=[word])
 
 

@@ -369,7 +369,7 @@ def test_command_refuses_bad_options_in_one_line(squares: Path, option: str, val
 
 
 ANNOTATIONS, RESULT = "davis/Annotations/480p/squares", "results/squares/00002.png"
-BLACK_AND_WHITE = (moving_squares(1)[0] == 1) * 255
+WHITE = (moving_squares(1)[0] == 1) * 255
 
 
 def mask(name: str, ids: np.ndarray) -> Damage:
@@ -385,8 +385,11 @@ def mask(name: str, ids: np.ndarray) -> Damage:
         (mask(RESULT, np.zeros((12, 16))), ["00002.png", "16x12", "32x24"]),
         (mask(RESULT, np.full((24, 32), 3)), ["00002.png", "id 3", "none above 2"]),
         (mask(RESULT, np.full((24, 32), 255)), ["00002.png", "id 255", "--remap-255"]),
-        (mask(f"{ANNOTATIONS}/00000.png", BLACK_AND_WHITE), ["00000.png holds no ids but 0 and 255", "--remap-255"]),
-        (write(RESULT, "text"), ["00002.png cannot be read as a picture"]),
+        (
+            mask(f"{ANNOTATIONS}/00000.png", WHITE),
+            ["00000.png holds only the values 0 and 255", "--remap-255"],
+        ),
+        (write(RESULT, "text"), ["00002.png cannot be read as an image"]),
     ],
 )
 def test_bad_sets_and_results_are_refused(squares: Path, damage: Damage, says: list[str]) -> None:

@@ -27,7 +27,7 @@ def test_a_gap_of_more_than_an_hour_is_refused(tmp_path: Path, suffix, codec):
 
 def test_an_image_with_the_suffix_of_a_video_is_refused(tmp_path: Path):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.mp4", "JPEG")
-    refused_by_both(tmp_path / "a.mp4", r"damaged or no video \(a picture, a playlist or text\)")
+    refused_by_both(tmp_path / "a.mp4", r"damaged or no video \(an image, a playlist or text\)")
 
 
 STILLS = [0, 1 / 12, 2 / 12, 125, 125 + 1 / 12, 125 + 2 / 12]

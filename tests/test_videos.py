@@ -14,7 +14,7 @@ from tests.video_cases import STEP, av, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
 from timecycle.data.prepare import prepare_vlog
-from timecycle.data.video import passed_over, square_size, video_files
+from timecycle.data.video import skipped_files, square_size, video_files
 
 # a, b, c, d of the display matrix, x' = a x + c y and y' = b x + d y, and what it does to an image.
 ORIENTATIONS = {
@@ -202,7 +202,7 @@ def test_videos_are_known_by_their_content(tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in found] == videos
     names = ["one.gif", "p.png", "q.jpg", "r.json", "s.srt", "t.ts", "u", "v", "w.mp4"]
     assert [path.name for path in others] == names
-    sentence = f"{folder}: 9 other files passed over: one.gif, p.png, q.jpg and 6 more\n"
+    sentence = f"{folder}: 9 other files skipped: one.gif, p.png, q.jpg, r.json, s.srt and 4 more\n"
     clips = video_clips(folder, 0)
     assert capsys.readouterr().out == sentence
     assert [Path(clip.name).name for clip in clips] == videos
@@ -212,12 +212,12 @@ def test_videos_are_known_by_their_content(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_skipped_files_are_listed_on_one_line():
-    assert passed_over([Path("a/b\nc.txt")]) == r"1 other file passed over: b\nc.txt"
+    assert skipped_files([Path("a/b\nc.txt")]) == r"1 other file skipped: b\nc.txt"
 
 
 def test_a_folder_without_videos_is_refused_with_what_it_holds(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text")
-    said = f"{tmp_path} holds no video files (1 other file passed over: a.txt); expected some, such as .mp4 or .webm"
+    said = f"{tmp_path} holds no video files (1 other file skipped: a.txt); expected some, such as .mp4 or .webm"
     with raises_input_error(said):
         video_files(tmp_path)
 
