@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks.cuda_stages import COUNTS
 from tests import emulator
-from timecycle.data.davis import read_davis
 from timecycle.data.images import read_rgb
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.named import Features
 from timecycle.ops import Select, topk_affinity
 from timecycle.propagation.protocols import protocol

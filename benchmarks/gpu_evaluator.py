@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_setting import TINY, attempt, device
-from timecycle.data.davis import Sequence, read_davis
+from timecycle.data.sequences import Sequence
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.scores import score_written

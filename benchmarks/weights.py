@@ -19,7 +19,7 @@ import torch
 from benchmarks.report import ROOT, splice
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
-from timecycle.data.davis import read_davis
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.named import SHIPPED, Features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk

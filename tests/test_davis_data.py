@@ -10,10 +10,11 @@ from PIL import Image
 from tests.assertions import raises_input_error
 from tests.task_cases import empty, remove, write
 from timecycle.data.clips import listed_clips
-from timecycle.data.davis import read_davis, read_filelist, sequence_names
 from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.masks import mask_reading, read_mask, write_mask
+from timecycle.data.sequences import read_filelist
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.layout import read_davis, sequence_names
 
 FRAMES, MASKS = "JPEGImages/480p/first", "Annotations/480p/first"
 

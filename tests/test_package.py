@@ -46,7 +46,7 @@ def test_types_are_shipped():
     assert (Path(timecycle.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ["timecycle", "timecycle.evaluation.davis.scores", "timecycle.data.prepare"])
+@pytest.mark.parametrize("module", ["timecycle", "timecycle.evaluation.davis.scores", "timecycle.prepare"])
 def test_importing_needs_no_torch(module):
     assert importlib.util.find_spec("torch")
     program = f"import sys; sys.modules['torch'] = None; import {module}"

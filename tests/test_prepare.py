@@ -13,14 +13,15 @@ import pytest
 
 from tests.test_workers import waited_for
 from tests.video_cases import av, images, write_video
-from timecycle.data import prepare
+from timecycle import prepare
 from timecycle.data.clips import listed_clips
-from timecycle.data.davis import read_davis, read_filelist
 from timecycle.data.extract import Extraction, extract
-from timecycle.data.prepare import folder_name, prepare_davis, prepare_vlog
+from timecycle.data.sequences import read_filelist
 from timecycle.data.video import video_files
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.locks import owned
+from timecycle.prepare import folder_name, prepare_davis, prepare_vlog
 
 ROOT = Path(__file__).parents[1]
 CRASHES = "crash.mp4"
@@ -168,7 +169,7 @@ def test_an_interrupted_run_keeps_finished_videos_and_leaves_no_process(tmp_path
     long = write_video(videos / "b.mp4", rate=1, frames=20, size=(640, 480))  # 240 frames to write
     for name in "cdef":
         shutil.copy(long, videos / f"{name}.mp4")
-    command = [sys.executable, "-m", "timecycle.data.prepare", "vlog", "--videos", videos, "--out", out, "--jobs", "2"]
+    command = [sys.executable, "-m", "timecycle.prepare", "vlog", "--videos", videos, "--out", out, "--jobs", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as run:
         assert waited_for(lambda: (out / "a.mp4").is_dir() and list(out.glob(".c.mp4.*.partial")))
         run.send_signal(kind)

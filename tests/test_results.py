@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from timecycle import manifest
-from timecycle.data.davis import Sequence
+from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis import results
 from timecycle.evaluation.davis.masks import SequenceWriter

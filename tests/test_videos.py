@@ -13,8 +13,8 @@ from tests.assertions import raises_input_error
 from tests.video_cases import STEP, av, write_video
 from timecycle.data.clips import Cache, VideoClip, video_clips
 from timecycle.data.extract import read_frames
-from timecycle.data.prepare import prepare_vlog
 from timecycle.data.video import skipped_files, square_size, video_files
+from timecycle.prepare import prepare_vlog
 
 # a, b, c, d of the display matrix, x' = a x + c y and y' = b x + d y, and what it does to an image.
 ORIENTATIONS = {

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 
 from timecycle import evaluate_davis, load_features
-from timecycle.data.davis import read_davis
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import make_davis
 from timecycle.data.walk_datasets import Window
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.extractors import Extractor
 from timecycle.features.named import SHIPPED
 from timecycle.models.encoder import Trunk

@@ -1,10 +1,16 @@
-"""The commit of this code and the versions of libraries, stored with results."""
+"""The commit of this code, the versions of libraries and the memory used, stored with results."""
 
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from timecycle import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def commit(digits: int = 40) -> str | None:
@@ -33,3 +39,15 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
     }
+
+
+def peak_memory_mb(device: "torch.device") -> dict[str, float]:
+    """Peak memory of this process in MB: resident on the host and, if `device` is a GPU, allocated on it."""
+    import torch
+
+    # ru_maxrss counts KB on Linux, bytes on macOS.
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    memory = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    if device.type == "cuda":
+        memory["device"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return memory

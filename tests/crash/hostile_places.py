@@ -71,7 +71,7 @@ def _track(task: str, root: Path) -> Command:
 
 def _vlog(box: Box) -> Command:
     words = ["vlog", "--videos", f"{box.data}/videos", "--out", "out", "--fps", "2", "--side", "32", "--jobs", "1"]
-    return "module:timecycle.data.prepare", words
+    return "module:timecycle.prepare", words
 
 
 def _davis(box: Box, name: str) -> None:
@@ -135,7 +135,7 @@ def scored(box: Box, name: str) -> Command:
 def prepared_list(box: Box, name: str) -> Command:
     """The same for the list made by `prepare davis`."""
     _davis(box, name)
-    return "module:timecycle.data.prepare", ["davis", "--davis", f"{box.data}/davis", "--out", "out/list.txt"]
+    return "module:timecycle.prepare", ["davis", "--davis", f"{box.data}/davis", "--out", "out/list.txt"]
 
 
 @place

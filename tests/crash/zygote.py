@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ORPHANS = 10.0
 """Seconds in which a program's child processes must end after it."""
 MODULES = (
-    "torch", "torch._dynamo", "train", "test_davis", "timecycle.checkpoints.networks", "timecycle.data.prepare",
+    "torch", "torch._dynamo", "train", "test_davis", "timecycle.checkpoints.networks", "timecycle.prepare",
     "timecycle.evaluation.davis.scores", "timecycle.evaluation.jhmdb", "timecycle.evaluation.vip",
     "timecycle.evaluation.badja", "timecycle.evaluation.tapvid",
     "tests.crash.calls", "av", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from timecycle.data.davis import files_in
 from timecycle.data.images import decode, open_image
+from timecycle.data.sequences import files_in
 from timecycle.errors import InputError, said
 from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import area_pck, mean

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from timecycle.data.davis import files_in
+from timecycle.data.sequences import files_in
 from timecycle.errors import InputError, said
 from timecycle.evaluation.maps import SIGMA, gaussian_maps
 from timecycle.evaluation.matlab import read_array

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from timecycle.data.davis import files_in
 from timecycle.data.masks import VOID, read_mask
+from timecycle.data.sequences import files_in
 from timecycle.errors import InputError
 from timecycle.evaluation.metrics import class_iou, confusion, mean
 from timecycle.evaluation.videos import over_videos

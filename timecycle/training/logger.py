@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.results import peak_memory_mb
 from timecycle.files import free_name, inside, not_written, write_bytes
+from timecycle.provenance import peak_memory_mb
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES, SETTINGS, Run
 from timecycle.training.settings import RunSettings

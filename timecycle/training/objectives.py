@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from timecycle.data.clips import Clip, listed_clips, synthetic_clips, video_clips
 from timecycle.data.datasets import ClipDataset, TimeCycleDataset
-from timecycle.data.davis import read_davis
 from timecycle.data.synthetic import make_davis
 from timecycle.data.walk_datasets import CropWalkDataset, GridWalkDataset
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.evaluate import evaluate_davis
+from timecycle.evaluation.davis.layout import read_davis
 from timecycle.models.encoder import Encoder, Trunk
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.walk import CropWalk, GridWalk

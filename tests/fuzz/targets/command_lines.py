@@ -28,9 +28,9 @@ from torch.nn import functional
 
 import timecycle
 from tests.task_cases import write_mat
+from timecycle import prepare
 from timecycle.checkpoints import networks as checkpoint
 from timecycle.checkpoints.layouts import LAYOUTS
-from timecycle.data import prepare
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
 from timecycle.evaluation.davis import command, scores

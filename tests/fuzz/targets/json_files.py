@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from timecycle.data.davis import Sequence
 from timecycle.data.extract import Extraction, finished
+from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.masks import SequenceWriter
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import PREPARED, read_json

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tests.crash.programs import jhmdb, vip
 from timecycle.data.clips import listed_clips
-from timecycle.data.davis import files_in, read_davis, read_filelist, sequence_names
+from timecycle.data.sequences import files_in, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.layout import read_davis, sequence_names
 from timecycle.evaluation.jhmdb import read_jhmdb
 from timecycle.evaluation.vip import read_vip
 from timecycle.files import fields, natural_key, read_lines

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from timecycle.checkpoints.networks import LAYOUTS
-from timecycle.data.davis import Sequence, of_year, read_davis, read_filelist
 from timecycle.data.masks import add_mask_options, masks_of
+from timecycle.data.sequences import Sequence, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
-from timecycle.evaluation.davis.results import FEATURES, ResultsFolder, peak_memory_mb
+from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import csv_names
 from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor, usable_device
@@ -27,6 +28,7 @@ from timecycle.locks import owned
 from timecycle.manifest import NOTES
 from timecycle.models.encoder import STRIDE
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
+from timecycle.provenance import peak_memory_mb
 from timecycle.published_options import EVALUATION, add_without_effect, say_without_effect, take_without_effect
 
 SYNTHETIC_SET = Path("data/made-davis")

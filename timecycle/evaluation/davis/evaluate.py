@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from timecycle.data.davis import Sequence, of_year, read_davis
 from timecycle.data.masks import MaskReading, mask_reading
+from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import davis_protocol, write_masks
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written

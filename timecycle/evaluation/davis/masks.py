@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from timecycle.data.davis import Sequence
 from timecycle.data.masks import mask_png, object_ids, read_mask
+from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import hash_of, inside, not_written, partial_path, synced
 from timecycle.manifest import OVERLAYS, Hashes, Manifest

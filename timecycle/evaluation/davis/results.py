@@ -13,14 +13,10 @@ Writers hold the lock `timecycle.locks.owned`.
 import hashlib
 import json
 import os
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from timecycle.data.davis import Sequence
+from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.tables import CSV_NAMES
 from timecycle.features.named import current_features
@@ -199,13 +195,3 @@ def files_mark(sequence: Sequence) -> str:
             raise InputError(f"{path} cannot be read ({error.strerror}); expected it to remain in place") from None
         found.update(os.fsencode(f"{path.name}/{status.st_size}/{status.st_mtime_ns}/"))
     return found.hexdigest()
-
-
-def peak_memory_mb(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process in MB: resident on the host and, if `device` is a GPU, allocated on it."""
-    # ru_maxrss counts KB on Linux, bytes on macOS.
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    memory = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
-    if device.type == "cuda":
-        memory["device"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return memory

@@ -18,8 +18,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from timecycle.data.davis import Sequence as DavisSequence
-from timecycle.data.davis import annotation_files, annotations_folder, of_year, sequence_names
 from timecycle.data.masks import (
     AS_STORED,
     MaskReading,
@@ -29,7 +27,10 @@ from timecycle.data.masks import (
     read_annotation,
     read_mask,
 )
+from timecycle.data.sequences import Sequence as DavisSequence
+from timecycle.data.sequences import annotation_files
 from timecycle.errors import InputError, listing
+from timecycle.evaluation.davis.layout import annotations_folder, of_year, sequence_names
 from timecycle.evaluation.davis.metrics import score_frame, statistics
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.files import json_bytes
