@@ -6,7 +6,7 @@ operators that did. Kernels of Triton and of the CUDA module are not launched; t
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -149,28 +149,30 @@ def stand_in() -> Iterator[StandIn]:
     on, gpu = Launch(module, 0, 0, True), StandIn()
     topk_affinity = importlib.import_module("timecycle.ops.topk_affinity")
     affinity_propagate = importlib.import_module("timecycle.ops.affinity_propagate")
-    with (
-        # Bypass the dispatcher: a mode would see custom operators only, not the reads within them.
-        mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
-        mock.patch.object(topk_affinity, "_without_autograd", topk_affinity._run),
-        mock.patch.object(affinity_propagate, "_without_autograd", affinity_propagate._run),
-        mock.patch.dict(backends._REGISTERED, registered),
-        mock.patch.object(triton.runtime.JITFunction, "run"),
-        mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),
-        mock.patch("timecycle.kernels.tiles.programs_at_once", return_value=264),
-        mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
-        mock.patch("torch.cuda.Event", return_value=mock.Mock(query=lambda: True)),
-        mock.patch.dict("timecycle.kernels.work._COUNTED", clear=True),
-        mock.patch.object(backends, "launch", return_value=on),
-        mock.patch.object(topk_affinity, "CUDA", module),
-        mock.patch.object(topk_affinity, "TRITON_MISSING", None),
-        mock.patch.object(torch.cuda, "get_device_properties", return_value=mock.Mock(major=9, minor=0)),
-        mock.patch.object(importlib.import_module("timecycle.ops.propagate_sequence"), "launch", return_value=on),
-        mock.patch.object(torch.cuda, "device", return_value=nullcontext()),
-        mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
-        mock.patch.object(torch.cuda, "_lazy_init"),
-        torch.no_grad(),
-        _Factories(gpu.stops),
-        gpu,
-    ):
+    with ExitStack() as patches:
+        for operator in (topk_affinity, affinity_propagate):
+            patches.enter_context(mock.patch.object(operator, "_without_autograd", operator._run))
+        for patch in (
+            # Bypass the dispatcher: a mode would see custom operators only, not the reads within them.
+            mock.patch.object(CustomOpDef, "__call__", lambda self, *args, **kwargs: self._init_fn(*args, **kwargs)),
+            mock.patch.dict(backends._REGISTERED, registered),
+            mock.patch.object(triton.runtime.JITFunction, "run"),
+            mock.patch("timecycle.kernels.tiles.family", return_value="sm_90"),
+            mock.patch("timecycle.kernels.tiles.programs_at_once", return_value=264),
+            mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
+            mock.patch("torch.cuda.Event", return_value=mock.Mock(query=lambda: True)),
+            mock.patch.dict("timecycle.kernels.work._COUNTED", clear=True),
+            mock.patch.object(backends, "launch", return_value=on),
+            mock.patch.object(topk_affinity, "CUDA", module),
+            mock.patch.object(topk_affinity, "TRITON_MISSING", None),
+            mock.patch.object(torch.cuda, "get_device_properties", return_value=mock.Mock(major=9, minor=0)),
+            mock.patch.object(importlib.import_module("timecycle.ops.propagate_sequence"), "launch", return_value=on),
+            mock.patch.object(torch.cuda, "device", return_value=nullcontext()),
+            mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
+            mock.patch.object(torch.cuda, "_lazy_init"),
+            torch.no_grad(),
+            _Factories(gpu.stops),
+            gpu,
+        ):
+            patches.enter_context(patch)
         yield gpu

@@ -143,7 +143,7 @@ def test_the_command_refuses_to_mix_features(run, small_davis: Path, tmp_path):
     one = write_module(tmp_path, "module_one", body)
     assert run(*arguments, one).code == 0
     again = run(*arguments, one)
-    assert (again.code, "going on" in again.out) == (0, True)
+    assert (again.code, "resuming" in again.out) == (0, True)
     sys.modules["module_one"].weight[3] = 2
     changed = run(*arguments, one)
     assert (changed.code, changed.err.count("\n")) == (2, 1)
