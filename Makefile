@@ -6,7 +6,7 @@ SANITIZE := -fsanitize=address,undefined
 # The dependencies of pyproject.toml, with those of some of its extras, a line each; without building the package.
 REQUIREMENTS = $(RUN) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *(d for e in sys.argv[1:] for d in p["optional-dependencies"][e]), sep="\n")' $(1)
-INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -r /dev/stdin
+INSTALL := $(RUN) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -r /dev/stdin
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) tests/emulator/*.$(kind)))
 SAY := @printf '\n==> %s\n'
 
