@@ -79,7 +79,7 @@ def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path, how)
 
 def test_a_compiler_that_fails_costs_the_cuda_module_alone_and_one_line(tmp_path):
     # The C++ sources are replaced by an empty one, since only the end of their build matters here.
-    for name in ("setup.py", "pyproject.toml", "README.md", "timecycle/__init__.py"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "timecycle/version.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "csrc" / "cuda")

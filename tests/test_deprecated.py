@@ -1,5 +1,7 @@
 """Names of version 0.1 that work for one more release, each with a warning that shows the line which uses it."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -85,9 +87,20 @@ def test_new_names_are_silent():
 
 def test_modules_that_the_readme_named_are_there():
     import timecycle.checkpoint
+    import timecycle.data.prepare
+    import timecycle.prepare
     import timecycle.protocols
     import timecycle.scores
 
     assert timecycle.checkpoint.load_features is timecycle.load_features
     assert timecycle.protocols.Protocol is timecycle.Protocol
+    assert timecycle.data.prepare.prepare_vlog is timecycle.prepare.prepare_vlog
     assert timecycle.scores.evaluate.__module__ == "timecycle.evaluation.davis.scores"
+
+
+def test_the_old_command_of_preparation_runs_the_new_one():
+    done = subprocess.run(
+        [sys.executable, "-m", "timecycle.data.prepare", "davis", "--davis", "/nowhere", "--out", "list.txt"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: /nowhere is not a folder; expected one in DAVIS layout\n")

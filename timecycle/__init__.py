@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 
 from timecycle.errors import InputError
 from timecycle.native import say_if_installed_without
-
-__version__ = "0.1.0"
+from timecycle.version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time they are imported on first use, since scoring masks needs no torch
     from timecycle import ops as ops

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -82,6 +83,13 @@ def module_names(module: str, **names: str) -> Callable[[str], Any]:
         return getattr(importlib.import_module(module), names[name])
 
     return attribute
+
+
+def moved(module: str, new: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that is called `new` now; run as a program, it runs that one."""
+    if module == "__main__":
+        runpy.run_module(new, run_name=module, alter_sys=True)
+    return lambda name: getattr(importlib.import_module(new), name)
 
 
 class _PrintingModule(ModuleType):

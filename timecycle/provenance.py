@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timecycle import __version__
+from timecycle.version import __version__
 
 if TYPE_CHECKING:
     import torch
