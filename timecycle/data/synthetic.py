@@ -5,7 +5,6 @@ about DAVIS or other real video. Does not import torch.
 """
 
 import functools
-import io
 import math
 import os
 import shutil
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
 from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
@@ -299,9 +298,7 @@ def _holds(root: Path, wanted: dict[str, object]) -> bool:
 def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
     """Render one frame and write its image and mask in DAVIS layout."""
     image, mask = scene.frame(time)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=2)
-    write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", buffer.getvalue())
+    write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", jpeg_bytes(image, quality=95))
     write_mask(folder / "Annotations" / "480p" / name / f"{time:05d}.png", mask)
 
 

@@ -123,13 +123,8 @@ class EncodedFrame:
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
 """The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
 prediction, as a correction, or, with new ids, add objects."""
-Timer = Callable[[str], AbstractContextManager[None]]
+Timer = Callable[[str], AbstractContextManager[object]]
 """Called with the stage of a frame, "read" (in the reading thread), "encode" or "propagate"; returns its context."""
-
-
-def untimed(stage: str) -> AbstractContextManager[None]:
-    """A timer that measures nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +187,7 @@ def propagate_frames(
     labels_at: LabelsAt,
     *,
     read_ahead: int = READ_AHEAD,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
     """Propagate labels through the frames of a video, in the order given.
 
@@ -222,7 +217,7 @@ def encode_frames(
     protocol: Protocol,
     *,
     read_ahead: int = READ_AHEAD,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Iterator[EncodedFrame]:
     """Encode each frame; arguments and errors as `propagate_frames`."""
     first: tuple[Path | str, tuple[int, ...]] | None = None
@@ -256,7 +251,7 @@ def propagate_features(
     labels_at: LabelsAt,
     *,
     length: int | None = None,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
     """Propagate labels through encoded frames; `length` is their number, if known.
 

@@ -81,7 +81,9 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
         raise InputError("no sequences to score; expected at least one")
     if workers is not None and workers < 0:
         raise InputError(f"workers is {workers}; expected 0 or more")
-    notes = _short(sequences)
+    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
+    have = "annotations of one or two frames only, of which the first and the last are never scored,"
+    notes = _left_out(short, len(sequences), have)
     there = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
     objects = {name: max(ids, default=0) for name, ids in there.items()}
     if len(objects) < len(sequences):
@@ -214,12 +216,6 @@ def _left_out(names: Sequence[str], total: int, have: str) -> list[str]:
         return []
     means = "are left out of the means" if len(names) < total else "there are no scores"
     return [f"{len(names)} of {total} sequences have {have} and {means}: {listing(names)}"]
-
-
-def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
-    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
-    have = "annotations of one or two frames only, of which the first and the last are never scored,"
-    return _left_out(short, len(sequences), have)
 
 
 def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
