@@ -223,7 +223,7 @@ class _Unpickler(PlainUnpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         if full == "_codecs.encode":
-            return self._encoded
+            return self.encoded
         if full in ("collections.OrderedDict", "collections.Counter"):
             return self._mapping
         beside = self._reader.beside
@@ -243,11 +243,6 @@ class _Unpickler(PlainUnpickler):
         if not isinstance(kind, _StorageType) or type(key) not in (str, int):
             raise Refused("it names a storage that torch.save has not written")
         return self._reader.storage(kind.dtype, key, count, *view)
-
-    def _encoded(self, text: str, encoding: str) -> bytes:
-        """Bytes in pickles of protocol 2; `_codecs.encode` itself would run any codec."""
-        self.count(len(text))
-        return text.encode("latin1")
 
     def _mapping(self, items: Any = ()) -> dict[Any, Any]:
         """Replaces OrderedDict, which Python 2 pickled with its items, and Counter."""

@@ -46,14 +46,6 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class RenderedVideo:
-    """A rendered video: `images` RGB uint8 [F, H, W, 3], `masks` ids uint8 [F, H, W] with 0 for the background."""
-
-    images: np.ndarray
-    masks: np.ndarray
-
-
-@dataclass(frozen=True)
 class MovingObject:
     """Pose, contour and texture of an object. Points are complex, x + iy in pixels, integers at pixel centers.
 
@@ -171,7 +163,11 @@ def scene_objects(seed: int, frames: int, height: int, width: int, objects: int,
 
 
 class Scene:
-    """A clip whose frames can be rendered in any order and from any thread."""
+    """A clip whose frames can be rendered in any order and from any thread. The same arguments give the same clip.
+
+    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
+    Raises InputError for sizes out of range.
+    """
 
     def __init__(self, seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None):
         for name, value, least, most in (
@@ -253,22 +249,6 @@ class Scene:
         region = image[top:bottom, left:right]
         region += cover[..., None].astype(np.float32) * (color * shade[..., None].astype(np.float32) - region)
         mask[top:bottom, left:right][inside > 0] = number
-
-
-def render_clip(
-    seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None
-) -> RenderedVideo:
-    """Render a synthetic clip in memory. The same arguments give the same clip.
-
-    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
-    Raises InputError for sizes out of range.
-    """
-    scene = Scene(seed, frames, height, width, objects, motion)
-    images = np.empty((frames, height, width, 3), np.uint8)
-    masks = np.empty((frames, height, width), np.uint8)
-    for time in range(frames):
-        images[time], masks[time] = scene.frame(time)
-    return RenderedVideo(images, masks)
 
 
 SEQUENCES: dict[str, tuple[int, Motion]] = {

@@ -97,16 +97,10 @@ def _filled(reader: PlainUnpickler, data: Any, kind: Any, shape: Any, order: str
     return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
-def _latin1(reader: PlainUnpickler, text: str, encoding: str) -> bytes:
-    """Bytes in protocols 0 to 2; the general function would run any codec."""
-    reader.count(len(text))
-    return text.encode("latin1")
-
-
 _BUILDERS: dict[tuple[str, str], Callable[..., Any] | str] = {
     ("numpy", "ndarray"): "ndarray",  # an argument only, never called
     ("numpy", "dtype"): lambda reader, text, align, copy: _Type(text),
     ("numpy.core.multiarray", "_reconstruct"): _empty,
     ("numpy.core.numeric", "_frombuffer"): _filled,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): PlainUnpickler.encoded,
 }

@@ -54,8 +54,7 @@ class Features:
         dtype: of the features.
         protocol: its mean and std are what images are normalized by.
         checkpoint: of the network; by default the shipped one.
-        layout: as `timecycle.checkpoints.networks.load_features` takes it.
-        part: likewise.
+        layout, part: as `timecycle.checkpoints.networks.load_features` takes them.
 
     `l2` tells whether features have length 1 already; `frame` is required by `FrameEncoder` and not used here.
 

@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 class RunLogger:
     """Logs a run on rank 0; on other ranks every method does nothing.
 
-    Args:
-        folder: the run's; log lines after `step`, which a killed process left, are removed.
-        settings: the run's.
-        step: steps already taken.
-        length: steps of the whole run.
-        distributed: the processes, and the device whose memory is reported.
+    step: steps already taken; later lines of the log in `folder`, which a killed process left, are removed.
+    length: steps of the whole run.
     """
 
     def __init__(self, folder: Path, settings: RunSettings, step: int, length: int, distributed: Distributed) -> None:

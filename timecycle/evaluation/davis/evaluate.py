@@ -97,10 +97,6 @@ def evaluate_davis(
     return scores
 
 
-Share = tuple[Scores | None, list[str]]
-"""A rank's scores, None if it has no scored sequences, and its warnings."""
-
-
 def _own_share(
     every: list[Sequence],
     features: CallableExtractor,
@@ -109,8 +105,8 @@ def _own_share(
     options: dict[str, Any],
     reuse: bool,
     progress: bool,
-) -> Share:
-    """Write and score the masks of this rank's sequences."""
+) -> tuple[Scores | None, list[str]]:
+    """Write and score the masks of this rank's sequences: their scores, None without scored ones, and warnings."""
     said: list[str] = []
     rank, ranks = _rank_and_size()
     own = every[rank::ranks]
@@ -122,8 +118,8 @@ def _own_share(
     return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
 
-def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
-    """The scores of all ranks, in the order of the sequences."""
+def _joined(every: list[Sequence], shares: list[tuple[Scores | None, list[str]]], folder: Path | None) -> Scores:
+    """The scores of all ranks, in the order of the sequences, from what `_own_share` returned on each."""
     found = [scores for scores, _ in shares if scores]
     said = [note for _, lines in shares for note in lines] + [note for scores in found for note in scores.notes]
     objects = {name: scored for scores in found for name, scored in scores.sequences.items()}

@@ -139,14 +139,8 @@ def write_masks(
 ) -> None:
     """Write the masks of every sequence that is not finished in the folder.
 
-    Args:
-        sequences: what to propagate through.
-        features: the feature extractor.
-        protocol: how labels are propagated.
-        folder: where to write.
-        say: prints or collects messages; warnings begin with "warning: ".
-        overlays: whether to write overlay images and, if PyAV is installed, videos.
-        progress: whether to show a progress bar.
+    say: prints or collects messages; warnings begin with "warning: ".
+    overlays: whether to write overlay images and, if PyAV is installed, videos.
 
     Raises InputError if a file is damaged or cannot be written; sequences finished before it remain.
     """

@@ -157,11 +157,8 @@ def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
         yield replace(sequence, annotations=sequence.annotations[frames], results=sequence.results[frames])
 
 
-Chunk = tuple[list[np.ndarray], set[int]]
-"""For a chunk of frames: each frame's J and F, as `score_frame` returns them, and all ids in its masks."""
-
-
-def _score_chunk(chunk: SequenceMasks, objects: int) -> Chunk:
+def _score_chunk(chunk: SequenceMasks, objects: int) -> tuple[list[np.ndarray], set[int]]:
+    """Each frame's J and F, as `score_frame` returns them, and all ids in the masks."""
     scores, there = [], set[int]()
     for annotation, result in zip(chunk.annotations, chunk.results, strict=True):
         masks = read_mask(annotation, chunk.masks), read_mask(result, chunk.result_masks)
@@ -178,7 +175,9 @@ def _ids_in(masks: Iterable[np.ndarray], objects: int) -> set[int]:
     return {id_ for mask in masks for id_ in object_ids(mask) if id_ <= objects}
 
 
-def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int) -> Iterator[Chunk]:
+def _score_chunks(
+    chunks: list[SequenceMasks], objects: list[int], workers: int
+) -> Iterator[tuple[list[np.ndarray], set[int]]]:
     if workers <= 1:
         yield from map(_score_chunk, chunks, objects)
         return
