@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_plan import LIMITS, build_folder, plan
+from benchmarks.gpu_plan import BUILD_FOLDER, LIMITS, plan
 from benchmarks.gpu_steps import ROOT, Command, Step, run_step, start
 from benchmarks.gpu_table import table
 from timecycle.errors import InputError, run_command_line
@@ -128,7 +128,7 @@ def main() -> None:
         raise InputError(reason)
     known = about(options.commit)
     results = Results(results_path(Path(options.results) if options.results else None, known, options.part), known)
-    steps = plan(build_folder(), WORKERS)
+    steps = plan(BUILD_FOLDER, WORKERS)
     wanted = list(LIMITS) if options.part == "all" else [options.part]
     good = [run_part(part, steps[part], results) for part in wanted]
     print("\n".join(["", *table(results.content), f"written to {results.path}"]))

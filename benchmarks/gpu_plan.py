@@ -12,6 +12,8 @@ LIMITS = {"first": 200.0, "second": 270.0, "third": 330.0, "fourth": 240.0}
 """Seconds per part; those of its steps add up to no more."""
 SMOKE_SECONDS = 20.0
 BUILD = "csrc/cuda/build.py"
+BUILD_FOLDER = Path("build") / "gpu-check"
+"""For modules that are not installed; relative to the repository, where programs run."""
 GPU_TESTS = (
     "tests/test_gpu*.py",
     "tests/test_kernels.py",
@@ -86,8 +88,3 @@ def plan(made: Path, workers: int) -> dict[str, tuple[Step, ...]]:
         Step("training's choices", 50, (Command("gpu_choices"),)),
     )
     return {"first": first, "second": second, "third": third, "fourth": fourth}
-
-
-def build_folder() -> Path:
-    """The folder for modules that are not installed, relative to the repository, where programs run."""
-    return Path("build") / "gpu-check"

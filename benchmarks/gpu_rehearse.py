@@ -39,7 +39,6 @@ GPU_ALONE = {
     "gpu_check.about",
     "gpu_check.main",
     "gpu_check.why_not",
-    "gpu_plan.build_folder",
     "gpu_sm80.of_ampere",
     "gpu_steps.Command.line",
     "gpu_steps.start",

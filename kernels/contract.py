@@ -82,7 +82,7 @@ def pieces(left: Tensor, right: Tensor, rows: int) -> int:
 
 
 def _tile(left: Tensor, right: Tensor) -> tiles.Tile:
-    return tiles.product_tile(tiles.family(left.device), left.dtype, _precision(left, right))
+    return tiles.forward_tile(tiles.family(left.device), left.dtype, _precision(left, right))
 
 
 def _precision(left: Tensor, right: Tensor) -> str:

@@ -127,12 +127,8 @@ def cases(chip: str) -> list[Case]:
                 for softmax_over_all in (True, False) if k == 20 else (not neighborhood,):
                     plan = _plan(dtype, precision, neighborhood, k=k, softmax_over_all=softmax_over_all)
                     constants = topk_affinity.scan_constants(plan, tile)
-                    add(
-                        f"k={k} {where} {'all' if softmax_over_all else 'topk'}",
-                        topk_affinity.scan,
-                        constants,
-                        tile.options(),
-                    )
+                    name = f"k={k} {where} {'all' if softmax_over_all else 'topk'}"
+                    add(name, topk_affinity.scan, constants, tile.options())
             tile = tiles.forward_tile(chip, dtype, precision, 5)
             for fill in (False, True):
                 constants = {"FILL": fill, **plan.constants(tile)}
@@ -172,10 +168,8 @@ def _small_cases(chip: str) -> list[Case]:
         columns, rows = propagate_labels.block(length)
         shape = {"COLUMNS": columns, "ROWS": rows}
         for kernel, forward in ((propagate_labels.gather, True), (propagate_labels.products, False)):
-            case = Case(
-                f"{kernel.__name__} L={length}", kernel, shape, {"num_warps": 4}, {"indices": "*i64"}, forward, False
-            )
-            found.append(case)
+            name, types = f"{kernel.__name__} L={length}", {"indices": "*i64"}
+            found.append(Case(name, kernel, shape, {"num_warps": 4}, types, forward, False))
         shape = {"COLUMNS": columns, "ENTRIES": propagate_labels.ENTRIES}
         found.append(Case(f"scatter L={length}", propagate_labels.scatter, shape, {"num_warps": 2}, {}, False, False))
     return found
@@ -200,7 +194,7 @@ def _attention_cases(chip: str) -> list[Case]:
             left, precision = (kept, wanted if kept == dtype else "tf32") if softmax else (dtype, wanted)
             out = torch.float32 if use in ("logits", "d_softmax", "d_value") else dtype
             types = {"left": TYPES[left], "right": TYPES[dtype], "out": TYPES[out], "shifts": "*i64", "factor": "fp32"}
-            tile = tiles.product_tile(chip, left, precision)
+            tile = tiles.forward_tile(chip, left, precision)
             constants = contract.contract_constants(moved, precision, tile) | dict.fromkeys(ones, 1)
             matrix = kind != "ieee" or chip == "gfx942"
             name = f"contract {kind} {use}"
@@ -247,14 +241,8 @@ def _assemble(ptx: str, architecture: str) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [
-            get_ptxas(int(architecture[3:5])).path,
-            "-v",
-            f"--gpu-name={architecture}",
-            file.name,
-            "-o",
-            "/dev/null",
-        ]
+        ptxas = get_ptxas(int(architecture[3:5])).path
+        command = [ptxas, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     return int(re.search(r"Used (\d+) registers", said)[1]), int(re.search(r"(\d+) bytes spill stores", said)[1])
 
@@ -273,14 +261,9 @@ def main() -> None:
             if found.spills:
                 spills[case.name] = found.spills
         if arguments.record:
-            _record(chip, spills)
-
-
-def _record(chip: str, spills: dict[str, int]) -> None:
-    """Replace the record of a chip under the installed Triton."""
-    record = json.loads(RECORD.read_text())
-    record.setdefault(triton.__version__, {})[chip] = spills
-    RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+            record = json.loads(RECORD.read_text())
+            record.setdefault(triton.__version__, {})[chip] = spills
+            RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

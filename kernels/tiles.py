@@ -106,8 +106,8 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
-    """The shape for the forward pass; k at most LARGEST_K."""
+def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int = 1) -> Tile:
+    """The shape for the forward pass, k at most LARGEST_K; with k = 1 also for products alone (contract.py)."""
     row = FAMILIES[chip]
     table = row.half if dtype != torch.float32 else row.tf32 if precision == "tf32" else row.ieee
     return next(tile for bound, tile in table if k <= bound)
@@ -116,11 +116,6 @@ def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int) -> Tile:
 def all_registers(chip: str) -> dict[str, int]:
     """The option that lets a program take all registers there are; left alone, NVIDIA's ptxas may spill a few."""
     return {"maxnreg": 255} if chip.startswith("sm_") else {}
-
-
-def product_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:
-    """The shape for products alone (contract.py): the forward pass's with the shortest list."""
-    return forward_tile(chip, dtype, precision, 1)
 
 
 def gradient_tile(chip: str, dtype: torch.dtype, precision: str) -> Tile:

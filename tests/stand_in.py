@@ -166,7 +166,6 @@ def stand_in() -> Iterator[StandIn]:
             mock.patch.object(topk_affinity, "CUDA", module),
             mock.patch.object(topk_affinity, "TRITON_MISSING", None),
             mock.patch.object(torch.cuda, "get_device_properties", return_value=mock.Mock(major=9, minor=0)),
-            mock.patch.object(importlib.import_module("timecycle.ops.propagate_sequence"), "launch", return_value=on),
             mock.patch.object(torch.cuda, "device", return_value=nullcontext()),
             mock.patch.object(torch.cuda, "device_of", return_value=nullcontext()),
             mock.patch.object(torch.cuda, "_lazy_init"),

@@ -19,7 +19,7 @@ from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.identity import identity
 from timecycle.propagation.protocols import PRESETS
-from timecycle.propagation.video import preprocess, propagate_maps
+from timecycle.propagation.video import preprocess, propagate
 
 
 def patches(images: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ def test_every_protocol_scores_a_davis_folder(small_davis: Path, name):
 def test_masks_equal_those_of_the_features_frame_by_frame(small_davis: Path, tmp_path):
     timecycle.evaluate_davis(patches, small_davis, "crw", save_path=tmp_path / "out", progress=False)
     frames = sorted((small_davis / "JPEGImages" / "480p" / "first").glob("*.jpg"))
-    features = (patches(preprocess(read_rgb(path), PRESETS["crw"])[None])[0] for path in frames)
+    features = [patches(preprocess(read_rgb(path), PRESETS["crw"])[None])[0] for path in frames]
     first = read_mask(small_davis / "Annotations" / "480p" / "first" / "00000.png")
-    for path, frame in list(zip(frames, propagate_maps(features, first, PRESETS["crw"]), strict=True))[1:]:
-        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "first" / f"{path.stem}.png"), frame.mask())
+    for path, mask in list(zip(frames, propagate(features, first, "crw").masks, strict=True))[1:]:
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "first" / f"{path.stem}.png"), mask)
     options = json.loads((tmp_path / "out" / "results.json").read_text())["options"]
     assert options["name"] == "crw"
     assert options["first"] == "copies"

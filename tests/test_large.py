@@ -10,17 +10,19 @@ PROGRAM = """
 import resource
 import numpy as np, torch
 from timecycle.propagation.protocols import PRESETS
-from timecycle.propagation.video import propagate_maps
+from timecycle.propagation.video import EncodedFrame, Sizes, labels_of_masks, propagate_features
 
-def features():
+def frames():
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        yield torch.randn(128, 135, 240, generator=generator)
+        features = torch.randn(128, 135, 240, generator=generator)
+        yield EncodedFrame(features, Sizes((1080, 1920), (1080, 1920), (135, 240)))
 
 mask = np.zeros((1080, 1920), np.uint8)
 mask[300:600, 400:900] = 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-masks = [frame.mask() for frame in propagate_maps(features(), mask, PRESETS["PROTOCOL"])]
+rules = PRESETS["PROTOCOL"]
+masks = [frame.mask() for frame in propagate_features(frames(), rules, labels_of_masks({0: mask}, rules))]
 assert all(found.shape == (1080, 1920) for found in masks)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """

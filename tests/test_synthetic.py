@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.rendered import render_clip
 from timecycle.data import synthetic
 from timecycle.data.masks import PALETTE, read_mask
 from timecycle.data.synthetic import (
@@ -21,7 +22,6 @@ from timecycle.data.synthetic import (
     MovingObject,
     Scene,
     make_davis,
-    render_clip,
     scene_objects,
 )
 from timecycle.errors import InputError

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import train
-from timecycle.data.synthetic import render_clip
+from tests.rendered import render_clip
 from timecycle.errors import run_command_line
 from timecycle.models.encoder import Trunk
 from timecycle.training.objectives import OBJECTIVES

@@ -11,6 +11,13 @@ class InputError(ValueError):
     """Bad input from the user. The message is one sentence that can be printed without a traceback."""
 
 
+def check_least(least: int, **numbers: int) -> None:
+    """Raise InputError for the first of the numbers, given by name, that is below `least`."""
+    for name, value in numbers.items():
+        if value < least:
+            raise InputError(f"{name} is {value}; expected at least {least}")
+
+
 LISTED = 5  # names that a sentence lists
 _MOST_SAID = 100  # characters of a file's text that a sentence quotes
 

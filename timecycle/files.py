@@ -180,7 +180,7 @@ def growing(path: Path) -> Iterator[Path]:
     created. Raises InputError if writing fails, in the block or here; the partial file is then removed.
     """
     partial = partial_path(path)
-    try:
+    with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent, path.name)
@@ -193,6 +193,13 @@ def growing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise an OSError of the block as InputError: `path` cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise not_written(path, error) from None
 
@@ -262,10 +269,8 @@ def free_name(path: Path) -> Path:
 def set_aside(path: Path) -> Path:
     """Rename a file to its `free_name` and return that. Raises InputError if it fails."""
     other = free_name(path)
-    try:
+    with writing(other):
         path.rename(other)
-    except OSError as error:
-        raise not_written(other, error) from None
     return other
 
 

@@ -18,16 +18,12 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from timecycle.errors import InputError, said
-from timecycle.files import inside, is_alive, not_written, read_json, remove_leftovers, set_aside, write_json
+from timecycle.files import inside, is_alive, read_json, remove_leftovers, set_aside, write_json, writing
 
 LOCK = ".lock"
 HOLDER = ".holder"
 PATIENCE = 10.0  # seconds for the children of a killed process, which inherited its lock, to exit
-_WITHOUT_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-)  # file systems without locks, such as some NFS
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems such as some NFS
 
 
 class InUse(InputError):
@@ -44,11 +40,9 @@ def owned(folder: Path, *below: str) -> Iterator[None]:
 
     Raises InUse naming the holder (host, process id, start), or InputError if the folder cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(folder)
-    except OSError as error:
-        raise not_written(folder, error) from None
     try:
         for path in (folder, *(folder / name for name in below)):
             remove_leftovers(path)

@@ -160,13 +160,10 @@ class Network:
 
     def refusal(self, path: Path) -> InputError:
         """The error for the network's `problems`."""
-        problems = self.problems()
+        what, verb = f"a ResNet-{self.depth} in the layout of {self.layout}", "is "
         if self.layout == "timecycle":
-            what = "TimeCycle's encoder"
-            said = listing([f"{name} {wrong}" for name, wrong in problems])
-        else:
-            what = f"a ResNet-{self.depth} in the layout of {self.layout}"
-            said = listing([f"{name} is {wrong}" for name, wrong in problems])
+            what, verb = "TimeCycle's encoder", ""
+        said = listing(f"{name} {verb}{wrong}" for name, wrong in self.problems())
         return InputError(f"{path} does not hold {what}: {said}")
 
 

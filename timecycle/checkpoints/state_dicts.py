@@ -38,16 +38,6 @@ _MOST_NETWORKS = 1000  # in a state dict
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
-def _empty_dict(*arguments: Any) -> dict[Any, Any]:
-    """Replaces defaultdict(factory); its items are set afterwards."""
-    return {}
-
-
-def _empty_list(*arguments: Any) -> list[Any]:
-    """Replaces deque(items, maxlen); its items are added afterwards."""
-    return []
-
-
 def _harmless() -> dict[str, Any]:
     """Replacements of types of the standard library and NumPy, by their full names in pickles.
 
@@ -84,7 +74,8 @@ def _harmless() -> dict[str, Any]:
         modules[f"{core}.memmap"] = "memmap"
         modules[f"{core}._internal"] = "_convert_to_stringdtype_kwargs"
     names = {f"{module}.{name}": Ignored for module, listed in modules.items() for name in listed.split()}
-    return names | {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}
+    # Empty, whatever the arguments (a factory; items and maxlen): a pickle adds the items afterwards.
+    return names | {"collections.defaultdict": lambda *_: {}, "collections.deque": lambda *_: []}
 
 
 _SCALARS = set(np.sctypeDict.values())

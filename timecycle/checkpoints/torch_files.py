@@ -139,7 +139,9 @@ class _Zip(_Reader):
     def storage(self, dtype: torch.dtype, key: Any, count: Any, view: Any = None) -> _Storage:
         """The storage of `count` elements that a pickle refers to."""
         if key not in self._storages:
-            self._storages[key] = _bytes(bytearray(self._record(f"data/{key}")))
+            record = bytearray(self._record(f"data/{key}"))
+            # frombuffer takes no empty buffer.
+            self._storages[key] = torch.frombuffer(record, dtype=torch.uint8) if record else torch.ByteTensor()
         data = self._storages[key]
         if type(count) is not int or not 0 <= count * dtype.itemsize <= len(data):
             raise Refused(f"its storage {said(key)} is said to be of {said(count)} elements, and has {len(data)} bytes")
@@ -203,10 +205,6 @@ class _Old(_Reader):
         return _Storage(part, dtype)
 
 
-def _bytes(data: bytearray) -> Tensor:
-    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
 class _Unpickler(PlainUnpickler):
     def __init__(self, file: BinaryIO, reader: _Zip | _Old) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
@@ -225,14 +223,14 @@ class _Unpickler(PlainUnpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         if full == "_codecs.encode":
-            return self._encoded
+            return self.encoded
         if full in ("collections.OrderedDict", "collections.Counter"):
             return self._mapping
         beside = self._reader.beside
         if beside is None:
             return None
         if module == "torch._utils" and name in _OTHER_FORMS:
-            return _of_another_form
+            return lambda *_: torch.empty(0, device="meta")
         if full in _OTHERS or (name.endswith("Tensor") and module in _TENSOR_MODULES):
             return Ignored
         return beside.get(full)
@@ -245,11 +243,6 @@ class _Unpickler(PlainUnpickler):
         if not isinstance(kind, _StorageType) or type(key) not in (str, int):
             raise Refused("it names a storage that torch.save has not written")
         return self._reader.storage(kind.dtype, key, count, *view)
-
-    def _encoded(self, text: str, encoding: str) -> bytes:
-        """Bytes in pickles of protocol 2; `_codecs.encode` itself would run any codec."""
-        self.count(len(text))
-        return text.encode("latin1")
 
     def _mapping(self, items: Any = ()) -> dict[Any, Any]:
         """Replaces OrderedDict, which Python 2 pickled with its items, and Counter."""
@@ -296,10 +289,6 @@ def _of_a_class(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     if not any(function is each for each in _TORCH.values()):
         raise Refused("it holds a tensor that torch.save has not written")
     return function(*arguments)
-
-
-def _of_another_form(*_: Any) -> Tensor:
-    return torch.empty(0, device="meta")
 
 
 _TORCH = {

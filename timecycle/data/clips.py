@@ -5,13 +5,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import SEQUENCES, Scene
-from timecycle.data.video import Video, opened, skipped_files, upright, video_files
+from timecycle.data.video import opened, skipped_files, upright, video_files
 from timecycle.errors import InputError
 from timecycle.files import fields, read_lines
 
@@ -26,11 +25,8 @@ class Clip(ABC):
     """A video with random access by frame number. `name` is its file, folder or synthetic name."""
 
     name: str
-
-    @property
-    @abstractmethod
-    def length(self) -> int:
-        """Number of frames. Raises InputError if the clip is damaged."""
+    length: int
+    """Number of frames. Reading it raises InputError if the clip is damaged."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Frames in the order of `indices`, which may repeat: RGB uint8 [n, H, W, 3].
@@ -103,19 +99,14 @@ class ListedClip(Clip):
     """A folder of `frames` images 000001.jpg, 000002.jpg and so on."""
 
     def __init__(self, folder: Path, frames: int) -> None:
-        self.name, self.folder, self.frames = str(folder), folder, frames
-
-    @property
-    def length(self) -> int:
-        """Number of frames, as listed."""
-        return self.frames
+        self.name, self.folder, self.length = str(folder), folder, frames
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index + 1:06d}.jpg"
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
-        if not os.path.isfile(last := self._file(self.frames - 1)):
-            raise InputError(f"{last} does not exist; expected {self.frames} frames in {self.folder}, as listed")
+        if not os.path.isfile(last := self._file(self.length - 1)):
+            raise InputError(f"{last} does not exist; expected {self.length} frames in {self.folder}, as listed")
         images = {index: read_rgb(self._file(index)) for index in indices}
         return _stacked([images[index] for index in indices], self.folder)
 
@@ -150,8 +141,8 @@ class VideoClip(Clip):
         self.name, self.path = str(path), path
         self._cache, self._keep = cache, True
 
-    @property
-    def length(self) -> int:
+    @functools.cached_property
+    def length(self) -> int:  # type: ignore[override]  # set once, on first use
         """Number of frames, from the container's packets; AVI files and raw streams are decoded for it."""
         return len(self._times)
 
@@ -207,7 +198,9 @@ class VideoClip(Clip):
         with opened(self.path) as video:
             for frame in video.frames(times[0], seek):
                 if frame.pts >= times[len(images)]:
-                    images.append(_image(frame, video))
+                    height, width = video.scaled_size(frame.height, frame.width, SHORT_SIDE)
+                    rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+                    images.append(upright(rgb, frame))
                 if len(images) == len(times):
                     break
         return images
@@ -227,12 +220,6 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
     return np.unique(np.where(grid - seconds[before] <= seconds[after] - grid + 1e-3, before, after))
 
 
-def _image(frame: Any, video: Video) -> np.ndarray:
-    """A decoded frame, upright: RGB uint8 [H, W, 3], the short side scaled down to SHORT_SIDE."""
-    height, width = video.scaled_size(frame.height, frame.width, SHORT_SIDE)
-    return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame)
-
-
 def synthetic_clips(count: int, frames: int, seed: int) -> list[Clip]:
     """Synthetic clips, rendered when read. All have objects of their own, which `make_davis` does not use either.
 
@@ -249,20 +236,15 @@ class SyntheticClip(Clip):
 
     def __init__(self, seed: int, index: int, frames: int, cache: Cache) -> None:
         self.name = f"made-{seed}-{index:04d}"
-        self.seed, self.index, self.frames = seed, index, frames
+        self.seed, self.index, self.length = seed, index, frames
         self._cache = cache
-
-    @property
-    def length(self) -> int:
-        """Number of frames, as given."""
-        return self.frames
 
     @functools.cached_property
     def _scene(self) -> Scene:
         objects, motion = list(SEQUENCES.values())[self.index % len(SEQUENCES)]
         # Hashed, because evaluation sets use small seeds.
         seed = np.random.SeedSequence([self.seed, self.index]).generate_state(1, np.uint64) >> np.uint64(1)
-        return Scene(int(seed[0]), self.frames, *SYNTHETIC_SIZE, objects, motion)
+        return Scene(int(seed[0]), self.length, *SYNTHETIC_SIZE, objects, motion)
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         return np.stack([self._frame(index) for index in indices])

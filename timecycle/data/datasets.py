@@ -17,7 +17,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import Dataset
 
 from timecycle.data.clips import Clip
-from timecycle.errors import InputError
+from timecycle.errors import InputError, check_least
 from timecycle.normalization import IMAGENET
 
 GRID = 9  # cells along a side over which motion is summed
@@ -125,15 +125,9 @@ class TimeCycleDataset(ClipDataset):
         original: bool = False,
     ) -> None:
         super().__init__(clips, seed)
-        for name, value, least in (
-            ("frame_side", frame_side, GRID),
-            ("patch_side", patch_side, 2),
-            ("length", length, 1),
-            ("frame_gap", frame_gap, 1),
-            ("pred_distance", pred_distance, 1),
-        ):
-            if value < least:
-                raise InputError(f"{name} is {value}; expected at least {least}")
+        check_least(GRID, frame_side=frame_side)
+        check_least(2, patch_side=patch_side)
+        check_least(1, length=length, frame_gap=frame_gap, pred_distance=pred_distance)
         self.frame_side, self.patch_side = frame_side, patch_side
         self.length, self.frame_gap, self.pred_distance, self.original = length, frame_gap, pred_distance, original
 

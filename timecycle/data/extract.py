@@ -10,7 +10,6 @@ says, with square pixels.
 """
 
 import hashlib
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from timecycle.data.images import jpeg_bytes
 from timecycle.data.video import Video, opened, pyav, upright
 from timecycle.errors import InputError
 from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
@@ -97,10 +96,9 @@ def extract(video: Path, folder: Path, rules: Extraction, stopped: Callable[[], 
         for count, image in enumerate(read_frames(video, rules.fps, rules.side), 1):
             if stopped():
                 raise Stopped
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "JPEG", quality=rules.quality, subsampling="4:2:0")
-            found.update(buffer.getvalue())
-            (partial / f"{count:06d}.jpg").write_bytes(buffer.getvalue())
+            data = jpeg_bytes(image, rules.quality)
+            found.update(data)
+            (partial / f"{count:06d}.jpg").write_bytes(data)
         if not count:
             raise InputError(f"{video} is shorter than one frame at {rules.fps:g} a second; expected a longer video")
         for number in range(1, count + 1):  # at the end, when most are on disk already

@@ -1,5 +1,6 @@
-"""Reading images: EXIF orientation applied, damaged files refused. Does not import torch."""
+"""Images read, with EXIF orientation applied and damaged files refused, and encoded. Does not import torch."""
 
+import io
 import os
 import sys
 import zlib
@@ -145,6 +146,13 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """The transposition that undoes an EXIF orientation."""
+
+
+def jpeg_bytes(rgb: np.ndarray, quality: int = 92) -> bytes:
+    """Encode an image, uint8 RGB [H, W, 3], as JPEG with chroma at half size."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
 
 
 def read_rgb(path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ about DAVIS or other real video. Does not import torch.
 """
 
 import functools
-import io
 import math
 import os
 import shutil
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
 from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
@@ -44,14 +43,6 @@ class Motion:
     sway: float = 0.03  # of the background's rotation (radians) and zoom (logarithm)
     light: float = 0.05  # drift of the brightness, relative
     noise: float = 2.5  # standard deviation of the sensor noise, gray levels of 255
-
-
-@dataclass(frozen=True)
-class RenderedVideo:
-    """A rendered video: `images` RGB uint8 [F, H, W, 3], `masks` ids uint8 [F, H, W] with 0 for the background."""
-
-    images: np.ndarray
-    masks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,11 @@ def scene_objects(seed: int, frames: int, height: int, width: int, objects: int,
 
 
 class Scene:
-    """A clip whose frames can be rendered in any order and from any thread."""
+    """A clip whose frames can be rendered in any order and from any thread. The same arguments give the same clip.
+
+    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
+    Raises InputError for sizes out of range.
+    """
 
     def __init__(self, seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None):
         for name, value, least, most in (
@@ -256,22 +251,6 @@ class Scene:
         mask[top:bottom, left:right][inside > 0] = number
 
 
-def render_clip(
-    seed: int, frames: int, height: int, width: int, objects: int, motion: Motion | None = None
-) -> RenderedVideo:
-    """Render a synthetic clip in memory. The same arguments give the same clip.
-
-    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
-    Raises InputError for sizes out of range.
-    """
-    scene = Scene(seed, frames, height, width, objects, motion)
-    images = np.empty((frames, height, width, 3), np.uint8)
-    masks = np.empty((frames, height, width), np.uint8)
-    for time in range(frames):
-        images[time], masks[time] = scene.frame(time)
-    return RenderedVideo(images, masks)
-
-
 SEQUENCES: dict[str, tuple[int, Motion]] = {
     "made-crossing": (3, Motion(area=0.035, speed=0.0115, gap=0.08, crossing=1.0)),
     "made-deform": (2, Motion(area=0.07, speed=0.004, bumps=0.25, deform=0.4)),
@@ -299,9 +278,7 @@ def _holds(root: Path, wanted: dict[str, object]) -> bool:
 def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
     """Render one frame and write its image and mask in DAVIS layout."""
     image, mask = scene.frame(time)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=2)
-    write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", buffer.getvalue())
+    write_bytes(folder / "JPEGImages" / "480p" / name / f"{time:05d}.jpg", jpeg_bytes(image, quality=95))
     write_mask(folder / "Annotations" / "480p" / name / f"{time:05d}.png", mask)
 
 

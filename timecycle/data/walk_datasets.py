@@ -107,9 +107,7 @@ class _WalkDataset(ClipDataset):
 class CropWalkDataset(_WalkDataset):
     """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], target [(c / 8)^2].
 
-    Args:
-        clips: as for `ClipDataset`.
-        seed: as for `ClipDataset`.
+    Args, beside those of `ClipDataset`:
         crop_side: side of a crop in pixels, c, a multiple of 8, for frames with a short side of 256.
         length: frames of a sample, T, at least 2.
         max_frame_gap: the gap between frames is drawn from 1 to this.
@@ -143,9 +141,7 @@ class GridWalkDataset(_WalkDataset):
 
     Each patch is a random part of its cell, of 0.7 to 0.9 of the area, drawn for each frame.
 
-    Args:
-        clips: as for `ClipDataset`.
-        seed: as for `ClipDataset`.
+    Args, beside those of `ClipDataset`:
         frame_side: side in pixels of the square that a frame is resized to, 256 as published.
         cell_side: side in pixels of a cell and its patch, p; 64 as published, which gives 7 x 7 cells.
         length: frames of a sample, T.

@@ -81,10 +81,6 @@ def check_size(length: int, dtype: np.dtype, shape: Any) -> None:
         raise Refused(f"it holds {length} bytes for an array {said(list(shape))} of {dtype}")
 
 
-def _type(reader: PlainUnpickler, text: Any, align: Any, copy: Any) -> _Type:
-    return _Type(text)
-
-
 def _empty(reader: PlainUnpickler, kind: Any, shape: Any, code: Any) -> np.ndarray:
     """Protocols 0 to 4, and non-contiguous arrays: an empty array, whose state is set afterwards."""
     array = np.empty(0, np.uint8).view(PickledArray)
@@ -101,16 +97,10 @@ def _filled(reader: PlainUnpickler, data: Any, kind: Any, shape: Any, order: str
     return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
-def _latin1(reader: PlainUnpickler, text: str, encoding: str) -> bytes:
-    """Bytes in protocols 0 to 2; the general function would run any codec."""
-    reader.count(len(text))
-    return text.encode("latin1")
-
-
 _BUILDERS: dict[tuple[str, str], Callable[..., Any] | str] = {
     ("numpy", "ndarray"): "ndarray",  # an argument only, never called
-    ("numpy", "dtype"): _type,
+    ("numpy", "dtype"): lambda reader, text, align, copy: _Type(text),
     ("numpy.core.multiarray", "_reconstruct"): _empty,
     ("numpy.core.numeric", "_frombuffer"): _filled,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): PlainUnpickler.encoded,
 }

@@ -40,14 +40,8 @@ def propagated_places(
 ) -> Iterator[tuple[PropagatedFrame, np.ndarray, np.ndarray]]:
     """Track L points, each as a map: yield each frame, its maps, float32 [L, h, w], and the points' places.
 
-    Args:
-        frames: RGB frames or image files.
-        features: the feature extractor.
-        rules: how maps are propagated.
-        maps: makes the first frame's maps, float32 [L, h, w].
-        top: number of positions that are averaged, see `strongest_places`.
-
-    Places are float64 [L, 2], x and y in feature positions; NaN for maps that are 0 everywhere.
+    `maps` makes the first frame's maps; `top` is that of `strongest_places`, which decodes maps to places: float64
+    [L, 2], x and y in feature positions; NaN for maps that are 0 everywhere.
     """
     for frame in propagate_frames(frames, features, rules, labels_of_maps(maps)):
         found = frame.soft.cpu().numpy()

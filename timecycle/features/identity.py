@@ -149,7 +149,7 @@ class _Digest:
             self._text(_version(module))
             return
         self.add(function.__code__)
-        names = _names_in(function.__code__)
+        names = frozenset(name for code in _codes(function.__code__) for name in code.co_names)
         # A file that is named by a constant is hashed, with its size and modification time, among the code's constants.
         if names & _OPAQUE or (names & _READERS and not done and not _names_a_file(function.__code__)):
             raise _Unknown
@@ -243,11 +243,6 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
     """A code object and, recursively, those of nested functions."""
     inner = [part for constant in code.co_consts if isinstance(constant, types.CodeType) for part in _codes(constant)]
     return [code, *inner]
-
-
-def _names_in(code: types.CodeType) -> frozenset[str]:
-    """Names of globals and attributes that a function's code uses."""
-    return frozenset(name for part in _codes(code) for name in part.co_names)
 
 
 def _names_a_file(code: types.CodeType) -> bool:

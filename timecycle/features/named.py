@@ -1,6 +1,5 @@
 """Named features: a trained network, and hand-crafted descriptors."""
 
-import typing
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from timecycle.files import check_is_file, hash_of
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
 from timecycle.normalization import IMAGENET
+from timecycle.propagation.protocols import Protocol
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
@@ -42,18 +42,6 @@ def hash_of_weights(path: Path) -> str:
     return hash_of(path)
 
 
-class Normalization(typing.Protocol):
-    """Mean and standard deviation that images were normalized by; implemented by `Protocol`."""
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of red, green and blue."""
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Of red, green and blue."""
-
-
 class Features:
     """An extractor that runs a trained network, descriptors, or several of them.
 
@@ -64,10 +52,9 @@ class Features:
         parts: names of `PARTS`, at least one, each once.
         device: of the features; descriptors are computed on the CPU and moved to it.
         dtype: of the features.
-        protocol: what images are normalized by.
+        protocol: its mean and std are what images are normalized by.
         checkpoint: of the network; by default the shipped one.
-        layout: as `timecycle.checkpoints.networks.load_features` takes it.
-        part: likewise.
+        layout, part: as `timecycle.checkpoints.networks.load_features` takes them.
 
     `l2` tells whether features have length 1 already; `frame` is required by `FrameEncoder` and not used here.
 
@@ -81,7 +68,7 @@ class Features:
         parts: tuple[str, ...],
         device: torch.device,
         dtype: torch.dtype,
-        protocol: Normalization,
+        protocol: Protocol,
         checkpoint: Path | None = None,
         layout: str | None = None,
         part: str | None = None,

@@ -115,17 +115,17 @@ def attention(
     Raises:
         InputError: shapes, dtypes or devices do not fit together, or the backend that was asked for cannot run it.
     """
-    if scale is None:
-        scale = torch.ones((), dtype=wide_dtype(query), device=query.device).expand(key.shape[:2])
-    shifts = list(shifts)
-    _check(query, key, value, scale, temperature, shifts)
+    scale, shifts = checked_scale(query, key, scale, temperature), list(shifts)
+    _check_value(query, key, value, shifts)
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed & _WORD)
     problem = AttentionProblem(query, key, value, scale, temperature, shifts, threshold, seed)
     return _operator(*problem, backend or "")
 
 
-def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) -> None:
-    """Refuse queries, keys and factors of the keys that have no logits: InputError."""
+def checked_scale(query: Tensor, key: Tensor, scale: Tensor | None, temperature: float) -> Tensor:
+    """The keys' factors, 1 if not given. Raises InputError for queries, keys and factors that have no logits."""
+    if scale is None:
+        scale = torch.ones((), dtype=wide_dtype(query), device=query.device).expand(key.shape[:2])
     if query.ndim != 3 or not query.shape[2] or query.dtype not in DTYPES:
         raise InputError(f"query is {query.dtype} {list(query.shape)}; expected {DTYPE_NAMES} [B, N, D], D >= 1")
     samples, _, channels = query.shape
@@ -136,6 +136,7 @@ def check_pair(query: Tensor, key: Tensor, scale: Tensor, temperature: float) ->
         raise InputError(f"scale has shape {list(scale.shape)}; expected {list(key.shape[:2])}, a factor a key")
     check_like(query, "scale", scale, wide_dtype(query))
     check_temperature("temperature", temperature)
+    return scale
 
 
 def check_like(query: Tensor, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
@@ -147,8 +148,7 @@ def check_like(query: Tensor, name: str, tensor: Tensor, dtype: torch.dtype) -> 
         )
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, temperature: float, shifts: list[int]) -> None:
-    check_pair(query, key, scale, temperature)
+def _check_value(query: Tensor, key: Tensor, value: Tensor, shifts: list[int]) -> None:
     if not shifts or min(shifts) < 0 or max(shifts) >= query.shape[1]:
         raise InputError(f"shifts is {shifts}; expected one or more from 0 to {query.shape[1] - 1}, below N")
     expected = [*query.shape[: value.ndim - 3], len(shifts), key.shape[1]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.ops.backends import TRITON_MISSING, Backend, choose, register, run_kernels, why_not_triton
+from timecycle.ops import backends
 from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, filled, outside, refuse
 
 
@@ -84,7 +84,7 @@ def _operator(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, 
     """The operator as PyTorch sees it."""
     if bounds_checked(check, weights):
         refuse([index_doubt(indices, frames.shape[1], labels.shape[1]), label_frame_doubt(labels, frames, "frames")])
-    return choose("propagate_labels", None, weights).run(weights, indices, labels, frames)
+    return backends.choose("propagate_labels", None, weights).run(weights, indices, labels, frames)
 
 
 @_operator.register_fake
@@ -119,7 +119,7 @@ def propagate_labels_backward(
     gradient: Tensor, weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights, <gradient, label of the key>, and of labels, gradient scattered by the weights."""
-    return choose("propagate_labels_backward", None, gradient).run(gradient, weights, indices, labels, frames)
+    return backends.choose("propagate_labels_backward", None, gradient).run(gradient, weights, indices, labels, frames)
 
 
 def reference_backward(
@@ -153,15 +153,6 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
 
-_TRITON = ("triton", TRITON_MISSING, lambda features, *_: why_not_triton(features))
-_RUN = [run_kernels("propagate_labels", name) for name in ("propagate_labels", "propagate_labels_backward")]
-register(
-    "propagate_labels",
-    Backend(*_TRITON, _RUN[0], "cuda"),
-    Backend("reference", None, lambda *_: None, reference),
-)
-register(
-    "propagate_labels_backward",
-    Backend(*_TRITON, _RUN[1], "cuda"),
-    Backend("reference", None, lambda *_: None, reference_backward),
-)
+for _name, _plain in (("propagate_labels", reference), ("propagate_labels_backward", reference_backward)):
+    _triton = backends.triton("propagate_labels", _name, lambda tensor, *_: backends.why_not_triton(tensor))
+    backends.register(_name, _triton, backends.reference(_plain))

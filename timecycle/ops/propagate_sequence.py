@@ -15,16 +15,8 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.kernels.launch import Launch
-from timecycle.ops.backends import (
-    CUDA_MISSING,
-    NATIVE,
-    NATIVE_MISSING,
-    Backend,
-    choose,
-    launch,
-    register,
-    why_not_cuda,
-)
+from timecycle.ops import backends
+from timecycle.ops.backends import Backend
 from timecycle.ops.checks import Doubt, bounds_checked, filled, outside, refuse
 from timecycle.ops.propagate_labels import check_affinity, check_labels, index_doubt, label_frame_doubt
 from timecycle.ops.propagate_labels import reference as labels_reference
@@ -105,7 +97,7 @@ def _operator(
             ]
         )
     arguments = (weights, indices, labels, frames, targets, rescale)
-    return choose("propagate_sequence", backend or None, *arguments).run(*arguments)
+    return backends.choose("propagate_sequence", backend or None, *arguments).run(*arguments)
 
 
 def _target_doubts(maps: int, frames: Tensor, targets: Tensor) -> list[Doubt]:
@@ -159,7 +151,7 @@ def _why_not_cpu(*arguments: Tensor) -> str | None:
 
 
 def _why_not_cuda(*arguments: Tensor) -> str | None:
-    return why_not_cuda(arguments[0]) or _why_not_native(*arguments)
+    return backends.why_not_cuda(arguments[0]) or _why_not_native(*arguments)
 
 
 def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -172,15 +164,15 @@ def _made_fit(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, 
 
 
 def _run_cpu(*arguments: Tensor) -> Tensor:
-    assert NATIVE is not None
+    assert backends.NATIVE is not None
     ready = _made_fit(*arguments[:5])
-    NATIVE.propagate_sequence(*ready, arguments[5])
+    backends.NATIVE.propagate_sequence(*ready, arguments[5])
     return ready[2]
 
 
 def run_cuda(*arguments: Tensor, on: Launch | None = None) -> Tensor:
     """One launch, on the current stream of the tensors' device unless `on` is given."""
-    on = on or launch(arguments[0])
+    on = on or backends.launch(arguments[0])
     weights, indices, labels, *maps = arguments[:5]
     # The kernel does not know how many label maps there are. It leaves out those below 0.
     frames, targets = (x.where(filled(x, len(labels)), -1) for x in maps)
@@ -193,9 +185,9 @@ def run_cuda(*arguments: Tensor, on: Launch | None = None) -> Tensor:
     return labels
 
 
-register(
+backends.register(
     "propagate_sequence",
-    Backend("cuda", CUDA_MISSING, _why_not_cuda, run_cuda, "cuda"),
-    Backend("cpu", NATIVE_MISSING, _why_not_cpu, _run_cpu),
-    Backend("reference", None, lambda *_: None, reference),
+    Backend("cuda", backends.CUDA_MISSING, _why_not_cuda, run_cuda, "cuda"),
+    Backend("cpu", backends.NATIVE_MISSING, _why_not_cpu, _run_cpu),
+    backends.reference(reference),
 )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops import backends, packed
-from timecycle.ops.attention import check_like, check_pair, softmax_backends
-from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse, wide_dtype
+from timecycle.ops.attention import check_like, checked_scale, softmax_backends
+from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse
 
 
 class SoftmaxAtProblem(NamedTuple):
@@ -68,9 +68,7 @@ def softmax_at(
         InputError: shapes, dtypes or devices do not fit together, an index is not of a key, or the backend that was
             asked for cannot run it.
     """
-    if scale is None:
-        scale = torch.ones((), dtype=wide_dtype(query), device=query.device).expand(key.shape[:2])
-    check_pair(query, key, scale, temperature)
+    scale = checked_scale(query, key, scale, temperature)
     rows = list(query.shape[:2])
     if list(lse.shape) != rows:
         raise InputError(f"lse has shape {list(lse.shape)}; expected {rows}, one a query")

@@ -25,7 +25,7 @@ from timecycle.errors import InputError
 from timecycle.features.maps import video_maps
 from timecycle.normalization import normalize
 from timecycle.propagation.labels import Size, SoftLabels, index_mask, nearest, soft_labels
-from timecycle.propagation.propagator import LabelPropagator, as_features
+from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 
@@ -123,13 +123,8 @@ class EncodedFrame:
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
 """The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
 prediction, as a correction, or, with new ids, add objects."""
-Timer = Callable[[str], AbstractContextManager[None]]
+Timer = Callable[[str], AbstractContextManager[object]]
 """Called with the stage of a frame, "read" (in the reading thread), "encode" or "propagate"; returns its context."""
-
-
-def untimed(stage: str) -> AbstractContextManager[None]:
-    """A timer that measures nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +187,7 @@ def propagate_frames(
     labels_at: LabelsAt,
     *,
     read_ahead: int = READ_AHEAD,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
     """Propagate labels through the frames of a video, in the order given.
 
@@ -222,7 +217,7 @@ def encode_frames(
     protocol: Protocol,
     *,
     read_ahead: int = READ_AHEAD,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Iterator[EncodedFrame]:
     """Encode each frame; arguments and errors as `propagate_frames`."""
     first: tuple[Path | str, tuple[int, ...]] | None = None
@@ -256,7 +251,7 @@ def propagate_features(
     labels_at: LabelsAt,
     *,
     length: int | None = None,
-    timer: Timer = untimed,
+    timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
     """Propagate labels through encoded frames; `length` is their number, if known.
 
@@ -345,33 +340,16 @@ def propagate(
 
     Source: as LabelPropagator.
     """
-    height, width = mask_of(mask).shape
-    maps = video_maps(features, (height, width), working_size)
-    frames = list(propagate_maps(maps, mask, as_protocol(protocol, **overrides), working_size))
+    given = ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
+    size = _size(given.shape)
+    maps, rules = video_maps(features, size, working_size), as_protocol(protocol, **overrides)
+    height, width = maps.shape[2:]
+    stride = max(1, round(size[0] / height))
+    sizes = Sizes(size, working_size or (height * stride, width * stride), (height, width))
+    encoded = (EncodedFrame(feature, sizes) for feature in maps)
+    frames = list(propagate_features(encoded, rules, labels_of_masks({0: given}, rules), length=len(maps)))
     masks = [frame.mask(output_size) for frame in frames]
     return Propagation(torch.stack([frame.soft for frame in frames]), np.stack(masks), frames[0].ids)
-
-
-def propagate_maps(
-    features: Iterable[Tensor], mask: np.ndarray | Tensor, protocol: Protocol, working_size: Size | None = None
-) -> Iterator[PropagatedFrame]:
-    """`propagate` as an iterator over frames, from an iterable of features [D, h, w]."""
-    given = mask_of(mask)
-
-    def encoded() -> Iterator[EncodedFrame]:
-        for feature in map(as_features, features):
-            grid = _size(feature.shape[-2:])
-            stride = max(1, round(given.shape[0] / grid[0]))
-            working = working_size or (grid[0] * stride, grid[1] * stride)
-            yield EncodedFrame(feature, Sizes(_size(given.shape), working, grid))
-
-    length = len(features) if isinstance(features, Sized) else None
-    return propagate_features(encoded(), protocol, labels_of_masks({0: given}, protocol), length=length)
-
-
-def mask_of(mask: np.ndarray | Tensor) -> np.ndarray:
-    """A mask as uint8 [H, W], see `timecycle.data.masks.ids_of`. Raises InputError if it is not a mask."""
-    return ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
 
 
 def _size(shape: Sequence[int]) -> Size:

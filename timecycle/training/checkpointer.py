@@ -42,12 +42,8 @@ class Progress:
 class Checkpointer:
     """Saves and restores the state of a run.
 
-    Args:
-        folder: the run's.
-        settings: stored in every checkpoint.
-        clips: digest of the clips, which may not change.
-        distributed: random number states are stored by rank.
-        model, optimizer, schedule, progress: the state that steps change.
+    settings: stored in every checkpoint.
+    clips: digest of the clips, which may not change.
     """
 
     folder: Path

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -120,24 +120,19 @@ def init_distributed(device: str) -> Iterator[Distributed]:
         dist.destroy_process_group()
 
 
-def _failure_key(rank: int) -> str:
-    """The store's key for the error that ends a process."""
-    return f"failure/{rank}"
-
-
 def _others_report(store: dist.Store, rank: int, size: int) -> bool:
     """Whether another process has stored the error that ends it."""
     with suppress(RuntimeError):  # the store's process has ended
-        return any(store.check([_failure_key(other)]) for other in range(size) if other != rank)
+        return any(store.check([f"failure/{other}"]) for other in range(size) if other != rank)
     return False
 
 
 def _rank_zero_reports(store: dist.Store, rank: int, reason: str) -> bool:
     """Store the error that ends this process; returns whether this is another rank and rank 0 prints its own error."""
     with suppress(RuntimeError):  # the store's process has ended, or rank 0 stored nothing in time
-        store.set(_failure_key(rank), reason)
+        store.set(f"failure/{rank}", reason)
         if rank:
-            store.wait([_failure_key(0)], RANK_0_TIMEOUT)
+            store.wait(["failure/0"], RANK_0_TIMEOUT)
             return True
     return False
 
@@ -157,9 +152,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

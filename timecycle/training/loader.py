@@ -19,7 +19,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from timecycle.data.datasets import ClipDataset
-from timecycle.errors import InputError
+from timecycle.errors import InputError, check_least
 from timecycle.training.distributed import Distributed, failure_sentence
 from timecycle.training.settings import GPU_WORKERS, RunSettings
 from timecycle.workers import end
@@ -48,16 +48,8 @@ class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
         start_step: int = 0,
         accumulate: int = 1,
     ) -> None:
-        for name, value, least in (
-            ("clips", clips, 1),
-            ("batch", batch, 1),
-            ("seed", seed, 0),
-            ("ranks", ranks, 1),
-            ("start_step", start_step, 0),
-            ("accumulate", accumulate, 1),
-        ):
-            if value < least:
-                raise InputError(f"{name} is {value}; expected at least {least}")
+        check_least(1, clips=clips, batch=batch, ranks=ranks, accumulate=accumulate)
+        check_least(0, seed=seed, start_step=start_step)
         if not 0 <= rank < ranks:
             raise InputError(f"rank is {rank}; expected 0 to {ranks - 1}")
         self.batch, self.seed, self.start_step = batch, seed, start_step
@@ -68,10 +60,6 @@ class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
     def steps_per_epoch(self) -> int:
         """Steps per epoch, without the dropped remainder; 1 if a step has more samples than there are clips."""
         return max(1, self.clips // self.step_samples)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch of a step's first sample."""
-        return self._epoch_and_index(step, 0)[0]
 
     def step(self, step: int) -> list[list[tuple[int, int]]]:
         """The rank's micro-batches of a step: `accumulate` lists of `batch` (epoch, index)."""

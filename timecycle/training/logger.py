@@ -6,17 +6,15 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from timecycle.errors import InputError
-from timecycle.files import free_name, inside, not_written, write_bytes
+from timecycle.files import free_name, inside, write_bytes, writing
 from timecycle.provenance import peak_memory_mb
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES, SETTINGS, Run
@@ -30,12 +28,8 @@ if TYPE_CHECKING:
 class RunLogger:
     """Logs a run on rank 0; on other ranks every method does nothing.
 
-    Args:
-        folder: the run's; log lines after `step`, which a killed process left, are removed.
-        settings: the run's.
-        step: steps already taken.
-        length: steps of the whole run.
-        distributed: the processes, and the device whose memory is reported.
+    step: steps already taken; later lines of the log in `folder`, which a killed process left, are removed.
+    length: steps of the whole run.
     """
 
     def __init__(self, folder: Path, settings: RunSettings, step: int, length: int, distributed: Distributed) -> None:
@@ -63,9 +57,9 @@ class RunLogger:
         # TensorBoard writes in a thread, whose errors `add_scalar` raises; the thread need not print them too.
         self._earlier_hook, threading.excepthook = threading.excepthook, _ignoring_os_errors(threading.excepthook)
         try:
-            with _errors_named(board):
+            with writing(board):
                 self._board = self._open_board(board, step)
-            with _errors_named(path):
+            with writing(path):
                 self._log = path.open("a", buffering=1)
         except BaseException:
             threading.excepthook = self._earlier_hook
@@ -142,17 +136,17 @@ class RunLogger:
 
     def _write(self, step: int, logged: dict[str, float], others: dict[str, float]) -> None:
         """Write a line of the log, and its numbers and others to TensorBoard. Raises InputError if that fails."""
-        with _errors_named(self._path):
+        with writing(self._path):
             self._log.write(json.dumps({"step": step, **logged}) + "\n")
         if self._board:
-            with _errors_named(self._folder / "tensorboard"):
+            with writing(self._folder / "tensorboard"):
                 for name, value in (logged | others).items():
                     self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Sync the log to disk, before a checkpoint with its steps is saved."""
         if self._active:
-            with _errors_named(self._path):
+            with writing(self._path):
                 os.fsync(self._log.fileno())
 
     def log_skipped(self, skipped: Counter[str]) -> None:
@@ -166,7 +160,7 @@ class RunLogger:
     def log_image(self, step: int, rgb: np.ndarray) -> None:
         """Write an RGB uint8 image [H, W, 3] to TensorBoard and as JPEG."""
         if self._board:
-            with _errors_named(self._folder / "tensorboard"):
+            with writing(self._folder / "tensorboard"):
                 self._board.add_image("sample", rgb, step, dataformats="HWC")
         write_jpeg(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
 
@@ -181,16 +175,14 @@ class RunLogger:
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self._active:
             return
         with ExitStack() as stack:
             if error:  # report this one
                 stack.enter_context(suppress(InputError))
             stack.callback(setattr, threading, "excepthook", self._earlier_hook)
-            stack.enter_context(_errors_named(self._folder))
+            stack.enter_context(writing(self._folder))
             stack.callback(self._log.close)
             if self._board:
                 self._board.close()
@@ -223,15 +215,6 @@ def _numbers(line: bytes) -> dict[str, float] | None:
         if type(value) not in (int, float) or (name == "loss" and not abs(value) < 1e300):
             return None
     return found
-
-
-@contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Raise OSError as InputError with the path."""
-    try:
-        yield
-    except OSError as error:
-        raise not_written(path, error) from None
 
 
 def _ignoring_os_errors(hook: Any) -> Any:

@@ -25,7 +25,7 @@ from timecycle.evaluation.davis.evaluate import evaluate_davis
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.models.encoder import Encoder, Trunk
 from timecycle.models.timecycle import TimeCycle
-from timecycle.models.walk import CropWalk, GridWalk
+from timecycle.models.walk import CropWalk, GridWalk, Walk
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings, WalkSettings
 from timecycle.viewing.training import visualize_timecycle, visualize_walk
@@ -57,6 +57,17 @@ def _walk_encoder(settings: WalkSettings) -> Trunk:
     return Trunk(18, padding="reflect", width=settings.width)
 
 
+def _walk(model: type[Walk], dataset: Callable[[Any, list[Clip]], ClipDataset]) -> Objective:
+    return Objective(
+        model=lambda settings: model(
+            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
+        ),
+        dataset=dataset,
+        encoder=_walk_encoder,
+        visualize=visualize_walk,
+    )
+
+
 OBJECTIVES: dict[type[RunSettings], Objective] = {
     TimeCycleSettings: Objective(
         model=lambda settings: TimeCycle(settings.frame_side, settings.patch_side, settings.lamda),
@@ -73,21 +84,15 @@ OBJECTIVES: dict[type[RunSettings], Objective] = {
         encoder=lambda settings: Encoder(),
         visualize=visualize_timecycle,
     ),
-    CropWalkSettings: Objective(
-        model=lambda settings: CropWalk(
-            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
-        ),
-        dataset=lambda settings, clips: CropWalkDataset(
+    CropWalkSettings: _walk(
+        CropWalk,
+        lambda settings, clips: CropWalkDataset(
             clips, settings.seed, settings.crop_side, settings.video_length, settings.max_frame_gap
         ),
-        encoder=_walk_encoder,
-        visualize=visualize_walk,
     ),
-    GridWalkSettings: Objective(
-        model=lambda settings: GridWalk(
-            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
-        ),
-        dataset=lambda settings, clips: GridWalkDataset(
+    GridWalkSettings: _walk(
+        GridWalk,
+        lambda settings, clips: GridWalkDataset(
             clips,
             settings.seed,
             settings.frame_side,
@@ -95,8 +100,6 @@ OBJECTIVES: dict[type[RunSettings], Objective] = {
             settings.video_length,
             settings.max_frame_gap,
         ),
-        encoder=_walk_encoder,
-        visualize=visualize_walk,
     ),
 }
 

@@ -284,19 +284,15 @@ class RunFiles(Notes):
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Write a file atomically, see `timecycle.files.growing`; its hash is stored before it is moved into place."""
-        self.make_room(name)
-        with growing(self.folder / name) as partial:
+        path = self.folder / name
+        if os.path.lexists(path) and not self._owns(path):
+            _rename_foreign(path)
+        with growing(path) as partial:
             yield partial
             if noted := not partial.is_symlink():
                 self.expect({name: [hash_of(partial)]})
         if noted:
             self._note_existing({**self.hashes, name: self.hashes[name][-1:]})
-
-    def make_room(self, name: str) -> None:
-        """Rename an existing file of this name, unless a run wrote it."""
-        path = self.folder / name
-        if os.path.lexists(path) and not self._owns(path):
-            _rename_foreign(path)
 
     def keep_newest(self, keep: int) -> None:
         """Point latest.pt to the newest checkpoint, if any, and remove all but the newest `keep`."""

@@ -1,6 +1,5 @@
 """Overlays of masks on frames, as images and as a video."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import PALETTE
 from timecycle.errors import InputError
 from timecycle.files import not_written, synced, write_bytes
@@ -35,13 +34,6 @@ def paint(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray
 def write_jpeg(path: Path, rgb: np.ndarray) -> None:
     """Write an image, uint8 RGB [H, W, 3], as JPEG, atomically."""
     write_bytes(path, jpeg_bytes(rgb))
-
-
-def jpeg_bytes(rgb: np.ndarray) -> bytes:
-    """Encode an image, uint8 RGB [H, W, 3], as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
 
 
 class OverlayVideo:

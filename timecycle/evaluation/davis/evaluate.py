@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from timecycle.data.masks import MaskReading, mask_reading
+from timecycle.data.masks import mask_reading
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
@@ -76,43 +76,25 @@ def evaluate_davis(
     rules = davis_protocol(protocol, **overrides)
     masks = mask_reading(remap_255, threshold, remap)
     every = read_davis(Path(davis), image_set, str(year), sequences, masks)
-    if save_path is None:
-        _check_all_scored(every, davis)
+    unscored = [sequence.name for sequence in every if not sequence.scored]
+    if save_path is None and unscored:
+        raise InputError(
+            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame, or a "
+            "save_path, where its masks are kept"
+        )
     with tempfile.TemporaryDirectory() as temporary, evaluating(features, device, dtype) as extractor:
-        known = None if save_path is None else identity(features)  # which reads all weights
-        options = _options(rules, davis, of_year(masks, str(year)), dtype, known)
+        options = asdict(rules) | {
+            "data": str(Path(davis).resolve()),
+            "masks": asdict(of_year(masks, str(year))),
+            "dtype": str(dtype).removeprefix("torch."),
+            FEATURES: None if save_path is None else identity(features),  # which reads all weights
+        }
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
         shares = _on_every_rank(partial(_own_share, every, extractor, rules, path, options, reuse, progress))
     scores = _joined(every, shares, None if save_path is None else path)
     for note in scores.notes:
         warnings.warn(note, stacklevel=2)
     return scores
-
-
-def _check_all_scored(sequences: list[Sequence], davis: Path | str) -> None:
-    unscored = [sequence.name for sequence in sequences if not sequence.scored]
-    if unscored:
-        raise InputError(
-            f"{davis}: {unscored[0]} has an annotation of the first frame only; expected one of every frame, or a "
-            "save_path, where its masks are kept"
-        )
-
-
-def _options(
-    rules: Protocol, davis: Path | str, masks: MaskReading, dtype: torch.dtype | str, features: str | None
-) -> dict[str, Any]:
-    """What the masks depend on, as `ResultsFolder` takes it."""
-    return {
-        **asdict(rules),
-        "data": str(Path(davis).resolve()),
-        "masks": asdict(masks),
-        "dtype": str(dtype).removeprefix("torch."),
-        FEATURES: features,
-    }
-
-
-Share = tuple[Scores | None, list[str]]
-"""A rank's scores, None if it has no scored sequences, and its warnings."""
 
 
 def _own_share(
@@ -123,8 +105,8 @@ def _own_share(
     options: dict[str, Any],
     reuse: bool,
     progress: bool,
-) -> Share:
-    """Write and score the masks of this rank's sequences."""
+) -> tuple[Scores | None, list[str]]:
+    """Write and score the masks of this rank's sequences: their scores, None without scored ones, and warnings."""
     said: list[str] = []
     rank, ranks = _rank_and_size()
     own = every[rank::ranks]
@@ -136,8 +118,8 @@ def _own_share(
     return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
 
-def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
-    """The scores of all ranks, in the order of the sequences."""
+def _joined(every: list[Sequence], shares: list[tuple[Scores | None, list[str]]], folder: Path | None) -> Scores:
+    """The scores of all ranks, in the order of the sequences, from what `_own_share` returned on each."""
     found = [scores for scores, _ in shares if scores]
     said = [note for _, lines in shares for note in lines] + [note for scores in found for note in scores.notes]
     objects = {name: scored for scores in found for name, scored in scores.sequences.items()}

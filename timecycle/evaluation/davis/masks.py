@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import mask_png, object_ids, read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.results import ResultsFolder
-from timecycle.files import hash_of, inside, not_written, partial_path, synced
+from timecycle.files import hash_of, inside, partial_path, synced, writing
 from timecycle.manifest import OVERLAYS, Hashes, Manifest
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import FrameEncoder, PropagatedFrame, labels_of_masks, propagate_frames
-from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, jpeg_bytes, paint
+from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, paint
 
 OVERLAY_IMAGES = 6  # of a sequence, evenly spaced from its first frame to its last
 WRITE_BEHIND = 4
@@ -47,20 +47,13 @@ class SequenceWriter:
         self._work = partial_path(folder.path / sequence.name)
         self._hashes: Hashes = {}
         """Hashes of the written files by path, which is the same below the hidden folder and the results folder."""
-        with self._writing(folder.path):
+        with writing(folder.path):
             (self._work / sequence.name).mkdir(parents=True)
             (self._work / OVERLAYS / sequence.name).mkdir(parents=True)
         last = len(sequence.frames) - 1
         self._with_image = {round(i * last / (OVERLAY_IMAGES - 1)) for i in range(OVERLAY_IMAGES)} if images else set()
         self._video_wanted = video
         self._video: OverlayVideo | None = None
-
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise not_written(path, error) from None
 
     def add(self, index: int, rgb: np.ndarray, mask: np.ndarray) -> None:
         """Write the next frame's mask, uint8 [H, W], and overlays of it on the frame, uint8 RGB [H, W, 3]."""
@@ -80,7 +73,7 @@ class SequenceWriter:
 
     def _write(self, place: str, data: bytes) -> None:
         """Write a file to the hidden folder; `finish` flushes it to disk."""
-        with self._writing(self._work / place):
+        with writing(self._work / place):
             (self._work / place).write_bytes(data)
         self._hashes[place] = [hashlib.sha256(data).hexdigest()]
 
@@ -89,7 +82,7 @@ class SequenceWriter:
 
         If the process is killed meanwhile, the next run finds the sequence unfinished and computes it again.
         """
-        with self._writing(self._folder.path):
+        with writing(self._folder.path):
             manifest = Manifest(self._folder.path, self._sequence.name)
             if self._video is not None:
                 self._video.close()
@@ -146,14 +139,8 @@ def write_masks(
 ) -> None:
     """Write the masks of every sequence that is not finished in the folder.
 
-    Args:
-        sequences: what to propagate through.
-        features: the feature extractor.
-        protocol: how labels are propagated.
-        folder: where to write.
-        say: prints or collects messages; warnings begin with "warning: ".
-        overlays: whether to write overlay images and, if PyAV is installed, videos.
-        progress: whether to show a progress bar.
+    say: prints or collects messages; warnings begin with "warning: ".
+    overlays: whether to write overlay images and, if PyAV is installed, videos.
 
     Raises InputError if a file is damaged or cannot be written; sequences finished before it remain.
     """

@@ -81,7 +81,9 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
         raise InputError("no sequences to score; expected at least one")
     if workers is not None and workers < 0:
         raise InputError(f"workers is {workers}; expected 0 or more")
-    notes = _short(sequences)
+    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
+    have = "annotations of one or two frames only, of which the first and the last are never scored,"
+    notes = _left_out(short, len(sequences), have)
     there = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
     objects = {name: max(ids, default=0) for name, ids in there.items()}
     if len(objects) < len(sequences):
@@ -155,11 +157,8 @@ def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
         yield replace(sequence, annotations=sequence.annotations[frames], results=sequence.results[frames])
 
 
-Chunk = tuple[list[np.ndarray], set[int]]
-"""For a chunk of frames: each frame's J and F, as `score_frame` returns them, and all ids in its masks."""
-
-
-def _score_chunk(chunk: SequenceMasks, objects: int) -> Chunk:
+def _score_chunk(chunk: SequenceMasks, objects: int) -> tuple[list[np.ndarray], set[int]]:
+    """Each frame's J and F, as `score_frame` returns them, and all ids in the masks."""
     scores, there = [], set[int]()
     for annotation, result in zip(chunk.annotations, chunk.results, strict=True):
         masks = read_mask(annotation, chunk.masks), read_mask(result, chunk.result_masks)
@@ -176,7 +175,9 @@ def _ids_in(masks: Iterable[np.ndarray], objects: int) -> set[int]:
     return {id_ for mask in masks for id_ in object_ids(mask) if id_ <= objects}
 
 
-def _score_chunks(chunks: list[SequenceMasks], objects: list[int], workers: int) -> Iterator[Chunk]:
+def _score_chunks(
+    chunks: list[SequenceMasks], objects: list[int], workers: int
+) -> Iterator[tuple[list[np.ndarray], set[int]]]:
     if workers <= 1:
         yield from map(_score_chunk, chunks, objects)
         return
@@ -214,12 +215,6 @@ def _left_out(names: Sequence[str], total: int, have: str) -> list[str]:
         return []
     means = "are left out of the means" if len(names) < total else "there are no scores"
     return [f"{len(names)} of {total} sequences have {have} and {means}: {listing(names)}"]
-
-
-def _short(sequences: Sequence[SequenceMasks]) -> list[str]:
-    short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
-    have = "annotations of one or two frames only, of which the first and the last are never scored,"
-    return _left_out(short, len(sequences), have)
 
 
 def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
