@@ -10,17 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from timecycle.data import datasets
 from timecycle.data.clips import Clip, listed_clips, synthetic_clips
-from timecycle.data.datasets import (
-    Generators,
-    TimeCycleDataset,
-    cropped,
-    motion_partner,
-    motion_scores,
-    sampled,
-    short_side,
-    span,
-)
 from timecycle.errors import InputError
 from timecycle.normalization import IMAGENET
 from timecycle.training.loader import DistributedBatchSampler
@@ -45,8 +36,8 @@ def dogs(shared, tmp_path_factory):
 
 
 def drawn(clip, seed, original, **options):
-    generators = Generators(random.Random(seed), np.random.RandomState(seed))
-    return TimeCycleDataset([clip], 0, original=original, **options).sample(clip, generators)
+    generators = datasets.Generators(random.Random(seed), np.random.RandomState(seed))
+    return datasets.TimeCycleDataset([clip], 0, original=original, **options).sample(clip, generators)
 
 
 def test_the_originals_samples(recorded, dogs):
@@ -69,14 +60,16 @@ def test_the_originals_motion(recorded, dogs):
     for record in recorded:
         (_, flip), *_, (_, scores), (_, best), _ = record["draws"]
         meta, clip = record["meta"], dogs[record["clip"]]
-        used, gap = span(clip.length, 8, 2, original=True)
+        used, gap = datasets.span(clip.length, 8, 2, original=True)
         assert meta["startframe"] + used - 1 == meta["future_idx"]
         assert float(gap) == meta["frame_gap"]
-        partner = motion_partner(meta["future_idx"], gap, clip.length, original=True)
+        partner = datasets.motion_partner(meta["future_idx"], gap, clip.length, original=True)
         frames = clip.read([meta["future_idx"], partner])
-        size = short_side(*frames.shape[1:3], 240)
-        images = [cropped(f, size, meta["crop_offset_y"], meta["crop_offset_x"], 240, flip <= 0.5) for f in frames]
-        found = motion_scores(*images)
+        size = datasets.short_side(*frames.shape[1:3], 240)
+        images = [
+            datasets.cropped(f, size, meta["crop_offset_y"], meta["crop_offset_x"], 240, flip <= 0.5) for f in frames
+        ]
+        found = datasets.motion_scores(*images)
         np.testing.assert_allclose(found, scores, rtol=1e-9)
         assert np.argsort(found, kind="stable")[-10:].tolist() == best
 
@@ -168,15 +161,15 @@ def test_frames_of_a_short_clip_are_spread(frames, spread, originally):
 
 def test_motion_is_never_measured_against_the_target_itself():
     for frames in range(3, 40):
-        used, gap = span(frames, 8, 2, original=False)
+        used, gap = datasets.span(frames, 8, 2, original=False)
         for target in range(used - 1, frames):
-            partner = motion_partner(target, gap, frames, original=False)
+            partner = datasets.motion_partner(target, gap, frames, original=False)
             assert 0 <= partner < frames
             assert partner != target
-    assert motion_partner(20, gap, 40, original=False) == 22
-    assert motion_partner(38, gap, 40, original=False) == 39
-    assert motion_partner(39, gap, 40, original=False) == 38
-    assert motion_partner(39, gap, 40, original=True) == 39
+    assert datasets.motion_partner(20, gap, 40, original=False) == 22
+    assert datasets.motion_partner(38, gap, 40, original=False) == 39
+    assert datasets.motion_partner(39, gap, 40, original=False) == 38
+    assert datasets.motion_partner(39, gap, 40, original=True) == 39
 
 
 def jitters(samples, epoch):
@@ -186,12 +179,12 @@ def jitters(samples, epoch):
 
 
 def test_no_two_samples_share_their_jitter():
-    samples = TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15)
+    samples = datasets.TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15)
     angles = jitters(samples, 0) + jitters(samples, 1)
     assert len(set(angles)) == 48
     assert max(map(abs, angles)) <= math.pi / 4
     assert max(angles) > 0.5 > -0.5 > min(angles)
-    originally = TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15, original=True)
+    originally = datasets.TimeCycleDataset([Spot(3)] * 24, seed=5, frame_side=45, patch_side=15, original=True)
     shared = jitters(originally, 0) + jitters(originally, 1)
     assert len(set(shared)) == 2  # 24 samples among twelve workers, whose second epoch is as their first
     places = [tuple(map(tuple, originally[0, index]["theta"].tolist())) for index in range(24)]
@@ -201,10 +194,10 @@ def test_no_two_samples_share_their_jitter():
 @pytest.mark.parametrize("original", [False, True])
 def test_samples_depend_on_epoch_and_index_alone(original):
     clips = synthetic_clips(5, 20, seed=0)
-    samples = TimeCycleDataset(clips, seed=1, frame_side=63, patch_side=21, original=original)
+    samples = datasets.TimeCycleDataset(clips, seed=1, frame_side=63, patch_side=21, original=original)
     alone = {(e, i): samples[e, i] for e, i in [(1, 4), (0, 0), (1, 0), (0, 3), (0, 2), (0, 1), (0, 4), (1, 1)]}
     assert not torch.equal(alone[0, 0]["target"], alone[1, 0]["target"])
-    other = TimeCycleDataset(clips, seed=2, frame_side=63, patch_side=21, original=original)
+    other = datasets.TimeCycleDataset(clips, seed=2, frame_side=63, patch_side=21, original=original)
     assert not torch.equal(alone[0, 0]["target"], other[0, 0]["target"])
     batches = DistributedBatchSampler(5, batch=2, seed=0)
     for workers in (0, 2):
@@ -220,7 +213,7 @@ def test_samples_depend_on_epoch_and_index_alone(original):
 
 
 def test_what_a_sample_holds():
-    sample = TimeCycleDataset(synthetic_clips(2, 20, 0), 0)[0, 1]
+    sample = datasets.TimeCycleDataset(synthetic_clips(2, 20, 0), 0)[0, 1]
     shapes = {key: list(value.shape) for key, value in sample.items() if isinstance(value, torch.Tensor)}
     expected = {"frames": [4, 3, 240, 240], "target": [3, 240, 240], "patch": [3, 80, 80], "theta": [2, 3]}
     assert shapes == expected
@@ -246,7 +239,7 @@ class Bad(Clip):
 
 def test_a_clip_of_no_use_is_replaced_and_reported():
     clips = [Bad("a"), Spot(2, name="b"), Spot(name="c"), Spot(name="d"), Bad("e")]
-    samples = TimeCycleDataset(clips, 0, frame_side=45, patch_side=15)
+    samples = datasets.TimeCycleDataset(clips, 0, frame_side=45, patch_side=15)
     replacements, reports = set(), set()
     for epoch in range(20):
         sample = samples[epoch, 0]
@@ -264,7 +257,7 @@ def test_a_clip_of_no_use_is_replaced_and_reported():
 
 
 def test_clips_of_no_use_at_all():
-    samples = TimeCycleDataset([Bad("a"), Spot(2, name="b")], 0)
+    samples = datasets.TimeCycleDataset([Bad("a"), Spot(2, name="b")], 0)
     with pytest.raises(InputError) as refused:
         samples[0, 1]
     assert str(refused.value) == "none of the 2 clips is of use; b: b has 2 frames; expected at least 3"
@@ -273,7 +266,7 @@ def test_clips_of_no_use_at_all():
 @pytest.mark.parametrize(("side", "patch"), [(9, 2), (64, 24), (128, 40), (240, 48), (481, 161)])
 @pytest.mark.parametrize("size", [(256, 455), (90, 61), (256, 256)])
 def test_other_sizes(side, patch, size):
-    height, width = short_side(*size, side)
+    height, width = datasets.short_side(*size, side)
     assert min(height, width) == round(side * 16 / 15)
     assert abs(height / width - size[0] / size[1]) < 1 / min(height, width) * max(size) / min(size)
     for seed in range(3):
@@ -284,15 +277,15 @@ def test_other_sizes(side, patch, size):
 
 
 def test_the_resized_image_is_the_originals():
-    assert short_side(480, 854, 240) == (256, 455)
-    assert short_side(854, 480, 240) == (455, 256)
-    assert short_side(256, 341, 240) == (256, 341)
+    assert datasets.short_side(480, 854, 240) == (256, 455)
+    assert datasets.short_side(854, 480, 240) == (455, 256)
+    assert datasets.short_side(256, 341, 240) == (256, 341)
 
 
 def test_scores_are_sums_over_windows_of_three_by_three_cells():
     generator = torch.Generator().manual_seed(0)
     target, partner = torch.rand(2, 3, 50, 50, generator=generator)
-    scores = motion_scores(target, partner)
+    scores = datasets.motion_scores(target, partner)
     for column in range(7):
         for row in range(7):
             x, y = 5 * column, 5 * row
@@ -304,7 +297,7 @@ def test_a_patch_is_the_bilinear_sample_of_its_place():
     ramp = torch.arange(10.0).expand(10, 10)
     image = torch.stack([ramp, ramp.T, ramp + ramp.T])
     theta = torch.tensor([[1 / 3, 0, 2 / 3], [0, 1 / 3, -2 / 3]])  # the top right third
-    found = sampled(image, theta, 4)
+    found = datasets.sampled(image, theta, 4)
     torch.testing.assert_close(found[0, 0], torch.tensor([6.0, 7, 8, 9]))
     torch.testing.assert_close(found[1, :, 0], torch.tensor([0.0, 1, 2, 3]))
 
@@ -323,5 +316,5 @@ def test_a_patch_is_the_bilinear_sample_of_its_place():
 )
 def test_numbers_out_of_range_are_named(options, said):
     with pytest.raises(InputError) as refused:
-        TimeCycleDataset(**{"clips": [Spot()], "seed": 0, **options})
+        datasets.TimeCycleDataset(**{"clips": [Spot()], "seed": 0, **options})
     assert str(refused.value) == said

@@ -14,23 +14,13 @@ from PIL import Image
 
 from timecycle.data import synthetic
 from timecycle.data.masks import PALETTE, read_mask
-from timecycle.data.synthetic import (
-    MARKER,
-    SEQUENCES,
-    Motion,
-    MovingObject,
-    Scene,
-    make_davis,
-    render_clip,
-    scene_objects,
-)
 from timecycle.errors import InputError
 
-STILL = Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
+STILL = synthetic.Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
 SMALL = {"sequences": 2, "frames": 3, "height": 60, "width": 107}
 
 
-def outline(body: MovingObject, time: int, corners: int = 1000) -> np.ndarray:
+def outline(body: synthetic.MovingObject, time: int, corners: int = 1000) -> np.ndarray:
     """The contour as a polygon of (x, y), float32 [corners, 2], from the formula in the description of MovingObject."""
     theta = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     bumps = body.bumps[time]
@@ -42,7 +32,7 @@ def outline(body: MovingObject, time: int, corners: int = 1000) -> np.ndarray:
     return np.stack([x, y], 1).astype(np.float32)
 
 
-def material_points(body: MovingObject, time: int, reach: float) -> np.ndarray:
+def material_points(body: synthetic.MovingObject, time: int, reach: float) -> np.ndarray:
     """Where a grid of points fixed to an undeformed object lies in the frame, (x, y) float32 [21, 21, 2]."""
     grid = np.linspace(-reach, reach, 21) * body.radius
     points = (grid + 1j * grid[:, None]) * body.scale[time] * np.exp(1j * body.angle[time]) + body.center[time]
@@ -50,7 +40,7 @@ def material_points(body: MovingObject, time: int, reach: float) -> np.ndarray:
 
 
 def test_same_seed_same_clip() -> None:
-    first, again, other = (render_clip(seed, 3, 60, 107, 3) for seed in (5, 5, 6))
+    first, again, other = (synthetic.render_clip(seed, 3, 60, 107, 3) for seed in (5, 5, 6))
     assert first.images.shape == (3, 60, 107, 3)
     assert first.masks.shape == (3, 60, 107)
     assert first.images.dtype == first.masks.dtype == np.uint8
@@ -60,7 +50,7 @@ def test_same_seed_same_clip() -> None:
 
 
 def test_frames_do_not_depend_on_their_order() -> None:
-    clip, scene = render_clip(5, 4, 60, 107, 2), Scene(5, 4, 60, 107, 2)
+    clip, scene = synthetic.render_clip(5, 4, 60, 107, 2), synthetic.Scene(5, 4, 60, 107, 2)
     for time in (3, 1):
         image, mask = scene.frame(time)
         np.testing.assert_array_equal(image, clip.images[time])
@@ -69,14 +59,14 @@ def test_frames_do_not_depend_on_their_order() -> None:
 
 def test_every_object_is_large_enough_in_frame_0() -> None:
     for (height, width), objects, seed in itertools.product([(60, 107), (64, 64)], [1, 2, 3, 4], range(6)):
-        mask = render_clip(seed, 1, height, width, objects).masks[0]
+        mask = synthetic.render_clip(seed, 1, height, width, objects).masks[0]
         assert set(np.unique(mask)) == set(range(objects + 1))
         assert np.bincount(mask.ravel())[1:].min() >= 0.015 * mask.size
 
 
 def test_still_circle_is_exact() -> None:
-    clip = render_clip(3, 2, 70, 91, 1, STILL)
-    (body,) = scene_objects(3, 2, 70, 91, 1, STILL)
+    clip = synthetic.render_clip(3, 2, 70, 91, 1, STILL)
+    (body,) = synthetic.scene_objects(3, 2, 70, 91, 1, STILL)
     y, x = np.mgrid[:70, :91]
     circle = (x - body.center[0].real) ** 2 + (y - body.center[0].imag) ** 2 < body.radius**2
     np.testing.assert_array_equal(clip.masks, np.stack([circle, circle]))
@@ -84,16 +74,16 @@ def test_still_circle_is_exact() -> None:
 
 
 def test_sensor_noise_is_new_in_every_frame() -> None:
-    first, second = render_clip(3, 2, 70, 91, 1, replace(STILL, noise=4)).images.astype(float)
+    first, second = synthetic.render_clip(3, 2, 70, 91, 1, replace(STILL, noise=4)).images.astype(float)
     assert (first - second).std() == pytest.approx(4 * math.sqrt(2), rel=0.1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_masks_match_the_outlines(seed: int) -> None:
     height, width, time = 60, 107, 20
-    motion = Motion(speed=0.012, crossing=1, deform=0.3, spin=0.05, swell=0.2)
-    mask = Scene(seed, 21, height, width, 3, motion).frame(time)[1]
-    bodies = scene_objects(seed, 21, height, width, 3, motion)
+    motion = synthetic.Motion(speed=0.012, crossing=1, deform=0.3, spin=0.05, swell=0.2)
+    mask = synthetic.Scene(seed, 21, height, width, 3, motion).frame(time)[1]
+    bodies = synthetic.scene_objects(seed, 21, height, width, 3, motion)
     polygons = [outline(body, time) for body in bodies]
     checked = 0
     for y, x in itertools.product(range(height), range(width)):
@@ -106,8 +96,8 @@ def test_masks_match_the_outlines(seed: int) -> None:
 
 
 def test_area_keeps_while_deforming() -> None:
-    motion = Motion(area=0.06, speed=0, swell=0, deform=0.4)
-    masks = render_clip(2, 30, 120, 160, 1, motion).masks
+    motion = synthetic.Motion(area=0.06, speed=0, swell=0, deform=0.4)
+    masks = synthetic.render_clip(2, 30, 120, 160, 1, motion).masks
     areas = masks.mean((1, 2))
     assert areas.max() / areas.min() < 1.05
     union = (masks[0] | masks).sum((1, 2))
@@ -115,19 +105,19 @@ def test_area_keeps_while_deforming() -> None:
 
 
 def test_crossing_objects_hide_each_other_and_come_back() -> None:
-    objects, motion = SEQUENCES["made-crossing"]
-    masks = np.stack([Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
+    objects, motion = synthetic.SEQUENCES["made-crossing"]
+    masks = np.stack([synthetic.Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
     areas = np.stack([(masks == number).sum((1, 2)) for number in range(1, objects + 1)])
     fallen = areas.min(1) < 0.4 * areas[:, 0]
     recovered = areas.max(1, where=np.arange(40) > areas.argmin(1)[:, None], initial=0) > 0.6 * areas[:, 0]
     assert (fallen & recovered).any()
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", synthetic.SEQUENCES)
 def test_objects_stay_in_the_image(name: str) -> None:
-    objects, motion = SEQUENCES[name]
+    objects, motion = synthetic.SEQUENCES[name]
     for seed in range(20):
-        for body in scene_objects(seed, 40, 60, 107, objects, motion):
+        for body in synthetic.scene_objects(seed, 40, 60, 107, objects, motion):
             inside = (np.abs(body.center.real - 53.5) < 53.5) & (np.abs(body.center.imag - 30) < 30)
             assert inside.mean() > 0.8
 
@@ -136,8 +126,8 @@ def test_texture_moves_with_its_object() -> None:
     # Undeformed and from above all objects, so that the pose alone says where each point of the texture goes.
     motion = replace(STILL, area=0.12, speed=0.02, crossing=0, spin=0.06, swell=0.15, pan=0.01)
     height, width, time = 120, 214, 12
-    clip = render_clip(11, time + 1, height, width, 1, motion)
-    (body,) = scene_objects(11, time + 1, height, width, 1, motion)
+    clip = synthetic.render_clip(11, time + 1, height, width, 1, motion)
+    (body,) = synthetic.scene_objects(11, time + 1, height, width, 1, motion)
     assert abs(body.center[time] - body.center[0]) > 10
 
     def colors(frame: int, pose: int) -> np.ndarray:
@@ -155,8 +145,8 @@ def test_texture_moves_with_its_object() -> None:
 def test_texture_follows_the_deforming_contour() -> None:
     motion = replace(STILL, area=0.15, bumps=0.1, deform=0.4)
     time = 9
-    clip = render_clip(4, time + 1, 160, 214, 1, motion)
-    (body,) = scene_objects(4, time + 1, 160, 214, 1, motion)
+    clip = synthetic.render_clip(4, time + 1, 160, 214, 1, motion)
+    (body,) = synthetic.scene_objects(4, time + 1, 160, 214, 1, motion)
 
     def ring(pose: int) -> np.ndarray:
         """Colors of frame `pose` a little inside the contour, by the angle in the object's axes."""
@@ -175,7 +165,7 @@ def test_texture_follows_the_deforming_contour() -> None:
 
 def test_background_moves_smoothly() -> None:
     still, panned = (
-        render_clip(1, 3, 96, 128, 1, replace(STILL, area=0.02, pan=pan)).images.astype(np.float32).mean(-1)
+        synthetic.render_clip(1, 3, 96, 128, 1, replace(STILL, area=0.02, pan=pan)).images.astype(np.float32).mean(-1)
         for pan in (0.0, 0.02)
     )
     np.testing.assert_array_equal(still[0], still[2])
@@ -194,22 +184,22 @@ def test_background_moves_smoothly() -> None:
 def test_bad_sizes_are_refused(change: dict[str, Any], word: str) -> None:
     good: dict[str, Any] = {"seed": 0, "frames": 1, "height": 60, "width": 107, "objects": 2}
     with pytest.raises(InputError, match=word):
-        render_clip(**{**good, **change})
+        synthetic.render_clip(**{**good, **change})
 
 
 def test_contour_that_runs_into_itself_is_refused() -> None:
     with pytest.raises(InputError, match="bumps"):
-        render_clip(0, 1, 60, 107, 1, Motion(bumps=0.5, deform=0.5))
+        synthetic.render_clip(0, 1, 60, 107, 1, synthetic.Motion(bumps=0.5, deform=0.5))
 
 
 def test_layout_is_that_of_davis(tmp_path: Path) -> None:
-    root = make_davis(tmp_path / "deep" / "made", **SMALL)
+    root = synthetic.make_davis(tmp_path / "deep" / "made", **SMALL)
     assert root == tmp_path / "deep" / "made"
     names = (root / "ImageSets" / "2017" / "val.txt").read_text().split()
-    assert names == list(SEQUENCES)[:2]
+    assert names == list(synthetic.SEQUENCES)[:2]
     for index, name in enumerate(names):
-        objects, motion = SEQUENCES[name]
-        clip = render_clip(7 + index, 3, 60, 107, objects, motion)
+        objects, motion = synthetic.SEQUENCES[name]
+        clip = synthetic.render_clip(7 + index, 3, 60, 107, objects, motion)
         images = sorted((root / "JPEGImages" / "480p" / name).iterdir())
         masks = sorted((root / "Annotations" / "480p" / name).iterdir())
         assert [path.name for path in images] == ["00000.jpg", "00001.jpg", "00002.jpg"]
@@ -227,16 +217,16 @@ def test_layout_is_that_of_davis(tmp_path: Path) -> None:
 
 
 def test_second_call_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make_davis(tmp_path / "made", **SMALL)
+    root = synthetic.make_davis(tmp_path / "made", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     monkeypatch.setattr(synthetic, "Scene", None)
-    assert make_davis(root, **SMALL) == root
+    assert synthetic.make_davis(root, **SMALL) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     with pytest.raises(InputError, match="other settings"):
-        make_davis(root, **{**SMALL, "frames": 2})
+        synthetic.make_davis(root, **{**SMALL, "frames": 2})
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
     with pytest.raises(InputError, match="other settings"):
-        make_davis(root, **SMALL)
+        synthetic.make_davis(root, **SMALL)
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
@@ -244,30 +234,30 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / MARKER).write_text(json.dumps(["other"]))
+    (tmp_path / "odd" / synthetic.MARKER).write_text(json.dumps(["other"]))
     for name in ("mine", "file", "odd"):
         with pytest.raises(InputError, match=name):
-            make_davis(tmp_path / name, **SMALL)
+            synthetic.make_davis(tmp_path / name, **SMALL)
     assert (tmp_path / "mine" / "notes.txt").read_text() == (tmp_path / "file").read_text() == "keep"
 
 
 def test_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    assert (make_davis(tmp_path / "made", **SMALL) / MARKER).exists()
+    assert (synthetic.make_davis(tmp_path / "made", **SMALL) / synthetic.MARKER).exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_run_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    frame = Scene.frame
+    frame = synthetic.Scene.frame
 
-    def broken(self: Scene, time: int) -> tuple[np.ndarray, np.ndarray]:
+    def broken(self: synthetic.Scene, time: int) -> tuple[np.ndarray, np.ndarray]:
         if time == 2:
             raise error
         return frame(self, time)
 
-    monkeypatch.setattr(Scene, "frame", broken)
+    monkeypatch.setattr(synthetic.Scene, "frame", broken)
     with pytest.raises(error):
-        make_davis(tmp_path / "made", **SMALL)
+        synthetic.make_davis(tmp_path / "made", **SMALL)
     assert list(tmp_path.iterdir()) == []
