@@ -163,8 +163,7 @@ def test_a_damaged_frame_does_not_affect_others(tmp_path, monkeypatch, kept):
 
 @pytest.mark.parametrize("room", [0, 1 << 30])
 @pytest.mark.parametrize(
-    ("kind", "kept"),
-    [*product(["mp4", "faststart mp4", "avi", "webm"], [0.0, 0.001, 0.5]), ("faststart mp4", 0.99)],
+    ("kind", "kept"), [*product(["mp4", "faststart mp4", "avi", "webm"], [0.0, 0.001, 0.5]), ("faststart mp4", 0.99)]
 )
 def test_truncated_videos_are_refused_by_name(tmp_path, room, kind, kept):
     path = tmp_path / f"a.{kind.split()[-1]}"

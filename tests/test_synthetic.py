@@ -1,4 +1,4 @@
-"""Synthetic videos: same again for the same seed, exact masks, real occlusion, texture that moves with its object."""
+"""Synthetic videos: determinism by seed, exact masks, occlusion, texture that moves with its object."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def outline(body: synthetic.MovingObject, time: int, corners: int = 1000) -> np.
 
 
 def material_points(body: synthetic.MovingObject, time: int, reach: float) -> np.ndarray:
-    """Where a grid of points fixed to an undeformed object lies in the frame, (x, y) float32 [21, 21, 2]."""
+    """Positions (x, y) in the frame of a grid of points on an undeformed object, float32 [21, 21, 2]."""
     grid = np.linspace(-reach, reach, 21) * body.radius
     points = (grid + 1j * grid[:, None]) * body.scale[time] * np.exp(1j * body.angle[time]) + body.center[time]
     return np.stack([points.real, points.imag], -1).astype(np.float32)
@@ -88,14 +88,14 @@ def test_masks_match_the_outlines(seed: int) -> None:
     checked = 0
     for y, x in itertools.product(range(height), range(width)):
         sides = [cv2.pointPolygonTest(polygon, (x, y), True) for polygon in polygons]
-        # The polygon has corners where the shape is round, so it decides nothing within a hundredth of a pixel.
+        # The polygon approximates the shape to a hundredth of a pixel.
         if min(map(abs, sides)) > 0.01:
             assert mask[y, x] == max([0, *(number for number, side in enumerate(sides, 1) if side > 0)])
             checked += 1
     assert checked > 0.98 * mask.size
 
 
-def test_area_keeps_while_deforming() -> None:
+def test_deformation_preserves_area() -> None:
     motion = synthetic.Motion(area=0.06, speed=0, swell=0, deform=0.4)
     masks = synthetic.render_clip(2, 30, 120, 160, 1, motion).masks
     areas = masks.mean((1, 2))
@@ -104,7 +104,7 @@ def test_area_keeps_while_deforming() -> None:
     assert ((masks[0] & masks).sum((1, 2)) / union).min() < 0.9
 
 
-def test_crossing_objects_hide_each_other_and_come_back() -> None:
+def test_crossing_objects_occlude_each_other_and_reappear() -> None:
     objects, motion = synthetic.SEQUENCES["made-crossing"]
     masks = np.stack([synthetic.Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
     areas = np.stack([(masks == number).sum((1, 2)) for number in range(1, objects + 1)])
@@ -123,7 +123,7 @@ def test_objects_stay_in_the_image(name: str) -> None:
 
 
 def test_texture_moves_with_its_object() -> None:
-    # Undeformed and from above all objects, so that the pose alone says where each point of the texture goes.
+    # Without deformation the pose determines where each point of the texture moves.
     motion = replace(STILL, area=0.12, speed=0.02, crossing=0, spin=0.06, swell=0.15, pan=0.01)
     height, width, time = 120, 214, 12
     clip = synthetic.render_clip(11, time + 1, height, width, 1, motion)
@@ -135,11 +135,11 @@ def test_texture_moves_with_its_object() -> None:
         found = cv2.remap(clip.images[frame].astype(np.float32), points[..., 0], points[..., 1], cv2.INTER_LINEAR)
         return found - found.mean((0, 1))
 
-    def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    def correlation(a: np.ndarray, b: np.ndarray) -> float:
         return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
-    assert likeness(colors(0, 0), colors(time, time)) > 0.9
-    assert likeness(colors(0, 0), colors(time, 0)) < 0.5
+    assert correlation(colors(0, 0), colors(time, time)) > 0.9
+    assert correlation(colors(0, 0), colors(time, 0)) < 0.5
 
 
 def test_texture_follows_the_deforming_contour() -> None:
