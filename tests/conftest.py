@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Processes side by side (pytest-xdist), and programs that they start, share the cores. PyTorch reads this when it is
-# imported.
+# Processes of pytest-xdist and the programs that they start share the cores. PyTorch reads this on import.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
@@ -28,24 +27,24 @@ from timecycle.ops import backends
 from timecycle.ops.backends import NATIVE_MISSING
 from timecycle.ops.problem import Problem
 
-# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+# Background jobs of a shell ignore SIGINT; the programs that the tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files of a minute or so, which begin first, so that no process is left with one when the others have ended.
+# Files of about a minute, which run first, so that no worker has one left when the others have ended.
 LONG = (
     "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_cuda_compile", "test_train_ends", "test_propagation",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, by the order of LONG; the others as they were."""
+    """Run long files first, in the order of LONG."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """The compiled kernel with its own choices taken from it: which products, and whether AVX-512's loops may serve."""
+    """The compiled kernel with given products, with or without AVX-512 loops, instead of its own choice."""
 
     def run(problem: Problem) -> tuple[torch.Tensor, ...]:
         backends.NATIVE.switch_avx512_off(plain)
@@ -57,7 +56,7 @@ def forced(products: str, plain: bool) -> Callable[..., tuple[torch.Tensor, ...]
     return run
 
 
-# The kernel chooses products by what is fastest on the chip; a test machine would run only some of its branches.
+# The kernel chooses the fastest products of the chip; forcing others covers all branches on any machine.
 REGISTERED = backends._REGISTERED["topk_affinity"]
 NATIVE_TOPK = next(backend for backend in REGISTERED if backend.name == "cpu")
 FORCED = [
@@ -70,15 +69,14 @@ FORCED = [
 ]
 backends.register("topk_affinity", *REGISTERED, *FORCED)
 
-# Every backend that topk_affinity's contract runs through. CI demands the compiled module (TIMECYCLE_REQUIRE_NATIVE),
-# so only a machine without a compiler skips it.
+# Backends of topk_affinity's contract. CI requires the compiled module (TIMECYCLE_REQUIRE_NATIVE).
 NATIVE_NEEDED = pytest.mark.skipif(NATIVE_MISSING is not None, reason=str(NATIVE_MISSING))
 BACKENDS = [pytest.param("cpu", marks=NATIVE_NEEDED), "reference"]
 ALL_BACKENDS = [*BACKENDS, *(pytest.param(backend.name, marks=NATIVE_NEEDED) for backend in FORCED)]
 
 
 def on_threads(counts: Iterable[int], run: Callable[[], Any]) -> list[Any]:
-    """What run() returns on each of these numbers of threads."""
+    """Results of run() by number of threads."""
     before, found = torch.get_num_threads(), []
     try:
         for count in counts:
@@ -91,7 +89,7 @@ def on_threads(counts: Iterable[int], run: Callable[[], Any]) -> list[Any]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, so that an element nobody writes shows."""
+    """Fill uninitialized memory with NaN, so that elements that are not written are found."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -99,7 +97,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Find the folder of reference data: $TIMECYCLE_SHARED, else ../shared beside the repository. Skips without it."""
+    """The folder of reference data: $TIMECYCLE_SHARED, else ../shared beside the repository; skips without it."""
     folder = Path(os.environ.get("TIMECYCLE_SHARED") or Path(__file__).parents[2] / "shared").resolve()
     if not folder.is_dir():
         pytest.skip(f"the reference data are not at {folder} (TIMECYCLE_SHARED says where)")
@@ -114,7 +112,7 @@ def oracle(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def oracle_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint the oracle was recorded with, in the release's layout and file form."""
+    """The checkpoint of the recorded results, in the release's layout and file format."""
     recipe_spec = importlib.util.spec_from_file_location("seeded", oracle / "seeded.py")
     recipe = importlib.util.module_from_spec(recipe_spec)
     recipe_spec.loader.exec_module(recipe)
@@ -125,7 +123,7 @@ def oracle_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def release_layout(encoder: Encoder) -> dict[str, torch.Tensor]:
-    """An encoder's tensors under the names and shapes of the release, with some that evaluation does not use."""
+    """An encoder's tensors under the release's names and shapes, and some that evaluation does not use."""
     state = {}
     for name, value in encoder.state_dict().items():
         name = "afterconv1.weight" if name == "head.weight" else name.replace("trunk.", "encoderVideo.")
@@ -137,7 +135,7 @@ def release_layout(encoder: Encoder) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def release_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the release's form with random weights, for tests that need no recorded numbers."""
+    """A checkpoint in the release's format with random weights."""
     torch.manual_seed(0)
     encoder = Encoder()
     for module in encoder.modules():
@@ -173,15 +171,15 @@ def write_sequence(root: Path, name: str, frames: int = 4, size: tuple[int, int]
     listing.parent.mkdir(parents=True, exist_ok=True)
     with listing.open("a") as file:
         file.write(name + "\n")
-    pictures = root / "JPEGImages" / "480p" / name
-    pictures.mkdir(parents=True)
+    images = root / "JPEGImages" / "480p" / name
+    images.mkdir(parents=True)
     ramp = np.linspace(0, 200, width, dtype=np.uint8)
     for i in range(frames):
         mask = np.zeros((height, width), np.uint8)
         mask[12:36, 8 + 2 * i : 32 + 2 * i] = 1
         rgb = np.repeat(np.broadcast_to(ramp, (height, width))[..., None], 3, axis=2).copy()
         rgb[mask == 1] = (220, 40, 30)
-        Image.fromarray(rgb).save(pictures / f"{i:05d}.jpg", quality=95)
+        Image.fromarray(rgb).save(images / f"{i:05d}.jpg", quality=95)
         write_mask(root / "Annotations" / "480p" / name / f"{i:05d}.png", mask)
 
 

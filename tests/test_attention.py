@@ -107,7 +107,7 @@ def test_gradients_of_the_reference_are_those_of_finite_differences(batched, dro
 @pytest.mark.parametrize(
     ("size", "dtype", "batched", "dropped"), pairwise(SIZES, DTYPES, [False, True], DROPPED), ids=str
 )
-def test_every_size_and_type_is_as_in_float64(backend, dtype, batched, dropped, size):
+def test_every_size_and_dtype_equals_float64(backend, dtype, batched, dropped, size):
     Case(*size, dtype, batched=batched, dropped=dropped).assert_close(backend)
 
 
@@ -128,7 +128,7 @@ def test_scale_defaults_to_one():
 
 
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
-def test_the_bits_are_the_same_with_any_number_of_threads(backend):
+def test_results_are_bitwise_equal_with_any_number_of_threads(backend):
     if device_of(backend) == "cuda":
         pytest.skip("the threads are the CPU's")
     cases = [Case(3, 49, 260, 32, 20, CONVOLUTION, batched=batched) for batched in (False, True)]

@@ -1,4 +1,4 @@
-"""Which GPU backend runs a call: what CUDA's kernels refuse, and the table of measured speeds that decides the rest."""
+"""The choice of GPU backends: what the CUDA kernels do not support, and the table of measured speeds."""
 
 import importlib
 import json
@@ -21,14 +21,10 @@ WORK = {"chip": "9.0", "joint": False, "region": False, "k": 5, "work": "w", "us
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """Whoever asks is told that tensors are on a GPU of compute capability 9.0 with everything installed."""
+    """Pretend that tensors are on a GPU of compute capability 9.0 with everything installed."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     module = SimpleNamespace(LARGEST_K=20)
-    for name, value in (
-        ("CUDA", module),
-        ("TRITON_MISSING", None),
-        ("why_not_triton", lambda *call: None),
-    ):
+    for name, value in (("CUDA", module), ("TRITON_MISSING", None), ("why_not_triton", lambda *call: None)):
         monkeypatch.setattr(importlib.import_module("timecycle.ops.topk_affinity"), name, value)
     monkeypatch.setattr(backends, "why_not_cuda", lambda tensor: None)
 
@@ -46,13 +42,12 @@ def a_gpu(monkeypatch):
     ],
 )
 @pytest.mark.usefixtures("a_gpu")
-def test_cuda_says_what_it_cannot_run(change, reason):
+def test_reasons_why_cuda_cannot_run(change, reason):
     assert why_not_cuda(PROBLEM._replace(**change)) == reason
 
 
-# Where it can run there is no such reason to see; the refusals that are left have a test above.
 @pytest.mark.skipif(backends.CUDA_MISSING is None, reason="CUDA can run here")
-def test_asked_for_by_name_it_says_why_it_cannot_run():
+def test_the_error_of_a_requested_backend_has_its_reason():
     with pytest.raises(InputError, match="backend 'cuda' cannot run topk_affinity here: there is no NVIDIA GPU"):
         topk_affinity(HALF, HALF, FRAMES, Select(1, 1.0), backend="cuda")
 
@@ -70,7 +65,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
             {"grid_width": 2, "half_widths": [1]},
             "it was not measured against triton on compute capability 9.0 yet",
         ),
-        # The nearest k, on a scale of ratios, of the same scope if there is any.
+        # The nearest k by ratio, of the same scope if measured.
         ([WORK, WORK | {"k": 20, "us": {"cuda": 9.0, "triton": 8.0}}], {"k": 9}, None),
         (
             [WORK, WORK | {"k": 20, "us": {"cuda": 9.0, "triton": 8.0}}],
@@ -85,12 +80,12 @@ def test_asked_for_by_name_it_says_why_it_cannot_run():
     ],
 )
 @pytest.mark.usefixtures("a_gpu")
-def test_what_was_measured_decides(table, change, reason, monkeypatch):
+def test_measured_speeds_decide(table, change, reason, monkeypatch):
     monkeypatch.setattr(speeds, "records", lambda: table)
     assert slower_than_triton(PROBLEM._replace(**change)) == reason
 
 
-def test_who_should_not_run_unasked_runs_by_name(monkeypatch):
+def test_a_slow_backend_runs_only_by_name(monkeypatch):
     def backend(name, **options):
         return backends.Backend(name, None, lambda *_: None, lambda *_: name, **options)
 

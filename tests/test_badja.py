@@ -148,10 +148,7 @@ def update(**values):
         (update(visibility=["a" * 10**6] * 37), "visibility of 00002.jpg is float64 [37]; expected bool"),
         (update(visibility=[[True]] * 37), "visibility of 00002.jpg is float64 [37]; expected bool"),
         (update(visibility=None), "cannot be read (TypeError"),
-        (
-            rewrite(lambda entries: entries.append(entries[0])),
-            "00002.jpg twice",
-        ),
+        (rewrite(lambda entries: entries.append(entries[0])), "00002.jpg twice"),
     ],
 )
 def test_bad_data_is_refused(badja: Path, damage, sentence):

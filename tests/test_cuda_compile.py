@@ -1,6 +1,6 @@
-"""The CUDA kernels, compiled by nvcc for chips that are not here: what they take, and that the module links and loads.
+"""The CUDA kernels compiled by nvcc: registers, instructions and cycles; the module links and loads.
 
-Needs nvcc and no GPU. Numerics are for tests/test_cuda_kernels.py.
+Needs nvcc and no GPU. tests/test_cuda_kernels.py checks numerics.
 """
 
 import operator
@@ -17,29 +17,28 @@ pytest.importorskip("triton", reason="Triton is not installed, whose disassemble
 from benchmarks.cuda_report import CHIPS, NVCC, SOURCES, kernels
 
 ROOT = Path(__file__).parents[1]
-# What a kernel must multiply with, and on which chip; elsewhere it is empty, since it never runs there.
+# Each kernel's chip and tensor core instruction; for other chips its body is empty.
 PRODUCTS = {"topk_affinity_sm80": ("80", "HMMA"), "topk_affinity_sm90": ("90a", "HGMMA")}
 
-# Cycles of a patch, of a warp that multiplies and of one that keeps lists: softmax over all keys, candidates as counted
-# on real features (benchmarks/results/cuda_selection.json).
+# Cycles per patch of a warp that multiplies and one that keeps lists: softmax over all keys, candidate counts of real
+# features (benchmarks/results/cuda_selection.json).
 MOST_CYCLES = {"5": (1800, 700), "10": (1850, 1300), "20": (1950, 3100)}
 
-# There is nothing to compile with: users without the CUDA toolkit. CI has it.
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
-# Seconds for the one kernel of propagate_sequence, minutes for the instances of topk_affinity.
+# Compiling takes seconds for propagate_sequence, minutes for the instances of topk_affinity.
 LONG = [pytest.param(x, marks=[pytest.mark.gpu_sim] * x.stem.startswith("topk"), id=x.stem) for x in SOURCES]
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("source", LONG)
-def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
+def test_no_kernel_spills_and_products_use_tensor_cores(source, chip):
     found, said = kernels(source, chip)
     assert found, said
     for kernel in found:
         assert kernel.spilled == 0, kernel
-    assert "serialized" not in said  # what ptxas says of a wgmma that it makes wait for the one before
+    assert "serialized" not in said  # ptxas warns of wgmma that it serializes
     with_products, opcode = PRODUCTS.get(source.stem, (None, ""))
     if chip == with_products:
         assert all(opcode in kernel.instructions for kernel in found), "\n".join(map(str, found))
@@ -49,12 +48,12 @@ def test_no_kernel_spills_and_products_are_the_tensor_cores(source, chip):
             patch = [kernel.stages[name] for name in stages]
             assert sum(stage.reconvergences for stage in patch) == 0, kernel
             assert [stage.branches for stage in patch[:3]] == [0] * 3, kernel
-            assert patch[3].branches <= 1, kernel  # to where the lanes would be brought together
+            assert patch[3].branches <= 1, kernel  # to a reconvergence point
             if kernel.name.endswith("everywhere"):
                 assert all(map(operator.lt, kernel.cycles, MOST_CYCLES[kernel.name.split()[2]])), kernel
 
 
-# PTX alone takes less than half of the time; what nvcc makes for the chips is looked at above.
+# PTX alone takes less than half of the time; machine code is checked above.
 BUILDS = {
     "of PTX": ("csrc/cuda/build.py", "--chips", "compute_80", "--out", "timecycle/_cuda.so"),
     "by setup.py": ("setup.py", "--quiet", "build", "--build-lib", "."),
@@ -64,7 +63,7 @@ BUILDS = {
 @pytest.mark.parametrize(
     "how", [pytest.param("of PTX", marks=pytest.mark.gpu_sim), pytest.param("by setup.py", marks=pytest.mark.nightly)]
 )
-def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path, how):
+def test_the_module_builds_without_a_gpu_and_its_error_names_the_driver(tmp_path, how):
     program, *options, place = BUILDS[how]
     command = [sys.executable, program, *options, tmp_path / place]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TIMECYCLE_CUDA": "1"}, check=True, capture_output=True)
@@ -77,7 +76,7 @@ def test_the_module_builds_without_a_gpu_and_says_what_is_missing(tmp_path, how)
     assert re.search(r"RuntimeError: .*(driver|device)", run.stderr), run.stderr
 
 
-def test_a_compiler_that_fails_costs_the_cuda_module_alone_and_one_line(tmp_path):
+def test_a_failing_nvcc_leaves_out_the_cuda_module_with_one_line(tmp_path):
     # The C++ sources are replaced by an empty one, since only the end of their build matters here.
     for name in ("setup.py", "pyproject.toml", "README.md", "timecycle/version.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

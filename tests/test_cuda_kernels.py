@@ -11,11 +11,10 @@ import torch
 from tests import contract, emulator
 from timecycle.ops.backends import interpreter_missing
 
-pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
+pytest.importorskip("triton", reason="Triton is not installed, whose kernels finish those of CUDA")
 
-GPU = torch.cuda.is_available()  # whose module is missing is then a failure: the emulator would say nothing about it
+GPU = torch.cuda.is_available()  # on a GPU a missing module fails, and the emulator is not used
 CHIPS = ["this GPU"] if GPU else ["sm_80", "sm_90a"]
-# Users without a compiler have no other way to run a GPU's code on a CPU. CI has one.
 pytestmark = pytest.mark.skipif(
     not GPU and emulator.COMPILER is None, reason="no GPU, and no C++ compiler for the emulator"
 )
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def run(request) -> Iterator[Callable[[str, str], None]]:
-    """Run a check on a chip: here if the GPU can, else emulated in processes of their own, one a core."""
+    """Run a check on the GPU, else emulated in worker processes, one a core."""
     if GPU:
         yield lambda _, name: contract.run("cuda", name)
         return
@@ -31,7 +30,7 @@ def run(request) -> Iterator[Callable[[str, str], None]]:
     context = multiprocessing.get_context("spawn")
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    # The variable must be there before a child imports Triton, and must not be here.
+    # The variable must be set in children only, before they import Triton.
     choose = "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; torch.set_num_threads(1)"
     with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
         chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]

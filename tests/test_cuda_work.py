@@ -1,4 +1,4 @@
-"""How the CUDA scan shares its work (csrc/cuda/work.cuh, kernels/work.py): all of it, once, and in equal parts."""
+"""Work distribution of the CUDA scan (csrc/cuda/work.cuh, kernels/work.py): complete, disjoint, balanced."""
 
 import ctypes
 import itertools
@@ -10,11 +10,10 @@ import torch
 from tests import emulator
 from timecycle.ops import Neighborhood
 
-pytest.importorskip("triton", reason="Triton is not installed, and finishes what the CUDA kernels find")
+pytest.importorskip("triton", reason="Triton is not installed, whose kernels finish those of CUDA")
 from tests import work_cases
 from tests.work_cases import PUBLISHED, plan_of, work_items
 
-# Users without a compiler have no other way to run the plan, which is C++. CI has one.
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="there is no C++ compiler for the emulator")
 
 
@@ -37,7 +36,7 @@ def test_blocks_differ_by_one_patch_at_most(library, grid, slots, neighborhood, 
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_every_patch_is_taken_once_and_every_list_has_its_room(library, seed):
+def test_every_patch_is_taken_once_and_lists_have_disjoint_storage(library, seed):
     random = np.random.default_rng(seed)
     grid = (int(random.integers(1, 40)), int(random.integers(1, 70)))
     neighborhood = Neighborhood(*grid, int(random.integers(1, 9))) if random.integers(2) else None

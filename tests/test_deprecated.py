@@ -1,4 +1,4 @@
-"""Names of version 0.1 that work for one more release, each with a warning that shows the line which uses it."""
+"""Names of version 0.1 still work, each with a DeprecationWarning at the line that uses it."""
 
 import subprocess
 import sys
@@ -20,8 +20,8 @@ SELECT, GRID = Select(2, 0.5), Neighborhood(2, 2, 1, "square<=")
 CALL, LABELLED = (QUERY, BANK, FRAMES, SELECT), (QUERY, BANK, FRAMES, BANK, FRAMES, SELECT)
 
 
-def said(use: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What `use` returns, and the old names that it is warned of, as of its own first line."""
+def warned_of(use: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """The result of `use`, and the old names in its warnings, which must be of its first line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = use()
@@ -57,14 +57,14 @@ def said(use: Callable[[], Any]) -> tuple[Any, list[str]]:
     ],
 )
 def test_an_old_name_means_the_new_one(old, new, names):
-    found, warned = said(old)
+    found, warned = warned_of(old)
     assert found == new()
     assert sorted(warned) == sorted(names)
 
 
 @pytest.mark.parametrize(("function", "arguments"), [(topk_affinity, CALL), (affinity_propagate, LABELLED)])
 def test_operators_take_keywords_by_their_old_names(function, arguments):
-    found, warned = said(lambda: function(*arguments, region=GRID, copies=COUNTS))
+    found, warned = warned_of(lambda: function(*arguments, region=GRID, copies=COUNTS))
     expected = function(*arguments, neighborhood=GRID, multiplicity=COUNTS)
     assert sorted(warned) == ["copies=", "region="]
     for ours, theirs in zip(found, expected, strict=True):
@@ -72,7 +72,7 @@ def test_operators_take_keywords_by_their_old_names(function, arguments):
 
 
 def test_backends_are_printed_by_the_old_name(capsys):
-    _, warned = said(lambda: ops.backends())
+    _, warned = warned_of(lambda: ops.backends())
     assert warned == ["timecycle.ops.backends()"]
     assert "topk_affinity: reference: ready" in capsys.readouterr().out
 
@@ -82,7 +82,7 @@ def test_new_names_are_silent():
         topk_affinity(*CALL, neighborhood=GRID, multiplicity=COUNTS)
         timecycle.protocol("dino", softmax_over="all")
 
-    assert said(use)[1] == []
+    assert warned_of(use)[1] == []
 
 
 def test_modules_that_the_readme_named_are_there():

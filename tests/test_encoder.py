@@ -27,7 +27,7 @@ def test_features_equal_the_originals(oracle: Path, oracle_checkpoint: Path, sha
     encoder = load_encoder(oracle_checkpoint)
     for network in (encoder, fold_batch_norm(encoder)):
         features = network(preprocess(rgb, protocol("timecycle", side=crop))[None])[0, :, ::stride, ::stride].numpy()
-        # The record itself is rounded to float16, which takes most of the 1e-4.
+        # The record is rounded to float16, which is most of the 1e-4.
         np.testing.assert_allclose(features, recorded[f"feat_{index}"].astype(np.float32), atol=1e-4, rtol=0)
 
 
@@ -51,7 +51,7 @@ def test_features_are_unit_vectors_at_stride_8():
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
 @pytest.mark.parametrize(("depth", "stages", "channels"), [(18, 3, 256), (18, 4, 512), (50, 3, 1024), (50, 4, 2048)])
 @torch.inference_mode()
-def test_a_trunk_computes_the_resnet_written_out(depth, stages, channels, padding):
+def test_a_trunk_equals_the_resnet_written_out(depth, stages, channels, padding):
     trunk = Trunk(depth, stages, padding).double().eval()
     weights = {name: value.double() for name, value in random_weights(depth).items()}
     trunk.load_state_dict({name: weights[name] for name in trunk.state_dict()})
@@ -65,35 +65,35 @@ def test_a_trunk_computes_the_resnet_written_out(depth, stages, channels, paddin
 
 
 class Convolutions(TorchDispatchMode):
-    """Keeps the input channels, kernel's side and stride of each convolution."""
+    """Record the input channels, kernel size and stride of each convolution."""
 
     def __init__(self):
         super().__init__()
-        self.met = []
+        self.seen = []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         if operator is torch.ops.aten.convolution.default:
-            self.met.append((args[1].shape[1], args[1].shape[-1], args[3][0]))
+            self.seen.append((args[1].shape[1], args[1].shape[-1], args[3][0]))
         return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("side", [8, 15, 16])
 @pytest.mark.parametrize(("depth", "width", "channels"), [(18, 4, 4), (18, 7, 7), (18, 15, 15), (50, 3, 12)])
 def test_a_strided_shortcut_of_few_channels(depth, width, channels, side):
-    """With channels innermost its gradients are right, and no strided convolution reaches oneDNN to damage the heap."""
+    """In channels_last its gradients are right; it avoids oneDNN's strided convolution, which corrupts the heap."""
     torch.manual_seed(0)
     shortcut = Trunk(depth, width=width).layer2[0].downsample[0]
     weight = shortcut.weight.detach().double().requires_grad_()
     images = torch.randn(8, channels, side, side, dtype=torch.float64, requires_grad=True)
     expected = functional.conv2d(images, weight, stride=2)
-    towards = torch.randn_like(expected)
-    expected.backward(towards)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
     shortcut.to(memory_format=torch.channels_last)
     innermost = images.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
     with Convolutions() as convolutions:
         found = shortcut(innermost)
-    assert convolutions.met == [(channels, 1, 1)]
-    found.backward(towards.float())
+    assert convolutions.seen == [(channels, 1, 1)]
+    found.backward(gradient.float())
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     for ours, exact in ((shortcut.weight.grad, weight.grad), (innermost.grad, images.grad)):
         assert (ours.double() - exact).norm() < 1e-5 * exact.norm()

@@ -1,4 +1,4 @@
-"""How programs end: a sentence and a status, whatever is wrong with their input, their output or the machine."""
+"""How programs end after errors of input, output or the machine: one sentence and a status."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_a_full_output_is_a_sentence(lines):
     assert ended.stderr.count("\n") == 1
 
 
-def test_whoever_reads_no_further_ends_the_program_silently():
+def test_a_closed_pipe_ends_the_program_silently():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as pipe:
@@ -56,7 +56,7 @@ def ended_program(lines: int, **streams: object) -> subprocess.CompletedProcess[
         (MemoryError("1 TiB for\nan array"), "memory is used up (1 TiB for an array)"),
     ],
 )
-def test_what_is_wrong_outside_of_the_program_is_one_sentence(error, said, capsys):
+def test_errors_of_the_environment_are_one_sentence(error, said, capsys):
     def main() -> None:
         raise error
 
@@ -77,7 +77,7 @@ def test_long_lists_are_cut():
     assert listing("abcdefg") == "a, b, c, d, e and 2 more"
 
 
-def test_names_that_are_no_text_are_printed_all_the_same():
+def test_names_that_are_not_utf8_are_printed_escaped():
     code = "from timecycle.errors import run_command_line; run_command_line(lambda: print('out/\\udcff'))"
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""test_davis.py from the command line: results, continuation, and one sentence for everything that is wrong."""
+"""test_davis.py from the command line: results, continued runs, error sentences."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from PIL import Image
 import test_davis
 from tests.conftest import write_sequence
 from timecycle.data.masks import read_mask, write_mask
+from timecycle.data.synthetic import make_davis
 from timecycle.evaluation.davis import command
 from timecycle.evaluation.davis.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
-LONG = 400
-"""Frames of a sequence whose run can be interrupted."""
+LONG = 400  # frames of a sequence whose run can be interrupted
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def masks_of(folder: Path, name: str) -> list[np.ndarray]:
     return [read_mask(path) for path in sorted((folder / name).glob("*.png"))]
 
 
-def leftovers(folder: Path) -> list[Path]:
+def partial_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix == ".partial" or path.name == ".holder"]
 
 
@@ -52,7 +53,7 @@ def test_results_have_the_official_layout(run, small_davis: Path, tmp_path):
     assert "second_1," in (out / "per-sequence_results-val.csv").read_text()
     assert (out / "overlays" / "first.mp4").stat().st_size > 0
     assert len(list((out / "overlays" / "second").glob("*.jpg"))) == 4
-    assert not leftovers(out)
+    assert not partial_files(out)
     results = json.loads((out / "results.json").read_text())
     assert results["options"]["side"] == 64
     assert results["options"]["temperature"] == pytest.approx(512**-0.5)
@@ -90,7 +91,7 @@ def test_a_first_annotation_alone_gives_masks_and_no_scores(run, small_davis: Pa
     assert "scores" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-def test_a_second_run_goes_on_with_what_is_missing(run, small_davis: Path, tmp_path):
+def test_a_second_run_evaluates_only_missing_sequences(run, small_davis: Path, tmp_path):
     arguments = ("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
     assert run(*arguments, "--sequences", "first").code == 0
     kept = tmp_path / "out" / "first" / "00001.png"
@@ -100,7 +101,7 @@ def test_a_second_run_goes_on_with_what_is_missing(run, small_davis: Path, tmp_p
     assert "1 of 2 sequences are finished" in ended.out
     assert kept.stat().st_mtime_ns == before
     assert len(masks_of(tmp_path / "out", "second")) == 4
-    kept.unlink()  # no longer whole, so it is made anew
+    kept.unlink()  # now incomplete, so that the sequence is evaluated again
     assert run(*arguments).code == 0
     assert kept.exists()
     before = kept.stat().st_mtime_ns
@@ -138,7 +139,7 @@ def test_a_damaged_frame_stops_the_run_and_keeps_what_is_finished(run, small_dav
     assert f"error: {damaged} is damaged or truncated" in ended.err
     assert len(masks_of(tmp_path / "out", "first")) == 4
     assert not (tmp_path / "out" / "second").exists()
-    assert not leftovers(tmp_path / "out")
+    assert not partial_files(tmp_path / "out")
     damaged.write_bytes(whole)
     ended = run(*arguments)
     assert (ended.code, "1 of 2 sequences are finished" in ended.out) == (0, True)
@@ -163,7 +164,7 @@ def test_a_small_object_is_dropped_with_a_warning(run, small_davis: Path):
     assert "warning: first: object 2 is dropped" in ended.out
 
 
-def test_a_vanished_class_stays_background_for_good(run, tmp_path):
+def test_a_vanished_class_stays_background(run, tmp_path):
     root = tmp_path / "davis"
     write_sequence(root, "gone", frames=8)
     for i in range(1, 8):  # the object is never seen again
@@ -179,10 +180,7 @@ BAD = {
     "no neighbors": (("--topk_vis", 0), "--topk_vis is 0"),
     "context": (("--videoLen", 0), "--videoLen is 0"),
     "checkpoint": (("--resume", "nothing.pth.tar"), "nothing.pth.tar does not exist"),
-    "two features": (
-        ("--resume", "a", "--features", "colour"),
-        "--resume is given and --features is colour",
-    ),
+    "two features": (("--resume", "a", "--features", "colour"), "--resume is given and --features is colour"),
     "two sources": (("--filelist", "list.txt"), "--davis and --filelist are both given"),
     "device": (("--device", "quantum"), "--device quantum cannot be used"),
     "sequence": (("--sequences", "third"), "third is not in the set val; expected some of first, second"),
@@ -224,7 +222,7 @@ def long_davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, long_davis: Path, tmp_path, how):
+def test_a_killed_run_leaves_complete_sequences_and_is_continued(run, long_davis: Path, tmp_path, how):
     arguments = [str(a) for a in ("--davis", long_davis, "--cropSize", 64, "--save_path", "out")]
     program = [sys.executable, str(ROOT / "test_davis.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -241,27 +239,21 @@ def test_a_killed_run_leaves_whole_sequences_and_is_continued(run, long_davis: P
     assert len(masks_of(tmp_path / "out", "short")) == 3
     assert not (tmp_path / "out" / "long").exists()
     if how != signal.SIGKILL:
-        assert not leftovers(tmp_path / "out")
+        assert not partial_files(tmp_path / "out")
     ended = run(*arguments)
     assert ended.code == 0, ended.err
     assert "1 of 2 sequences are finished" in ended.out
     assert len(masks_of(tmp_path / "out", "long")) == LONG
-    assert not leftovers(tmp_path / "out")
+    assert not partial_files(tmp_path / "out")
 
 
-def test_without_data_the_made_set_is_evaluated(run, tmp_path, monkeypatch):
-    """Without data the made set is generated once; a small one stands in for the full one here."""
-    monkeypatch.setattr(command, "make_davis", lambda root: small_made_set(root))
+def test_without_data_the_synthetic_set_is_evaluated(run, tmp_path, monkeypatch):
+    small = partial(make_davis, sequences=1, frames=3, height=120, width=214)
+    monkeypatch.setattr(command, "make_davis", small)
     ended = run("--cropSize", 64)
     assert ended.code == 0, ended.err
     assert "no data given" in ended.out
     assert (tmp_path / "out" / "made-davis-network+color+gradients-64" / "results.json").exists()
-
-
-def small_made_set(root: Path) -> Path:
-    from timecycle.data.synthetic import make_davis
-
-    return make_davis(root, sequences=1, frames=3, height=120, width=214)
 
 
 def test_overlay_videos_have_the_rate_of_their_frames(run, small_davis: Path, tmp_path):

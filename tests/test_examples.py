@@ -14,7 +14,7 @@ from timecycle.errors import InputError
 
 
 class Small(nn.Module):
-    """What the examples use of a timm model: patch tokens behind one class token."""
+    """The interface of a timm model that the examples use: a class token, then patch tokens."""
 
     num_prefix_tokens = 1
 
@@ -32,32 +32,31 @@ class Small(nn.Module):
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """A timm that makes the small model, and what it was asked for."""
-    asked = []
+def requested(monkeypatch):
+    """Replace timm by one that makes the small model; gives the arguments of its calls."""
+    found = []
 
     def create_model(name, **options):
-        asked.append((name, options))
+        found.append((name, options))
         torch.manual_seed(0)
         return Small(4)
 
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
-    return asked
+    return found
 
 
-def test_patch_tokens_lie_where_their_patches_are(made):
+def test_patch_tokens_lie_where_their_patches_are(requested):
     extract = examples.PatchTokens("some_vit", img_size=64)
     images = torch.rand(2, 3, 10, 12)
     found = extract(images)
     assert found.shape == (2, 12, 3, 3)
-    project = Small(4)
     torch.manual_seed(0)
     project = Small(4).project
     torch.testing.assert_close(found[:, :, 1, 2], project(images[:, :, 4:8, 8:12])[:, :, 0, 0])
     assert not (found == 99).any()
     extract(images)
-    assert [name for name, _ in made] == ["some_vit"]  # made once
-    assert made[0][1] == {
+    assert [name for name, _ in requested] == ["some_vit"]  # made once
+    assert requested[0][1] == {
         "pretrained": True,
         "num_classes": 0,
         "dynamic_img_size": True,
@@ -66,7 +65,7 @@ def test_patch_tokens_lie_where_their_patches_are(made):
     }
 
 
-def test_they_evaluate_davis(made, small_davis):
+def test_examples_evaluate_davis(requested, small_davis):
     scores = timecycle.evaluate_davis(examples.PatchTokens("some_vit"), small_davis, "dino", progress=False, side=64)
     assert scores.global_["J-Mean"] > 0.5
 
@@ -111,7 +110,7 @@ def test_without_the_library_one_sentence_says_so(monkeypatch):
         examples.PatchTokens("some_vit")(torch.rand(1, 3, 8, 8))
 
 
-def test_tokens_that_are_not_a_grid_are_refused(made, monkeypatch):
+def test_tokens_that_are_not_a_grid_are_refused(requested, monkeypatch):
     monkeypatch.setattr(Small, "num_prefix_tokens", 0)
     with pytest.raises(InputError, match="some_vit gives 10 patch tokens; expected 3 x 3"):
         examples.PatchTokens("some_vit")(torch.rand(1, 3, 10, 12))

@@ -23,13 +23,13 @@ from timecycle.data.extract import Extraction, extract
     ],
 )
 def test_twelve_frames_a_second(tmp_path: Path, rate, frames, shown):
-    video = write_video(tmp_path / "clip.mp4", rate, frames)
+    video = write_video(tmp_path / "clip.mp4", rate=rate, frames=frames)
     assert extract(video, tmp_path / "out", Extraction()) == len(shown)
     np.testing.assert_allclose(levels(tmp_path / "out"), list(shown), atol=0.4)
 
 
 def test_other_rates_and_qualities_on_request(tmp_path: Path):
-    video = write_video(tmp_path / "clip.mp4", 24, 24)
+    video = write_video(tmp_path / "clip.mp4", rate=24, frames=24)
     assert extract(video, tmp_path / "good", Extraction(fps=6)) == 6
     np.testing.assert_allclose(levels(tmp_path / "good"), range(1, 24, 4), atol=0.4)
     extract(video, tmp_path / "poor", Extraction(fps=6, quality=20))

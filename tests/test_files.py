@@ -1,4 +1,4 @@
-"""Files written whole or not at all, names that lead nowhere else, JSON that is read or refused."""
+"""Atomic writes, names of folders, paths without links, JSON that is read or refused."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ from timecycle import files
 from timecycle.errors import InputError
 from timecycle.files import component, growing, inside, partial_path, read_json, set_aside, write_bytes, write_json
 
-DEAD = 2**22 + 1  # Linux numbers no process so
+DEAD = 2**22 + 1  # larger than any PID of Linux
 
 
 @pytest.mark.parametrize("name", ["dog", "a b", "猫", "dog-2.mp4", "x" * 200, "...dog"[3:], "~", "$HOME", "**", "con"])
-def test_names_of_folders_are_taken_as_they_are(name):
+def test_names_of_folders_are_accepted(name):
     assert component(name, "list.txt") == name
 
 
@@ -24,17 +24,17 @@ HOSTILE += ["overlays", "Overlays", "results.json", "\u202egpj.exe", "\udcff"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_that_lead_elsewhere_are_refused(name):
+def test_hostile_names_are_refused(name):
     with pytest.raises(
         InputError, match=r"^list.txt line 3: the name .* expected the name of one folder, of at most 200"
     ):
         component(name, "list.txt line 3")
 
 
-def test_links_below_a_folder_are_not_gone_through(tmp_path):
+def test_links_below_a_folder_are_refused(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "named").symlink_to(tmp_path / "real")
-    folder = tmp_path / "named"  # what the user named may be a link
+    folder = tmp_path / "named"  # the given folder may be a link
     assert inside(folder, "a", "b") == folder / "a" / "b"
     (folder / "a").symlink_to(tmp_path)
     (folder / "dangling").symlink_to(tmp_path / "nothing")
@@ -59,12 +59,12 @@ def test_links_below_a_folder_are_not_gone_through(tmp_path):
         (b"[1e999]", "a number is 1e999"),
     ],
 )
-def test_damaged_json_is_a_sentence(tmp_path, data, said):
+def test_damaged_json_is_refused(tmp_path, data, said):
     path = tmp_path / "x.json"
     path.write_bytes(data)
     with raises_input_error(match=rf"x.json is .*{said}.*; expected settings"):
         read_json(path, "settings")
-    os.mkfifo(tmp_path / "pipe")  # which would be waited for
+    os.mkfifo(tmp_path / "pipe")  # reading it would block
     for odd, what in (
         (tmp_path / "none.json", "does not exist"),
         (tmp_path, "is a folder"),
@@ -99,7 +99,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"after"
 
 
-def test_file_and_folder_are_on_disk_when_it_is_there(tmp_path, monkeypatch):
+def test_file_and_folder_are_synced(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(files, "synced", lambda path: steps.append((path, (tmp_path / "x").exists())))
     write_bytes(tmp_path / "x", b"data")
@@ -116,7 +116,7 @@ def test_a_file_is_never_written_through_a_link(tmp_path):
     assert not (tmp_path / "x").is_symlink()
 
 
-def test_what_a_killed_process_left_of_a_file_goes_with_the_next_writing(tmp_path):
+def test_partial_files_of_killed_processes_are_removed_by_the_next_write(tmp_path):
     living = subprocess.Popen(["sleep", "60"])
     try:
         kept = [f".x.{living.pid}.partial", f".y.{DEAD}.partial", "x.partial", ".x.partial"]
@@ -134,7 +134,7 @@ def full(path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["a file for a folder", "a folder for the file", "a full disk"])
-def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, where):
+def test_failed_writes_are_refused_and_leave_nothing(tmp_path, monkeypatch, where):
     path = tmp_path / "x"
     if where == "a file for a folder":
         path.write_text("mine")
@@ -149,16 +149,16 @@ def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path, monke
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pid_that_cannot_be_is_not_alive():
+def test_impossible_pids_are_not_alive():
     assert files.is_alive(os.getpid())
     assert not any(map(files.is_alive, (DEAD, 10**30)))
 
 
-def test_partial_paths_are_hidden_and_apart(tmp_path: Path):
+def test_partial_paths_are_hidden_and_have_the_pid(tmp_path: Path):
     assert partial_path(tmp_path / "x.png") == tmp_path / f".x.png.{os.getpid()}.partial"
 
 
-def test_what_is_set_aside_replaces_nothing(tmp_path):
+def test_set_aside_replaces_no_file(tmp_path):
     names = []
     for content in ("first", "second", "third"):
         (tmp_path / "x.pt").write_text(content)

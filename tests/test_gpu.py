@@ -18,23 +18,14 @@ from benchmarks.gpu_training import TOLERANCE
 from tests.contract import CONTEXT, DEVICE, MULTIPLICITY, SELECTIONS, normal, whole
 from tests.pairwise import pairwise
 from tests.test_affinity_propagate import fused, separate
-from timecycle.ops import (
-    EdgeDropout,
-    Neighborhood,
-    Select,
-    affinity_propagate,
-    attention,
-    propagate_labels,
-    softmax_at,
-    topk_affinity,
-)
+from timecycle import ops
 from timecycle.ops.backends import CUDA_MISSING
 from timecycle.ops.problem import Problem
 from timecycle.propagation.protocols import PRESETS
 from timecycle.propagation.video import propagate
 
 pytestmark = [pytest.mark.gpu_sim] * (DEVICE == "cpu")
-NEIGHBORHOODS = [None, Neighborhood(9, 11, 3)]  # multiplicity with a neighborhood only
+NEIGHBORHOODS = [None, ops.Neighborhood(9, 11, 3)]  # multiplicity with a neighborhood only
 SHAPES = [(1, 1, 1, 1, 1), (63, 65, 7, 3, 5), (65, 63, 16, 2, 20), (130, 257, 70, 2, 9)]  # N, M, D, T, k
 
 
@@ -52,7 +43,7 @@ def multiplied(request) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def options(neighborhood: Neighborhood | None) -> dict[str, object]:
+def options(neighborhood: ops.Neighborhood | None) -> dict[str, object]:
     return {
         "neighborhood": neighborhood,
         "multiplicity": torch.tensor(MULTIPLICITY, device=DEVICE) if neighborhood else None,
@@ -62,17 +53,19 @@ def options(neighborhood: Neighborhood | None) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("selection", "precision", "neighborhood"), pairwise(SELECTIONS, list(DTYPES), NEIGHBORHOODS), ids=str
 )
-def test_ties_multiplicity_and_empty_slots_are_as_in_float64(precision, selection, neighborhood):
-    select, frames = Select(4, 2.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
+def test_ties_multiplicity_and_empty_slots_equal_float64(precision, selection, neighborhood):
+    select, frames = ops.Select(4, 2.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (whole(1, 2, 99, 3), whole(2, 3, 99, 3)))
     labels = normal(3, 3, 99, 5).to(DEVICE)
-    exact = topk_affinity(query.double(), bank.double(), frames, select, backend="reference", **options(neighborhood))
-    weights, indices = topk_affinity(query, bank, frames, select, **options(neighborhood))
+    exact = ops.topk_affinity(
+        query.double(), bank.double(), frames, select, backend="reference", **options(neighborhood)
+    )
+    weights, indices = ops.topk_affinity(query, bank, frames, select, **options(neighborhood))
     assert torch.equal(indices, exact[1])
     torch.testing.assert_close(weights.double(), exact[0], atol=1e-6, rtol=1e-4)
-    expected = propagate_labels(*exact, labels, frames)
-    separate = propagate_labels(weights, indices, labels.float(), frames)
-    fused = affinity_propagate(query, bank, frames, labels.float(), frames, select, **options(neighborhood))
+    expected = ops.propagate_labels(*exact, labels, frames)
+    separate = ops.propagate_labels(weights, indices, labels.float(), frames)
+    fused = ops.affinity_propagate(query, bank, frames, labels.float(), frames, select, **options(neighborhood))
     for ours in (separate, fused):
         torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
 
@@ -83,17 +76,17 @@ def cut(features: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("selection", "precision", "shape"), pairwise(SELECTIONS[::2], list(DTYPES), SHAPES), ids=str)
-def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selection, shape):
+def test_errors_of_any_size_are_those_of_a_product_in_pytorch(precision, selection, shape):
     n, m, d, t, k = shape
     query, bank = (x.to(DEVICE, DTYPES[precision]) for x in (normal(n, 2, n, d), normal(m, 4, m, d)))
     frames = torch.randint(-1, 4, (2, t), generator=torch.Generator().manual_seed(n + t)).to(DEVICE)
-    select = Select(k, 0.5, *selection)  # not ties="all", where rounding would decide how many are kept
-    exact, _ = topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
+    select = ops.Select(k, 0.5, *selection)  # not ties="all": rounding would change the number of keys kept
+    exact, _ = ops.topk_affinity(query.double(), bank.double(), frames, select, backend="reference")
     if precision == "tf32":
-        plain, _ = topk_affinity(cut(query), cut(bank), frames, select, backend="reference")
+        plain, _ = ops.topk_affinity(cut(query), cut(bank), frames, select, backend="reference")
     else:
-        plain, _ = topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
-    weights, indices = topk_affinity(query, bank, frames, select)
+        plain, _ = ops.topk_affinity(query.float(), bank.float(), frames, select, backend="reference")
+    weights, indices = ops.topk_affinity(query, bank, frames, select)
     assert weights.dtype == torch.float32
     assert torch.equal(indices < 0, exact == 0)
     error, allowed = (weights - exact).abs().max(), (plain - exact).abs().max()
@@ -103,14 +96,14 @@ def test_any_size_is_as_exact_as_the_same_product_in_pytorch(precision, selectio
 @pytest.mark.parametrize(
     ("selection", "precision", "neighborhood"), pairwise(SELECTIONS, list(DTYPES), NEIGHBORHOODS), ids=str
 )
-def test_gradients_are_as_in_float64(precision, selection, neighborhood):
-    select, frames = Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
+def test_gradients_equal_float64(precision, selection, neighborhood):
+    select, frames = ops.Select(4, 4.0, *selection), torch.tensor(CONTEXT, device=DEVICE)
     inputs = (whole(1, 2, 99, 70, largest=1), whole(2, 3, 99, 70, largest=1), normal(3, 3, 99, 5))
     inputs = tuple(x.to(DTYPES[precision]) for x in inputs)
     gradient, found = normal(4, 2, 99, 5).to(DEVICE), []
     for dtype, backend in ((DTYPES[precision], None), (torch.float64, "reference")):
         leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
-        out = affinity_propagate(
+        out = ops.affinity_propagate(
             *leaves[:2], frames, leaves[2], frames, select, backend=backend, **options(neighborhood)
         )
         found.append(torch.autograd.grad(out, leaves, gradient.to(out)))
@@ -121,11 +114,10 @@ def test_gradients_are_as_in_float64(precision, selection, neighborhood):
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("batched", [False, True], ids=["a convolution", "a chain"])
-def test_attention_and_softmax_at_are_as_in_float64(precision, batched):
-    """Both outputs, and the gradients of both together."""
+def test_attention_softmax_at_and_their_gradients_equal_float64(precision, batched):
     n, m, d, c = (131, 131, 128, 131) if batched else (100, 257, 70, 128)
     shifts = [0] if batched else [10 * dy + dx for dy in range(4) for dx in range(4)]
-    options = {"shifts": shifts, "dropped": EdgeDropout(0.2, 3) if batched else None}
+    options = {"shifts": shifts, "dropped": ops.EdgeDropout(0.2, 3) if batched else None}
     value = normal(3, *[3][not batched :], len(shifts), m, c)
     inputs = [x.to(DTYPES[precision]) for x in (normal(1, 3, n, d), normal(2, 3, m, d), value)]
     scale, found = normal(4, 3, m).abs().float(), []
@@ -135,8 +127,8 @@ def test_attention_and_softmax_at_are_as_in_float64(precision, batched):
         leaves = [x.to(DEVICE, dtype, copy=True).requires_grad_() for x in inputs]
         leaves.append(scale.to(DEVICE, wide, copy=True).requires_grad_())
         same = {"temperature": d**0.5, "scale": leaves[3], "backend": backend}
-        out, lse = attention(*leaves[:3], **same, **options)
-        edges = softmax_at(*leaves[:2], lse, indices, **same)
+        out, lse = ops.attention(*leaves[:3], **same, **options)
+        edges = ops.softmax_at(*leaves[:2], lse, indices, **same)
         gradients = [normal(6 + i, *x.shape).to(x) for i, x in enumerate((out, edges))]
         found.append((out, lse, edges, *torch.autograd.grad((out, edges), leaves, gradients)))
     for ours, exact in zip(*found, strict=True):
@@ -145,8 +137,7 @@ def test_attention_and_softmax_at_are_as_in_float64(precision, batched):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_protocol_is_as_in_float64(name):
-    """A short video under each preset, on the device in float32, and by the references."""
+def test_every_protocol_equals_float64(name):
     generator = torch.Generator().manual_seed(0)
     features = normal(5, 5, 16, 9, 11).relu() + torch.rand(5, 16, 9, 11, generator=generator)
     mask = np.zeros((72, 88), np.uint8)
@@ -160,7 +151,7 @@ def test_every_protocol_is_as_in_float64(name):
 
 
 @pytest.mark.parametrize("propagate", [fused, separate])
-def test_compiles_whole_with_gradients(propagate: Callable[..., Tensor]):
+def test_compiles_without_graph_breaks_with_gradients(propagate: Callable[..., Tensor]):
     frames, found = torch.tensor([[0, 1], [1, -1]], device=DEVICE), []
     backend = "inductor" if DEVICE == "cuda" else "aot_eager"  # inductor's C++ would take a CPU test minutes
     for function in (propagate, torch.compile(propagate, fullgraph=True, backend=backend)):
@@ -171,7 +162,7 @@ def test_compiles_whole_with_gradients(propagate: Callable[..., Tensor]):
     torch.testing.assert_close(*found)
 
 
-def test_operators_are_well_behaved():
+def test_opcheck():
     query, bank, labels = (
         x.float().to(DEVICE) for x in (normal(1, 2, 20, 4), normal(2, 3, 20, 4), normal(3, 3, 20, 5))
     )
@@ -180,11 +171,11 @@ def test_operators_are_well_behaved():
         leaf.requires_grad_()
     operators = torch.ops.timecycle
     for scope, softmax_over in itertools.product(("frame", "joint"), ("topk", "all")):
-        select = Select(3, 0.5, scope, softmax_over)
+        select = ops.Select(3, 0.5, scope, softmax_over)
         problem = Problem.of(query, bank, frames, select, None, None)
         torch.library.opcheck(operators.topk_affinity.default, (*problem, "", True))
         torch.library.opcheck(operators.affinity_propagate.default, (labels, frames, *problem, "", True))
-    weights, indices = topk_affinity(query.detach(), bank.detach(), frames, Select(3, 0.5))
+    weights, indices = ops.topk_affinity(query.detach(), bank.detach(), frames, ops.Select(3, 0.5))
     arguments = (weights.requires_grad_(), indices, labels, frames)
     torch.library.opcheck(operators.propagate_labels.default, arguments)
 
@@ -196,9 +187,9 @@ def test_features_beyond_32_bit_offsets(selection, backend):
     query, keys = (x.to(DEVICE, torch.bfloat16) for x in (whole(1, 1, 70, 512), whole(2, 2, 300, 512)))
     bank = torch.zeros(14000, 300, 512, dtype=torch.bfloat16, device=DEVICE)
     bank[-2:] = keys
-    select = Select(5, 20.0, *selection)
+    select = ops.Select(5, 20.0, *selection)
     far_frames, near_frames = (torch.tensor([[f, f - 1]], device=DEVICE) for f in (13999, 1))
-    far = topk_affinity(query, bank, far_frames, select, check=False, backend=backend)
-    near = topk_affinity(query, keys, near_frames, select, backend=backend)
+    far = ops.topk_affinity(query, bank, far_frames, select, check=False, backend=backend)
+    near = ops.topk_affinity(query, keys, near_frames, select, backend=backend)
     for ours, expected in zip(far, near, strict=True):
         assert torch.equal(ours, expected)

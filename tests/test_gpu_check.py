@@ -1,4 +1,4 @@
-"""make gpu-check, as far as a machine without a GPU can tell: what it says, writes and prints, and how it times."""
+"""make gpu-check without a GPU: its messages, results files, table and timing."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ ABOUT = {"gpu": "NVIDIA Made-up (x)", "date": "2026-01-02T0304Z", "commit": "abc
 @pytest.mark.gpu_sim
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_whole_plan_runs_without_a_gpu():
-    """Make gpu-rehearse: every step, with something to say, and every function of the check."""
+    """`make gpu-rehearse` runs every step and every function of the check."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_rehearse"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -50,7 +50,7 @@ def test_the_whole_plan_runs_without_a_gpu():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_writes_nothing(command_line, monkeypatch, tmp_path):
+def test_without_a_gpu_it_is_refused_and_writes_nothing(command_line, monkeypatch, tmp_path):
     found = command_line(gpu_check.main, "first", "--results", tmp_path)
     assert found.code == 2
     assert found.err == "error: there is no GPU that PyTorch can use; make gpu-check needs one\n"
@@ -61,14 +61,14 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(command_line, monkeypatch, 
     assert command_line(gpu_check.main, "first").err.startswith("error: torch is not installed for ")
 
 
-def test_the_emulator_is_never_taken_where_there_is_a_gpu(monkeypatch):
+def test_the_emulator_is_refused_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_setting, "TINY", True)
     with pytest.raises(gpu_setting.InputError, match="there is a GPU; expected make gpu-check"):
         gpu_setting.device()
 
 
-def test_parts_hold_their_time_and_name_what_is_there():
+def test_parts_are_within_their_time_limits_and_name_existing_checks():
     for part, steps in gpu_plan.plan(Path("made"), 14).items():
         assert sum(step.seconds for step in steps) <= gpu_plan.LIMITS[part]
     assert set(gpu_plan.SMOKES) == set(gpu_smoke.NAMES)
@@ -99,7 +99,7 @@ def program(tmp_path: Path):
     return make
 
 
-def test_what_fails_hangs_or_is_silent_costs_itself_alone(results, program, monkeypatch, capsys):
+def test_failing_hanging_and_silent_programs_do_not_affect_others(results, program, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "missing", lambda: ["x is not installed"])
     said = "import json, time; print(json.dumps({{'name': {0!r}, 'us': 1.0}}), flush=True);"
     hanging = said.format("b") + "time.sleep(60)"
@@ -122,14 +122,14 @@ def test_what_fails_hangs_or_is_silent_costs_itself_alone(results, program, monk
     assert "FAILED c: E: no" in capsys.readouterr().out
 
 
-def test_a_step_begins_nothing_when_its_time_is_over(program, capsys):
+def test_a_step_starts_no_program_after_its_time_limit(program, capsys):
     steps = Step("s", 60, (program("slow", "import time; time.sleep(60)"), program("late", "print(1)")))
     outcome = gpu_steps.run_step(steps, 2, lambda _: None)
     assert "slow.py stopped after 2 s" in outcome["failed"][0]
     assert "late.py: not started, the time of s is over" in outcome["failed"][1]
 
 
-def test_a_step_is_saved_after_everything_that_it_says(program, capsys):
+def test_a_step_is_saved_after_every_result(program, capsys):
     saved: list[str] = []
     text = 'print(\'{"name": "a"}\'); print(\'{"name": "b"}\')'
     predictions = {"b": {"us": {"expected": [1, 2]}}}
@@ -140,7 +140,7 @@ def test_a_step_is_saved_after_everything_that_it_says(program, capsys):
     assert json.loads(saved[-1])["figures"][1]["predicted"] == predictions["b"]
 
 
-def test_an_error_is_said_and_ends_a_process_that_cannot_go_on(monkeypatch, capsys):
+def test_an_error_is_printed_and_ends_a_process_with_a_dead_context(monkeypatch, capsys):
     def broken():
         raise RuntimeError("no  more")
 
@@ -154,7 +154,7 @@ def test_an_error_is_said_and_ends_a_process_that_cannot_go_on(monkeypatch, caps
     assert lines == [{"name": "a", "error": "RuntimeError: no more"}, {"name": "b", "us": 1}, lines[2]]
 
 
-def test_a_context_is_dead_when_it_refuses_to_work(monkeypatch):
+def test_a_context_that_raises_is_dead(monkeypatch):
     def refuse():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -163,12 +163,12 @@ def test_a_context_is_dead_when_it_refuses_to_work(monkeypatch):
     assert gpu_setting.context_is_dead()
 
 
-def test_memory_that_nobody_wrote_is_seen():
+def test_uninitialized_memory_is_nan():
     with gpu_setting.poisoned():
         assert torch.empty(5).isnan().all()
 
 
-def test_a_smoke_that_is_wrong_is_an_error(monkeypatch):
+def test_a_wrong_smoke_test_is_an_error(monkeypatch):
     right = gpu_smoke.contract.topk_affinity
 
     def wrong(*arguments, backend, **options):
@@ -180,7 +180,7 @@ def test_a_smoke_that_is_wrong_is_an_error(monkeypatch):
         gpu_smoke.smaller(gpu_smoke.CROP).check()
 
 
-def test_tests_that_hang_or_die_cost_themselves_alone(tmp_path, capfd):
+def test_hanging_and_dying_tests_do_not_affect_others(tmp_path, capfd):
     file = tmp_path / "test_some.py"
     file.write_text(
         "import os, time\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\ndef test_endless(): time.sleep(600)\n"
@@ -203,22 +203,19 @@ def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path, capfd):
     assert line["error"] == "ModuleNotFoundError: No module named 'nobody_has_this'"
 
 
-def test_ncus_table_is_read():
+def test_the_table_of_ncu_is_read():
     source = ROOT / "csrc" / "cuda" / "topk_affinity_sm90.cu"
-    assert f"\n{gpu_ncu.KERNEL}(" in source.read_text()  # a kernel of another name would be measured by nobody
+    assert f"\n{gpu_ncu.KERNEL}(" in source.read_text()  # else ncu would measure nothing
     said = (
         '==PROF== Connected\n"ID","Kernel Name","launch__registers_per_thread","x"\n"","","register/thread",""\n'
         '"0","scan_sm90","168","1"\n'
     )
-    assert gpu_ncu.metrics(said) == {
-        "Kernel Name": "scan_sm90",
-        "launch__registers_per_thread": "168 register/thread",
-    }
+    assert gpu_ncu.metrics(said) == {"Kernel Name": "scan_sm90", "launch__registers_per_thread": "168 register/thread"}
     with pytest.raises(ValueError, match="measured no launch of scan_sm90: ==WARNING== No kernels"):
         gpu_ncu.metrics("==WARNING== No kernels were profiled.\n")
 
 
-def test_the_kernel_alone_is_what_the_call_gave_it(monkeypatch):
+def test_the_kernel_alone_gets_the_arguments_of_the_call(monkeypatch):
     seen = []
 
     class Module:
@@ -295,7 +292,7 @@ def test_a_case_is_checked_and_timed(scope, radius, backward):
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["weights", "indices"])
-def test_a_case_that_computes_wrongly_is_not_timed(part, monkeypatch):
+def test_a_case_with_wrong_results_is_not_timed(part, monkeypatch):
     right = gpu_cases.forward
 
     def wrong(*arguments, **options):
@@ -387,7 +384,7 @@ def test_videos_are_the_frames_before_each_target():
     torch.testing.assert_close(video.bank.norm(dim=2), torch.ones(4, 30))
 
 
-def test_every_case_is_named_once():
+def test_titles_of_cases_are_unique():
     names = [case.title for cases in gpu_cases.groups().values() for case in cases]
     assert len(set(names)) == len(names)
 

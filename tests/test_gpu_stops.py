@@ -1,6 +1,6 @@
-"""A GPU is never waited for where nothing is checked, and calls can be captured in a CUDA graph. Skipped without a GPU.
+"""Calls without checks do not synchronize with the GPU, and can be captured in a CUDA graph. Skipped without a GPU.
 
-tests/test_stops.py counts the same on a CPU, on tensors that only say that they are on a GPU.
+tests/test_stops.py counts synchronizations on a CPU, on tensors that pretend to be on a GPU.
 """
 
 import warnings
@@ -13,26 +13,16 @@ from torch import Tensor
 
 from tests.contract import normal
 from tests.sequence_cases import video
+from timecycle import ops
 from timecycle.errors import InputError
-from timecycle.ops import (
-    EdgeDropout,
-    Neighborhood,
-    Select,
-    affinity_propagate,
-    attention,
-    propagate_labels,
-    propagate_sequence,
-    softmax_at,
-    topk_affinity,
-)
 from timecycle.ops.backends import CUDA_MISSING
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-NEIGHBORHOOD = Neighborhood(9, 11, 3)
-SELECT = Select(4, 2.0, "frame", "all")
+NEIGHBORHOOD = ops.Neighborhood(9, 11, 3)
+SELECT = ops.Select(4, 2.0, "frame", "all")
 Case = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[Tensor]]
 
 
@@ -41,30 +31,30 @@ def on_gpu(*inputs: Tensor) -> list[Tensor]:
 
 
 def features(seed: int) -> list[Tensor]:
-    """Queries, a bank, frames and label maps; frames change with the seed, too."""
+    """Queries, a bank, frames and label maps; frames also depend on the seed."""
     frames = torch.tensor([[0, 2, -1], [1, 1, 2]]).roll(seed, 1)
     query, bank, labels = normal(seed, 2, 99, 64), normal(seed + 1, 3, 99, 64), normal(seed + 2, 3, 99, 5)
     return on_gpu(query.bfloat16(), bank.bfloat16(), frames, labels.float())
 
 
-def kept(backend: str, neighborhood: Neighborhood | None) -> Callable[[int], Case]:
+def selected(backend: str, neighborhood: ops.Neighborhood | None) -> Callable[[int], Case]:
     def run(query: Tensor, bank: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        return topk_affinity(query, bank, frames, SELECT, neighborhood=neighborhood, backend=backend, check=False)
+        return ops.topk_affinity(query, bank, frames, SELECT, neighborhood=neighborhood, backend=backend, check=False)
 
     return lambda seed: (run, features(seed)[:3])
 
 
-def carried(backend: str, neighborhood: Neighborhood | None) -> Callable[[int], Case]:
+def propagated(backend: str, neighborhood: ops.Neighborhood | None) -> Callable[[int], Case]:
     def run(query: Tensor, bank: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
         options = {"neighborhood": neighborhood, "backend": backend, "check": False}
-        return affinity_propagate(query, bank, frames, labels, frames, SELECT, **options)
+        return ops.affinity_propagate(query, bank, frames, labels, frames, SELECT, **options)
 
     return lambda seed: (run, features(seed))
 
 
-def summed(seed: int) -> Case:
+def summed_labels(seed: int) -> Case:
     def run(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-        return propagate_labels(weights, indices, labels, frames, check=False)
+        return ops.propagate_labels(weights, indices, labels, frames, check=False)
 
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(-1, 3 * 99, (2, 99, 4), generator=generator)
@@ -72,16 +62,16 @@ def summed(seed: int) -> Case:
     return run, [*on_gpu(torch.rand(2, 99, 4, generator=generator), indices), labels, frames]
 
 
-def through_a_video(seed: int) -> Case:
+def sequence(seed: int) -> Case:
     def run(*inputs: Tensor) -> Tensor:
-        return propagate_sequence(*inputs, rescale=True, backend="cuda", check=False)
+        return ops.propagate_sequence(*inputs, rescale=True, backend="cuda", check=False)
 
     return run, on_gpu(*video(seed, 4, 99, 3, 2, 5))
 
 
 def edges(seed: int) -> Case:
     def run(query: Tensor, key: Tensor, lse: Tensor, indices: Tensor) -> Tensor:
-        return softmax_at(query, key, lse, indices, temperature=8.0, backend="triton", check=False)
+        return ops.softmax_at(query, key, lse, indices, temperature=8.0, backend="triton", check=False)
 
     query, bank, *_ = features(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -91,26 +81,26 @@ def edges(seed: int) -> Case:
 
 def attended(seed: int) -> Case:
     def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        options = {"shifts": (0, 3, 11), "dropped": EdgeDropout(0.1, 1), "backend": "triton"}
-        return attention(query, key, value, temperature=8.0, **options)
+        options = {"shifts": (0, 3, 11), "dropped": ops.EdgeDropout(0.1, 1), "backend": "triton"}
+        return ops.attention(query, key, value, temperature=8.0, **options)
 
     query, bank, *_ = features(seed)
     return run, [query, bank[:2], *on_gpu(normal(seed + 3, 3, 99, 32).bfloat16())]
 
 
-CASES: dict[str, Callable[[int], Case]] = {"labels": summed, "edges": edges, "attention": attended}
+CASES: dict[str, Callable[[int], Case]] = {"labels": summed_labels, "edges": edges, "attention": attended}
 for backend in ("triton", *["cuda"] * (CUDA_MISSING is None)):
     for neighborhood in (None, NEIGHBORHOOD):
         where = f"{backend}, {'everywhere' if neighborhood is None else 'neighborhood'}"
-        CASES[f"neighbors by {where}"] = kept(backend, neighborhood)
-        CASES[f"carried by {where}"] = carried(backend, neighborhood)
+        CASES[f"neighbors by {where}"] = selected(backend, neighborhood)
+        CASES[f"propagated by {where}"] = propagated(backend, neighborhood)
 if CUDA_MISSING is None:
-    CASES["a video"] = through_a_video
+    CASES["a video"] = sequence
 
 
 @contextmanager
 def no_stops() -> Iterator[None]:
-    """An error wherever PyTorch makes the CPU wait for the GPU."""
+    """Raise where PyTorch synchronizes with the GPU."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -121,7 +111,7 @@ def no_stops() -> Iterator[None]:
 
 @contextmanager
 def stops(number: int) -> Iterator[None]:
-    """PyTorch makes the CPU wait so many times."""
+    """Check how often PyTorch synchronizes with the GPU."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -138,9 +128,9 @@ def tuple_of(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_call_that_checks_nothing_stops_nowhere(name):
+def test_a_call_without_checks_does_not_synchronize(name):
     run, inputs = CASES[name](1)
-    expected = tuple_of(run(*inputs))  # compiles, and copies what is kept
+    expected = tuple_of(run(*inputs))  # compiles, and fills caches
     with no_stops():
         found = tuple_of(run(*inputs))
     assert all(map(torch.equal, found, expected))
@@ -153,7 +143,7 @@ def test_a_captured_call_follows_its_inputs(name, counted, monkeypatch):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run(*inputs)  # compiles, and copies what is kept
+        run(*inputs)  # compiles, and fills caches
     torch.cuda.current_stream().wait_stream(side)
     if not counted:  # kernels/work.py
         monkeypatch.setattr("timecycle.kernels.work._COUNTED", {})
@@ -165,21 +155,21 @@ def test_a_captured_call_follows_its_inputs(name, counted, monkeypatch):
         for place, other in zip(inputs, others, strict=True):
             place.copy_(other)
         for out in captured:
-            out.fill_(7)  # which a replay that does nothing would leave
+            out.fill_(7)  # stays if the replay does nothing
         graph.replay()
         expected = tuple_of(run(*others))
         assert all(map(torch.equal, captured, expected))
 
 
-def test_the_mode_sees_a_stop():
+def test_the_debug_mode_detects_synchronization():
     query, bank, frames, _ = features(1)
-    topk_affinity(query, bank, frames, SELECT)
+    ops.topk_affinity(query, bank, frames, SELECT)
     with no_stops(), pytest.raises(RuntimeError, match="synchroni"):
-        topk_affinity(query, bank, frames, SELECT)
+        ops.topk_affinity(query, bank, frames, SELECT)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_stream_does_not_stop_between_frames(name):
+def test_a_propagator_does_not_synchronize_between_frames(name):
     generator = torch.Generator().manual_seed(0)
     frames, labels = (torch.rand(s, generator=generator).cuda() for s in ((8, 16, 9, 11), (2, 9, 11)))
     overrides = {"length": 3} | ({} if PRESETS[name].radius is None else {"radius": 4})
@@ -191,14 +181,14 @@ def test_a_stream_does_not_stop_between_frames(name):
         propagator.check()
     propagator = LabelPropagator(name, **overrides)
     propagator.start(frames[0], labels)
-    # How many keys tie is known to the GPU alone, and is the size of what it is to write.
+    # The number of tied keys, which is known on the GPU, is the size of an output.
     with stops(len(frames) - 1) if PRESETS[name].ties == "all" else no_stops():
         found.append([propagator.step(frame) for frame in frames[1:]])
     propagator.check()
     assert all(map(torch.equal, found[2], found[0]))
 
 
-def test_a_frame_that_is_not_finite_is_refused_when_the_stream_is_checked():
+def test_a_frame_that_is_not_finite_is_refused_by_check():
     frames = torch.rand(5, 16, 9, 11).cuda()
     frames[3, 2, 4, 5] = torch.nan
     propagator = LabelPropagator("crw", length=3)
@@ -216,7 +206,7 @@ def test_a_frame_outside_the_bank_is_an_empty_slot(backend, neighborhood):
     beyond = torch.tensor([[0, 3, 2], [-5, 1 << 40, 1]], device="cuda")
     empty = torch.tensor([[0, -1, 2], [-1, -1, 1]], device="cuda")
     options = {"neighborhood": neighborhood, "backend": backend}
-    ours = topk_affinity(query, bank, beyond, SELECT, check=False, **options)
-    assert all(map(torch.equal, ours, topk_affinity(query, bank, empty, SELECT, **options)))
-    ours = affinity_propagate(query, bank, beyond, labels, beyond, SELECT, check=False, **options)
-    assert torch.equal(ours, affinity_propagate(query, bank, empty, labels, empty, SELECT, **options))
+    ours = ops.topk_affinity(query, bank, beyond, SELECT, check=False, **options)
+    assert all(map(torch.equal, ours, ops.topk_affinity(query, bank, empty, SELECT, **options)))
+    ours = ops.affinity_propagate(query, bank, beyond, labels, beyond, SELECT, check=False, **options)
+    assert torch.equal(ours, ops.affinity_propagate(query, bank, empty, labels, empty, SELECT, **options))

@@ -11,16 +11,7 @@ from torch import Tensor
 
 from tests.contract import normal, whole
 from tests.sequence_cases import video
-from timecycle.ops import (
-    Neighborhood,
-    Select,
-    affinity_propagate,
-    attention,
-    propagate_labels,
-    propagate_sequence,
-    softmax_at,
-    topk_affinity,
-)
+from timecycle import ops
 from timecycle.ops.backends import CUDA_MISSING
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -35,15 +26,15 @@ def features(dtype: torch.dtype) -> Inputs:
 
 def selected(backend: str, *, joint: bool = False, ties: bool = False) -> Callable[..., Inputs]:
     """topk_affinity and affinity_propagate, everywhere and in a neighborhood."""
-    select = Select(5, 8.0, "joint" if joint else "frame", "all", "all" if ties else "exact")
+    select = ops.Select(5, 8.0, "joint" if joint else "frame", "all", "all" if ties else "exact")
 
     def run(query: Tensor, bank: Tensor, frames: Tensor) -> Inputs:
         labels = bank[:, :, :3].float()
         found: list[Tensor] = []
-        for neighborhood in (None, Neighborhood(15, 20, 4)):
+        for neighborhood in (None, ops.Neighborhood(15, 20, 4)):
             options = {"neighborhood": neighborhood, "backend": backend}
-            found += topk_affinity(query, bank, frames, select, **options)
-            found.append(affinity_propagate(query, bank, frames, labels, frames, select, **options))
+            found += ops.topk_affinity(query, bank, frames, select, **options)
+            found.append(ops.affinity_propagate(query, bank, frames, labels, frames, select, **options))
         return tuple(found)
 
     return run
@@ -51,25 +42,25 @@ def selected(backend: str, *, joint: bool = False, ties: bool = False) -> Callab
 
 def gradients(query: Tensor, bank: Tensor, frames: Tensor) -> Inputs:
     leaves = [x.detach().requires_grad_() for x in (query, bank, bank[:, :, :3].float())]
-    select = Select(5, 8.0, "frame", "all")
-    out = affinity_propagate(*leaves[:2], frames, leaves[2], frames, select, backend="triton")
+    select = ops.Select(5, 8.0, "frame", "all")
+    out = ops.affinity_propagate(*leaves[:2], frames, leaves[2], frames, select, backend="triton")
     return torch.autograd.grad(out.square().sum(), leaves)
 
 
 def labels(weights: Tensor, indices: Tensor, maps: Tensor, frames: Tensor, *_: Tensor) -> Inputs:
     leaves = [x.detach().requires_grad_() for x in (weights, maps)]
-    out = propagate_labels(leaves[0], indices, leaves[1], frames)
+    out = ops.propagate_labels(leaves[0], indices, leaves[1], frames)
     return out.detach(), *torch.autograd.grad(out.square().sum(), leaves)
 
 
 def sequence(backend: str) -> Callable[..., Inputs]:
-    return lambda *inputs: (propagate_sequence(*inputs, rescale=True, backend=backend),)
+    return lambda *inputs: (ops.propagate_sequence(*inputs, rescale=True, backend=backend),)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, indices: Tensor) -> Inputs:
     leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-    out, lse = attention(*leaves, temperature=8.0, shifts=[0, 1, 10], backend="triton")
-    edges = softmax_at(*leaves[:2], lse, indices, temperature=8.0, backend="triton")
+    out, lse = ops.attention(*leaves, temperature=8.0, shifts=[0, 1, 10], backend="triton")
+    edges = ops.softmax_at(*leaves[:2], lse, indices, temperature=8.0, backend="triton")
     found = torch.autograd.grad(out.square().sum() + edges.square().sum(), leaves)
     return out.detach(), lse.detach(), edges.detach(), *found
 
@@ -98,7 +89,7 @@ if CUDA_MISSING is None:
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Memory that nobody wrote is full of NaN, so that results of an earlier run are not found there."""
+    """Fill uninitialized memory with NaN, so that results of an earlier run are not found there."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -106,27 +97,27 @@ def poisoned():
 
 @needs_gpu
 @pytest.mark.parametrize("name", CASES)
-def test_on_a_stream_of_its_own(name):
-    """While the default stream is busy: what waits for it, or runs there, is not done before it is."""
+def test_on_another_stream(name):
+    """While the default stream is busy: work that waits for it, or runs on it, would end later."""
     run, inputs = CASES[name]
     inputs = tuple(x.cuda() for x in inputs)
     expected = [x.cpu() for x in run(*inputs)]
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        run(*inputs)  # what is loaded and allocated the first time may wait for the whole GPU
+        run(*inputs)  # the first call may synchronize with the GPU to load and allocate
     torch.cuda.synchronize()
     torch.cuda._sleep(CYCLES)
     busy = torch.cuda.current_stream().record_event()
     with torch.cuda.stream(side):
         found = [x.cpu() for x in run(*inputs)]
-    assert not busy.query(), "the operator ended no earlier than what the default stream was busy with"
+    assert not busy.query(), "the operator waited for the default stream"
     torch.cuda.synchronize()
     assert all(torch.equal(ours, same) for ours, same in zip(found, expected, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
 @pytest.mark.parametrize("name", CASES)
-def test_on_a_gpu_that_is_not_the_current_one(name):
+def test_on_a_device_that_is_not_the_current_one(name):
     run, inputs = CASES[name]
     found = []
     for current in (1, 0):

@@ -1,6 +1,6 @@
-"""How many programs the Triton kernels are launched with, in calls of very many targets, samples or frames.
+"""Launch grids of the Triton kernels in calls of very many targets, samples or frames.
 
-A grid's second and third dimension count to 65,535. Nothing runs: stand-ins take the launches, and no chip is needed.
+A grid's second and third dimension are at most 65,535. Kernels are replaced by mocks, so that no GPU is needed.
 """
 
 import math
@@ -47,7 +47,7 @@ KERNELS = {
 
 @pytest.fixture(params=["sm_80", "sm_90", "gfx942"])
 def programs(request, monkeypatch) -> dict[str, int]:
-    """How many programs each kernel was launched with, all launches together; none with a grid that is too long."""
+    """Number of programs by kernel, over all its launches; asserts that grids are within the limits."""
     found: dict[str, int] = {}
 
     def stand_in(name: str) -> object:
@@ -59,7 +59,7 @@ def programs(request, monkeypatch) -> dict[str, int]:
                 return self.launch
 
             def launch(self, *arguments: object, **options: object) -> None:
-                # How long a list with ties is, its kernel counts.
+                # Lengths of lists with ties, which the kernel would count.
                 for x in arguments:
                     if isinstance(x, Tensor) and x.dtype == torch.int32:
                         x.zero_()
@@ -75,7 +75,7 @@ def programs(request, monkeypatch) -> dict[str, int]:
 
 
 def problem(targets: int, frames: int, ties: Literal["exact", "all"] = "exact") -> Problem:
-    """Of as many targets of one query, one slot and one channel."""
+    """A call of many targets, with one query, slot and channel."""
     query, bank = torch.zeros(targets, 1, 1, dtype=torch.bfloat16), torch.zeros(frames, 1, 1, dtype=torch.bfloat16)
     select = Select(1, 1.0, "frame", "all", ties)
     return Problem.of(query, bank, torch.zeros(targets, 1, dtype=torch.int64), select, None, None)
@@ -96,7 +96,7 @@ def test_affinity_propagate(programs):
     assert programs == {"scan": MANY, "propagate": MANY}
 
 
-def test_what_the_cuda_module_finds(programs):
+def test_kernels_after_the_cuda_module(programs):
     targets = []
     module = SimpleNamespace(
         topk_affinity=lambda plan, *_: targets.append(plan.targets), lists_of_a_block=lambda hopper: 1
@@ -135,7 +135,7 @@ def test_attention(programs, samples, shifts):
     out, lse = attention.attention(call)
     attention.attention_backward(call, out, lse, out, lse)
     assert programs["normalize"] == programs["normalize_backward"] == samples * -(-shifts // attention.ROWS)
-    # Logits forward and backward, out, and the gradients of softmax, queries and keys; and one a shift of the values'.
+    # Logits forward and backward, out, gradients of softmax, queries and keys, and one a shift for values.
     assert programs["contract"] == (6 + shifts) * samples
 
 

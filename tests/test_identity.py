@@ -1,4 +1,4 @@
-"""What a feature extractor is: equal while its answers are, another as soon as they may differ."""
+"""identity(): equal for extractors of equal features, different as soon as features may differ."""
 
 import abc
 import collections
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def network() -> nn.Sequential:
-    """The same weights whenever it is called."""
+    """A network with the same weights in every call."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Dropout())
 
@@ -75,7 +75,7 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS.keys())
-def test_it_follows_weights_and_buffers_and_nothing_else(holder):
+def test_identity_depends_on_weights_and_buffers_only(holder):
     known = identity(holder(network()))
     assert known is not None
     assert identity(holder(network())) == known
@@ -91,7 +91,7 @@ def test_it_follows_weights_and_buffers_and_nothing_else(holder):
     assert identity(held) not in (known, weights, None)
 
 
-def test_it_follows_attributes_constants_and_arrays():
+def test_identity_depends_on_attributes_constants_and_arrays():
     held = Extractor(network())
     known = identity(held)
     held.scale = 3.0
@@ -104,7 +104,7 @@ def test_it_follows_attributes_constants_and_arrays():
     assert identity(functions[-1]) not in found
 
 
-def test_it_follows_files_that_code_names(tmp_path):
+def test_identity_depends_on_files_named_in_code(tmp_path):
     weights = tmp_path / "weights.bin"
     weights.write_bytes(b"one")
     scope: dict = {}
@@ -116,7 +116,7 @@ def test_it_follows_files_that_code_names(tmp_path):
 
 @dataclasses.dataclass
 class Configured:
-    """An extractor of a common form."""
+    """A dataclass with a network and other fields."""
 
     net: nn.Module
     sizes: list[int] = dataclasses.field(default_factory=lambda: [8, 16])
@@ -155,7 +155,7 @@ class Abstract(nn.Module, abc.ABC):
 
 
 @pytest.mark.parametrize("kind", [Configured, Slotted, Abstract])
-def test_objects_of_common_forms_are_known(kind):
+def test_dataclasses_slots_and_abstract_classes_have_an_identity(kind):
     known = identity(kind(network()))
     assert known is not None
     assert identity(kind(network())) == known
@@ -185,7 +185,7 @@ USERS = {
 
 
 @pytest.mark.parametrize("user", USERS.values(), ids=USERS.keys())
-def test_it_follows_modules_of_ones_own(tmp_path, monkeypatch, user):
+def test_identity_depends_on_the_users_modules(tmp_path, monkeypatch, user):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     write(tmp_path, "user", user)
@@ -198,7 +198,7 @@ def test_it_follows_modules_of_ones_own(tmp_path, monkeypatch, user):
     assert found[0] == found[2] != found[1]
 
 
-def test_a_file_whose_name_is_put_together_leaves_it_unknown():
+def test_computed_file_names_and_environment_leave_identity_unknown():
     def extract(images: Tensor) -> Tensor:
         return torch.load(ROOT / "weights" / "net.pt")(images)
 
@@ -207,7 +207,7 @@ def test_a_file_whose_name_is_put_together_leaves_it_unknown():
     assert identity(lambda x: eval("x")) is None
 
 
-def test_what_cannot_be_looked_into_has_none():
+def test_opaque_objects_have_no_identity():
     held = Extractor(network())
     held.lock = threading.Lock()
     assert identity(held) is None
@@ -215,7 +215,7 @@ def test_what_cannot_be_looked_into_has_none():
         assert identity(functools.partial(lambda x, source: x, source=hidden)) is None
 
 
-def test_it_is_the_same_in_another_process(tmp_path):
+def test_identity_is_the_same_in_another_process(tmp_path):
     (tmp_path / "own.py").write_text(
         "import torch\nfrom torch import nn\ntorch.manual_seed(0)\nnet = nn.Conv2d(3, 4, 8, 8)\n"
         "names = {'a', 'b', 'c', 'd'}\ndef extract(x): return net(x) if names else x\n"
@@ -235,5 +235,5 @@ def test_it_is_the_same_in_another_process(tmp_path):
     assert found != {"None\n"}
 
 
-def test_an_example_is_known_before_its_weights_are_loaded():
+def test_an_example_has_an_identity_before_its_weights_are_loaded():
     assert identity(dino_vits8) is not None

@@ -77,7 +77,7 @@ def test_a_neighborhood_is_three_numbers_or_refused():
 
 
 @pytest.mark.skipif(TRITON_MISSING is None, reason="Triton can run here")
-def test_asked_for_by_name_it_says_why_it_cannot_run():
+def test_the_error_of_a_requested_backend_has_its_reason():
     features, frames = torch.zeros(1, 4, 2), torch.tensor([[0]])
     with pytest.raises(InputError, match="backend 'triton' cannot run topk_affinity here: there is no GPU"):
         topk_affinity(features, features, frames, Select(1, 1.0), backend="triton")

@@ -1,4 +1,4 @@
-"""Large frames: labels are propagated at 1080p in a fraction of what one affinity matrix would take."""
+"""Large frames: propagation at 1080p takes a fraction of the memory of one affinity matrix."""
 
 import subprocess
 import sys
@@ -28,7 +28,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-# Elsewhere the figure has another unit or is not there; CI is Linux.
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KB on Linux")
 @pytest.mark.parametrize("protocol", ["dino", "vfs"])
 def test_full_hd_takes_a_fraction_of_one_matrix(protocol):
@@ -39,5 +38,5 @@ def test_full_hd_takes_a_fraction_of_one_matrix(protocol):
         text=True,
         check=True,
     )
-    # A frame's features are 17 MB, one matrix of a frame with another 4.2 GB; the context is 8 or 21 frames.
+    # A frame's features take 17 MB, one affinity matrix 4.2 GB; the context is 8 or 21 frames.
     assert int(run.stdout) < 1e9

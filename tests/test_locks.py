@@ -1,4 +1,4 @@
-"""One process at a time in a folder, whatever became of the one before."""
+"""Locks of folders: one process at a time, also after a process was killed."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ with owned(Path(sys.argv[1])):
 
 @contextmanager
 def held(folder: Path, *arguments: object):
-    """Another process that holds the folder; it is killed at the end, if it still lives."""
+    """Another process that holds the folder; it is killed at the end."""
     command = [sys.executable, "-c", HOLD, str(folder), *map(str, arguments or ("", ""))]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -44,13 +44,13 @@ def held(folder: Path, *arguments: object):
 
 
 def refusal(folder: Path) -> str:
-    """The sentence that `owned` refuses a folder with."""
+    """The error message of `owned`."""
     with pytest.raises(InputError) as refused, owned(folder):
         pass
     return str(refused.value)
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_the_refusal_of_a_second_process_names_the_holder(tmp_path):
     with held(tmp_path / "run") as process:
         said = refusal(tmp_path / "run")
         assert re.search(rf"run is in use by process {process.pid} on \S+ since 20\d\d-", said)
@@ -62,7 +62,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     assert not (tmp_path / "run" / HOLDER).exists()
 
 
-def test_a_holder_that_has_not_named_itself_is_another_process(tmp_path):
+def test_a_holder_with_a_damaged_holder_file_is_called_another_process(tmp_path):
     with held(tmp_path):
         (tmp_path / HOLDER).write_bytes(b"\0\0")
         assert "in use by another process" in refusal(tmp_path)
@@ -87,7 +87,7 @@ def no_locks(monkeypatch):
     monkeypatch.setattr("fcntl.flock", flock)
 
 
-def test_without_locks_of_the_system_a_file_serves(no_locks, tmp_path):
+def test_without_flock_a_lock_file_is_used(no_locks, tmp_path):
     with owned(tmp_path):
         said = refusal(tmp_path)
     assert f"in use by process {os.getpid()} on" in said
@@ -102,7 +102,7 @@ def test_a_lock_file_of_a_dead_process_is_removed(no_locks, tmp_path, left):
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == mine["pid"]
 
 
-def test_a_lock_file_of_another_machine_is_not(no_locks, tmp_path):
+def test_a_lock_file_of_another_machine_is_kept(no_locks, tmp_path):
     with held_by_dead(tmp_path, True) as mine:
         (tmp_path / HOLDER).write_text(json.dumps(mine | {"host": "elsewhere"}))
         said = refusal(tmp_path)
@@ -112,7 +112,7 @@ def test_a_lock_file_of_another_machine_is_not(no_locks, tmp_path):
 
 @contextmanager
 def held_by_dead(folder: Path, empty: bool):
-    """A folder with the lock file of a process that was killed; what that process would write now of itself."""
+    """Leave the lock file of a dead process in a folder; gives the content of a holder file of this process."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     with owned(folder):
@@ -123,7 +123,7 @@ def held_by_dead(folder: Path, empty: bool):
     yield mine
 
 
-def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+def test_partial_files_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     for name in (f".a.json.{dead.pid}.partial", f".b.{dead.pid}.partial/masks/x.png", f".c.{os.getppid()}.partial"):
@@ -139,7 +139,7 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["file", "below a file", "link in the lock's place"])
-def test_what_cannot_be_a_folder_is_refused(tmp_path, what):
+def test_files_and_links_in_the_way_are_refused(tmp_path, what):
     folder = tmp_path / "x"
     if what == "link in the lock's place":
         folder.mkdir()
@@ -153,7 +153,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, what):
     assert (tmp_path / "other" if "link" in what else tmp_path / "x").read_text() == "mine"
 
 
-def test_other_files_of_the_same_names_stay(tmp_path):
+def test_other_files_of_the_same_names_are_kept(tmp_path):
     (tmp_path / HOLDER).write_text("mine")
     (tmp_path / LOCK).write_text("mine too")
     for _ in range(2):
@@ -167,7 +167,7 @@ def test_other_files_of_the_same_names_stay(tmp_path):
     assert (tmp_path / "other" / HOLDER).is_dir()
 
 
-def test_what_a_holder_says_of_itself_is_shown_as_text(tmp_path):
+def test_control_characters_in_a_holder_file_are_escaped(tmp_path):
     with held(tmp_path):
         (tmp_path / HOLDER).write_text(
             json.dumps({"host": "a\x1b[31m\nb", "pid": 1, "since": "now", "command": "c" * 999})

@@ -1,4 +1,4 @@
-"""MATLAB files as SciPy writes them, and damaged ones, with which SciPy's own reader ends the process."""
+"""MATLAB files as SciPy writes them, and damaged ones, some of which crash SciPy's reader."""
 
 import contextlib
 import struct
@@ -21,7 +21,7 @@ REFUSED = r"is no MATLAB file with a numeric array x \("
 
 
 def written(path: Path, **options: Any) -> Path:
-    """A file with x = [[1, 2]], float64, stored as such."""
+    """A file with x = [[1.5, 2.5]], float64."""
     scipy_io.savemat(path, {"x": np.array([[1.5, 2.5]])}, **options)
     return path
 
@@ -46,7 +46,7 @@ def element(order: str, kind: int, content: bytes) -> bytes:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("small", [False, True])
 def test_either_byte_order_and_numbers_stored_as_smaller_ones(tmp_path, order, small):
-    """As MATLAB writes doubles that are whole numbers, and whatever has up to 4 bytes."""
+    """MATLAB stores whole doubles as integers, and data of up to 4 bytes in the tag."""
     content = struct.pack(f"{order}2H", 7, 300)
     numbers = struct.pack(f"{order}I", 4 << 16 | 4) + content if small else element(order, 4, content)
     name = struct.pack(f"{order}I", 1 << 16 | 1) + b"x\0\0\0" if small else element(order, 1, b"x")
@@ -62,7 +62,7 @@ def test_either_byte_order_and_numbers_stored_as_smaller_ones(tmp_path, order, s
 
 
 @pytest.mark.parametrize("number", [0, 8, 20, 21, 1000, 0x7FFF, 0xFFFF])
-def test_a_type_of_numbers_that_there_is_not(tmp_path, number):
+def test_unknown_types_are_refused(tmp_path, number):
     path = written(tmp_path / "a.mat")
     data = path.read_bytes()
     at = data.rindex(struct.pack("<II", 9, 16))
@@ -112,14 +112,14 @@ def test_files_that_end_early_are_refused(tmp_path, compressed):
         ((2**31 - 1, 2**31 - 1), r"x is \[2147483647, 2147483647\] and has 2 numbers"),
     ],
 )
-def test_sizes_that_are_not_those_of_the_numbers(tmp_path, shape, said):
+def test_shapes_that_do_not_fit_the_numbers_are_refused(tmp_path, shape, said):
     path = written(tmp_path / "a.mat")
     path.write_bytes(path.read_bytes().replace(struct.pack("<2i", 1, 2), struct.pack("<2i", *shape)))
     with pytest.raises(InputError, match=REFUSED + said):
         read_array(path, "x")
 
 
-def test_a_variable_that_is_small_only_when_compressed(tmp_path):
+def test_a_decompression_bomb_is_refused(tmp_path):
     path = written(tmp_path / "a.mat")
     packed = zlib.compress(bytes(20 * LARGEST))
     path.write_bytes(path.read_bytes()[:128] + element("<", 15, packed))

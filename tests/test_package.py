@@ -1,4 +1,4 @@
-"""What a newcomer sees of the package: its names, its help, its types."""
+"""The public names, help and types of the package."""
 
 import importlib.util
 import pydoc
@@ -11,7 +11,7 @@ import pytest
 import timecycle
 
 
-def test_every_public_name_is_listed_and_there():
+def test_public_names_exist_and_have_docstrings():
     assert set(timecycle.__all__) <= set(dir(timecycle))
     for name in timecycle.__all__:
         assert getattr(timecycle, name).__doc__, name
@@ -32,7 +32,7 @@ def test_a_star_import_brings_every_name():
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'timecycle' has no attribute 'propagete'"):
-        timecycle.propagete  # noqa: B018  # looking it up is all that is tested
+        timecycle.propagete  # noqa: B018  # the lookup is tested
 
 
 def test_help_shows_the_public_functions():

@@ -1,4 +1,4 @@
-"""What is in the archive of sources, and what is said where the native kernels are not built."""
+"""The files of the sdist, and the messages where the native kernels are not built."""
 
 import importlib.machinery
 import importlib.metadata
@@ -17,12 +17,12 @@ import pytest
 from timecycle import native
 
 ROOT = Path(__file__).parents[1]
-# As an isolated build makes it: where torch is not there, the kernels' sources are not known as those of extensions.
+# As in an isolated build: without torch, setup.py has no extensions whose sources could be listed.
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
 
 
 def tracked() -> list[str]:
-    """The files of this version."""
+    """The files that git tracks."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
     if not names:
@@ -57,7 +57,7 @@ def test_the_archive_holds_every_header_that_its_sources_include(archived):
     for name in archived:
         if name.startswith("csrc/") and name.endswith((".cpp", ".h", ".cu", ".cuh")):
             for header in re.findall(r'^\s*#\s*include\s+"([^"]+)"', archived[name].decode(), re.MULTILINE):
-                # Beside the source, under csrc/, or of the stand-ins for CUDA's own headers.
+                # Beside the source, under csrc/, or among the emulator's replacements of CUDA headers.
                 beside = posixpath.normpath(posixpath.join(posixpath.dirname(name), header))
                 places = (beside, f"csrc/{header}", f"tests/emulator/{header}")
                 included.add(next((place for place in places if place in archived), beside))
@@ -67,7 +67,7 @@ def test_the_archive_holds_every_header_that_its_sources_include(archived):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """The package as if in site-packages; gives what writes how pip was told to install it."""
+    """The package as if in site-packages; gives a function that writes pip's direct_url.json."""
     monkeypatch.setattr(native, "PLACE", tmp_path)
     info = tmp_path / "timecycle-0.1.0.dist-info"
     info.mkdir()
@@ -81,7 +81,7 @@ NOT_THERE = ModuleNotFoundError("No module named 'timecycle._C'")
 SAID = "timecycle's native kernels are not built (No module named 'timecycle._C'); to build them, with a C++ compiler: "
 
 
-def test_in_a_checkout_build_ext_is_what_helps():
+def test_in_a_checkout_build_ext_is_suggested():
     assert ROOT.resolve() == native.PLACE
     assert native.why_missing(NOT_THERE) == SAID + f"cd {ROOT.resolve()} && python setup.py build_ext --force"
 
@@ -99,7 +99,7 @@ def test_in_a_checkout_build_ext_is_what_helps():
         (None, "timecycle"),
     ],
 )
-def test_installed_pip_without_isolation_is_what_helps(installed, record, source):
+def test_installed_pip_without_isolation_is_suggested(installed, record, source):
     if record:
         installed(record)
     assert native.why_missing(NOT_THERE) == SAID + (
@@ -108,7 +108,7 @@ def test_installed_pip_without_isolation_is_what_helps(installed, record, source
     )
 
 
-def test_a_module_of_another_pytorch_is_not_called_missing():
+def test_a_module_built_for_another_pytorch_is_not_called_missing():
     said = native.why_missing(ImportError("_C.so: undefined symbol: _ZN3c10\nand so on"))
     assert said.startswith(
         "timecycle's native kernels cannot be loaded, as if built for another PyTorch (_C.so: undefined symbol: "
@@ -117,7 +117,7 @@ def test_a_module_of_another_pytorch_is_not_called_missing():
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_installed_without_kernels_it_is_said_once_at_import(installed, monkeypatch, there):
+def test_installed_without_kernels_import_warns_once(installed, monkeypatch, there):
     spec = importlib.machinery.ModuleSpec("timecycle._C", None)
     monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: spec if there else None)
     native.say_missing.cache_clear()
@@ -139,7 +139,7 @@ def test_in_a_checkout_import_is_silent(monkeypatch):
         native.say_if_installed_without()
 
 
-def test_a_build_that_must_have_kernels_fails_without_torch(tmp_path, monkeypatch):
+def test_a_build_that_requires_kernels_fails_without_torch(tmp_path, monkeypatch):
     for name in ("setup.py", "csrc/cuda/build.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

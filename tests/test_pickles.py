@@ -1,4 +1,4 @@
-"""Pickles that would take memory, time or the stack of whoever reads them: refused in one sentence."""
+"""Pickles that would exhaust memory, time or the stack are refused in one sentence."""
 
 import copyreg
 import pickle
@@ -28,7 +28,7 @@ def test_plain_values_are_read_as_they_are(version, tmp_path):
         "a": [1, -(2**70), 1.5, None, True, "text\n\u1234", b"bytes", ()], (1, "b"): {"deep": [[(), {}]]}, 3: {1, 2},
         "frozen": frozenset([1]), "array": bytearray(b"abc"),
     }  # fmt: skip
-    if version < 5:  # as pickles before write them, they name a class
+    if version < 5:  # earlier protocols write a class name
         value.pop("array")
     if version < 4:
         value.pop("frozen")
@@ -39,7 +39,7 @@ def test_plain_values_are_read_as_they_are(version, tmp_path):
 
 
 DEEP = b"\x85" * 10**5  # tuples in tuples
-WIDE = b"".join(b"\x94" + b"h" + bytes([n]) + b"\x86" for n in range(90))  # pairs of one pair, pairs of those, ...
+WIDE = b"".join(b"\x94" + b"h" + bytes([n]) + b"\x86" for n in range(90))  # nested pairs that share their elements
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ WIDE = b"".join(b"\x94" + b"h" + bytes([n]) + b"\x86" for n in range(90))  # pai
         b"\x80\x04(K\x01" + WIDE + b"\x91.",
     ],
 )
-def test_keys_that_hash_without_end_are_refused(data, tmp_path):
-    """Python hashes a tuple's parts in turn, on the stack, and those that are there twice twice."""
+def test_keys_that_are_too_large_to_hash_are_refused(data, tmp_path):
+    """Python hashes tuples recursively, and shared elements repeatedly."""
     refused(tmp_path / "a.pkl", data, "it has a key of more than 1000 parts")
 
 
-def test_lists_in_lists_and_tuples_in_tuples_without_end_are_read(tmp_path):
+def test_deeply_nested_tuples_are_read(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(b"\x80\x04K\x01" + DEEP + b".")
     assert isinstance(load_arrays(path), tuple)
@@ -71,7 +71,7 @@ def test_lists_in_lists_and_tuples_in_tuples_without_end_are_read(tmp_path):
      b"B" + struct.pack("<I", 2**32 - 1), b"\x8b" + struct.pack("<i", 2**31 - 1), b"\x95" + struct.pack("<Q", 2**40),
      b"T" + struct.pack("<i", 2**31 - 1), b"X" + struct.pack("<I", 2**32 - 1)],
 )  # fmt: skip
-def test_no_more_is_asked_for_than_there_is(data, tmp_path):
+def test_sizes_beyond_the_end_of_the_file_are_refused(data, tmp_path):
     refused(tmp_path / "a.pkl", b"\x80\x05" + data + b"abc.", r"is damaged \(EOFError: it ends early\)")
 
 
@@ -81,7 +81,7 @@ def test_no_more_is_asked_for_than_there_is(data, tmp_path):
      b"", b"\x80\x09N.",
      b"\xff.", b"}N.", b"(I1\nd.", b"]N\x85\x81.", b"V\\ud800\\\n.", b"S'a\n.", b"F1e\n.", b"\x97.", b"Pa\n."],
 )  # fmt: skip
-def test_damaged_pickles_are_read_or_one_sentence(data, tmp_path):
+def test_damaged_pickles_are_read_or_refused(data, tmp_path):
     path, said = tmp_path / "a.pkl", ""
     path.write_bytes(data)
     try:
@@ -92,14 +92,14 @@ def test_damaged_pickles_are_read_or_one_sentence(data, tmp_path):
     assert (data == b".") <= bool(said)
 
 
-def test_a_few_bytes_do_not_become_many(tmp_path):
+def test_repeated_strings_that_grow_are_refused(tmp_path):
     text = b"X" + struct.pack("<I", 10**5) + b"a" * 10**5 + b"\x94"
     each = b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"
     refused(tmp_path / "a.pkl", b"\x80\x04" + text + b"](" + each * 1000 + b"e.", "it makes more values than it holds")
 
 
 class Swapped:
-    """Pickles to an array of numbers in the other byte order, which are copied when they are read."""
+    """Pickles to an array of the other byte order, which is copied when it is read."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -109,7 +109,7 @@ class Swapped:
         return function, arguments, (1, (len(self.data) // 8,), *state[2:4], self.data)
 
 
-def test_arrays_do_not_become_more_than_the_file(tmp_path):
+def test_arrays_larger_than_the_file_are_refused(tmp_path):
     data = bytes(80_000)
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(Swapped(data), 4))
@@ -117,28 +117,28 @@ def test_arrays_do_not_become_more_than_the_file(tmp_path):
     refused(path, pickle.dumps([Swapped(data) for _ in range(100)], 4), "it makes more values than it holds")
 
 
-def test_objects_that_other_code_has_registered_are_not_given(tmp_path, monkeypatch):
+def test_the_copyreg_extension_registry_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setitem(copyreg._inverted_registry, 240, ("os", "system"))
     monkeypatch.setitem(copyreg._extension_cache, 240, print)
     refused(tmp_path / "a.pkl", b"\x80\x02\x82\xf0.", "where an operation should be")
 
 
 class Item:
-    """Pickles to an array, and an item that is put into it."""
+    """Pickles to an array and an item that is set in it."""
 
     def __reduce__(self) -> Any:
         array = np.zeros(2000, np.uint8).__reduce_ex__(2)
         return (*array[:3], None, iter([(0, 1)]))
 
 
-def test_nothing_is_put_into_arrays(tmp_path):
+def test_setting_items_of_arrays_is_refused(tmp_path):
     refused(tmp_path / "a.pkl", pickle.dumps(Item(), 2), "it puts items into a PickledArray")
 
 
 @pytest.mark.parametrize("name", ["builtins\neval", "os\nsystem", "numpy\nload", "numpy.core.multiarray\nfromfile",
                                   "copyreg\n_reconstructor", "numpy\ndtype.newbyteorder"])  # fmt: skip
 @pytest.mark.parametrize("form", ["c{}\n(tR.", "(i{}\n.", "(c{}\no.", "c{}\n)\x81."])
-def test_names_of_others_stand_for_nothing(name, form, tmp_path):
+def test_other_names_are_refused(name, form, tmp_path):
     said = name.replace("\n", r"\.")
     refused(
         tmp_path / "a.pkl", b"\x80\x02" + form.format(name).encode("latin1"), rf"it names {said}; expected nothing but"

@@ -65,10 +65,10 @@ def state(folder: Path) -> dict[Path, int]:
 def vlog(tmp_path: Path) -> Path:
     """Four videos with awkward names, two of the same stem, and a text file with the suffix of a video."""
     videos = tmp_path / "videos"
-    write_video(videos / "day 1" / "clip.mp4", 24, 24)
-    write_video(videos / "day 1" / "clip.mkv", 12, 6)
-    write_video(videos / "day\n2" / "clip.mp4", 30, 30, (48, 64))
-    write_video(videos / "猫.avi", 12, 5, codec="mpeg4")
+    write_video(videos / "day 1" / "clip.mp4", rate=24, frames=24)
+    write_video(videos / "day 1" / "clip.mkv", rate=12, frames=6)
+    write_video(videos / "day\n2" / "clip.mp4", rate=30, frames=30, size=(48, 64))
+    write_video(videos / "猫.avi", rate=12, frames=5, codec="mpeg4")
     (videos / "day\n2" / "bad.mp4").write_text("no video")
     return videos
 
@@ -97,7 +97,7 @@ def test_a_second_run_completes_the_first_and_changes_nothing_else(vlog: Path, t
     left = out / f".猫.avi.{2**22 + 1}.partial"  # larger than any PID of Linux
     (out / "猫.avi").rename(left)
     (left / "000099.jpg").touch()
-    write_video(vlog / "day\n2" / "bad.mp4", 12, 3)
+    write_video(vlog / "day\n2" / "bad.mp4", rate=12, frames=3)
     before = state(out / "day%201")
     assert prepare_vlog(vlog, out, jobs=1) == {}
     assert listed(out / "list.txt") == {f"{out}/day%0A2/bad.mp4/": 3} | rows

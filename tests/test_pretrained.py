@@ -1,4 +1,4 @@
-"""What training starts from: weights of its own and of the release, however they are wrapped."""
+"""load_pretrained: training from checkpoints of this program and of the release, with any wrapper prefixes."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_training_starts_from_wrapped_weights(prefix, tmp_path):
     assert all(torch.equal(value, learned.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_training_starts_from_the_part_that_is_named(tmp_path):
+def test_training_starts_from_the_named_part(tmp_path):
     path, learned = tmp_path / "weights.pth", CropWalk(trunk(4, "reflect", 8))
     average = {name: value + 1 for name, value in learned.state_dict().items()}
     torch.save({"model": learned.state_dict(), "model_ema": average}, path)
@@ -33,7 +33,7 @@ def test_training_starts_from_the_part_that_is_named(tmp_path):
 
 
 def test_training_starts_from_a_checkpoint_of_version_0_1(tmp_path):
-    """Which named the localizer otherwise."""
+    """With the older name of the localizer."""
     path, learned, model = tmp_path / "weights.pth", TimeCycle(64, 56).state_dict(), TimeCycle(64, 56)
     torch.save({"model": {name.replace("localizer.", "localiser."): value for name, value in learned.items()}}, path)
     assert load_pretrained(model, path) == "all weights"

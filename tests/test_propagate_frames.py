@@ -1,4 +1,4 @@
-"""The driver of a video: reading ahead, walking backward, labels at later frames, videos side by side."""
+"""propagate_frames: reading ahead, reversed time, labels at later frames, batches of videos."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def extractor() -> CallableExtractor:
 
 
 def cells(index: int) -> np.ndarray:
-    """A frame of 5 x 5 cells, each of which moves on from frame to frame."""
+    """A frame of 5 x 5 cells, which move from frame to frame."""
     return cell_frame(numbered(5, 5, index), 8, 8)
 
 
@@ -63,7 +63,7 @@ def mask(*ids: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("read_ahead", [0, 1, READ_AHEAD, 20])
-def test_the_masks_are_the_same_however_far_is_read_ahead(read_ahead):
+def test_masks_do_not_depend_on_read_ahead(read_ahead):
     labels = labels_of_masks({0: mask_of(3, 11)}, RULES)
     found = masks(propagate_frames(map(cells, range(8)), extractor(), RULES, labels, read_ahead=read_ahead))
     assert len(found) == 8
@@ -71,7 +71,7 @@ def test_the_masks_are_the_same_however_far_is_read_ahead(read_ahead):
         np.testing.assert_array_equal(one, mask_of(3, 11, index=index))
 
 
-def test_frames_are_read_in_a_thread_and_no_further_ahead_than_asked():
+def test_frames_are_read_in_a_thread_at_most_read_ahead_early():
     read: list[int] = []
     threads = set()
 
@@ -88,7 +88,7 @@ def test_frames_are_read_in_a_thread_and_no_further_ahead_than_asked():
     assert threading.current_thread() not in threads
 
 
-def test_a_walk_that_is_given_up_ends_its_thread():
+def test_closing_the_iterator_ends_its_thread():
     before = threading.active_count()
     walk = propagate_frames(map(cells, range(99)), extractor(), RULES, labels_of_masks({0: mask_of(3)}, RULES))
     next(walk)
@@ -96,7 +96,7 @@ def test_a_walk_that_is_given_up_ends_its_thread():
     assert threading.active_count() == before
 
 
-def test_a_video_is_walked_backward_in_time():
+def test_a_video_can_be_propagated_backward():
     walked = [cells(index) for index in reversed(range(6))]
     labels = labels_of_masks({0: mask_of(3, 11, index=5)}, RULES)
     found = masks(propagate_frames(walked, extractor(), RULES, labels))
@@ -118,9 +118,9 @@ def test_an_object_may_enter_at_a_later_frame():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_correction_replaces_a_frame_s_prediction_and_later_frames_see_it(name):
+def test_a_correction_replaces_a_prediction_and_affects_later_frames(name):
     rules = protocol(name, k=3, length=3)
-    corrected = mask(2)  # no longer where it was, and without object 1
+    corrected = mask(2)  # at another place, and without object 1
     frames = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1, 2), 2: corrected}, rules)))
     plain = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1, 2)}, rules)))
     assert all(frame.soft.shape == frames[0].soft.shape for frame in frames)
@@ -147,7 +147,7 @@ def test_labels_given_as_predicted_change_nothing():
 
 
 @pytest.mark.parametrize("first_mask", ["given", "propagated"])
-def test_videos_side_by_side_are_as_each_alone(first_mask):
+def test_a_batch_of_videos_equals_each_alone(first_mask):
     rules = protocol("crw", k=3, length=3, first_mask=first_mask)
     given = [mask(1, 2), mask(2, 1)[:, ::-1].copy()]
     alone = [
@@ -171,7 +171,7 @@ def refused(frames, labels) -> str:
     return str(error.value)
 
 
-def test_bad_input_is_one_clear_sentence():
+def test_bad_frames_are_refused():
     given = labels_of_masks({0: mask_of(3)}, RULES)
     assert refused([cells(0)], labels_of_masks({1: mask_of(3)}, RULES)).startswith("frame 0 has no labels; expected")
     odd = [cells(0), cells(1)[:24]]

@@ -1,4 +1,4 @@
-"""Features in other forms than tensors, and contexts longer than the video: the same labels, at no more cost."""
+"""Features other than plain tensors, and contexts longer than the video."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FORMS = {
     "of a graph": lambda x: x.clone().requires_grad_() * 1,
     "NumPy": lambda x: x.numpy(),
     "NumPy, the other byte order": lambda x: x.numpy().astype(">f4"),
-    "NumPy, turned over": lambda x: x.numpy()[:, ::-1][:, ::-1],
+    "NumPy, negative strides": lambda x: x.numpy()[:, ::-1][:, ::-1],
     "list": list,
     "tuple of NumPy": lambda x: tuple(x.numpy()),
     "list of batches of one": lambda x: [frame[None].requires_grad_() for frame in x],
@@ -25,7 +25,7 @@ FORMS = {
 }
 
 
-# Every form, and every preset; what is read of the one does not depend on the other.
+# Every form and every preset occur; reading does not depend on the preset.
 FORMS_AND_PRESETS = [
     (list(FORMS)[i % len(FORMS)], list(PRESETS)[i % len(PRESETS)]) for i in range(max(len(FORMS), len(PRESETS)))
 ]
@@ -44,14 +44,14 @@ def test_features_in_other_forms_give_the_same_labels(name, form):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_numpy_features_are_carried_as_tensors_are(dtype):
+def test_numpy_features_give_the_labels_of_tensors(dtype):
     features, mask = features_and_mask()
     expected = propagate(features.to(getattr(torch, dtype)), mask, "dino")
     found = propagate(features.numpy().astype(dtype), mask, "dino")
     assert torch.equal(found.soft, expected.soft)
 
 
-def test_tokens_are_read_where_the_size_that_was_encoded_tells_their_grid():
+def test_tokens_are_reshaped_by_the_working_size():
     features = torch.rand(3, 6, 6, 7, generator=torch.Generator().manual_seed(0))
     mask = np.zeros((96, 112), np.uint8)
     mask[20:60, 30:80] = 1
@@ -62,20 +62,20 @@ def test_tokens_are_read_where_the_size_that_was_encoded_tells_their_grid():
 
 
 @pytest.mark.parametrize("name", ["timecycle", "crw", "dino"])
-def test_the_stream_takes_arrays_and_features_with_gradient(name):
+def test_the_propagator_takes_arrays_and_features_with_gradient(name):
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.rand(4, 6, 4, 5, generator=generator), torch.rand(2, 4, 5, generator=generator)
 
-    def carried(features, labels):
+    def propagated(features, labels):
         propagator = LabelPropagator(name)
         return torch.stack(
             [propagator.start(features[0], labels), *(propagator.step(feature) for feature in features[1:])]
         )
 
-    expected = carried(features, labels)
+    expected = propagated(features, labels)
     for found in (
-        carried(features.numpy(), labels.numpy()),
-        carried(features.clone().requires_grad_(), labels.clone().requires_grad_()),
+        propagated(features.numpy(), labels.numpy()),
+        propagated(features.clone().requires_grad_(), labels.clone().requires_grad_()),
     ):
         assert torch.equal(found, expected)
         assert not found.requires_grad
@@ -83,7 +83,6 @@ def test_the_stream_takes_arrays_and_features_with_gradient(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_context_beyond_the_video_takes_no_more_slots_or_memory(name, monkeypatch):
-    """A million frames of context: frames of a short video are looked at, each in one slot."""
     slots = []
 
     def noted(query, bank, frames, *rest, **options):
@@ -100,7 +99,7 @@ def test_a_context_beyond_the_video_takes_no_more_slots_or_memory(name, monkeypa
     if PRESETS[name].first in ("once", "twice"):
         rules = protocol(name, length=1_000_000)
         torch.testing.assert_close(torch.stack(soft), direct(features, labels, rules), atol=1e-5, rtol=1e-5)
-    else:  # frame 0 outweighs the others: each frame sees hardly anything but the annotation
+    else:  # the copies of frame 0 outweigh all other frames
         limit = LabelPropagator(name, length=1)
         limit.start(features[0], labels)
         if PRESETS[name].first == "padded":

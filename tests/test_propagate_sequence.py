@@ -16,18 +16,15 @@ BACKENDS += ["cuda"] if CUDA_MISSING is None else []
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
-@pytest.mark.parametrize(
-    ("b", "n", "k", "t", "classes", "ring"),
-    VIDEOS,
-)
-def test_a_video_is_as_frame_by_frame(backend, rescale, b, n, k, t, classes, ring):
+@pytest.mark.parametrize(("b", "n", "k", "t", "classes", "ring"), VIDEOS)
+def test_a_video_equals_frame_by_frame_propagation(backend, rescale, b, n, k, t, classes, ring):
     through_a_video(b, n, k, t, classes, ring, rescale, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_left_of_what_was_not_written(backend):
+def test_targets_without_neighbors_are_zero(backend):
     weights, indices, labels, frames, targets = (x.to(DEVICE) for x in video(3, 4, 40, 3, 2, 5))
-    # No target, no neighbors, and neighbors that all do not exist, whose classes are constant.
+    # No targets; no neighbors; and only missing neighbors, so that classes are constant.
     none = propagate_sequence(weights[:0], indices[:0], labels, frames[:0], targets[:0], backend=backend)
     assert torch.equal(none, labels)
     for empty in (weights[:, :, :0], weights):
@@ -51,7 +48,7 @@ def test_strides_and_negative_sums(backend):
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not here, or tensors are on a GPU")
 @pytest.mark.parametrize("rescale", [False, True], ids=["as they are", "rescaled"])
-def test_the_bits_are_the_same_with_any_number_of_threads(rescale):
+def test_results_are_bitwise_equal_with_any_number_of_threads(rescale):
     inputs = video(7, 12, 700, 5, 3, 4)
     found = on_threads((1, 2, 5), lambda: propagate_sequence(*inputs, rescale=rescale, backend="cpu"))
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -64,7 +61,7 @@ def test_float64_is_left_to_the_reference():
         propagate_sequence(*inputs, backend="cpu")
 
 
-def test_is_well_behaved():
+def test_opcheck():
     inputs = video(6, 3, 10, 2, 2, 3)
     torch.library.opcheck(torch.ops.timecycle.propagate_sequence.default, (*inputs, True, ""))
 
@@ -84,7 +81,7 @@ def test_is_well_behaved():
         ("labels", lambda x: x.to("meta"), "labels is on meta; expected cpu, where the weights are"),
     ],
 )
-def test_bad_input_gets_one_sentence(name, change, sentence):
+def test_bad_arguments_are_named(name, change, sentence):
     inputs = dict(zip(("weights", "indices", "labels", "frames", "targets"), video(6, 3, 10, 2, 2, 3), strict=True))
     inputs["frames"][0, 0] = 0
     inputs[name] = change(inputs[name])

@@ -1,4 +1,4 @@
-"""Label propagation: the original's recorded maps and masks, and the rules that the record cannot show."""
+"""TimeCycle's label propagation: the original's recorded maps and masks, and rules beyond the record."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ from timecycle.propagation.video import preprocess
 TIMECYCLE = protocol("timecycle")
 SELECT = TIMECYCLE.select()
 RECORDED = [("dog", 320), ("blackswan", 320), ("dog", 480)]
-MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that two exact float32 programs disagree on, as recorded
+MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that differ by rounding in float32
 
 
 def labels_of(mask: np.ndarray, crop: int) -> SoftLabels:
@@ -47,7 +47,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def evaluated(shared: Path, oracle_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
-    """The whole program at crop 320."""
+    """Run test_davis.py at crop 320."""
     root, name = tmp_path_factory.mktemp("originals"), "dog"
     (root / "ImageSets" / "2017").mkdir(parents=True)
     (root / "ImageSets" / "2017" / "val.txt").write_text(name)
@@ -74,7 +74,6 @@ def evaluated(shared: Path, oracle_checkpoint: Path, tmp_path_factory: pytest.Te
 
 
 def test_scores_and_masks_equal_the_originals(evaluated, oracle: Path):
-    """The whole program on the recorded sequence: 30 frames at crop 320, scores within 0.0005."""
     results = json.loads((evaluated.folder / "results.json").read_text())
     recorded = json.loads((oracle / "infer.json").read_text())["scores"]["320, 30 frames"]["dog"]
     scores = results["scores"]["sequences"]["dog"]["1"]
@@ -87,7 +86,7 @@ def test_scores_and_masks_equal_the_originals(evaluated, oracle: Path):
 
 @pytest.fixture(scope="module")
 def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Evaluated):
-    """Recorded results by sequence and crop, and the features: those that the program found, or made here, once."""
+    """Recorded results by sequence and crop, and the features: of the program's run, else encoded here, cached."""
     encoder = fold_batch_norm(load_encoder(oracle_checkpoint))
 
     @functools.cache
@@ -147,7 +146,7 @@ def test_selected_values_equal_the_originals(encoded, sequence, crop, backend):
 
 
 def direct_timecycle(features, labels, context, select):
-    """The protocol from its definition: the padded list, each frame predicted from padded frames, all kept."""
+    """The protocol by its definition: each frame is predicted from the padded list of frames, all stored."""
     padded = [features[0]] * context + list(features)
     soft = [labels] * context
     for i in range(len(features)):
@@ -164,7 +163,7 @@ def direct_timecycle(features, labels, context, select):
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 8, 40])
-def test_the_stream_equals_the_padded_sequence(context):
+def test_the_propagator_equals_the_padded_sequence(context):
     generator = torch.Generator().manual_seed(context)
     features = torch.nn.functional.normalize(torch.rand(7, 6, 4, 5, generator=generator), dim=1)
     labels = torch.rand(3, 4, 5, generator=generator)
@@ -180,7 +179,7 @@ def test_the_stream_equals_the_padded_sequence(context):
 @pytest.mark.parametrize("softmax_over", ["all", "topk"])
 @pytest.mark.parametrize("k", [1, 3, 50])
 def test_a_padded_context_of_one_scope_counts_every_copy(softmax_over, ties, k):
-    """As with a slot for each of the copies of frame 0, ties among whole numbers included."""
+    """The result is that of one slot for each copy of frame 0; whole-number features tie."""
     generator = torch.Generator().manual_seed(k)
     features = torch.randint(-2, 3, (5, 6, 4, 5), generator=generator).float()
     labels = torch.rand(3, 4, 5, generator=generator)
@@ -226,7 +225,7 @@ def test_an_object_needs_twelve_pixels(pixels, kept):
     mask[43, 10 : 10 + pixels] = 1
     labels = labels_of(mask, 80)
     assert (1 in labels.ids) == kept
-    # Pixels of a dropped class belong to none, so the background has a hole there.
+    # Pixels of a dropped class belong to no class, not to the background.
     assert labels.soft[0].min() < 1
 
 
@@ -254,7 +253,7 @@ def test_soft_labels_are_the_mean_of_the_four_central_pixels():
     assert labels.soft[0][0, 0] == 0.5
 
 
-def test_annotation_is_resized_by_centre_sampled_nearest():
+def test_annotation_is_resized_by_center_sampled_nearest():
     mask = np.random.default_rng(0).integers(0, 2, (53, 97)).astype(np.uint8)
     rows = ((np.arange(40) + 0.5) * 53 / 40).astype(int)
     columns = ((np.arange(40) + 0.5) * 97 / 40).astype(int)

@@ -1,4 +1,4 @@
-"""softmax_at: every backend against the entries of the softmax itself, forward and backward."""
+"""softmax_at: every backend against entries of the full softmax, forward and backward."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = [(1, 1, 1, 1, 1), (2, 63, 65, 7, 4), (3, 65, 63, 130, 2), (2, 10, 300, 1
 
 
 class Case:
-    """Inputs of a call in some dtype, and the gradient of its output. Keys repeat, and some edges are not there."""
+    """Inputs of a call in some dtype, and the gradient of its output. Keys repeat, and some edges are missing (-1)."""
 
     def __init__(self, b, n, m, d, e, dtype=torch.float32):
         generator = torch.Generator().manual_seed(n * m + d)
@@ -40,7 +40,7 @@ class Case:
         return [x.cpu() for x in (out.detach(), *(x.grad for x in (*features, scale, lse)))]
 
 
-def test_they_are_entries_of_the_softmax():
+def test_values_are_entries_of_the_softmax():
     case = Case(2, 5, 6, 3, 4, torch.float64)
     logits = case.features[0] @ case.features[1].transpose(1, 2) * case.scale[:, None] / case.temperature
     values = torch.zeros(1, 6, 1, dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_gradients_of_the_reference_are_those_of_finite_differences():
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_size_and_type_is_as_in_float64(backend, dtype, size):
+def test_every_size_and_dtype_equals_float64(backend, dtype, size):
     case = Case(*size, dtype)
     exact, plain = case.run("reference", torch.float64), case.run("reference")
     for ours, theirs, true in zip(case.run(backend), plain, exact, strict=True):
@@ -86,7 +86,7 @@ def test_without_scale_it_is_one(backend):
 
 
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
-def test_a_softmax_without_an_edge_has_none(backend):
+def test_a_query_with_lse_minus_infinity_has_zero_values(backend):
     case = Case(1, 4, 5, 3, 2)
     case.lse[0, 1] = -torch.inf
     out, *gradients = case.run(backend)
@@ -97,10 +97,10 @@ def test_a_softmax_without_an_edge_has_none(backend):
 
 
 @pytest.mark.parametrize("backend", SOFTMAX_BACKENDS)
-def test_the_bits_are_the_same_with_any_number_of_threads(backend):
+def test_results_are_bitwise_equal_with_any_number_of_threads(backend):
     case = Case(3, 100, 150, 32, 4)
     found = on_threads((1, 1, 2, 5), lambda: case.run(backend))
-    # Plain PyTorch's own sums may round otherwise when they are shared.
+    # PyTorch's sums may round differently with another number of threads.
     for other in found[1:] if backend != "reference" else found[1:2]:
         assert all(map(torch.equal, other, found[0]))
 

@@ -1,4 +1,4 @@
-"""Synthetic videos: same again for the same seed, exact masks, real occlusion, texture that moves with its object."""
+"""Synthetic videos: determinism by seed, exact masks, occlusion, texture that moves with its object."""
 
 import itertools
 import json
@@ -15,22 +15,13 @@ from PIL import Image
 from tests.rendered import render_clip
 from timecycle.data import synthetic
 from timecycle.data.masks import PALETTE, read_mask
-from timecycle.data.synthetic import (
-    MARKER,
-    SEQUENCES,
-    Motion,
-    MovingObject,
-    Scene,
-    make_davis,
-    scene_objects,
-)
 from timecycle.errors import InputError
 
-STILL = Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
+STILL = synthetic.Motion(speed=0, spin=0, swell=0, bumps=0, deform=0, pan=0, sway=0, light=0, noise=0)
 SMALL = {"sequences": 2, "frames": 3, "height": 60, "width": 107}
 
 
-def outline(body: MovingObject, time: int, corners: int = 1000) -> np.ndarray:
+def outline(body: synthetic.MovingObject, time: int, corners: int = 1000) -> np.ndarray:
     """The contour as a polygon of (x, y), float32 [corners, 2], from the formula in the description of MovingObject."""
     theta = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     bumps = body.bumps[time]
@@ -42,8 +33,8 @@ def outline(body: MovingObject, time: int, corners: int = 1000) -> np.ndarray:
     return np.stack([x, y], 1).astype(np.float32)
 
 
-def material_points(body: MovingObject, time: int, reach: float) -> np.ndarray:
-    """Where a grid of points fixed to an undeformed object lies in the frame, (x, y) float32 [21, 21, 2]."""
+def material_points(body: synthetic.MovingObject, time: int, reach: float) -> np.ndarray:
+    """Positions (x, y) in the frame of a grid of points on an undeformed object, float32 [21, 21, 2]."""
     grid = np.linspace(-reach, reach, 21) * body.radius
     points = (grid + 1j * grid[:, None]) * body.scale[time] * np.exp(1j * body.angle[time]) + body.center[time]
     return np.stack([points.real, points.imag], -1).astype(np.float32)
@@ -60,7 +51,7 @@ def test_same_seed_same_clip() -> None:
 
 
 def test_frames_do_not_depend_on_their_order() -> None:
-    clip, scene = render_clip(5, 4, 60, 107, 2), Scene(5, 4, 60, 107, 2)
+    clip, scene = render_clip(5, 4, 60, 107, 2), synthetic.Scene(5, 4, 60, 107, 2)
     for time in (3, 1):
         image, mask = scene.frame(time)
         np.testing.assert_array_equal(image, clip.images[time])
@@ -76,7 +67,7 @@ def test_every_object_is_large_enough_in_frame_0() -> None:
 
 def test_still_circle_is_exact() -> None:
     clip = render_clip(3, 2, 70, 91, 1, STILL)
-    (body,) = scene_objects(3, 2, 70, 91, 1, STILL)
+    (body,) = synthetic.scene_objects(3, 2, 70, 91, 1, STILL)
     y, x = np.mgrid[:70, :91]
     circle = (x - body.center[0].real) ** 2 + (y - body.center[0].imag) ** 2 < body.radius**2
     np.testing.assert_array_equal(clip.masks, np.stack([circle, circle]))
@@ -91,22 +82,22 @@ def test_sensor_noise_is_new_in_every_frame() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_masks_match_the_outlines(seed: int) -> None:
     height, width, time = 60, 107, 20
-    motion = Motion(speed=0.012, crossing=1, deform=0.3, spin=0.05, swell=0.2)
-    mask = Scene(seed, 21, height, width, 3, motion).frame(time)[1]
-    bodies = scene_objects(seed, 21, height, width, 3, motion)
+    motion = synthetic.Motion(speed=0.012, crossing=1, deform=0.3, spin=0.05, swell=0.2)
+    mask = synthetic.Scene(seed, 21, height, width, 3, motion).frame(time)[1]
+    bodies = synthetic.scene_objects(seed, 21, height, width, 3, motion)
     polygons = [outline(body, time) for body in bodies]
     checked = 0
     for y, x in itertools.product(range(height), range(width)):
         sides = [cv2.pointPolygonTest(polygon, (x, y), True) for polygon in polygons]
-        # The polygon has corners where the shape is round, so it decides nothing within a hundredth of a pixel.
+        # The polygon approximates the shape to a hundredth of a pixel.
         if min(map(abs, sides)) > 0.01:
             assert mask[y, x] == max([0, *(number for number, side in enumerate(sides, 1) if side > 0)])
             checked += 1
     assert checked > 0.98 * mask.size
 
 
-def test_area_keeps_while_deforming() -> None:
-    motion = Motion(area=0.06, speed=0, swell=0, deform=0.4)
+def test_deformation_preserves_area() -> None:
+    motion = synthetic.Motion(area=0.06, speed=0, swell=0, deform=0.4)
     masks = render_clip(2, 30, 120, 160, 1, motion).masks
     areas = masks.mean((1, 2))
     assert areas.max() / areas.min() < 1.05
@@ -114,30 +105,30 @@ def test_area_keeps_while_deforming() -> None:
     assert ((masks[0] & masks).sum((1, 2)) / union).min() < 0.9
 
 
-def test_crossing_objects_hide_each_other_and_come_back() -> None:
-    objects, motion = SEQUENCES["made-crossing"]
-    masks = np.stack([Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
+def test_crossing_objects_occlude_each_other_and_reappear() -> None:
+    objects, motion = synthetic.SEQUENCES["made-crossing"]
+    masks = np.stack([synthetic.Scene(7, 40, 120, 214, objects, motion).frame(time)[1] for time in range(40)])
     areas = np.stack([(masks == number).sum((1, 2)) for number in range(1, objects + 1)])
     fallen = areas.min(1) < 0.4 * areas[:, 0]
     recovered = areas.max(1, where=np.arange(40) > areas.argmin(1)[:, None], initial=0) > 0.6 * areas[:, 0]
     assert (fallen & recovered).any()
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", synthetic.SEQUENCES)
 def test_objects_stay_in_the_image(name: str) -> None:
-    objects, motion = SEQUENCES[name]
+    objects, motion = synthetic.SEQUENCES[name]
     for seed in range(20):
-        for body in scene_objects(seed, 40, 60, 107, objects, motion):
+        for body in synthetic.scene_objects(seed, 40, 60, 107, objects, motion):
             inside = (np.abs(body.center.real - 53.5) < 53.5) & (np.abs(body.center.imag - 30) < 30)
             assert inside.mean() > 0.8
 
 
 def test_texture_moves_with_its_object() -> None:
-    # Undeformed and from above all objects, so that the pose alone says where each point of the texture goes.
+    # Without deformation the pose determines where each point of the texture moves.
     motion = replace(STILL, area=0.12, speed=0.02, crossing=0, spin=0.06, swell=0.15, pan=0.01)
     height, width, time = 120, 214, 12
     clip = render_clip(11, time + 1, height, width, 1, motion)
-    (body,) = scene_objects(11, time + 1, height, width, 1, motion)
+    (body,) = synthetic.scene_objects(11, time + 1, height, width, 1, motion)
     assert abs(body.center[time] - body.center[0]) > 10
 
     def colors(frame: int, pose: int) -> np.ndarray:
@@ -145,18 +136,18 @@ def test_texture_moves_with_its_object() -> None:
         found = cv2.remap(clip.images[frame].astype(np.float32), points[..., 0], points[..., 1], cv2.INTER_LINEAR)
         return found - found.mean((0, 1))
 
-    def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    def correlation(a: np.ndarray, b: np.ndarray) -> float:
         return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
-    assert likeness(colors(0, 0), colors(time, time)) > 0.9
-    assert likeness(colors(0, 0), colors(time, 0)) < 0.5
+    assert correlation(colors(0, 0), colors(time, time)) > 0.9
+    assert correlation(colors(0, 0), colors(time, 0)) < 0.5
 
 
 def test_texture_follows_the_deforming_contour() -> None:
     motion = replace(STILL, area=0.15, bumps=0.1, deform=0.4)
     time = 9
     clip = render_clip(4, time + 1, 160, 214, 1, motion)
-    (body,) = scene_objects(4, time + 1, 160, 214, 1, motion)
+    (body,) = synthetic.scene_objects(4, time + 1, 160, 214, 1, motion)
 
     def ring(pose: int) -> np.ndarray:
         """Colors of frame `pose` a little inside the contour, by the angle in the object's axes."""
@@ -199,16 +190,16 @@ def test_bad_sizes_are_refused(change: dict[str, Any], word: str) -> None:
 
 def test_contour_that_runs_into_itself_is_refused() -> None:
     with pytest.raises(InputError, match="bumps"):
-        render_clip(0, 1, 60, 107, 1, Motion(bumps=0.5, deform=0.5))
+        render_clip(0, 1, 60, 107, 1, synthetic.Motion(bumps=0.5, deform=0.5))
 
 
 def test_layout_is_that_of_davis(tmp_path: Path) -> None:
-    root = make_davis(tmp_path / "deep" / "made", **SMALL)
+    root = synthetic.make_davis(tmp_path / "deep" / "made", **SMALL)
     assert root == tmp_path / "deep" / "made"
     names = (root / "ImageSets" / "2017" / "val.txt").read_text().split()
-    assert names == list(SEQUENCES)[:2]
+    assert names == list(synthetic.SEQUENCES)[:2]
     for index, name in enumerate(names):
-        objects, motion = SEQUENCES[name]
+        objects, motion = synthetic.SEQUENCES[name]
         clip = render_clip(7 + index, 3, 60, 107, objects, motion)
         images = sorted((root / "JPEGImages" / "480p" / name).iterdir())
         masks = sorted((root / "Annotations" / "480p" / name).iterdir())
@@ -227,16 +218,16 @@ def test_layout_is_that_of_davis(tmp_path: Path) -> None:
 
 
 def test_second_call_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make_davis(tmp_path / "made", **SMALL)
+    root = synthetic.make_davis(tmp_path / "made", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     monkeypatch.setattr(synthetic, "Scene", None)
-    assert make_davis(root, **SMALL) == root
+    assert synthetic.make_davis(root, **SMALL) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     with pytest.raises(InputError, match="other settings"):
-        make_davis(root, **{**SMALL, "frames": 2})
+        synthetic.make_davis(root, **{**SMALL, "frames": 2})
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
     with pytest.raises(InputError, match="other settings"):
-        make_davis(root, **SMALL)
+        synthetic.make_davis(root, **SMALL)
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
@@ -244,30 +235,30 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / MARKER).write_text(json.dumps(["other"]))
+    (tmp_path / "odd" / synthetic.MARKER).write_text(json.dumps(["other"]))
     for name in ("mine", "file", "odd"):
         with pytest.raises(InputError, match=name):
-            make_davis(tmp_path / name, **SMALL)
+            synthetic.make_davis(tmp_path / name, **SMALL)
     assert (tmp_path / "mine" / "notes.txt").read_text() == (tmp_path / "file").read_text() == "keep"
 
 
 def test_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    assert (make_davis(tmp_path / "made", **SMALL) / MARKER).exists()
+    assert (synthetic.make_davis(tmp_path / "made", **SMALL) / synthetic.MARKER).exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_run_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    frame = Scene.frame
+    frame = synthetic.Scene.frame
 
-    def broken(self: Scene, time: int) -> tuple[np.ndarray, np.ndarray]:
+    def broken(self: synthetic.Scene, time: int) -> tuple[np.ndarray, np.ndarray]:
         if time == 2:
             raise error
         return frame(self, time)
 
-    monkeypatch.setattr(Scene, "frame", broken)
+    monkeypatch.setattr(synthetic.Scene, "frame", broken)
     with pytest.raises(error):
-        make_davis(tmp_path / "made", **SMALL)
+        synthetic.make_davis(tmp_path / "made", **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Places to maps and back; frames through features one at a time."""
+"""Points to maps and back; frames are encoded one at a time."""
 
 import gc
 import math
@@ -62,7 +62,7 @@ def test_strongest_places_are_weighted_means():
 
 
 def test_crw_s_three_positions_lean_to_the_first():
-    # The peak, and of its four equal neighbors the upper and the left one.
+    # The peak and, of its four equal neighbors, the upper and the left one.
     found = strongest_places(gaussian_maps(np.array([[2.0, 2]]), (5, 5)), 3)
     lean = NEAR / (1 + 2 * NEAR)
     np.testing.assert_allclose(found, [[2 - lean, 2 - lean]], rtol=1e-6)
@@ -99,7 +99,7 @@ def small_heap() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_heap")
-def test_frames_are_let_go_of():
+def test_frames_are_freed_while_a_video_is_propagated():
     made: list[weakref.ref] = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -119,7 +119,7 @@ def test_frames_are_let_go_of():
     assert len(made) == 30
 
 
-def test_a_module_is_evaluated_in_eval_mode_and_put_back():
+def test_a_module_is_run_in_eval_mode_and_restored():
     module = torch.nn.Conv2d(3, 4, 8, 8).train()
     with evaluating(module, None) as features:
         assert not module.training

@@ -48,7 +48,7 @@ def test_area_pck_excludes_the_threshold():
     annotated = np.zeros((2, 3, 2))
     predicted = np.array([[[1.9, 0], [0, 2], [0, 0]], [[0.6, 0.6], [NAN, NAN], [0, 1.5]]])
     visible = np.array([[True, True, False], [True, True, True]])
-    # Found: the first of each frame. Not found: one at the threshold, one lost, one too far.
+    # Correct: the first of each frame. Wrong: one at the threshold, one lost, one too far.
     assert area_pck(predicted, annotated, visible, np.array([100, 25])) == pytest.approx(2 / 5)
     assert math.isnan(area_pck(predicted, annotated, visible & False, np.array([100, 25])))
 
@@ -62,16 +62,16 @@ def test_iou_comes_from_one_confusion_matrix():
 
 
 def test_point_scores():
-    # Three points in three frames, given in frames 0, 0 and 1: five places count.
+    # Three points in three frames, queried in frames 0, 0 and 1: five positions count.
     occluded = np.array([[False, False, False], [False, False, True], [True, False, False]])
     said = np.array([[False, False, True], [False, False, False], [False, False, False]])
     away = np.array([[0, 0.5, 0.5], [0, 3, 0], [90, 0, 20]])
     points = np.zeros((3, 3, 2))
     found = point_scores(np.array([0, 0, 1]), points, occluded, np.stack([away, 0 * away], axis=2), said)
-    # Visible: 0.5, 0.5 (said to be occluded), 3, 20. Said to be visible: 0.5, 3, one that is hidden, 20.
+    # Visible: 0.5, 0.5 (predicted occluded), 3, 20. Predicted visible: 0.5, 3, an occluded one, 20.
     assert found.within == pytest.approx({1: 2 / 4, 2: 2 / 4, 4: 3 / 4, 8: 3 / 4, 16: 3 / 4})
     assert found.average_within == pytest.approx(3.25 / 5)
-    # Hits 1 or 2; the other places said to be visible are false positives.
+    # Hits 1 or 2; the other points predicted visible are false positives.
     assert found.jaccard == pytest.approx({1: 1 / 7, 2: 1 / 7, 4: 2 / 6, 8: 2 / 6, 16: 2 / 6})
     assert found.average_jaccard == pytest.approx((2 / 7 + 1) / 5)
     assert found.occlusion_accuracy == pytest.approx(3 / 5)
@@ -90,10 +90,6 @@ def test_a_video_with_nothing_to_count_is_left_out_of_the_mean():
     assert math.isnan(none.average_jaccard)
     assert math.isnan(none.occlusion_accuracy)
     together = mean_point_scores([good, none])
-    assert (together.average_jaccard, together.jaccard[4], together.within[1], together.occlusion_accuracy) == (
-        1,
-        1,
-        1,
-        1,
-    )
+    scores = (together.average_jaccard, together.jaccard[4], together.within[1], together.occlusion_accuracy)
+    assert scores == (1, 1, 1, 1)
     assert math.isnan(mean_point_scores([none]).average_within)

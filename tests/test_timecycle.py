@@ -20,8 +20,8 @@ TYPES = {"float32": (torch.float32, 1e-5, 5e-3), "float64": (torch.float64, 1e-9
 def step(request, oracle: Path):
     """The recorded first step, ours, and the tolerances of losses and gradient norms.
 
-    The record's weights come from a seed by torch.randn, whose float32 numbers PyTorch computes otherwise without AVX2:
-    losses in float64 then differ by 2e-7.
+    The record's weights are from a seeded torch.randn, which gives other float32 numbers without AVX2: float64 losses
+    then differ by 2e-7.
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("torch.randn gives the record's weights only on chips with AVX2")
@@ -31,7 +31,6 @@ def step(request, oracle: Path):
     spec.loader.exec_module(seeded)
     shapes = dict(json.loads((oracle / "state_dict_keys.json").read_text())["train_model"])
     state = seeded.seeded_state_dict(shapes, 4321)
-    model = TimeCycle()
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     # After the cast, as the record was made: transforms far from zero.
     state["module.linear2.weight"] *= 10
@@ -59,7 +58,7 @@ def test_losses_equal_the_originals(step):
 
 def test_transforms_equal_the_originals(step):
     _, losses, _, arrays, close, _ = step
-    back = torch.cat([losses.back[:c] for c in range(1, 5)])  # cycles share their way back
+    back = torch.cat([losses.back[:c] for c in range(1, 5)])  # cycles share the backward tracks
     np.testing.assert_allclose(back.detach(), arrays["back_trans_thetas"], atol=close, rtol=0)
     np.testing.assert_allclose(torch.cat(losses.forward).detach(), arrays["forw_trans_thetas"], atol=close, rtol=0)
     np.testing.assert_allclose(losses.direct.flatten(0, 1).detach(), arrays["trans_out2"], atol=close, rtol=0)
@@ -96,7 +95,7 @@ def test_gradients_equal_the_originals(step):
             torch.testing.assert_close(ours.grad, exact, atol=1e-6 * float(exact.abs().max()), rtol=0)
 
 
-def test_running_statistics_moved_three_times(step):
+def test_running_statistics_are_updated_three_times(step):
     model, _, written, _, close, _ = step
     norm = model.encoder.trunk.bn1
     assert int(norm.num_batches_tracked) == written["num_batches_tracked_after_step0"]
@@ -124,11 +123,11 @@ def test_affinity_is_a_softmax_over_keys_column_by_column():
 
 
 def test_inlier_score_is_the_mass_on_a_warped_mask():
-    """By its definition: every key's unit map is sampled as a frame is, which makes m[j, q] a whole matrix."""
+    """By its definition: m[j, q] as a full matrix, by warping the unit map of every key."""
     generator = torch.Generator().manual_seed(1)
     affinity = torch.rand(3, 25, 4, 4, generator=generator).double().softmax(dim=1)
     theta = random_theta(3)
-    theta[2, :, 2] = torch.tensor([0.9, -0.9])  # in part beyond the frame
+    theta[2, :, 2] = torch.tensor([0.9, -0.9])  # partly outside the frame
     moved = torch.cat([theta[:, :, :2], theta[:, :, 2:] * 227 / 210], dim=2)
     maps = torch.eye(25).double().view(1, 25, 5, 5).transpose(2, 3).expand(3, -1, -1, -1)  # key x * 5 + y at [y, x]
     mask = warp(maps, moved, 4)
@@ -144,7 +143,7 @@ def test_grid_loss_is_the_squared_distance_of_points():
     assert float(grid_loss(found, found)) == 0
 
 
-def test_a_warp_under_the_identity_is_the_frame():
+def test_the_identity_warp_is_the_frame():
     frame = torch.rand(1, 2, 5, 5)
     identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     torch.testing.assert_close(warp(frame, identity, 5), frame)
@@ -197,6 +196,6 @@ def test_other_sizes():
         (lambda: TimeCycle(64, 56).load_release({}), "the weights do not fit: encoder.trunk.conv1.weight is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(call, said):
+def test_sizes_and_weights_that_do_not_fit_are_named(call, said):
     with raises_input_error(said):
         call()

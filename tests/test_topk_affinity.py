@@ -159,7 +159,7 @@ def frame_rows(indices: Tensor, frames: Tensor, positions: int) -> Tensor:
 @pytest.mark.parametrize("backend", [name for name in ALL_BACKENDS if name != "reference"])
 @pytest.mark.parametrize("neighborhood", [None, Neighborhood(18, 30, 5)], ids=["everywhere", "neighborhood"])
 @pytest.mark.parametrize("ties", ["exact", "all"])
-def test_the_bits_are_the_same_with_any_number_of_threads(backend, neighborhood, ties):
+def test_results_are_bitwise_equal_with_any_number_of_threads(backend, neighborhood, ties):
     query, bank, frames = random_case(540, 540, 64, 3, torch.bfloat16)
     select = Select(5, 8.0, ties=ties)
     found = on_threads(

@@ -18,14 +18,14 @@ from timecycle.ops.topk_affinity_backward import topk_affinity_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-# Largest error over the largest gradient, and 1 - cosine: some twice what the cases below show. In 16 bits it is the
-# rounding of the outputs, and where the chip multiplies bfloat16 that of the logits' gradient besides.
-LARGEST = {torch.float32: 1.2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1e-3}
-TURNED = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
+# Largest error over the largest gradient, and 1 - cosine: about twice the errors of the cases below. In 16 bits they
+# come from rounding the outputs, and, where the chip multiplies bfloat16, the logits' gradient.
+LARGEST_ERROR = {torch.float32: 1.2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1e-3}
+LARGEST_ANGLE = {torch.float32: 4e-12, torch.bfloat16: 1e-5, torch.float16: 6e-8}
 
 # (N, M, D, k): odd sizes, more neighbors than keys, several strips of queries; the last has several chunks of keys.
 SIZES = [(1, 1, 1, 1), (63, 65, 7, 5), (65, 63, 16, 20), (300, 65, 31, 5), (10, 4, 8, 9), (130, 449, 512, 5)]
-# Patches of queries and keys that just see each other, and that just do not.
+# Patches of queries and keys that are just inside and just outside of each other's neighborhoods.
 NEIGHBORHOODS = [
     Neighborhood(9, 11, 2),
     Neighborhood(9, 11, 1, "square<="),
@@ -38,7 +38,7 @@ FRAMES = torch.tensor([[0, 2, 0, -1], [2, 0, -1, 3]])
 
 
 class Case:
-    """What the gradient takes: the features in some dtype, and what the forward made of them in float64."""
+    """Arguments of the backward pass: features in some dtype, and the results of the forward pass in float64."""
 
     def __init__(
         self, query: Tensor, bank: Tensor, frames: Tensor, select: Select, neighborhood=None, multiplicity=None
@@ -74,7 +74,7 @@ def random_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor,
 
 @functools.cache
 def random_case_of(n: int, m: int, d: int, dtype: torch.dtype, select: Select, neighborhood, which: int) -> Case:
-    """A case of random features with MULTIPLICITY[which]; every backend is asked about the same."""
+    """A case of random features with MULTIPLICITY[which]; cached, for all backends."""
     query, bank, temperature = random_features(n, m, d, dtype)
     return Case(query, bank, FRAMES, replace(select, temperature=temperature), neighborhood, MULTIPLICITY[which])
 
@@ -84,7 +84,7 @@ def errors(case: Case, backend: str) -> list[tuple[float, float]]:
     found = []
     for ours, exact in zip(case.run(backend), case.exact, strict=True):
         assert ours.dtype == case.problem.query.dtype
-        # Where a key is alone its gradient is 0 but for rounding, and is compared with 1, as large as its features.
+        # The gradient of a single key is 0 but for rounding; its error is then absolute.
         largest = float(exact.abs().max())
         error = float((ours.double() - exact).abs().max())
         if largest < 1e-6:
@@ -98,8 +98,8 @@ def errors(case: Case, backend: str) -> list[tuple[float, float]]:
 def assert_close_to_float64(case: Case, backend: str) -> None:
     dtype = case.problem.query.dtype
     for largest, turned in errors(case, backend):
-        assert largest <= LARGEST[dtype]
-        assert turned <= TURNED[dtype]
+        assert largest <= LARGEST_ERROR[dtype]
+        assert turned <= LARGEST_ANGLE[dtype]
 
 
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_finite_differences(scope, softmax_over, ties, ne
 @pytest.mark.parametrize(
     ("selection", "size", "dtype", "which"), pairwise(SELECTIONS, SIZES, DTYPES, range(len(MULTIPLICITY))), ids=str
 )
-def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, selection, size, which):
+def test_every_size_dtype_and_selection_equals_float64(backend, dtype, selection, size, which):
     select = Select(size[3], 1.0, *selection)
     assert_close_to_float64(random_case_of(*size[:3], dtype, select, None, which), backend)
 
@@ -135,7 +135,7 @@ def test_every_size_type_and_selection_is_as_in_float64(backend, dtype, selectio
     pairwise(SELECTIONS, NEIGHBORHOODS, DTYPES, range(len(MULTIPLICITY))),
     ids=str,
 )
-def test_every_neighborhood_is_as_in_float64(backend, dtype, selection, neighborhood, which):
+def test_every_neighborhood_equals_float64(backend, dtype, selection, neighborhood, which):
     positions = neighborhood.height * neighborhood.width
     channels = 130 if positions < 300 else 512
     select = Select(5, 1.0, *selection)
@@ -144,7 +144,7 @@ def test_every_neighborhood_is_as_in_float64(backend, dtype, selection, neighbor
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("selection", "dtype"), pairwise(SELECTIONS[::2], DTYPES), ids=str)
-def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, selection):
+def test_autograd_equals_float64(backend, dtype, selection):
     query, bank, frames = random_case(300, 65, 16, 2, dtype)
     select = Select(5, 2.0, *selection)
     gradient = torch.randn(2, 300, 10 if select.scope == "frame" else 5, generator=torch.Generator().manual_seed(1))
@@ -156,14 +156,14 @@ def test_forward_and_gradient_together_are_those_of_float64(backend, dtype, sele
         gradients.append((q.grad, k.grad))
     for ours, exact in zip(*gradients, strict=True):
         assert ours.dtype == dtype
-        torch.testing.assert_close(ours.double(), exact, atol=LARGEST[dtype] * float(exact.abs().max()), rtol=0)
+        torch.testing.assert_close(ours.double(), exact, atol=LARGEST_ERROR[dtype] * float(exact.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("softmax_over", ["all", "topk"])
 def test_more_kept_keys_than_are_sorted_at_once(backend, dtype, softmax_over):
-    """Keys that differ in what no query looks at: every logit of a row is equal, and ties keep all of 400 x 400."""
+    """Keys differ only in channels where queries are zero: all logits of a row tie, and 400 x 400 keys are kept."""
     query, bank, _ = random_features(400, 400, 9, dtype)
     query[..., 1:], bank[..., 0] = 0, 1
     case = Case(query, bank, torch.tensor([[0, 0], [0, 1]]), Select(3, 1.0, "frame", softmax_over, "all"))
@@ -178,7 +178,7 @@ REPEATED = pairwise(DTYPES, [None, NEIGHBORHOODS[-1]], ["all", "topk"])
     ("backend", "dtype", "neighborhood", "softmax_over"),
     [pytest.param("cpu", *case, marks=NATIVE_NEEDED) for case in REPEATED] + [("reference", *REPEATED[0])],
 )
-def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dtype, neighborhood, softmax_over):
+def test_results_are_reproducible_and_threads_change_only_rounding(backend, dtype, neighborhood, softmax_over):
     query, bank, temperature = random_features(540, 540, 64, dtype)
     case = Case(query, bank, FRAMES, Select(5, temperature, "frame", softmax_over), neighborhood)
 
@@ -191,13 +191,13 @@ def test_a_call_repeats_to_the_bit_and_threads_change_only_rounding(backend, dty
     results = on_threads((1, 2, 3), repeated)
     for other, one in itertools.product(results[1:], results[:1]):
         for ours, theirs in zip(other, one, strict=True):
-            atol = LARGEST[dtype] * float(theirs.abs().max())
+            atol = LARGEST_ERROR[dtype] * float(theirs.abs().max())
             torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("selection", "dtype"), pairwise(SELECTIONS, DTYPES), ids=str)
-def test_nothing_to_see_has_gradient_zero(backend, dtype, selection):
+def test_gradients_without_neighbors_are_zero(backend, dtype, selection):
     query, bank, _ = random_features(12, 12, 4, dtype)
     empty, zero = torch.full((2, 2), -1), torch.zeros(2, 2, dtype=torch.int64)
     for frames, multiplicity, neighborhood in itertools.product(
@@ -212,10 +212,10 @@ def test_nothing_to_see_has_gradient_zero(backend, dtype, selection):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("scope", "softmax_over", "ties"), SELECTIONS)
-def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, softmax_over, ties):
+def test_gradients_of_missing_neighbors_are_not_read(backend, scope, softmax_over, ties):
     query, bank, temperature = random_features(10, 4, 8, torch.float32)
     case = Case(query, bank, FRAMES, Select(9, temperature, scope, softmax_over, ties))
-    if scope == "joint":  # the only rows with room are those of the target that sees less
+    if scope == "joint":  # some neighbors of every other query are missing
         case.indices[:, ::2, -3:] = -1
     assert (case.indices < 0).any()
     expected = case.run(backend)
@@ -226,8 +226,8 @@ def test_the_gradient_of_a_weight_that_is_not_there_is_not_read(backend, scope, 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("softmax_over", ["all", "topk"])
-def test_a_nan_stays_with_its_query_and_the_frames_it_looked_at(backend, dtype, softmax_over):
-    """Patches of odd sizes leave gaps in the scratch memory that the next target's queries use again."""
+def test_a_nan_stays_in_its_query_and_its_context_frames(backend, dtype, softmax_over):
+    """Patches of odd sizes leave gaps in scratch memory, which the next target reuses."""
     query, bank, temperature = random_features(99, 99, 8, dtype)
     case = Case(query, bank, FRAMES, Select(3, temperature, "frame", softmax_over), NEIGHBORHOODS[0])
     expected = case.run(backend)
@@ -258,7 +258,7 @@ def test_strided_and_expanded_inputs_are_the_same_as_contiguous_ones(backend, so
     torch.testing.assert_close(*gradients)
 
 
-def test_the_gradient_heeds_the_backend_that_was_asked_for(monkeypatch):
+def test_the_gradient_runs_on_the_requested_backend(monkeypatch):
     ran = []
 
     def spy(name: str) -> backends.Backend:

@@ -1,4 +1,4 @@
-"""topk_affinity on the CPU: which products find the neighbors, and that it makes no difference to which they are."""
+"""topk_affinity on the CPU: int8 and float products select the same neighbors."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from tests.test_topk_affinity import frame_rows
 from timecycle.ops import Select, backends, topk_affinity
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-# oneDNN has products of bytes on chips with AVX-512 VNNI or AMX alone; on others products of floats serve.
+# oneDNN multiplies int8 only on chips with AVX-512 VNNI or AMX; others use float products.
 BYTES_NEEDED = pytest.mark.skipif(
     backends.NATIVE is None or not backends.NATIVE.product_rates()["int8"], reason="the chip has no product of bytes"
 )
 
 
 def clustered(generator: torch.Generator, shape: tuple[int, ...], spread: float) -> Tensor:
-    """Unit vectors around one direction: the smaller the spread, the less bytes can tell them apart."""
+    """Unit vectors around one direction: the smaller the spread, the fewer of them int8 distinguishes."""
     return torch.nn.functional.normalize(1 + spread * torch.randn(shape, generator=generator), dim=2)
 
 
@@ -25,11 +25,11 @@ def clustered(generator: torch.Generator, shape: tuple[int, ...], spread: float)
 @pytest.mark.parametrize(
     ("spread", "branch"), [(1.0, "bytes"), (0.15, "tightened"), (1e-3, "overflown"), (0.0, "overflown")]
 )
-def test_byte_products_decide_exactly_whatever_they_can_tell_apart(scope, spread, branch):
+def test_int8_products_select_exactly_at_any_spread(scope, spread, branch):
     generator = torch.Generator().manual_seed(7)
     query, bank = clustered(generator, (1, 70, 128), spread), clustered(generator, (2, 6000, 128), spread)
     frames = torch.tensor([[0, 1]])
-    for ties in ("exact", "all") if spread else ("exact",):  # with ties, one value would keep all
+    for ties in ("exact", "all") if spread else ("exact",):  # equal keys would all be kept
         select = Select(5, 0.07, scope, "topk", ties)
         weights, indices = topk_affinity(query, bank, frames, select, backend="cpu, bytes")
         report = backends.NATIVE.last_report()
@@ -56,12 +56,12 @@ def test_the_chip_chooses_the_products():
     topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07))
     assert (backends.NATIVE.last_report()["bytes"] > 0) == (rates["float32"] < 0.6 * rates["int8"])
     topk_affinity(query, bank, torch.tensor([[0]]), Select(5, 0.07, softmax_over="all"))
-    assert backends.NATIVE.last_report()["bytes"] == 0  # the denominator would carry their error
+    assert backends.NATIVE.last_report()["bytes"] == 0  # int8 would make the denominator inexact
 
 
 @NATIVE_NEEDED
 @pytest.mark.parametrize("backend", ["cpu", "cpu, bytes"])
-def test_every_float16_is_read_as_it_is(backend):
+def test_every_finite_float16_is_read_exactly(backend):
     keys = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
     keys = keys[keys.isfinite()].view(62, 1024, 1)  # lists are sorted by insertion, so not all in one of them
     query, frames = torch.ones(1, 1, 1, dtype=torch.float16), torch.arange(62)[None]
@@ -73,7 +73,7 @@ def test_every_float16_is_read_as_it_is(backend):
 
 
 @BYTES_NEEDED
-def test_features_beyond_the_bounds_of_bytes_are_left_to_floats():
+def test_features_out_of_range_of_int8_use_float_products():
     generator = torch.Generator().manual_seed(7)
     query, bank = (scale * torch.randn(1, n, 128, generator=generator) for scale, n in ((1e-20, 20), (1e30, 300)))
     frames, select = torch.tensor([[0]]), Select(5, 1e10)

@@ -1,6 +1,6 @@
-"""torch.compile sees the Triton kernels of topk_affinity where they are asked for by name.
+"""torch.compile traces the Triton kernels of topk_affinity for backend="triton".
 
-No GPU is needed to look at a graph: inputs are fake tensors, of a GPU that is not there.
+Graphs are made without a GPU, from fake CUDA tensors.
 """
 
 import importlib
@@ -20,12 +20,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 
 class Seen(Exception):
-    """Stops before anything runs."""
+    """Raised to stop before the graph runs."""
 
 
 @pytest.fixture
 def operators_in(monkeypatch):
-    """What the graph of a function of features [1, 70, 64] on a GPU calls: names of operators and kernels."""
+    """Names of the operators and kernels in the graph of a function of features [1, 70, 64] on a GPU."""
     if not torch.cuda.is_available():
         module = importlib.import_module("timecycle.ops.topk_affinity")
         monkeypatch.setattr(module, "TRITON_MISSING", None)
@@ -49,7 +49,7 @@ def operators_in(monkeypatch):
         # The backward pass is compiled at once, not when it is first run.
         with functorch_config.patch(force_non_lazy_backward_lowering=True), FakeTensorMode(allow_non_fake_inputs=True):
             query, bank = (torch.empty(1, 70, 64, device="cuda", dtype=dtype, requires_grad=gradient) for _ in "qb")
-            # Copies as they are used: a PyTorch without CUDA cannot even pretend to copy a tensor on a GPU.
+            # In the operator's dtypes: a PyTorch without CUDA cannot copy even a fake CUDA tensor.
             frames, multiplicity = (
                 torch.empty(shape, device="cuda", dtype=torch.int64) for shape in ((1, 2), (1, 2, 2))
             )
@@ -68,7 +68,7 @@ def operators_in(monkeypatch):
     return look
 
 
-# The suite runs without the interpreter, but a user may set it for all of it.
+# A user may run the suite with the interpreter.
 @pytest.mark.skipif(INTERPRETED, reason="PyTorch records compiled kernels, not interpreted ones")
 @pytest.mark.parametrize("neighborhood", [None, Neighborhood(7, 10, 2)], ids=["everywhere", "neighborhood"])
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def operators_in(monkeypatch):
         ({}, torch.bfloat16, {"topk_affinity"}),
     ],
 )
-def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options, dtype, seen, neighborhood):
+def test_kernels_are_in_the_graph_for_backend_triton(operators_in, options, dtype, seen, neighborhood):
     def function(q, b, f, c):
         return topk_affinity(
             q, b, f, Select(5, 0.5, "frame", "all"), neighborhood=neighborhood, multiplicity=c, **options
@@ -88,9 +88,9 @@ def test_kernels_are_in_the_graph_where_they_are_asked_for(operators_in, options
     assert operators_in(function, dtype, False) == seen
 
 
-# Its C++ ends the process. `make gpu-check PART=second` runs it.
+# PyTorch's C++ aborts the process. `make gpu-check PART=second` runs it.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a PyTorch without CUDA has no autograd for a GPU's tensors")
-def test_their_gradient_is_the_operators(operators_in):
+def test_the_backward_graph_calls_the_operator(operators_in):
     def function(q, b, f, c):
         return topk_affinity(q, b, f, Select(5, 0.5), multiplicity=c, backend="triton")[0]
 
@@ -98,7 +98,7 @@ def test_their_gradient_is_the_operators(operators_in):
     assert seen == {"topk_affinity_checked", "scan", "finish", "topk_affinity_backward"}
 
 
-def test_ties_are_never_recorded():
+def test_ties_all_is_not_traceable():
     query, frames = torch.empty(1, 2, 3, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
     for ties in ("exact", "all"):
         problem = Problem.of(query, query, frames, Select(1, 1.0, ties=ties), None, None)

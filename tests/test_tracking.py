@@ -1,4 +1,4 @@
-"""What training computes without the affinity matrix, against the plain forms and the published order of work."""
+"""TimeCycle's losses without the affinity matrix, against the plain forms and the published order of operations."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.test_timecycle import random_theta
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.tracking import Frame, Localizer, inlier_scores, inlier_scores_of, patch_affinity, warp, warp_rows
 
-# Of the largest value or gradient of each tensor; in float32 some three times what is seen.
+# Relative to the largest value or gradient of each tensor; in float32 about three times the observed error.
 LARGEST = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
@@ -21,7 +21,7 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def smooth(seed: int, *shape: int) -> Tensor:
-    """Features [.., S * S, 24] of an image: alike where they are near, so that a place depends on them smoothly."""
+    """Smooth features [.., S * S, 24] of an image, of which the located place is a smooth function."""
     side = int(shape[-1] ** 0.5)
     coarse = normal(seed, math.prod(shape[:-1]), 24, 4, 4)
     fields = functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=True).relu()
@@ -39,8 +39,8 @@ def assert_close(ours: Tensor, expected: Tensor, within: float) -> None:
     torch.testing.assert_close(ours.double(), expected.double(), atol=within * largest, rtol=0)
 
 
-def lively(model: TimeCycle) -> TimeCycle:
-    """With places that differ from query to query, some of them in part beyond the frame."""
+def spread(model: TimeCycle) -> TimeCycle:
+    """Make places differ from query to query, some partly outside the frame."""
     with torch.no_grad():
         model.localizer.linear.weight.mul_(10)
         model.localizer.linear.bias.copy_(torch.tensor([0.3, -0.2, 0.2]))
@@ -49,9 +49,9 @@ def lively(model: TimeCycle) -> TimeCycle:
 
 @pytest.mark.parametrize("dtype", LARGEST, ids=str)
 @pytest.mark.parametrize(("side", "patch", "length"), [(64, 56, 1), (96, 56, 3), (96, 80, 4), (240, 80, 2)])
-def test_losses_and_gradients_are_those_of_the_published_order(dtype, side, patch, length):
+def test_losses_and_gradients_equal_the_published_order(dtype, side, patch, length):
     torch.manual_seed(0)
-    model = lively(TimeCycle(side, patch)).to(dtype)
+    model = spread(TimeCycle(side, patch)).to(dtype)
     samples, theta = 2, random_theta(2).to(dtype)
     shapes = ((length, samples, (side // 8) ** 2), (samples, (patch // 8) ** 2), (samples, (side // 8) ** 2))
     rows = [smooth(i, *shape).to(dtype).requires_grad_() for i, shape in enumerate(shapes)]
@@ -70,11 +70,11 @@ def test_losses_and_gradients_are_those_of_the_published_order(dtype, side, patc
 
 
 @pytest.mark.parametrize("dtype", LARGEST, ids=str)
-def test_places_of_several_patches_are_those_of_the_affinity(dtype):
+def test_places_of_several_patches_equal_those_of_the_affinity(dtype):
     torch.manual_seed(0)
     localizer = Localizer(9, 7).to(dtype)
     frame = normal(1, 2, 81, 16, dtype=dtype)
-    frame[0, 5] = 0  # whose length is 0
+    frame[0, 5] = 0  # of norm 0
     queries = [functional.normalize(normal(seed, 2, 49, 16, dtype=dtype), dim=2) for seed in (2, 3, 4)]
     theta, lse = localizer.locate(queries, Frame.of(frame))
     image = functional.normalize(as_image(frame), dim=1)
@@ -87,8 +87,8 @@ def test_places_of_several_patches_are_those_of_the_affinity(dtype):
 def test_a_warp_of_rows_is_the_warp_of_the_image():
     frame = normal(1, 2, 49, 5).requires_grad_()
     theta = torch.stack([random_theta(2, seed) for seed in (1, 2)])
-    theta[1, :, :, 2] = 0.9  # in part beyond the frame
-    theta[1, 1, :, 2] = 9.0  # beyond it altogether
+    theta[1, :, :, 2] = 0.9  # partly outside the frame
+    theta[1, 1, :, 2] = 9.0  # entirely outside the frame
     theta.requires_grad_()
     found = warp_rows(Frame.of(frame), theta, 4)
     expected = [functional.normalize(warp(as_image(frame), place, 4), dim=1) for place in theta]
@@ -101,12 +101,12 @@ def test_a_warp_of_rows_is_the_warp_of_the_image():
         assert_close(mine, other, 1e-11)
 
 
-def test_an_inlier_score_by_edges_is_that_of_the_affinity():
+def test_inlier_scores_by_edges_equal_those_of_the_affinity():
     torch.manual_seed(0)
     localizer = Localizer(8, 7).double()
     frame, query = normal(1, 3, 64, 6).requires_grad_(), functional.normalize(normal(2, 3, 49, 6), dim=2)
     theta = random_theta(3)
-    theta[2, :, 2] = torch.tensor([0.9, -0.9])  # in part beyond the frame
+    theta[2, :, 2] = torch.tensor([0.9, -0.9])  # partly outside the frame
     query.requires_grad_(), theta.requires_grad_()
     keys = Frame.of(frame)
     _, lse = localizer.locate([query], keys)
@@ -127,9 +127,9 @@ def test_convolution_and_taps_are_the_same_weights():
     assert localizer.convolution()[7, x * 5 + y, dy, dx] == localizer.taps[dy * 4 + dx, y * 5 + x, 7]
 
 
-def test_autocast_is_for_the_encoder_alone():
+def test_autocast_does_not_affect_the_losses():
     torch.manual_seed(0)
-    model = lively(TimeCycle(64, 56))
+    model = spread(TimeCycle(64, 56))
     rows = [normal(i, *shape).relu().float() for i, shape in enumerate([(2, 1, 64, 16), (1, 49, 16), (1, 64, 16)])]
     theta = random_theta(1).float()
     expected = model.losses_of(*rows, theta).total

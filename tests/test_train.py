@@ -1,4 +1,4 @@
-"""train.py: a run from its settings to its encoder, gone on with bit by bit, and what keeps it from being lost."""
+"""train.py: the files of a run, resuming with bitwise equality, evaluation during training, refusals."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from timecycle.data.synthetic import make_davis
 ROOT = Path(__file__).parents[1]
 
 
-def test_without_data_there_is_synthetic_video(tiny):
+def test_without_data_it_trains_on_synthetic_video(tiny):
     done = tiny("--steps", 2, "-c", "run", "--crop-side", 32, "--synthetic-clips", 2, "--workers", 0)
     assert done.code == 0, done.err
     assert "no data given: learning from synthetic video, at sizes for a demonstration" in done.out
@@ -33,7 +33,7 @@ def test_without_data_there_is_synthetic_video(tiny):
     }  # fmt: skip
 
 
-def test_a_run_leaves_what_it_says(tiny):
+def test_files_and_output_of_a_run(tiny):
     done = tiny(*CYCLE, "-c", "run", "--log-every", 2, "--visualize-every", 2, "-e", "--classNum", 49)
     assert done.code == 0, done.err
     assert "6 clips from list.txt; 4 steps of 4 samples" in done.out
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_says(tiny):
     assert stored["runs"][0]["versions"]["torch"] == torch.__version__
     assert [line["step"] for line in log("run")] == [1, 2, 3, 4]
     assert {"loss", "skip", "inliers", "cycle/1", "gradient", "lr"} <= log("run")[0].keys()
-    # Patch, four frames, the target, the affinity; all at twice their size, with a line of 4 pixels after each.
+    # Patch, four frames, target, affinity: each at twice its size and followed by a line of 4 pixels.
     assert read_rgb(Path("run/images/0000004.jpg")).shape == (128, (56 * 2 + 4) + 6 * (64 * 2 + 4), 3)
     encoder = TinyEncoder()
     encoder.load_state_dict(safetensors.torch.load_file("run/encoder.safetensors"))
@@ -65,12 +65,12 @@ def test_walks_over_crops_and_over_a_grid(tiny):
         assert {"nll/3", "accuracy/3"} <= log(folder)[0].keys()
 
 
-def test_resumed_is_uninterrupted(tiny):
-    """In the middle of an epoch, by another number of workers; the log and TensorBoard without seams."""
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny):
+    """In the middle of an epoch, with another number of workers; the log and TensorBoard too."""
     options = (*WALK, "--schedule", "constant")
     assert tiny(*options, "-c", "whole").code == 0
     assert tiny(*options, "--steps", 3, "-c", "parts").code == 0
-    with Path("parts/log.jsonl").open("a") as file:  # of a process that got further, and was killed
+    with Path("parts/log.jsonl").open("a") as file:  # of a killed process that got further
         file.write('{"step": 4, "loss": 0}\n{"step": 5, "lo')
     resumed = tiny(*options, "-c", "parts", "--resume", "auto", "--workers", 1)
     assert resumed.code == 0, resumed.err
@@ -82,19 +82,18 @@ def test_resumed_is_uninterrupted(tiny):
 
 
 def test_a_signal_saves_and_stops(tiny):
-    """Also of timecycle, whose sampling, optimizer and schedule are others."""
     options = (*CYCLE, "--schedule", "cosine", "--warmup", 2)
     assert tiny(*options, "-c", "whole").code == 0
     stopped = tiny(*options, "-c", "parts", fault="signal:SIGINT:3")
     assert stopped.code == 0, stopped.err
     assert "stopped by SIGINT after step 3; --resume auto goes on" in stopped.out
     assert latest("parts")["progress"]["step"] == 3
-    # Only the file is named: the checkpoint knows the rest.
+    # All other settings are in the checkpoint.
     assert tiny("--resume", "parts/checkpoint_0000003.pt").code == 0
     assert_same_run("parts", "whole")
 
 
-def test_a_program_that_is_told_to_end_ends_well(tmp_path, training_frames):
+def test_sigterm_ends_a_program_with_status_0(tmp_path, training_frames):
     copy_list(training_frames, tmp_path)
     command = [sys.executable, "-m", "tests.tiny_training", *WALK, "--steps", "1000", "-c", str(tmp_path / "run")]
     command[command.index("--workers") + 1] = "1"
@@ -105,8 +104,8 @@ def test_a_program_that_is_told_to_end_ends_well(tmp_path, training_frames):
     assert latest(tmp_path / "run")["progress"]["step"] == 2
 
 
-def test_a_loss_that_is_no_number_loses_nothing(tiny):
-    """Not even the statistics and the random numbers of the step that failed."""
+def test_a_run_with_a_nan_loss_is_resumed_before_it(tiny):
+    """With the batch statistics and random states from before the failed step."""
     assert tiny(*WALK, "-c", "whole").code == 0
     failed = tiny(*WALK, "-c", "parts", fault="nan:4")
     assert failed.code == 2
@@ -135,7 +134,7 @@ def test_only_the_newest_checkpoints_are_kept(tiny):
         "checkpoint_0000006.pt",
         "latest.pt",
     ]
-    # What is newer is not thrown away; from what is older a run may branch.
+    # Newer checkpoints are not discarded; an older one can be resumed in another folder.
     refused = tiny("--resume", "run/checkpoint_0000005.pt")
     assert "run/checkpoint_0000006.pt is newer than run/checkpoint_0000005.pt; expected the newest, or" in refused.err
     assert tiny("--resume", "run/checkpoint_0000005.pt", "-c", "branch").code == 0
@@ -165,7 +164,7 @@ def test_the_best_is_kept_by_score(tiny, small_davis):
     best = torch.load("run/best.pt", weights_only=True)["progress"]
     assert best["best_step"] == best["step"] == max(scores, key=scores.__getitem__)
     assert tiny(*options, "-c", "other").code == 0
-    assert_same(latest("run")["model"], latest("other")["model"])  # looking changes nothing
+    assert_same(latest("run")["model"], latest("other")["model"])  # evaluation does not change training
 
 
 def test_resumed_runs_keep_the_scores_in_the_log(tiny, small_davis):
@@ -179,7 +178,7 @@ def test_resumed_runs_keep_the_scores_in_the_log(tiny, small_davis):
     assert log("parts") == log("whole")
 
 
-def test_what_cannot_be_scored_is_refused_before_anything_is_learned(tiny, small_davis):
+def test_data_that_cannot_be_scored_are_refused_before_training(tiny, small_davis):
     options = (*WALK, "--evaluate-on", small_davis, "--evaluate-every", 2, "-c", "run")
     annotations = sorted((small_davis / "Annotations" / "480p" / "second").iterdir())
     for path in annotations[1:]:
@@ -193,7 +192,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_learned(tiny, small
     assert not Path("run").exists()
 
 
-def test_making_videos_is_quiet_where_stderr_is_no_terminal(tmp_path, capfd):
+def test_make_davis_is_silent_where_stderr_is_no_terminal(tmp_path, capfd):
     make_davis(tmp_path / "made", sequences=1, frames=2, height=32, width=32)
     assert capfd.readouterr() == ("", "")
 
@@ -211,10 +210,7 @@ def test_weights_to_start_from(tiny):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ("-c", "run", "--resume", "auto", "--lr", 0.5),
-            "--lr is 0.5, and 0.001 in the run that is gone on",
-        ),
+        (("-c", "run", "--resume", "auto", "--lr", 0.5), "--lr is 0.5, and 0.001 in the run that is gone on"),
         (("-c", "run", "--resume", "auto", "--steps", 9), "--steps is 9, and 1 in the run that is gone on from"),
         (("-c", "run", "--resume", "auto", "--width", 7), "--width is 7, and 4 in the run"),
         (("-c", "run"), "run holds a run; expected --resume auto to go on with it, or another --checkpoint"),
@@ -230,7 +226,7 @@ def test_weights_to_start_from(tiny):
         (("--device", "tpu"), "--device is tpu; expected auto, cpu or cuda"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, arguments, sentence):
+def test_invalid_options_are_refused_in_a_sentence(tiny, arguments, sentence):
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
     torch.save({"state_dict": {"x": torch.zeros(1)}}, "weights.pt")
     torch.save({"format": print}, "code.pt")
@@ -244,7 +240,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(tiny, arguments, sentence)
     assert sorted(Path("run").rglob("*")) == before
 
 
-def test_runs_without_a_name_do_not_meet(tiny):
+def test_runs_without_a_name_have_folders_of_their_own(tiny):
     for _ in range(2):
         assert tiny(*CYCLE, "--steps", 1).code == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["train-timecycle-list", "train-timecycle-list-2"]

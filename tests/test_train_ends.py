@@ -1,4 +1,4 @@
-"""train.py ends, whatever happens to it: soon, with one sentence, and with none of its processes left."""
+"""train.py ends after every fault: soon, with one sentence, and without processes left."""
 
 import multiprocessing
 import os
@@ -32,9 +32,9 @@ class Ended:
     out: str
     err: str
     at: float
-    """When, of time.time()."""
+    """time.time() at the end."""
     alone: bool
-    """Whether the processes that it had started ended soon after it."""
+    """Whether its child processes ended soon after it."""
 
     @property
     def seconds(self) -> float:
@@ -44,7 +44,7 @@ class Ended:
         return self.at - float(found[1])
 
     def is_refused(self, sentence: str, code: int = 2) -> None:
-        """Assert that it ended with one sentence, which contains `sentence`, and left no process."""
+        """Assert that it ended with one line, which contains `sentence`, and left no process."""
         assert (self.code, self.err.count("\n")) == (code, 1), self.err
         assert sentence in self.err
         assert self.alone, "a data loader's worker is left"
@@ -52,7 +52,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Zygotes]:
-    """Starts programs by fork, without the seconds of their imports."""
+    """Start programs by fork, without the seconds of their imports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "ignore")
         with zygotes(1) as found:
@@ -76,7 +76,7 @@ def started(tmp_path: Path, training_frames: Path, forks: Zygotes) -> Callable[.
 
 @pytest.fixture
 def started_anew(tmp_path: Path, training_frames: Path) -> Callable[..., Ended]:
-    """As `started`, by an interpreter of its own as from the shell."""
+    """As `started`, in a new interpreter as from the shell."""
     copy_list(training_frames, tmp_path)
 
     def run(*arguments: object, fault: str = "") -> Ended:
@@ -103,7 +103,7 @@ def started_anew(tmp_path: Path, training_frames: Path) -> Callable[..., Ended]:
 
 
 def group_ends(group: int) -> bool:
-    """Whether soon no process of a group is left."""
+    """Whether all processes of a group end soon."""
     limit = time.monotonic() + SOON
     while time.monotonic() < limit:
         try:
@@ -118,15 +118,12 @@ def group_ends(group: int) -> bool:
     ("fault", "sentence"),
     [
         ("raise:MemoryError:2", "error: memory is used up (this is how it ends); expected enough, or a smaller"),
-        (
-            "raise:OSError:2",
-            "error: the output, or a file, cannot be read or written (this is how it ends); exp",
-        ),
+        ("raise:OSError:2", "error: the output, or a file, cannot be read or written (this is how it ends); exp"),
         ("worker:SIGKILL:2", "error: a process that prepares samples ended (is killed by signal: Killed); expected it"),
         ("nan:2", "error: the loss of step 2 is nan with the samples "),
     ],
 )
-def test_what_goes_wrong_ends_it(started, fault, sentence):
+def test_a_fault_ends_it_with_one_sentence(started, fault, sentence):
     ended = started("--steps", 1000, fault=fault)
     ended.is_refused(sentence)
     assert ended.seconds < SOON
@@ -146,18 +143,18 @@ def test_two_interrupts_end_it_at_once(started_anew):
     assert ended.seconds < SOON
 
 
-def test_its_own_death_ends_its_workers(started_anew):
+def test_its_workers_end_when_it_is_killed(started_anew):
     ended = started_anew("--steps", 1000, fault="signal:SIGKILL:2")
     assert ended.code == -9
     assert ended.alone
 
 
-def test_a_worker_that_is_told_to_end_stays(started):
+def test_a_worker_ignores_sigterm(started):
     ended = started(fault="worker:SIGTERM:2")
     assert ended.code == 0, ended.err
 
 
-def test_data_of_no_use_end_it(started, tmp_path):
+def test_unusable_clips_end_it(started, tmp_path):
     for number in range(CLIPS):
         for path in (tmp_path / f"clip{number}").iterdir():
             path.write_bytes(b"junk")
@@ -166,7 +163,7 @@ def test_data_of_no_use_end_it(started, tmp_path):
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-def test_data_that_go_away_end_it(started, tmp_path):
+def test_removed_clips_end_it(started, tmp_path):
     (tmp_path / "data").mkdir()
     for number in range(CLIPS):
         (tmp_path / f"clip{number}").rename(tmp_path / "data" / f"clip{number}")
@@ -177,7 +174,7 @@ def test_data_that_go_away_end_it(started, tmp_path):
     assert ended.seconds < SOON
 
 
-def test_a_file_in_the_folders_place_ends_it(started, tmp_path):
+def test_a_file_in_place_of_the_folder_ends_it(started, tmp_path):
     (tmp_path / "file").touch()
     begun = time.monotonic()
     started("-c", "file").is_refused("error: file cannot be written (File exists); expected a place that can")
@@ -187,7 +184,7 @@ def test_a_file_in_the_folders_place_ends_it(started, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte; skips where none can be mounted, which takes root."""
+    """A file system of a megabyte; skipped where none can be mounted (only root can)."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
@@ -199,7 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("size", [1 << 20, 900_000])
 def test_a_full_disk_ends_it(started, small_disk, size):
-    """From the beginning, and when a checkpoint is written."""
+    """At the start, and when a checkpoint is written."""
     (small_disk / "other").write_bytes(bytes(size))
     ended = started("-c", small_disk / "run", "--save-every", 1)
     ended.is_refused("cannot be written (No space left on device); expected a place that can, with room")
@@ -207,8 +204,8 @@ def test_a_full_disk_ends_it(started, small_disk, size):
     assert not list(small_disk.rglob("*.partial"))
 
 
-def test_the_failure_of_one_process_ends_all(tmp_path, training_frames):
-    """Which says why, also where the first process has no reason of its own. Of one that was killed torchrun tells."""
+def test_a_failing_rank_ends_all(tmp_path, training_frames):
+    """Its error is printed, whichever rank failed; torchrun reports a rank that was killed."""
     copy_list(training_frames, tmp_path)
     options = [str(word) for word in (*WALK, "--steps", "1000", "-c", "run", "--resume", "auto")]
     options[options.index("--workers") + 1] = "1"
@@ -224,11 +221,11 @@ def test_the_failure_of_one_process_ends_all(tmp_path, training_frames):
         assert done.stderr.count("error: ") <= 1, fault
         assert "RuntimeError" not in done.stderr, fault
         begun = max(float(found) for found in re.findall(r"fault at ([\d.]+)", done.stdout))
-        assert ended - begun < 2 * SOON, fault  # torchrun itself takes some
+        assert ended - begun < 2 * SOON, fault  # torchrun takes some seconds itself
     assert not (tmp_path / "run" / "latest.pt").exists()
 
 
-def test_a_run_that_ended_so_goes_on(tiny):
+def test_a_run_that_failed_is_resumed(tiny):
     options = list(map(str, WALK))
     options[options.index("--workers") + 1] = "2"
     assert tiny(*options, "-c", "whole").code == 0

@@ -1,4 +1,4 @@
-"""The folder of a run: damage in it, other processes on it, links in it; and which checkpoint is the best."""
+"""The folder of a run: damaged files, other processes, links; and the choice of the best checkpoint."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+from tests.assertions import raises_input_error
 from tests.test_train_processes import ROOT
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import assert_same, assert_same_run, latest, log
@@ -36,7 +37,7 @@ def whole(tiny) -> Iterator[Any]:
     return tiny
 
 
-def test_a_damaged_settings_file_is_made_anew(whole):
+def test_a_damaged_settings_file_is_replaced(whole):
     file, path = Path("parts/settings.json"), Path("parts/checkpoint_0000004.pt")
     settings = resolved({}, torch.load(path, weights_only=True)["settings"])
     for content in (b"", b"\0" * 100, b"{}", b'{"runs": [1]}', b'{"runs": [{"x": NaN}]}', b"[" * 100_000, b"\xff"):
@@ -53,7 +54,7 @@ def test_a_damaged_settings_file_is_made_anew(whole):
     assert_same_run("parts", "whole")
 
 
-def test_damaged_lines_of_the_log_are_left_out(whole):
+def test_damaged_lines_of_the_log_are_removed(whole):
     damaged = [
         b"\0" * 9, b"", b"3", b'{"loss": 1.0}', b'{"step": "1"}', b'{"step": true}', b'{"step": 2, "loss": null}',
         b'{"step": 2, "loss": NaN}', b'{"step": -1}', b"[" * 10_000, b"\xff\xfe", b'{"step": 1' + b"0" * 5000 + b"}",
@@ -70,8 +71,7 @@ def test_damaged_lines_of_the_log_are_left_out(whole):
     assert_same_run("parts", "whole")
 
 
-def test_numbers_that_are_not_finite_may_be_logged(tmp_path):
-    """But for the loss, of which no step is taken."""
+def test_metrics_other_than_the_loss_may_be_nan_in_the_log(tmp_path):
     (tmp_path / "log").write_text('{"step": 1, "loss": 1.0, "inliers": NaN}\n')
     assert len(kept_lines(tmp_path / "log", 1)[0]) == 1
 
@@ -101,12 +101,12 @@ DAMAGE = {
 
 
 def begun(given: dict[str, Any]) -> train.Training:
-    """The training of a command line, before its first step."""
+    """The training of these options, before its first step."""
     return find_run(given, lambda run: train.set_up(given, run, ALONE))
 
 
-def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(whole):
-    """Though its file is whole: damage may hide behind its checksums."""
+def test_a_checkpoint_with_invalid_contents_is_passed_over(whole):
+    """Although the archive's checksums are right."""
     path = Path("parts/checkpoint_0000004.pt")
     good = path.read_bytes()
     for part, damage in DAMAGE.items():
@@ -114,9 +114,8 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(whole):
         content = torch.load(path, weights_only=True)
         damage(content)
         torch.save(content, path)
-        with pytest.raises(InputError) as refused:
+        with raises_input_error() as refused:
             begun({"resume": str(path), "checkpoint": path.parent})
-        assert "\n" not in str(refused.value), part
         found = begun({"resume": "auto", "checkpoint": path.parent})
         assert (found.checkpointer.progress.step, found.run.passed_over) == (2, str(refused.value)), part
     done = whole(*OPTIONS, "-c", "parts", "--resume", "auto")
@@ -134,8 +133,8 @@ OLD_SETTINGS = {
 
 
 @pytest.mark.parametrize("options", [OPTIONS, (*CYCLE, "--keep", 9)], ids=["walk", "timecycle"])
-def test_a_run_of_version_0_1_is_gone_on_with(tiny, options):
-    """Whose checkpoints have other names of settings, of the optimizer and of parameters."""
+def test_a_run_of_version_0_1_is_resumed(tiny, options):
+    """Its checkpoints have other names of settings, the optimizer and parameters."""
     assert tiny(*options, "-c", "whole").code == 0
     assert tiny(*options, "--steps", 2, "-c", "parts").code == 0
     path = Path("parts/checkpoint_0000002.pt")
@@ -152,7 +151,7 @@ def test_a_run_of_version_0_1_is_gone_on_with(tiny, options):
     assert_same_run("parts", "whole")
 
 
-def test_a_checkpoint_under_another_name_is_gone_on_from(whole):
+def test_a_renamed_checkpoint_is_resumed(whole):
     Path("alone").mkdir()
     Path("parts/checkpoint_0000004.pt").rename("alone/mine.pt")
     assert whole(*OPTIONS, "--resume", "alone/mine.pt").code == 0
@@ -191,7 +190,7 @@ def test_a_folder_in_use_is_refused(tiny):
         assert tiny("--resume", "run/latest.pt", "-c", "branch").code == 0
 
 
-def test_a_new_run_takes_a_folder_that_no_other_is_about_to_use(tiny):
+def test_a_new_run_takes_a_folder_that_no_other_process_holds(tiny):
     first = Path("out/train-timecycle-list")
     with owned(first):
         assert tiny(*CYCLE, "--steps", 1).code == 0
@@ -201,25 +200,23 @@ def test_a_new_run_takes_a_folder_that_no_other_is_about_to_use(tiny):
     assert (first / "latest.pt").exists()
 
 
-def test_a_folder_is_held_to_the_end(tiny, monkeypatch):
-    """While it trains, by the process itself; then it is free."""
-    finish, said = train.finish, []
+def test_a_folder_is_locked_until_the_run_has_finished(tiny, monkeypatch):
+    finish, finished = train.finish, []
 
     def checked(checkpointer: Any, folder: Path) -> None:
         finish(checkpointer, folder)
         with pytest.raises(InputError, match="is in use by"), owned(folder):
             pass
-        said.append(folder)
+        finished.append(folder)
 
     monkeypatch.setattr(train, "finish", checked)
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
-    assert said == [Path("run")]
+    assert finished == [Path("run")]
     with owned(Path("run")):
         assert sorted(path.name for path in Path("run").glob(".*")) == [".holder", ".lock", ".written"]
 
 
-def test_two_processes_do_not_meet_in_a_folder(tiny):
-    """Started at the same time without a name: each has its own."""
+def test_two_processes_started_together_have_folders_of_their_own(tiny):
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *CYCLE, "--steps", "2"]
     both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -233,7 +230,7 @@ def test_two_processes_do_not_meet_in_a_folder(tiny):
 @pytest.mark.parametrize(
     "options", [("--crop-side", 1), ("--batchSize", 5, "--accumulate", 2), ("--resume", "auto", "--lr", -1)]
 )
-def test_a_run_that_does_not_begin_leaves_nothing(tiny, options):
+def test_a_run_that_does_not_start_leaves_no_files(tiny, options):
     Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
     for folder in ("new/deep/run", "empty"):
@@ -242,7 +239,7 @@ def test_a_run_that_does_not_begin_leaves_nothing(tiny, options):
     assert sorted(Path().rglob("*")) == before
 
 
-def test_what_a_killed_process_left_half_written_goes(tiny):
+def test_partial_files_of_a_killed_process_are_removed(tiny):
     Path("run/images").mkdir(parents=True)
     left = [Path("run/.checkpoint_0000003.pt.99999999.partial"), Path("run/images/.0000003.jpg.99999999.partial")]
     for path in left:
@@ -263,7 +260,7 @@ def test_nothing_is_written_through_links(tiny, name):
 
 
 @pytest.mark.parametrize("name", ["settings.json", "log.jsonl", "tensorboard", "images", "encoder.safetensors"])
-def test_something_in_the_way_is_named(tiny, name):
+def test_files_and_folders_in_the_way_are_named(tiny, name):
     path = Path("run", name)
     if name in ("tensorboard", "images"):
         path.parent.mkdir()
@@ -277,8 +274,7 @@ def test_something_in_the_way_is_named(tiny, name):
     assert re.match(said, refused.err), refused.err
 
 
-def test_what_pytorch_makes_of_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
-    """Which raises RuntimeError where it writes a file by its name, and may again."""
+def test_a_runtime_error_of_torch_save_on_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
 
     def full(content: Any, file: Any) -> None:
         file.write(b"x")
@@ -286,10 +282,9 @@ def test_what_pytorch_makes_of_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     path = tmp_path / "checkpoint_0000001.pt"
-    with pytest.raises(InputError) as refused:
-        saved(path)
     reason = OSError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-    assert str(refused.value) == str(not_written(path, reason))
+    with raises_input_error(str(not_written(path, reason))):
+        saved(path)
     assert not list(tmp_path.iterdir())
 
 
@@ -301,14 +296,14 @@ def saved(path: Path) -> RunFiles:
     return files
 
 
-def test_links_are_not_needed(tmp_path, monkeypatch):
+def test_file_systems_without_links_are_supported(tmp_path, monkeypatch):
     def refused(*arguments: Any, **options: Any) -> None:
         raise PermissionError("no links here")
 
     monkeypatch.setattr("os.link", refused)
     monkeypatch.setattr(Path, "symlink_to", refused)
     path = tmp_path / "checkpoint_0000001.pt"
-    for _ in range(2):  # the second time in place of the first one's
+    for _ in range(2):  # the second time replaces the files of the first
         files = saved(path)
         files.keep_newest(1)
         files.keep_best(path)
@@ -318,15 +313,15 @@ def test_links_are_not_needed(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.set-aside"))
 
 
-def test_a_best_checkpoint_that_is_kept_already_leaves_nothing_beside_it(tmp_path):
+def test_keeping_the_best_checkpoint_twice_leaves_no_other_files(tmp_path):
     path = tmp_path / "checkpoint_0000001.pt"
-    for _ in range(2):  # as a run that was killed in between does
+    for _ in range(2):  # as after a kill in between
         saved(path).keep_best(path)
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "best.pt", ".written"}
 
 
-def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
-    """Stopped after every step, also after one that has the best score of all."""
+def test_the_best_checkpoint_is_that_of_an_uninterrupted_run(tiny, small_davis, monkeypatch):
+    """The run is stopped after every step."""
     scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], train.due
     monkeypatch.setattr("train.validate", lambda encoder, folder: scores[steps[-1] - 1])
     monkeypatch.setattr("train.due", lambda step, every: steps.append(step) or due(step, every))
@@ -343,7 +338,7 @@ def test_the_best_is_that_of_the_run_in_one_go(tiny, small_davis, monkeypatch):
         assert torch.load(f"{folder}/best.pt", weights_only=True)["progress"]["step"] == 4
 
 
-def test_the_best_is_kept_also_if_it_was_killed_just_before(tiny, small_davis):
+def test_the_best_checkpoint_is_kept_after_a_kill_before_it_was(tiny, small_davis):
     options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 2)
     assert tiny(*options, "--steps", 2, "-c", "run").code == 0
     Path("run/best.pt").unlink()
@@ -363,7 +358,7 @@ def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
         assert find_run({"checkpoint": tmp_path, "resume": "auto"}, lambda run: run).folder == tmp_path
 
 
-def test_what_a_kill_between_a_checkpoint_and_its_link_left_is_put_right(tiny):
+def test_a_kill_between_a_checkpoint_and_its_link_is_recovered(tiny):
     assert tiny(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "run").code == 0
     newest, older = Path("run/latest.pt").resolve(), Path("run/checkpoint_0000001.pt")
     older.write_bytes(newest.read_bytes())  # not yet removed
@@ -376,8 +371,8 @@ def test_what_a_kill_between_a_checkpoint_and_its_link_left_is_put_right(tiny):
     assert not older.exists()
 
 
-def test_a_run_that_goes_on_removes_and_replaces_nothing_of_another_origin(whole):
-    """Checkpoints of later steps, and earlier ones, weights that were edited, and what has the names of links."""
+def test_a_resumed_run_removes_and_replaces_no_files_of_another_origin(whole):
+    """Checkpoints of later and earlier steps, edited weights, and files under the names of links."""
     assert whole(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "short").code == 0
     mine = ("checkpoint_9000.pt", "checkpoint_0000001.pt", "latest.pt", "best.pt", "encoder.safetensors")
     for name in mine:
@@ -398,7 +393,7 @@ def test_a_run_that_goes_on_removes_and_replaces_nothing_of_another_origin(whole
     assert_same(latest("short")["model"], latest("whole")["model"])
 
 
-def test_damaged_notes_of_a_run_are_made_anew_and_nothing_is_removed(whole):
+def test_damaged_notes_of_a_run_are_replaced_and_no_checkpoint_is_removed(whole):
     Path("parts/.written/.run.json").write_text("{")
     done = whole(*OPTIONS, "-c", "parts", "--resume", "auto", "--keep", 1)
     assert done.code == 0, done.err
@@ -408,7 +403,7 @@ def test_damaged_notes_of_a_run_are_made_anew_and_nothing_is_removed(whole):
     }  # fmt: skip
 
 
-def test_a_run_that_does_not_begin_leaves_another_s_lock_file(tiny):
+def test_a_run_that_does_not_start_keeps_a_lock_file_of_another_origin(tiny):
     Path("run").mkdir()
     Path("run/.lock").write_text("mine")
     Path("run/log.jsonl").write_text("mine")

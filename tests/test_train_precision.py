@@ -1,4 +1,4 @@
-"""The ways in which train.py's trunk can compute: each gives what the plain way gives."""
+"""Memory formats, autocast, compilation and activation checkpointing give the results of the plain trunk."""
 
 import functools
 
@@ -8,7 +8,7 @@ import torch
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import latest, log
 from timecycle.models.encoder import Trunk
-from timecycle.training import objectives as precision
+from timecycle.training import objectives
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import RunSettings
 
@@ -21,8 +21,8 @@ SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channe
     [
         ("--channels-last", 1e-5, 1e-4),
         ("--checkpoint-activations", 1e-6, 1e-5),
-        # Two bytes a number: a cycle's gradient goes through the trunk's output up to five times, and of a network that
-        # has learned nothing its direction is half noise, in the published order of work as here.
+        # A cycle's gradient passes the trunk's bfloat16 output up to five times; in an untrained network half of its
+        # direction is rounding noise, with the published order of operations too.
         ("--autocast", 0.02, 0.5),
         ("--compile", 1e-5, 1e-4),
     ],
@@ -30,9 +30,9 @@ SAME = ("--lr", "1e-4", "--optim", "sgd", "--schedule", "constant", "--no-channe
 def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close, norm):
     """Losses and gradients of two steps, and batch statistics, each batch counted once."""
     calls: list[object] = []
-    wrapped = precision.checkpoint
-    monkeypatch.setattr(precision, "checkpoint", lambda *a, **k: calls.append(a[0]) or wrapped(*a, **k))
-    if option == "--compile":  # to C++ it takes minutes: see the nightly part
+    wrapped = objectives.checkpoint
+    monkeypatch.setattr(objectives, "checkpoint", lambda *a, **k: calls.append(a[0]) or wrapped(*a, **k))
+    if option == "--compile":  # inductor takes minutes: see test_train_nightly.py
         compiled = functools.partial(torch.compile, backend="eager")
         monkeypatch.setattr(torch, "compile", lambda forward: calls.append(forward) or compiled(forward))
     options = (*options, *SAME, "--steps", 2)
@@ -47,28 +47,27 @@ def test_options_change_rounding_alone(tiny, monkeypatch, options, option, close
     for name in statistics:
         torch.testing.assert_close(found[name], expected[name], atol=2 * close, rtol=2 * close, msg=name)
     assert any(int(expected[name]) for name in statistics if name.endswith("tracked"))
-    # And it was that way that ran.
+    # The option took effect.
     kernel = found[next(name for name in found if name.endswith("layer1.0.conv1.weight"))]
-    took = {
+    effective = {
         "--channels-last": kernel.is_contiguous(memory_format=torch.channels_last),
         "--checkpoint-activations": len(calls) > 1,
         "--autocast": abs(log("fast")[0]["loss"] - log("plain")[0]["loss"]) > 1e-6,
         "--compile": len(calls) == 1,
     }
-    assert took[option]
+    assert effective[option]
     assert kernel.dtype == torch.float32
 
 
 @pytest.mark.parametrize("innermost", [False, True])
-def test_images_take_the_order_that_is_asked_for(innermost):
-    """Whatever order an objective gives them."""
+def test_images_are_converted_to_the_memory_format(innermost):
     model = torch.nn.Sequential(Trunk(18, width=4))
-    met: list[bool] = []
-    model[0].conv1.register_forward_hook(lambda module, given, found: met.append(given[0].stride(1) == 1))
-    prepared = precision.prepare_model(
+    channels_last: list[bool] = []
+    model[0].conv1.register_forward_hook(lambda module, given, found: channels_last.append(given[0].stride(1) == 1))
+    prepared = objectives.prepare_model(
         model, RunSettings(channels_last=innermost), Distributed(0, 1, torch.device("cpu"))
     )
     images = torch.randn(2, 3, 32, 32)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         prepared(given)
-    assert met == [innermost, innermost]
+    assert channels_last == [innermost, innermost]

@@ -1,4 +1,4 @@
-"""train.py by several processes, and by one in several pieces: the same batch gives the same weights."""
+"""train.py on several ranks, and with gradient accumulation: the same batch gives the same weights."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ KEPT = ("--save-every", "1", "--keep", "9")
 
 
 def torchrun(folder: Path, *arguments: str, restarts: int = 0, fault: str = "") -> subprocess.CompletedProcess[str]:
-    """Two processes of the tiny train.py in a folder."""
+    """Run the tiny train.py on two ranks in a folder."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
     launcher += ["--max-restarts", str(restarts), "-m", "tests.tiny_training"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TINY_FAULT": fault}
@@ -34,7 +34,7 @@ def torchrun(folder: Path, *arguments: str, restarts: int = 0, fault: str = "") 
 
 
 def assert_close_weights(found: Path | str, expected: Path | str) -> None:
-    """To 1e-6, while from the first step to the last they moved by more than a hundred times that."""
+    """Compare weights to 1e-6; training must have changed them by more than a hundred times that."""
     ours, theirs = latest(found)["model"], latest(expected)["model"]
     first = torch.load(Path(expected) / "checkpoint_0000001.pt", weights_only=True)["model"]
     assert max(float((theirs[name] - first[name]).abs().max()) for name in theirs) > 1e-4
@@ -45,24 +45,24 @@ def assert_close_weights(found: Path | str, expected: Path | str) -> None:
 
 
 @pytest.mark.parametrize("options", [EXACT_WALK, EXACT_CYCLE], ids=["walk", "timecycle"])
-def test_pieces_are_the_whole(tiny, options):
+def test_accumulated_gradients_give_the_same_weights(tiny, options):
     assert tiny(*options, *KEPT, "-c", "whole").code == 0
-    done = tiny(*options, "--accumulate", 2, "-c", "pieces")
+    done = tiny(*options, "--accumulate", 2, "-c", "accumulated")
     assert done.code == 0, done.err
-    assert_close_weights("pieces", "whole")
-    for ours, theirs in zip(log("pieces"), log("whole"), strict=True):
+    assert_close_weights("accumulated", "whole")
+    for ours, theirs in zip(log("accumulated"), log("whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_two_processes_are_one_and_a_killed_one_changes_nothing(tmp_path, tiny):
-    """Rank 1 is killed in step 4 and both are begun again, from step 2; nobody sees it in the weights or the log."""
+def test_two_ranks_of_which_one_is_killed_equal_one_process(tiny):
+    """Rank 1 is killed in step 4 and both restart from step 2; weights and log are those of an undisturbed run."""
     killed = torchrun(
         Path.cwd(), *EXACT_WALK, "--save-every", "2", "-c", "two", "--resume", "auto", restarts=1, fault="kill:1:4"
     )
     assert killed.returncode == 0, killed.stderr
     assert Path("killed").exists()
     assert "going on from two/checkpoint_0000002.pt, step 2" in killed.stdout
-    assert killed.stdout.count("settings (kept in") == 2  # one process talks, twice begun
+    assert killed.stdout.count("settings (kept in") == 2  # by rank 0, started twice
     assert tiny(*EXACT_WALK, *KEPT, "-c", "one").code == 0
     assert_close_weights("two", "one")
     assert [line["step"] for line in log("two")] == [1, 2, 3, 4, 5, 6]

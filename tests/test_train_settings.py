@@ -1,4 +1,4 @@
-"""train.py's command line: the published program's options, what is refused, and where each value comes from."""
+"""train.py's command line: the published program's options, refusals, and the source of each value."""
 
 import random
 import re
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.assertions import raises_input_error
 from timecycle.errors import InputError
 from timecycle.training.checkpointer import restore_rng_states, rng_states, seed_everything
 from timecycle.training.command_line import read_command_line
@@ -133,17 +134,15 @@ def test_options_of_version_0_1_are_those_of_the_objective(words, expected):
         ("--side 64 --crop-side 64", "--side is given beside --crop-side, of which it is another name; expected one"),
     ],
 )
-def test_no_option_is_ignored(words, sentence):
-    """One that the objective or the optimizer does not have is refused, also beside a checkpoint."""
+def test_options_of_other_objectives_or_optimizers_are_refused(words, sentence):
+    """Also when a run is resumed."""
     given = read_command_line(words.split())[0]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}"):
         resolved(given)
-    assert str(refused.value).startswith(sentence)
     choice = {name: given[name] for name in ("objective", "optimizer", "videos") if name in given}
     choice |= {"walk_over": "grid"} if "grid --crop-side" in words else {}
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}"):
         resolved(given, resolved(choice).to_json())
-    assert str(refused.value).startswith(sentence)
 
 
 def test_momentum_is_that_of_the_optimizer():
@@ -154,7 +153,7 @@ def test_momentum_is_that_of_the_optimizer():
     assert make_optimizer(resolved({"momentum": 0.25}), weight).defaults["betas"] == (0.25, 0.999)
 
 
-def test_other_names_of_the_same():
+def test_aliases_of_options():
     words = shlex.split("--train-batch 4 --learning-rate 0.1 --wd 0.2 -j 3 -c x")
     assert read_command_line(words)[0].items() >= {"batch": 4, "lr": 0.1, "weight_decay": 0.2, "workers": 3}.items()
 
@@ -169,13 +168,12 @@ def test_other_names_of_the_same():
     ],
 )
 def test_published_options_that_would_change_the_result_are_refused(words, sentence):
-    with pytest.raises(InputError) as refused:
+    with raises_input_error(sentence):
         read_command_line(words.split())
-    assert sentence in str(refused.value)
 
 
 @pytest.mark.parametrize("words", ["--nonsense 3", "--lr fast", "--objective other", "--batch 3"])
-def test_what_argparse_refuses(words, capsys):
+def test_options_that_argparse_refuses(words, capsys):
     with pytest.raises(SystemExit) as ended:
         read_command_line(words.split())
     assert ended.value.code == 2
@@ -194,14 +192,13 @@ def test_what_argparse_refuses(words, capsys):
         ({"compile": True, "checkpoint_activations": True}, "expected one of them"),
     ],
 )
-def test_values_that_mean_nothing_are_named(values, sentence):
-    with pytest.raises(InputError) as refused:
+def test_values_out_of_range_are_named(values, sentence):
+    with raises_input_error(sentence):
         RunSettings(**values)
-    assert sentence in str(refused.value)
 
 
 def test_where_values_come_from():
-    """Command line, checkpoint, demo, objective, field: the first that says it."""
+    """Command line, checkpoint, demo, objective, default: the first that has a value."""
     stored = resolved({"filelist": None, "objective": "walk", "lr": 0.3}).to_json()
     assert (stored["lr"], stored["optimizer"], stored["width"], stored["minutes"]) == (0.3, "adamw", 16, 1.0)
     assert "momentum" not in stored
@@ -214,7 +211,7 @@ def test_where_values_come_from():
 
 
 def helped(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, str]]:
-    """What --help says of the whole, and the default that it says of each option."""
+    """The introduction of --help, and the defaults that it shows by option."""
     with pytest.raises(SystemExit) as ended:
         read_command_line(words.split())
     assert ended.value.code == 0
@@ -264,7 +261,7 @@ def helped(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[st
     ],
 )
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_help_shows_the_options_of_the_objective_at_hand(words, about, sizes, expected, columns, capsys, monkeypatch):
+def test_help_shows_the_options_of_the_chosen_objective(words, about, sizes, expected, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     said, shown = helped(words, capsys)
     assert f"those of --objective {about}" in said
@@ -297,7 +294,7 @@ def test_help_shows_every_default_that_is_used_and_no_other_option(kind, optimiz
         assert shown[flag(name)] == expected, name
 
 
-def test_help_comes_before_what_follows_it_and_is_wrong(capsys):
+def test_help_ignores_invalid_words_after_it(capsys):
     said, defaults = helped("--help --objective nonsense", capsys)
     assert "--objective walk" in said
     assert defaults["--lr"] == "0.001"
@@ -305,12 +302,9 @@ def test_help_comes_before_what_follows_it_and_is_wrong(capsys):
     assert defaults["--lr"] == "0.0002"
 
 
-def test_epochs_take_the_place_of_the_demos_steps():
-    assert (resolved({}).steps, resolved({"epochs": 2}).steps, resolved({"epochs": 2, "steps": 5}).steps) == (
-        300,
-        None,
-        5,
-    )
+def test_epochs_replace_the_steps_of_the_demo():
+    given = ({}, {"epochs": 2}, {"epochs": 2, "steps": 5})
+    assert [resolved(values).steps for values in given] == [300, None, 5]
 
 
 def test_schedules():
@@ -325,7 +319,7 @@ def test_schedules():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
 
 
-def test_random_states_come_back():
+def test_random_states_are_restored():
     seed_everything(5)
     states = rng_states()
 

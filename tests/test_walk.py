@@ -1,4 +1,4 @@
-"""Contrastive random walks against the products of matrices that they are, and what they must lead to."""
+"""Contrastive random walks against products of transition matrices; the loss and its gradients; training steps."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def _nodes(frames: int, samples: int = 2, nodes: int = 5, channels: int = 4, see
 
 
 def _plain(nodes: Tensor, others: Tensor, dropped: EdgeDropout | None = None) -> Tensor:
-    """The matrix of a step."""
+    """The transition matrix of a step."""
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed)
     ones = torch.ones(others.shape[:2], dtype=nodes.dtype)
     problem = AttentionProblem(nodes, others, others[None], ones, TEMPERATURE, [0], threshold, seed)
@@ -40,7 +40,7 @@ def walk() -> CropWalk:
     return CropWalk(Trunk(18, 3, "reflect", 4), 8, TEMPERATURE, 0.3)
 
 
-def test_walks_over_one_set_of_nodes_are_the_published_palindromes() -> None:
+def test_walks_over_one_set_of_nodes_equal_the_published_palindromes() -> None:
     """A12 A23 .. and the transposed affinities back, multiplied from the left as the published code does."""
     ahead = _nodes(4)
     there = [_plain(a, b) for a, b in itertools.pairwise(ahead)]
@@ -52,7 +52,7 @@ def test_walks_over_one_set_of_nodes_are_the_published_palindromes() -> None:
         torch.testing.assert_close(found, chain.expand_as(found), rtol=1e-12, atol=1e-14)
 
 
-def test_walks_turn_from_one_set_of_crops_into_the_other() -> None:
+def test_walks_return_over_the_other_set_of_crops() -> None:
     """A1 .. A4, then B3, B2, B1."""
     ahead, back = _nodes(4), _nodes(3, seed=1)
     for k, found in enumerate(palindromes(ahead, back, _matrices), start=1):
@@ -63,11 +63,11 @@ def test_walks_turn_from_one_set_of_crops_into_the_other() -> None:
         torch.testing.assert_close(found, chain.expand_as(found), rtol=1e-12, atol=1e-14)
 
 
-def test_the_steps_of_the_model_are_softmax_affinities_with_edges_left_out(walk: CropWalk) -> None:
+def test_the_steps_of_the_model_are_softmax_affinities_with_edge_dropout(walk: CropWalk) -> None:
     nodes, others, rest = _nodes(2)[0], _nodes(2)[1], torch.eye(5, dtype=torch.float64).expand(2, -1, -1)
     steps = walk._steps(4)
     found, again = (steps(1, True)(nodes, others, rest) for _ in range(2))
-    assert torch.equal(found, again)  # walks of all lengths share their steps
+    assert torch.equal(found, again)  # walks of all lengths share the dropout of a step
     assert (found == 0).any()
     assert not torch.equal(found, steps(1, False)(nodes, others, rest))
     assert not torch.equal(found, steps(0, True)(nodes, others, rest))
@@ -84,7 +84,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_target() -> None:
     assert losses.scalars() == pytest.approx({"loss": expected.item(), "nll/1": expected.item(), "accuracy/1": 0.75})
 
 
-def test_a_walk_that_cannot_reach_its_target_has_a_finite_loss_and_gradient() -> None:
+def test_an_unreachable_target_has_a_finite_loss_and_gradient() -> None:
     end = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
     losses = walk_losses([end], torch.tensor([[1]]))
     losses.total.backward()
@@ -95,7 +95,7 @@ def test_a_walk_that_cannot_reach_its_target_has_a_finite_loss_and_gradient() ->
 
 
 def test_gradients_of_walks(walk: CropWalk) -> None:
-    """Finite differences, with edges left out."""
+    """Against finite differences, with edge dropout."""
     ahead, back = _nodes(3, 1, 4, 3), _nodes(2, 1, 4, 3, seed=1)
     steps = walk._steps(3)
     target = torch.tensor([[2, NO_TARGET, 0, 1]])
@@ -108,8 +108,8 @@ def test_gradients_of_walks(walk: CropWalk) -> None:
     assert torch.autograd.gradcheck(loss, inputs)
 
 
-def test_crops_of_a_still_video_reach_their_targets_once_they_are_told_apart(walk: CropWalk) -> None:
-    """The same crop both ways and walkers that do not blur: every node's nearest neighbor is itself."""
+def test_walks_on_a_still_video_reach_their_targets_at_low_temperature(walk: CropWalk) -> None:
+    """With equal crops in both directions every node's nearest neighbor is itself."""
     walk.eval()
     walk.temperature = 1e-4
     frame = torch.randn(1, 1, 3, 64, 64)
@@ -153,12 +153,14 @@ def test_some_steps_of_training_lower_the_loss(form: str, walk: CropWalk) -> Non
         ((1, 4, 3, 64, 64), (1, 3, 3, 64, 64), (1, 63), "target [1, 63]"),
     ],
 )
-def test_refuses_what_does_not_fit(walk: CropWalk, ahead: tuple, back: tuple, target: tuple, said: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(
+    walk: CropWalk, ahead: tuple, back: tuple, target: tuple, said: str
+) -> None:
     with raises_input_error(said):
         walk(torch.zeros(ahead), torch.zeros(back), torch.zeros(target, dtype=torch.int64))
 
 
-def test_refuses_settings_that_mean_nothing() -> None:
+def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="temperature is 0"):
         CropWalk(Trunk(18, 3, "reflect", 4), temperature=0)
     with pytest.raises(InputError, match="rate of edge dropout is 1"):

@@ -1,4 +1,4 @@
-"""Datasets for walks: where windows and patches lie, what they show, and which cells of two windows are one place."""
+"""Datasets of random walks: positions and contents of windows and patches, and corresponding cells of two windows."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ from timecycle.normalization import IMAGENET
 
 
 class Ramp(Clip):
-    """Red is 2 x / 3, green y, blue the frame's number: a pixel says where it is from."""
+    """Frames whose colors encode positions: red is 2 x / 3, green y, blue the frame's number."""
 
     def __init__(self, frames: int, height: int = 240, width: int = 320) -> None:
         self.name, self._frames, self._size = "ramp", frames, (height, width)
 
     @property
     def length(self) -> int:
-        """As it was made."""
+        """The number of frames."""
         return self._frames
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
@@ -55,8 +55,8 @@ def generator() -> np.random.RandomState:
     return np.random.RandomState(0)
 
 
-def test_a_window_shows_what_lies_in_it() -> None:
-    """Cells of an image of flat cells, and at another size the means."""
+def test_windows_are_cut_and_resized() -> None:
+    """From an image of flat cells."""
     image = np.kron(np.arange(0, 240, 10).reshape(4, 6), np.ones((10, 10)))[:, :, None].repeat(3, 2).astype(np.uint8)
     same = Window(20, 10, 30, 30).cut([image, image[::-1]], 30)
     assert same.shape == (2, 30, 30, 3)
@@ -66,7 +66,7 @@ def test_a_window_shows_what_lies_in_it() -> None:
     np.testing.assert_array_equal(small, image[15:40:10, 25:50:10, 0])
 
 
-def test_the_target_is_the_cell_that_shows_the_same_place() -> None:
+def test_the_target_is_the_corresponding_cell() -> None:
     assert target_cells(Window(0, 0, 64, 64), Window(0, 0, 64, 64), 8).tolist() == list(range(64))
     shifted = target_cells(Window(8, 16, 64, 64), Window(0, 0, 64, 64), 8).reshape(8, 8)
     assert shifted[0, 0] == 2 * 8 + 1
@@ -77,7 +77,7 @@ def test_the_target_is_the_cell_that_shows_the_same_place() -> None:
     assert np.unique(wide).tolist() == [8 * r + c for r in range(2, 6) for c in range(2, 6)]
 
 
-def test_windows_keep_to_the_frame_and_to_their_scales(generator: np.random.RandomState) -> None:
+def test_windows_lie_in_the_frame_and_have_the_scales(generator: np.random.RandomState) -> None:
     shares, shifts = [], []
     for _ in range(500):
         pair = two_windows(512, 700, 128, generator)
@@ -92,7 +92,7 @@ def test_windows_keep_to_the_frame_and_to_their_scales(generator: np.random.Rand
     assert min(shares) >= SCALES[0] - 1e-9
     assert max(shares) <= SCALES[1] + 1e-9
     assert max(shares) - min(shares) > 0.4
-    assert SHIFT * 0.9 < np.quantile(shifts, 0.99) <= SHIFT + 0.2  # the frame's edge may push a little further
+    assert SHIFT * 0.9 < np.quantile(shifts, 0.99) <= SHIFT + 0.2  # the frame's edge may shift a window further
 
 
 def test_windows_fit_into_small_frames(generator: np.random.RandomState) -> None:
@@ -111,8 +111,8 @@ def test_frames_are_evenly_spaced_and_in_the_clip(generator: np.random.RandomSta
         evenly_spaced(Ramp(3), 4, 3, generator)
 
 
-def test_both_windows_show_the_same_place_where_the_target_says_so() -> None:
-    """Colors tell places: of two cells that are one place they agree to half a cell."""
+def test_corresponding_cells_show_the_same_place() -> None:
+    """Their colors, which encode positions, agree to half a cell."""
     sample = CropWalkDataset([Ramp(12)], seed=1, crop_side=64)[0, 0]
     ahead, back = (_colored(sample[name])[:, 4::8, 4::8].reshape(-1, 64, 3) for name in ("ahead", "back"))
     assert ahead.shape[0] == 4
@@ -129,7 +129,7 @@ def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
     sample = GridWalkDataset([Ramp(8, 256, 384)], seed=0)[0, 0]
     patches = _colored(sample["patches"])
     assert patches.shape == (4, 49, 64, 64, 3)
-    # The ramp's 384 columns become 256, each of its red.
+    # The ramp's 384 columns are resized to 256, so that red is the column.
     centers = patches.mean((2, 3)).reshape(4, 7, 7, 3)
     cells = 32 * np.arange(7) + 31.5
     np.testing.assert_allclose(centers[..., 0], np.broadcast_to(cells, (4, 7, 7)), atol=10)
@@ -143,7 +143,7 @@ def test_patches_show_their_cells(generator: np.random.RandomState) -> None:
 
 
 @pytest.mark.parametrize("form", ["crops", "grid"])
-def test_samples_are_what_the_objective_takes(form: str) -> None:
+def test_batches_fit_the_objective(form: str) -> None:
     trunk = Trunk(18, 3, "reflect", 4)
     if form == "crops":
         samples, model = CropWalkDataset([Ramp(9), Ramp(7)], 0, crop_side=64), CropWalk(trunk, 8)
@@ -165,6 +165,6 @@ def test_samples_are_what_the_objective_takes(form: str) -> None:
         (GridWalkDataset, {"max_frame_gap": 0}, "max_frame_gap 0"),
     ],
 )
-def test_refuses_sizes_that_mean_nothing(kind: type, settings: dict, said: str) -> None:
+def test_sizes_out_of_range_are_refused(kind: type, settings: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         kind([Ramp(9)], 0, **settings)

@@ -1,4 +1,4 @@
-"""The network that ships: small, not a map of positions, and better than an untrained one."""
+"""The shipped weights: file size, metadata, no dependence on position, scores above an untrained network's."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def untrained() -> Trunk:
     return Trunk(18, 3, "reflect", 32)
 
 
-def test_it_is_small_and_says_where_it_is_from() -> None:
+def test_file_size_metadata_and_dtypes() -> None:
     assert SHIPPED.stat().st_size < 12e6
     with safetensors.safe_open(SHIPPED, "pt") as content:
         assert int(content.metadata()["steps"]) > 0
@@ -42,7 +42,7 @@ def test_it_is_small_and_says_where_it_is_from() -> None:
     assert kinds == {"F16", "I64"}
 
 
-def test_the_scores_of_its_card_are_its_own() -> None:
+def test_the_model_card_shows_the_scores_of_these_weights() -> None:
     from benchmarks.weights import BEGIN, END, table
     from timecycle.features.named import hash_of_weights
 
@@ -54,7 +54,7 @@ def test_the_scores_of_its_card_are_its_own() -> None:
 
 
 def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
-    """The share of places whose nearest neighbor in an unrelated image is at the same place, give or take one."""
+    """The share of positions whose nearest neighbor in an unrelated image is at most one position away."""
     with torch.no_grad():
         maps = [functional.normalize(network(frame[None])[0].flatten(1), dim=0) for frame in frames]
     side = round(maps[0].shape[1] ** 0.5)
@@ -67,8 +67,8 @@ def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
     return sum(shares) / len(shares)
 
 
-def test_it_does_not_tell_where_in_the_image_it_is(made: Path) -> None:
-    """A network that has learned positions finds them in any other image; chance is 3.5 %."""
+def test_features_do_not_encode_position(made: Path) -> None:
+    """A network that encodes position matches it across unrelated images; chance is 3.5 %."""
     rules = protocol("crw")
     crops = [
         preprocess(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)
@@ -79,8 +79,8 @@ def test_it_does_not_tell_where_in_the_image_it_is(made: Path) -> None:
     assert same_place(lambda images: torch.cat([position.cos(), position.sin()], dim=1), crops) > 0.9
 
 
-def test_it_carries_masks_better_than_an_untrained_network(made: Path) -> None:
-    """On made video, which it has not learned from."""
+def test_scores_are_above_those_of_an_untrained_network(made: Path) -> None:
+    """On synthetic video that it was not trained on."""
     learned, other = (
         evaluate_davis(network, made, "crw", resize="short side", side=240, progress=False).global_["J&F-Mean"]
         for network in (load_features(SHIPPED), untrained())

@@ -1,11 +1,10 @@
 """train.py with models of a few thousand parameters, and faults at chosen steps: python -m tests.tiny_training ...
 
-Faults are named by the variable TINY_FAULT; a step is that of the process, counted from 1:
+The variable TINY_FAULT names a fault; steps are those of the process, counted from 1:
 
 "signal:NAME:STEP", "signals:NAME:STEP" (two of them), "kill:RANK:STEP" (once, marked by a file `killed`), "nan:STEP",
-"worker:NAME:STEP" (a signal to a process that prepares samples), "raise:NAME:STEP" (a built-in exception),
-"remove:PATH:STEP" (a folder). With "RANK/" before it, it is that process's alone. When it comes about, stdout says
-"fault at SECONDS", of time.time().
+"worker:NAME:STEP" (a signal to a data loader worker), "raise:NAME:STEP" (a built-in exception), "remove:PATH:STEP"
+(a folder). "RANK/" before it restricts it to that rank. When it occurs, "fault at SECONDS", of time.time(), is printed.
 """
 
 import builtins
@@ -32,7 +31,7 @@ from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunS
 from timecycle.viewing.overlays import write_jpeg
 
 CLIPS = 6
-# Of a list in the working folder, which `write_list` makes.
+# list.txt in the working folder is written by `write_list`.
 COMMON = ("--filelist", "list.txt", "--batchSize", "4", "--workers", "0")
 WALK = (*COMMON, "--objective", "walk", "--crop-side", "32", "--width", "4", "--steps", "6")
 GRID = (*COMMON, "--objective", "walk", "--walk-over", "grid", "--frame-side", "32", "--width", "4", "--steps", "6")
@@ -52,7 +51,7 @@ def write_list(folder: Path) -> None:
 
 
 class TinyEncoder(nn.Module):
-    """As TimeCycle's `Encoder`, with a narrow ResNet-18."""
+    """TimeCycle's `Encoder` with a narrow ResNet-18."""
 
     def __init__(self, width: int = 4, channels: int = 16) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class TinyEncoder(nn.Module):
 
 
 class Fault:
-    """A forward hook that brings about what TINY_FAULT says."""
+    """A forward hook that causes the fault of TINY_FAULT."""
 
     def __init__(self, text: str) -> None:
         rank, _, fault = text.rpartition("/")
@@ -76,14 +75,14 @@ class Fault:
         self.calls = 0
 
     def __call__(self, module: nn.Module, inputs: Any, losses: Any) -> Any:
-        """Called after every forward pass."""
+        """Count a forward pass; cause the fault at its step."""
         self.calls += 1
         if not self.kind or self.calls != int(self.words[-1]):
             return losses
         if self.kind != "kill":
             print(f"fault at {time.time()}", flush=True)
         if self.kind == "nan":
-            with torch.no_grad():  # as a batch of such numbers would leave them
+            with torch.no_grad():  # as after a batch of NaN
                 module.get_submodule("encoder.bn1").running_mean.data.fill_(float("nan"))
             return replace(losses, total=losses.total * float("nan"))
         if self.kind == "raise":
@@ -93,7 +92,7 @@ class Fault:
         if self.kind in ("signal", "signals"):
             for _ in range(1 + (self.kind == "signals")):
                 os.kill(os.getpid(), signal.Signals[self.words[0]])
-                time.sleep(0)  # the interpreter takes note of one before the next is sent
+                time.sleep(0)  # lets the interpreter handle one before the next is sent
         if self.kind == "worker":
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.Signals[self.words[0]])
             time.sleep(0.5)
@@ -105,7 +104,7 @@ class Fault:
 
 
 def faulty(build: Callable[[RunSettings], nn.Module]) -> Callable[[RunSettings], nn.Module]:
-    """A model's maker, with faults."""
+    """A factory of models with faults."""
 
     def made(settings: RunSettings) -> nn.Module:
         model = build(settings)

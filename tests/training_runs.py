@@ -1,4 +1,4 @@
-"""What a run of train.py left, and how two are compared."""
+"""The files of a run of train.py, and comparisons of two runs."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ def latest(folder: Path | str) -> dict[str, Any]:
 
 
 def log(folder: Path | str) -> list[dict[str, float]]:
-    """The numbers of every step."""
+    """The entries of log.jsonl."""
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
 def assert_same(found: Any, expected: Any, place: str = "") -> None:
-    """Equal in every bit, tensors and all."""
+    """Assert bitwise equality of nested containers and their tensors."""
     if isinstance(expected, torch.Tensor):
         assert torch.equal(found, expected), place
     elif isinstance(expected, dict):
@@ -34,7 +34,7 @@ def assert_same(found: Any, expected: Any, place: str = "") -> None:
 
 
 def assert_same_run(found: Path | str, expected: Path | str) -> None:
-    """Everything that decides how a run goes on, and all that it logged."""
+    """Assert equality of the training states and the logs."""
     ours, theirs = latest(found), latest(expected)
     for part in ("model", "optimizer", "schedule", "progress", "random"):
         assert_same(ours[part], theirs[part], part)

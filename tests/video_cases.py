@@ -13,31 +13,39 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 STEP = 4  # gray levels between consecutive frames
 
 
+def lighter(index: int, size: tuple[int, int]) -> np.ndarray:
+    """An image whose left half is white and whose right half gets lighter by STEP with every frame."""
+    width, height = size
+    image = np.full((height, width, 3), 255, np.uint8)
+    image[:, width // 2 :] = STEP * index
+    return image
+
+
 def write_video(
-    path: Path, rate=12, frames=12, size=(64, 48), codec="libx264", rotation=0, times=None, options=None, **muxer
-) -> Path:
-    """A video whose left half is white and whose right half gets lighter by STEP with every frame.
+    path: Path, codec="libx264", pix=None, rate=12, frames=12, size=(64, 48), rotation=0, times=None, options=None,
+    shown=lighter, **muxer,
+) -> Path:  # fmt: skip
+    """A video whose frame i is the RGB image shown(i, size).
 
     times: timestamps of the frames, seconds. options: of the codec. muxer: options of the container.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = size
     title, form = muxer.pop("title", ""), muxer.pop("muxer_name", None)
     with av.open(str(path), "w", format=form, options=muxer) as container:
         container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, pix or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         if codec == "libx264" or options:
-            stream.options = options or {"crf": "10", "preset": "ultrafast"}
+            stream.options = {"crf": "10", "preset": "ultrafast"} if options is None else options
         if rotation:
             stream.set_display_rotation(rotation)
+        if times:
+            # AVI has no timestamps but multiples of its frame duration.
+            ticks = Fraction(1, rate) if path.suffix == ".avi" else Fraction(1, 1000)
+            stream.codec_context.time_base = ticks
         for index in range(frames):
-            image = np.full((height, width, 3), 255, np.uint8)
-            image[:, width // 2 :] = STEP * index
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(shown(index, size), format="rgb24")
             if times:
-                # AVI has no timestamps but multiples of its frame duration.
-                ticks = Fraction(1, rate) if path.suffix == ".avi" else Fraction(1, 1000)
                 frame.pts, frame.time_base = round(times[index] / ticks), ticks
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -111,7 +111,7 @@ def share(folder: Path) -> None:
     """Make the data that the cases copy."""
     SHARED.update({name: folder / name for name in ("davis", "video.mp4", "run", "results")})
     make_davis(SHARED["davis"], 1, 3, 48, 64)
-    write_video(SHARED["video.mp4"], 4, 4, (48, 32))
+    write_video(SHARED["video.mp4"], rate=4, frames=4, size=(48, 32))
 
 
 @place

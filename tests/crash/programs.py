@@ -78,7 +78,7 @@ def make_data(data: Path) -> None:
     for folder in (data / "davis/Annotations/480p").iterdir():
         shutil.copytree(folder, data / "masks" / folder.name)
     for name, frames in (("a.mp4", 6), ("b/c d.mkv", 4)):
-        write_video(data / "videos" / name, 4, frames, (48, 32))
+        write_video(data / "videos" / name, rate=4, frames=frames, size=(48, 32))
     (data / "videos/notes.txt").write_text("no video")
     for task in (jhmdb, vip, badja):
         task(data / task.__name__)

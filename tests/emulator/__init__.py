@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which says how a GPU is imitated."""
+"""The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which describes the emulation."""
 
 import fcntl
 import hashlib
@@ -23,12 +23,12 @@ CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [HERE / "emulator.cpp", HERE / "block_work.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-# The coroutines jump between stacks, which a fortified longjmp takes for an attack.
+# A fortified longjmp refuses the coroutines' jumps between stacks.
 OPTIONS = ["-std=c++20", "-O2", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
 
 
 def build() -> Path:
-    """The compiled module, under build/emulator; made only if no build of the same sources and options is there."""
+    """The compiled module, under build/emulator; built only if no build of the same sources and options exists."""
     assert COMPILER is not None
     includes = [f"-I{path}" for path in (HERE, CUDA, pybind11.get_include(), sysconfig.get_path("include"))]
     compiling = [COMPILER, *OPTIONS, *includes]
@@ -66,18 +66,18 @@ def load(path: Path) -> ModuleType:
 
 
 def use(path: Path, hopper: bool) -> None:
-    """From now on backend "cuda" of this process is the emulated one, of either kind of chip, for CPU tensors."""
+    """Make the emulator the backend "cuda" of this process, for CPU tensors and either kind of chip."""
     from timecycle.kernels.launch import Launch
 
     from timecycle.kernels import topk_affinity_cuda as kernels
 
     on = Launch(load(path), 0, 0, hopper)
-    kernels.blocks_at_once = lambda device: 5  # so that small calls, too, are cut inside of lists
+    kernels.blocks_at_once = lambda device: 5  # so that small calls too are split inside lists
     launch_with(lambda _: on)
 
 
 def launch_with(on: Callable[[Any], Any]) -> None:
-    """From now on backend "cuda", asked for by name, takes any call, and launches as `on` says of its first tensor."""
+    """Let backend "cuda" take any call, by name only; `on` gives the launch for the first argument."""
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import backends
 

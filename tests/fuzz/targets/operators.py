@@ -14,15 +14,7 @@ from torch import Tensor
 
 from tests.fuzz import operator_draws as draws
 from tests.fuzz.operator_draws import backends, compare, outcome, size, spoilt, whole
-from timecycle.ops import (
-    EdgeDropout,
-    affinity_propagate,
-    attention,
-    propagate_labels,
-    propagate_sequence,
-    softmax_at,
-    topk_affinity,
-)
+from timecycle import ops
 
 Call = tuple[Any, dict[str, Any], dict[str, Any], torch.dtype]
 """A function, its tensors and other arguments by name, and the features' dtype."""
@@ -31,7 +23,7 @@ Call = tuple[Any, dict[str, Any], dict[str, Any], torch.dtype]
 def _topk(rng: random.Random) -> Call:
     query, bank, frames, select, options = draws.affinity(rng)
     tensors = spoilt(rng, {"query": query, "bank": bank, "frames": frames, "multiplicity": options["multiplicity"]})
-    return topk_affinity, tensors, {"select": select, "neighborhood": options["neighborhood"]}, query.dtype
+    return ops.topk_affinity, tensors, {"select": select, "neighborhood": options["neighborhood"]}, query.dtype
 
 
 def _propagate(rng: random.Random) -> Call:
@@ -42,7 +34,7 @@ def _propagate(rng: random.Random) -> Call:
     tensors = {"query": query, "bank": bank, "frames": frames, "multiplicity": options["multiplicity"]}
     tensors |= {"labels": whole(rng, shape, dtype), "label_frames": label_frames}
     others = {"select": select, "neighborhood": options["neighborhood"]}
-    return affinity_propagate, spoilt(rng, tensors), others, query.dtype
+    return ops.affinity_propagate, spoilt(rng, tensors), others, query.dtype
 
 
 def _attention(rng: random.Random) -> Call:
@@ -59,9 +51,9 @@ def _attention(rng: random.Random) -> Call:
     tensors["scale"] = _scale(rng, samples, keys, dtype)
     dropped = None
     if rng.random() < 0.3:
-        dropped = EdgeDropout(rng.choice([0, 0.1, 0.5, 0.999999]), rng.choice([0, 7, -1, 2**70]))
+        dropped = ops.EdgeDropout(rng.choice([0, 0.1, 0.5, 0.999999]), rng.choice([0, 7, -1, 2**70]))
     others = {"temperature": draws.temperature(rng), "shifts": shifts, "dropped": dropped}
-    return attention, spoilt(rng, tensors), others, dtype
+    return ops.attention, spoilt(rng, tensors), others, dtype
 
 
 def _scale(rng: random.Random, samples: int, keys: int, dtype: torch.dtype) -> Tensor | None:
@@ -75,14 +67,14 @@ def _edges(rng: random.Random) -> Call:
     query, key = whole(rng, (samples, queries, channels), dtype), whole(rng, (samples, keys, channels), dtype)
     scale = _scale(rng, samples, keys, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    lse = outcome(lambda: attention(query, key, key[None].transpose(0, 1), temperature=temperature, scale=scale)[1])
+    lse = outcome(lambda: ops.attention(query, key, key[None].transpose(0, 1), temperature=temperature, scale=scale)[1])
     if not isinstance(lse, Tensor):
         lse = torch.zeros(samples, queries, dtype=wide)
     if lse.numel() and rng.random() < 0.2:
         lse = draws.with_value(rng, lse, [-torch.inf])
     indices = draws.slots(rng, samples * queries, edges, keys).reshape(samples, queries, edges)
     tensors = {"query": query, "key": key, "lse": lse, "indices": indices, "scale": scale}
-    return softmax_at, spoilt(rng, tensors), {"temperature": temperature}, dtype
+    return ops.softmax_at, spoilt(rng, tensors), {"temperature": temperature}, dtype
 
 
 def _labels(rng: random.Random) -> Call:
@@ -92,7 +84,7 @@ def _labels(rng: random.Random) -> Call:
     indices = draws.slots(rng, targets * queries, kept, length * positions).reshape(targets, queries, kept)
     weights, labels = whole(rng, indices.shape, dtype), whole(rng, (maps, positions, classes), dtype)
     tensors = {"weights": weights, "indices": indices, "labels": labels, "frames": frames}
-    return propagate_labels, spoilt(rng, tensors), {}, dtype
+    return ops.propagate_labels, spoilt(rng, tensors), {}, dtype
 
 
 def _sequence(rng: random.Random) -> Call:
@@ -107,7 +99,7 @@ def _sequence(rng: random.Random) -> Call:
     if targets and rng.random() < 0.05:
         order[rng.randrange(targets)] = rng.choice([-1, maps, 2**62, 0])
     tensors = {"weights": weights, "indices": indices, "labels": labels, "frames": frames, "targets": order}
-    return propagate_sequence, spoilt(rng, tensors), {"rescale": rng.random() < 0.5}, dtype
+    return ops.propagate_sequence, spoilt(rng, tensors), {"rescale": rng.random() < 0.5}, dtype
 
 
 def _both(call: Call, tolerance: float, gradient: int | None = None) -> None:
