@@ -54,9 +54,17 @@ def _die_soon() -> None:
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
+def _pid(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
 def test_a_pool_ends_though_a_killed_worker_holds_the_queues_lock(monkeypatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 4.0)
     with workers.pool(2, workers.begin_worker) as pool:
+        started: set[int] = set()
+        while len(started) < 2:
+            started.update(pool.map(_pid, range(2)))
         pool.submit(time.sleep, 2)
         pool.submit(_die_soon).result()
         processes = list(pool._processes)
