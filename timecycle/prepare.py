@@ -27,7 +27,7 @@ from timecycle.data.masks import AS_STORED, MaskReading, add_mask_options, masks
 from timecycle.data.video import skipped_files, video_files
 from timecycle.errors import InputError, printable, run_command_line
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.files import LONGEST_NAME, field, fields, inside, not_written, remove_leftovers
+from timecycle.files import LONGEST_NAME, field, fields, inside, remove_leftovers, writing
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
 from timecycle.workers import SPAWN, begin_worker, pool
@@ -73,19 +73,16 @@ def prepare_vlog(
     folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
     if others:
         print(f"{videos}: {skipped_files(others)}")
-    try:
-        with owned(out, NOTES):
-            for parent in {folder.parent for folder in folders.values()}:
-                remove_leftovers(parent)
-            lists = Tables(out, f"{re.escape(LIST)}|{re.escape(FAILED)}")
-            lists.check_free([FAILED, *([LIST] if listing is None else [])])
-            own = None if listing is None else OwnFile(listing)
-            if own:
-                own.check()
-            frames, failed = _extract_all(folders, rules, jobs)
-            _report(lists, own, {folders[video]: number for video, number in frames.items()}, failed)
-    except OSError as error:
-        raise not_written(out, error) from None
+    with writing(out), owned(out, NOTES):
+        for parent in {folder.parent for folder in folders.values()}:
+            remove_leftovers(parent)
+        lists = Tables(out, f"{re.escape(LIST)}|{re.escape(FAILED)}")
+        lists.check_free([FAILED, *([LIST] if listing is None else [])])
+        own = None if listing is None else OwnFile(listing)
+        if own:
+            own.check()
+        frames, failed = _extract_all(folders, rules, jobs)
+        _report(lists, own, {folders[video]: number for video, number in frames.items()}, failed)
     return failed
 
 

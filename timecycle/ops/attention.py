@@ -109,8 +109,7 @@ def attention(
     Returns:
         out [B, N - max(shifts), C], dtype of the value, and lse [B, N], float32 (float64 for float64): the logarithm of
         the sum of the exponentials of a query's logits, which `softmax_at` takes. A query whose edges are all dropped
-        adds nothing and has lse -inf. Both are differentiable in query, key,
-        value and scale.
+        adds nothing and has lse -inf. Both are differentiable in query, key, value and scale.
 
     Raises:
         InputError: shapes, dtypes or devices do not fit together, or the backend that was asked for cannot run it.
