@@ -16,6 +16,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi,bmi2,popcnt")
 #endif
 
+// For loops over an array of vectors. Without it GCC 12 unrolls them too late to keep the array in registers alone, and
+// writes it to memory in every step of the loop around them.
+#define TIMECYCLE_UNROLL _Pragma("GCC unroll 4")
+
 #define TIMECYCLE_LOOP
 #include "simd/loops_template.h"
 
@@ -40,6 +44,7 @@ struct Avx512 {
 
   static TIMECYCLE_INLINE Row load(const float* values) {
     Row row;
+    TIMECYCLE_UNROLL
     for (int64_t v = 0; v < kVectors; ++v) row.vector[v] = _mm512_loadu_ps(values + v * kVector);
     return row;
   }
@@ -144,12 +149,15 @@ struct Avx512 {
     __m512 sums[4];
 
     TIMECYCLE_INLINE Sums() {
+      TIMECYCLE_UNROLL
       for (__m512& sum : sums) sum = _mm512_setzero_ps();
     }
     TIMECYCLE_INLINE void add_products(const float* a, const float* b, int64_t n) {
-      for (int64_t v = 0, i = 0; i < n; i += kVector, ++v) {
-        const __mmask16 mask = first_lanes(n - i);
-        sums[v] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i), sums[v]);
+      TIMECYCLE_UNROLL
+      for (int64_t v = 0; v < 4; ++v) {
+        const __mmask16 mask = first_lanes(n - v * kVector);
+        sums[v] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + v * kVector),
+                                  _mm512_maskz_loadu_ps(mask, b + v * kVector), sums[v]);
       }
     }
     TIMECYCLE_INLINE float total() const {
@@ -169,6 +177,7 @@ struct Avx512 {
       }
     }
     TIMECYCLE_INLINE void take(const float* values, int64_t count) {
+      TIMECYCLE_UNROLL
       for (int64_t h = 0; h < 2; ++h) {
         const __mmask16 mask = first_lanes(count - h * kVector);
         const __m512 x = _mm512_mask_loadu_ps(least[h], mask, values + h * kVector);
@@ -194,6 +203,7 @@ struct Avx512 {
       }
     }
     TIMECYCLE_INLINE void take(const float* values, int64_t count, uint8_t* bytes) {
+      TIMECYCLE_UNROLL
       for (int64_t h = 0; h < 2; ++h) {
         const __mmask16 mask = first_lanes(count - h * kVector);
         const __m512 x = _mm512_maskz_loadu_ps(mask, values + h * kVector);

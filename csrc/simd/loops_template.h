@@ -41,7 +41,7 @@ TIMECYCLE_LOOP float dot(const float* a, const float* b, int64_t n) {
   typename Isa::Sums sums;
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) sums.add_products(a + i, b + i, kBlock);
-  sums.add_products(a + i, b + i, n - i);
+  if (i < n) sums.add_products(a + i, b + i, n - i);
   return sums.total();
 }
 
