@@ -247,9 +247,10 @@ def main() -> None:
         os.environ |= {REHEARSAL: made, "TRITON_INTERPRET": "1", "CUDA_HOME": made, "OMP_NUM_THREADS": "1"}
         for name in ("av", "setuptools"):  # a machine with a GPU may lack them, or have another version
             vars(sys)["modules"][name] = None  # an import then raises ImportError
-        from tests import emulator
+        from tests import emulator, interpreter
 
         emulator.build()
+        interpreter.patch_once()
         for name in ("tests.contract", "timecycle.kernels.topk_affinity_cuda", "timecycle.models.timecycle"):
             importlib.import_module(name)
         wrong = rehearse(folder)

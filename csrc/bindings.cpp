@@ -25,7 +25,7 @@ using at::Tensor;
 
 thread_local timecycle::TopkAffinityReport last_report;
 
-// What an attribute of a Python object is, as T; a tensor is made contiguous.
+// An attribute of a Python object, as T; tensors are made contiguous.
 template <typename T>
 T get(pybind11::handle object, const char* name) {
   if constexpr (std::is_same_v<T, Tensor>)
@@ -47,7 +47,7 @@ struct ProblemInputs {
     const auto k = get<int64_t>(object, "k");
     TORCH_CHECK_VALUE(query.size(2) > 0, "the features have no channels");
     TORCH_CHECK_VALUE(timecycle::checked_product({frames.size(1), bank.size(1)}) < timecycle::kIndices,
-                      "the slots have more positions than 32 bits number");
+                      "the slots have more positions than a 32-bit index can number");
     TORCH_CHECK_VALUE(k > 0 && k < timecycle::kIndices, "k is ", k, "; expected 1 to ", timecycle::kIndices - 1);
     problem = {.query = query.const_data_ptr(),
                .bank = bank.const_data_ptr(),
@@ -119,7 +119,7 @@ Tensor affinity_propagate(pybind11::handle object, const Tensor& labels_in, cons
   return out;
 }
 
-// Gradients of query and bank from `gradient`, that of the weights; the other tensors are what the forward returned.
+// Gradients of query and bank from that of the weights; the other tensors are the forward's outputs.
 std::tuple<Tensor, Tensor> topk_affinity_backward(pybind11::handle object, const Tensor& gradient_in,
                                                   const Tensor& weights_in, const Tensor& indices_in,
                                                   const Tensor& denominators_in) {
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor> topk_affinity_backward(pybind11::handle object, const
   return {d_query, d_bank};
 }
 
-// Labels of a whole video: labels [G, N, L] are changed in place, extremes [B, L, 2] is scratch.
+// Labels of a whole video: labels [G, N, L] are updated in place; extremes [B, L, 2] is temporary memory.
 void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tensor& labels, const Tensor& frames,
                         const Tensor& targets, const Tensor& extremes, bool rescale) {
   const timecycle::Sequence call{.weights = weights.const_data_ptr<float>(),
@@ -158,7 +158,7 @@ void propagate_sequence(const Tensor& weights, const Tensor& indices, const Tens
   timecycle::propagate_sequence_cpu(call, at::get_num_threads());
 }
 
-// A timecycle.ops.attention.AttentionProblem, and its tensors, made float here.
+// A timecycle.ops.attention.AttentionProblem, and its tensors, converted to float.
 struct AttentionInputs {
   Tensor query, key, value, scale;
   at::ScalarType type;
@@ -253,7 +253,7 @@ Tensor softmax_at(pybind11::handle object) {
   return out;
 }
 
-// Gradients of query, key, scale and lse from that of `out`, which the forward returned.
+// Gradients of query, key, scale and lse from that of the forward's output, `out`.
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(pybind11::handle object, const Tensor& gradient_in,
                                                                const Tensor& out_in) {
   const SoftmaxAtInputs in(object);
@@ -270,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_at_backward(pybind11::handle 
   return {d_query, d_key, d_scale, d_lse};
 }
 
-// The time of every product of `topk_affinity` alone: queries [N, D] by keys [M, D], tile by tile, nothing written.
+// For benchmarks: the products of `topk_affinity` alone, queries [N, D] by keys [M, D], tile by tile; no output.
 void tile_product(const Tensor& query, const Tensor& keys) {
   const auto run = [&]<typename Feature>() {
     timecycle::tile_product_cpu<Feature>(query.size(0), keys.size(0), query.size(1), query.const_data_ptr<Feature>(),
@@ -294,7 +294,7 @@ PYBIND11_MODULE(_C, module) {
         return pybind11::dict(arg("float32") = rates.float32, arg("bfloat16") = rates.bfloat16,
                               arg("int8") = rates.int8);
       },
-      "Multiply-adds per nanosecond and thread, as measured here; 0 for what cannot be multiplied");
+      "Multiply-adds per nanosecond and thread, measured on this machine; 0 for types that it cannot multiply");
   module.def("topk_affinity", topk_affinity, arg("problem"), arg("products") = "fastest");
   module.def(
       "last_report",
@@ -304,7 +304,7 @@ PYBIND11_MODULE(_C, module) {
       },
       "How the lists of this thread's last topk_affinity were found");
   module.def("switch_avx512_off", timecycle::switch_avx512_off,
-             "For tests: let the plain loops serve where AVX-512's own instructions would");
+             "For tests: use the plain loops even if the CPU has AVX-512");
   module.def("affinity_propagate", affinity_propagate);
   module.def("topk_affinity_backward", topk_affinity_backward);
   module.def("attention", attention);

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from tests import contract, emulator
+from tests import contract, emulator, interpreter
 from timecycle.ops.backends import interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, whose kernels finish those of CUDA")
@@ -30,9 +30,7 @@ def run(request) -> Iterator[Callable[[str, str], None]]:
     context = multiprocessing.get_context("spawn")
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    # The variable must be set in children only, before they import Triton.
-    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; torch.set_num_threads(1)"
-    with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=interpreter.start) as pool:
         chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]
         running = {
             (asked["chip"], asked["name"]): pool.submit(emulated, module, asked["chip"], asked["name"])

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests import contract
+from tests import contract, interpreter
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
 from timecycle.ops import Neighborhood, Select, topk_affinity
@@ -30,10 +30,8 @@ def run(request) -> Iterator[Callable[[str], None]]:
         return
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    # The variable must be there before a child imports Triton, and must not be here.
-    choose = "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; torch.set_num_threads(1)"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, initializer=exec, initargs=(choose,)) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=interpreter.start) as pool:
         chosen = [item.callspec.params["name"] for item in request.session.items if item.function is test_kernels]
         running = {name: pool.submit(contract.run, "triton", name) for name in chosen}
         yield lambda name: running[name].result()

@@ -25,6 +25,7 @@ from timecycle.propagation.video import preprocess
 TIMECYCLE = protocol("timecycle")
 SELECT = TIMECYCLE.select()
 RECORDED = [("dog", 320), ("blackswan", 320), ("dog", 480)]
+ENCODED = 16  # frames of a recorded sequence that are encoded here: twice the context
 MASK_NOISE = {320: 20, 480: 30}  # pixels of a frame that differ by rounding in float32
 
 
@@ -98,7 +99,7 @@ def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Eval
             return recorded, evaluated.features
         frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
         rules = protocol(TIMECYCLE, side=crop)
-        images = (preprocess(read_rgb(path), rules) for path in frames[: len(recorded["idx_crop"])])
+        images = (preprocess(read_rgb(path), rules) for path in frames[: min(ENCODED, len(recorded["idx_crop"]))])
         return recorded, [encoder(image[None])[0] for image in images]
 
     return get

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: csrc/cuda compiled as C++ against emulator.h, which describes the emulation."""
+"""The CUDA kernels on a CPU: csrc/cuda compiled as C++ with emulator.h, which describes the emulation."""
 
 import fcntl
 import hashlib
@@ -23,8 +23,8 @@ CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [HERE / "emulator.cpp", HERE / "block_work.cpp", *sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-# A fortified longjmp refuses the coroutines' jumps between stacks.
-OPTIONS = ["-std=c++20", "-O2", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
+# The fortified longjmp aborts on jumps between the coroutines' stacks.
+OPTIONS = ["-std=c++20", "-O1", "-fPIC", "-DTIMECYCLE_EMULATOR", "-U_FORTIFY_SOURCE"]
 
 
 def build() -> Path:
@@ -66,18 +66,18 @@ def load(path: Path) -> ModuleType:
 
 
 def use(path: Path, hopper: bool) -> None:
-    """Make the emulator the backend "cuda" of this process, for CPU tensors and either kind of chip."""
+    """Make the emulator the backend "cuda" of this process, for CPU tensors; `hopper`: as sm_90, else as sm_80."""
     from timecycle.kernels.launch import Launch
 
     from timecycle.kernels import topk_affinity_cuda as kernels
 
     on = Launch(load(path), 0, 0, hopper)
-    kernels.blocks_at_once = lambda device: 5  # so that small calls too are split inside lists
+    kernels.blocks_at_once = lambda device: 5  # so that even small calls are split inside lists
     launch_with(lambda _: on)
 
 
 def launch_with(on: Callable[[Any], Any]) -> None:
-    """Let backend "cuda" take any call, by name only; `on` gives the launch for the first argument."""
+    """Let backend "cuda" accept every call that requests it; `on` makes the Launch from the first argument."""
     from timecycle.kernels import topk_affinity_cuda as kernels
     from timecycle.ops import backends
 

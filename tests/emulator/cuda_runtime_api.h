@@ -1,4 +1,4 @@
-// What the launch code says of CUDA's runtime, for the emulator.
+// The names of CUDA's runtime API that the launch code uses.
 #pragma once
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidKernelImage };

@@ -13,38 +13,42 @@ namespace timecycle::chip {
 namespace {
 
 constexpr size_t kStack = 128 << 10;
-constexpr unsigned char kPoison = 0xff;  // NaN in every type
+constexpr unsigned char kPoison = 0xff;  // bytes of a NaN in every floating-point type
 
-// A group of products, or of copies, that a thread has begun.
+// A matrix product that a thread has started.
 struct Product {
   Widen widen;
   float* sums;
   const char *a, *b;
   bool add;
 };
+// An asynchronous copy of 16 bytes.
 struct Copy {
   char* to;
   const char* from;
   bool present;
 };
+// Accumulators of asynchronous products; `sums` are NaN until the products are waited for.
 struct Shadow {
   float* sums;
-  float value[64];  // what the sums will be
+  float value[64];
 };
 
 struct Thread {
-  int block, index;  // its block, and its place there
+  int block, index;  // index: within the block
+  Thread(int block, int index) : block(block), index(index) {}
+
   ucontext_t context;
   jmp_buf at;
   std::unique_ptr<char[]> stack{new char[kStack]};
   bool started = false, done = false;
   std::function<bool()> condition;
-  std::vector<std::vector<Product>> products;  // the last group is not committed yet
+  std::vector<std::vector<Product>> products;  // groups; the last one is not committed yet
   std::vector<std::vector<Copy>> copies;
   std::deque<Shadow> shadows;
 };
 
-// Where threads meet: a warp, a block, the grid.
+// A barrier for the threads of a warp, a block or the grid.
 struct Meeting {
   int expected = 0, arrived = 0;
   uint64_t turn = 0;
@@ -63,7 +67,7 @@ struct Meeting {
 
 struct Block {
   std::vector<Meeting> warps;
-  std::vector<int> asleep;  // for how long each warp does nothing: some fall far behind the others
+  std::vector<int> asleep;  // rounds for which each warp is not run, so that some fall far behind the others
   Meeting all;
   std::vector<char> memory;
 };
@@ -71,7 +75,7 @@ struct Block {
 struct Grid {
   std::deque<Block> blocks;
   std::deque<Thread> threads;
-  std::vector<std::function<void()>> arrivals;  // of copied boxes, some time from now
+  std::vector<std::function<void()>> arrivals;  // rows of boxes that are still to be copied
   Meeting all;
   int64_t count;  // of blocks
   const std::function<void()>& kernel;
@@ -97,7 +101,7 @@ void trampoline() {
   _longjmp(scheduler, 1);
 }
 
-// Lets a thread run until it waits or ends.
+// Runs a thread until it waits or ends.
 void resume(Thread& thread) {
   if (_setjmp(scheduler) != 0) return;
   if (thread.started) _longjmp(thread.at, 1);
@@ -110,8 +114,8 @@ void resume(Thread& thread) {
   swapcontext(&scheduler_context, &thread.context);
 }
 
-// The place of a byte of a row of 128 in shared memory, shuffled as copy_box and the tensor cores have it.
-const char* shuffled(const char* address) {
+// The address of a byte in shared memory with the 128-byte swizzle of copy_box and the tensor cores.
+const char* swizzled(const char* address) {
   const auto bits = reinterpret_cast<uintptr_t>(address);
   return reinterpret_cast<const char*>(bits ^ (bits >> 7 & 7) << 4);
 }
@@ -131,8 +135,8 @@ void take(Thread& thread, const Product& product) {
     float sum = product.add ? shadow->value[s] : 0;
     for (int k = 0; k < 16; ++k) {
       // 1024 bytes from one group of eight rows to the next
-      const char* const a = shuffled(product.a + row / 8 * 1024 + row % 8 * 128 + 2 * k);
-      const char* const b = shuffled(product.b + column / 8 * 1024 + column % 8 * 128 + 2 * k);
+      const char* const a = swizzled(product.a + row / 8 * 1024 + row % 8 * 128 + 2 * k);
+      const char* const b = swizzled(product.b + column / 8 * 1024 + column % 8 * 128 + 2 * k);
       sum += product.widen(sixteen_bits(a)) * product.widen(sixteen_bits(b));
     }
     shadow->value[s] = sum;
@@ -147,11 +151,8 @@ void take_all_but(Thread& thread, size_t left) {
 }
 
 void carry_out(const Copy& copy) {
-  if (copy.present) {
-    std::memcpy(copy.to, copy.from, 16);
-  } else {
-    std::memset(copy.to, 0, 16);
-  }
+  std::memset(copy.to, 0, 16);
+  if (copy.present) std::memcpy(copy.to, copy.from, 16);
 }
 
 void finish_copies(Thread& thread, size_t left) {
@@ -162,13 +163,13 @@ void finish_copies(Thread& thread, size_t left) {
 }
 
 void settle(Barrier& barrier) {
-  if (barrier.missing < 0) throw std::logic_error("more arrived at a barrier than it was made for");
+  if (barrier.missing < 0) throw std::logic_error("more arrivals at a barrier than it expects");
   if (barrier.missing > 0 || barrier.bytes != 0) return;
   barrier.missing = barrier.expected;
   barrier.phase ^= 1;
 }
 
-// Until every thread is at its end.
+// Runs all threads to their ends.
 void run_all() {
   std::vector<Thread*> order;
   for (Thread& thread : grid->threads) order.push_back(&thread);
@@ -193,7 +194,7 @@ void run_all() {
       happened = true;
       if (!failure.empty()) throw std::runtime_error(failure);
     }
-    // Copies arrive in any order, at any time.
+    // Copies complete in random order, at random times.
     for (size_t i = grid->arrivals.size(); i-- > 0;) {
       if (coin() || coin()) continue;
       grid->arrivals[i]();
@@ -202,7 +203,7 @@ void run_all() {
       happened = true;
     }
     if (!live) break;
-    if (idle && !happened && grid->arrivals.empty()) throw std::runtime_error("every thread waits for another");
+    if (idle && !happened && grid->arrivals.empty()) throw std::runtime_error("deadlock: every thread waits");
     idle = !happened;
   }
   if (!grid->arrivals.empty()) throw std::runtime_error("a block ended before its copies had arrived");
@@ -216,7 +217,7 @@ int block() { return now->block; }
 int64_t blocks() { return grid->count; }
 int lane() { return now->index % 32; }
 
-char* shared_memory() {  // begins at a multiple of 1024, as on the chip
+char* shared_memory() {  // aligned to 1024 bytes, as on a GPU
   const auto at = reinterpret_cast<uintptr_t>(block_of(*now).memory.data());
   return reinterpret_cast<char*>((at + 1023) / 1024 * 1024);
 }
@@ -250,7 +251,7 @@ void arrive_and_expect(Barrier& barrier, int bytes) {
 }
 
 void wait(Barrier& barrier, uint32_t parity) {
-  // A barrier that is new counts as one whose phase of parity 1 is over.
+  // A new barrier is in phase 0: waiting for parity 1 returns at once.
   wait_until([&barrier, parity] { return (barrier.phase & 1) != parity; });
 }
 
@@ -263,11 +264,11 @@ cudaError_t make_boxes(Boxes& boxes, const void* base, bool, const int64_t (&siz
     boxes.stride[i] = 2 * stride[i];
     fits = fits && boxes.stride[i] % 16 == 0;
   }
-  return fits ? cudaSuccess : cudaErrorInvalidValue;  // what the driver says of addresses that it cannot copy from
+  return fits ? cudaSuccess : cudaErrorInvalidValue;  // as the driver: for unaligned addresses
 }
 
 void copy_box(void* to, const Boxes& from, int channel, int column, int row, int frame, Barrier& barrier) {
-  // Row by row, each some time from now.
+  // Position by position, each copied at a random time.
   for (int position = 0; position < from.wide * from.tall; ++position) {
     const int64_t x = column + position % from.wide, y = row + position / from.wide;
     char* const target = static_cast<char*>(to) + 128 * position;
@@ -279,7 +280,7 @@ void copy_box(void* to, const Boxes& from, int channel, int column, int row, int
           const int64_t at = x * from.stride[0] + y * from.stride[1] + frame * from.stride[2] + 2 * (channel + c);
           value = sixteen_bits(from.base + at);
         }
-        std::memcpy(const_cast<char*>(shuffled(target + 2 * c)), &value, 2);
+        std::memcpy(const_cast<char*>(swizzled(target + 2 * c)), &value, 2);
       }
       barrier.bytes -= 128;
       settle(barrier);
@@ -288,10 +289,7 @@ void copy_box(void* to, const Boxes& from, int channel, int column, int row, int
   }
 }
 
-void products_begin() {
-  uint64_t all[32];
-  exchange(0, all);
-}
+void products_begin() { sync_warp(); }
 
 void multiply(Widen widen, float* sums, Operand a, Operand b, bool add) {
   Thread& thread = *now;
@@ -305,18 +303,18 @@ void multiply(Widen widen, float* sums, Operand a, Operand b, bool add) {
   }
   if (thread.products.empty()) thread.products.emplace_back();
   thread.products.back().push_back({widen, sums, a.rows, b.rows, add});
-  if (!coin()) return;  // the operands are read when it is waited for
+  if (!coin()) return;  // then the operands are read when the product is waited for
   for (auto& group : thread.products) {
     for (const Product& product : group) take(thread, product);
     group.clear();
   }
 }
 
-void products_commit() { (*now).products.emplace_back(); }
+void products_commit() { now->products.emplace_back(); }
 
 void wait_for_products(int left) {
   Thread& thread = *now;
-  take_all_but(thread, left + 1);  // the last group is the one that is not begun
+  take_all_but(thread, left + 1);  // the last group is not committed
   if (left == 0) {
     for (const Shadow& shadow : thread.shadows) std::copy_n(shadow.value, 64, shadow.sums);
     thread.shadows.clear();
@@ -329,15 +327,15 @@ void copy_16(void* to, const void* from, bool present) {
   if (thread.copies.empty()) thread.copies.emplace_back();
   const Copy copy{static_cast<char*>(to), static_cast<const char*>(from), present};
   if (coin()) {
-    carry_out(copy);  // it may arrive at once, and overwrites what is there
+    carry_out(copy);  // it may complete at once
   } else {
     thread.copies.back().push_back(copy);
   }
 }
 
-void copies_commit() { (*now).copies.emplace_back(); }
+void copies_commit() { now->copies.emplace_back(); }
 
-void wait_for_copies(int left) { finish_copies((*now), left + 1); }
+void wait_for_copies(int left) { finish_copies(*now, left + 1); }
 
 void load_matrices(uint32_t (&to)[4], const void* row) {
   uint64_t rows[32];
@@ -350,7 +348,7 @@ void load_matrices(uint32_t (&to)[4], const void* row) {
 
 void multiply(Widen widen, float* sums, const uint32_t* a, const uint32_t* b) {
   uint64_t low[32], high[32], keys[32];
-  exchange(a[0] | uint64_t{a[1]} << 32, low);  // channels 0 to 7 of rows 0 to 7, and 8 to 15
+  exchange(a[0] | uint64_t{a[1]} << 32, low);  // channels 0 to 7 of rows 0 to 7 and of rows 8 to 15
   exchange(a[2] | uint64_t{a[3]} << 32, high);
   exchange(b[0] | uint64_t{b[1]} << 32, keys);
   const int row = lane() / 4, column = 2 * (lane() % 4);
@@ -388,11 +386,7 @@ void run(int64_t blocks, int threads, int shared, bool together, const std::func
       block.warps.resize(threads / 32);
       block.asleep.resize(threads / 32);
       for (Meeting& warp : block.warps) warp.expected = 32;
-      for (int i = 0; i < threads; ++i) {
-        Thread& thread = grid->threads.emplace_back();
-        thread.block = int(b);
-        thread.index = i;
-      }
+      for (int i = 0; i < threads; ++i) grid->threads.emplace_back(int(b), i);
     }
     run_all();
   }
@@ -400,7 +394,7 @@ void run(int64_t blocks, int threads, int shared, bool together, const std::func
 
 }  // namespace timecycle::chip
 
-// How often warps did what chip::note() was told of since the last call, in the order of chip::Event.
+// Counts of the events that were passed to chip::note() since the last call, in the order of chip::Event.
 extern "C" __attribute__((visibility("default"))) void count_events(int64_t* counts) {
   for (int64_t& count : timecycle::chip::events) *counts++ = count, count = 0;
 }

@@ -1,9 +1,10 @@
-// csrc/cuda/chip.h for a CPU: the same functions, so that a kernel's own code runs where there is no GPU.
+// The functions of csrc/cuda/instructions.cuh for a CPU, so that the kernels' own code runs without a GPU.
 //
-// A block's threads are coroutines that take turns in an order drawn by a seed. What a GPU does in the background stays
-// undone for a while, as long as nothing waits for it: copies arrive late, products are taken late or early, sums and
-// shared memory hold NaN until they are written. A missing wait is then wrong numbers, a missing arrival is an error.
-// What cannot be seen here: speed, addresses that only a chip refuses, and the order of memory without a barrier.
+// The threads of a block are coroutines that run in random order, with a fixed seed. Asynchronous operations complete
+// at random times until something waits for them: copies arrive late, matrix products read their operands early or
+// late, accumulators and shared memory are NaN until they are written. So a missing wait gives wrong numbers, and a
+// missing arrival at a barrier is an error. Not emulated: speed, alignment rules of the hardware beyond those of
+// make_boxes, and memory order without a barrier.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -33,7 +34,7 @@ using std::min;
 namespace timecycle::chip {
 
 constexpr int kLargestShared = 1 << 20;
-// Sixteen bits, as wide numbers.
+// Conversions from 16 bits to float.
 struct bfloat16 {
   static float widen(uint16_t bits);
 };
@@ -47,12 +48,12 @@ int64_t blocks();
 int lane();
 char* shared_memory();
 void wait_until(const std::function<bool()>& condition);
-bool coin();  // heads or tails, by the seed
+bool coin();  // true or false at random
 
-// Every lane's value to every lane: what all of a warp's exchanges are made of.
+// Gives every lane the values of all lanes of its warp: all other exchanges are made of this.
 void exchange(uint64_t value, uint64_t (&all)[32]);
 
-inline int64_t events[int(Event::count)] = {};  // of all warps
+inline int64_t events[int(Event::count)] = {};  // counted over all warps
 inline void note(Event event) { events[int(event)] += lane() == 0; }
 void sync_block();
 inline void sync_warp() {
@@ -167,7 +168,7 @@ void multiply(float* sums, const uint32_t* a, const uint32_t* b) {
   multiply(T::widen, sums, a, b);
 }
 
-// Of all threads of all blocks, which then run together.
+// Waits for all threads of all blocks; only in kernels started by launch_together.
 void sync_grid();
 inline uint32_t least(uint32_t value) {
   uint64_t all[32];

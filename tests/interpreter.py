@@ -1,0 +1,35 @@
+"""Triton's interpreter for tests, in processes of their own: TRITON_INTERPRET must be set before Triton is imported."""
+
+import os
+from types import FunctionType
+
+
+def start() -> None:
+    """Initialize a worker process whose Triton kernels are interpreted."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    patch_once()
+
+
+def patch_once() -> None:
+    """Let the interpreter replace the functions of triton.language once per launch of a kernel.
+
+    Triton 3.9 does it again at every call of a function inside a kernel, which takes longer than most functions.
+    """
+    import triton.language
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, "_LangPatchScope"):  # an older Triton
+        return
+    patch, is_builtin = interpreter._patch_lang, triton.language.core.is_builtin
+
+    def patch_if_needed(function: FunctionType) -> "interpreter._LangPatchScope":
+        modules = [x for x in function.__globals__.values() if x is triton.language or x is triton.language.core]
+        # The replacements are not marked as builtins.
+        if modules and not any(is_builtin(module.program_id) for module in modules):
+            return interpreter._LangPatchScope()
+        return patch(function)
+
+    interpreter._patch_lang = patch_if_needed
