@@ -1,1 +1,1 @@
-"""Triton kernels of timecycle.ops, a module an operator. They import nothing of timecycle."""
+"""Triton kernels of timecycle.ops, one module per operator. They do not import timecycle."""

@@ -1,7 +1,7 @@
 """affinity_propagate in Triton: from features and labels to labels. Letters as in timecycle.ops.
 
-The candidates are those of topk_affinity; a second kernel merges and weighs them as topk_affinity does, and adds up the
-labels at once, so that neither weights nor indices reach memory.
+The candidates are those of topk_affinity. A second kernel merges and weighs them as topk_affinity does, and sums the
+labels directly, so that neither weights nor indices are written to memory.
 """
 
 from typing import Any
@@ -17,15 +17,16 @@ from .plan import Plan
 from .propagate_labels import propagate_labels
 from .topk_affinity import Best, Candidates, candidates_of, merge_constants, merge_numbers, topk_affinity
 
-WIDEST = 64  # columns of labels that one program adds up, beside the candidates that it merges
+WIDEST = 64  # most columns of labels that one program sums
 
 
 def affinity_propagate(problem: Any, labels: Tensor, label_frames: Tensor) -> Tensor:
     """Soft labels [B, N, L] float32 of the queries, as `timecycle.ops.affinity_propagate` defines them.
 
-    labels [G, M, L] float32; label_frames [B, T] int64, a slot outside G carries none. Problems as topk_affinity.py.
+    labels [G, M, L] float32; label_frames [B, T] int64, an index outside G means no labels. Features as in
+    topk_affinity.py.
     """
-    if problem.keep_ties:  # a row keeps as many as mask are, which the fixed lists of one pass cannot hold
+    if problem.keep_ties:  # the length of a row depends on the data
         weights, indices, _ = topk_affinity(problem)
         return propagate_labels(weights, indices, labels, label_frames)
     plan = Plan.of(problem)
@@ -35,7 +36,7 @@ def affinity_propagate(problem: Any, labels: Tensor, label_frames: Tensor) -> Te
 
 
 def propagate_candidates(plan: Plan, best: Best, lists: int, labels: Tensor, label_frames: Tensor) -> Tensor:
-    """Soft labels [B, N, L], as affinity_propagate returns them, from candidates as finish_candidates takes them."""
+    """Soft labels [B, N, L], as affinity_propagate returns them, from the candidates of finish_candidates."""
     labels, label_frames = labels.contiguous(), label_frames.contiguous()
     out = labels.new_empty((plan.targets, plan.queries, labels.shape[2]))
     if out.numel():
@@ -57,7 +58,7 @@ def _propagate(plan: Plan, candidates: Candidates, labels: Tensor, label_frames:
 
 
 def propagate_constants(plan: Plan, merged: int, length: int) -> dict:
-    """The compile-time arguments of propagate, which merges that many lists and adds up labels of that length."""
+    """The compile-time arguments of propagate, for that number of lists to merge and that number of classes."""
     return {**merge_constants(plan, merged), "COLUMNS": min(WIDEST, power_of_two(length))}
 
 
@@ -85,7 +86,7 @@ def propagate(
     SOFTMAX_OVER_ALL: tl.constexpr, NEIGHBORHOOD: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Merge and weigh the candidates of every group, and add up COLUMNS of their labels.
+    """Merge and weigh the candidates of every group, and sum COLUMNS of their labels.
 
     Grid: (tiles of ROWS queries, tiles of columns, B).
     """

@@ -1,12 +1,12 @@
 """attention in Triton, and its gradient; formulas and letters in timecycle.ops.attention.
 
-The logits of a few samples at a time (`LARGEST`) are held in workspace memory that the products of contract.py write
-and read. This minimizes the work: each shift reads the softmax at other rows, so a kernel that kept tiles of it in
+The logits of a few samples at a time (`LARGEST`) are in workspace memory, written and read by the products of
+contract.py. This minimizes the work: each shift reads the softmax at other rows, so a kernel with tiles of it in
 registers would compute the product of queries and keys once per shift (16 for TimeCycle's localizer), and again for the
 gradient of the values.
 
-Multiplications of a sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32, and what
-the softmax is multiplied by later sees it in the features' dtype; of float16 in float32, in which its shares fit.
+Multiplications per sample: forward N M D + S R M C, backward 3 N M D + S N M C + S R M C. Logits are float32. Products
+read the softmax in the features' dtype, or for float16 in float32, since its values may be too small for float16.
 """
 
 import functools
@@ -23,8 +23,8 @@ from .grid import rounded
 from .limits import MOST_PROGRAMS, cdiv, evenly
 
 LARGEST = 1 << 22  # most entries of the matrices held at a time, unless one sample alone has more
-PITCH = 64  # of its rows
-ROWS, COLUMNS, WARPS = 8, 128, 4  # of a matrix that one program holds
+PITCH = 64  # their rows are padded to a multiple of it
+ROWS, COLUMNS, WARPS = 8, 128, 4  # of the softmax kernels
 WORD = 1 << 32
 
 
@@ -32,12 +32,12 @@ WORD = 1 << 32
 class Softmax:
     """Inputs of the softmax kernels."""
 
-    query: Tensor  # [B, N, D], made fit
-    key: Tensor  # [B, M, D], made fit
+    query: Tensor  # [B, N, D], padded by contract.fit
+    key: Tensor  # [B, M, D], likewise
     scale: Tensor  # [B, M] float32
     temperature: float
-    threshold: int  # edges with a hash below it are dropped
-    salt: int  # the hash of the seed; both as signed 32 bits
+    threshold: int  # edges with a hash below it are dropped; as signed 32 bits
+    salt: int  # the hash of the seed; likewise
 
     @staticmethod
     def of(problem: Any) -> "Softmax":
@@ -53,7 +53,7 @@ class Softmax:
         return evenly(samples, max(1, min(LARGEST // (queries * self.key.shape[1]), MOST_PROGRAMS)))
 
     def logits(self, part: slice) -> Tensor:
-        """<query, key> / temperature of some samples: [b, N, M and some], float32, rows side by side; 0 beyond M."""
+        """<query, key> / temperature of some samples: [b, N, M padded to PITCH] float32; 0 beyond M."""
         query, key = self.query[part], self.key[part]
         pitch = cdiv(key.shape[1], PITCH) * PITCH
         out = torch.empty((*query.shape[:2], pitch), dtype=torch.float32, device=query.device)
@@ -61,17 +61,17 @@ class Softmax:
         return out
 
     def kept(self, matrix: Tensor) -> Tensor:
-        """Memory for a matrix of the same shape in the dtype that products take: its own where that is float32."""
+        """Memory for the softmax in the dtype that products take: a new matrix, or `matrix` itself for float32."""
         if self.query.dtype == torch.bfloat16:
             return torch.empty_like(matrix, dtype=torch.bfloat16)
         return matrix
 
     def numbers(self, part: slice, pitch: int) -> tuple[int, ...]:
-        """What both kernels take, from `first` to `salt`."""
+        """Arguments of both softmax kernels, from `first` to `salt`."""
         return part.start, self.query.shape[1], self.key.shape[1], pitch, self.threshold, self.salt
 
     def grid(self, samples: int) -> tuple[int, int]:
-        """Programs of both kernels."""
+        """Grid of both softmax kernels."""
         return cdiv(self.query.shape[1], ROWS), samples
 
 
@@ -154,7 +154,7 @@ def softmax_constants(drop: bool) -> dict[str, int | bool]:
 
 
 def _mixed(word: int) -> int:
-    """MurmurHash3's finalizer of the lower 32 bits."""
+    """MurmurHash3's finalizer, applied to the lower 32 bits."""
     word %= WORD
     word = (word ^ word >> 16) * 0x85EBCA6B % WORD
     word = (word ^ word >> 13) * 0xC2B2AE35 % WORD
@@ -162,13 +162,13 @@ def _mixed(word: int) -> int:
 
 
 def _signed(word: int) -> int:
-    """The 32 bits of a word as a signed number: the type a kernel takes must not depend on them."""
+    """The 32 bits of a word as a signed integer: the type of a kernel's argument must not depend on its value."""
     return word - WORD if word >= WORD // 2 else word
 
 
 @triton.jit
 def mixed(word):
-    """MurmurHash3's finalizer of uint32."""
+    """MurmurHash3's finalizer for uint32."""
     word = (word ^ (word >> 16)) * 0x85EBCA6B
     word = (word ^ (word >> 13)) * 0xC2B2AE35
     return word ^ (word >> 16)
@@ -178,7 +178,7 @@ def mixed(word):
 def logits_at(m, logits, place, scale, row, q_mask, keys, pitch, threshold, salt, DROP: tl.constexpr):
     """Mask and logits [N, M], factors [M] of the keys, and scaled logits, -inf for dropped edges and beyond the keys.
 
-    m: [M] keys. row: [N] numbers of the queries. place: [N, 1] where their logits begin.
+    m [M]: keys. row [N]: indices of the queries. place [N, 1]: offsets of their logits.
     """
     mask = q_mask[:, None] & (m < pitch)[None, :]
     logit = tl.load(logits + place + m[None, :], mask=mask, other=0.0)
@@ -199,7 +199,7 @@ def normalize(
     lse,  # out [B, N] float32
     first, queries, keys, pitch, threshold, salt, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The softmax of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
+    """The softmax of ROWS queries of sample first + b. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     q_mask, row = n < queries, (first + b) * queries + n
@@ -235,13 +235,13 @@ def normalize_backward(
     softmax_scale,
     first, queries, keys, pitch, threshold, salt, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of ROWS queries of a sample, of which the first is number `first`. Grid: (tiles of queries, b)."""
+    """The gradient of ROWS queries of sample first + b. Grid: (tiles of queries, b)."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     q_mask, row = n < queries, (first + b) * queries + n
     place, factors = ((b * queries + n) * pitch)[:, None], scale + (first + b) * keys
     log = tl.load(lse + row, mask=q_mask, other=float("-inf"))
-    # A query without an edge may have any gradient of its lse; it passes none on.
+    # The lse of a query without an edge is -inf: its gradient may be anything, and is ignored.
     sees = log != float("-inf")
     shift, own = tl.where(sees, log, float("inf")), tl.where(sees, tl.load(d_lse + row, mask=q_mask, other=0.0), 0.0)
     mean = tl.zeros((ROWS,), tl.float32)

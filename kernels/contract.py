@@ -14,7 +14,7 @@ from .grid import product, rounded
 from .limits import cdiv
 
 STEP = 16
-"""Rows' lengths and strides are multiples of it."""
+"""The lengths and strides of rows are multiples of it."""
 PLAIN, MOVED_ROWS, MOVED_TERMS = (tl.constexpr(kind) for kind in range(3))
 
 
@@ -30,8 +30,8 @@ def fit(x: Tensor) -> Tensor:
 def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0) -> None:
     """Write to out [G, I, J]: factor * left [G, I, K] @ right [G, K, J].
 
-    Sizes may differ by padding: where one input has more of K, it must hold zeros; what inputs have more than `out` of
-    I and J is ignored, and what `out` has more is filled with zeros.
+    Sizes may differ by padding. If K differs, the padding of the larger input must be zeros. Rows I and columns J of
+    the inputs beyond those of `out` are ignored; those of `out` beyond the inputs' are set to zero.
     """
     groups, rows, columns = out.shape
     sizes = (rows, columns, left.shape[1], left.shape[2], right.shape[1], right.shape[2], 1, 1, 1, 1)
@@ -42,13 +42,12 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0) -> N
 def multiply_moved(left: Tensor, right: Tensor, shifts: Tensor, out: Tensor, pieces: int = 1) -> None:
     """Write to out [G, I, J]: the sum over s of left [G, I + shifts[s], K] @ right [S, K, J] or [G, S, K, J].
 
-    Rows outside `left` are zeros. shifts [S] int64, of either sign. With more than one of `pieces`, P,
-    out is [P, G, I, J], whose sum over P is the result: for long sums of few elements. K and J as for `multiply`; `out`
-    is contiguous.
+    Rows outside `left` are zeros. shifts [S] int64, of either sign. If `pieces` P > 1, out is [P, G, I, J], and its sum
+    over P is the result: for long sums of few elements. K and J as for `multiply`; `out` is contiguous.
     """
     groups, rows, columns = out.shape[-3:]
     shared = right.ndim == 3
-    # Samples that multiply the same matrices are one, of more rows: the last tile of each would be mostly empty.
+    # Samples that share `right` are treated as one with more rows, since the last tile of each would be mostly empty.
     batch = (1, groups * rows) if shared else (groups, rows)
     sizes = (batch[1], columns, *left.shape[1:], *right.shape[-2:], rows, len(shifts), 1, pieces)
     strides = (0 if shared else left.stride(0), *left.stride(), 0 if shared else right.stride(0), right.stride(-3), 0)
@@ -59,7 +58,7 @@ def multiply_moved(left: Tensor, right: Tensor, shifts: Tensor, out: Tensor, pie
 def multiply_moved_terms(left: Tensor, right: Tensor, shifts: Tensor, out: Tensor) -> None:
     """Add to out [S, I, J] the sum over g, k of left [G, I, k + shifts[s]] * right [G, k, J].
 
-    k runs over right's K. To out [G, S, I, J] the sum of each g is added. I and J as for `multiply`; shifts [S] int64;
+    k runs over right's K. If out is [G, S, I, J], the sum is over k alone. I and J as for `multiply`; shifts [S] int64;
     `out` is contiguous.
     """
     groups, terms, _ = right.shape
@@ -73,7 +72,7 @@ def multiply_moved_terms(left: Tensor, right: Tensor, shifts: Tensor, out: Tenso
 def pieces(left: Tensor, right: Tensor, rows: int) -> int:
     """Into how many pieces multiply_moved should split the sum over shifts, to occupy all multiprocessors.
 
-    Arguments and `rows`, I, as multiply_moved takes them.
+    Arguments as those of multiply_moved; `rows` is I.
     """
     tile, groups = _tile(left, right), len(left)
     programs = cdiv(groups * rows, tile.n) if right.ndim == 3 else groups * cdiv(rows, tile.n)
@@ -86,7 +85,7 @@ def _tile(left: Tensor, right: Tensor) -> tiles.Tile:
 
 
 def _precision(left: Tensor, right: Tensor) -> str:
-    # What is kept of float16's softmax is float32, since its shares are too small for float16.
+    # The softmax of float16 features is stored in float32, since its values may be too small for float16.
     return tiles.precision(left.dtype) if left.dtype == right.dtype else "tf32"
 
 
@@ -120,7 +119,7 @@ def contract(
     left,
     right,
     out,  # rows are contiguous
-    shifts,  # int64, a number a slice or member
+    shifts,  # int64, one per slice or member
     rows,  # of `out`, in all
     columns,
     left_rows,  # rows of `left`; likewise the next three
@@ -150,10 +149,10 @@ def contract(
     J: tl.constexpr,
     K: tl.constexpr,
 ):
-    """A tile of I rows and J columns, K terms a step.
+    """A tile of I rows and J columns, K terms per step.
 
-    Grid: (tiles of rows * tiles of columns * groups * pieces,), the first of them changing fastest: only the first
-    dimension of a grid counts beyond 65,535.
+    Grid: (tiles of rows * tiles of columns * groups * pieces,), tiles of rows changing fastest: only the first
+    dimension of a grid may be larger than 65,535.
     """
     down, across = tl.cdiv(rows, I), tl.cdiv(columns, J)
     rest = tl.program_id(0) // down
@@ -179,7 +178,7 @@ def contract(
         at, found, near, far, moved = place, there, k, k * 0, 0
         if KIND == MOVED_ROWS:
             at = place + shift
-            # The next step's, so that its address waits for no other load.
+            # Loaded one step ahead, so that the addresses of a step do not depend on a load of the same step.
             shift = tl.load(shifts + tl.minimum((step + 1) // steps, slices - 1)).to(tl.int32)
             found = there & (at >= 0) & (at < left_rows)
         if KIND == MOVED_TERMS:

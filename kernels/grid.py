@@ -1,8 +1,8 @@
 """Positions on a grid, shared by all kernels of topk_affinity.
 
-Positions of a frame are a grid of `width` columns; without a neighborhood it is one row of all positions, so that one
-piece of code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a neighborhood
-two-dimensional patches of queries and keys keep the box that a patch can reach small; without one, WIDE = SIZE.
+Positions of a frame are a grid of `width` columns; without a neighborhood it is one row of all positions, so that the
+same code serves both. A tile is a patch of such a grid: SIZE positions in rows of WIDE. With a neighborhood, patches
+are two-dimensional, so that the box of keys inside the neighborhoods of a patch is small; without one, WIDE = SIZE.
 """
 
 import triton
@@ -55,7 +55,7 @@ def box(corner, size, bounds, outside_count, NEIGHBORHOOD: tl.constexpr, SIZE: t
 
 @triton.jit
 def counts_of(multiplicity, slot):
-    """How often the keys of a slot [B * T] count inside and outside the neighborhood."""
+    """Multiplicity of the keys of a slot [B * T] inside and outside the neighborhood."""
     inside_count = tl.load(multiplicity + slot * 2).to(tl.int32)
     outside_count = tl.load(multiplicity + slot * 2 + 1).to(tl.int32)
     return inside_count, outside_count
@@ -66,7 +66,7 @@ def patches_seen(
     corner, size, bounds, outside_count,
     NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The box that a patch sees in patches of OTHER positions: its first row and column, how many across and in all."""
+    """The box that a patch sees, in patches of OTHER positions: its first row and column, patches per row, patches."""
     first_y, end_y, first_x, end_x = box(corner, size, bounds, outside_count, NEIGHBORHOOD, SIZE, WIDE)
     across = tl.cdiv(end_x - first_x, OTHER_WIDE)
     return first_y, first_x, across, tl.cdiv(end_y - first_y, OTHER // OTHER_WIDE) * across
@@ -77,7 +77,7 @@ def slot_seen(
     frames, multiplicity, first, t, bank_frames, corner, size, bounds,
     NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The frame of slot first + t, the counts of its keys, the box seen, and how many patches it has; 0 if empty."""
+    """Frame, multiplicities, box seen and number of its patches, of slot first + t; no patches if the slot is empty."""
     frame = tl.load(frames + first + t)
     counted = counts_of(multiplicity, first + t)
     first_y, first_x, across, patches = patches_seen(
@@ -99,7 +99,7 @@ def patch_at(
     i, seen, corner, counts, bounds,
     NEIGHBORHOOD: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, OTHER: tl.constexpr, OTHER_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Where patch i of those in a box that is `seen` begins, and whether any of it counts for the patch at `corner`."""
+    """First row and column of patch i of the box `seen`, and whether its keys can count for the patch at `corner`."""
     (first_y, first_x, across), (top, left) = seen, corner
     (inside_count, outside_count), (rows, columns, limit) = counts, bounds
     y = first_y + i // across * (OTHER // OTHER_WIDE)
@@ -114,7 +114,7 @@ def patch_at(
 
 @triton.jit
 def times_counted(qy, qx, ky, kx, exists, multiplicities, bounds, NEIGHBORHOOD: tl.constexpr):
-    """How often each key [M] counts for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
+    """Multiplicity of each key [M] for each query [N], int32 [N, M]; 0 for keys that are not on the grid."""
     (inside_count, outside_count), (rows, columns, limit) = multiplicities, bounds
     counts = tl.where(exists, inside_count, 0)[None, :]
     if NEIGHBORHOOD:
@@ -127,7 +127,7 @@ def times_counted(qy, qx, ky, kx, exists, multiplicities, bounds, NEIGHBORHOOD: 
 def product(left, right, total, PRECISION: tl.constexpr):
     """The sum of total [X, Y] float32 and left [X, D] @ right [D, Y], which are of one dtype."""
     if INTERPRETED and left.dtype == tl.bfloat16:
-        # The interpreter holds bfloat16 as whole numbers, and would multiply those.
+        # The interpreter stores the bits of bfloat16 as integers, and would multiply those.
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, total, input_precision=PRECISION)
 
@@ -136,7 +136,7 @@ def product(left, right, total, PRECISION: tl.constexpr):
 def rounded(x, dtype: tl.constexpr):
     """Float32 x in another dtype, rounded to the nearest."""
     if INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter would cut the lower bits off.
+        # The interpreter would truncate.
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
@@ -147,10 +147,10 @@ def dots(
     left, right, channels,
     N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Products [N, M] in float32 of the rows at pointers left [N] and right [M], each `channels` values in a row.
+    """Products [N, M] in float32 of the rows at pointers left [N] and right [M], each of `channels` contiguous values.
 
-    D channels at a time; EVEN says that D divides `channels`. Every kernel takes its products from here with the same
-    N, M, D, so that a threshold found by one holds for another to the last bit.
+    D channels at a time; EVEN means that D divides `channels`. All kernels compute products by this function with the
+    same N, M, D, so that they are bitwise equal, and a threshold found by one kernel is exact in another.
     """
     step = tl.arange(0, D)
     total = tl.zeros((N, M), tl.float32)
@@ -172,9 +172,9 @@ def scored_keys(
     NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     D: tl.constexpr, M_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A patch of keys: positions [M], pointers [M], products [N, M] with the queries, and counts [N, M].
+    """A patch of keys: positions [M], pointers [M], products [N, M] with the queries, and multiplicities [N, M].
 
-    queries: pointers, rows and columns [N]. corner, size: of the patch, and of the frame that `frame` points to.
+    queries: pointers, rows and columns [N]. corner: of the patch. size: of the frame that `frame` points to.
     """
     (row, qy, qx), (height, width) = queries, size
     ky, kx, m, exists = patch_places(corner, height, width, M, M_WIDE)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 
 class Launch(NamedTuple):
-    """A device and its stream; what the module's functions take last."""
+    """A device and a stream: the last argument of the module's functions."""
 
     module: ModuleType
     device: int
     stream: int
     """The address of the cudaStream_t."""
     hopper: bool
-    """Whether the kernels for Hopper run; other chips, Ampere or newer, run the others."""
+    """Whether the kernels for Hopper run; other chips from Ampere on run those for sm_80."""

@@ -1,20 +1,20 @@
-"""Candidates into neighbors: what topk_affinity and affinity_propagate do with the lists that scan leaves."""
+"""From candidates to neighbors: what topk_affinity and affinity_propagate do with the lists that scan writes."""
 
 import triton
 import triton.language as tl
 
 from .grid import near
 
-INVALID = tl.constexpr(2**31 - 1)  # above every index: what holds the place of a neighbor that does not exist
+INVALID = tl.constexpr(2**31 - 1)  # larger than every index: a missing neighbor
 
 
 MERGE_SIZES = ["queries", "positions", "bank_frames", "slots", "merged", "width", "rows", "columns", "limit", "k"]
-"""Numbers of a kernel that merges which Triton is not to compile it anew for."""
+"""Arguments of merging kernels for whose values Triton must not specialize."""
 
 
 @triton.jit
 def merge(
-    lists,  # values and indices [lists, N, k], which scan leaves; queries, positions, and how many are merged
+    lists,  # values and indices [lists, N, k] of scan; N, M, and the number of lists to merge
     multiplicity,  # of the target: [T, 2] int64
     part,
     n,
@@ -27,9 +27,9 @@ def merge(
     ROWS: tl.constexpr,
     NEIGHBORHOOD: tl.constexpr,
 ):
-    """Products and indices [ROWS, K] of the k best of the `merged` lists from `part` on, in order; -inf where none is.
+    """Products and indices [ROWS, K] of the k best of `merged` lists from `part` on, best first; -inf for missing ones.
 
-    A key takes as many places as it counts.
+    A key appears as often as its multiplicity says.
     """
     (values, indices, queries, positions, merged), (rows, columns, limit) = lists, bounds
     candidate = tl.arange(0, P)[None, :]
@@ -71,7 +71,7 @@ def softmax(
     S: tl.constexpr,
     SOFTMAX_OVER_ALL: tl.constexpr,
 ):
-    """Shift and sum [ROWS] of the softmax over all keys, or over the kept products out_v; the sum of none is 0."""
+    """Shift and sum [ROWS] of the softmax over all keys, or over the top k, out_v; the sum is 0 without a key."""
     if SOFTMAX_OVER_ALL:
         split = tl.arange(0, S)[None, :]
         at = (part + split) * queries + n[:, None]
@@ -90,7 +90,7 @@ def softmax(
 
 @triton.jit
 def weigh(out_v, shift, total, softmax_scale_log2):
-    """Shares [ROWS, K] of the softmax; 0 of what does not exist."""
+    """The softmax [ROWS, K]; 0 for missing neighbors."""
     part = tl.exp2((out_v - shift[:, None]) * softmax_scale_log2) / tl.where(total == 0, 1.0, total)[:, None]
     return tl.where(out_v > float("-inf"), part, 0.0)
 

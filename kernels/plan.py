@@ -1,4 +1,4 @@
-"""A problem prepared for the kernels of topk_affinity: its tensors, and the numbers that several of them take.
+"""A problem prepared for the kernels of topk_affinity: its tensors, and the arguments that several kernels share.
 
 A problem is any object with the fields of timecycle.ops.problem.Problem, where they are explained.
 """
@@ -16,13 +16,13 @@ SIZES = [
     *("bank_frames", "slots", "height", "width", "key_height", "key_width"),
     *("rows", "columns", "limit"),
 ]
-"""Numbers of a kernel that multiplies which Triton is not to compile it anew for."""
+"""Arguments of multiplying kernels for whose values Triton must not specialize."""
 
 
 class Bounds(NamedTuple):
-    """A neighborhood as three whole numbers, so that kernels need no table.
+    """A neighborhood as three integers, so that kernels need no table.
 
-    Inside is: dy < rows, dx <= columns, dy^2 + dx^2 <= limit.
+    A key is inside if dy < rows, dx <= columns and dy^2 + dx^2 <= limit.
     """
 
     rows: int
@@ -31,10 +31,10 @@ class Bounds(NamedTuple):
 
     @staticmethod
     def of(half_widths: list[int]) -> "Bounds":
-        """From the largest |dx| inside d rows away, for each d. Raises ValueError if no three numbers say the same.
+        """From the half width at each distance in rows. Raises ValueError if three integers cannot describe them.
 
-        They do for every disc and square, also where the grid cuts it: a row's own bound is met by its widest entry or
-        by `limit`, and `limit` is no larger than the disc's own.
+        They can describe every disc and square, even if the grid is smaller: a half width is limited by `columns` or by
+        `limit`, and `limit` is no larger than the squared radius of the disc.
         """
         if not half_widths:
             return Bounds(0, -1, -1)
@@ -52,18 +52,18 @@ class Plan(NamedTuple):
     problem: Any
     """The whole problem; its tensors are not used."""
     query: Tensor
-    """[B, N, D], channels side by side, as the bank's."""
+    """[B, N, D], with contiguous channels, like the bank."""
     bank: Tensor
     frames: Tensor
-    """[B, T], contiguous, as multiplicity [B, T, 2]."""
+    """[B, T], contiguous, like multiplicity [B, T, 2]."""
     multiplicity: Tensor
     bounds: Bounds
     precision: str
-    """Of products: Triton's `input_precision`."""
+    """Triton's `input_precision` of products."""
     whole_targets: int
-    """Targets of the whole problem: slots are grouped as they are for all."""
+    """Targets of the whole problem, on which the grouping of slots depends."""
     targets: int
-    """B, and the next sizes: of the tensors above, whose shapes take longer to read."""
+    """B. This and the following sizes are stored, since reading a tensor's shape takes longer."""
     queries: int
     """N."""
     channels: int
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
 
     @staticmethod
     def of(problem: Any) -> "Plan":
-        """For all targets of a problem."""
+        """The plan for all targets of a problem."""
         query, bank = (x if x.stride(-1) == 1 else x.contiguous() for x in (problem.query, problem.bank))
         return Plan(
             problem,
@@ -92,23 +92,23 @@ class Plan(NamedTuple):
         )
 
     def changed(self, **tensors: Tensor) -> "Plan":
-        """The same with other tensors, and their sizes."""
+        """The same plan with other tensors and their sizes."""
         plan = self._replace(**tensors)
         return Plan(*plan[:8], *_sizes(plan.query, plan.bank, plan.frames))
 
     def parts(self, lists: int) -> list[slice]:
         """Targets to work on at a time, to bound the memory of candidates with `lists` lists per query.
 
-        A candidate is 8 bytes; a softmax over all keys has 8 more of each list, its top and its sum.
+        A candidate has 8 bytes; with a softmax over all keys a list has 8 more, its maximum and its sum.
         """
         of_a_target = lists * self.queries * 8 * (self.problem.k + self.problem.softmax_over_all)
         return limits.evenly(self.targets, min(limits.MOST_PROGRAMS, max(1, limits.WORKSPACE // max(1, of_a_target))))
 
     def part(self, targets: slice) -> "Plan":
-        """The part of these targets.
+        """The plan for some of the targets.
 
-        Results are bitwise those of the whole problem, except where the CUDA scan sums a softmax: it divides the keys
-        of each launch among all blocks.
+        Results are bitwise those of the whole problem, except for a softmax over all keys by the CUDA scan, which
+        divides the keys of each launch among all blocks.
         """
         if targets == slice(0, self.targets):
             return self
@@ -117,12 +117,12 @@ class Plan(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Lists of a query in the end."""
+        """Lists per query in the result."""
         return 1 if self.problem.joint else self.slots
 
     @property
     def neighborhood(self) -> bool:
-        """Whether keys are bound to a neighborhood."""
+        """Whether there is a neighborhood."""
         return self.problem.grid_width > 0
 
     @property
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
 
     @property
     def softmax_scale_log2(self) -> float:
-        """Kernels work in powers of two: 2 ** (product * softmax_scale_log2) = exp(product / temperature)."""
+        """The scale for kernels, which use exp2: 2 ** (product * softmax_scale_log2) = exp(product / temperature)."""
         return math.log2(math.e) / self.problem.temperature
 
     def patches(self, size: int, keys: bool = False) -> int:
@@ -143,10 +143,10 @@ class Plan(NamedTuple):
         return cdiv(self.problem.grid_width, wide) * cdiv(self.queries // self.problem.grid_width, size // wide)
 
     def launch_grid(self, tile: tiles.Tile) -> tuple[tuple[int, int, int], int]:
-        """Programs (tiles of queries, groups of slots, B), and the slots of a group.
+        """The grid (tiles of queries, groups of slots, B), and the slots per group.
 
-        One slot a group if lists are per slot. A joint list is better the longer it lives, so its groups are only as
-        many as keep the chip busy.
+        If lists are per slot, a group is one slot. A joint list needs fewer insertions the more slots it covers, so
+        there are only as many groups as occupy the GPU.
         """
         across = self.patches(tile.n)
         wanted = cdiv(tiles.programs_at_once(self.query.device), max(1, across * self.whole_targets))
@@ -163,21 +163,21 @@ class Plan(NamedTuple):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """From one target's queries, and one query, to the next; from one frame's keys, and one key, to the next."""
+        """Strides of targets and queries in `query`, and of frames and keys in `bank`."""
         return *self.query.stride()[:2], *self.bank.stride()[:2]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The first arguments of a kernel that multiplies."""
+        """The first arguments of multiplying kernels."""
         return self.query, self.bank, self.frames, self.multiplicity
 
     def numbers(self) -> tuple[int | float, ...]:
-        """Its numbers, from `bank_frames` to `softmax_scale_log2`."""
+        """Arguments of multiplying kernels, from `bank_frames` to `softmax_scale_log2`."""
         queries, keys = self.grids
         sizes = (self.bank_frames, self.slots, *queries, *keys, self.channels)
         return *sizes, *self.strides, *self.bounds, self.softmax_scale_log2
 
     def constants(self, tile: tiles.Tile) -> dict[str, object]:
-        """Its compile-time arguments."""
+        """Compile-time arguments of multiplying kernels."""
         return {
             "NEIGHBORHOOD": self.neighborhood,
             "PRECISION": self.precision,
@@ -191,5 +191,5 @@ class Plan(NamedTuple):
 
 
 def _sizes(query: Tensor, bank: Tensor, frames: Tensor) -> tuple[int, ...]:
-    """Plan's sizes, from `targets` to `slots`."""
+    """The sizes of a Plan, from `targets` to `slots`."""
     return *query.shape, *bank.shape[:2], frames.shape[1]

@@ -1,7 +1,7 @@
 """propagate_labels in Triton: labels gathered by indices and summed by weights, and its gradients.
 
-Letters as in timecycle.ops. The gradient of topk_affinity through its kept keys is the same two sums, with features in
-the place of labels (topk_affinity_backward.py).
+Letters as in timecycle.ops. The gradient of topk_affinity through the selected keys is the same two sums, with features
+in place of labels (topk_affinity_backward.py).
 """
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .limits import cdiv, power_of_two
 
-LONGEST = 128  # columns of a table that one program takes
-ENTRIES = 16  # of a row that are scattered at a time
+LONGEST = 128  # most columns that one program handles
+ENTRIES = 16  # entries of a row that are scattered at a time
 
 
 def block(length: int) -> tuple[int, int]:
-    """Columns of a table of that many, and rows, that one program takes."""
+    """Columns and rows that one program handles, for tables with `length` columns."""
     columns = min(LONGEST, power_of_two(max(1, length)))
     return columns, 2048 // columns
 
@@ -54,9 +54,9 @@ def propagate_labels_backward(
 
 
 def row_products(source: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, out: Tensor) -> Tensor:
-    """Write to out [B, N, K] the products of each row of source [B, N, L] with the rows of `labels` [G, M, L] meant.
+    """Write to out [B, N, K] the products of each row of source [B, N, L] with the rows of labels [G, M, L] at indices.
 
-    Accumulated in float32; 0 for an index outside. Returns `out`, contiguous.
+    Accumulated in float32; 0 for an index outside. `out` is contiguous, and is returned.
     """
     source, indices, labels, frames = (x.contiguous() for x in (source, indices, labels, frames))
     (_, queries, kept), length = out.shape, labels.shape[2]
@@ -69,10 +69,10 @@ def row_products(source: Tensor, indices: Tensor, labels: Tensor, frames: Tensor
 
 
 def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tensor, out: Tensor) -> Tensor:
-    """Add to out [G, M, L] the rows of source [B, N, L], each to the K rows that indices [B, N, K] mean, by weight.
+    """Add each row of source [B, N, L], times its weights, to the K rows of out [G, M, L] at indices [B, N, K].
 
-    Entries are sorted by the row they go to, and each row is summed by one program in a fixed order: no atomics, and
-    the same result every time. Returns `out`, contiguous.
+    Entries are sorted by destination row, and each row is summed by one program in a fixed order: no atomics, and the
+    same result every time. `out` is contiguous, and is returned.
     """
     source, weights = source.contiguous(), weights.contiguous()
     (maps, positions, length), kept = out.shape, weights.shape[2]
@@ -92,7 +92,7 @@ def scatter_rows(source: Tensor, weights: Tensor, indices: Tensor, frames: Tenso
 
 @triton.jit
 def table_row(indices, frames, at, b, slots, maps, positions, mask):
-    """The rows, int64, that indices[at] mean in a table [G * M, ...], and which exist: no other is to be read."""
+    """Rows, int64, of a table [G * M, ...] at indices[at], and which of them exist; others must not be read."""
     index = tl.load(indices + at, mask=mask, other=-1)
     exists = (index >= 0) & (index // positions < slots)
     frame = tl.load(frames + b * slots + index // positions, mask=exists, other=-1)
@@ -117,7 +117,7 @@ def gather(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """ROWS of the B * N = count queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns)."""
+    """ROWS of the count = B * N queries, COLUMNS of their labels. Grid: (tiles of queries, tiles of columns)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     q_mask, inside = row < count, column < length
@@ -147,7 +147,7 @@ def products(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """ROWS of the B * N * K = count products. Grid: (tiles of products,)."""
+    """ROWS of the count = B * N * K products. Grid: (tiles of products,)."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = at // kept
     source, exists = table_row(indices, frames, at, row // queries, slots, maps, positions, at < count)
@@ -165,7 +165,7 @@ def products(
 def scatter(
     source,  # [B * N, L]
     weights,  # [B * N * K]
-    entries,  # [B * N * K] int64: places in `weights`, sorted by the row of `out` they go to
+    entries,  # [B * N * K] int64: offsets into `weights`, sorted by destination row
     bounds,  # [rows + 1] int64: where each row's entries begin
     out,  # [rows, L], added to
     kept,

@@ -1,10 +1,9 @@
 """Registers, spills and matrix instructions of the compiled kernels: python -m timecycle.kernels.report sm_90.
 
-Every kernel is compiled ahead of time in the configurations that are shipped, and one line each says how many
-registers it takes, how many bytes (NVIDIA) or registers (AMD) a thread spills, its shared memory, and how many
-instructions of the chip's matrix units it has, under the Triton that is installed. tests/test_kernels_compile.py holds
-the kernels to it. With --record, what spills is written to spills.json: {version of Triton: {chip: {case: spills}}},
-where each chip is named whose cases all compiled.
+Every kernel is compiled ahead of time by the installed Triton in all shipped configurations. One line each shows its
+registers, spilled bytes (NVIDIA) or registers (AMD) per thread, shared memory, and the number of matrix instructions.
+tests/test_kernels_compile.py checks them. With --record, spills are written to spills.json: {version of Triton: {chip:
+{case: spills}}}, where a chip appears if all its cases compiled.
 """
 
 import argparse
@@ -56,7 +55,7 @@ class Case:
     constants: dict[str, Any]
     options: dict[str, int]
     types: dict[str, str]
-    """Of arguments that are neither in POINTERS nor whole numbers."""
+    """Types of the arguments that are neither in POINTERS nor integers."""
     forward: bool
     matrix: bool
     """Whether it must use the chip's matrix units."""

@@ -1,8 +1,8 @@
 """softmax_at in Triton, and its gradient; formulas in timecycle.ops.softmax_at.
 
-An edge is a row of a table that an index means, so the kernels are those of labels (propagate_labels.py): products of
-queries with gathered keys, and in the gradient a sum of gathered keys and one scattered over the keys. The rest are
-PyTorch operators on tensors of the size of the indices. Deterministic.
+The kernels are those of labels (propagate_labels.py): dot products of queries with gathered keys, and in the gradient a
+sum of gathered keys and a sum scattered over the keys. The rest are PyTorch operators on tensors of the size of the
+indices. Deterministic.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def softmax_at_backward(problem: Any, gradient: Tensor, out: Tensor) -> tuple[Te
 
 
 def _own(query: Tensor) -> Tensor:
-    """[B, 1]: indices of sample b mean rows of its own keys."""
+    """The frames argument of the label kernels, [B, 1]: sample b reads its own keys."""
     return torch.arange(len(query), device=query.device)[:, None]
 
 
@@ -48,7 +48,7 @@ def _products(problem: Any) -> Tensor:
 
 
 def _factors(problem: Any) -> Tensor:
-    """The factor of each edge's key, that of some key where there is no edge."""
+    """The factor of each edge's key; arbitrary where there is no edge."""
     scale, indices = problem.scale, problem.indices
     return scale.gather(1, indices.clamp(0, scale.shape[1] - 1).flatten(1)).view_as(indices)
 

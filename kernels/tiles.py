@@ -1,7 +1,8 @@
-"""Block shapes of every kernel, in one table per chip family. The only place where they are chosen.
+"""The block shapes of all kernels, in one table per chip family.
 
-N queries and M keys are multiplied at a time, D channels a step. The shapes are those that the compilers accept without
-spilling registers in the forward kernels (tests/test_kernels_compile.py, NOTES.md). They are not tuned on a GPU.
+N queries and M keys are multiplied at a time, D channels per step. The shapes are those that the compilers accept
+without spilling registers in the forward kernels (tests/test_kernels_compile.py, NOTES.md). They are not tuned on a
+GPU.
 """
 
 import functools
@@ -13,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """A block shape, and the warps and pipeline stages it is compiled with."""
+    """A block shape, and the numbers of warps and pipeline stages."""
 
     n: int
     m: int
@@ -23,17 +24,17 @@ class Tile:
     wide: int = 0
     """Backward: channels of the gradient that one program holds."""
     registers: int = 0
-    """Registers a thread may take; 0 leaves it to ptxas, which may spill a few to get down to 128."""
+    """Most registers per thread; 0 leaves it to ptxas, which may spill some to reach 128."""
 
     def options(self) -> dict[str, int]:
-        """What Triton's launcher and compiler take beside a kernel's own arguments."""
+        """Triton's launch options."""
         options = {"num_warps": self.warps, "num_stages": self.stages}
         return {**options, "maxnreg": self.registers} if self.registers else options
 
 
 @dataclass(frozen=True)
 class Family:
-    """The shapes for one chip family. Of a list, the first entry whose bound is at least k (or D) holds."""
+    """The shapes for one chip family. Of a list, the first entry whose bound is at least k applies."""
 
     half: tuple[tuple[int, Tile], ...]
     """Forward, bfloat16 and float16: (largest k, tile)."""
@@ -82,13 +83,13 @@ LARGEST_K = 128
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, which it decides by this variable when it is imported."""
+    """Whether Triton interprets kernels in Python; it reads this variable when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
 def family(device: torch.device) -> str:
-    """The row of the table for a device. Newer NVIDIA chips take the newest row there is."""
+    """The family of a device. Chips newer than all families use the newest."""
     if interpreted():
         return "interpreter"
     if torch.version.hip:
@@ -97,24 +98,24 @@ def family(device: torch.device) -> str:
 
 
 def programs_at_once(device: torch.device) -> int:
-    """How many programs a device should be given at the least: two for each multiprocessor."""
+    """The number of programs that occupies a device: two per multiprocessor."""
     return 4 if interpreted() else 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products are taken, in Triton's words: as PyTorch is set up to multiply float32 on GPUs."""
+    """Triton's `input_precision` of products: for float32 as PyTorch is configured for GPUs."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def forward_tile(chip: str, dtype: torch.dtype, precision: str, k: int = 1) -> Tile:
-    """The shape for the forward pass, k at most LARGEST_K; with k = 1 also for products alone (contract.py)."""
+    """The shape for the forward pass, k at most LARGEST_K; with k = 1 for products alone (contract.py)."""
     row = FAMILIES[chip]
     table = row.half if dtype != torch.float32 else row.tf32 if precision == "tf32" else row.ieee
     return next(tile for bound, tile in table if k <= bound)
 
 
 def all_registers(chip: str) -> dict[str, int]:
-    """The option that lets a program take all registers there are; left alone, NVIDIA's ptxas may spill a few."""
+    """The launch option without which NVIDIA's ptxas may spill registers though some are free."""
     return {"maxnreg": 255} if chip.startswith("sm_") else {}
 
 

@@ -1,9 +1,9 @@
 """topk_affinity in Triton: the forward pass, in two kernels. Letters as in timecycle.ops.
 
-`scan` streams the keys of a few slots past a tile of queries: product, running maximum and sum of the softmax, and a
-list of the k best keys in registers. Only a tile whose best key reaches a row's k-th value goes near the list. It
-leaves k candidates per query and group of slots; `finish` merges the groups, lets keys that count several times take
-several places, and weighs. With ties="all" two more passes follow (topk_affinity_ties.py).
+`scan` multiplies a tile of queries with the keys of a few slots, tile by tile, and keeps the running maximum and sum of
+the softmax and a list of the k best keys in registers. Only tiles whose best key is among a row's k best so far change
+the list. It writes k candidates per query and group of slots; `finish` merges the groups, repeats keys by multiplicity,
+and computes weights. With ties="all" two more passes follow (topk_affinity_ties.py).
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from .traced import launched
 
 LN_2 = tl.constexpr(0.6931471805599453)
 Candidates = tuple[Tensor, Tensor, Tensor, Tensor]
-"""What is known of each query and each of S lists: values and indices [B, S, N, k], tops and sums [B, S, N]."""
+"""Of each query and each of S lists: values and indices [B, S, N, k], maxima and sums [B, S, N] of the softmax."""
 Best = Callable[[Plan], Candidates]
-"""Finds the candidates of a plan, which is a part of the whole one."""
+"""Finds the candidates of a part of the plan."""
 
 
 def topk_affinity(problem: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +51,7 @@ def topk_affinity(problem: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def candidates_of(plan: Plan) -> tuple[Best, int]:
-    """What finds the candidates of a part of the plan, and how many lists a query has there."""
+    """The function that finds the candidates of a part of the plan, and the number of lists per query."""
     tile = _tile(plan)
     (_, lists, _), _ = plan.launch_grid(tile)
     return lambda part: best_of_groups(part, tile), lists
@@ -86,7 +86,8 @@ def scan_constants(plan: Plan, tile: tiles.Tile) -> dict:
 def finish_candidates(plan: Plan, best: Best, lists: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and indices [B, N, G, k], log-denominators [B, N, G], and with ties the last product kept [B, G, N].
 
-    `best` finds the candidates, `lists` lists a query, of as many targets at a time as memory is meant for.
+    `best` finds the candidates of some targets, `lists` lists per query: as many targets at a time as the workspace
+    holds.
     """
     problem, rows = plan.problem, (plan.targets, plan.queries)
     weights = plan.query.new_empty((*rows, plan.groups, problem.k), dtype=torch.float32)
@@ -96,7 +97,7 @@ def finish_candidates(plan: Plan, best: Best, lists: int) -> tuple[Tensor, Tenso
     for targets in plan.parts(lists):
         part = plan.part(targets)
         outputs = [taken(x, targets) for x in (weights, kept, denominators, kth)]
-        _finish(part, best(part), outputs)  # and the candidates are gone before the next part's
+        _finish(part, best(part), outputs)  # the candidates are freed before the next part
     return weights, kept, denominators, kth
 
 
@@ -110,13 +111,13 @@ def _finish(plan: Plan, candidates: Candidates, outputs: list[Tensor]) -> None:
 
 
 def merge_numbers(plan: Plan, merged: int) -> tuple[int | float, ...]:
-    """The numbers of a kernel that merges that many lists, from `queries` to `softmax_scale_log2`."""
+    """Arguments of a kernel that merges that many lists, from `queries` to `softmax_scale_log2`."""
     sizes = (plan.queries, plan.positions, plan.bank_frames, plan.slots, merged, max(1, plan.problem.grid_width))
     return *sizes, *plan.bounds, plan.problem.k, plan.softmax_scale_log2
 
 
 def merge_constants(plan: Plan, merged: int) -> dict:
-    """Its compile-time arguments."""
+    """Compile-time arguments of merging kernels."""
     problem = plan.problem
     lists = power_of_two(merged * problem.k)
     return {
@@ -137,17 +138,17 @@ def finish_constants(plan: Plan, merged: int) -> dict:
 
 @triton.jit
 def insert(scores, places, best, threshold, last, list_v, list_i, AGAIN: tl.constexpr):
-    """Take the keys of one tile into the lists that they belong in, best first.
+    """Insert the keys of one tile that belong in the lists, best first.
 
-    scores [N, M], places [M] their indices, best [N] each row's largest score. list_v, list_i [N, K] are unordered;
-    threshold, last [N] are value and index of each row's worst entry: a key goes in if its value is larger, or equal
-    with a lower index. With AGAIN keys may come out of order, and equality alone is worth a look.
+    scores [N, M]; places [M]: their indices; best [N]: the largest score of each row. list_v, list_i [N, K] are
+    unordered; threshold, last [N] are value and index of each row's worst entry: a key replaces it if its value is
+    larger, or equal with a lower index. AGAIN: keys may come out of order, so that equal values must be compared too.
     """
     hit = best >= threshold if AGAIN else best > threshold
     hit &= best > float("-inf")
     while tl.max(hit.to(tl.int32), axis=0) > 0:
         index = tl.min(tl.where(scores == best[:, None], places[None, :], INVALID), axis=1)
-        # Once a row's best is not better, nothing after it is: it would be smaller, or equal with a higher index.
+        # If a row's best key does not belong in the list, no other does: it is smaller, or equal with a higher index.
         hit &= (best > threshold) | ((best == threshold) & (index < last))
         here = hit[:, None] & (list_i == last[:, None])
         list_v = tl.where(here, best[:, None], list_v)
@@ -179,9 +180,9 @@ def scan(
     NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     D: tl.constexpr, N_WIDE: tl.constexpr, M_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of N queries against the keys of slots group * each to (group + 1) * each.
+    """One tile of N queries with the keys of slots group * each to (group + 1) * each.
 
-    Queries are a grid of height x width, keys one of key_height x key_width: the same with a neighborhood, else a row.
+    Queries are a grid of height x width, keys of key_height x key_width: the same with a neighborhood, else one row.
     Grid: (tiles of queries, S groups of slots, B).
     """
     group, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -189,7 +190,7 @@ def scan(
     corner = patch_corner(tl.program_id(0), width, N, N_WIDE)
     qy, qx, n, q_mask = patch_places(corner, height, width, N, N_WIDE)
     row = query + b * query_b + n.to(tl.int64) * query_n
-    # Entries beyond k are out of the way: never the worst. A tile's spare rows let nothing in.
+    # Entries beyond k and rows beyond the queries are +inf, so that nothing replaces them.
     entry = tl.arange(0, K)[None, :]
     list_v = tl.where((entry < k) & q_mask[:, None], float("-inf"), float("inf"))
     list_i = tl.where(entry < k, INVALID - entry, -2) + tl.zeros((N, 1), tl.int32)
@@ -227,7 +228,7 @@ def scan(
 
 @triton.jit(do_not_specialize=MERGE_SIZES)
 def finish(
-    values,  # [B, S, N, k] float32, and the next three: what scan leaves; S = groups * merged
+    values,  # [B, S, N, k] float32; this and the next three are scan's outputs; S = groups * merged
     indices,  # [B, S, N, k] int32
     tops,  # [B, S, N] float32
     sums,  # [B, S, N] float32
@@ -242,7 +243,7 @@ def finish(
     SOFTMAX_OVER_ALL: tl.constexpr, NEIGHBORHOOD: tl.constexpr,
     TIES: tl.constexpr,
 ):  # fmt: skip
-    """Merge the candidates of a group, in order, each as often as it counts; and weigh them.
+    """Merge the candidates of a group, best first, repeated by multiplicity, and compute their weights.
 
     Grid: (tiles of ROWS queries, groups, B).
     """

@@ -1,10 +1,10 @@
 """The gradient of topk_affinity in Triton, without the matrix; formulas in timecycle.ops.topk_affinity_backward.
 
-Through the kept keys it is a gather and a scatter (propagate_labels.py). Through the denominators of softmax_over="all"
-it is three products of the forward's size: products again, tile by tile, and from each tile's shares of the softmax the
-gradient of the queries (one program a tile of queries) and of the bank (one a tile of keys). Every element of a
-gradient is summed by one program in a fixed order: no atomics, and the same result every time. A gradient wider than a
-slice takes the products again for each slice.
+Through the selected keys it is a gather and a scatter (propagate_labels.py). Through the denominators of
+softmax_over="all" it is three products of the forward's size: the products are recomputed tile by tile, and the softmax
+of each tile gives the gradient of the queries (one program per tile of queries) and of the bank (one per tile of keys).
+Every element of a gradient is summed by one program in a fixed order: no atomics, and the same result every time. A
+gradient wider than a slice recomputes the products for each slice.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def _through_denominators(plan: Plan, denominators: Tensor, mean: Tensor, d_quer
         grid = (plan.patches(tile.n), slices, part.targets)
         to_queries[grid](*part.tensors(), *tensors, plan.groups, *part.numbers(), **constants, **tile.options())
     for some in limits.evenly(plan.bank_frames, limits.MOST_PROGRAMS):
-        # Numbered from the first of them, the others' frames and empty slots equal none.
+        # Frames are renumbered from the first of the part, so that those outside it, and empty slots, match none.
         frames = plan.frames - some.start if some.start else plan.frames
         part = plan.changed(bank=limits.taken(plan.bank, some), frames=frames)
         tensors = (*part.tensors(), denominators, mean, limits.taken(d_bank, some))
@@ -92,13 +92,13 @@ def shares(scores, counts, denominator, mean, softmax_scale_log2):
     scores, counts [N, M]; denominator, mean [N], the first as a logarithm of base 2.
     """
     part = tl.exp2(scores * softmax_scale_log2 - denominator[:, None]) * counts
-    # A query that may see nothing has no denominator, and no gradient.
+    # A query without keys has a denominator of 0, and no gradient.
     return tl.where(counts > 0, part, 0.0) * -mean[:, None]
 
 
 @triton.jit
 def multiply(share, features, total, PRECISION: tl.constexpr):
-    """The sum of total [X, D] and share [X, Y] @ features [Y, D]. Shares are too small for float16: it takes TF32."""
+    """The sum of total [X, D] and share [X, Y] @ features [Y, D]. float16 uses TF32, since shares may be tiny."""
     if features.dtype == tl.bfloat16:
         total = product(share.to(tl.bfloat16), features, total, PRECISION)
     elif features.dtype == tl.float16:

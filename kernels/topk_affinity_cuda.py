@@ -1,7 +1,7 @@
 """topk_affinity and affinity_propagate with the CUDA module's `scan` in place of Triton's. Letters as in timecycle.ops.
 
-The long part, from features to the candidates of each query, is csrc/cuda/topk_affinity.h: wgmma and bulk copies on
-Hopper, mma.sync and asynchronous copies on other chips. Triton's kernels merge and weigh the candidates.
+From features to the candidates of each query it is csrc/cuda/topk_affinity.h: wgmma and bulk copies on Hopper, mma.sync
+and asynchronous copies on other chips. Triton's kernels merge the candidates and compute weights.
 """
 
 from typing import Any
@@ -17,20 +17,20 @@ from .work import Work, blocks_at_once
 
 
 def topk_affinity(problem: Any, launch: Launch) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, indices and log-denominators, as topk_affinity.py gives them; features bfloat16 or float16, not ties."""
+    """As topk_affinity.topk_affinity, for bfloat16 and float16 features and without ties="all"."""
     plan = _copied(Plan.of(problem))
     weights, indices, denominators, _ = finish_candidates(plan, *candidates_of(plan, launch))
     return weights.flatten(2), indices.flatten(2), denominators
 
 
 def affinity_propagate(problem: Any, labels: Tensor, label_frames: Tensor, launch: Launch) -> Tensor:
-    """Soft labels, as affinity_propagate.py gives them; features bfloat16 or float16, not ties."""
+    """As affinity_propagate.affinity_propagate, for bfloat16 and float16 features and without ties="all"."""
     plan = _copied(Plan.of(problem))
     return propagate_candidates(plan, *candidates_of(plan, launch), labels, label_frames)
 
 
 def candidates_of(plan: Plan, launch: Launch) -> tuple[Best, int]:
-    """As topk_affinity.candidates_of, of a `_copied` plan."""
+    """As topk_affinity.candidates_of, for a plan from `_copied`."""
     whole = _work(plan, launch)
 
     def best(part: Plan) -> Candidates:
@@ -44,9 +44,9 @@ def _work(plan: Plan, launch: Launch) -> Work:
 
 
 def best_of_groups(plan: Plan, work: Work, launch: Launch) -> Candidates:
-    """Candidates as topk_affinity.best_of_groups has them, of a `_copied` plan or a part of one."""
+    """As topk_affinity.best_of_groups, for a plan from `_copied` or a part of one."""
     shape = (plan.targets, work.lists, plan.queries)
-    # -inf where no block writes: lists of empty slots, and of parts that do not exist.
+    # Lists that no block writes, of empty slots and of unused parts, stay at -inf.
     values = plan.query.new_full((*shape, plan.problem.k), -torch.inf, dtype=torch.float32)
     tops = values.new_full(shape if plan.problem.softmax_over_all else (0,), -torch.inf)
     candidates = values, torch.empty_like(values, dtype=torch.int32), tops, torch.empty_like(tops)
@@ -56,14 +56,14 @@ def best_of_groups(plan: Plan, work: Work, launch: Launch) -> Candidates:
 
 
 def _copied(plan: Plan) -> Plan:
-    """The plan with features that can be copied in bulk: once for all of its parts."""
+    """The plan with features that bulk copies can read."""
     query, bank = _copyable(plan.query), _copyable(plan.bank)
     same = query is plan.query and bank is plan.bank
     return plan if same else plan.changed(query=query, bank=bank)
 
 
 def _copyable(features: Tensor) -> Tensor:
-    """Features whose rows begin and end at multiples of 16 bytes and do not overlap: what can be copied in bulk."""
+    """The features, or a copy, whose rows start and end at multiples of 16 bytes and do not overlap."""
     if features.shape[2] % 8:
         return torch.nn.functional.pad(features, (0, -features.shape[2] % 8))
     fits = features.data_ptr() % 16 == 0 and all(stride % 8 == 0 and stride for stride in features.stride()[:2])

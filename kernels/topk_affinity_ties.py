@@ -1,8 +1,8 @@
 """topk_affinity with ties="all": every key that equals the k-th value, in outputs sized by a counting pass.
 
-The first pass (topk_affinity.py) has found each row's k-th product. A second one counts what reaches it, the outputs
-are made as long as the longest row, and a third one fills them. All three take their products from the same `dots` in
-the same tiles, so that equal stays equal.
+The first pass (topk_affinity.py) finds each row's k-th product. A second one counts the keys that are at least equal,
+the outputs get the length of the longest row, and a third pass fills them. All three compute products by the same
+`dots` in the same tiles, so that equal products are bitwise equal in each.
 """
 
 import torch
@@ -18,13 +18,13 @@ from .tiles import Tile
 
 
 def with_ties(plan: Plan, tile: Tile, kth: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and indices [B, N, G, K] of all keys that reach kth [B, G, N], K the most of any row.
+    """Weights and indices [B, N, G, K] of all keys with products of at least kth [B, G, N]; K: the most of a row.
 
     denominators [B, N, G] are the logarithms of the softmax denominators over all keys, used if softmax_over_all.
     """
     (_, shares, _), _ = plan.launch_grid(tile)
     targets, groups, queries = kth.shape
-    # How many keys each program finds; cumulated over a list's groups of slots [B, G, S / G, N], where its share ends.
+    # How many keys each program finds; the cumulative sum over a list's groups of slots is where each one's part ends.
     numbers = torch.empty((targets, shares, queries), dtype=torch.int32, device=kth.device)
     nothing = kth.new_empty((targets, 0))
     options = ties_options(tiles.family(kth.device), tile)
@@ -56,7 +56,7 @@ def with_ties(plan: Plan, tile: Tile, kth: Tensor, denominators: Tensor) -> tupl
 
 
 def ties_options(chip: str, tile: Tile) -> dict[str, int]:
-    """How reached is compiled: of Triton 3.6's code for sm_80, ptxas would spill 12 bytes to get to 128 registers."""
+    """Options of `reached`: on sm_80, ptxas would spill 12 bytes of Triton 3.6's code to reach 128 registers."""
     return {**tile.options(), **(tiles.all_registers(chip) if chip == "sm_80" else {})}
 
 
@@ -66,8 +66,8 @@ def reached(
     bank,  # [F, M, D]
     frames,  # [B, T] int64
     multiplicity,  # [B, T, 2] int64
-    kth,  # [B, groups, N] float32: what a product must reach
-    numbers,  # [B, S, N] int32: how many keys of the program's slots do (out), or where they go (in)
+    kth,  # [B, groups, N] float32: the least product that is selected
+    numbers,  # [B, S, N] int32: the number of selected keys (out); with FILL their offset in the row (in)
     values,  # out [B, N, groups, longest] float32
     indices,  # out [B, N, groups, longest] int32
     each,
@@ -79,7 +79,7 @@ def reached(
     NEIGHBORHOOD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     D: tl.constexpr, N_WIDE: tl.constexpr, M_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Count the keys that reach a row's k-th product, or with FILL write them out. Grid and tiles are those of scan."""
+    """Count the keys whose product is at least the row's k-th, or with FILL write them. Grid and tiles as for scan."""
     split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = split // (tl.num_programs(1) // groups)
     size, bounds = (key_height, key_width), (rows, columns, limit)
@@ -106,7 +106,7 @@ def reached(
                 if FILL:
                     scores = tl.where(hit, scores, float("-inf"))
                     index = tl.min(tl.where(hit, m[None, :], INVALID), axis=1)
-                    # One key a row at a time, by rising index, each as often as it counts.
+                    # One key per row at a time, by ascending index, repeated by multiplicity.
                     while tl.min(index, axis=0) < INVALID:
                         value = tl.max(tl.where(m[None, :] == index[:, None], scores, float("-inf")), axis=1)
                         times = tl.full((N,), counted[0], tl.int32)

@@ -1,4 +1,4 @@
-"""Kernels that torch.compile sees: inside `traced` they are recorded while it traces, else launched as they are."""
+"""Kernels that torch.compile can trace: inside `traced` they are wrapped for it, else launched directly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _TRACED = ContextVar("traced", default=False)
 
 @contextmanager
 def traced() -> Iterator[None]:
-    """For the body of a torch.library.triton_op."""
+    """Context for the body of a torch.library.triton_op."""
     token = _TRACED.set(True)
     try:
         yield
@@ -21,5 +21,5 @@ def traced() -> Iterator[None]:
 
 
 def launched(kernel: Any) -> Any:
-    """A Triton kernel, to be launched with a grid; recorded instead where PyTorch traces a `traced` body."""
+    """The Triton kernel, wrapped for tracing inside `traced`."""
     return torch.library.wrap_triton(kernel) if _TRACED.get() else kernel

@@ -1,8 +1,8 @@
-"""How the CUDA scan shares its work among blocks: the numbers that csrc/cuda/work.cuh needs of a plan.
+"""How the CUDA scan divides its work among blocks: the arguments that csrc/cuda/work.cuh needs of a plan.
 
-Keys are taken in patches of 128. Every block, one a multiprocessor, gets a stretch of the patches of a round of
-targets. What a query finds in one stretch is a list of its own, or two (lists_of_a_block in
-csrc/cuda/topk_affinity.h); there must be room for those of all stretches that can have keys of one list.
+Keys are divided into patches of 128. Every block, one per multiprocessor, gets consecutive patches of a round of
+targets, a stretch. Each stretch has its own list of a query, or two (lists_of_a_block in csrc/cuda/topk_affinity.h);
+the outputs hold the lists of all stretches that can have keys of one list.
 """
 
 from typing import NamedTuple
@@ -15,62 +15,62 @@ from .limits import cdiv
 from .plan import Bounds, Plan
 
 KEYS = 128
-"""Positions of a patch, of queries and of keys alike."""
+"""Positions of a patch, of queries and of keys."""
 MOST_BLOCKS = 255
-"""For which csrc/cuda has room to number the parts of a list; no chip has as many multiprocessors."""
+"""Most blocks: csrc/cuda numbers the parts of a list in 8 bits. No GPU has as many multiprocessors."""
 CACHE = 24 << 20
-"""Bytes of keys that targets of one round may read together: half of an H100's L2, each half of which has its own copy
-of what all multiprocessors read."""
+"""Most bytes of keys that the targets of one round read: half of an H100's L2 cache, whose halves each hold a copy of
+what all multiprocessors read."""
 
 
 class Work(NamedTuple):
-    """What a launch is told. `before` [P + 1] int32: key patches that the query patches before each one see."""
+    """Arguments of a launch. `before` [P + 1] int32: key patches seen by all query patches before each one."""
 
     before: Tensor
     blocks: int
     rounds: int
     parts: int
-    """Most blocks that have some keys of one list."""
+    """Most blocks that can have keys of the same list."""
     lists: int
-    """Lists of a query: so many of every part of every group of slots as a block makes."""
+    """Lists per query: those of a block, times parts, times groups of slots."""
 
     @staticmethod
     def of(plan: Plan, blocks: int, lists_of_a_block: int) -> "Work":
-        """For a plan, or a part of one, on at most so many blocks. `parts` is the same for all parts of a plan."""
+        """For a plan, or a part of one, on at most `blocks` blocks. `parts` is the same for all parts of a plan."""
         before, through_neighborhood, most = patches(
             *plan.grids, plan.bounds if plan.neighborhood else None, plan.query.device
         )
         all_keys = plan.patches(KEYS, keys=True)
         together = CACHE // max(1, plan.positions * plan.channels * plan.query.element_size()) - plan.slots
         rounds = cdiv(plan.targets, max(1, min(plan.targets, together)))
-        # Of one target: all slots seen through the neighborhood, or all seen whole. Every block has a share of either.
+        # Of one target: key patches if every slot is restricted to the neighborhood, or if none is.
         units = [plan.slots * units for units in (through_neighborhood, all_keys * plan.patches(KEYS))]
         blocks = max(1, min(blocks, MOST_BLOCKS, *units))
         shares = [max(1, total // blocks) for total in units]
         if plan.problem.joint:
             lists = [(plan.slots * most, shares[0]), (plan.slots * all_keys, shares[1])]
-        else:  # one slot may be seen whole where the others are not
+        else:  # one slot may be unrestricted where the others are not
             lists = [(all_keys if plan.neighborhood else most, shares[0])]
         parts = max(1, *(cdiv(keys - 1, share) + 1 for keys, share in lists))
         return Work(before, blocks, rounds, parts, lists_of_a_block * parts * plan.groups)
 
 
 def blocks_at_once(device: torch.device) -> int:
-    """One a multiprocessor."""
+    """One per multiprocessor."""
     return max(1, tiles.programs_at_once(device) // 2)
 
 
 Counts = tuple[Tensor, int, int]
 _COUNTED: dict[tuple, tuple[Counts, torch.cuda.Event | None]] = {}
-"""By shape, for as long as the process lives: half a kilobyte or a few of a GPU each. The event is the end of the work
-that makes `before`, until it is known to be over."""
+"""By shape, never freed: up to a few kilobytes of GPU memory each. The event marks the end of the work that computes
+`before`, and is None once that has ended."""
 
 
 def patches(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | None, device: torch.device) -> Counts:
-    """Work.before, its last entry, and the most that one query patch sees; counted as csrc/cuda/patches.cuh does.
+    """Work.before, its last entry, and the most patches that one query patch sees; counted as in csrc/cuda/patches.cuh.
 
-    Counted once and kept for good, since a CUDA graph may read `before` as long as it lives; but what is made while one
-    is captured is the graph's own, and holds nothing before the graph has run.
+    Cached and never freed, since a CUDA graph may read `before` for as long as it exists. Tensors made during the
+    capture of a graph belong to that graph, and are undefined until it runs: they are not cached.
     """
     shape = (queries, keys, bounds, device)
     if shape not in _COUNTED:
@@ -93,7 +93,7 @@ def patches(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | No
 
 def _counted(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | None, device: torch.device) -> Counts:
     here = _before(queries, keys, bounds, torch.device("cpu"))
-    # Made anew where it is needed: a copy would have the CPU wait.
+    # Computed again on the device: a copy would synchronize.
     before = here if device.type == "cpu" else _before(queries, keys, bounds, device)
     counts = here.diff().tolist()
     return before, sum(counts), max(counts, default=0)
@@ -113,9 +113,9 @@ def _before(queries: tuple[int, int], keys: tuple[int, int], bounds: Bounds | No
 
 
 def _apart(count: int, size: int, reach: int, end: int, device: torch.device) -> Tensor:
-    """For each of `count` stretches of `size`: how far from it the stretches of keys are that cover what it may see.
+    """For each of `count` intervals of `size` rows (or columns): its distances from the key intervals that it may see.
 
-    [count, most of them], and far away where there are fewer.
+    [count, the most of one]; a large number where there are fewer.
     """
     start = torch.arange(count, device=device)[:, None] * size
     first, last = (start - reach).clamp(min=0), (start + size + reach).clamp(max=end)
