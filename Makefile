@@ -32,8 +32,8 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	@$(RUN) setup.py --quiet build_ext
 	@touch $@
 
-demo: $(VENV)/.built ## carry masks through the made video set; print the scores and where the pictures are
-	$(SAY) "label propagation on a made video set (about a minute)"
+demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the overlays' folder
+	$(SAY) "label propagation on a synthetic video set (about a minute)"
 	@$(RUN) test_davis.py --cropSize 320 --save_path out/demo
 
 # Files in parallel, the tests of one in order, since fixtures are made once a file.

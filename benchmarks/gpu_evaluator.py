@@ -32,10 +32,10 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
     write_masks(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
     seconds = time.perf_counter() - start
     scores = score_written(sequences, folder.path, workers=1)
-    pictures = sum(len(sequence.frames) for sequence in sequences)
+    images = sum(len(sequence.frames) for sequence in sequences)
     return {
-        "pictures": pictures,
-        "pictures_a_second": round(pictures / seconds, 2),
+        "images": images,
+        "images_per_second": round(images / seconds, 2),
         "seconds": {name: round(value, 2) for name, value in folder.stage_seconds().items()},
         "J&F": round(scores.global_["J&F-Mean"], 4),
     }

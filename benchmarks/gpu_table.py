@@ -70,8 +70,8 @@ def others(figures: list[dict[str, Any]]) -> list[str]:
         elif "plain" in figure:
             forms = [f"{1e-3 * form['us']:.2f} ms{memory(form)}" for form in (figure["ours"], figure["plain"])]
             lines.append(f"{name}: {forms[0]}; plain {forms[1]}")
-        elif "pictures_a_second" in figure:
-            lines.append(f"{name}: {figure['pictures_a_second']} pictures a second, J&F {figure['J&F']}")
+        elif "images_per_second" in figure:
+            lines.append(f"{name}: {figure['images_per_second']} images per second, J&F {figure['J&F']}")
         elif "gradient apart" in figure:
             time = f"{1e-3 * figure['us']:.2f} ms{memory(figure)}, " if "us" in figure else ""
             lines.append(f"{name}: {time}gradient {figure['gradient apart']:.4f} apart")

@@ -256,7 +256,7 @@ def test_the_table_is_short_and_complete():
         {"name": "headline plain, B = 1", "eager_us": 900.0},
         {"name": "ceilings", "dense_tflops": {"bfloat16": 100.0}, "copy_tbs": 1.0},
         {"name": "step", "us": 2500.0, "ours": form, "plain": form | {"peak_mb": None}},
-        {"name": "evaluator", "pictures_a_second": 30.0, "J&F": 0.5},
+        {"name": "evaluator", "images_per_second": 30.0, "J&F": 0.5},
         case | {"matrix_mb": 900.0},
         {"name": "broken", "error": "no"},
     ]
@@ -273,7 +273,7 @@ def test_the_table_is_short_and_complete():
     assert lines[22].split()[-6:] == ["150.0", "120.0", "80.0", "200.0", "160.0", "900.0"]
     assert "dense products, TFLOP/s: bfloat16 100; copy 1.00 TB/s" in lines
     assert "step: 2.50 ms, 70 MB; plain 2.50 ms" in lines
-    assert "evaluator: 30.0 pictures a second, J&F 0.5" in lines
+    assert "evaluator: 30.0 images per second, J&F 0.5" in lines
     assert lines[-1].split() == ["crop", "200.0", "70.0", "12.0", "9", "1.0"]
     assert table(ABOUT | {"parts": {}}) == [f"{ABOUT['gpu']}, {ABOUT['date']}, commit {ABOUT['commit']}"]
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tests.conftest import BACKENDS, NATIVE_NEEDED
 from timecycle.errors import InputError
@@ -267,3 +268,31 @@ def test_the_compiled_kernels_check_sizes_themselves(k):
         NATIVE.topk_affinity(problem._replace(k=k))
     with pytest.raises(ValueError, match=r"the features have no channels"):
         NATIVE.topk_affinity(problem._replace(query=query[:, :, :0], bank=bank[:, :, :0]))
+
+
+LABELS = whole(2, 3, 9, 2)
+DIFFERENTIABLE = {
+    "topk_affinity": lambda query: topk_affinity(query, whole(1, 3, 9, 5), FRAMES, Select(3, 0.5))[0],
+    "affinity_propagate": lambda query: affinity_propagate(
+        query, whole(1, 3, 9, 5), FRAMES, LABELS, FRAMES, Select(3, 0.5)
+    ),
+    "propagate_labels": lambda weights: propagate_labels(
+        weights, torch.zeros(2, 9, 5, dtype=torch.int64), LABELS, FRAMES
+    ),
+    "attention": lambda query: attention(query, whole(1, 2, 9, 5), whole(2, 1, 9, 3), temperature=0.5)[0],
+    "softmax_at": lambda query: softmax_at(
+        query, whole(1, 2, 9, 5), torch.zeros(2, 9), torch.zeros(2, 9, 1, dtype=torch.int64), temperature=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("run", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
+def test_forward_mode_is_refused_and_reverse_mode_is_not(run):
+    query = whole(0, 2, 9, 5)
+    with forward_ad.dual_level(), pytest.raises(InputError, match="forward-mode differentiation is not implemented"):
+        run(forward_ad.make_dual(query, torch.ones_like(query)))
+    with pytest.raises(InputError, match="forward-mode differentiation is not implemented"):
+        torch.func.jvp(run, (query,), (torch.ones_like(query),))
+    query.requires_grad_()
+    (gradient,) = torch.autograd.grad(run(query).square().sum(), query)
+    assert gradient.any()

@@ -15,7 +15,7 @@ from torch import Tensor
 from timecycle import deprecated
 from timecycle.errors import InputError
 from timecycle.ops import backends, packed
-from timecycle.ops.checks import bounds_checked, refuse, wide_dtype
+from timecycle.ops.checks import bounds_checked, refuse, refuse_tangents, wide_dtype
 from timecycle.ops.problem import Problem, list_length, value_doubts
 from timecycle.ops.propagate_labels import check_labels, label_frame_doubt, propagate_labels_backward
 from timecycle.ops.propagate_labels import reference as labels_reference
@@ -60,6 +60,7 @@ def affinity_propagate(
         raise InputError(
             f"labels is on {labels.device} and label_frames on {label_frames.device}; expected both on {query.device}"
         )
+    refuse_tangents(query, bank, labels)
     run = _operator if packed.needs_gradient(query, bank, labels) else _without_autograd
     return run(labels, label_frames, *problem, backend or "", check)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops import backends, packed
-from timecycle.ops.checks import DTYPE_NAMES, DTYPES, wide_dtype
+from timecycle.ops.checks import DTYPE_NAMES, DTYPES, refuse_tangents, wide_dtype
 from timecycle.ops.selection import check_temperature
 
 _WORD = 2**32 - 1
@@ -118,6 +118,7 @@ def attention(
     _check_value(query, key, value, shifts)
     threshold, seed = (0, 0) if dropped is None else (dropped.threshold, dropped.seed & _WORD)
     problem = AttentionProblem(query, key, value, scale, temperature, shifts, threshold, seed)
+    refuse_tangents(*problem[:4])
     return _operator(*problem, backend or "")
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from timecycle.errors import InputError
 
@@ -36,6 +37,15 @@ def refuse(doubts: Iterable[Doubt]) -> None:
     doubts = list(doubts)
     if doubts and bool(torch.stack([doubt.wrong for doubt in doubts]).any()):
         raise InputError(next(doubt.sentence() for doubt in doubts if doubt.wrong))
+
+
+def refuse_tangents(*inputs: Tensor) -> None:
+    """Raise InputError in forward-mode differentiation, for which PyTorch would take the operators' derivative as 0."""
+    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in inputs):
+        raise InputError(
+            "an input has a tangent, and forward-mode differentiation is not implemented; expected reverse mode, as by "
+            "torch.autograd.grad"
+        )
 
 
 def bounds_checked(check: bool, tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timecycle.errors import InputError
 from timecycle.ops import backends
-from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, filled, outside, refuse
+from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, filled, outside, refuse, refuse_tangents
 
 
 def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *, check: bool = True) -> Tensor:
@@ -34,6 +34,7 @@ def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: T
     """
     check_affinity(weights, indices)
     check_labels(labels, frames, len(weights), weights.dtype, "frames")
+    refuse_tangents(weights, labels)
     return _operator(weights, indices, labels, frames, check)
 
 

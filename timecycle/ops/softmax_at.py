@@ -13,7 +13,7 @@ from torch import Tensor
 from timecycle.errors import InputError
 from timecycle.ops import backends, packed
 from timecycle.ops.attention import check_like, checked_scale, softmax_backends
-from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse
+from timecycle.ops.checks import Doubt, bounds_checked, outside, refuse, refuse_tangents
 
 
 class SoftmaxAtProblem(NamedTuple):
@@ -77,6 +77,7 @@ def softmax_at(
         raise InputError(f"indices has shape {list(indices.shape)}; expected [{rows[0]}, {rows[1]}, E]")
     check_like(query, "indices", indices, torch.int64)
     problem = SoftmaxAtProblem(query, key, scale, lse, indices, temperature)
+    refuse_tangents(*problem[:4])
     return _operator(*problem, backend or "", check)
 
 

@@ -25,7 +25,7 @@ from timecycle import deprecated
 from timecycle.kernels.tiles import LARGEST_K
 from timecycle.ops import backends, packed, speeds
 from timecycle.ops.backends import CUDA, CUDA_MISSING, TRITON_MISSING, Backend
-from timecycle.ops.checks import filled, refuse, wide_dtype
+from timecycle.ops.checks import filled, refuse, refuse_tangents, wide_dtype
 from timecycle.ops.problem import Problem, list_length, refuse_beyond_memory, value_doubts
 from timecycle.ops.selection import Neighborhood, Select, exact_topk
 from timecycle.ops.topk_affinity_backward import backward, save_for_backward
@@ -77,6 +77,7 @@ def topk_affinity(
             or the backend that was asked for cannot run the call.
     """
     problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
+    refuse_tangents(query, bank)
     if backend == "triton" and torch.compiler.is_compiling() and _is_traceable(problem):
         problem = problem._replace(frames=checked(*problem, check))
         weights, indices, _ = traced.operator(*problem)
