@@ -44,11 +44,11 @@ test: $(VENV)/.built ## run the test suite, without the long simulations of GPUs
 	@$(RUN) -m pytest $(PARALLEL)
 
 test-gpu-sim: $(VENV)/.built ## run the long simulations of GPUs: compile matrices, Triton's interpreter, the CUDA emulator
-	$(SAY) "running the long simulations of GPUs (some six minutes on two cores)"
+	$(SAY) "running the long simulations of GPUs (some four minutes on two cores)"
 	@$(RUN) -m pytest $(PARALLEL) -m gpu_sim
 
 test-all: $(VENV)/.built ## both in one run
-	$(SAY) "running the tests and the long simulations of GPUs (some eleven minutes on two cores)"
+	$(SAY) "running the tests and the long simulations of GPUs (some nine minutes on two cores)"
 	@$(RUN) -m pytest $(PARALLEL) -m "not nightly"
 
 nightly: $(VENV)/.built ## run what takes long: that training learns, then fuzz and crash

@@ -250,7 +250,7 @@ def main() -> None:
         from tests import emulator, interpreter
 
         emulator.build()
-        interpreter.patch_once()
+        interpreter.speed_up()
         for name in ("tests.contract", "timecycle.kernels.topk_affinity_cuda", "timecycle.models.timecycle"):
             importlib.import_module(name)
         wrong = rehearse(folder)
