@@ -32,9 +32,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+"""Processes that one process of pytest should start to use its share of the cores."""
+
 # Files of about a minute, which run first, so that no worker has one left when the others have ended.
 LONG = (
-    "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_cuda_compile", "test_train_ends", "test_propagation",
+    "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_kernels_compile", "test_cuda_compile",
+    "test_train_ends", "test_propagation",
 )  # fmt: skip
 
 

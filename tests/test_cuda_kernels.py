@@ -1,7 +1,6 @@
 """The CUDA kernels' numerics (tests/contract.py): on a GPU, else both chips' kernels in the emulator."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from tests import contract, emulator, interpreter
+from tests.conftest import CORES
 from timecycle.ops.backends import interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, whose kernels finish those of CUDA")
@@ -30,7 +30,7 @@ def run(request) -> Iterator[Callable[[str, str], None]]:
     context = multiprocessing.get_context("spawn")
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    with ProcessPoolExecutor(os.cpu_count(), context, initializer=interpreter.start) as pool:
+    with ProcessPoolExecutor(CORES, context, initializer=interpreter.start) as pool:
         chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]
         running = {
             (asked["chip"], asked["name"]): pool.submit(emulated, module, asked["chip"], asked["name"])

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from tests import contract, interpreter
+from tests.conftest import CORES
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
 from timecycle.ops import Neighborhood, Select, topk_affinity
@@ -31,7 +31,7 @@ def run(request) -> Iterator[Callable[[str], None]]:
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, initializer=interpreter.start) as pool:
+    with ProcessPoolExecutor(CORES, context, initializer=interpreter.start) as pool:
         chosen = [item.callspec.params["name"] for item in request.session.items if item.function is test_kernels]
         running = {name: pool.submit(contract.run, "triton", name) for name in chosen}
         yield lambda name: running[name].result()

@@ -7,12 +7,13 @@ timecycle.kernels.report` prints the same figures, and with --record writes the 
 
 import json
 import multiprocessing
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
+
+from tests.conftest import CORES
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 report = pytest.importorskip("timecycle.kernels.report", reason="Triton is not installed")
@@ -21,7 +22,6 @@ CASES = [(chip, place) for chip in CHIPS for place in range(len(report.cases(chi
 # Every run compiles each kernel once, for one chip or another: the last of its cases, of those with products if any is.
 LAST = {case.kernel: place for place, case in sorted(enumerate(report.cases(CHIPS[0])), key=lambda x: x[1].matrix)}
 ALWAYS = {(CHIPS[i % len(CHIPS)], place) for i, place in enumerate(LAST.values())}
-HALVES = {"sm_80": 0, "gfx942": 1}  # each case is compiled for sm_90 and for one of these; nightly for all three
 RECORDED = json.loads(report.RECORD.read_text())
 HERE = RECORDED.get(triton.__version__, {})
 # Bytes of shared memory a block may have, on the least chip of the family: sm_86 has 99 KB, sm_90 227, gfx942 64.
@@ -37,15 +37,16 @@ def reports(request) -> Iterator[dict[tuple[str, int], Future]]:
     """The chosen cases in compilation, one process a core: each is a second or two."""
     chosen = [item.callspec.params for item in request.session.items if item.function is test_kernel]
     # A forked child would inherit the threads of torch.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
         yield {(case["chip"], case["place"]): pool.submit(compiled, case["chip"], case["place"]) for case in chosen}
         pool.shutdown(cancel_futures=True)
 
 
 def parameter(chip: str, place: int) -> object:
     name = report.cases(chip)[place].name
-    half = zlib.crc32(name.encode()) % 2
-    mark = pytest.mark.gpu_sim if HALVES.get(chip, half) == half else pytest.mark.nightly
+    # Each case for one chip, the most used kernels also for Hopper; nightly all for all.
+    chosen = {CHIPS[zlib.crc32(name.encode()) % len(CHIPS)]} | ({"sm_90"} if "scan bfloat16" in name else set())
+    mark = pytest.mark.gpu_sim if chip in chosen else pytest.mark.nightly
     return pytest.param(chip, place, id=f"{chip} {name}", marks=[] if (chip, place) in ALWAYS else [mark])
 
 
