@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import torch
 
 import train
 from tests.assertions import raises_input_error
-from tests.test_train_processes import ROOT
 from tests.tiny_training import CYCLE, WALK
-from tests.training_runs import assert_same, assert_same_run, latest, log
+from tests.training_runs import assert_same, assert_same_run, latest
 from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
@@ -214,17 +211,6 @@ def test_a_folder_is_locked_until_the_run_has_finished(tiny, monkeypatch):
     assert finished == [Path("run")]
     with owned(Path("run")):
         assert sorted(path.name for path in Path("run").glob(".*")) == [".holder", ".lock", ".written"]
-
-
-def test_two_processes_started_together_have_folders_of_their_own(tiny):
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *CYCLE, "--steps", "2"]
-    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-    for name in ("train-timecycle-list", "train-timecycle-list-2"):
-        assert [line["step"] for line in log(f"out/{name}")] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""train.py on several ranks, and with gradient accumulation: the same batch gives the same weights."""
+"""train.py on several ranks, or with gradient accumulation: the same batch gives the same weights. Two runs at once."""
 
 import os
 import subprocess
@@ -69,3 +69,14 @@ def test_two_ranks_of_which_one_is_killed_equal_one_process(tiny):
     for ours, theirs in zip(log("two"), log("one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert len(latest("two")["random"]) == 2
+
+
+def test_two_processes_started_together_have_folders_of_their_own(tiny):
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *CYCLE, "--steps", "2"]
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    for name in ("train-timecycle-list", "train-timecycle-list-2"):
+        assert [line["step"] for line in log(f"out/{name}")] == [1, 2]
