@@ -9,7 +9,7 @@ REQUIREMENTS = $(RUN) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.
 INSTALL := $(RUN) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -r /dev/stdin
 CXX_FILES := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) tests/emulator/*.$(kind)))
 SAY := @printf '\n==> %s\n'
-# The tests start many processes; where this is set, each would compile PyTorch's modules anew, twice an import's time.
+# The tests start many processes, and each would compile PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env build demo test test-gpu-sim test-all nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
