@@ -61,7 +61,7 @@ class Softmax:
         return out
 
     def kept(self, matrix: Tensor) -> Tensor:
-        """Memory for the softmax in the dtype that products take: a new matrix, or `matrix` itself for float32."""
+        """Memory for the softmax in the dtype that products read: a new matrix for bfloat16, else `matrix` itself."""
         if self.query.dtype == torch.bfloat16:
             return torch.empty_like(matrix, dtype=torch.bfloat16)
         return matrix

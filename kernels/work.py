@@ -17,7 +17,7 @@ from .plan import Bounds, Plan
 KEYS = 128
 """Positions of a patch, of queries and of keys."""
 MOST_BLOCKS = 255
-"""Most blocks: csrc/cuda numbers the parts of a list in 8 bits. No GPU has as many multiprocessors."""
+"""Most blocks, since csrc/cuda cannot number more parts of a list. No GPU has as many multiprocessors."""
 CACHE = 24 << 20
 """Most bytes of keys that the targets of one round read: half of an H100's L2 cache, whose halves each hold a copy of
 what all multiprocessors read."""

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import CORES
+
 # Processes of pytest-xdist and the programs that they start share the cores. PyTorch reads this on import.
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
 
 import torch
 
@@ -31,9 +33,6 @@ from timecycle.ops.problem import Problem
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
-"""Processes that one process of pytest should start to use its share of the cores."""
 
 # Files of about a minute, which run first, so that no worker has one left when the others have ended.
 LONG = (

@@ -1,12 +1,21 @@
 """Triton's interpreter for tests, in processes of their own: TRITON_INTERPRET must be set before Triton is imported."""
 
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from types import FunctionType
 
+from tests import CORES
+
+
+def pool() -> ProcessPoolExecutor:
+    """Processes whose Triton kernels are interpreted."""
+    return ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn"), initializer=start)
+
 
 def start() -> None:
-    """Initialize a worker process whose Triton kernels are interpreted."""
+    """Initialize a process of the pool."""
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
 

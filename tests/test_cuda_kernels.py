@@ -1,14 +1,11 @@
 """The CUDA kernels' numerics (tests/contract.py): on a GPU, else both chips' kernels in the emulator."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
 from tests import contract, emulator, interpreter
-from tests.conftest import CORES
 from timecycle.ops.backends import interpreter_missing
 
 pytest.importorskip("triton", reason="Triton is not installed, whose kernels finish those of CUDA")
@@ -27,10 +24,9 @@ def run(request) -> Iterator[Callable[[str, str], None]]:
         yield lambda _, name: contract.run("cuda", name)
         return
     module = emulator.build()
-    context = multiprocessing.get_context("spawn")
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    with ProcessPoolExecutor(CORES, context, initializer=interpreter.start) as pool:
+    with interpreter.pool() as pool:
         chosen = [item.callspec.params for item in request.session.items if item.function is test_kernels]
         running = {
             (asked["chip"], asked["name"]): pool.submit(emulated, module, asked["chip"], asked["name"])

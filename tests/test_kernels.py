@@ -1,18 +1,15 @@
 """The Triton kernels' numerics (tests/contract.py), on a GPU or under Triton's interpreter; and their wiring."""
 
 import itertools
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 
 from tests import contract, interpreter
-from tests.conftest import CORES
 from timecycle.errors import InputError
 from timecycle.kernels import tiles
 from timecycle.ops import Neighborhood, Select, topk_affinity
@@ -30,8 +27,7 @@ def run(request) -> Iterator[Callable[[str], None]]:
         return
     if (reason := interpreter_missing()) is not None:
         pytest.skip(reason)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(CORES, context, initializer=interpreter.start) as pool:
+    with interpreter.pool() as pool:
         chosen = [item.callspec.params["name"] for item in request.session.items if item.function is test_kernels]
         running = {name: pool.submit(contract.run, "triton", name) for name in chosen}
         yield lambda name: running[name].result()

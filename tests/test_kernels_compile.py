@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
 
-from tests.conftest import CORES
+from tests import CORES
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 report = pytest.importorskip("timecycle.kernels.report", reason="Triton is not installed")
