@@ -229,7 +229,7 @@ def for_a_cpu(step: "Step", folder: Path) -> "Step":
         if command.program.endswith(".py") and "--out" not in arguments:
             arguments += ("--out", str(folder / "made" / "_cuda.so"))
         if command.program == "gpu_tests":
-            arguments += ("--seconds", "600")
+            arguments += ("--seconds", "600", "--workers", "1")
         commands.append(dataclasses.replace(command, arguments=arguments, seconds=SLACK * command.seconds))
     at_once = min(2, step.at_once)
     return dataclasses.replace(step, commands=tuple(commands), seconds=SLACK * step.seconds, at_once=at_once)

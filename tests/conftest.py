@@ -34,10 +34,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files of about a minute, which run first, so that no worker has one left when the others have ended.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more process than there are cores: tests also wait, for a disk and for what they start."""
+    return (os.cpu_count() or 1) + 1
+
+
+# Files of half a minute and more, which run first, so that no worker has one left when the others have ended.
 LONG = (
     "test_cuda_kernels", "test_gpu_check", "test_kernels", "test_kernels_compile", "test_cuda_compile",
-    "test_train_ends", "test_propagation",
+    "test_propagation", "test_train_ends", "test_timecycle", "test_evaluation",
 )  # fmt: skip
 
 

@@ -182,12 +182,11 @@ def all_equal(selection, dtype, *, backend):
     propagated(selection, Neighborhood(4, 5, 2), 3, dtype, (query, bank), backend=backend)
 
 
-def many_patches(height, width, radius, k, dtype, *, backend):
+def many_patches(height, width, radius, k, selection, dtype, *, backend):
     """A grid of several patches, so that all warps and every stage of the copies have work."""
     query, bank = whole(1, 1, height * width, 16), whole(2, 2, height * width, 16)
     neighborhood = None if radius is None else Neighborhood(height, width, radius)
-    for selection in (("frame", "all"), ("joint", "topk")):
-        same(*both(query, bank, [[0, 1, 0]], Select(k, 8.0, *selection), dtype, neighborhood, backend=backend))
+    same(*both(query, bank, [[0, 1, 0]], Select(k, 8.0, *selection), dtype, neighborhood, backend=backend))
 
 
 def gradients(selection, neighborhood, multiplicity, dtype, *, backend):
@@ -328,8 +327,12 @@ def _cuda_checks() -> Checks:
     # N, M, D, T, k: queries stay in shared memory up to 512 channels on Hopper, and are streamed beyond.
     shapes = [(1, 1, 1, 1, 1), (127, 257, 72, 3, 5), (130, 129, 520, 2, 20), (64, 640, 512, 1, 10), (10, 4, 8, 3, 9)]
     found = _gpu_checks(selections, dtypes, shapes)
-    for place in ((1, 700, None, 20), (20, 35, None, 10), (20, 35, 4, 20), (9, 50, 30, 5)):
-        found[f"many patches, {place}"] = partial(many_patches, *place, dtypes[len(found) % 2])
+    per_frame, joint = ("frame", "all"), ("joint", "topk")
+    for *place, selection in (
+        (1, 700, None, 20, per_frame), (20, 35, None, 10, joint), (20, 35, 4, 20, joint), (9, 50, 30, 5, per_frame)
+    ):  # fmt: skip
+        dtype = dtypes[len(found) % 2]
+        found[f"many patches, {tuple(place)} {named(selection)}"] = partial(many_patches, *place, selection, dtype)
     for rescale, sizes in itertools.product((False, True), VIDEOS):
         found[f"video {sizes}{', rescaled' * rescale}"] = partial(through_a_video, *sizes, rescale)
     return found | {"video outside": video_outside} | parts_cases.checks(ties=False)

@@ -22,7 +22,7 @@ from timecycle.evaluation.davis import command
 from timecycle.evaluation.davis.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
-LONG = 400  # frames of a sequence whose run can be interrupted
+LONG = 200  # frames of a sequence whose run can be interrupted
 
 
 @pytest.fixture

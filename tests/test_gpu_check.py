@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks import (
     gpu_headline,
     gpu_ncu,
     gpu_plan,
+    gpu_pytest,
     gpu_sequence,
     gpu_setting,
     gpu_smoke,
@@ -193,6 +195,16 @@ def test_hanging_and_dying_tests_do_not_affect_others(tmp_path, capfd):
     assert outcomes["test_bad"]["error"] == "assert 1 == 2"
     assert outcomes["test_endless"]["error"] == "stopped after 5 s"
     assert outcomes["test_dead"]["error"] == "its process ended with status 7"
+
+
+def test_every_test_is_in_one_share():
+    shares = []
+    for first in range(3):
+        options = {"--one-each": False, "--share": (first, 3, 0)}
+        items = list(range(8))
+        gpu_pytest.pytest_collection_modifyitems(SimpleNamespace(getoption=options.get), items)
+        shares += items
+    assert sorted(shares) == list(range(8))
 
 
 def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path, capfd):

@@ -18,10 +18,7 @@ from tests import CORES
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 report = pytest.importorskip("timecycle.kernels.report", reason="Triton is not installed")
 CHIPS = list(report.TARGETS)
-CASES = [(chip, place) for chip in CHIPS for place in range(len(report.cases(chip)))]
-# Every run compiles each kernel once, for one chip or another: the last of its cases, of those with products if any is.
-LAST = {case.kernel: place for place, case in sorted(enumerate(report.cases(CHIPS[0])), key=lambda x: x[1].matrix)}
-ALWAYS = {(CHIPS[i % len(CHIPS)], place) for i, place in enumerate(LAST.values())}
+CASES = {chip: report.cases(chip) for chip in CHIPS}
 RECORDED = json.loads(report.RECORD.read_text())
 HERE = RECORDED.get(triton.__version__, {})
 # Bytes of shared memory a block may have, on the least chip of the family: sm_86 has 99 KB, sm_90 227, gfx942 64.
@@ -29,7 +26,7 @@ SHARED = {"sm_80": 99 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 
 
 def compiled(chip: str, place: int) -> object:
-    return report.compile_case(report.cases(chip)[place], chip)
+    return report.compile_case(CASES[chip][place], chip)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +40,17 @@ def reports(request) -> Iterator[dict[tuple[str, int], Future]]:
 
 
 def parameter(chip: str, place: int) -> object:
-    name = report.cases(chip)[place].name
+    name = CASES[chip][place].name
     # Each case for one chip, the most used kernels also for Hopper; nightly all for all.
     chosen = {CHIPS[zlib.crc32(name.encode()) % len(CHIPS)]} | ({"sm_90"} if "scan bfloat16" in name else set())
     mark = pytest.mark.gpu_sim if chip in chosen else pytest.mark.nightly
-    return pytest.param(chip, place, id=f"{chip} {name}", marks=[] if (chip, place) in ALWAYS else [mark])
+    return pytest.param(chip, place, id=f"{chip} {name}", marks=[mark])
 
 
-@pytest.mark.parametrize(("chip", "place"), [parameter(*case) for case in CASES])
+@pytest.mark.parametrize(("chip", "place"), [parameter(chip, i) for chip in CHIPS for i in range(len(CASES[chip]))])
 def test_kernel(reports, chip, place):
     """It uses the matrix units, spills no more than recorded and has the shared memory that it needs."""
-    case, found = report.cases(chip)[place], reports[chip, place].result()
+    case, found = CASES[chip][place], reports[chip, place].result()
     assert not case.matrix or found.matrix > 0, found
     recorded = HERE.get(chip, {}).get(case.name, 0)
     assert found.spills <= recorded, found
@@ -62,7 +59,7 @@ def test_kernel(reports, chip, place):
 
 
 def test_what_is_recorded_is_there():
-    there = {(chip, report.cases(chip)[place].name) for chip, place in CASES}
+    there = {(chip, case.name) for chip in CHIPS for case in CASES[chip]}
     assert {(chip, name) for chips in RECORDED.values() for chip in chips for name in chips[chip]} <= there
 
 
