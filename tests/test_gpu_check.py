@@ -101,6 +101,7 @@ def program(tmp_path: Path):
     return make
 
 
+@pytest.mark.gpu_sim
 def test_failing_hanging_and_silent_programs_do_not_affect_others(results, program, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "missing", lambda: ["x is not installed"])
     said = "import json, time; print(json.dumps({{'name': {0!r}, 'us': 1.0}}), flush=True);"
@@ -182,6 +183,7 @@ def test_a_wrong_smoke_test_is_an_error(monkeypatch):
         gpu_smoke.smaller(gpu_smoke.CROP).check()
 
 
+@pytest.mark.gpu_sim
 def test_hanging_and_dying_tests_do_not_affect_others(tmp_path, capfd):
     file = tmp_path / "test_some.py"
     file.write_text(
@@ -207,6 +209,7 @@ def test_every_test_is_in_one_share():
     assert sorted(shares) == list(range(8))
 
 
+@pytest.mark.gpu_sim
 def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path, capfd):
     file = tmp_path / "test_some.py"
     file.write_text("import nobody_has_this\n")

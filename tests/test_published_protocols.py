@@ -68,7 +68,9 @@ def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
     )
     tolerance = 3e-5 if each else 1e-5
     labels = torch.from_numpy(recorded["soft"]).flatten(2).transpose(1, 2).clone()
-    for t in range(1, frames_count):
+    selected = [t for t in range(1, frames_count) if f"sel_index_t{t}" in recorded]
+    assert selected
+    for t in selected if backend == "reference" else range(1, frames_count):  # the reference is slow
         frames, multiplicity = context(protocol, t, rules["n_context"], neighborhood)
         slots = torch.tensor([frames])
         weights, indices = topk_affinity(
@@ -78,7 +80,7 @@ def test_selection_and_labels_equal_the_originals(shared: Path, name, backend):
         labels[t] = propagate_labels(weights, indices, labels, slots)[0]
         soft = labels[t].T.reshape(-1, height, width).numpy()
         np.testing.assert_allclose(soft, recorded["soft"][t], atol=tolerance, rtol=0)
-        if f"sel_index_t{t}" in recorded:
+        if t in selected:
             ours = merged(weights[0] * (len(frames) if each else 1), indices[0], frames, height * width)
             theirs = zip(recorded[f"sel_index_t{t}"].tolist(), recorded[f"sel_weight_t{t}"].tolist(), strict=True)
             pairs: list[tuple[float, float]] = []
