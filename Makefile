@@ -42,7 +42,7 @@ demo: $(VENV)/.built ## propagate masks through a synthetic video set; print sco
 PARALLEL := -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.built ## run the test suite, without the long simulations of GPUs
-	$(SAY) "running the tests (five to six minutes on two cores)"
+	$(SAY) "running the tests (about five minutes on two cores)"
 	@$(RUN) -m pytest $(PARALLEL)
 
 test-gpu-sim: $(VENV)/.built ## run the long simulations of GPUs: compile matrices, Triton's interpreter, the CUDA emulator
@@ -50,7 +50,7 @@ test-gpu-sim: $(VENV)/.built ## run the long simulations of GPUs: compile matric
 	@$(RUN) -m pytest $(PARALLEL) -m gpu_sim
 
 test-all: $(VENV)/.built ## both in one run
-	$(SAY) "running the tests and the long simulations of GPUs (some ten minutes on two cores)"
+	$(SAY) "running the tests and the long simulations of GPUs (some nine minutes on two cores)"
 	@$(RUN) -m pytest $(PARALLEL) -m "not nightly"
 
 nightly: $(VENV)/.built ## run what takes long: that training learns, then fuzz and crash
