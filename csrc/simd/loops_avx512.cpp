@@ -208,7 +208,8 @@ struct Avx512 {
         const __mmask16 mask = first_lanes(count - h * kVector);
         const __m512 x = _mm512_maskz_loadu_ps(mask, values + h * kVector);
         const __m512 steps = _mm512_fmadd_ps(_mm512_sub_ps(x, low), inverse, _mm512_set1_ps(0.5f));
-        const __m512i byte = _mm512_maskz_min_epi32(mask, _mm512_cvttps_epi32(steps), _mm512_set1_epi32(255));
+        // 255 for NaN, too, which has no integer: min_ps returns its second operand then.
+        const __m512i byte = _mm512_maskz_cvttps_epi32(mask, _mm512_min_ps(steps, _mm512_set1_ps(255.0f)));
         const __m512 near = _mm512_fmadd_ps(_mm512_cvtepi32_ps(byte), scale, low);
         const __m512 lost = _mm512_maskz_sub_ps(mask, x, near);
         residual[h] = _mm512_fmadd_ps(lost, lost, residual[h]);

@@ -131,8 +131,8 @@ struct Plain {
     TIMECYCLE_INLINE Quantizer(float low, float scale, float inverse) : low(low), scale(scale), inverse(inverse) {}
     TIMECYCLE_INLINE void take(const float* __restrict values, int64_t count, uint8_t* __restrict bytes) {
       for (int64_t j = 0; j < count; ++j) {
-        const int32_t nearest = static_cast<int32_t>((values[j] - low) * inverse + 0.5f);
-        const int32_t byte = nearest > 255 ? 255 : nearest;
+        const float steps = (values[j] - low) * inverse + 0.5f;
+        const int32_t byte = static_cast<int32_t>(steps < 255.0f ? steps : 255.0f);  // 255 for NaN, too
         const float lost = values[j] - (low + scale * static_cast<float>(byte));
         bytes[j] = static_cast<uint8_t>(byte);
         residual[j] += lost * lost, sum[j] += byte;
