@@ -50,7 +50,7 @@ def test_no_kernel_spills_and_products_use_tensor_cores(source, chip):
                 assert all(map(operator.lt, kernel.cycles, MOST_CYCLES[kernel.name.split()[2]])), kernel
 
 
-# PTX alone takes less than half of the time, and is not optimized; machine code is checked above.
+# PTX alone, not optimized, is made fast; machine code is checked above.
 BUILDS = {
     "of PTX": ("csrc/cuda/build.py", "--chips", "compute_80", "--out", "timecycle/_cuda.so"),
     "by setup.py": ("setup.py", "--quiet", "build", "--build-lib", "."),
@@ -63,7 +63,9 @@ BUILDS = {
 def test_the_module_builds_without_a_gpu_and_its_error_names_the_driver(tmp_path, how):
     program, *options, place = BUILDS[how]
     command = [sys.executable, program, *options, tmp_path / place]
-    environment = os.environ | {"TIMECYCLE_CUDA": "1", "NVCC_APPEND_FLAGS": "-Xcicc -O0"}
+    environment = os.environ | {"TIMECYCLE_CUDA": "1"}
+    if how == "of PTX":
+        environment["NVCC_APPEND_FLAGS"] = "-Xcicc -O0"
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     code = "import _cuda; _cuda.propagate_sequence(0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, True, 0, 0)"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
