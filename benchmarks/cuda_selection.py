@@ -36,7 +36,7 @@ TARGET, CONTEXT = 22, (21, 18, 0)
 def features(frames: tuple[Path, ...], size: int) -> list[Tensor]:
     """Features [N, D] bfloat16 of the target and its slots, at a crop size."""
     rules, device = protocol("timecycle", side=size), torch.device("cpu")
-    extract = Features(("network", "color", "gradients"), device, torch.float32, rules)
+    extract = Features(("network", "color", "gradients"), device, torch.float32, rules.mean, rules.std)
     images = [preprocess(read_rgb(frames[i]), rules) for i in (TARGET, *CONTEXT)]
     extract.begin(images[0])
     return [extract(image[None])[0].flatten(1).T.bfloat16() for image in images]

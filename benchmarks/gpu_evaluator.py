@@ -27,7 +27,7 @@ from timecycle.propagation.protocols import Protocol
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
     """Evaluate; returns images per second, seconds by stage, and J&F."""
     folder = ResultsFolder(out, asdict(rules))
-    features = Features(DEFAULT, where, DTYPES[dtype], rules)
+    features = Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
     start = time.perf_counter()
     write_masks(sequences, features, rules, folder, say=lambda _: None, overlays=False, progress=False)
     seconds = time.perf_counter() - start

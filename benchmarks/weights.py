@@ -63,14 +63,14 @@ def shortened(davis: Path, frames: int, folder: Path) -> Path:
 
 def features_of(name: str, rules: Protocol, folder: Path) -> Features:
     """Features by name; "untrained" is the network as initialized with seed 0."""
-    where = (torch.device("cpu"), torch.float32, rules)
+    given = (torch.device("cpu"), torch.float32, rules.mean, rules.std)
     if name != "untrained":
-        return Features(tuple(name.split("+")), *where)
+        return Features(tuple(name.split("+")), *given)
     torch.manual_seed(0)
     untrained = CropWalk(Trunk(18, 3, "reflect", 32)).encoder
     assert isinstance(untrained, Trunk)
     save_encoder(untrained, folder / "untrained.safetensors", {})
-    return Features(("network",), *where, folder / "untrained.safetensors")
+    return Features(("network",), *given, folder / "untrained.safetensors")
 
 
 def measured(davis: Path, name: str, frames: int, rules: Protocol) -> dict[str, Any]:

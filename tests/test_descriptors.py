@@ -94,7 +94,8 @@ def test_gradients_of_a_flat_frame_and_of_odd_sizes_are_finite():
 
 
 def features_of(*parts: str, checkpoint: Path | None = None, name: str = "crw") -> Features:
-    return Features(parts, torch.device("cpu"), torch.float32, protocol(name), checkpoint)
+    rules = protocol(name)
+    return Features(parts, torch.device("cpu"), torch.float32, rules.mean, rules.std, checkpoint)
 
 
 def test_a_dot_product_of_joined_features_is_the_mean_of_the_parts():
@@ -114,7 +115,7 @@ def test_the_shipped_network_sees_the_same_however_a_protocol_normalizes():
     found = []
     for name in ("crw", "dift"):
         rules = protocol(name, resize="native")
-        extract = Features(("network",), torch.device("cpu"), torch.float32, rules)
+        extract = Features(("network",), torch.device("cpu"), torch.float32, rules.mean, rules.std)
         found.append(extract(preprocess(rgb, rules)[None]))
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 

@@ -11,8 +11,7 @@ from timecycle.errors import InputError
 from timecycle.files import check_is_file, hash_of
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
-from timecycle.normalization import IMAGENET
-from timecycle.propagation.protocols import Protocol
+from timecycle.normalization import IMAGENET, Statistics
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
@@ -52,7 +51,7 @@ class Features:
         parts: names of `PARTS`, at least one, each once.
         device: of the features; descriptors are computed on the CPU and moved to it.
         dtype: of the features.
-        protocol: its mean and std are what images are normalized by.
+        mean, std: what images are normalized by.
         checkpoint: of the network; by default the shipped one.
         layout, part: as `timecycle.checkpoints.networks.load_features` takes them.
 
@@ -68,7 +67,8 @@ class Features:
         parts: tuple[str, ...],
         device: torch.device,
         dtype: torch.dtype,
-        protocol: Protocol,
+        mean: Statistics,
+        std: Statistics,
         checkpoint: Path | None = None,
         layout: str | None = None,
         part: str | None = None,
@@ -77,13 +77,12 @@ class Features:
         if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
             raise InputError(f"features are {'+'.join(parts)!r}; expected some of {', '.join(PARTS)}, each once")
         self.device, self.dtype = device, dtype
-        self._color = ColorDescriptor(protocol.mean, protocol.std) if "color" in parts else None
-        self._gradients = GradientDescriptor(protocol.mean, protocol.std) if "gradients" in parts else None
+        self._color = ColorDescriptor(mean, std) if "color" in parts else None
+        self._gradients = GradientDescriptor(mean, std) if "gradients" in parts else None
         network = load_features(checkpoint or SHIPPED, layout, part) if "network" in parts else None
         self._network = None if network is None else fold_batch_norm(network).to(device, dtype)
         # A published network is tested with its protocol's normalization; ours was trained with ImageNet's.
-        given = (protocol.mean, protocol.std)
-        self._from = given if checkpoint is None and given != IMAGENET else None
+        self._from = (mean, std) if checkpoint is None and (mean, std) != IMAGENET else None
         self._parts = parts
         self.l2 = parts != ("network",) or isinstance(network, Encoder)
 

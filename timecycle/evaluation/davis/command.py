@@ -150,7 +150,7 @@ def choose_features(
             f"--features is {arguments.features!r}; expected some of {', '.join(PARTS)} joined by +, or MODULE:CALLABLE"
         )
     file = (arguments.resume, arguments.layout, arguments.part)
-    features = Features(parts, device, DTYPES[arguments.dtype], rules, *file)
+    features = Features(parts, device, DTYPES[arguments.dtype], rules.mean, rules.std, *file)
     learned = arguments.resume.name.split(".")[0] if arguments.resume else "network"
     name = "+".join(learned if part == "network" else part for part in parts)
     known = hash_of_weights(arguments.resume or SHIPPED) if "network" in parts else ""
