@@ -200,7 +200,7 @@ def rehearse(folder: Path) -> list[str]:
     called = folder / "called"
     called.mkdir()
     about = {"gpu": "none: a rehearsal", "date": "rehearsal", "commit": "rehearsal", "capability": "none"}
-    plan = gpu_plan.plan(folder / "made", 2)
+    plan = gpu_plan.plan(folder / "made", 1)
     results = gpu_check.Results(gpu_check.results_path(folder / "results", about, "all"), about)
     for part, steps in plan.items():
         rehearsed = [for_a_cpu(step, folder) for step in steps]
@@ -229,7 +229,7 @@ def for_a_cpu(step: "Step", folder: Path) -> "Step":
         if command.program.endswith(".py") and "--out" not in arguments:
             arguments += ("--out", str(folder / "made" / "_cuda.so"))
         if command.program == "gpu_tests":
-            arguments += ("--seconds", "600", "--workers", "1")
+            arguments += ("--seconds", "600")
         commands.append(dataclasses.replace(command, arguments=arguments, seconds=SLACK * command.seconds))
     at_once = min(2, step.at_once)
     return dataclasses.replace(step, commands=tuple(commands), seconds=SLACK * step.seconds, at_once=at_once)

@@ -151,8 +151,14 @@ def large_features(dtype, *, backend):
 
 
 def not_a_number(dtype, *, backend):
-    nan = torch.full((1, 6, 4), float("nan"), dtype=dtype, device=device_of(backend))
-    topk_affinity(nan, nan, torch.tensor([[0]], device=nan.device), Select(1, 1.0), check=False, backend=backend)
+    """Nothing crashes or overflows, also where numbers, of which some are large, stand before the NaN."""
+    nan = torch.full((1, 6, 4), float("nan"))
+    some = torch.linspace(0, 1, 70).repeat(1, 6, 1)
+    some[..., 2:4], some[..., 34:36] = -1e9, float("nan")
+    for features in (nan, some):
+        features = features.to(dtype).to(device_of(backend))
+        frames = torch.tensor([[0]], device=features.device)
+        topk_affinity(features, features, frames, Select(1, 1.0), check=False, backend=backend)
 
 
 def strides(dtype, *, backend):

@@ -44,7 +44,7 @@ def parameter(chip: str, place: int) -> object:
     # Each case for one chip, the most used kernels also for Hopper; nightly all for all.
     chosen = {CHIPS[zlib.crc32(name.encode()) % len(CHIPS)]} | ({"sm_90"} if "scan bfloat16" in name else set())
     mark = pytest.mark.gpu_sim if chip in chosen else pytest.mark.nightly
-    return pytest.param(chip, place, id=f"{chip} {name}", marks=[mark])
+    return pytest.param(chip, place, id=f"{chip} {name}", marks=mark)
 
 
 @pytest.mark.parametrize(("chip", "place"), [parameter(chip, i) for chip in CHIPS for i in range(len(CASES[chip]))])

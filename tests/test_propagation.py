@@ -39,6 +39,10 @@ def masks_of(soft: torch.Tensor, ids: tuple[int, ...], crop: int, size: tuple[in
     return [index_mask(soft, ids, TIMECYCLE, (crop, crop), output) for output in ((crop, crop), size)]
 
 
+def first_mask(shared: Path, sequence: str) -> np.ndarray:
+    return read_mask(shared / "davis" / "Annotations" / "480p" / sequence / "00000.png")
+
+
 @dataclass
 class Evaluated:
     """A run of test_davis.py on the recorded sequence "dog": its folder, and features and soft labels of 30 frames."""
@@ -97,8 +101,8 @@ def test_scores_and_masks_equal_the_originals(evaluated, oracle: Path):
 
 
 @pytest.fixture(scope="module")
-def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Evaluated):
-    """Recorded results by sequence and crop, and the features: of the program's run, else encoded here; cached."""
+def propagated(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Evaluated):
+    """Recorded results by sequence and crop, features and soft labels: of the program's run, else made here; cached."""
     encoder = fold_batch_norm(load_encoder(oracle_checkpoint))
 
     @functools.cache
@@ -107,29 +111,28 @@ def encoded(shared: Path, oracle: Path, oracle_checkpoint: Path, evaluated: Eval
         recorded = np.load(oracle / f"infer_{sequence}_{crop}.npz")
         if (sequence, crop) == ("dog", 320):
             assert len(evaluated.features) == len(recorded["idx_crop"])
-            return recorded, evaluated.features
+            return recorded, evaluated.features, evaluated.soft
         frames = sorted((shared / "davis" / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
         rules = protocol(TIMECYCLE, side=crop)
         images = (preprocess(read_rgb(path), rules) for path in frames[: min(ENCODED, len(recorded["idx_crop"]))])
-        return recorded, [encoder(image[None])[0] for image in images]
+        features = [encoder(image[None])[0] for image in images]
+        labels = labels_of(first_mask(shared, sequence), crop)
+        propagator = LabelPropagator(TIMECYCLE, l2=False)  # the encoder's features are of length 1
+        soft = [propagator.start(features[0], torch.from_numpy(labels.soft)), *map(propagator.step, features[1:])]
+        return recorded, features, soft
 
     return get
 
 
 @pytest.mark.parametrize(("sequence", "crop"), RECORDED)
-def test_maps_and_masks_equal_the_originals(encoded, evaluated, shared: Path, oracle: Path, sequence, crop):
-    recorded, features = encoded(sequence, crop)
-    annotation = read_mask(shared / "davis" / "Annotations" / "480p" / sequence / "00000.png")
+def test_maps_and_masks_equal_the_originals(propagated, shared: Path, oracle: Path, sequence, crop):
+    recorded, features, propagated_labels = propagated(sequence, crop)
+    annotation = first_mask(shared, sequence)
     labels = labels_of(annotation, crop)
     np.testing.assert_array_equal(labels.soft.transpose(1, 2, 0), recorded["label0"])
-    if (sequence, crop) == ("dog", 320):
-        propagated = evaluated.soft
-    else:
-        propagator = LabelPropagator(TIMECYCLE, l2=False)  # the encoder's features are of length 1
-        propagated = [propagator.start(features[0], torch.from_numpy(labels.soft)), *map(propagator.step, features[1:])]
-    assert len(propagated) == len(features)
+    assert len(propagated_labels) == len(features)
     errors = []
-    for i, soft in enumerate(propagated):
+    for i, soft in enumerate(propagated_labels):
         errors.append(np.abs(soft.numpy().transpose(1, 2, 0) - recorded["pred_norm"][i]).mean())
         at_crop, at_size = masks_of(soft, labels.ids, crop, annotation.shape)
         assert np.count_nonzero(at_crop != recorded["idx_crop"][i]) <= MASK_NOISE[crop], i
@@ -141,8 +144,8 @@ def test_maps_and_masks_equal_the_originals(encoded, evaluated, shared: Path, or
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize(("sequence", "crop"), RECORDED)
-def test_selected_values_equal_the_originals(encoded, sequence, crop, backend):
-    recorded, features = encoded(sequence, crop)
+def test_selected_values_equal_the_originals(propagated, sequence, crop, backend):
+    recorded, features, _ = propagated(sequence, crop)
     grid = crop // 8
     bank = torch.stack(features).flatten(2).transpose(1, 2)
     checked = [int(name.rsplit("_", 1)[1]) for name in recorded.files if name.startswith("topk_idx_")]

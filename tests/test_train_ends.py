@@ -204,9 +204,9 @@ def test_a_full_disk_ends_it(started, small_disk, size):
     assert not list(small_disk.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("rank", ["", "1/"])
+@pytest.mark.parametrize("rank", ["", "1/"], ids=["both", "rank 1"])
 def test_a_failing_rank_ends_all(tmp_path, training_frames, rank):
-    """Its error is printed, whichever rank failed."""
+    """One error is printed, whichever ranks failed."""
     copy_list(training_frames, tmp_path)
     options = [str(word) for word in (*WALK, "--steps", "1000", "-c", "run", "--resume", "auto")]
     options[options.index("--workers") + 1] = "1"

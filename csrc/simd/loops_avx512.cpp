@@ -181,8 +181,9 @@ struct Avx512 {
       for (int64_t h = 0; h < 2; ++h) {
         const __mmask16 mask = first_lanes(count - h * kVector);
         const __m512 x = _mm512_mask_loadu_ps(least[h], mask, values + h * kVector);
-        least[h] = _mm512_min_ps(least[h], x);
-        most[h] = _mm512_mask_max_ps(most[h], mask, most[h], x);
+        // NaN is passed over, as by the plain loop: min and max return their second operand then.
+        least[h] = _mm512_min_ps(x, least[h]);
+        most[h] = _mm512_mask_max_ps(most[h], mask, x, most[h]);
         norm[h] = _mm512_mask3_fmadd_ps(x, x, norm[h], mask);
       }
     }
@@ -208,7 +209,7 @@ struct Avx512 {
         const __mmask16 mask = first_lanes(count - h * kVector);
         const __m512 x = _mm512_maskz_loadu_ps(mask, values + h * kVector);
         const __m512 steps = _mm512_fmadd_ps(_mm512_sub_ps(x, low), inverse, _mm512_set1_ps(0.5f));
-        // 255 for NaN, too, which has no integer: min_ps returns its second operand then.
+        // 255 for NaN, too, which has no integer.
         const __m512i byte = _mm512_maskz_cvttps_epi32(mask, _mm512_min_ps(steps, _mm512_set1_ps(255.0f)));
         const __m512 near = _mm512_fmadd_ps(_mm512_cvtepi32_ps(byte), scale, low);
         const __m512 lost = _mm512_maskz_sub_ps(mask, x, near);
