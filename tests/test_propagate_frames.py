@@ -193,3 +193,70 @@ def test_later_labels_that_do_not_fit_are_refused_and_change_nothing():
     with pytest.raises(InputError, match="features holds nan"):
         propagator.step(FEATURES[1] * torch.nan, torch.rand(5, 4, 5))
     assert torch.equal(propagator.step(FEATURES[1]), other.step(FEATURES[1]))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_correction_of_one_object_leaves_the_others_as_they_are(name):
+    rules = protocol(name, k=3, length=3)
+    corrected = np.roll(mask(2), 8, axis=0)  # object 2 at another place
+    both = {0: mask(1, 2), 2: corrected}
+    frames = list(propagate_features(encoded(), rules, labels_of_masks(both, rules, corrections=True)))
+    plain = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1, 2)}, rules)))
+    one, two = plain[0].ids.index(1), plain[0].ids.index(2)
+    given = frames[2].given
+    assert given is not None
+    assert torch.equal(frames[2].soft[two], torch.from_numpy(given.soft[given.ids.index(2)]))
+    # Object 1 is as it was, but for what was given to object 2 at frame 2.
+    free = 1 - frames[2].soft[two]
+    torch.testing.assert_close(frames[2].soft[one], plain[2].soft[one] * free)
+    if rules.first_mask == "given":
+        np.testing.assert_array_equal(frames[2].mask() == 2, corrected == 2)
+    assert not torch.equal(frames[5].soft[two], plain[5].soft[two])
+
+
+def test_a_correction_stays_in_the_context_of_its_object_alone():
+    """Against the softmax over frame 0, the corrected frame and the one before, written out."""
+    rules = protocol("crw", k=1000, length=1, first="once", radius=None, temperature=0.5, l2=False)
+    both = {0: mask(1, 2), 2: np.roll(mask(2), 8, axis=0)}
+    frames = list(propagate_features(encoded(), rules, labels_of_masks(both, rules, corrections=True)))
+    rows, soft = FEATURES.flatten(2).transpose(1, 2), [frame.soft.flatten(1).T for frame in frames]
+
+    def expected(frame: int, context: list[int]) -> torch.Tensor:
+        keys, labels = torch.cat([rows[i] for i in context]), torch.cat([soft[i] for i in context])
+        return torch.softmax(rows[frame] @ keys.T / 0.5, dim=1) @ labels
+
+    for frame, kept in ((3, []), (4, [2]), (5, [2])):  # frame 3 has frame 2 in its context anyway
+        others, own = expected(frame, [0, frame - 1]), expected(frame, [0, *kept, frame - 1])
+        torch.testing.assert_close(soft[frame][:, 1], others[:, 1])
+        torch.testing.assert_close(soft[frame][:, 2], own[:, 2])
+        background = (others[:, 0] - (own[:, 2] - others[:, 2])).clamp(min=0)
+        torch.testing.assert_close(soft[frame][:, 0], background)
+
+
+def test_an_object_that_enters_keeps_its_first_frame_in_its_context():
+    rules = protocol("crw", k=2, length=1)
+    both = {0: mask(1), 3: np.roll(mask(1), 8, axis=1) * 2}
+    frames = list(propagate_features(encoded(), rules, labels_of_masks(both, rules, corrections=True)))
+    plain = list(propagate_features(encoded(), rules, labels_of_masks({0: mask(1)}, rules)))
+    assert [frame.ids for frame in frames] == [(0, 1)] * 3 + [(0, 1, 2)] * 3
+    assert (frames[5].soft[1] <= plain[5].soft[1] + 1e-6).all()
+    assert frames[5].soft[2].max() > 0
+
+
+def test_a_propagator_with_kept_frames_goes_on_from_its_state():
+    labels = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    whole, first = LabelPropagator("crw", length=2, k=3), LabelPropagator("crw", length=2, k=3)
+    for propagator in (whole, first):
+        propagator.start(FEATURES[0], labels)
+        propagator.step(FEATURES[1], labels.flip(2), channels=[2])
+    second = LabelPropagator("crw", length=2, k=3)
+    second.load_state_dict(first.state_dict())
+    for feature in FEATURES[2:]:
+        assert torch.equal(whole.step(feature), second.step(feature))
+
+
+def test_channels_out_of_range_are_refused():
+    propagator, labels = LabelPropagator("crw"), torch.rand(2, 4, 5)
+    propagator.start(FEATURES[0], labels)
+    with raises_input_error("channels are [2]; expected channels of labels [1, 2, 4, 5]"):
+        propagator.step(FEATURES[1], labels, channels=[2])

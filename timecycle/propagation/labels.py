@@ -1,6 +1,6 @@
 """Conversion between masks and soft labels on the feature grid, as each protocol defines it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -32,13 +32,15 @@ class SoftLabels:
     """Object id of each of the L channels."""
     mask: np.ndarray | None = None
     """The mask that the labels were made from, uint8 [H, W] (of B videos [B, H, W]), if any."""
+    objects: tuple[int, ...] | None = None
+    """The ids that are given, to correct or add these objects while others keep their prediction; None: all are."""
 
     def with_ids(self, ids: tuple[int, ...]) -> "SoftLabels":
         """The same labels with channels in the order `ids`, then any others; channels for new ids are 0."""
         every = (*ids, *(i for i in self.ids if i not in ids))
         soft = np.zeros((*self.soft.shape[:-3], len(every), *self.soft.shape[-2:]), np.float32)
         soft[..., [every.index(i) for i in self.ids], :, :] = self.soft
-        return SoftLabels(soft, every, self.mask)
+        return replace(self, soft=soft, ids=every)
 
 
 def soft_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> SoftLabels:
@@ -93,6 +95,20 @@ def nearest(mask: np.ndarray, size: Size) -> np.ndarray:
 
 def _opencv(channel: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(channel.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def merged(predicted: Tensor, given: Tensor, channels: list[int], background: int | None) -> Tensor:
+    """Predicted soft labels [..., L, h, w] in which `channels` are replaced by given ones of the same shape.
+
+    Other channels are reduced where the given ones are positive. What the prediction had in `channels` elsewhere goes
+    to channel `background`, if any.
+    """
+    free = (1 - given[..., channels, :, :].sum(dim=-3, keepdim=True)).clamp(min=0)
+    soft = predicted * free
+    if background is not None:
+        soft[..., background, :, :] += soft[..., channels, :, :].sum(dim=-3)
+    soft[..., channels, :, :] = given[..., channels, :, :]
+    return soft
 
 
 def min_max(labels: Tensor) -> Tensor:

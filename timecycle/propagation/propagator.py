@@ -4,7 +4,9 @@ The protocol (timecycle/propagation/protocols.py) defines the context frames, th
 computation is timecycle.ops.affinity_propagate.
 """
 
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Collection
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +16,21 @@ from timecycle.errors import InputError
 from timecycle.features.maps import as_tensor, described
 from timecycle.ops import affinity_propagate
 from timecycle.ops.checks import check_finite, not_finite
-from timecycle.propagation.labels import min_max
+from timecycle.propagation.labels import merged, min_max
 from timecycle.propagation.protocols import Protocol, protocol
 
 Frames = TypeVar("Frames", int, Tensor)
 
 INITIAL_CAPACITY = 32
 """Initial capacity, in frames, for a video of unknown length; doubled as needed until the whole context fits."""
+
+
+class Kept(NamedTuple):
+    """A frame that stays in the context of some channels."""
+
+    frame: int
+    channels: frozenset[int]
+    background: int | None
 
 
 class LabelPropagator:
@@ -34,7 +44,8 @@ class LabelPropagator:
     in time. Features are [D, h, w], or [B, D, h, w] for B videos, of any floating dtype; labels are any soft maps
     [L, h, w] or [B, L, h, w], such as masks, textures or heat maps. Both may be tensors or NumPy arrays; gradients do
     not pass. Both methods return the frame's soft labels, float32 [L, h, w] or [B, L, h, w], as later frames will see
-    them. `step` also accepts labels, to correct a prediction or to add objects.
+    them. `step` also accepts labels, to correct a prediction or to add objects; a frame with labels of some channels
+    stays in the context of these channels for the rest of the video, as frame 0 does.
 
     On a GPU `step` does not synchronize, except with ties="all", where the host needs the number of tied keys. Features
     that are not finite are reported by `check()`, to be called after the last frame or when labels are fetched; from
@@ -46,6 +57,7 @@ class LabelPropagator:
     def __init__(self, preset: str | Protocol = "timecycle", **overrides: Any) -> None:
         self.protocol = protocol(preset, **overrides)
         self._frame = -1
+        self._kept: list[Kept] = []
 
     def start(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
         """Begin a video with the features and the soft labels of its first frame.
@@ -78,16 +90,28 @@ class LabelPropagator:
         self._nonfinite_frame = torch.full((), -1, device=features.device)
         self._bank[:, 0] = self._rows(features)
         self._labels[:, 0] = labels.flatten(2).transpose(1, 2)
-        self._frame = 0
+        self._frame, self._kept = 0, []
         if self.protocol.first == "padded":
             return self._advance(features)
         return labels[0].float() if self._single else labels.float()
 
-    def step(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray | None = None) -> Tensor:
+    def step(
+        self,
+        features: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray | None = None,
+        *,
+        channels: Collection[int] | None = None,
+        background: int | None = 0,
+    ) -> Tensor:
         """Soft labels of the next frame, from its features.
 
         `labels` [L', h, w] or [B, L', h, w], if given, replace the prediction of this frame. If L' > L, the additional
         channels are new objects, with labels 0 in earlier frames. Stored labels of earlier frames do not change.
+
+        With `channels`, only these channels of `labels` are used: the others are predicted, and reduced where the given
+        ones are positive. The frame is kept in the context of the given channels until the end of the video (permanent
+        memory: Bekuzarov et al., XMem++, ICCV 2023); the contexts of other channels do not contain it beyond the
+        protocol's length. What the given channels gain or lose is taken from or added to channel `background`, if any.
 
         Raises InputError if features differ from the first frame's in shape, dtype or device, if labels do not fit or
         have fewer channels than before and, on a CPU, if features are not finite.
@@ -105,6 +129,8 @@ class LabelPropagator:
             )
         if labels is not None:
             labels = self._later_labels(labels)
+            if channels is not None and not all(0 <= channel < labels.shape[1] for channel in channels):
+                raise InputError(f"channels are {sorted(channels)}; expected channels of labels {list(labels.shape)}")
         if given.device.type == "cpu":
             check_finite("features", given)
         else:
@@ -114,7 +140,11 @@ class LabelPropagator:
         if labels is None:
             return self._advance(given)
         self._labels = torch.nn.functional.pad(self._labels, (0, labels.shape[1] - self._labels.shape[3]))
-        return self._finish(self._rows(given), labels)
+        query = self._rows(given)
+        if channels is not None:
+            labels = merged(self._predicted(query), labels, sorted(channels), background)
+            self._keep(query, labels, frozenset(channels), background)
+        return self._finish(query, labels)
 
     def _later_labels(self, labels: Tensor | np.ndarray) -> Tensor:
         """Labels given after the first frame, checked, as [B, L', h, w]."""
@@ -146,11 +176,33 @@ class LabelPropagator:
         return torch.nn.functional.normalize(rows.float(), dim=2).to(rows) if self.protocol.l2 else rows
 
     def _advance(self, features: Tensor) -> Tensor:
+        query = self._rows(features)
+        return self._finish(query, self._predicted(query))
+
+    def _predicted(self, query: Tensor) -> Tensor:
+        """Soft labels [B, L, h, w] of the current frame from its rows [B, N, D] and the context."""
+        soft = self._propagated(query, ())
+        # Channels that were given at the same frames have the same context.
+        contexts: dict[tuple[int, ...], list[int]] = {}
+        for channel in sorted(frozenset[int]().union(*(kept.channels for kept in self._kept))):
+            frames = tuple(i for i, kept in enumerate(self._kept) if channel in kept.channels)
+            contexts.setdefault(frames, []).append(channel)
+        found = {frames: self._propagated(query, frames) for frames in contexts}
+        if found:
+            gained = soft.new_zeros((len(soft), *soft.shape[2:]))
+            for frames, channels in contexts.items():
+                gained += (found[frames][:, channels] - soft[:, channels]).sum(dim=1)
+                soft[:, channels] = found[frames][:, channels]
+            if (background := self._kept[-1].background) is not None:
+                soft[:, background] = (soft[:, background] - gained).clamp(min=0)
+        return min_max(soft) if self.protocol.feedback == "min-max" else soft
+
+    def _propagated(self, query: Tensor, kept: tuple[int, ...]) -> Tensor:
+        """Soft labels [B, L, h, w] from the context with these kept frames, indices of `_kept`, before feedback."""
         videos, capacity = self._bank.shape[:2]
         height, width = self._grid
-        query = self._rows(features)
-        own, multiplicity = self._context()
-        known = self._labels_of_context()
+        own, multiplicity = self._context(kept)
+        known = self._labels_of_context(len(own))
         # The banks of all videos are concatenated; each video's slot indices are offset to its own bank.
         video = torch.arange(videos, device=query.device)[:, None]
         labels = affinity_propagate(
@@ -164,10 +216,7 @@ class LabelPropagator:
             multiplicity=multiplicity,
             check=False,  # each frame was checked in start() or step()
         )
-        soft = labels.float().transpose(1, 2).unflatten(2, (height, width))
-        if self.protocol.feedback == "min-max":
-            soft = min_max(soft)
-        return self._finish(query, soft)
+        return labels.float().transpose(1, 2).unflatten(2, (height, width))
 
     def _finish(self, query: Tensor, soft: Tensor) -> Tensor:
         """Store the current frame's rows [B, N, D] and soft labels [B, L, h, w], and return the latter."""
@@ -176,23 +225,23 @@ class LabelPropagator:
         self._remember(query, soft)
         return soft[0] if self._single else soft
 
-    def _context(self) -> tuple[Tensor, Tensor]:
+    def _context(self, kept: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Slots [T] of the current frame's context, in order, and each one's multiplicity [T, 2] inside and outside
-        the neighborhood of a query.
+        the neighborhood of a query. `kept`: indices of the kept frames in it, which follow frame 0.
 
         Both are computed on the device: a copy from the host would synchronize.
         """
-        rules, t, device = self.protocol, self._frame, self._bank.device
+        rules, t = self.protocol, self._frame
         if rules.first == "padded":
             # Entries before the start are copies of frame 0 with its given labels; frame 0 with its predicted labels
             # is in the ring buffer.
-            earlier = torch.arange(max(0, t - rules.length + 1), t, device=device)
+            earlier = self._slots(max(0, t - rules.length + 1), kept)
             # With scope "joint" at most k copies of a key can be among the k kept: use k entries of frame 0, so that
             # ties resolve in order, the last with the multiplicity of the rest. With scope "frame" all copies give the
             # same result, so that one entry is enough.
             copied = self._annotated()
             entries = min(copied, rules.k) if rules.scope == "joint" else 1
-            slots = torch.nn.functional.pad(self._slot(earlier), (entries, 0))
+            slots = torch.nn.functional.pad(earlier, (entries, 0))
             multiplicity = slots.new_ones((len(slots), 2))
             if rules.scope == "joint":
                 multiplicity[entries - 1].fill_(copied - entries + 1)
@@ -201,10 +250,11 @@ class LabelPropagator:
         repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
         if (rules.softmax_over, rules.ties) == ("topk", "exact"):
             repeated = min(repeated, rules.k)  # no more can be among the k kept
-        others = torch.arange(max(1, t - rules.length), t, device=device)
-        slots = torch.nn.functional.pad(self._slot(others), (1, 0))
+        slots = torch.nn.functional.pad(self._slots(max(1, t - rules.length), kept), (1, 0))
         multiplicity, restricted = slots.new_ones((len(slots), 2)), int(rules.radius is None)
         multiplicity[1:, 1].fill_(restricted)
+        if rules.first_everywhere:
+            multiplicity[1 : 1 + len(kept), 1].fill_(1)
         multiplicity[0, 0].fill_(1 + repeated)
         multiplicity[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
         return slots, multiplicity
@@ -213,33 +263,50 @@ class LabelPropagator:
         """Number of entries of a padded context that are frame 0 with its given labels."""
         return max(1, self.protocol.length - self._frame)
 
-    def _labels_of_context(self) -> Tensor:
+    def _slots(self, first: int, kept: tuple[int, ...]) -> Tensor:
+        """Slots of kept frames, then of the other frames from `first` to the current one, without it; int64 [T]."""
+        ends = [first - 1, *sorted(f for i in kept if (f := self._kept[i].frame) >= first), self._frame]
+        device = self._bank.device
+        runs = [torch.arange(a + 1, b, device=device) for a, b in itertools.pairwise(ends)]
+        permanent = [torch.arange(1 + i, 2 + i, device=device) for i in kept]
+        return torch.cat([*permanent, *(self._slot(run) for run in runs)])
+
+    def _labels_of_context(self, slots: int) -> Tensor:
         """Soft labels by slot, [B, slots, N, L], weighted if one slot represents several entries of the context.
 
-        With scope "frame" the operator averages over n slots, which represent `length` entries; labels of a slot that
-        represents c entries are therefore multiplied by c * n / length.
+        With scope "frame" the operator averages over n slots, which represent more entries; labels of a slot that
+        represents c of e entries are therefore multiplied by c * n / e.
         """
         copied = self._annotated()
         if self.protocol.first != "padded" or self.protocol.scope == "joint" or copied == 1:
             return self._labels
-        slots = 1 + self._frame  # until the context is full, frames are in slots 1, 2, ...
-        share = slots / self.protocol.length
-        labels = self._labels[:, :slots] * share
+        share = slots / (copied + slots - 1)
+        # Until the context is full, frames are in the first slots.
+        labels = self._labels[:, : 1 + len(self._kept) + self._frame] * share
         labels[:, 0] = self._labels[:, 0] * (copied * share)
         return labels
 
     def _slot(self, frame: Frames) -> Frames:
-        """Ring buffer slot of a frame index, or of several."""
+        """Slot of a frame index, or of several, in the ring buffer, which follows frame 0 and the kept frames."""
         if self.protocol.first == "padded":
-            return 1 + frame % (self.protocol.length - 1)
-        return 1 + (frame - 1) % self.protocol.length
+            return 1 + len(self._kept) + frame % (self.protocol.length - 1)
+        return 1 + len(self._kept) + (frame - 1) % self.protocol.length
+
+    def _keep(self, query: Tensor, soft: Tensor, channels: frozenset[int], background: int | None) -> None:
+        """Keep the current frame in the context of some channels; its slot follows those of earlier kept frames."""
+        place = 1 + len(self._kept)
+        self._bank, self._labels = (
+            torch.cat([held[:, :place], new[:, None], held[:, place:]], dim=1)
+            for held, new in ((self._bank, query), (self._labels, soft.flatten(2).transpose(1, 2)))
+        )
+        self._kept.append(Kept(self._frame, channels, background))
 
     def _remember(self, query: Tensor, soft: Tensor) -> None:
         if self.protocol.first == "padded" and self.protocol.length == 1:
             return  # the context is frame 0 alone
         slot, capacity = self._slot(self._frame), self._bank.shape[1]
         if slot >= capacity:
-            more = min(capacity, self._capacity() - capacity)
+            more = min(capacity, self._capacity() + len(self._kept) - capacity)
             self._bank, self._labels = (
                 torch.cat([held, held.new_zeros((len(held), more, *held.shape[2:]))], dim=1)
                 for held in (self._bank, self._labels)
@@ -261,6 +328,7 @@ class LabelPropagator:
             "shape": list(self._shape),
             "bank": self._bank.clone(),
             "labels": self._labels.clone(),
+            "kept": [(kept.frame, sorted(kept.channels), kept.background) for kept in self._kept],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -274,6 +342,7 @@ class LabelPropagator:
         self._shape = torch.Size(state["shape"])
         self._grid = list(self._shape[2:])
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
+        self._kept = [Kept(frame, frozenset(channels), other) for frame, channels, other in state.get("kept", ())]
         self._nonfinite_frame = torch.full((), -1, device=self._bank.device)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from timecycle.data.images import read_rgb
-from timecycle.data.masks import ids_of
+from timecycle.data.masks import ids_of, object_ids
 from timecycle.errors import InputError
 from timecycle.features.maps import video_maps
 from timecycle.normalization import normalize
@@ -122,7 +122,7 @@ class EncodedFrame:
 
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
 """The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
-prediction, as a correction, or, with new ids, add objects."""
+prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with new ids, add objects."""
 Timer = Callable[[str], AbstractContextManager[object]]
 """Called with the stage of a frame, "read" (in the reading thread), "encode" or "propagate"; returns its context."""
 
@@ -147,23 +147,38 @@ class PropagatedFrame:
     def mask(self, size: Size | None = None) -> np.ndarray:
         """Object ids, uint8 [H, W] (of B videos [B, H, W]), at `size` (height, width), by default the frame's.
 
-        If this frame was given a mask and the protocol has first_mask="given", that mask; else computed from `soft`.
+        If this frame was given a mask and the protocol has first_mask="given", that mask; else computed from `soft`. Of
+        a mask of some objects only these are taken.
         """
         size = size or self.sizes.frame
-        if self.protocol.first_mask == "given" and self.given is not None and self.given.mask is not None:
-            return self._of_each_video(lambda mask: nearest(mask, size), self.given.mask, 2)
         working = self.sizes.working
-        return self._of_each_video(lambda soft: index_mask(soft, self.ids, self.protocol, working, size), self.soft, 3)
+        given = self.given if self.protocol.first_mask == "given" else None
+        if given is None or given.mask is None:
+            return self._of_each_video(
+                lambda soft: index_mask(soft, self.ids, self.protocol, working, size), self.soft, 3
+            )
+        known = self._of_each_video(lambda mask: nearest(mask, size), given.mask, 2)
+        if given.objects is None:
+            return known
+        mask = replace(self, given=None).mask(size)
+        mask[np.isin(mask, given.objects)] = 0
+        return np.where(np.isin(known, given.objects), known, mask)
 
     def _of_each_video(self, make: Callable[[Any], np.ndarray], given: Any, dimensions: int) -> np.ndarray:
         return make(given) if given.ndim == dimensions else np.stack([make(one) for one in given])
 
 
-def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol) -> LabelsAt:
-    """Labels from masks, uint8 [H, W] ids, by frame index."""
+def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol, *, corrections: bool = False) -> LabelsAt:
+    """Labels from masks, uint8 [H, W] ids, by frame index.
+
+    With `corrections`, a mask after frame 0 replaces the prediction of the objects in it; others keep theirs.
+    """
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
-        return soft_labels(masks[index], protocol, sizes.grid, sizes.working) if index in masks else None
+        if index not in masks:
+            return None
+        labels = soft_labels(masks[index], protocol, sizes.grid, sizes.working)
+        return replace(labels, objects=tuple(object_ids(masks[index]))) if corrections and index else labels
 
     return labels_at
 
@@ -265,7 +280,11 @@ def propagate_features(
                 given = given.with_ids(ids) if index else given
                 ids = given.ids
             labels = None if given is None else torch.from_numpy(given.soft).to(frame.features.device)
-            if index:
+            if index and given is not None and given.objects is not None:
+                channels = [ids.index(i) for i in given.objects if i in ids]
+                background = ids.index(0) if 0 in ids else None
+                soft = propagator.step(frame.features, labels, channels=channels, background=background)
+            elif index:
                 soft = propagator.step(frame.features, labels)
             elif labels is None:
                 raise InputError("frame 0 has no labels; expected labels of the first frame")
