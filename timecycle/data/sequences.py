@@ -169,7 +169,7 @@ def _read_sequence(name: str, frames_folder: Path, masks_folder: Path, masks: Ma
     notes += _dark(frames[0])
     masks = masks.of_sequence(annotations[0])
     notes += read_annotation(annotations[0], masks)[1]
-    return Sequence(name, tuple(frames), tuple(annotations), masks, tuple(notes), _prepared_fps(frames_folder))
+    return Sequence(name, tuple(frames), tuple(annotations), masks, tuple(notes), prepared_fps(frames_folder))
 
 
 def _dark(frame: Path) -> list[str]:
@@ -195,7 +195,7 @@ def check_sizes(paths: list[Path]) -> None:
             )
 
 
-def _prepared_fps(folder: Path) -> float | None:
+def prepared_fps(folder: Path) -> float | None:
     """Frames per second of a folder made by `timecycle.data.extract`; None for others."""
     try:
         content = read_json(folder / PREPARED, "what frames were prepared with")

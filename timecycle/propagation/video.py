@@ -195,12 +195,32 @@ def labels_of_maps(maps: Callable[[Sizes], np.ndarray]) -> LabelsAt:
     return labels_at
 
 
+class VideoState:
+    """Where a propagation stands after a frame, with which it can go on in another process.
+
+    protocol: that of `propagate_features`.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.propagator, self.ids, self.index = LabelPropagator(protocol), tuple[int, ...](), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for torch.save and load_state_dict, after at least one frame."""
+        return {"propagator": self.propagator.state_dict(), "ids": list(self.ids), "index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state. Raises InputError as `LabelPropagator.load_state_dict`."""
+        self.propagator.load_state_dict(state["propagator"])
+        self.ids, self.index = tuple(state["ids"]), state["index"]
+
+
 def propagate_frames(
     frames: Iterable[np.ndarray | Path],
     features: FrameEncoder,
     protocol: Protocol,
     labels_at: LabelsAt,
     *,
+    state: VideoState | None = None,
     read_ahead: int = READ_AHEAD,
     timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
@@ -213,17 +233,24 @@ def propagate_frames(
         features: the feature extractor.
         protocol: how labels are propagated.
         labels_at: the given labels, of frame 0 and possibly others, see `labels_of_masks` and `labels_of_maps`.
+        state: updated with each frame; if it is one after some frames, these are the ones that follow, and
+            `features.begin` was called.
         read_ahead: number of frames to read ahead; 0 reads each frame when it is needed.
         timer: context for each stage.
 
     Raises InputError, naming the frame, if a frame is damaged or of another size, or the extractor fails; if labels do
     not fit; and if features are not finite (on a GPU only after the last frame).
     """
-    if features.l2:
-        protocol = replace(protocol, l2=False)
-    length = len(frames) if isinstance(frames, Sized) else None
-    encoded = encode_frames(frames, features, protocol, read_ahead=read_ahead, timer=timer)
-    return propagate_features(encoded, protocol, labels_at, length=length, timer=timer)
+    protocol = rules_for(features, protocol)
+    length = len(frames) if isinstance(frames, Sized) and state is None else None
+    first = state.index if state else 0
+    encoded = encode_frames(frames, features, protocol, first=first, read_ahead=read_ahead, timer=timer)
+    return propagate_features(encoded, protocol, labels_at, state=state, length=length, timer=timer)
+
+
+def rules_for(features: FrameEncoder, protocol: Protocol) -> Protocol:
+    """The protocol, without normalization of features that have length 1 already."""
+    return replace(protocol, l2=False) if features.l2 else protocol
 
 
 def encode_frames(
@@ -231,27 +258,28 @@ def encode_frames(
     features: FrameEncoder,
     protocol: Protocol,
     *,
+    first: int = 0,
     read_ahead: int = READ_AHEAD,
     timer: Timer = nullcontext,
 ) -> Iterator[EncodedFrame]:
-    """Encode each frame; arguments and errors as `propagate_frames`."""
-    first: tuple[Path | str, tuple[int, ...]] | None = None
+    """Encode each frame; `first` is the index of the first of them. Other arguments and errors as `propagate_frames`."""
+    sized: tuple[Path | str, tuple[int, ...]] | None = None
 
     def read(numbered: tuple[int, np.ndarray | Path]) -> tuple[Path | str, np.ndarray, Tensor]:
-        nonlocal first
+        nonlocal sized
         index, frame = numbered
         with timer("read"):
             name, rgb = (frame, read_rgb(frame)) if isinstance(frame, Path) else (f"frame {index}", frame)
             if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
                 raise InputError(f"{name} is {rgb.dtype} {list(rgb.shape)}; expected uint8 RGB [H, W, 3]")
-            first = first or (name, rgb.shape)
-            if rgb.shape != first[1]:
+            sized = sized or (name, rgb.shape)
+            if rgb.shape != sized[1]:
                 raise InputError(
-                    f"{name} is {rgb.shape[1]} x {rgb.shape[0]}; expected {first[1][1]} x {first[1][0]} like {first[0]}"
+                    f"{name} is {rgb.shape[1]} x {rgb.shape[0]}; expected {sized[1][1]} x {sized[1][0]} like {sized[0]}"
                 )
             return name, rgb, preprocess(rgb, protocol)
 
-    for index, (name, rgb, image) in enumerate(ahead(read, enumerate(frames), read_ahead)):
+    for index, (name, rgb, image) in enumerate(ahead(read, enumerate(frames, first), read_ahead), first):
         with timer("encode"), torch.no_grad():
             features.frame = name
             if index == 0:
@@ -265,6 +293,7 @@ def propagate_features(
     protocol: Protocol,
     labels_at: LabelsAt,
     *,
+    state: VideoState | None = None,
     length: int | None = None,
     timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
@@ -272,17 +301,18 @@ def propagate_features(
 
     Other arguments and errors as `propagate_frames`.
     """
-    propagator, ids = LabelPropagator(protocol), tuple[int, ...]()
-    for index, frame in enumerate(frames):
+    state = state or VideoState(protocol)
+    propagator = state.propagator
+    for index, frame in enumerate(frames, state.index):
         with timer("propagate"):
             given = labels_at(index, frame.sizes)
             if given is not None:
-                given = given.with_ids(ids) if index else given
-                ids = given.ids
+                given = given.with_ids(state.ids) if index else given
+                state.ids = given.ids
             labels = None if given is None else torch.from_numpy(given.soft).to(frame.features.device)
             if index and given is not None and given.objects is not None:
-                channels = [ids.index(i) for i in given.objects if i in ids]
-                background = ids.index(0) if 0 in ids else None
+                channels = [state.ids.index(i) for i in given.objects if i in state.ids]
+                background = state.ids.index(0) if 0 in state.ids else None
                 soft = propagator.step(frame.features, labels, channels=channels, background=background)
             elif index:
                 soft = propagator.step(frame.features, labels)
@@ -290,7 +320,8 @@ def propagate_features(
                 raise InputError("frame 0 has no labels; expected labels of the first frame")
             else:
                 soft = propagator.start(frame.features, labels, length)
-        yield PropagatedFrame(index, soft, ids, frame.sizes, protocol, frame.rgb, given)
+        state.index = index + 1
+        yield PropagatedFrame(index, soft, state.ids, frame.sizes, protocol, frame.rgb, given)
     propagator.check()
 
 
