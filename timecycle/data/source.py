@@ -1,6 +1,7 @@
 """The frames of one video, a file or a folder of images, read forward or backward in bounded memory. Without torch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,13 +32,18 @@ class Frame(NamedTuple):
     """uint8 [H, W, 3], upright, with square pixels."""
 
 
+@dataclass(frozen=True)
 class Wanted:
-    """Which frames to read: `first` to `last` (None: to the end), every `every`-th of them from `origin`, and `more`."""
+    """Which frames of a video to read."""
 
-    def __init__(
-        self, first: int, last: int | None, every: int = 1, origin: int = 0, more: frozenset[int] = frozenset()
-    ):
-        self.first, self.last, self.every, self.origin, self.more = first, last, every, origin, more
+    first: int = 0
+    last: int | None = None
+    """None: to the end."""
+    every: int = 1
+    origin: int = 0
+    """Frames at a distance from this one that is a multiple of `every` are wanted,"""
+    more: frozenset[int] = frozenset()
+    """and these, if between `first` and `last`."""
 
     def __contains__(self, number: int) -> bool:
         if number < self.first or (self.last is not None and number > self.last):
@@ -53,6 +59,7 @@ class FrameSource(Protocol):
     """Frames per second, on average."""
     expected: int | None
     """Number of frames that the header promises, if it does: not exact."""
+    has_audio: bool
 
     def size(self) -> tuple[int, int]:
         """Height and width of the frames in pixels."""
@@ -85,6 +92,8 @@ def frame_of(source: FrameSource, number: int) -> Frame:
 
 class FolderSource:
     """A folder of images, in natural order of their names."""
+
+    has_audio = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,7 +138,7 @@ class VideoSource:
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
             total = stream.duration * stream.time_base if stream.duration else (video.container.duration or 0) / 1e6
             self.expected: int | None = stream.frames or round(float(total) * float(self.rate)) or None
-            self.audio = any(other.type == "audio" for other in video.container.streams)
+            self.has_audio = any(other.type == "audio" for other in video.container.streams)
 
     def size(self) -> tuple[int, int]:
         """As `FrameSource.size`."""

@@ -262,7 +262,7 @@ def encode_frames(
     read_ahead: int = READ_AHEAD,
     timer: Timer = nullcontext,
 ) -> Iterator[EncodedFrame]:
-    """Encode each frame; `first` is the index of the first of them. Other arguments and errors as `propagate_frames`."""
+    """Encode each frame; `first`: index of the first of them. Other arguments and errors as `propagate_frames`."""
     sized: tuple[Path | str, tuple[int, ...]] | None = None
 
     def read(numbered: tuple[int, np.ndarray | Path]) -> tuple[Path | str, np.ndarray, Tensor]:

@@ -1,0 +1,12 @@
+"""How sure a propagation is of each object of a frame."""
+
+import numpy as np
+
+from timecycle.propagation.video import PropagatedFrame
+
+
+def confidence(frame: PropagatedFrame) -> np.ndarray:
+    """float32 [objects]: mean share of the kept affinity mass on agreeing labels."""
+    soft = frame.soft.numpy()
+    best = soft.argmax(0)
+    return np.float32([soft[c][best == c].mean() if (best == c).any() else 0 for c, i in enumerate(frame.ids) if i])

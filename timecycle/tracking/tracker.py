@@ -1,0 +1,189 @@
+"""Track objects through a video, from masks, boxes or points of some frames to masks of all frames."""
+
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timecycle.data.masks import ids_of
+from timecycle.data.source import FrameSource, Wanted, frame_of, open_source
+from timecycle.errors import InputError
+from timecycle.files import growing
+from timecycle.features.extractors import CallableExtractor, Extractor, usable_device
+from timecycle.features.named import DEFAULT, DTYPES, Features
+from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.protocols import protocol as as_protocol
+from timecycle.propagation.video import preprocess
+from timecycle.tracking.annotations import Annotations
+from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
+from timecycle.tracking.run import Span, Step, TrackingRun
+from timecycle.tracking.store import MaskStore
+from timecycle.viewing.overlays import Style
+
+
+class TrackedFrame(NamedTuple):
+    """The objects of one frame."""
+
+    frame: int
+    """Number of the frame, from 0."""
+    ids: tuple[int, ...]
+    """Object ids, ascending."""
+    masks: np.ndarray
+    """bool [n, H, W], one of each object; all false if the object is not there."""
+    confidence: np.ndarray
+    """float32 [n], from 0 to 1, see `timecycle.propagation.confidence`."""
+
+
+class Tracker:
+    """Track objects through a video file, or a folder of frames.
+
+        tracker = timecycle.Tracker("clip.mp4")
+        tracker.add_box(0, (120, 80, 200, 150))
+        for frame, ids, masks, confidence in tracker.propagate():
+            ...
+        tracker.save_overlay("overlay.mp4")
+
+    Args:
+        video: a video file or a folder of images.
+        protocol: a protocol or the name of one.
+        features: a callable or module from normalized images [B, 3, H, W] to features [B, D, h, w]; by default the
+            shipped features.
+        device: of the features; "auto" is a GPU if available.
+        dtype: of the features.
+        store: folder for masks; by default a temporary one, removed with the tracker.
+        overrides: fields of the protocol to change.
+
+    Raises InputError if the video cannot be read, or an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        video: str | Path,
+        protocol: str | Protocol = "best",
+        *,
+        features: Extractor | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "float32",
+        store: Path | None = None,
+        **overrides: Any,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        rules = as_protocol(protocol, **{"first_mask": "given", **overrides})
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        where = usable_device(device, f"device {device!r}")
+        self.protocol = rules
+        self.source: FrameSource = open_source(Path(video))
+        self.features: Features | CallableExtractor = (
+            Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
+            if features is None
+            else CallableExtractor(features, where, DTYPES[dtype])
+        )
+        self.annotations = Annotations()
+        self._temporary = None if store else tempfile.TemporaryDirectory(prefix="timecycle-")
+        self.store = MaskStore(store or Path(self._temporary.name))  # type: ignore[union-attr]
+
+    def add_mask(self, frame: int, mask: np.ndarray) -> list[int]:
+        """Give the mask of a frame, and return the ids of its objects.
+
+        frame: number of the frame, from 0. mask: [H, W] of the frame's size, ids of objects (0 is background), or bool.
+
+        An object that was given at an earlier frame is corrected: it is tracked from here on; others are not affected.
+        Raises InputError if the mask does not fit the frame, or holds no object, or one that this frame already has.
+        """
+        ids = ids_of(np.asarray(mask))
+        size = self.source.size()
+        if ids.shape != size:
+            raise InputError(
+                f"the mask of frame {frame} is {ids.shape[1]} x {ids.shape[0]}; expected {size[1]} x {size[0]}, the "
+                "frame's size"
+            )
+        return self.annotations.add(frame, ids, "the mask")
+
+    def add_box(self, frame: int, box: Sequence[float], id: int | None = None) -> np.ndarray:
+        """Give an object by a box around it; returns the mask made from it, bool [H, W].
+
+        box: x, y, width, height in pixels. id: of the object; by default a new one. See `mask_from_box` for how.
+        Raises InputError if the box lies outside the frame, and as `add_mask`.
+        """
+        from timecycle.tracking.prompts import mask_from_box
+
+        image = frame_of(self.source, frame)
+        return self._add(frame, mask_from_box(image.rgb, tuple(box), self._features_of(image.rgb)), id)
+
+    def add_points(
+        self,
+        frame: int,
+        positive: Sequence[Sequence[float]],
+        negative: Sequence[Sequence[float]] = (),
+        id: int | None = None,
+    ) -> np.ndarray:
+        """Give an object by points on it, and points that are not on it; returns the mask, bool [H, W].
+
+        Points are x, y in pixels. id: of the object; by default a new one. See `mask_from_points` for how.
+        Raises InputError if a point lies outside the frame, and as `add_mask`.
+        """
+        from timecycle.tracking.prompts import mask_from_points
+
+        image = frame_of(self.source, frame)
+        features = self._features_of(image.rgb)
+        return self._add(frame, mask_from_points(image.rgb, positive, negative, features), id)
+
+    def _add(self, frame: int, mask: np.ndarray, id: int | None) -> np.ndarray:
+        id = self.annotations.free_id() if id is None else id
+        self.annotations.add(frame, mask.astype(np.uint8) * np.uint8(id), f"object {id}")
+        return mask
+
+    def propagate(self, first: int = 0, last: int | None = None, every: int = 1) -> Generator[TrackedFrame, None, None]:
+        """Track, and yield each frame: those before the first annotated frame in reverse order, then the others.
+
+        Args:
+            first, last: numbers of the first and the last frame; by default those of the video.
+            every: track only every so many frames, and the annotated ones.
+
+        Raises InputError if nothing was added, an annotated frame is not between first and last or not in the video, or
+        the video is damaged; frames that were yielded before remain stored.
+        """
+        run = self.run(Span(first, last, every))
+        for walk in (run.backward(), run.forward()):
+            with closing(walk):
+                for step in walk:
+                    ids = tuple(sorted(step.confidences))
+                    masks = np.stack([step.mask == i for i in ids]) if ids else np.zeros((0, *step.mask.shape), bool)
+                    yield TrackedFrame(step.number, ids, masks, np.float32([step.confidences[i] for i in ids]))
+
+    def run(self, span: Span) -> TrackingRun:
+        """The run over some frames. Raises InputError as `propagate`."""
+        return TrackingRun(self.source, self.features, self.protocol, self.annotations, self.store, span)
+
+    def stored(self, wanted: Wanted) -> Iterator[Step]:
+        """The frames whose masks are stored, in order of time."""
+        for frame in self.source.forward(wanted):
+            if self.store.has(frame.number):
+                known = self.store.confidences.get(frame.number, {})
+                yield Step(*frame, self.store.mask(frame.number), known)
+
+    def save_overlay(self, path: str | Path, style: Style = TRACKED) -> None:
+        """Write a video of the tracked frames, with the objects painted on them.
+
+        Raises InputError if nothing was tracked, PyAV is not installed, or the file cannot be written.
+        """
+        numbers = self.store.numbers()
+        if not numbers:
+            raise InputError("nothing was tracked yet; expected propagate() to be consumed first")
+        with growing(Path(path)) as partial, Outputs(self.source, Wishes(partial, style=style)) as outputs:
+            for step in self.stored(Wanted(numbers[0], numbers[-1])):
+                outputs.add(step)
+
+    @torch.inference_mode()
+    def _features_of(self, rgb: np.ndarray) -> Tensor:
+        """Features [D, h, w] of a frame."""
+        image = preprocess(rgb, self.protocol)
+        self.features.begin(image)
+        return self.features(image[None])[0]
