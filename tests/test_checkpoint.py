@@ -11,7 +11,8 @@ import torch
 from tests.assertions import raises_input_error
 from tests.pickle_cases import Call
 from tests.resnets import features
-from timecycle.checkpoints.networks import encoder_state, load_encoder, load_features, main, read_state_dict
+from timecycle.checkpoint import main
+from timecycle.checkpoints.networks import encoder_state, load_encoder, load_features, read_state_dict
 from timecycle.errors import InputError
 
 

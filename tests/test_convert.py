@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.resnets import features, random_weights
 from tests.test_layouts import crw, crw_with_padding_modules, moco, prefixed, uvc, vfs
 from timecycle import load_features
-from timecycle.checkpoints.networks import convert, load_encoder, main, save_encoder
+from timecycle.checkpoint import main
+from timecycle.checkpoints.networks import convert, load_encoder, save_encoder
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import train
 from tests.assertions import raises_input_error
 from tests.tiny_training import CYCLE, WALK
 from tests.training_runs import assert_same, assert_same_run, latest
@@ -17,6 +16,7 @@ from timecycle.errors import InputError
 from timecycle.files import hash_of, not_written
 from timecycle.locks import owned
 from timecycle.training import checkpointer as checkpoints
+from timecycle.training import loop
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.run_folder import Run, RunFiles, find_run, start_run
@@ -97,9 +97,9 @@ DAMAGE = {
 }
 
 
-def begun(given: dict[str, Any]) -> train.Training:
+def begun(given: dict[str, Any]) -> loop.Training:
     """The training of these options, before its first step."""
-    return find_run(given, lambda run: train.set_up(given, run, ALONE))
+    return find_run(given, lambda run: loop.set_up(given, run, ALONE))
 
 
 def test_a_checkpoint_with_invalid_contents_is_passed_over(whole):
@@ -198,7 +198,7 @@ def test_a_new_run_takes_a_folder_that_no_other_process_holds(tiny):
 
 
 def test_a_folder_is_locked_until_the_run_has_finished(tiny, monkeypatch):
-    finish, finished = train.finish, []
+    finish, finished = loop.finish, []
 
     def checked(checkpointer: Any, folder: Path) -> None:
         finish(checkpointer, folder)
@@ -206,7 +206,7 @@ def test_a_folder_is_locked_until_the_run_has_finished(tiny, monkeypatch):
             pass
         finished.append(folder)
 
-    monkeypatch.setattr(train, "finish", checked)
+    monkeypatch.setattr(loop, "finish", checked)
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
     assert finished == [Path("run")]
     with owned(Path("run")):
@@ -308,9 +308,9 @@ def test_keeping_the_best_checkpoint_twice_leaves_no_other_files(tmp_path):
 
 def test_the_best_checkpoint_is_that_of_an_uninterrupted_run(tiny, small_davis, monkeypatch):
     """The run is stopped after every step."""
-    scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], train.due
-    monkeypatch.setattr("train.validate", lambda encoder, folder: scores[steps[-1] - 1])
-    monkeypatch.setattr("train.due", lambda step, every: steps.append(step) or due(step, every))
+    scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], loop.due
+    monkeypatch.setattr("timecycle.training.loop.validate", lambda encoder, folder: scores[steps[-1] - 1])
+    monkeypatch.setattr("timecycle.training.loop.due", lambda step, every: steps.append(step) or due(step, every))
     options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 4)
     assert tiny(*options, "-c", "whole").code == 0
     for number in range(5):

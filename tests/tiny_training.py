@@ -24,7 +24,7 @@ from torch.nn import functional
 
 import train
 from tests.rendered import render_clip
-from timecycle.errors import run_command_line
+from timecycle.cli import start
 from timecycle.models.encoder import Trunk
 from timecycle.training.objectives import OBJECTIVES
 from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings
@@ -123,4 +123,4 @@ OBJECTIVES[TimeCycleSettings] = replace(OBJECTIVES[TimeCycleSettings], encoder=l
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_command_line(train.main)
+    start(train.main)

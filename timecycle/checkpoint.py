@@ -1,10 +1,21 @@
-"""`python -m timecycle.checkpoint`, and its functions under their names of version 0.1."""
+"""`python -m timecycle.checkpoint convert`, and its functions under their names of version 0.1."""
 
-from timecycle.checkpoints.networks import LAYOUTS, convert, load_encoder, load_features, main, save_encoder
+import sys
+
+from timecycle.checkpoints.networks import LAYOUTS, convert, load_encoder, load_features, save_encoder
 from timecycle.checkpoints.state_dicts import read_state_dict
-from timecycle.errors import run_command_line
+from timecycle.cli import run_subcommand, start
 
 __all__ = ["LAYOUTS", "convert", "load_encoder", "load_features", "read_state_dict", "save_encoder"]
 
+
+def main() -> None:
+    """Run the command line, whose first word is convert."""
+    words = sys.argv[1:]
+    run_subcommand(
+        "convert", words[1:] if words[:1] == ["convert"] else words, "python -m timecycle.checkpoint convert"
+    )
+
+
 if __name__ == "__main__":
-    run_command_line(main)
+    start(main)

@@ -1,7 +1,4 @@
-"""Prepare data in TimeCycle's formats: videos as folders of frames, DAVIS as a list of folders.
-
-    python -m timecycle.prepare vlog --videos VLOG --out FRAMES      # then: train.py --filelist FRAMES/list.txt
-    python -m timecycle.prepare davis --davis DAVIS --out LIST       # then: test_davis.py --filelist LIST
+"""The command `timecycle prepare`: videos as folders of frames, DAVIS as a list of folders, in TimeCycle's formats.
 
 Source: the dataset preparation of TimeCycle's release (Wang, Jabri, Efros, CVPR 2019).
 """
@@ -10,7 +7,6 @@ import argparse
 import hashlib
 import os
 import re
-import signal
 import urllib.parse
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -20,18 +16,23 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from timecycle.cli import program, start
 from timecycle.data.extract import Extraction, extract, finished
 from timecycle.data.masks import AS_STORED, MaskReading, add_mask_options, masks_of
 from timecycle.data.video import skipped_files, video_files
-from timecycle.errors import InputError, printable, run_command_line
+from timecycle.errors import InputError, printable
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.files import LONGEST_NAME, field, fields, inside, remove_leftovers, writing
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile, Tables
+from timecycle.progress import Progress, say
 from timecycle.workers import SPAWN, begin_worker, pool
 
+DESCRIPTION = "Prepare data in TimeCycle's formats: videos as folders of frames, DAVIS as a list of folders."
+EXAMPLES = """
+timecycle prepare vlog --videos VLOG --out FRAMES     # then: timecycle train --filelist FRAMES/list.txt
+timecycle prepare davis --davis DAVIS --out LIST      # then: timecycle evaluate --filelist LIST
+"""
 SHOWN_FAILURES = 10
 LIST = "list.txt"
 FAILED = "failed.txt"
@@ -72,7 +73,7 @@ def prepare_vlog(
         raise InputError(f"{str(out)!r} has characters that a line of the list cannot hold; expected another folder")
     folders = {video: inside(out, *folder_name(video.relative_to(videos)).parts) for video in found}
     if others:
-        print(f"{videos}: {skipped_files(others)}")
+        say(f"{videos}: {skipped_files(others)}")
     with writing(out), owned(out, NOTES):
         for parent in {folder.parent for folder in folders.values()}:
             remove_leftovers(parent)
@@ -92,11 +93,11 @@ def _extract_all(folders: dict[Path, Path], rules: Extraction, jobs: int) -> tup
     waiting = [(video, folders[video]) for video, number in results.items() if number is None]
     with (
         closing(_extracted(waiting, rules, jobs)) as extracted,
-        tqdm(total=len(folders), initial=len(folders) - len(waiting), unit="clip", disable=None) as bar,
+        Progress(len(folders), "video", "reading videos", initial=len(folders) - len(waiting)) as progress,
     ):
         for video, result in extracted:
             results[video] = result
-            bar.update()
+            progress.update()
     frames = {video: result for video, result in results.items() if isinstance(result, int)}
     return frames, {video: result for video, result in results.items() if isinstance(result, str)}
 
@@ -193,7 +194,7 @@ def _report(lists: Tables, own: OwnFile | None, frames: dict[Path, int], failed:
     else:
         own.replace(lines)
     made = own.path if own else lists.folder / LIST
-    print(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
+    say(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
 
 
 def prepare_davis(
@@ -230,13 +231,8 @@ def prepare_davis(
     return len(lines)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; exits with status 2 on unknown options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m timecycle.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="vlog|davis")
     text = (
         "Turn every video file in a folder into a folder of JPEG frames, by default 12 per second with a short side of "
@@ -267,20 +263,19 @@ def parse_arguments() -> argparse.Namespace:
     davis.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
     davis.add_argument("--year", default="2017", help="(default: %(default)s)")
     add_mask_options(davis)
-    return parser.parse_args()
 
 
-def main() -> None:
-    """Run the command line."""
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> None:
+    """Prepare what the command line names."""
     if arguments.kind == "davis":
         number = prepare_davis(arguments.davis, arguments.out, arguments.set, arguments.year, masks_of(arguments))
-        print(f"{number} sequences; test_davis.py --filelist {arguments.out}")
+        say(f"{number} sequences; test_davis.py --filelist {arguments.out}")
         return
     rules = Extraction(arguments.fps, arguments.side, arguments.quality)
     prepare_vlog(arguments.videos, arguments.out, arguments.list, rules, arguments.jobs)
 
 
+main = program("prepare", "python -m timecycle.prepare")
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM unwinds like Ctrl-C
-    run_command_line(main)
+    start(main)

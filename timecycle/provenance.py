@@ -45,9 +45,13 @@ def peak_memory_mb(device: "torch.device") -> dict[str, float]:
     """Peak memory of this process in MB: resident on the host and, if `device` is a GPU, allocated on it."""
     import torch
 
-    # ru_maxrss counts KB on Linux, bytes on macOS.
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    memory = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    memory = {"host": host_memory_mb()}
     if device.type == "cuda":
         memory["device"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return memory
+
+
+def host_memory_mb() -> float:
+    """Peak resident memory of this process in MB."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, KB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

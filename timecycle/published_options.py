@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 
 from timecycle.errors import InputError
+from timecycle.progress import say
 
 # Options with all their names: those without effect in both published programs ...
 _OF_BOTH = "-d/--data -e/--evaluate --classNum --seperate2d"
@@ -54,7 +55,7 @@ def check_fixed(given: dict[str, str]) -> list[str]:
 def say_without_effect(names: Iterable[str]) -> None:
     """Print the given options without effect, if there are any."""
     if listed := ", ".join(names):
-        print(f"accepted without effect, as they do not change the result here: {listed}")
+        say(f"accepted without effect, as they do not change the result here: {listed}")
 
 
 def _number(text: str) -> float:

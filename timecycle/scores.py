@@ -1,8 +1,8 @@
 """`python -m timecycle.scores`, and its functions under their names of version 0.1. Does not import torch."""
 
-from timecycle.errors import run_command_line
+from timecycle.cli import program, start
 from timecycle.evaluation.davis.metrics import frame_boundary_f, frame_jaccard, score_frame, statistics
-from timecycle.evaluation.davis.scores import SequenceMasks, main, score_masks, score_results, score_sequence
+from timecycle.evaluation.davis.scores import SequenceMasks, score_masks, score_results, score_sequence
 from timecycle.evaluation.davis.tables import Scores
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "statistics",
 ]
 evaluate = score_results
+main = program("score", "python -m timecycle.scores")
 
 if __name__ == "__main__":
-    run_command_line(main)
+    start(main)

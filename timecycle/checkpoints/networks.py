@@ -5,7 +5,6 @@ Supported files and names: layouts.py, state_dicts.py. Nothing stored in a file 
 Command: python -m timecycle.checkpoint convert checkpoint_14.pth.tar --out weights/
 """
 
-import argparse
 import io
 import json
 import os
@@ -223,18 +222,3 @@ def _standard_resnet(network: Network) -> State:
         if (name in classifier or (name in whole and value.shape == whole[name].shape))
         and unfit(value, counts=name.endswith("num_batches_tracked")) is None
     }
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m timecycle.checkpoint", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    converter = commands.add_parser("convert", help="write safetensors and a standard ResNet from a checkpoint")
-    converter.add_argument("checkpoint", type=Path, help="any that test_davis.py --resume takes")
-    converter.add_argument("--out", type=Path, default=Path("."), help="folder for the two files (default: here)")
-    converter.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
-    converter.add_argument("--part", help="which network, of a file that holds several: teacher, state_dict_ema, ...")
-    arguments = parser.parse_args()
-    ours, standard = convert(arguments.checkpoint, arguments.out, arguments.layout, arguments.part)
-    print(f"{ours}: the network, for test_davis.py --resume")
-    print(f"{standard}: a standard ResNet; for the same features its header says strides (layer3 stride 1) and padding")

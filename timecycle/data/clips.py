@@ -13,6 +13,7 @@ from timecycle.data.synthetic import SEQUENCES, Scene
 from timecycle.data.video import opened, skipped_files, upright, video_files
 from timecycle.errors import InputError
 from timecycle.files import fields, read_lines
+from timecycle.progress import say
 
 FRAMES_PER_SECOND = 12  # maximum for video files, as in TimeCycle's training data
 SHORT_SIDE = 256  # pixels, maximum for video files
@@ -126,7 +127,7 @@ def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
     cache = Cache(cache_bytes)
     videos, others = video_files(folder)
     if others and os.environ.get("RANK", "0") == "0":
-        print(f"{folder}: {skipped_files(others)}")
+        say(f"{folder}: {skipped_files(others)}")
     return [VideoClip(path, cache) for path in videos]
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import write_mask
 from timecycle.errors import InputError
 from timecycle.files import not_written, partial_path, read_json, remove_leftovers, write_bytes, write_json
+from timecycle.progress import Progress
 
 # Must be raised whenever the same arguments give other pixels, so that sets of older code are not reused.
 VERSION = 1
@@ -304,13 +304,13 @@ def make_davis(
         # Threads suffice: NumPy, OpenCV and Pillow release the GIL.
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-            tqdm(total=sequences * frames, desc="rendering videos", unit="frame", disable=None) as bar,
+            Progress(sequences * frames, "frame", "rendering videos") as progress,
         ):
             for index, name in enumerate(names):
                 objects, motion = SEQUENCES[name]
                 scene = Scene(seed + index, frames, height, width, objects, motion)
                 for _ in pool.map(functools.partial(_write_frame, folder, name, scene), range(frames)):
-                    bar.update()
+                    progress.update()
         write_bytes(folder / "ImageSets" / "2017" / "val.txt", "".join(f"{name}\n" for name in names).encode())
         write_json(folder / MARKER, marker)
         try:

@@ -1,15 +1,15 @@
 """The loop over a benchmark's videos, and point tracking in one video."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.evaluation.maps import strongest_places
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
+from timecycle.progress import Progress
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.video import PropagatedFrame, Sizes, labels_of_maps, propagate_frames
 
@@ -27,8 +27,13 @@ def over_videos(
     progress: bool = True,
 ) -> list[Result]:
     """Results of `work(video, extractor)` for all videos, with the extractor in eval mode and a progress bar."""
-    with evaluating(features, device) as extractor:
-        return [work(video, extractor) for video in tqdm(videos, unit=unit, disable=None if progress else True)]
+    total = len(videos) if isinstance(videos, Sized) else None
+    results = []
+    with evaluating(features, device) as extractor, Progress(total, unit, shown=progress) as bar:
+        for video in videos:
+            results.append(work(video, extractor))
+            bar.update()
+    return results
 
 
 def propagated_places(

@@ -1,10 +1,12 @@
-"""The command line of train.py: an option for each field of `timecycle.training.settings`."""
+"""The command `timecycle train`, which is train.py: an option for each field of `timecycle.training.settings`."""
 
 import argparse
+import signal
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from timecycle.published_options import TRAINING, add_without_effect, check_fixed, take_without_effect
+from timecycle.training.loop import train_as_told
 from timecycle.training.settings import (
     OLD_OPTIONS,
     OPTIONS,
@@ -17,19 +19,39 @@ from timecycle.training.settings import (
     usual_objective,
 )
 
+DESCRIPTION = "Learn correspondence from unlabeled video."
+EXAMPLES = """
+timecycle train                                # synthetic video, a minute of CPU
+timecycle train --filelist LIST -c out/run --resume auto
+"""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train. Raises InputError for values of the published program that are not offered, and as the loop does."""
+    # torchrun ends ranks by SIGTERM, which then should not print that they were interrupted; during the steps
+    # `StopRequest` takes it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    unused = check_fixed(take_without_effect(arguments))
+    train_as_told(vars(arguments), unused)
+
 
 def read_command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The options that a command line gives, by field, and the names of those that are accepted without effect.
 
     Exits with status 2 on unknown options. Raises InputError for values of the published program that are not offered.
     """
-    arguments = _parser(words).parse_args(words)
+    parser = argparse.ArgumentParser(prog="train.py")
+    add_options(parser, words)
+    arguments = parser.parse_args(words)
     ignored = check_fixed(take_without_effect(arguments))
     return vars(arguments), ignored
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line. Its help shows the options and defaults of the objective that the line names."""
+def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the options of a command line, with the defaults of the objective that it names.
+
+    Those that are not given are left out of the parsed arguments, so that a resumed run keeps its own settings.
+    """
     chosen = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for name in ("objective", "walk_over", "optimizer", "filelist", "videos"):
         chosen.add_argument(*flags(name), dest=name, nargs="?")
@@ -39,13 +61,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             given.pop(name, None)
     values = defaults(given)
     data = "data given" if given.get("filelist") or given.get("videos") else "no data given (synthetic video, a demo)"
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=f"Learn correspondence from unlabeled video. The options and defaults shown are those of "
-        f"{settings_class(values).command()} with {data}; give --objective, --walk-over, --optimizer, --filelist or "
-        "--videos beside --help to see others. A resumed run keeps its own settings.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+    parser.usage = f"{parser.prog} [options]"
+    parser.argument_default, parser.allow_abbrev = argparse.SUPPRESS, False
+    parser.description = (
+        f"{DESCRIPTION} The options and defaults shown are those of {settings_class(values).command()} with {data}; "
+        "give --objective, --walk-over, --optimizer, --filelist or --videos beside --help to see others. A resumed "
+        "run keeps its own settings."
     )
     optimizer = given.get("optimizer", values["optimizer"])
     values["objective"] = usual_objective(given)
@@ -55,7 +76,6 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name in OLD_OPTIONS:
         parser.add_argument(flag(name), type=int, help=argparse.SUPPRESS)
     add_without_effect(parser, TRAINING)
-    return parser
 
 
 def _argument(name: str, default: Any, shown: bool) -> dict[str, Any]:

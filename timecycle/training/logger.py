@@ -15,6 +15,7 @@ import numpy as np
 
 from timecycle.errors import InputError
 from timecycle.files import free_name, inside, write_bytes, writing
+from timecycle.progress import say
 from timecycle.provenance import peak_memory_mb
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES, SETTINGS, Run
@@ -77,7 +78,7 @@ class RunLogger:
     def info(self, text: str) -> None:
         """Print a line."""
         if self._active:
-            print(text, flush=True)
+            say(text)
 
     def log_setup(self, run: Run, settings: RunSettings, step: int, clips: int, lost: str | None) -> None:
         """Print data, checkpoint and settings of the run; `lost`: what `start_run` returned."""

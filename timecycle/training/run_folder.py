@@ -29,6 +29,7 @@ from timecycle.files import check_is_file, growing, hash_of, inside, is_plain, r
 from timecycle.locks import HOLDER, LOCK, InUse, owned
 from timecycle.manifest import NOTES, Hashes, Notes
 from timecycle.models.timecycle import current_names
+from timecycle.progress import say
 from timecycle.provenance import commit, versions
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import RunSettings, usual_objective
@@ -278,7 +279,7 @@ class RunFiles(Notes):
         try:
             super().__init__(folder, _NOTES_NAME, _is_noted)
         except InputError as damage:
-            print(f"{damage}; it is now {set_aside(notes).name}, and what it names is not removed any more", flush=True)
+            say(f"{damage}; it is now {set_aside(notes).name}, and what it names is not removed any more")
             super().__init__(folder, _NOTES_NAME, _is_noted)
 
     @contextmanager
@@ -343,7 +344,7 @@ class RunFiles(Notes):
 
 
 def _rename_foreign(path: Path) -> None:
-    print(f"{path} is not as a run wrote it; it is now {set_aside(path).name}", flush=True)
+    say(f"{path} is not as a run wrote it; it is now {set_aside(path).name}")
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -27,10 +27,19 @@ from timecycle.files import component
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
 from timecycle.models.encoder import STRIDE
+from timecycle.progress import say
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.provenance import peak_memory_mb
 from timecycle.published_options import EVALUATION, add_without_effect, say_without_effect, take_without_effect
 
+DESCRIPTION = (
+    "Evaluate features on DAVIS by label propagation: first-frame masks in, masks of all frames and J&F out. The "
+    "default protocol is TimeCycle's (Wang, Jabri, Efros, CVPR 2019, section 4.2) with the settings of its release."
+)
+EXAMPLES = """
+timecycle evaluate --cropSize 480        # synthetic video, no download
+timecycle evaluate --davis DAVIS --protocol dino --features my_model:extract
+"""
 SYNTHETIC_SET = Path("data/made-davis")
 
 
@@ -57,7 +66,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     run.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features (default: %(default)s)")
-    run.add_argument("--debug", action="store_true", help="show where an error came from")
     add_without_effect(parser, EVALUATION)
 
 
@@ -167,7 +175,7 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
     else:
         source = arguments.davis
         if source is None:
-            print(f"no data given: evaluating synthetic video in {SYNTHETIC_SET} (its scores say nothing about DAVIS)")
+            say(f"no data given: evaluating synthetic video in {SYNTHETIC_SET} (its scores say nothing about DAVIS)")
             source = make_davis(SYNTHETIC_SET)
         sequences = read_davis(source, arguments.set, arguments.year, arguments.sequences, masks)
     if arguments.fps is None:
@@ -212,13 +220,13 @@ def run(arguments: argparse.Namespace) -> None:
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
         folder.save()
-    print(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
+    say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
 
 
 def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> None:
     """Score the fully annotated sequences, print the report and write the official CSV files."""
     for note in left_out(sequences):
-        print(f"warning: {note}")
+        say(f"warning: {note}")
     scores = score_written(sequences, folder.path)
     if scores is None:
         return

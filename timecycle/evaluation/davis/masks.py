@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import mask_png, object_ids, read_mask
@@ -21,6 +20,7 @@ from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import hash_of, inside, partial_path, synced, writing
 from timecycle.manifest import OVERLAYS, Hashes, Manifest
+from timecycle.progress import Progress, say, say_detail
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import FrameEncoder, PropagatedFrame, labels_of_masks, propagate_frames
@@ -132,7 +132,7 @@ def write_masks(
     features: FrameEncoder,
     protocol: Protocol,
     folder: ResultsFolder,
-    say: Callable[[str], None] = tqdm.write,
+    say: Callable[[str], None] = say,
     *,
     overlays: bool = True,
     progress: bool = True,
@@ -154,9 +154,9 @@ def write_masks(
     video = importlib.util.find_spec("av") is not None
     if not video and waiting and overlays:
         say("overlay videos are left out: PyAV is not installed (pip install av)")
-    with tqdm(total=sum(len(s.frames) for s in waiting), unit="frame", disable=None if progress else True) as bar:
+    with Progress(sum(len(s.frames) for s in waiting), shown=progress) as bar:
         for sequence in waiting:
-            bar.set_description(sequence.name)
+            bar.describe(sequence.name)
             start = time.perf_counter()
             watch = Stopwatch()
             writer = SequenceWriter(folder, sequence, video and overlays, images=overlays)
@@ -169,6 +169,7 @@ def write_masks(
                 writer.discard()
                 raise
             say(f"{sequence.name}: {len(sequence.frames)} frames in {seconds['total']:.1f} s")
+            say_detail(f"  {', '.join(f'{stage} {value:.1f} s' for stage, value in seconds.items())}")
 
 
 @torch.inference_mode()
@@ -178,7 +179,7 @@ def _write_sequence(
     protocol: Protocol,
     writer: SequenceWriter,
     watch: Stopwatch,
-    bar: tqdm,
+    bar: Progress,
     say: Callable[[str], None],
 ) -> None:
     """Propagate through one sequence; masks are computed and written in a separate thread."""

@@ -1,9 +1,8 @@
 """DAVIS-2017 semi-supervised scores of index masks, from files of a set of sequences. Needs no torch.
 
-metrics.py scores one frame; tables.py holds the scores of a set.
+metrics.py scores one frame; tables.py holds the scores of a set; score_command.py is the command.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -16,13 +15,10 @@ from types import ModuleType
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from timecycle.data.masks import (
     AS_STORED,
     MaskReading,
-    add_mask_options,
-    masks_of,
     object_ids,
     read_annotation,
     read_mask,
@@ -33,8 +29,7 @@ from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.layout import annotations_folder, of_year, sequence_names
 from timecycle.evaluation.davis.metrics import score_frame, statistics
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
-from timecycle.files import json_bytes
-from timecycle.manifest import OwnFile
+from timecycle.progress import Progress
 from timecycle.workers import begin_worker, pool
 
 # Small enough to balance workers; scoring this many frames takes less time than starting a worker.
@@ -93,7 +88,7 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
     results = _score_chunks(chunks, [objects[chunk.name] for chunk in chunks], workers)
     frames: dict[str, list[np.ndarray]] = {name: [] for name in objects}
     total = sum(len(chunk.results) for chunk in chunks)
-    with tqdm(total=total, desc="scoring", unit="frame", delay=2, disable=None) as progress:
+    with Progress(total, "frame", "scoring", delay=2.0) as progress:
         for chunk, (scores, ids) in zip(chunks, results, strict=True):
             frames[chunk.name] += scores
             there[chunk.name] |= ids
@@ -245,25 +240,3 @@ def _per_object(frames: list[np.ndarray], objects: int, there: set[int]) -> tupl
         ObjectScores(j, f, statistics(j), statistics(f), id_ not in there)
         for id_, (j, f) in enumerate(columns, start=1)
     )
-
-
-def main() -> None:
-    """Run the command line; see `--help`."""
-    parser = argparse.ArgumentParser(prog="python -m timecycle.scores", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder (Annotations/480p, ImageSets)")
-    parser.add_argument("--results", type=Path, required=True, help="folder of results: <sequence>/<frame>.png")
-    parser.add_argument("--set", default="val", help="name of the list in ImageSets (default: %(default)s)")
-    parser.add_argument("--year", default="2017", help="folder in ImageSets (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write all scores to this file")
-    parser.add_argument("--workers", type=int, help="processes; 0 or 1: only this one (default: one per CPU core)")
-    add_mask_options(parser)
-    args = parser.parse_args()
-    if args.json is not None and args.json.is_dir():
-        raise InputError(f"--json {args.json} is a folder; expected the name of a file")
-    written = None if args.json is None else OwnFile(args.json)
-    if written:
-        written.check()
-    scores = score_results(args.davis, args.results, args.set, args.year, args.workers, masks_of(args))
-    print(scores.report())
-    if written:
-        written.replace(json_bytes(scores.to_json()))
