@@ -1,0 +1,1 @@
+"""Tracking of objects in a person's own video."""
