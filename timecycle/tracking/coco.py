@@ -68,7 +68,7 @@ def _compressed(counts: np.ndarray) -> str:
 
 def _uncompressed(text: str | bytes, name: str) -> np.ndarray:
     """The counts, int64 [n], of COCO's string. Raises InputError if it is none."""
-    data = text.encode("ascii", "replace") if isinstance(text, str) else text
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - _SHIFT
     last = (codes & 32) == 0
     starts = np.concatenate([[0], np.flatnonzero(last) + 1])
