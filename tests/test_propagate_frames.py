@@ -214,23 +214,36 @@ def test_a_correction_of_one_object_leaves_the_others_as_they_are(name):
     assert not torch.equal(frames[5].soft[two], plain[5].soft[two])
 
 
-def test_a_correction_stays_in_the_context_of_its_object_alone():
-    """Against the softmax over frame 0, the corrected frame and the one before, written out."""
-    rules = protocol("crw", k=1000, length=1, first="once", radius=None, temperature=0.5, l2=False)
-    both = {0: mask(1, 2), 2: np.roll(mask(2), 8, axis=0)}
+def test_the_context_of_a_corrected_object_begins_with_its_given_frames():
+    """Against the softmax over the context, written out."""
+    rules = protocol("crw", k=1000, length=2, first="once", radius=None, temperature=0.5, l2=False)
+    both = {0: mask(1, 2), 2: np.roll(mask(2), 8, axis=0), 3: np.roll(mask(3), 16, axis=0)}
     frames = list(propagate_features(encoded(), rules, labels_of_masks(both, rules, corrections=True)))
     rows, soft = FEATURES.flatten(2).transpose(1, 2), [frame.soft.flatten(1).T for frame in frames]
 
-    def expected(frame: int, context: list[int]) -> torch.Tensor:
-        keys, labels = torch.cat([rows[i] for i in context]), torch.cat([soft[i] for i in context])
+    def expected(frame: int, context: list[int], channel: int) -> torch.Tensor:
+        keys = torch.cat([rows[i] for i in context])
+        labels = torch.cat([soft[i][:, channel] if channel < soft[i].shape[1] else torch.zeros(20) for i in context])
         return torch.softmax(rows[frame] @ keys.T / 0.5, dim=1) @ labels
 
-    for frame, kept in ((3, []), (4, [2]), (5, [2])):  # frame 3 has frame 2 in its context anyway
-        others, own = expected(frame, [0, frame - 1]), expected(frame, [0, *kept, frame - 1])
-        torch.testing.assert_close(soft[frame][:, 1], others[:, 1])
-        torch.testing.assert_close(soft[frame][:, 2], own[:, 2])
-        background = (others[:, 0] - (own[:, 2] - others[:, 2])).clamp(min=0)
-        torch.testing.assert_close(soft[frame][:, 0], background)
+    for frame, plain, two, three in ((4, [0, 2, 3], [0, 2, 3], [3]), (5, [0, 3, 4], [0, 2, 3, 4], [3, 4])):
+        torch.testing.assert_close(soft[frame][:, 1], expected(frame, plain, 1))
+        torch.testing.assert_close(soft[frame][:, 2], expected(frame, two, 2))
+        torch.testing.assert_close(soft[frame][:, 3], expected(frame, three, 3))
+        gained = expected(frame, two, 2) + expected(frame, three, 3) - expected(frame, plain, 2)
+        gained -= expected(frame, plain, 3)
+        torch.testing.assert_close(soft[frame][:, 0], (expected(frame, plain, 0) - gained).clamp(min=0))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"timecycle"}))  # which predicts the first frame, too
+def test_a_new_object_is_propagated_as_if_the_video_began_with_it(name):
+    rules = protocol(name, k=3, length=3)
+    entered = np.roll(mask(1), 8, axis=1)
+    both = {0: mask(2), 2: entered}
+    frames = list(propagate_features(encoded(), rules, labels_of_masks(both, rules, corrections=True)))
+    alone = list(propagate_features(encoded(FEATURES[2:]), rules, labels_of_masks({0: entered}, rules)))
+    for frame, other in zip(frames[3:], alone[1:], strict=True):
+        torch.testing.assert_close(frame.soft[frame.ids.index(1)], other.soft[other.ids.index(1)])
 
 
 def test_an_object_that_enters_keeps_its_first_frame_in_its_context():

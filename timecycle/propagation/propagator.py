@@ -4,7 +4,6 @@ The protocol (timecycle/propagation/protocols.py) defines the context frames, th
 computation is timecycle.ops.affinity_propagate.
 """
 
-import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +25,7 @@ INITIAL_CAPACITY = 32
 
 
 class Kept(NamedTuple):
-    """A frame that stays in the context of some channels."""
+    """A frame that stays in the context of the channels that were given for it; its slot follows frame 0."""
 
     frame: int
     channels: frozenset[int]
@@ -44,8 +43,7 @@ class LabelPropagator:
     in time. Features are [D, h, w], or [B, D, h, w] for B videos, of any floating dtype; labels are any soft maps
     [L, h, w] or [B, L, h, w], such as masks, textures or heat maps. Both may be tensors or NumPy arrays; gradients do
     not pass. Both methods return the frame's soft labels, float32 [L, h, w] or [B, L, h, w], as later frames will see
-    them. `step` also accepts labels, to correct a prediction or to add objects; a frame with labels of some channels
-    stays in the context of these channels for the rest of the video, as frame 0 does.
+    them. `step` also accepts labels, to correct a prediction or to add objects.
 
     On a GPU `step` does not synchronize, except with ties="all", where the host needs the number of tied keys. Features
     that are not finite are reported by `check()`, to be called after the last frame or when labels are fetched; from
@@ -90,7 +88,7 @@ class LabelPropagator:
         self._nonfinite_frame = torch.full((), -1, device=features.device)
         self._bank[:, 0] = self._rows(features)
         self._labels[:, 0] = labels.flatten(2).transpose(1, 2)
-        self._frame, self._kept = 0, []
+        self._frame, self._kept, self._channels = 0, [], labels.shape[1]
         if self.protocol.first == "padded":
             return self._advance(features)
         return labels[0].float() if self._single else labels.float()
@@ -109,9 +107,10 @@ class LabelPropagator:
         channels are new objects, with labels 0 in earlier frames. Stored labels of earlier frames do not change.
 
         With `channels`, only these channels of `labels` are used: the others are predicted, and reduced where the given
-        ones are positive. The frame is kept in the context of the given channels until the end of the video (permanent
-        memory: Bekuzarov et al., XMem++, ICCV 2023); the contexts of other channels do not contain it beyond the
-        protocol's length. What the given channels gain or lose is taken from or added to channel `background`, if any.
+        ones are positive. For the given channels the context is then as if the video had begun with this frame, and
+        also holds all earlier frames at which they were given (permanent memory: Bekuzarov et al., XMem++, ICCV 2023);
+        that of other channels is as before. What the given channels gain or lose by this goes to channel `background`,
+        if any.
 
         Raises InputError if features differ from the first frame's in shape, dtype or device, if labels do not fit or
         have fewer channels than before and, on a CPU, if features are not finite.
@@ -181,28 +180,28 @@ class LabelPropagator:
 
     def _predicted(self, query: Tensor) -> Tensor:
         """Soft labels [B, L, h, w] of the current frame from its rows [B, N, D] and the context."""
-        soft = self._propagated(query, ())
+        soft = self._propagated(query, (0,))
         # Channels that were given at the same frames have the same context.
         contexts: dict[tuple[int, ...], list[int]] = {}
         for channel in sorted(frozenset[int]().union(*(kept.channels for kept in self._kept))):
-            frames = tuple(i for i, kept in enumerate(self._kept) if channel in kept.channels)
-            contexts.setdefault(frames, []).append(channel)
-        found = {frames: self._propagated(query, frames) for frames in contexts}
-        if found:
+            later = (slot for slot, kept in enumerate(self._kept, 1) if channel in kept.channels)
+            contexts.setdefault((*([0] if channel < self._channels else []), *later), []).append(channel)
+        if contexts:
+            found = {given: self._propagated(query, given) for given in contexts}
             gained = soft.new_zeros((len(soft), *soft.shape[2:]))
-            for frames, channels in contexts.items():
-                gained += (found[frames][:, channels] - soft[:, channels]).sum(dim=1)
-                soft[:, channels] = found[frames][:, channels]
+            for given, channels in contexts.items():
+                gained += (found[given][:, channels] - soft[:, channels]).sum(dim=1)
+                soft[:, channels] = found[given][:, channels]
             if (background := self._kept[-1].background) is not None:
                 soft[:, background] = (soft[:, background] - gained).clamp(min=0)
         return min_max(soft) if self.protocol.feedback == "min-max" else soft
 
-    def _propagated(self, query: Tensor, kept: tuple[int, ...]) -> Tensor:
-        """Soft labels [B, L, h, w] from the context with these kept frames, indices of `_kept`, before feedback."""
+    def _propagated(self, query: Tensor, given: tuple[int, ...]) -> Tensor:
+        """Soft labels [B, L, h, w] from the context with these given frames, as slots, before feedback."""
         videos, capacity = self._bank.shape[:2]
         height, width = self._grid
-        own, multiplicity = self._context(kept)
-        known = self._labels_of_context(len(own))
+        own, multiplicity = self._context(given)
+        known = self._labels_of_context(given[-1], len(own))
         # The banks of all videos are concatenated; each video's slot indices are offset to its own bank.
         video = torch.arange(videos, device=query.device)[:, None]
         labels = affinity_propagate(
@@ -225,65 +224,69 @@ class LabelPropagator:
         self._remember(query, soft)
         return soft[0] if self._single else soft
 
-    def _context(self, kept: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _context(self, given: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Slots [T] of the current frame's context, in order, and each one's multiplicity [T, 2] inside and outside
-        the neighborhood of a query. `kept`: indices of the kept frames in it, which follow frame 0.
+        the neighborhood of a query.
+
+        given: slots of the frames with given labels, ascending: frame 0 and kept frames. The last one has the place of
+        frame 0 in the protocol, and frames before it, except for the given ones, are not in the context.
 
         Both are computed on the device: a copy from the host would synchronize.
         """
-        rules, t = self.protocol, self._frame
+        rules, t, origin, device = self.protocol, self._frame, self._frame_in(given[-1]), self._bank.device
+        repeats = 1
         if rules.first == "padded":
-            # Entries before the start are copies of frame 0 with its given labels; frame 0 with its predicted labels
-            # is in the ring buffer.
-            earlier = self._slots(max(0, t - rules.length + 1), kept)
-            # With scope "joint" at most k copies of a key can be among the k kept: use k entries of frame 0, so that
+            # Entries before the origin are copies of it with its given labels; the origin with its predicted labels is
+            # in the ring buffer.
+            recent = torch.arange(max(origin, t - rules.length + 1), t, device=device)
+            # With scope "joint" at most k copies of a key can be among the k kept: use k entries of the origin, so that
             # ties resolve in order, the last with the multiplicity of the rest. With scope "frame" all copies give the
             # same result, so that one entry is enough.
-            copied = self._annotated()
-            entries = min(copied, rules.k) if rules.scope == "joint" else 1
-            slots = torch.nn.functional.pad(earlier, (entries, 0))
-            multiplicity = slots.new_ones((len(slots), 2))
+            copied = self._annotated(origin)
+            repeats = min(copied, rules.k) if rules.scope == "joint" else 1
+        else:
+            recent = torch.arange(max(origin + 1, t - rules.length), t, device=device)
+        leading = [*given[:-1], *(given[-1:] * repeats)]
+        slots = torch.cat([*(torch.arange(i, i + 1, device=device) for i in leading), self._slot(recent)])
+        multiplicity = slots.new_ones((len(slots), 2))
+        last = len(leading) - 1
+        if rules.first == "padded":
             if rules.scope == "joint":
-                multiplicity[entries - 1].fill_(copied - entries + 1)
+                multiplicity[last].fill_(copied - repeats + 1)
             return slots, multiplicity
-        # Additional copies of frame 0: the context contains it, or begins before the video.
-        repeated = {"once": 0, "twice": int(t <= rules.length), "copies": max(0, rules.length + 1 - t)}[rules.first]
+        # Additional copies of the origin: the context contains it, or begins before it.
+        age = t - origin
+        repeated = {"once": 0, "twice": int(age <= rules.length), "copies": max(0, rules.length + 1 - age)}[rules.first]
         if (rules.softmax_over, rules.ties) == ("topk", "exact"):
             repeated = min(repeated, rules.k)  # no more can be among the k kept
-        slots = torch.nn.functional.pad(self._slots(max(1, t - rules.length), kept), (1, 0))
-        multiplicity, restricted = slots.new_ones((len(slots), 2)), int(rules.radius is None)
-        multiplicity[1:, 1].fill_(restricted)
+        restricted = int(rules.radius is None)
+        multiplicity[:, 1].fill_(restricted)
+        multiplicity[last, 0].fill_(1 + repeated)
+        multiplicity[last, 1].fill_(restricted * (1 + repeated))
         if rules.first_everywhere:
-            multiplicity[1 : 1 + len(kept), 1].fill_(1)
-        multiplicity[0, 0].fill_(1 + repeated)
-        multiplicity[0, 1].fill_(int(rules.first_everywhere) or restricted * (1 + repeated))
+            multiplicity[: last + 1, 1].fill_(1)
         return slots, multiplicity
 
-    def _annotated(self) -> int:
-        """Number of entries of a padded context that are frame 0 with its given labels."""
-        return max(1, self.protocol.length - self._frame)
+    def _frame_in(self, slot: int) -> int:
+        """The frame in the slot of a frame with given labels."""
+        return self._kept[slot - 1].frame if slot else 0
 
-    def _slots(self, first: int, kept: tuple[int, ...]) -> Tensor:
-        """Slots of kept frames, then of the other frames from `first` to the current one, without it; int64 [T]."""
-        ends = [first - 1, *sorted(f for i in kept if (f := self._kept[i].frame) >= first), self._frame]
-        device = self._bank.device
-        runs = [torch.arange(a + 1, b, device=device) for a, b in itertools.pairwise(ends)]
-        permanent = [torch.arange(1 + i, 2 + i, device=device) for i in kept]
-        return torch.cat([*permanent, *(self._slot(run) for run in runs)])
+    def _annotated(self, origin: int) -> int:
+        """Number of entries of a padded context that are frame `origin` with its given labels."""
+        return max(1, self.protocol.length - (self._frame - origin))
 
-    def _labels_of_context(self, slots: int) -> Tensor:
+    def _labels_of_context(self, slot: int, slots: int) -> Tensor:
         """Soft labels by slot, [B, slots, N, L], weighted if one slot represents several entries of the context.
 
         With scope "frame" the operator averages over n slots, which represent more entries; labels of a slot that
-        represents c of e entries are therefore multiplied by c * n / e.
+        represents c of e entries are therefore multiplied by c * n / e. Only the one of the last given frame does.
         """
-        copied = self._annotated()
+        copied = self._annotated(self._frame_in(slot))
         if self.protocol.first != "padded" or self.protocol.scope == "joint" or copied == 1:
             return self._labels
         share = slots / (copied + slots - 1)
-        # Until the context is full, frames are in the first slots.
-        labels = self._labels[:, : 1 + len(self._kept) + self._frame] * share
-        labels[:, 0] = self._labels[:, 0] * (copied * share)
+        labels = self._labels * share
+        labels[:, slot] = self._labels[:, slot] * (copied * share)
         return labels
 
     def _slot(self, frame: Frames) -> Frames:
@@ -326,6 +329,7 @@ class LabelPropagator:
             "frames": self._frames,
             "alone": self._single,
             "shape": list(self._shape),
+            "channels": self._channels,
             "bank": self._bank.clone(),
             "labels": self._labels.clone(),
             "kept": [(kept.frame, sorted(kept.channels), kept.background) for kept in self._kept],
@@ -340,6 +344,7 @@ class LabelPropagator:
             )
         self._frame, self._frames, self._single = state["frame"], state["frames"], state["alone"]
         self._shape = torch.Size(state["shape"])
+        self._channels = state.get("channels", state["labels"].shape[3])
         self._grid = list(self._shape[2:])
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
         self._kept = [Kept(frame, frozenset(channels), other) for frame, channels, other in state.get("kept", ())]

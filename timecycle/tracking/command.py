@@ -1,7 +1,6 @@
 """The command `timecycle track`: options, what they select, and the run."""
 
 import argparse
-import os
 import shutil
 import signal
 import threading
@@ -10,29 +9,180 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from types import FrameType
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import object_ids
-from timecycle.data.source import Frame, frame_of
-from timecycle.errors import InputError, listing
-from timecycle.evaluation.davis.options import add_method_options, choose_device, choose_features, choose_protocol
+from timecycle.data.source import frame_of
 from timecycle.files import write_bytes
 from timecycle.locks import owned
-from timecycle.progress import Progress, say
+from timecycle.manifest import NOTES
+from timecycle.progress import Progress, duration, say
 from timecycle.propagation.confidence import Lost
-from timecycle.tracking.folder import WORK, OutputFolder
+from timecycle.propagation.options import (
+    add_device_options,
+    add_method_options,
+    choose_device,
+    choose_features,
+    choose_protocol,
+    take_features,
+)
+from timecycle.tracking.folder import ALPHA, COCO, CSV, FIRST, OVERLAY, OutputFolder
+from timecycle.tracking.given import add_prompt_options, give
 from timecycle.tracking.outputs import Outputs, Wishes
-from timecycle.tracking.prompt_words import box_prompt, mask_prompt, points_prompt, polygon_prompt
 from timecycle.tracking.run import Span, Step, TrackingRun
+from timecycle.tracking.store import MaskStore
 from timecycle.tracking.tracker import Tracker
 from timecycle.viewing.overlays import Style, caption_of, paint
 
-DESCRIPTION = """Track objects through a video: from a mask, a box, points or polygons of one frame to masks of all
-frames. Object ids, frames and pixels count from 0; a mask of a later frame corrects its objects or adds new ones."""
+DESCRIPTION = (
+    "Track objects through a video: from a mask, a box, points or polygons at a frame to masks of all frames. Frames "
+    "and pixels count from 0. What is given for a later frame corrects its objects, or adds new ones."
+)
 EXAMPLES = """
 timecycle track clip.mp4 -o out/clip --box 120,80,200,150
 timecycle track clip.mp4 -o out/clip --mask first.png --mask again.png@143 --csv --overwrite
 """
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("video", type=Path, metavar="VIDEO|FOLDER", help="a video file, or a folder of images")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
+    add_prompt_options(parser.add_argument_group("objects (at least one; each option may be repeated)"))
+    frames = parser.add_argument_group("frames")
+    frames.add_argument("--from", type=int, default=0, dest="first", metavar="FRAME", help="first frame (default: 0)")
+    frames.add_argument("--to", type=int, dest="last", metavar="FRAME", help="last frame (default: the video's)")
+    frames.add_argument("--every", type=int, default=1, metavar="N", help="track only every N-th frame")
+    out = parser.add_argument_group("results (always: overlay.mp4, and masks/*.png with object ids)")
+    out.add_argument("--csv", action="store_true", help="objects.csv: area, box, centroid, confidence by frame")
+    out.add_argument("--coco", choices=("rle", "polygons"), nargs="?", const="rle", help="coco.json (default: rle)")
+    out.add_argument(
+        "--alpha", choices=("png", "mov", "webm"), nargs="?", const="png", help="the objects cut out, with alpha"
+    )
+    out.add_argument("--contours", action="store_true", help="overlay: outlines only")
+    out.add_argument("--checkerboard", action="store_true", help="overlay: a checkerboard instead of the background")
+    out.add_argument("--overwrite", action="store_true", help="remove earlier results in OUT instead of going on")
+    add_method_options(parser, "best")
+    add_device_options(parser.add_argument_group("run"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Track: read what was given, show it, propagate, write."""
+    start = time.perf_counter()
+    take_features(arguments)
+    device, rules = choose_device(arguments.device), choose_protocol(arguments)
+    span = Span(arguments.first, arguments.last, arguments.every)
+    _, known, features = choose_features(arguments, device, rules)
+    tracker = Tracker(arguments.video, rules, extractor=features)
+    size = tracker.source.size()
+    expected = tracker.source.expected
+    count = f", {expected} frames" if expected else ""
+    say(f"{arguments.video}: {size[1]} x {size[0]}, {float(tracker.source.rate):g} frames/s{count}")
+    give(arguments, tracker)
+    with owned(arguments.out, NOTES):
+        settings = {
+            "video": str(arguments.video.resolve()),
+            "objects": tracker.annotations.digest(),
+            "frames": [span.first, span.last, span.every],
+            "protocol": asdict(rules),
+            "features": known,
+            "dtype": arguments.dtype,
+        }
+        folder = OutputFolder(arguments.out, settings, arguments.overwrite)
+        tracker.store = MaskStore(arguments.out)
+        _show_first(tracker, folder)
+        with stop_request() as asked:
+            _track(tracker.run(span), tracker, folder, arguments, asked)
+    say(f"{duration(time.perf_counter() - start)}   masks: {arguments.out}/masks   video: {arguments.out / OVERLAY}")
+
+
+def _show_first(tracker: Tracker, folder: OutputFolder) -> None:
+    """Write a picture of the given masks on their first frame, and say where it is."""
+    number = min(tracker.annotations.masks)
+    mask = tracker.annotations.masks[number]
+    picture = paint(frame_of(tracker.source, number).rgb, mask, Style(ids=True), caption_of(number))
+    write_bytes(folder.path / FIRST, jpeg_bytes(picture))
+    objects = ", ".join(map(str, object_ids(mask)))
+    say(f"given at frame {number}: object {objects}, shown in {folder.path / FIRST}")
+
+
+def _track(
+    run: TrackingRun, tracker: Tracker, folder: OutputFolder, arguments: argparse.Namespace, asked: threading.Event
+) -> None:
+    """Propagate and write. Raises KeyboardInterrupt after a requested stop, when everything finished is written."""
+    finished, span = folder.record["finished"], run.span
+    last = span.last if finished else run.begun - 1
+    with Progress(_frames_of(tracker, run), "frame", arguments.video.name) as progress:
+        lost = Lost()
+
+        def count(step: Step) -> None:
+            progress.update()
+            for note in lost.note(step.number, step.confidences):
+                say(note)
+            run.stopped = asked.is_set()
+
+        for step in () if finished else run.backward():
+            count(step)
+        if run.stopped:
+            raise KeyboardInterrupt
+        wishes = _wishes(folder.work, arguments)
+        try:
+            with Outputs(tracker.source, wishes, span.every) as outputs:
+                for step in tracker.stored(run.wanted(span.first, last)):
+                    outputs.add(step)
+                for step in () if finished else run.forward():
+                    outputs.add(step)
+                    count(step)
+        finally:
+            for path in (wishes.overlay, wishes.csv, wishes.coco, wishes.alpha):
+                if path is not None:
+                    folder.take(path.name)
+    for note in outputs.notes:
+        say(f"warning: {note}")
+    if run.stopped:
+        raise KeyboardInterrupt
+    folder.record["finished"] = True
+    folder.save()
+
+
+def _frames_of(tracker: Tracker, run: TrackingRun) -> int | None:
+    """Number of frames to track, as far as the video's header tells."""
+    end = tracker.source.expected if run.span.last is None else run.span.last + 1
+    return None if end is None else sum(number in run.wanted(run.span.first, None) for number in range(end))
+
+
+def _wishes(work: Path, arguments: argparse.Namespace) -> Wishes:
+    """The files to write, in the work folder, from which an earlier run's are removed."""
+    alpha = None if arguments.alpha is None else ALPHA + (f".{arguments.alpha}" if arguments.alpha != "png" else "")
+    style = Style(ids=True, contour_only=arguments.contours, checkerboard=arguments.checkerboard)
+    names = (OVERLAY, alpha, COCO if arguments.coco else None, CSV if arguments.csv else None)
+    for name in names:
+        if name and (work / name).is_dir():
+            shutil.rmtree(work / name)
+        elif name:
+            (work / name).unlink(missing_ok=True)
+    overlay, alpha_path, coco, csv = (None if name is None else work / name for name in names)
+    return Wishes(overlay, alpha_path, coco, arguments.coco or "rle", csv, style)
+
+
+@contextmanager
+def stop_request() -> Iterator[threading.Event]:
+    """A context in which the first SIGINT or SIGTERM sets the event, and further ones raise KeyboardInterrupt."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say("stopping after this frame (once more: at once)")
+
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -42,7 +42,8 @@ class Wishes:
 class Outputs:
     """Write files of tracked frames, in a thread. A context manager.
 
-    At its end, also after an error, the files hold the frames that were added. Methods raise InputError if a file cannot be written.
+    At its end, also after an error, the files hold the frames that were added. Methods raise InputError if a file
+    cannot be written.
     """
 
     def __init__(self, source: FrameSource, wishes: Wishes, every: int = 1) -> None:

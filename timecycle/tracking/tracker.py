@@ -13,12 +13,12 @@ from torch import Tensor
 from timecycle.data.masks import ids_of
 from timecycle.data.source import FrameSource, Wanted, frame_of, open_source
 from timecycle.errors import InputError
-from timecycle.files import growing
-from timecycle.features.extractors import CallableExtractor, Extractor, usable_device
+from timecycle.features.extractors import Extractor, extractor_on, usable_device
 from timecycle.features.named import DEFAULT, DTYPES, Features
+from timecycle.files import growing
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import preprocess
+from timecycle.propagation.video import FrameEncoder, preprocess
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
 from timecycle.tracking.run import Span, Step, TrackingRun
@@ -53,6 +53,7 @@ class Tracker:
         protocol: a protocol or the name of one.
         features: a callable or module from normalized images [B, 3, H, W] to features [B, D, h, w]; by default the
             shipped features.
+        extractor: instead of `features`, an extractor of this package.
         device: of the features; "auto" is a GPU if available.
         dtype: of the features.
         store: folder for masks; by default a temporary one, removed with the tracker.
@@ -67,6 +68,7 @@ class Tracker:
         protocol: str | Protocol = "best",
         *,
         features: Extractor | None = None,
+        extractor: FrameEncoder | None = None,
         device: str | torch.device = "auto",
         dtype: str = "float32",
         store: Path | None = None,
@@ -80,11 +82,11 @@ class Tracker:
         where = usable_device(device, f"device {device!r}")
         self.protocol = rules
         self.source: FrameSource = open_source(Path(video))
-        self.features: Features | CallableExtractor = (
-            Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
-            if features is None
-            else CallableExtractor(features, where, DTYPES[dtype])
-        )
+        if extractor is None and features is None:
+            extractor = Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
+        elif extractor is None:
+            extractor = extractor_on(features, where, DTYPES[dtype])
+        self.extractor: FrameEncoder = extractor
         self.annotations = Annotations()
         self._temporary = None if store else tempfile.TemporaryDirectory(prefix="timecycle-")
         self.store = MaskStore(store or Path(self._temporary.name))  # type: ignore[union-attr]
@@ -144,7 +146,8 @@ class Tracker:
         """Track, and yield each frame: those before the first annotated frame in reverse order, then the others.
 
         Args:
-            first, last: numbers of the first and the last frame; by default those of the video.
+            first: number of the first frame.
+            last: number of the last frame; by default that of the video.
             every: track only every so many frames, and the annotated ones.
 
         Raises InputError if nothing was added, an annotated frame is not between first and last or not in the video, or
@@ -160,7 +163,7 @@ class Tracker:
 
     def run(self, span: Span) -> TrackingRun:
         """The run over some frames. Raises InputError as `propagate`."""
-        return TrackingRun(self.source, self.features, self.protocol, self.annotations, self.store, span)
+        return TrackingRun(self.source, self.extractor, self.protocol, self.annotations, self.store, span)
 
     def stored(self, wanted: Wanted) -> Iterator[Step]:
         """The frames whose masks are stored, in order of time."""
@@ -185,5 +188,5 @@ class Tracker:
     def _features_of(self, rgb: np.ndarray) -> Tensor:
         """Features [D, h, w] of a frame."""
         image = preprocess(rgb, self.protocol)
-        self.features.begin(image)
-        return self.features(image[None])[0]
+        self.extractor.begin(image)
+        return self.extractor(image[None])[0]
