@@ -57,13 +57,20 @@ class LabelPropagator:
         self._frame = -1
         self._kept: list[Kept] = []
 
-    def start(self, features: Tensor | np.ndarray, labels: Tensor | np.ndarray, frames: int | None = None) -> Tensor:
+    def start(
+        self,
+        features: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray,
+        frames: int | None = None,
+        *,
+        channels: Collection[int] | None = None,
+    ) -> Tensor:
         """Begin a video with the features and the soft labels of its first frame.
 
-        `frames`, the number of frames of the video if known, bounds the memory that is allocated. Returns the labels as
-        float32; with first="padded" the first frame is predicted from copies of itself, and the prediction is returned
-        and stored in addition to the given labels. Raises InputError if shapes do not match, or features are not
-        floating point or not finite.
+        `frames`, the number of frames of the video if known, bounds the memory that is allocated. `channels` are those
+        that are given, if not all; others may be given to `step`. Returns the labels as float32; with first="padded"
+        the first frame is predicted from copies of itself, and the prediction is returned and stored in addition to the
+        given labels. Raises InputError if shapes do not match, or features are not floating point or not finite.
         """
         features, labels = as_features(features), _as_labels(labels)
         self._single = features.ndim == 3
@@ -76,19 +83,20 @@ class LabelPropagator:
             features, labels = features[None], labels[None]
         _check_labels(labels, features.shape)
         check_finite("features", features)
-        videos, channels, *self._grid = features.shape
+        videos, depth, *self._grid = features.shape
         positions = self._grid[0] * self._grid[1]
         capacity = min(
             self._capacity(), INITIAL_CAPACITY if frames is None else frames + (self.protocol.first == "padded")
         )
         self._shape, self._frames = features.shape, frames
         # Slot 0 of each video is frame 0, the others are a ring buffer of the frames after it.
-        self._bank = features.new_zeros((videos, capacity, positions, channels))
+        self._bank = features.new_zeros((videos, capacity, positions, depth))
         self._labels = labels.new_zeros((videos, capacity, positions, labels.shape[1]), dtype=torch.float32)
         self._nonfinite_frame = torch.full((), -1, device=features.device)
         self._bank[:, 0] = self._rows(features)
         self._labels[:, 0] = labels.flatten(2).transpose(1, 2)
-        self._frame, self._kept, self._channels = 0, [], labels.shape[1]
+        self._frame, self._kept = 0, []
+        self._first = frozenset(range(labels.shape[1]) if channels is None else channels)
         if self.protocol.first == "padded":
             return self._advance(features)
         return labels[0].float() if self._single else labels.float()
@@ -185,7 +193,7 @@ class LabelPropagator:
         contexts: dict[tuple[int, ...], list[int]] = {}
         for channel in sorted(frozenset[int]().union(*(kept.channels for kept in self._kept))):
             later = (slot for slot, kept in enumerate(self._kept, 1) if channel in kept.channels)
-            contexts.setdefault((*([0] if channel < self._channels else []), *later), []).append(channel)
+            contexts.setdefault((*([0] if channel in self._first else []), *later), []).append(channel)
         if contexts:
             found = {given: self._propagated(query, given) for given in contexts}
             gained = soft.new_zeros((len(soft), *soft.shape[2:]))
@@ -329,7 +337,7 @@ class LabelPropagator:
             "frames": self._frames,
             "alone": self._single,
             "shape": list(self._shape),
-            "channels": self._channels,
+            "channels": sorted(self._first),
             "bank": self._bank.clone(),
             "labels": self._labels.clone(),
             "kept": [(kept.frame, sorted(kept.channels), kept.background) for kept in self._kept],
@@ -344,7 +352,7 @@ class LabelPropagator:
             )
         self._frame, self._frames, self._single = state["frame"], state["frames"], state["alone"]
         self._shape = torch.Size(state["shape"])
-        self._channels = state.get("channels", state["labels"].shape[3])
+        self._first = frozenset(state.get("channels", range(state["labels"].shape[3])))
         self._grid = list(self._shape[2:])
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
         self._kept = [Kept(frame, frozenset(channels), other) for frame, channels, other in state.get("kept", ())]

@@ -171,14 +171,14 @@ class PropagatedFrame:
 def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol, *, corrections: bool = False) -> LabelsAt:
     """Labels from masks, uint8 [H, W] ids, by frame index.
 
-    With `corrections`, a mask after frame 0 replaces the prediction of the objects in it; others keep theirs.
+    With `corrections`, a mask gives only the objects in it; others keep their prediction, or may be given later.
     """
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
         if index not in masks:
             return None
         labels = soft_labels(masks[index], protocol, sizes.grid, sizes.working)
-        return replace(labels, objects=tuple(object_ids(masks[index]))) if corrections and index else labels
+        return replace(labels, objects=tuple(object_ids(masks[index]))) if corrections else labels
 
     return labels_at
 
@@ -310,16 +310,17 @@ def propagate_features(
                 given = given.with_ids(state.ids) if index else given
                 state.ids = given.ids
             labels = None if given is None else torch.from_numpy(given.soft).to(frame.features.device)
-            if index and given is not None and given.objects is not None:
+            channels: list[int] | None = None
+            background: int | None = 0
+            if given is not None and given.objects is not None:
                 channels = [state.ids.index(i) for i in given.objects if i in state.ids]
                 background = state.ids.index(0) if 0 in state.ids else None
+            if index:
                 soft = propagator.step(frame.features, labels, channels=channels, background=background)
-            elif index:
-                soft = propagator.step(frame.features, labels)
             elif labels is None:
                 raise InputError("frame 0 has no labels; expected labels of the first frame")
             else:
-                soft = propagator.start(frame.features, labels, length)
+                soft = propagator.start(frame.features, labels, length, channels=channels)
         state.index = index + 1
         yield PropagatedFrame(index, soft, state.ids, frame.sizes, protocol, frame.rgb, given)
     propagator.check()
