@@ -3,9 +3,12 @@
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import platform
+import shutil
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -175,7 +178,7 @@ def _self_test(device: str, found: dict[str, Any]) -> dict[str, Any]:
 
     def propagated(backend: str | None) -> torch.Tensor:
         given = labels[None]
-        for earlier, later in zip(rows, rows[1:], strict=False):
+        for earlier, later in itertools.pairwise(rows):
             given = affinity_propagate(later, earlier, context, given, context, select, backend=backend)
         return given
 
@@ -233,15 +236,16 @@ def _measured_speed(device: str) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    """The page that is printed. Its last line is the verdict."""
+def report(found: dict[str, Any], columns: int = 80) -> str:
+    """The page that is printed, commands in it in one line each. Its last line is the verdict."""
     rows = [*_installed(found)]
     if "torch" in found:
         rows += [*_kernels(found), *_operators(found), *_tests(found)]
     lines = []
     for title, texts in rows:
         for index, text in enumerate(texts):
-            lines.append(f"{title if index == 0 else '':11s}{text}")
+            start = f"{title if index == 0 else '':11s}"
+            lines.append(textwrap.fill(text, columns, initial_indent=start, subsequent_indent=" " * 13, **UNBROKEN))
     for title, sentences in (("to add", found["advice"]), ("broken", found["problems"])):
         lines += [f"\n{title}:" if sentences else "", *(f"  {sentence}" for sentence in sentences)]
     page = "\n".join(line for line in lines if line)
@@ -251,6 +255,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 Rows = list[tuple[str, list[str]]]
+UNBROKEN: Any = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
 
 
 def _installed(found: dict[str, Any]) -> Rows:
@@ -276,7 +281,7 @@ def _kernels(found: dict[str, Any]) -> Rows:
     lines = []
     for name, module in found["modules"].items():
         if not module["built"]:
-            lines.append(f"{name}: not built")
+            lines.append(f"{name}: not built{' (needs nvcc and a PyTorch for CUDA)' if name == 'CUDA' else ''}")
         else:
             of = f" for torch {module['built for torch']}" if module["built for torch"] else ""
             used = f", not used: {module['reason'].partition('; to build')[0]}" if module["reason"] else ""
@@ -291,7 +296,7 @@ def _operators(found: dict[str, Any]) -> Rows:
     gpu = bool(found["machine"]["gpus"])
     lines = []
     for name, entry in found["operators"].items():
-        lines.append(f"{name:24s}{entry['cpu']}{'; GPU: ' + ', '.join(entry['gpu'] or ['reference']) if gpu else ''}")
+        lines.append(f"{name:26s}{entry['cpu']}{'; GPU: ' + ', '.join(entry['gpu'] or ['reference']) if gpu else ''}")
     reasons = {(backend, why) for entry in found["operators"].values() for backend, why in entry["not"].items()}
     lines += [f"not {backend}: {why.partition('; to build')[0]}" for backend, why in sorted(reasons)]
     return [("operators", lines)]
@@ -301,9 +306,8 @@ def _tests(found: dict[str, Any]) -> Rows:
     rows: Rows = []
     for test in found.get("self-test", []):
         result = "equal the reference's" if test["passed"] else "are not the reference's"
-        rows.append(
-            ("self-test", [f"{test['device']}: labels of a synthetic video {result} ({test['seconds']:.1f} s)"])
-        )
+        text = f"{test['device']}: labels of a synthetic video {result} ({test['seconds']:.1f} s)"
+        rows.append(("self-test", [text]))
     for speed in found.get("speed", []):
         rows.append(
             (
@@ -329,7 +333,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         say("examining, some ten seconds ...")
     found = examine()
-    print(json.dumps(found, indent=1) if arguments.json else report(found))
+    print(
+        json.dumps(found, indent=1) if arguments.json else report(found, min(shutil.get_terminal_size().columns, 100))
+    )
     if found["problems"]:
         sys.stdout.flush()
         sys.exit(1)

@@ -218,7 +218,7 @@ def print_backends() -> None:
 
 
 class _Callable(ModuleType):
-    """This module, which can be called: timecycle.ops.backends()."""
+    """The type of this module, which can be called: timecycle.ops.backends()."""
 
     def __call__(self) -> list[BackendState]:
         return states()
