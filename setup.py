@@ -7,6 +7,7 @@ prints the reason in one line. Run on its own, build_ext builds in place, as `bu
 import importlib.util
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,20 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+
+def add_installed_torch() -> None:
+    """With build isolation, let the torch be imported that is in the environment that pip installs into.
+
+    It is the one that the kernels will be used with, so that they are built against it. The isolated packages come
+    first on the path.
+    """
+    if importlib.util.find_spec("torch") is None:
+        place = sysconfig.get_path("platlib")
+        if place not in sys.path and Path(place, "torch", "__init__.py").is_file():
+            sys.path.append(place)
+
+
+add_installed_torch()
 try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:

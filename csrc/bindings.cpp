@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/headeronly/version.h>
 
 #include <functional>
 #include <string>
@@ -287,6 +288,7 @@ PYBIND11_MODULE(_C, module) {
   using pybind11::arg;
   using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.doc() = "timecycle's compiled kernels; tensors on the CPU";
+  module.attr("torch_version") = TORCH_VERSION;  // that of the build
   module.def(
       "product_rates",
       [] {

@@ -71,12 +71,6 @@ def test_operators_take_keywords_by_their_old_names(function, arguments):
         assert torch.equal(ours, theirs)
 
 
-def test_backends_are_printed_by_the_old_name(capsys):
-    _, warned = warned_of(lambda: ops.backends())
-    assert warned == ["timecycle.ops.backends()"]
-    assert "topk_affinity: reference: ready" in capsys.readouterr().out
-
-
 def test_new_names_are_silent():
     def use() -> None:
         topk_affinity(*CALL, neighborhood=GRID, multiplicity=COUNTS)

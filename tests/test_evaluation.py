@@ -86,7 +86,7 @@ def test_a_first_annotation_alone_gives_masks_and_no_scores(run, small_davis: Pa
             path.unlink()
     ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out")
     assert ended.code == 0, ended.err
-    assert "warning: 2 of 2 sequences have an annotation of the first frame only and there are no scores" in ended.out
+    assert "warning: 2 of 2 sequences have an annotation of the first frame only and there are no scores" in ended.err
     assert len(masks_of(tmp_path / "out", "second")) == 4
     assert "scores" not in json.loads((tmp_path / "out" / "results.json").read_text())
 
@@ -150,7 +150,7 @@ def test_an_empty_first_mask_gives_background_and_a_warning(run, small_davis: Pa
         write_mask(path, np.zeros((48, 64), np.uint8))
     ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out", "--sequences", "first")
     assert ended.code == 0, ended.err
-    assert "warning: first" in ended.out
+    assert "warning: first" in ended.err
     assert not np.stack(masks_of(tmp_path / "out", "first")).any()
 
 
@@ -161,7 +161,7 @@ def test_a_small_object_is_dropped_with_a_warning(run, small_davis: Path):
     write_mask(path, mask)
     ended = run("--davis", small_davis, "--cropSize", 64, "--save_path", "out", "--sequences", "first")
     assert ended.code == 0, ended.err
-    assert "warning: first: object 2 is dropped" in ended.out
+    assert "warning: first: object 2 is dropped" in ended.err
 
 
 def test_a_vanished_class_stays_background(run, tmp_path):

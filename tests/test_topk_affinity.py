@@ -301,3 +301,11 @@ def test_backends_are_listed_with_reasons(capsys):
     listed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("topk_affinity: cpu: ") for line in listed)
     assert "topk_affinity: reference: ready" in listed
+    states = backends()
+    assert [f"{state.operator}: {state.backend}: {state.reason or 'ready'}" for state in states] == listed
+    operators = [state.operator for state in states]
+    assert operators == sorted(operators)
+    # The reference takes any tensors and is tried last.
+    last = {state.operator: state for state in states}.values()
+    assert {(state.backend, state.device, state.ready) for state in last} == {("reference", "any", True)}
+    assert all(state.ready == (state.reason is None) for state in states)

@@ -3,10 +3,8 @@
 import functools
 import importlib
 import runpy
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,16 +88,3 @@ def moved(module: str, new: str) -> Callable[[str], Any]:
     if module == "__main__":
         runpy.run_module(new, run_name=module, alter_sys=True)
     return lambda name: getattr(importlib.import_module(new), name)
-
-
-class _PrintingModule(ModuleType):
-    """timecycle.ops.backends, a module that was a function in version 0.1."""
-
-    def __call__(self) -> None:
-        warn("timecycle.ops.backends()", "timecycle.ops.print_backends()", stacklevel=3)
-        self.print_backends()
-
-
-def callable_backends() -> None:
-    """Make `timecycle.ops.backends()` print as in version 0.1."""
-    sys.modules["timecycle.ops.backends"].__class__ = _PrintingModule

@@ -21,6 +21,14 @@ def in_checkout() -> bool:
     return (PLACE / "setup.py").is_file() and (PLACE / "csrc").is_dir()
 
 
+def how_installed() -> str:
+    """How the package was installed, and where, in words."""
+    if in_checkout():
+        return f"used from its sources in {PLACE}"
+    origin = installed_from()
+    return f"installed in {PLACE}{'' if origin == 'timecycle' else f' from {origin}'}"
+
+
 def why_missing(error: ImportError) -> str:
     """What a failed import of a compiled module means, and the commands that build it."""
     reason = str(error).strip().partition("\n")[0]
@@ -59,7 +67,8 @@ def installed_from() -> str:
 @functools.cache
 def say_missing(why: str) -> None:
     """Warn, once per reason, that a slower backend runs instead."""
-    warnings.warn(f"a slower backend serves: {why}", stacklevel=4)
+    # A line of code of ours below the warning would tell nothing; without a file there is none.
+    warnings.warn_explicit(f"a slower backend serves: {why}", UserWarning, "timecycle", 0, module="timecycle")
 
 
 def say_if_installed_without() -> None:

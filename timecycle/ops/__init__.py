@@ -15,7 +15,7 @@ In training, where a sample has queries and keys of its own, B counts samples, a
 from timecycle import deprecated
 from timecycle.ops.affinity_propagate import affinity_propagate
 from timecycle.ops.attention import EdgeDropout, attention
-from timecycle.ops.backends import print_backends
+from timecycle.ops.backends import BackendState, print_backends
 from timecycle.ops.propagate_labels import propagate_labels
 from timecycle.ops.propagate_sequence import propagate_sequence
 from timecycle.ops.selection import Neighborhood, Select
@@ -23,9 +23,9 @@ from timecycle.ops.softmax_at import softmax_at
 from timecycle.ops.topk_affinity import topk_affinity
 
 __getattr__ = deprecated.module_names(__name__, Region="Neighborhood", attend="attention", edge_affinity="softmax_at")
-deprecated.callable_backends()
 
 __all__ = [
+    "BackendState",
     "EdgeDropout",
     "Neighborhood",
     "Select",

@@ -9,10 +9,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # before the compiled module, which links against its libraries
 
@@ -182,8 +183,45 @@ def choose(operator: str, wanted: str | None, *arguments: Any) -> Backend:
     raise InputError(f"backend {wanted!r} is unknown to {operator}; expected one of {names}")
 
 
+class BackendState(NamedTuple):
+    """A backend of an operator, as it is on this machine."""
+
+    operator: str
+    backend: str
+    device: str
+    """Device type of the tensors that it takes; "any" for the reference."""
+    reason: str | None
+    """Why it cannot run anything here; None if it is ready."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can run calls here."""
+        return self.reason is None
+
+
+def states() -> list[BackendState]:
+    """Every backend of every operator: operators by name, the backends of one in the order they are tried.
+
+    `timecycle.ops.backends()` is this function.
+    """
+    return [
+        BackendState(operator, each.name, "any" if each.name == "reference" else each.device or "any", each.missing)
+        for operator, candidates in sorted(_REGISTERED.items())
+        for each in candidates
+    ]
+
+
 def print_backends() -> None:
     """Print every operator's backends in the order they are tried, and why one is not there."""
-    for operator, candidates in _REGISTERED.items():
-        for candidate in candidates:
-            print(f"{operator}: {candidate.name}: {candidate.missing or 'ready'}")
+    for state in states():
+        print(f"{state.operator}: {state.backend}: {state.reason or 'ready'}")
+
+
+class _Callable(ModuleType):
+    """The type of this module, which can be called: timecycle.ops.backends()."""
+
+    def __call__(self) -> list[BackendState]:
+        return states()
+
+
+sys.modules[__name__].__class__ = _Callable
