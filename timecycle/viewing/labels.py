@@ -1,0 +1,118 @@
+"""Small texts on frames: ids of objects, and captions. Does not import torch."""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from timecycle.viewing.regions import Box, where
+
+SMALLEST = 7  # pixels: texts are not painted in frames that would need a smaller font
+TEXT_SHARE = 0.031  # of the frame's short side: height of the font
+LEAST_TEXT = 11  # pixels, in frames with room for it
+OVERSAMPLED = 3  # sprites are drawn this much larger, then reduced
+DARK = (16, 16, 18)
+LIGHT = (255, 255, 255)
+CAPTION_OPACITY = 0.62  # of the plate behind a caption
+SEARCHED = 160  # pixels of an object's longer side in which its visual center is searched
+
+Color = tuple[int, int, int]
+
+
+def text_size(short_side: int) -> int:
+    """Height of the font in pixels in a frame whose shorter side has this many pixels."""
+    return max(LEAST_TEXT, round(TEXT_SHARE * short_side))
+
+
+@lru_cache(maxsize=1024)
+def id_sprite(text: str, color: Color, short_side: int) -> np.ndarray:
+    """A label for an object: dark text on a pill of the object's color with a dark rim. uint8 RGBA [h, w, 4]."""
+    size = text_size(short_side)
+    return _pill(text, size, fill=(*color, 255), ink=DARK, rim=max(1.25, 0.11 * size))
+
+
+def caption_sprite(text: str, height: int, width: int) -> np.ndarray | None:
+    """A caption for a frame [height, width]: light text on a dark, translucent plate. uint8 RGBA [h, w, 4].
+
+    The font shrinks until the caption fits; None where it would be too small to be read.
+    """
+    size = text_size(min(height, width))
+    while size >= SMALLEST:
+        sprite = _pill(text, size, fill=(*DARK, round(255 * CAPTION_OPACITY)), ink=LIGHT, rim=0)
+        room = min((width - _margin(sprite)) / sprite.shape[1], (height - _margin(sprite)) / sprite.shape[0])
+        if room >= 1:
+            return sprite
+        size = min(size - 1, int(size * room))
+    return None
+
+
+def paste(image: np.ndarray, sprite: np.ndarray | None, center: tuple[int, int] | None) -> None:
+    """Blend a sprite, uint8 RGBA [h, w, 4], over an image, uint8 RGB [H, W, 3], in place.
+
+    center: row and column; None is the lower left corner. Sprites are moved into the image, or cut if larger.
+    """
+    if sprite is None:
+        return
+    (height, width), (rows, columns) = sprite.shape[:2], image.shape[:2]
+    margin = _margin(sprite)
+    top, left = rows - height - margin, margin
+    if center is not None:
+        top, left = center[0] - height // 2, center[1] - width // 2
+    top, left = max(0, min(top, rows - height)), max(0, min(left, columns - width))
+    place = image[top : top + height, left : left + width]
+    part = sprite[: place.shape[0], : place.shape[1]]
+    alpha = part[..., 3:].astype(np.uint16)
+    place[:] = (place * (255 - alpha) + part[..., :3] * alpha + 127) // 255
+
+
+def visual_center(mask: np.ndarray, id_: int, box: Box) -> tuple[int, int]:
+    """Row and column of an object's innermost point, the maximum of its distance transform, at reduced resolution."""
+    inside = where(mask[box] == id_)
+    factor = min(1.0, SEARCHED / max(inside.shape))
+    small = inside
+    if factor < 1:
+        small = cv2.resize(inside, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        small = where(small > min(127, int(small.max()) - 1))
+    # The frame's edge and the box's count as background.
+    depth = cv2.distanceTransform(cv2.copyMakeBorder(small, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)
+    column, row = cv2.minMaxLoc(depth)[3]
+    place = (
+        part.start + min(size - 1, int((at - 0.5) * size / found))
+        for part, at, size, found in zip(box, (row, column), inside.shape, small.shape, strict=True)
+    )
+    return next(place), next(place)
+
+
+def _margin(sprite: np.ndarray) -> int:
+    """Distance of a caption from the frame's edges, in pixels."""
+    return sprite.shape[0] // 3
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=256)
+def _pill(text: str, size: int, fill: tuple[int, int, int, int], ink: Color, rim: float) -> np.ndarray:
+    """A text, `size` pixels high, on a plate with round ends. uint8 RGBA [h, w, 4]."""
+    font = _font(size * OVERSAMPLED)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font)
+    lines = text.count("\n") + 1
+    high = round((1.0 * size if lines == 1 else (bottom - top) / OVERSAMPLED + 0.3 * size) + 0.5 * size + 2 * rim)
+    wide = max(high, round((right - left) / OVERSAMPLED + 0.9 * size + 2 * rim))
+    image = Image.new("RGBA", (wide * OVERSAMPLED, high * OVERSAMPLED))
+    draw = ImageDraw.Draw(image)
+    radius = min(0.75 * size, high / 2) * OVERSAMPLED
+    outer = (0, 0, image.width - 1, image.height - 1)
+    draw.rounded_rectangle(outer, radius, (*DARK, 255) if rim else fill)
+    if rim:
+        edge = rim * OVERSAMPLED
+        draw.rounded_rectangle((edge, edge, image.width - 1 - edge, image.height - 1 - edge), radius - edge, fill)
+    at = ((image.width - left - right) / 2, (image.height - top - bottom) / 2)
+    if lines == 1:  # digits and capitals in the middle, whatever the letters' descenders
+        _, high_top, _, high_bottom = draw.textbbox((0, 0), "8", font)
+        at = (at[0], (image.height - high_top - high_bottom) / 2)
+    draw.multiline_text(at, text, (*ink, 255), font)
+    return np.asarray(image.resize((wide, high), Image.Resampling.BOX))

@@ -1,0 +1,123 @@
+"""The sound of a video file, copied into a video that is being written. Does not import torch."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from timecycle.data.video import opened, pyav
+from timecycle.errors import InputError
+
+COPIED = ("aac", "mp3", "opus", "flac")
+"""Codecs that browsers play in MP4; sound of others is encoded as AAC."""
+AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # samples per second
+AAC_FRAME = 1024  # samples
+
+
+class Sound:
+    """Copies the best sound stream of `source` into an output container, up to any time on request.
+
+    Times are seconds of the source's presentation times; `start` becomes 0, and nothing is copied from `end` on. Sound
+    in one of the `COPIED` codecs is copied as it is, so that it may begin and end up to a packet early or late.
+
+    Raises InputError if the source is no video file. A source without sound, or with sound that can be neither copied
+    nor decoded, adds no stream; sound that turns out to be damaged ends there. `note` says so.
+    """
+
+    def __init__(self, source: Path, output: Any, start: float = 0.0, end: float | None = None) -> None:
+        self.note: str | None = None
+        self._source, self._output = source, output
+        self._start = Fraction(start).limit_denominator(1_000_000)
+        self._end = None if end is None else Fraction(end).limit_denominator(1_000_000)
+        self._opened = ExitStack()
+        self._packets: Iterator[Any] = iter(())
+        self._waiting: Any = None
+        container = self._opened.enter_context(opened(source)).container
+        stream = container.streams.best("audio")
+        if stream is None:
+            self.close()
+            return
+        if stream.codec_context is None:
+            self.note = f"the sound of {source} is in a format that FFmpeg does not know, and is left out"
+            self.close()
+            return
+        if start > 0:
+            container.seek(int(self._start * 1_000_000))
+        copied = stream.codec_context.codec.canonical_name in COPIED
+        self._packets = self._copied(container, stream) if copied else self._encoded(container, stream)
+
+    def copy_until(self, time: Fraction) -> None:
+        """Write the packets that begin before a time of the output, in seconds."""
+        while (packet := self._waiting or self._next()) is not None:
+            self._waiting = packet
+            if packet.pts * packet.time_base >= time:
+                return
+            self._waiting = None
+            try:
+                self._output.mux(packet)
+            except pyav().InvalidDataError as error:  # other errors are the output's
+                self._end_early(error)
+
+    def _next(self) -> Any:
+        """The next packet; None at the end of the sound, or where it is damaged."""
+        try:
+            return next(self._packets, None)
+        except (pyav().FFmpegError, ValueError) as error:  # ValueError: the sound changes its format
+            self._end_early(error)
+            return None
+
+    def _end_early(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        self.note = f"the sound of {self._source} is damaged ({reason}) and ends early"
+        self._packets = iter(())
+
+    def close(self) -> None:
+        """Close the source."""
+        self._packets, self._waiting = iter(()), None
+        self._opened.close()
+
+    def _copied(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Packets as they are, with times of the output."""
+        target = self._output.add_stream_from_template(stream)
+        shift = round(self._start / stream.time_base)
+
+        def packets() -> Iterator[Any]:
+            last = None
+            for packet in container.demux(stream):
+                if not packet.size or packet.pts is None or (last is not None and packet.pts <= last):
+                    continue
+                if packet.pts + 2 * (packet.duration or 0) <= shift:
+                    continue  # decoding needs one packet before the first, which is not played
+                if self._end is not None and packet.pts * packet.time_base >= self._end:
+                    return
+                last = packet.pts
+                packet.pts = packet.dts = packet.pts - shift
+                packet.stream = target
+                yield packet
+
+        return packets()
+
+    def _encoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The decoded sound as packets of AAC, with times of the output."""
+        wanted = stream.codec_context.sample_rate
+        rate = min(AAC_RATES, key=lambda known: abs(known - wanted))
+        layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+        target = self._output.add_stream("aac", rate=rate, layout=layout)
+        resampler = pyav().AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=AAC_FRAME)
+
+        def packets() -> Iterator[Any]:
+            for frame in container.decode(stream):
+                time = frame.pts * frame.time_base
+                if time < self._start:
+                    continue
+                if self._end is not None and time >= self._end:
+                    break
+                frame.pts -= round(self._start / frame.time_base)
+                for part in resampler.resample(frame):
+                    yield from target.encode(part)
+            for part in resampler.resample(None):
+                yield from target.encode(part)
+            yield from target.encode()
+
+        return packets()
