@@ -254,13 +254,12 @@ class LabelPropagator:
             repeats = min(copied, rules.k) if rules.scope == "joint" else 1
         else:
             recent = torch.arange(max(origin + 1, t - rules.length), t, device=device)
-        leading = [*given[:-1], *(given[-1:] * repeats)]
+        leading = [*(given[-1:] * repeats), *given[-2::-1]]  # the latest first, to which ties go
         slots = torch.cat([*(torch.arange(i, i + 1, device=device) for i in leading), self._slot(recent)])
         multiplicity = slots.new_ones((len(slots), 2))
-        last = len(leading) - 1
         if rules.first == "padded":
             if rules.scope == "joint":
-                multiplicity[last].fill_(copied - repeats + 1)
+                multiplicity[repeats - 1].fill_(copied - repeats + 1)
             return slots, multiplicity
         # Additional copies of the origin: the context contains it, or begins before it.
         age = t - origin
@@ -269,10 +268,10 @@ class LabelPropagator:
             repeated = min(repeated, rules.k)  # no more can be among the k kept
         restricted = int(rules.radius is None)
         multiplicity[:, 1].fill_(restricted)
-        multiplicity[last, 0].fill_(1 + repeated)
-        multiplicity[last, 1].fill_(restricted * (1 + repeated))
+        multiplicity[0, 0].fill_(1 + repeated)
+        multiplicity[0, 1].fill_(restricted * (1 + repeated))
         if rules.first_everywhere:
-            multiplicity[: last + 1, 1].fill_(1)
+            multiplicity[: len(leading), 1].fill_(1)
         return slots, multiplicity
 
     def _frame_in(self, slot: int) -> int:

@@ -140,7 +140,7 @@ def _track(
                     folder.take(path.name)
     for note in outputs.notes:
         say(f"warning: {note}")
-    if run.stopped:
+    if not (finished or run.finished):
         raise KeyboardInterrupt
     folder.record["finished"] = True
     folder.save()

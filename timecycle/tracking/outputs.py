@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from timecycle.data.source import FrameSource
-from timecycle.tracking.coco import CocoWriter
-from timecycle.tracking.exports import AlphaImages, CsvWriter
+from timecycle.tracking.coco_file import CocoWriter, Segmentation
+from timecycle.tracking.exports import AlphaFrames, CsvWriter, object_rows
 from timecycle.tracking.run import Step
 from timecycle.viewing.cutouts import cut_out
 from timecycle.viewing.overlays import OverlayVideo, Style, caption_of, paint
@@ -34,7 +34,8 @@ class Wishes:
     alpha: Path | None = None
     """A folder of PNG files, or a .mov or .webm."""
     coco: Path | None = None
-    coco_form: str = "rle"
+    segmentation: Segmentation = "rle"
+    """Of the annotations in `coco`."""
     csv: Path | None = None
     style: Style = TRACKED
 
@@ -84,14 +85,18 @@ class Outputs:
             cut = self._writer(AlphaVideo(wishes.alpha, size, rate))
             self._add.append(lambda step: cut.add(cut_out(step.rgb, step.mask), step.time - first.time))
         elif wishes.alpha:
-            images = AlphaImages(wishes.alpha)
+            images = AlphaFrames(wishes.alpha)
             self._add.append(lambda step: images.add(step.number, step.rgb, step.mask))
         if wishes.csv:
             table = self._writer(CsvWriter(wishes.csv))
-            self._add.append(lambda s: table.add(s.number, float(s.time), s.mask, sorted(s.confidences), s.confidences))
+            self._add.append(lambda step: table.add(_rows(step)))
         if wishes.coco:
-            annotations = self._writer(CocoWriter(wishes.coco, wishes.coco_form))
-            self._add.append(lambda step: annotations.add(step.number, f"{step.number:05d}.png", step.mask))
+            annotations = self._writer(CocoWriter(wishes.coco, wishes.segmentation))
+            self._add.append(
+                lambda step: annotations.add(
+                    step.number, step.mask, f"{step.number:05d}.png", float(step.time), step.confidences
+                )
+            )
 
     def _writer(self, writer: T) -> T:
         self._writers.append(writer)
@@ -112,3 +117,7 @@ class Outputs:
                 writer.close()
                 if note := getattr(writer, "note", None):
                     self.notes.append(note)
+
+
+def _rows(step: Step) -> list[tuple[str, ...]]:
+    return object_rows(step.number, float(step.time), step.mask, sorted(step.confidences), step.confidences)

@@ -108,12 +108,15 @@ class TrackingRun:
         self.turn = max(annotations.first_frames.values())
         """The last frame at which an object is given first, where the walk backward begins."""
         self.stopped = False
+        self.finished = False
+        """Whether all frames were tracked."""
         self._saved = store.state() or {}
 
     @property
     def begun(self) -> int:
         """The first frame that `forward()` will yield; those before it are in the store once `backward()` has ended."""
-        return self._saved["number"] + 1 if self._saved.get("walk") == "forward" else self.start
+        forward = self._saved.get("walk") == "forward" and "number" in self._saved
+        return self._saved["number"] + 1 if forward else self.start
 
     def wanted(self, first: int, last: int | None) -> Wanted:
         """The frames of the span from `first` to `last`."""
@@ -124,21 +127,24 @@ class TrackingRun:
         if self.turn == self.span.first or self._saved.get("walk") == "forward":
             return
         last = self._saved["number"] - 1 if self._saved else self.turn
-        for step in self._walk("backward", self._annotations.backward(), self.wanted(self.span.first, last)):
-            if step.number < self.start:
-                yield step
-        if not self.stopped:
-            self._saved = {}
+        wanted = self.wanted(self.span.first, last)
+        if (yield from self._walk("backward", self._annotations.backward(), wanted)):
+            self._saved = {"walk": "forward"}
+            self._store.save_state(self._saved)
 
     def forward(self) -> Generator[Step, None, None]:
         """Track forward in time from the first annotated frame to the end."""
-        yield from self._walk("forward", self._annotations.masks, self.wanted(self.begun, self.span.last))
-        if not self.stopped:
+        wanted = self.wanted(self.begun, self.span.last)
+        if self.stopped:
+            return
+        if (yield from self._walk("forward", self._annotations.masks, wanted)):
+            self.finished = True
             self._store.finish()
 
-    def _walk(self, walk: str, masks: Mapping[int, np.ndarray], wanted: Wanted) -> Generator[Step, None, None]:
+    def _walk(self, walk: str, masks: Mapping[int, np.ndarray], wanted: Wanted) -> Generator[Step, None, bool]:
+        """Yield the frames of a walk; returns whether it came to its end."""
         state = VideoState(self._rules)
-        if self._saved:
+        if "video" in self._saved:
             state.load_state_dict(self._saved["video"])
         frames = self._propagated(walk == "backward", masks, wanted, state)
         finish = self._finish_backward if walk == "backward" else self._finish_forward
@@ -147,16 +153,16 @@ class TrackingRun:
             waiting = deque[Future[Step]]()
             for number, seconds, frame in frames:
                 waiting.append(pool.submit(finish, number, seconds, replace(frame, soft=frame.soft.cpu())))
-                due = self.stopped or time.monotonic() - saved > SAVE_SECONDS
-                while len(waiting) > (0 if due else WRITE_BEHIND):
-                    yield waiting.popleft().result()
-                if due:
+                if len(waiting) > WRITE_BEHIND:
+                    yield from _shown(walk, waiting, 1, self.start)
+                if self.stopped or time.monotonic() - saved > SAVE_SECONDS:
+                    yield from _shown(walk, waiting, len(waiting), self.start)
                     self._store.save_state({"walk": walk, "number": number, "video": state.state_dict()})
                     saved = time.monotonic()
                 if self.stopped:
-                    return
-            while waiting:
-                yield waiting.popleft().result()
+                    return False
+            yield from _shown(walk, waiting, len(waiting), self.start)
+        return True
 
     def _propagated(
         self, backward: bool, masks: Mapping[int, np.ndarray], wanted: Wanted, state: VideoState
@@ -202,6 +208,14 @@ class TrackingRun:
             step = step._replace(mask=mask, confidences=self._store.confidences.get(number, {}) | step.confidences)
         self._store.put(number, step.mask, step.confidences)
         return step
+
+
+def _shown(walk: str, waiting: deque[Future[Step]], count: int, start: int) -> Iterator[Step]:
+    """The next frames of a walk; backward in time only those before frame `start`, since forward() yields the rest."""
+    for _ in range(count):
+        step = waiting.popleft().result()
+        if walk == "forward" or step.number < start:
+            yield step
 
 
 def _step(number: int, seconds: Fraction, frame: PropagatedFrame) -> Step:
