@@ -1,31 +1,51 @@
-"""Masks in the formats of COCO: run-length encoding (RLE), polygons, and a JSON file of annotations.
+"""Masks in the two formats of COCO: run-length encoding (RLE), both ways, and polygons. Does not import torch.
 
-Format: https://cocodataset.org/#format-data, and for compressed counts `maskApi.c` of cocoapi. Does not import torch.
+Formats: https://cocodataset.org/#format-data, and for compressed counts `maskApi.c` of cocoapi.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from timecycle.data.images import most_pixels
 from timecycle.errors import InputError, said
 
+STRAIGHTENED = 0.6  # pixels that a polygon may leave out at a corner of the mask, so that edges are not staircases
 _BITS = 5  # of a count per character
 _SHIFT = 48  # of a character's code
 _MOST_CHARACTERS = 7  # of a count, which is less than 2 ** 31
 
 
 def rle_encode(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask, bool [H, W], as compressed RLE: {"size": [H, W], "counts": str}.
+    """Encode a mask, bool [H, W], as compressed RLE: {"size": [H, W], "counts": str}. Exact.
 
     The counts are lengths of runs in column-major order, alternately of 0 and 1, the first of 0.
     """
-    flat = np.ascontiguousarray(mask.T, dtype=bool).ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    start = [0] if flat.size and flat[0] else []
-    counts = np.diff(np.concatenate([[0], start, changes, [flat.size]]).astype(np.int64))
-    return {"size": list(mask.shape), "counts": _compressed(counts)}
+    return rle_of_part(np.asarray(mask, bool), 0, 0, mask.shape)
+
+
+def rle_of_part(part: np.ndarray, top: int, left: int, size: Sequence[int]) -> dict[str, Any]:
+    """`rle_encode` of a mask of height and width `size` that is zero but for `part`, bool [h, w], at (top, left)."""
+    columns = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = part.T
+    steps = np.diff(columns, axis=1)
+    begins, ends = (_places(steps == sign, top, left, size[0]) for sign in (1, -1))
+    # A run that reaches the bottom of a column may go on at the top of the next.
+    apart = begins[1:] != ends[:-1]
+    begins, ends = begins[np.append(True, apart)[: len(begins)]], ends[np.append(apart, True)[: len(ends)]]
+    changes = np.stack([begins, ends], axis=1).ravel()
+    total = size[0] * size[1]
+    ends_there = changes.size and changes[-1] == total
+    counts = np.diff(np.concatenate([[0], changes, [] if ends_there else [total]]).astype(np.int64))
+    return {"size": [int(n) for n in size], "counts": _compressed(counts)}
+
+
+def _places(found: np.ndarray, top: int, left: int, height: int) -> np.ndarray:
+    """Positions in column-major order of the True elements, [w, h + 1], of a part at (top, left). int64 [n]."""
+    x, y = np.nonzero(found)
+    return (x + left) * height + y + top
 
 
 def rle_decode(rle: Mapping[str, Any], name: str = "the segmentation") -> np.ndarray:
@@ -85,3 +105,42 @@ def _uncompressed(text: str | bytes, name: str) -> np.ndarray:
     counts[1::2] = np.cumsum(values[1::2])
     counts[2::2] = np.cumsum(values[2::2])
     return counts
+
+
+def polygons_of(part: np.ndarray, top: int = 0, left: int = 0) -> list[list[float]]:
+    """Outlines of a mask, bool [h, w], whose upper left pixel is at (top, left) of the frame: [x, y, x, y, ...] each.
+
+    Coordinates are of the pixels' corners: pixel (0, 0) fills the square from (0, 0) to (1, 1). The outlines are
+    approximate, straightened by up to STRAIGHTENED pixels; RLE is exact. COCO has no holes: each is joined to its
+    outline by a cut of no width, which fills correctly by the even-odd rule.
+    """
+    # On a grid of twice the size a pixel and its edges are 3 x 3 points, and contours run along the pixels' corners.
+    height, width = part.shape
+    grid = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
+    grid[1::2, 1::2] = part
+    grid = cv2.dilate(grid, np.ones((3, 3), np.uint8))
+    contours, hierarchy = cv2.findContours(grid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    polygons: list[list[float]] = []
+    for contour, (_, _, hole, parent) in zip(contours, hierarchy[0] if contours else (), strict=True):
+        if parent >= 0:
+            continue
+        ring = _straightened(contour)
+        while hole >= 0:
+            ring = _joined(ring, _straightened(contours[hole]))
+            hole = hierarchy[0][hole][0]
+        polygons.append((ring / 2 + (left, top)).ravel().tolist())
+    return polygons
+
+
+def _straightened(contour: np.ndarray) -> np.ndarray:
+    """A contour, int [N, 1, 2], with fewer points, [n, 2]; as it is if fewer than three would remain."""
+    simple = cv2.approxPolyDP(contour, 2 * STRAIGHTENED, True)
+    return (simple if len(simple) > 2 else contour)[:, 0]
+
+
+def _joined(ring: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """One ring of an outline and a hole in it, [n, 2] each, joined by the shortest cut between two of their points."""
+    away = np.square(ring[:, None] - hole[None]).sum(axis=2)
+    at, start = np.unravel_index(int(away.argmin()), away.shape)
+    around = np.roll(hole, -start, axis=0)
+    return np.concatenate([ring[: at + 1], around, around[:1], ring[at:]])

@@ -1,13 +1,12 @@
 """The sound of a video file, copied into a video that is being written. Does not import torch."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from timecycle.data.video import opened, pyav
-from timecycle.errors import InputError
 
 COPIED = ("aac", "mp3", "opus", "flac")
 """Codecs that browsers play in MP4; sound of others is encoded as AAC."""
@@ -33,6 +32,7 @@ class Sound:
         self._opened = ExitStack()
         self._packets: Iterator[Any] = iter(())
         self._waiting: Any = None
+        self._last: int | None = None  # time of the last packet
         container = self._opened.enter_context(opened(source)).container
         stream = container.streams.best("audio")
         if stream is None:
@@ -43,7 +43,8 @@ class Sound:
             self.close()
             return
         if start > 0:
-            container.seek(int(self._start * 1_000_000))
+            with suppress(pyav().FFmpegError):  # then the packets before the start are read, too
+                container.seek(int(self._start * 1_000_000))
         copied = stream.codec_context.codec.canonical_name in COPIED
         self._packets = self._copied(container, stream) if copied else self._encoded(container, stream)
 
@@ -56,21 +57,24 @@ class Sound:
             self._waiting = None
             try:
                 self._output.mux(packet)
-            except pyav().InvalidDataError as error:  # other errors are the output's
-                self._end_early(error)
+            except pyav().InvalidDataError:  # other errors are the output's
+                self._leave_out()
 
     def _next(self) -> Any:
         """The next packet; None at the end of the sound, or where it is damaged."""
         try:
-            return next(self._packets, None)
-        except (pyav().FFmpegError, ValueError) as error:  # ValueError: the sound changes its format
-            self._end_early(error)
+            for packet in self._packets:
+                if self._last is None or packet.pts > self._last:  # else its time is wrong, and MP4 refuses it
+                    self._last = packet.pts
+                    return packet
+            return None
+        # ValueError: the sound changes its format. LookupError: PyAV's, for a damaged file with a further stream.
+        except (pyav().FFmpegError, ValueError, LookupError):
+            self.note = f"the sound of {self._source} is damaged, and ends early"
             return None
 
-    def _end_early(self, error: Exception) -> None:
-        reason = getattr(error, "strerror", None) or error
-        self.note = f"the sound of {self._source} is damaged ({reason}) and ends early"
-        self._packets = iter(())
+    def _leave_out(self) -> None:
+        self.note = f"the sound of {self._source} is damaged, and parts of it are left out"
 
     def close(self) -> None:
         """Close the source."""
@@ -83,15 +87,13 @@ class Sound:
         shift = round(self._start / stream.time_base)
 
         def packets() -> Iterator[Any]:
-            last = None
             for packet in container.demux(stream):
-                if not packet.size or packet.pts is None or (last is not None and packet.pts <= last):
+                if not packet.size or packet.pts is None:
                     continue
                 if packet.pts + 2 * (packet.duration or 0) <= shift:
                     continue  # decoding needs one packet before the first, which is not played
                 if self._end is not None and packet.pts * packet.time_base >= self._end:
                     return
-                last = packet.pts
                 packet.pts = packet.dts = packet.pts - shift
                 packet.stream = target
                 yield packet
@@ -107,7 +109,7 @@ class Sound:
         resampler = pyav().AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=AAC_FRAME)
 
         def packets() -> Iterator[Any]:
-            for frame in container.decode(stream):
+            for frame in self._decoded(container, stream):
                 time = frame.pts * frame.time_base
                 if time < self._start:
                     continue
@@ -121,3 +123,11 @@ class Sound:
             yield from target.encode()
 
         return packets()
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Decoded frames that have a time; damaged packets are left out."""
+        for packet in container.demux(stream):
+            try:
+                yield from (frame for frame in packet.decode() if frame.pts is not None)
+            except pyav().FFmpegError:
+                self._leave_out()
