@@ -1,10 +1,20 @@
 """Tables, COCO files and cut-outs of tracked objects."""
 
+import csv
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from timecycle.errors import InputError
-from timecycle.tracking.coco import rle_decode, rle_encode
+from timecycle.tracking.coco import polygons_of, rle_decode, rle_encode, rle_of_part
+from timecycle.tracking.coco_file import CocoWriter
+from timecycle.tracking.exports import COLUMNS, AlphaFrames, CsvWriter, object_rows
 
 
 def coco_string(counts: list[int]) -> str:
@@ -76,3 +86,214 @@ def test_an_example_worked_out_by_hand():
 def test_damaged_run_lengths_are_refused(rle, wrong):
     with pytest.raises(InputError, match=f"object 7 .*{wrong}"):
         rle_decode(rle, "object 7")
+
+
+def test_a_part_is_coded_as_the_whole():
+    random = np.random.default_rng(1)
+    for top, left, height, width in [(0, 0, 9, 7), (2, 3, 4, 2), (0, 4, 9, 3), (8, 6, 1, 1)]:
+        mask = np.zeros((9, 7), bool)
+        mask[top : top + height, left : left + width] = random.random((height, width)) < 0.7
+        part = mask[top : top + height, left : left + width]
+        assert rle_of_part(part, top, left, mask.shape) == rle_encode(mask)
+
+
+def filled(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    """Pixels whose centers are inside an odd number of times, for each polygon; the union of all. bool [H, W]."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    found = np.zeros((height, width), bool)
+    for polygon in polygons:
+        points = np.array(polygon).reshape(-1, 2)
+        inside = np.zeros((height, width), bool)
+        for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+            crosses = (y0 <= y) != (y1 <= y)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inside ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+        found |= inside
+    return found
+
+
+def ring(size: int = 60) -> np.ndarray:
+    """A disk with two holes, and a small disk in one of them. bool."""
+    image = np.zeros((size, size), np.uint8)
+    for center, radius, value in [((30, 30), 27, 1), ((24, 24), 12, 0), ((24, 24), 5, 1), ((40, 40), 6, 0)]:
+        cv2.circle(image, center, radius, value, -1)
+    return image > 0
+
+
+def test_polygons_are_the_mask_nearly():
+    mask = ring()
+    polygons = polygons_of(mask[3:58, 2:59], 3, 2)
+    assert len(polygons) == 2
+    assert all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons)
+    assert sum(map(len, polygons)) < 300  # not every pixel of the edge
+    found = filled(polygons, *mask.shape)
+    assert (found & mask).sum() / (found | mask).sum() > 0.98
+    assert not found[24, 15]
+    assert not found[40, 40]
+
+
+@pytest.mark.parametrize("rows", [["#"], ["##"], ["#.#"], ["###", "#.#", "###"], ["#.", ".#"], [".#.", "###", ".#."]])
+def test_polygons_of_a_few_pixels(rows):
+    mask = np.array([[c == "#" for c in row] for row in rows])
+    np.testing.assert_array_equal(filled(polygons_of(mask), *mask.shape), mask)
+    assert polygons_of(np.zeros((3, 3), bool)) == []
+
+
+def test_a_square_is_four_corners():
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 10:22] = True
+    (polygon,) = polygons_of(mask)
+    corners = {tuple(point) for point in np.array(polygon).reshape(-1, 2).tolist()}
+    assert corners == {(10, 5), (22, 5), (22, 15), (10, 15)}
+
+
+def moving(frame: int) -> np.ndarray:
+    """Objects 1, which leaves after frame 2, and 7."""
+    mask = np.zeros((40, 50), np.uint8)
+    if frame <= 2:
+        mask[5:15, 3 + frame : 13 + frame] = 1
+    mask[20:30, 30:40] = 7
+    mask[24:26, 34:36] = 255
+    return mask
+
+
+@pytest.mark.parametrize("segmentation", ["rle", "polygons"])
+def test_a_coco_file(tmp_path: Path, segmentation):
+    path = tmp_path / "out" / "coco.json"
+    writer = CocoWriter(path, segmentation, names={7: "dog"})
+    for frame in range(5):
+        writer.add(frame, moving(frame), f"{frame:05d}.jpg", time=frame / 30, confidence={7: 0.5})
+    assert not path.exists()
+    writer.close()
+    assert [found.name for found in path.parent.iterdir()] == ["coco.json"]
+    coco = json.loads(path.read_text())
+    assert [image["id"] for image in coco["images"]] == [0, 1, 2, 3, 4]
+    assert coco["images"][3] == {
+        "id": 3, "file_name": "00003.jpg", "width": 50, "height": 40, "frame_index": 3, "time": 0.1,
+    }  # fmt: skip
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    annotations = coco["annotations"]
+    assert [each["id"] for each in annotations] == list(range(1, 9))
+    assert [(each["image_id"], each["track_id"]) for each in annotations][:3] == [(0, 1), (0, 7), (1, 1)]
+    for each in annotations:
+        mask = moving(each["image_id"]) == each["track_id"]
+        y, x = np.nonzero(mask)
+        assert each["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+        assert (each["area"], each["iscrowd"]) == (mask.sum(), 0)
+        assert names[each["category_id"]] == ("dog" if each["track_id"] == 7 else "object")
+        assert each.get("score") == (0.5 if each["track_id"] == 7 else None)
+        coded = each["segmentation"]
+        found = rle_decode(coded) if segmentation == "rle" else filled(coded, *mask.shape)
+        np.testing.assert_array_equal(found, mask)
+
+
+def test_a_coco_file_without_frames(tmp_path):
+    CocoWriter(tmp_path / "coco.json").close()
+    assert json.loads((tmp_path / "coco.json").read_text())["annotations"] == []
+    with pytest.raises(InputError, match="--coco is 'boxes'; expected rle or polygons"):
+        CocoWriter(tmp_path / "coco.json", "boxes")
+
+
+def test_pycocotools_reads_the_file(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    writer = CocoWriter(tmp_path / "coco.json")
+    writer.add(0, moving(0), "0.jpg")
+    writer.close()
+    found = coco.COCO(str(tmp_path / "coco.json"))
+    for each in found.loadAnns(found.getAnnIds()):
+        np.testing.assert_array_equal(found.annToMask(each), moving(0) == each["track_id"])
+
+
+def test_an_interrupted_coco_file_goes_on(tmp_path):
+    whole = CocoWriter(tmp_path / "whole.json")
+    first = CocoWriter(tmp_path / "coco.json")
+    for frame in range(5):
+        whole.add(frame, moving(frame), f"{frame}.jpg")
+        if frame < 4:
+            first.add(frame, moving(frame), f"{frame}.jpg")
+    whole.close()
+    spool = tmp_path / ".coco.json.frames"
+    spool.write_bytes(spool.read_bytes()[:-9])  # killed while it wrote frame 3
+    second = CocoWriter(tmp_path / "coco.json", resume=2)
+    for frame in range(2, 5):
+        second.add(frame, moving(frame), f"{frame}.jpg")
+    second.close()
+    assert (tmp_path / "coco.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    spool.write_text("[1, 2]\n")
+    with pytest.raises(InputError, match="was not written by this program, or is damaged"):
+        CocoWriter(tmp_path / "coco.json", resume=2)
+
+
+def test_memory_does_not_grow_with_the_frames(tmp_path):
+    peaks = []
+    for frames in (100, 1000):
+        tracemalloc.start()
+        writer = CocoWriter(tmp_path / "coco.json")
+        for frame in range(frames):
+            writer.add(frame, moving(frame % 3), f"{frame:05d}.jpg")
+        writer.close()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "coco.json").stat().st_size > 2 * (peaks[1] - peaks[0])
+    assert peaks[1] < 1.2 * peaks[0] + 20_000
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_rows_of_a_table(tmp_path):
+    path = tmp_path / "new" / "objects.csv"
+    writer = CsvWriter(path)
+    for frame in (2, 3):
+        writer.add(object_rows(frame, frame / 24, moving(frame), [1, 7], {1: 0.25, 7: 1}))
+        assert len(table(path)) == 2 * (frame - 1)  # already there
+    writer.close()
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    rows = table(path)
+    assert rows[0] == {
+        "frame": "2", "time": "0.083333", "object": "1", "area": "100", "x": "5", "y": "5", "width": "10",
+        "height": "10", "centroid_x": "9.50", "centroid_y": "9.50", "confidence": "0.2500",
+    }  # fmt: skip
+    assert (rows[1]["area"], rows[1]["centroid_x"], rows[1]["width"]) == ("96", "34.50", "10")
+    assert rows[2] == {**dict.fromkeys(COLUMNS, ""), "frame": "3", "time": "0.125000", "object": "1", "area": "0",
+                       "confidence": "0.2500"}  # fmt: skip
+
+
+def test_an_interrupted_table_goes_on(tmp_path):
+    path = tmp_path / "objects.csv"
+    whole = CsvWriter(tmp_path / "whole.csv")
+    first = CsvWriter(path)
+    for frame in range(5):
+        rows = object_rows(frame, frame / 24, moving(frame), [1, 7])
+        whole.add(rows)
+        if frame < 4:
+            first.add(rows)
+    whole.close()
+    path.write_bytes(path.read_bytes()[:-3])
+    second = CsvWriter(path, resume=3)
+    for frame in (3, 4):
+        second.add(object_rows(frame, frame / 24, moving(frame), [1, 7]))
+    second.close()
+    assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert len(table(path)) == 10
+    CsvWriter(path).close()
+    assert path.read_text() == ",".join(COLUMNS) + "\n"
+    path.write_text("name,age\nbob,3\n")
+    with pytest.raises(InputError, match=r"objects.csv was not written by this program"):
+        CsvWriter(path, resume=3)
+    assert path.read_text() == "name,age\nbob,3\n"
+
+
+def test_cut_outs_as_files(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    for id_, shown in ((None, [1, 7]), (7, [7])):
+        frames = AlphaFrames(tmp_path / str(id_), id_)
+        for frame in (0, 12):
+            frames.add(frame, rgb, moving(frame))
+        assert sorted(path.name for path in (tmp_path / str(id_)).iterdir()) == ["00000.png", "00012.png"]
+        found = np.array(Image.open(tmp_path / str(id_) / "00000.png"))
+        there = np.isin(moving(0), shown)
+        np.testing.assert_array_equal(found[..., 3], np.where(there, 255, 0))
+        np.testing.assert_array_equal(found[there][:, :3], rgb[there])
+        assert not found[:4, 45:].any()  # the background is not kept below the transparency
