@@ -45,6 +45,7 @@ SYNTHETIC_SET = Path("data/made-davis")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    parser.usage = f"{parser.prog} [options]"
     data = parser.add_argument_group("data (default: synthetic videos, whose scores say nothing about DAVIS)")
     data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
     data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
@@ -72,7 +73,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _add_method_options(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("features and protocol")
     method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
-    method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    method.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"of the weights' names: {', '.join(LAYOUTS)} (default: guessed)",
+    )
     method.add_argument("--part", help="network of a file that holds several: teacher, student, state_dict_ema, ...")
     method.add_argument(
         "--features",
