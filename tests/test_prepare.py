@@ -292,7 +292,7 @@ def test_a_real_video(shared: Path, tmp_path: Path):
 
 def test_a_davis_list_is_read_by_the_evaluation(small_davis: Path, tmp_path: Path, command_line):
     done = command_line(prepare.main, "davis", "--davis", small_davis, "--out", tmp_path / "lists" / "val.txt")
-    assert (done.code, done.out) == (0, f"2 sequences; test_davis.py --filelist {tmp_path}/lists/val.txt\n")
+    assert (done.code, done.out) == (0, f"2 sequences; timecycle evaluate --filelist {tmp_path}/lists/val.txt\n")
     lines = (tmp_path / "lists" / "val.txt").read_text().splitlines()
     assert lines[0] == f"{small_davis}/JPEGImages/480p/first/ {small_davis}/Annotations/480p/first/"
     assert read_filelist(tmp_path / "lists" / "val.txt") == read_davis(small_davis)

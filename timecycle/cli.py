@@ -149,6 +149,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=_columns())
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-j, --workers INT`, as from Python 3.13 on, and not `-j INT, --workers INT`."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 def _columns() -> int:
     return min(shutil.get_terminal_size().columns - 2, MOST_COLUMNS)

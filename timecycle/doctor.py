@@ -297,8 +297,11 @@ def _operators(found: dict[str, Any]) -> Rows:
     lines = []
     for name, entry in found["operators"].items():
         lines.append(f"{name:26s}{entry['cpu']}{'; GPU: ' + ', '.join(entry['gpu'] or ['reference']) if gpu else ''}")
-    reasons = {(backend, why) for entry in found["operators"].values() for backend, why in entry["not"].items()}
-    lines += [f"not {backend}: {why.partition('; to build')[0]}" for backend, why in sorted(reasons)]
+    without: dict[str, set[str]] = {}
+    for entry in found["operators"].values():
+        for backend, why in entry["not"].items():
+            without.setdefault(why.partition("; to build")[0], set()).add(backend)
+    lines += [f"not {', '.join(sorted(names))}: {why}" for why, names in sorted(without.items())]
     return [("operators", lines)]
 
 

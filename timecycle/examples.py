@@ -1,4 +1,4 @@
-"""Published feature extractors, for evaluate_davis and `test_davis.py --features timecycle.examples:NAME`.
+"""Published feature extractors, for evaluate_davis and `timecycle evaluate --features timecycle.examples:NAME`.
 
 Each is a callable, normalized images [B, 3, H, W] -> features [B, D, h, w]. Its library and weights are loaded on the
 first call; the libraries are not dependencies of this project (`pip install timm`, `pip install torchvision`).

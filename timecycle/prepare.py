@@ -30,8 +30,8 @@ from timecycle.workers import SPAWN, begin_worker, pool
 
 DESCRIPTION = "Prepare data in TimeCycle's formats: videos as folders of frames, DAVIS as a list of folders."
 EXAMPLES = """
-timecycle prepare vlog --videos VLOG --out FRAMES     # then: timecycle train --filelist FRAMES/list.txt
-timecycle prepare davis --davis DAVIS --out LIST      # then: timecycle evaluate --filelist LIST
+timecycle prepare vlog --videos VLOG --out FRAMES    # for train --filelist
+timecycle prepare davis --davis DAVIS --out LIST     # for evaluate --filelist
 """
 SHOWN_FAILURES = 10
 LIST = "list.txt"
@@ -194,7 +194,7 @@ def _report(lists: Tables, own: OwnFile | None, frames: dict[Path, int], failed:
     else:
         own.replace(lines)
     made = own.path if own else lists.folder / LIST
-    say(f"{len(frames)} videos are folders with {sum(frames.values())} frames; train.py --filelist {made}")
+    say(f"{len(frames)} videos are folders with {sum(frames.values())} frames; timecycle train --filelist {made}")
 
 
 def prepare_davis(
@@ -236,10 +236,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="vlog|davis")
     text = (
         "Turn every video file in a folder into a folder of JPEG frames, by default 12 per second with a short side of "
-        "256 pixels, and list them for train.py. Run again to continue after an interruption; unreadable files "
+        "256 pixels, and list them for timecycle train. Run again to continue after an interruption; unreadable files "
         "are listed at the end."
     )
-    vlog = kinds.add_parser("vlog", help="videos to folders of frames, and train.py's list of them", description=text)
+    vlog = kinds.add_parser(
+        "vlog", help="videos to folders of frames, and timecycle train's list of them", description=text
+    )
     vlog.add_argument("--videos", type=Path, required=True, help="folder with video files, also in subfolders")
     vlog.add_argument(
         "--out", type=Path, required=True, help="folder for the folders of frames; new, or from an earlier run"
@@ -252,10 +254,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     vlog.add_argument("--side", type=int, default=256, help="maximum short side in pixels (default: %(default)s)")
     vlog.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: %(default)s)")
     text = (
-        "Check a folder in DAVIS layout and list its sequences for test_davis.py --filelist, in the original program's "
-        "format; test_davis.py --davis reads the same folder without a list."
+        "Check a folder in DAVIS layout and list its sequences for timecycle evaluate --filelist, in the original program's "
+        "format; timecycle evaluate --davis reads the same folder without a list."
     )
-    davis = kinds.add_parser("davis", help="test_davis.py's list for a folder in DAVIS layout", description=text)
+    davis = kinds.add_parser("davis", help="timecycle evaluate's list for a folder in DAVIS layout", description=text)
     davis.add_argument("--davis", type=Path, required=True, help="folder with ImageSets, JPEGImages and Annotations")
     davis.add_argument(
         "--out", type=Path, required=True, help="the list to write, lines 'frames-folder annotations-folder'"
@@ -269,7 +271,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepare what the command line names."""
     if arguments.kind == "davis":
         number = prepare_davis(arguments.davis, arguments.out, arguments.set, arguments.year, masks_of(arguments))
-        say(f"{number} sequences; test_davis.py --filelist {arguments.out}")
+        say(f"{number} sequences; timecycle evaluate --filelist {arguments.out}")
         return
     rules = Extraction(arguments.fps, arguments.side, arguments.quality)
     prepare_vlog(arguments.videos, arguments.out, arguments.list, rules, arguments.jobs)

@@ -150,7 +150,7 @@ class Progress:
         """The state after so many seconds, as `camel: 120 of 900 frames, 13.3 %, 2.9 frames/s, about 4 min left`."""
         done, total, units = self._done, self._total, f"{self._unit}s"
         parts = [f"{done} {self._unit if done == 1 else units}" if total is None else f"{done} of {total} {units}"]
-        if total:
+        if total and done:
             parts.append(f"{100 * done / total:.1f} %")
         rate = (done - self._initial) / seconds if seconds > 0 else 0.0
         if rate:

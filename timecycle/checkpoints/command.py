@@ -20,12 +20,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("checkpoint", type=Path, help="any that timecycle evaluate --resume takes")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the two files (default: here)")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"of the weights' names: {', '.join(LAYOUTS)} (default: guessed)",
+    )
     parser.add_argument("--part", help="which network, of a file that holds several: teacher, state_dict_ema, ...")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the two files, and print their names."""
     ours, standard = convert(arguments.checkpoint, arguments.out, arguments.layout, arguments.part)
-    say(f"{ours}: the network, for test_davis.py --resume")
+    say(f"{ours}: the network, for timecycle evaluate --resume")
     say(f"{standard}: a standard ResNet; for the same features its header says strides (layer3 stride 1) and padding")

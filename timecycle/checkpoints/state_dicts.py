@@ -187,7 +187,7 @@ def _key_name(key: Any) -> str:
 
 
 def _notes(content: Any) -> dict[str, str]:
-    """The layout of the encoder in a checkpoint of train.py, which its tensors' names do not determine."""
+    """The layout of the encoder in a checkpoint of timecycle train, which its tensors' names do not determine."""
     settings = content.get("settings") if isinstance(content, dict) and "format" in content else None
     layout = settings.get("objective") if isinstance(settings, dict) else None
     return {"layout": layout} if isinstance(layout, str) else {}

@@ -21,7 +21,12 @@ def add_method_options(parser: argparse.ArgumentParser, protocol: str = "timecyc
     """Add the options of features and protocol; `protocol` is the default one."""
     method = parser.add_argument_group("features and protocol")
     method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
-    method.add_argument("--layout", choices=LAYOUTS, help="of the weights' names; guessed if not given")
+    method.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"of the weights' names: {', '.join(LAYOUTS)} (default: guessed)",
+    )
     method.add_argument("--part", help="network of a file that holds several: teacher, student, state_dict_ema, ...")
     method.add_argument(
         "--features",

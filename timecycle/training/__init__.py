@@ -1,1 +1,1 @@
-"""The parts of train.py: settings, objectives, loader, checkpointer, run folder, logger, distributed."""
+"""Training runs: settings, objectives, loader, checkpointer, run folder, logger, distributed, and the loop."""

@@ -21,7 +21,7 @@ from timecycle.training.settings import (
 
 DESCRIPTION = "Learn correspondence from unlabeled video."
 EXAMPLES = """
-timecycle train                                # synthetic video, a minute of CPU
+timecycle train                     # synthetic video, a minute of CPU
 timecycle train --filelist LIST -c out/run --resume auto
 """
 

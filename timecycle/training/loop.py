@@ -210,5 +210,5 @@ def finish(checkpointer: Checkpointer, folder: Path) -> None:
         say(f"best validation: J&F {progress.best_score:.3f} after step {progress.best_step}")
     say(
         f"checkpoints, log.jsonl, images, tensorboard: {folder}   "
-        f"encoder, for test_davis.py --resume: {folder / ENCODER}"
+        f"encoder, for timecycle evaluate --resume: {folder / ENCODER}"
     )

@@ -1,4 +1,4 @@
-"""Settings of a training run: one frozen dataclass per objective, whose fields are the options of train.py.
+"""Settings of a training run: one frozen dataclass per objective, whose fields are the options of timecycle train.
 
 A value comes from the first that has it: the command line, the checkpoint that is resumed, the demo's values if no data
 are given, the field's default, which is the objective's. An option that the objective or the optimizer does not use is

@@ -43,6 +43,7 @@ SYNTHETIC_SET = Path("data/made-davis")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    parser.usage = f"{parser.prog} [options]"
     data = parser.add_argument_group("data (default: synthetic videos, whose scores say nothing about DAVIS)")
     data.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout")
     data.add_argument("--set", default="val", help="list in ImageSets/YEAR (default: %(default)s)")
