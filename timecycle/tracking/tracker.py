@@ -82,11 +82,9 @@ class Tracker:
         where = usable_device(device, f"device {device!r}")
         self.protocol = rules
         self.source: FrameSource = open_source(Path(video))
-        if extractor is None and features is None:
-            extractor = Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
-        elif extractor is None:
+        if extractor is None and features is not None:
             extractor = extractor_on(features, where, DTYPES[dtype])
-        self.extractor: FrameEncoder = extractor
+        self.extractor: FrameEncoder = extractor or Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
         self.annotations = Annotations()
         self._temporary = None if store else tempfile.TemporaryDirectory(prefix="timecycle-")
         self.store = MaskStore(store or Path(self._temporary.name))  # type: ignore[union-attr]
@@ -159,7 +157,9 @@ class Tracker:
                 for step in walk:
                     ids = tuple(sorted(step.confidences))
                     masks = np.stack([step.mask == i for i in ids]) if ids else np.zeros((0, *step.mask.shape), bool)
-                    yield TrackedFrame(step.number, ids, masks, np.float32([step.confidences[i] for i in ids]))
+                    yield TrackedFrame(
+                        step.number, ids, masks, np.array([step.confidences[i] for i in ids], np.float32)
+                    )
 
     def run(self, span: Span) -> TrackingRun:
         """The run over some frames. Raises InputError as `propagate`."""
