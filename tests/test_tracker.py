@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.assertions import raises_input_error
-from tests.task_cases import CellFeatures, cell_frame, numbered
+from tests.task_cases import CellFeatures
+from tests.track_cases import FRAMES, RULES, mask_of, write_frames
 from timecycle.data.source import Wanted, open_source
 from timecycle.tracking import run as run_module
 from timecycle.tracking.annotations import Annotations
@@ -18,26 +18,10 @@ from timecycle.tracking.run import Span
 from timecycle.tracking.store import MaskStore
 from timecycle.tracking.tracker import Tracker
 
-FRAMES = 8
-RULES = {"k": 1, "length": 2, "radius": None, "upsample": "nearest"}  # so that masks are of whole cells
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Frames of 5 x 5 cells, which move from frame to frame."""
-    path = tmp_path / "frames"
-    path.mkdir()
-    for index in range(FRAMES):
-        Image.fromarray(cell_frame(numbered(5, 5, index), 8, 8)).save(path / f"{index:05d}.png")
-    return path
-
-
-def mask_of(index: int, **numbers: int) -> np.ndarray:
-    """The mask [40, 40] of frame `index` with cells as objects, such as o1=3: object 1 is cell 3."""
-    mask = np.zeros((5, 5), np.uint8)
-    for name, number in numbers.items():
-        mask[numbered(5, 5, index) == number] = int(name[1:])
-    return mask.repeat(8, 0).repeat(8, 1)
+    return write_frames(tmp_path / "frames")
 
 
 def tracker_of(folder: Path, store: Path | None = None) -> Tracker:

@@ -16,7 +16,6 @@ from timecycle.data.masks import object_ids
 from timecycle.data.source import frame_of
 from timecycle.files import write_bytes
 from timecycle.locks import owned
-from timecycle.manifest import NOTES
 from timecycle.progress import Progress, duration, say
 from timecycle.propagation.confidence import Lost
 from timecycle.propagation.options import (
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     count = f", {expected} frames" if expected else ""
     say(f"{arguments.video}: {size[1]} x {size[0]}, {float(tracker.source.rate):g} frames/s{count}")
     give(arguments, tracker)
-    with owned(arguments.out, NOTES):
+    with owned(arguments.out):
         settings = {
             "video": str(arguments.video.resolve()),
             "objects": tracker.annotations.digest(),

@@ -70,7 +70,7 @@ class OutputFolder:
         with writing(self.path):
             there = sorted(os.listdir(self.path))
         if RECORD not in there:
-            if others := [name for name in there if name != WORK]:
+            if others := [name for name in there if not name.startswith(".")]:
                 raise InputError(f"-o {self.path} holds {listing(others)}; expected a new or empty folder")
             return {}
         record = read_json(inside(self.path, RECORD), "the record of a run, or another -o")
