@@ -31,10 +31,16 @@ def _whole_cells(rgb: np.ndarray) -> np.ndarray:
 
 
 def _cell_means(values: np.ndarray) -> np.ndarray:
-    """Means of the 4 x 4 cells: float32 [H, W, C] -> [H / 8, W / 8, 4 * C]."""
-    height, width, half = values.shape[0] // STRIDE, values.shape[1] // STRIDE, STRIDE // 2
-    cells = values.reshape(height, 2, half, width, 2, half, -1).mean(axis=(2, 5))
-    return cells.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
+    """Means of the 4 x 4 cells of a plane or an image of 3 channels, float32 [H, W] or [H, W, 3]."""
+    half = STRIDE // 2
+    return cv2.resize(values, (values.shape[1] // half, values.shape[0] // half), interpolation=cv2.INTER_AREA)
+
+
+def _by_position(cells: np.ndarray) -> np.ndarray:
+    """The four cells of each position, row by row: float32 [2 h, 2 w, C] -> [h, w, 4 C]."""
+    height, width, channels = cells.shape
+    four = cells.reshape(height // 2, 2, width // 2, 2, channels).transpose(0, 2, 1, 3, 4)
+    return four.reshape(height // 2, width // 2, 4 * channels)
 
 
 class ColorDescriptor:
@@ -62,7 +68,8 @@ class ColorDescriptor:
     @staticmethod
     def _cells(rgb: np.ndarray) -> np.ndarray:
         """Lab means of the cells: rgb float32 [H, W, 3] in [0, 1] -> [H / 8, W / 8, 12], rounded up."""
-        return _cell_means(cv2.cvtColor(cv2.GaussianBlur(_whole_cells(rgb), (0, 0), _BLUR_SIGMA), cv2.COLOR_RGB2LAB))
+        lab = cv2.cvtColor(cv2.GaussianBlur(_whole_cells(rgb), (0, 0), _BLUR_SIGMA), cv2.COLOR_RGB2LAB)
+        return _by_position(_cell_means(lab))
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 13, H / 8, W / 8] on the images' device, in their dtype."""
@@ -92,11 +99,15 @@ class GradientDescriptor:
         across, down = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
         rise, angle = cv2.cartToPolar(across, down)
         turn = angle * np.float32(_DIRECTIONS / (2 * np.pi))
-        # Divided linearly between the two nearest directions, cyclically.
-        half = np.float32(_DIRECTIONS / 2)
-        apart = np.abs((turn[:, :, None] - np.arange(_DIRECTIONS, dtype=np.float32) + half) % _DIRECTIONS - half)
-        rises = np.maximum(1 - apart, 0) * rise[:, :, None]
-        return np.sqrt(_cell_means(cv2.GaussianBlur(rises, (0, 0), _POOL_SIGMA)) + np.float32(_FAINT))
+        cells = []
+        for direction in range(_DIRECTIONS):
+            # Divided linearly between the two nearest directions, cyclically.
+            apart = cv2.absdiff(turn, float(direction))
+            if direction == 0:
+                apart = cv2.min(apart, _DIRECTIONS - apart)
+            share = cv2.multiply(cv2.max(1 - apart, 0.0), rise)
+            cells.append(_cell_means(cv2.GaussianBlur(share, (0, 0), _POOL_SIGMA)))
+        return np.sqrt(_by_position(cv2.merge(cells)) + np.float32(_FAINT))
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 32, H / 8, W / 8] on the images' device, in their dtype."""
