@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -297,3 +299,9 @@ def test_cut_outs_as_files(tmp_path):
         np.testing.assert_array_equal(found[..., 3], np.where(there, 255, 0))
         np.testing.assert_array_equal(found[there][:, :3], rgb[there])
         assert not found[:4, 45:].any()  # the background is not kept below the transparency
+
+
+def test_viewing_and_exports_need_no_torch():
+    modules = "timecycle.tracking.exports, timecycle.tracking.coco_file, timecycle.viewing.overlays"
+    program = f"import sys; sys.modules['torch'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -15,6 +15,9 @@ OVERSAMPLED = 3  # sprites are drawn this much larger, then reduced
 DARK = (16, 16, 18)
 LIGHT = (255, 255, 255)
 CAPTION_OPACITY = 0.62  # of the plate behind a caption
+HIGHEST_CAPTION = 0.4  # of the frame's height
+GAP = "   "  # between the parts of a caption
+NEARLY = 0.92  # of the largest distance
 SEARCHED = 160  # pixels of an object's longer side in which its visual center is searched
 
 Color = tuple[int, int, int]
@@ -35,16 +38,28 @@ def id_sprite(text: str, color: Color, short_side: int) -> np.ndarray:
 def caption_sprite(text: str, height: int, width: int) -> np.ndarray | None:
     """A caption for a frame [height, width]: light text on a dark, translucent plate. uint8 RGBA [h, w, 4].
 
-    The font shrinks until the caption fits; None where it would be too small to be read.
+    Where it is too wide, it is broken at its gaps of several blanks, then the font shrinks; None where it would be too
+    small to be read.
     """
-    size = text_size(min(height, width))
-    while size >= SMALLEST:
-        sprite = _pill(text, size, fill=(*DARK, round(255 * CAPTION_OPACITY)), ink=LIGHT, rim=0)
-        room = min((width - _margin(sprite)) / sprite.shape[1], (height - _margin(sprite)) / sprite.shape[0])
-        if room >= 1:
+    for size in range(text_size(min(height, width)), SMALLEST - 1, -1):
+        sprite = _pill(_wrapped(text, size, width - 2 * size), size, (*DARK, round(255 * CAPTION_OPACITY)), LIGHT, 0)
+        margin = _margin(height, width)
+        if sprite.shape[1] + 2 * margin <= width and sprite.shape[0] + 2 * margin <= height * HIGHEST_CAPTION:
             return sprite
-        size = min(size - 1, int(size * room))
     return None
+
+
+def _wrapped(text: str, size: int, width: int) -> str:
+    """A text broken into lines of at most `width` pixels where it has gaps of three blanks."""
+    font = _font(size * OVERSAMPLED)
+    lines = [""]
+    for part in text.split(GAP):
+        longer = f"{lines[-1]}{GAP}{part}" if lines[-1] else part
+        if font.getlength(longer) <= width * OVERSAMPLED or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def paste(image: np.ndarray, sprite: np.ndarray | None, center: tuple[int, int] | None) -> None:
@@ -55,7 +70,7 @@ def paste(image: np.ndarray, sprite: np.ndarray | None, center: tuple[int, int] 
     if sprite is None:
         return
     (height, width), (rows, columns) = sprite.shape[:2], image.shape[:2]
-    margin = _margin(sprite)
+    margin = _margin(rows, columns)
     top, left = rows - height - margin, margin
     if center is not None:
         top, left = center[0] - height // 2, center[1] - width // 2
@@ -67,26 +82,33 @@ def paste(image: np.ndarray, sprite: np.ndarray | None, center: tuple[int, int] 
 
 
 def visual_center(mask: np.ndarray, id_: int, box: Box) -> tuple[int, int]:
-    """Row and column of an object's innermost point, the maximum of its distance transform, at reduced resolution."""
+    """Row and column of the object's visual center, in whole pixels.
+
+    Of the points of nearly the largest distance to the object's edge, at reduced resolution, it is the one nearest to
+    the centroid, so that it does not jump along a bar from frame to frame.
+    """
     inside = where(mask[box] == id_)
     factor = min(1.0, SEARCHED / max(inside.shape))
     small = inside
     if factor < 1:
-        small = cv2.resize(inside, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        reduced = [max(1, round(factor * n)) for n in inside.shape[::-1]]
+        small = cv2.resize(inside, reduced, interpolation=cv2.INTER_AREA)
         small = where(small > min(127, int(small.max()) - 1))
-    # The frame's edge and the box's count as background.
+    # The box's edge counts as the object's.
     depth = cv2.distanceTransform(cv2.copyMakeBorder(small, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)
-    column, row = cv2.minMaxLoc(depth)[3]
-    place = (
-        part.start + min(size - 1, int((at - 0.5) * size / found))
-        for part, at, size, found in zip(box, (row, column), inside.shape, small.shape, strict=True)
+    found = np.argwhere(depth >= NEARLY * depth.max()) - 1
+    centroid = np.argwhere(small).mean(axis=0)
+    row, column = found[np.square(found - centroid).sum(axis=1).argmin()]
+    at = (
+        part.start + min(size - 1, int((place + 0.5) * size / reduced_size))
+        for part, place, size, reduced_size in zip(box, (row, column), inside.shape, small.shape, strict=True)
     )
-    return next(place), next(place)
+    return next(at), next(at)
 
 
-def _margin(sprite: np.ndarray) -> int:
-    """Distance of a caption from the frame's edges, in pixels."""
-    return sprite.shape[0] // 3
+def _margin(height: int, width: int) -> int:
+    """Pixels between a caption and the frame's edges."""
+    return text_size(min(height, width)) // 2
 
 
 @lru_cache(maxsize=32)

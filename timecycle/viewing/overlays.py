@@ -11,7 +11,7 @@ import numpy as np
 from timecycle.data.images import jpeg_bytes
 from timecycle.errors import InputError
 from timecycle.files import write_bytes
-from timecycle.viewing.labels import caption_sprite, id_sprite, paste, visual_center
+from timecycle.viewing.labels import GAP, caption_sprite, id_sprite, paste, visual_center
 from timecycle.viewing.palette import COLORS
 from timecycle.viewing.regions import Box, object_boxes, where
 from timecycle.viewing.video_writer import FRAMES_PER_SECOND as FRAMES_PER_SECOND
@@ -20,7 +20,7 @@ from timecycle.viewing.video_writer import OverlayVideo as OverlayVideo
 STANDARD_SIDE = 480  # pixels of a frame's short side at which widths are given
 OUTLINE = 2.0  # pixels, inside the object
 RIM = 1.5  # pixels, outside
-NARROWEST = 0.6  # factor of both in small frames
+NARROWEST = 0.75  # factor of both in small frames
 RIM_OPACITY = 0.8
 BLUR = 0.7  # of the outline's width: standard deviation of the blur whose levels serve as distances to the edge
 LEAST_LEVEL = 0.6  # of the blurred mask within the object, so that thin parts are painted, however thin
@@ -97,7 +97,7 @@ def paint(
 def caption_of(frame: int, confidence: Mapping[int, float] | None = None) -> str:
     """The caption of a frame: its number, and by object id the confidence, from 0 to 1, in percent."""
     parts = [f"{id_}: {100 * value:.0f}%" for id_, value in (confidence or {}).items()]
-    return "   ".join([f"frame {frame}", *parts])
+    return GAP.join([f"frame {frame}", *parts])
 
 
 def write_jpeg(path: Path, rgb: np.ndarray) -> None:

@@ -57,7 +57,9 @@ class Sound:
             self._waiting = None
             try:
                 self._output.mux(packet)
-            except pyav().InvalidDataError:  # other errors are the output's
+            except pyav().FFmpegError as error:
+                if isinstance(error, OSError):  # of the output
+                    raise
                 self._leave_out()
 
     def _next(self) -> Any:

@@ -24,7 +24,8 @@ from timecycle.progress import Progress, say, say_detail
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import FrameEncoder, PropagatedFrame, labels_of_masks, propagate_frames
-from timecycle.viewing.overlays import FRAMES_PER_SECOND, OverlayVideo, paint
+from timecycle.viewing.overlays import paint
+from timecycle.viewing.video_writer import FRAMES_PER_SECOND, OverlayVideo
 
 OVERLAY_IMAGES = 6  # of a sequence, evenly spaced from its first frame to its last
 WRITE_BEHIND = 4
