@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -50,6 +52,63 @@ def test_the_archive_holds_the_checkout(archived):
     for name in ("train.py", "test_davis.py", "csrc/cuda/build.py", "csrc/cuda/work.cuh", "timecycle/ops/speeds.json"):
         assert archived[name] == (ROOT / name).read_bytes()
     assert [name for name in archived if name.endswith((".so", ".pyc"))] == []
+
+
+def test_a_build_from_the_archive_holds_the_package(archived, tmp_path):
+    for name, content in archived.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, "-c", WITHOUT_TORCH, "--quiet", "build_py", "--build-lib", "out"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    built = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    modules = [name for name in archived if name.startswith("timecycle/") and name.endswith(".py")]
+    kernels = [f"timecycle/{name}" for name in archived if name.startswith("kernels/") and name.endswith(".py")]
+    others = ["timecycle/models/weights/walk.safetensors", "timecycle/ops/speeds.json", "timecycle/py.typed"]
+    assert {"timecycle/cli.py", "timecycle/kernels/plan.py"} <= {*modules, *kernels}
+    assert {*modules, *kernels, *others} - built == set()
+    entry_points = archived["timecycle.egg-info/entry_points.txt"].decode().split()
+    assert entry_points == ["[console_scripts]", "timecycle", "=", "timecycle.cli:main"]
+
+
+FAKE_TORCH = """
+class BuildExtension:
+    pass
+
+def CppExtension(name, *arguments, **options):
+    print(name, "is built against the torch of", __file__)
+"""
+
+
+def test_an_isolated_build_finds_the_torch_that_is_installed(tmp_path):
+    """As pip does it: the packages of the environment are not on the path of its own interpreter."""
+    for name in ("setup.py", "csrc/cuda/build.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    isolated, installed = tmp_path / "isolated", tmp_path / "installed"
+    isolated.mkdir()
+    packages = Path(importlib.util.find_spec("setuptools").origin).parents[1]
+    for name in ("setuptools", "_distutils_hack"):
+        (isolated / name).symlink_to(packages / name)
+    for name, content in {"__init__": "", "version": "cuda = None", "utils/cpp_extension": FAKE_TORCH}.items():
+        path = installed / "torch" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    code = (
+        f"import sysconfig; sysconfig.get_path = lambda name: {str(installed)!r}; import setuptools; "
+        "setuptools.setup = lambda **_: None; exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("TIMECYCLE_CUDA", "PYTHONPATH")}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(isolated)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"timecycle._C is built against the torch of {installed}/torch/utils/cpp_extension.py\n"
 
 
 def test_the_archive_holds_every_header_that_its_sources_include(archived):

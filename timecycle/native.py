@@ -1,6 +1,7 @@
 """Why a compiled module is missing, and the command that builds it for the way the package was installed.
 
-pip hides a build's output unless it fails, so a missing module is reported on first use. Does not import torch.
+pip hides a build's output unless it fails, so a missing module is reported when the operators are imported or used.
+Does not import torch.
 """
 
 import functools
