@@ -66,7 +66,7 @@ CUDA = _cuda_build()
 def extensions() -> list:
     """The extension modules whose build can be attempted."""
     if CppExtension is None:
-        reason = "native kernels are not built: torch is not here (pip: install it, and add --no-build-isolation)"
+        reason = "native kernels are not built: torch is not here (pip: install it first, or add --no-build-isolation)"
         if os.environ.get("TIMECYCLE_REQUIRE_NATIVE") and not BUILDING.isdisjoint(sys.argv):
             sys.exit(f"error: {reason}")
         print(reason, file=sys.stderr)

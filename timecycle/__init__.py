@@ -24,7 +24,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 from timecycle.errors import InputError
-from timecycle.native import say_if_installed_without
 from timecycle.version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time they are imported on first use, since scoring masks needs no torch
@@ -63,8 +62,6 @@ _MODULES = {
 """The modules of names that are imported on first use."""
 
 __all__ = ["InputError", "ops", *_MODULES]
-
-say_if_installed_without()
 
 
 def __getattr__(name: str) -> object:

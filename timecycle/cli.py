@@ -20,6 +20,7 @@ import signal
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -61,6 +62,7 @@ def main() -> None:
 def start(program: Callable[[], None]) -> None:
     """Run a program and exit. SIGTERM ends it like Ctrl-C, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.formatwarning = _formatted
     run_command_line(program)
 
 
@@ -159,6 +161,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _columns() -> int:
     return min(shutil.get_terminal_size().columns - 2, MOST_COLUMNS)
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings as a line like those of `timecycle.progress.say`."""
+    if filename == "timecycle":
+        return f"warning: {message}\n"
+    return _FORMAT_WARNING(message, category, filename, lineno, line)
+
+
+_FORMAT_WARNING = warnings.formatwarning
 
 
 def _versions() -> str:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
+import warnings
 from typing import Any
 
 from timecycle import native
@@ -29,8 +30,8 @@ timecycle doctor
 timecycle doctor --json > machine.json
 """
 OPTIONAL = {
-    "av": ("av", "video files: reading them, overlay videos"),
-    "triton": ("triton", "kernels on GPUs"),
+    "av": ("av", "reading and writing video files"),
+    "triton": ("triton", "most of the kernels on GPUs"),
     "tensorboard": ("tensorboard", "curves of training runs"),
 }
 """Optional packages by module: name for pip, and what it is for."""
@@ -63,7 +64,9 @@ def examine() -> dict[str, Any]:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of torch's is missing
         reason = " ".join(str(error).split())[:200]
-        found["problems"].append(f"PyTorch cannot be imported ({reason}); expected torch 2.11 or newer: see README")
+        found["problems"].append(
+            f"PyTorch cannot be imported ({reason}); expected version 2.11 or newer: pip install 'torch>=2.11'"
+        )
         return found
     _examine_torch(found, torch)
     _examine_backends(found)
@@ -105,8 +108,10 @@ def _examine_torch(found: dict[str, Any], torch: Any) -> None:
 
 def _examine_backends(found: dict[str, Any]) -> None:
     """The compiled modules, and the backends of every operator."""
-    from timecycle import ops
-    from timecycle.ops.backends import CUDA_MISSING, NATIVE, NATIVE_MISSING
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that are not built, which the page has too
+        from timecycle import ops
+        from timecycle.ops.backends import CUDA_MISSING, NATIVE, NATIVE_MISSING
 
     there = {name: importlib.util.find_spec(f"timecycle.{name}") is not None for name in ("_C", "_cuda")}
     found["modules"] = {

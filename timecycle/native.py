@@ -1,6 +1,7 @@
 """Why a compiled module is missing, and the command that builds it for the way the package was installed.
 
-pip hides a build's output unless it fails, so a missing module is reported on first use. Does not import torch.
+pip hides a build's output unless it fails, so a missing module is reported when the operators are imported or used.
+Does not import torch.
 """
 
 import functools
@@ -41,11 +42,10 @@ def how_to_build() -> str:
     """The commands that build the compiled modules, in words."""
     if in_checkout():
         return f"to build them, with a C++ compiler: cd {shlex.quote(str(PLACE))} && python setup.py build_ext --force"
-    # Without the cache, in which pip may have kept the wheel without them.
+    # setup.py finds the installed torch. Without the cache, in which pip may have kept the wheel without kernels.
     return (
-        "to build them, with a C++ compiler: pip install 'setuptools>=77' ninja pybind11 && "
-        "TIMECYCLE_REQUIRE_NATIVE=1 pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir "
-        f"{installed_from()}"
+        "to build them, with a C++ compiler: TIMECYCLE_REQUIRE_NATIVE=1 pip install --no-deps --force-reinstall "
+        f"--no-cache-dir {installed_from()}"
     )
 
 

@@ -239,9 +239,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "256 pixels, and list them for timecycle train. Run again to continue after an interruption; unreadable files "
         "are listed at the end."
     )
-    vlog = kinds.add_parser(
-        "vlog", help="videos to folders of frames, and timecycle train's list of them", description=text
-    )
+    vlog = kinds.add_parser("vlog", help="videos to folders of frames, and a list of them for train", description=text)
     vlog.add_argument("--videos", type=Path, required=True, help="folder with video files, also in subfolders")
     vlog.add_argument(
         "--out", type=Path, required=True, help="folder for the folders of frames; new, or from an earlier run"
@@ -254,10 +252,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     vlog.add_argument("--side", type=int, default=256, help="maximum short side in pixels (default: %(default)s)")
     vlog.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: %(default)s)")
     text = (
-        "Check a folder in DAVIS layout and list its sequences for timecycle evaluate --filelist, in the original program's "
-        "format; timecycle evaluate --davis reads the same folder without a list."
+        "Check a folder in DAVIS layout and list its sequences for timecycle evaluate --filelist, in the original "
+        "program's format; timecycle evaluate --davis reads the same folder without a list."
     )
-    davis = kinds.add_parser("davis", help="timecycle evaluate's list for a folder in DAVIS layout", description=text)
+    davis = kinds.add_parser("davis", help="a list for evaluate of a folder in DAVIS layout", description=text)
     davis.add_argument("--davis", type=Path, required=True, help="folder with ImageSets, JPEGImages and Annotations")
     davis.add_argument(
         "--out", type=Path, required=True, help="the list to write, lines 'frames-folder annotations-folder'"

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 ORPHANS = 10.0
 """Seconds in which a program's child processes must end after it."""
 MODULES = (
-    "torch", "torch._dynamo", "train", "test_davis", "timecycle.checkpoints.networks", "timecycle.prepare",
+    "torch", "torch._dynamo", "train", "test_davis", "timecycle.training.command_line",
+    "timecycle.evaluation.davis.command", "timecycle.evaluation.davis.score_command", "timecycle.checkpoints.command",
+    "timecycle.checkpoint", "timecycle.prepare",
     "timecycle.evaluation.davis.scores", "timecycle.evaluation.jhmdb", "timecycle.evaluation.vip",
     "timecycle.evaluation.badja", "timecycle.evaluation.tapvid",
     "tests.crash.calls", "av", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",

@@ -19,7 +19,7 @@ import torch  # before the compiled module, which links against its libraries
 
 from timecycle.errors import InputError
 from timecycle.kernels.launch import Launch
-from timecycle.native import say_missing, why_missing
+from timecycle.native import say_if_installed_without, say_missing, why_missing
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def _import_compiled(name: str) -> tuple[ModuleType | None, str | None]:
 
 NATIVE, NATIVE_MISSING = _import_compiled("_C")
 """The compiled module, and why it is not there; one of them is None."""
+say_if_installed_without()  # at once, since pip has hidden that the build found no torch or compiler
 
 
 def _import_cuda() -> tuple[ModuleType | None, str | None]:

@@ -28,12 +28,11 @@ from torch.nn import functional
 
 import timecycle
 from tests.task_cases import write_mat
-from timecycle import prepare
-from timecycle.checkpoints import networks as checkpoint
+from timecycle import checkpoint, prepare, scores
 from timecycle.checkpoints.layouts import LAYOUTS
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
-from timecycle.evaluation.davis import command, scores
+from timecycle.evaluation.davis import command
 from timecycle.features.named import PARTS, SHIPPED
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.training import command_line, settings
