@@ -1,5 +1,8 @@
 """timecycle: label propagation and cycle-consistency learning for video correspondence.
 
+Track objects through a video of yours:
+    Tracker              from a mask, a box or points of a frame to masks of all frames
+
 Propagate labels through a video:
     propagate            masks of all frames, from features and the first frame's mask
     LabelPropagator      the same one frame at a time, for any soft labels
@@ -42,6 +45,7 @@ if TYPE_CHECKING:  # at run time they are imported on first use, since scoring m
     from timecycle.propagation.protocols import protocol as protocol
     from timecycle.propagation.video import Propagation as Propagation
     from timecycle.propagation.video import propagate as propagate
+    from timecycle.tracking.tracker import Tracker as Tracker
 
 _MODULES = {
     "CropWalk": "models.walk",
@@ -50,6 +54,7 @@ _MODULES = {
     "Propagation": "propagation.video",
     "Protocol": "propagation.protocols",
     "TimeCycle": "models.timecycle",
+    "Tracker": "tracking.tracker",
     "evaluate_badja": "evaluation.badja",
     "evaluate_davis": "evaluation.davis.evaluate",
     "evaluate_jhmdb": "evaluation.jhmdb",
