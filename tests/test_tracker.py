@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.assertions import raises_input_error
 from tests.task_cases import CellFeatures
@@ -35,6 +36,7 @@ def masks_of(tracker: Tracker, **span: int) -> dict[int, np.ndarray]:
         assert masks.shape == (len(ids), 40, 40)
         assert confidence.shape == (len(ids),)
         assert ((confidence >= 0) & (confidence <= 1)).all()
+        assert not torch.is_inference_mode_enabled()
         found[frame] = sum(mask.astype(np.uint8) * i for mask, i in zip(masks, ids, strict=True))
     return found
 

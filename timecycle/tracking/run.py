@@ -164,6 +164,7 @@ class TrackingRun:
             yield from _shown(walk, waiting, len(waiting), self.start)
         return True
 
+    @torch.inference_mode()
     def _propagated(
         self, backward: bool, masks: Mapping[int, np.ndarray], wanted: Wanted, state: VideoState
     ) -> Generator[Numbered, None, None]:
@@ -182,10 +183,7 @@ class TrackingRun:
         if state.index:
             first = frame_of(self._source, max(masks) if backward else min(masks))
             self._features.begin(preprocess(first.rgb, self._rules))
-        with (
-            torch.inference_mode(),
-            closing(propagate_frames(frames(), self._features, self._rules, labels_at, state=state)) as propagated,
-        ):
+        with closing(propagate_frames(frames(), self._features, self._rules, labels_at, state=state)) as propagated:
             for frame in propagated:
                 yield (*read.popleft(), frame)
 
