@@ -133,6 +133,7 @@ class VideoSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._scanned: tuple[np.ndarray, bool] | None = None
+        self._size: tuple[int, int] | None = None
         with opened(path) as video:
             stream = video.stream
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
@@ -142,7 +143,10 @@ class VideoSource:
 
     def size(self) -> tuple[int, int]:
         """As `FrameSource.size`."""
-        return frame_of(self, 0).rgb.shape[:2]
+        if self._size is None:
+            height, width, _ = frame_of(self, 0).rgb.shape
+            self._size = height, width
+        return self._size
 
     def count(self) -> int:
         """As `FrameSource.count`."""
