@@ -30,7 +30,7 @@ def as_rgb(images: Tensor) -> np.ndarray:
     return np.stack([cv2.resize(image, None, fx=ZOOM, fy=ZOOM) for image in images])
 
 
-def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 1) -> None:
+def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 2) -> None:
     """Draw the patch's outline, transformed by theta [2, 3], on an image, uint8 [H, W, 3], in place."""
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     at = (corners @ theta.detach().float().cpu().T).numpy()  # x, y over [-1, 1], corner-aligned
@@ -66,7 +66,7 @@ def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losse
     for step, theta in enumerate(losses.back[:, 0]):
         outline(frames[length - 1 - step], theta, BACK_COLOR)
     ends = target.copy()
-    outline(ends, batch["theta"][0], TRUE_COLOR, 2)
+    outline(ends, batch["theta"][0], TRUE_COLOR, 3)
     for cycle, track in enumerate(losses.forward, start=1):
         color = COLORS[(cycle - 1) % len(COLORS)]
         for image, theta in zip((*frames[length - cycle + 1 :], ends), track[:, 0], strict=True):
