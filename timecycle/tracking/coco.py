@@ -12,7 +12,7 @@ import numpy as np
 from timecycle.data.images import most_pixels
 from timecycle.errors import InputError, said
 
-STRAIGHTENED = 0.6  # pixels that a polygon may leave out at a corner of the mask, so that edges are not staircases
+STRAIGHTENED = 0.3  # pixels by which an outline may be off, so that slanted edges need fewer points
 _BITS = 5  # of a count per character
 _SHIFT = 48  # of a character's code
 _MOST_CHARACTERS = 7  # of a count, which is less than 2 ** 31
@@ -110,9 +110,10 @@ def _uncompressed(text: str | bytes, name: str) -> np.ndarray:
 def polygons_of(part: np.ndarray, top: int = 0, left: int = 0) -> list[list[float]]:
     """Outlines of a mask, bool [h, w], whose upper left pixel is at (top, left) of the frame: [x, y, x, y, ...] each.
 
-    Coordinates are of the pixels' corners: pixel (0, 0) fills the square from (0, 0) to (1, 1). The outlines are
-    approximate, straightened by up to STRAIGHTENED pixels; RLE is exact. COCO has no holes: each is joined to its
-    outline by a cut of no width, which fills correctly by the even-odd rule.
+    Coordinates are of the pixels' corners: pixel (0, 0) fills the square from (0, 0) to (1, 1). Outlines are off by up
+    to STRAIGHTENED pixels: filling by the pixels' centers gives the mask back, while programs with other rules may
+    differ along edges; RLE is exact. COCO has no holes: each is joined to its outline by a cut of no width, which fills
+    correctly by the even-odd rule.
     """
     # On a grid of twice the size a pixel and its edges are 3 x 3 points, and contours run along the pixels' corners.
     height, width = part.shape

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -55,13 +55,14 @@ def object_rows(
 class CsvWriter:
     """A table of tracked objects, CSV with a header, to which each `add` appends rows that stay if the run ends there.
 
-    resume: rows of frames before this one are kept from an interrupted run's table, all others dropped.
+    keep: numbers of the frames whose rows are kept from an interrupted run's table, such as range(20); all others in it
+    are dropped.
     Constructor and methods raise InputError if the file cannot be written, or was not written by this class.
     """
 
-    def __init__(self, path: Path, resume: int = 0) -> None:
+    def __init__(self, path: Path, keep: Container[int] = ()) -> None:
         self._path = path
-        self._file = kept_lines(path, lambda line: int(line.split(",", 1)[0]) < resume, _csv([COLUMNS]))
+        self._file = kept_lines(path, lambda line: int(line.split(",", 1)[0]) in keep, _csv([COLUMNS]))
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows of `object_rows`."""

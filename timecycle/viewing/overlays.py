@@ -100,6 +100,13 @@ def caption_of(frame: int, confidence: Mapping[int, float] | None = None) -> str
     return GAP.join([f"frame {frame}", *parts])
 
 
+def draw_polygon(image: np.ndarray, points: np.ndarray, color: tuple[int, int, int], thickness: int = 1) -> None:
+    """Outline a polygon, x and y of its corners [N, 2], in a color with a dark rim on an image, uint8 RGB, in place."""
+    whole = np.rint(np.asarray(points, np.float64)).clip(-30_000, 30_000).astype(np.int32)
+    for line, width in (((0, 0, 0), thickness + 2), (color, thickness)):
+        cv2.polylines(image, [whole], True, line, width, cv2.LINE_AA)
+
+
 def write_jpeg(path: Path, rgb: np.ndarray) -> None:
     """Write an image, uint8 RGB [H, W, 3], as JPEG, atomically."""
     write_bytes(path, jpeg_bytes(rgb))

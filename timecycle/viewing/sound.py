@@ -17,8 +17,8 @@ AAC_FRAME = 1024  # samples
 class Sound:
     """Copies the best sound stream of `source` into an output container, up to any time on request.
 
-    Times are seconds of the source's presentation times; `start` becomes 0, and nothing is copied from `end` on. Sound
-    in one of the `COPIED` codecs is copied as it is, so that it may begin and end up to a packet early or late.
+    `start` and `end` are seconds from the source's first frame; `start` becomes 0, and nothing is copied from `end` on.
+    Sound in one of the `COPIED` codecs is copied as it is, so that it may end up to a packet late.
 
     Raises InputError if the source is no video file. A source without sound, or with sound that can be neither copied
     nor decoded, adds no stream; sound that turns out to be damaged ends there. `note` says so.
@@ -27,13 +27,15 @@ class Sound:
     def __init__(self, source: Path, output: Any, start: float = 0.0, end: float | None = None) -> None:
         self.note: str | None = None
         self._source, self._output = source, output
-        self._start = Fraction(start).limit_denominator(1_000_000)
-        self._end = None if end is None else Fraction(end).limit_denominator(1_000_000)
         self._opened = ExitStack()
         self._packets: Iterator[Any] = iter(())
         self._waiting: Any = None
         self._last: int | None = None  # time of the last packet
-        container = self._opened.enter_context(opened(source)).container
+        video = self._opened.enter_context(opened(source))
+        container, first = video.container, (video.stream.start_time or 0) * video.stream.time_base
+        # In the source's presentation times.
+        self._start = first + Fraction(start).limit_denominator(1_000_000)
+        self._end = None if end is None else first + Fraction(end).limit_denominator(1_000_000)
         stream = container.streams.best("audio")
         if stream is None:
             self.close()

@@ -13,6 +13,7 @@ from timecycle.models.timecycle import Losses
 from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
 from timecycle.normalization import IMAGENET, denormalize
+from timecycle.viewing.overlays import draw_polygon
 
 # RGB of cycles by length, shortest first.
 COLORS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
@@ -29,13 +30,12 @@ def as_rgb(images: Tensor) -> np.ndarray:
     return np.stack([cv2.resize(image, None, fx=ZOOM, fy=ZOOM) for image in images])
 
 
-def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 1) -> None:
+def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thickness: int = 2) -> None:
     """Draw the patch's outline, transformed by theta [2, 3], on an image, uint8 [H, W, 3], in place."""
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     at = (corners @ theta.detach().float().cpu().T).numpy()  # x, y over [-1, 1], corner-aligned
     size = np.array([image.shape[1] - 1, image.shape[0] - 1])
-    points = np.rint((at + 1) / 2 * size).clip(-30_000, 30_000).astype(np.int32)
-    cv2.polylines(image, [points], True, color, thickness, cv2.LINE_AA)
+    draw_polygon(image, (at + 1) / 2 * size, color, thickness)
 
 
 def heat(image: np.ndarray, shares: Tensor) -> np.ndarray:
@@ -66,7 +66,7 @@ def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losse
     for step, theta in enumerate(losses.back[:, 0]):
         outline(frames[length - 1 - step], theta, BACK_COLOR)
     ends = target.copy()
-    outline(ends, batch["theta"][0], TRUE_COLOR, 2)
+    outline(ends, batch["theta"][0], TRUE_COLOR, 3)
     for cycle, track in enumerate(losses.forward, start=1):
         color = COLORS[(cycle - 1) % len(COLORS)]
         for image, theta in zip((*frames[length - cycle + 1 :], ends), track[:, 0], strict=True):
@@ -124,6 +124,5 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
 def _mark(image: np.ndarray, node: int, side: int, color: tuple[int, int, int]) -> None:
     """Outline cell `node`, in raster order, of a grid of side x side cells on an image, in place."""
     cell = image.shape[0] / side
-    corner = np.array([node % side, node // side]) * cell
-    low, high = (tuple(np.rint(corner + part).astype(int).tolist()) for part in (0, cell))
-    cv2.rectangle(image, low, high, color, 1)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) + np.array([node % side, node // side])
+    draw_polygon(image, corners * cell, color)

@@ -68,8 +68,8 @@ class VideoWriter:
         encoding: codec and container.
         pixels: FFmpeg's name of the format of frames, "rgb24" or "rgba".
         audio: a video file whose sound is copied; one without sound is fine.
-        start, end: the part of its sound that is copied, in seconds of its presentation times; None: as far as the
-            written frames last.
+        start, end: the part of its sound that is copied, in seconds from its first frame; None: as long as the written
+            frames last.
 
     Constructor and methods raise InputError if the file cannot be written, PyAV is not installed, or its build lacks
     the encoder.
