@@ -88,6 +88,12 @@ def test_nothing_is_shown_when_quiet_or_outside_a_program(output, shown, clock, 
     assert capsys.readouterr() == ("", "")
 
 
+def test_no_work_prints_nothing(capsys):
+    with printing(PROGRAM), Progress(0):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_on_a_terminal_there_is_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with printing(PROGRAM), Progress(4, "frame", "camel") as bar:

@@ -165,8 +165,8 @@ def test_ids_with_gaps_are_noted_and_compacted(run, small_davis: Path, tmp_path)
     arguments = ("--davis", small_davis, "--cropSize", 64, "--features", "colour")
     ended = run(*arguments, "--save_path", "out")
     assert ended.code == 0
-    assert "warning: " in ended.out
-    assert "holds the id 9 of 1 to 9" in ended.out
+    assert "warning: " in ended.err
+    assert "holds the id 9 of 1 to 9" in ended.err
     scores = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]
     assert list(scores["sequences"]["first"]) == ["9"]
     assert run(*arguments, "--save_path", "compact", "--remap", "compact").code == 0

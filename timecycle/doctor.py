@@ -275,7 +275,8 @@ def _installed(found: dict[str, Any]) -> Rows:
     ]
     if "machine" in found:
         machine = found["machine"]
-        rows.append(("machine", [found["platform"], f"{machine['threads']} threads, {machine['instructions']}"]))
+        processor = f"threads: {machine['threads']}, instructions: {machine['instructions']}"
+        rows.append(("machine", [found["platform"], processor]))
         rows.append(("gpu", machine["gpus"] or [f"none: {machine['no gpu']}"]))
     if "most pixels" in found:
         rows.append(("images", [f"at most {found['most pixels']:,} pixels ({MOST_PIXELS} changes that)"]))

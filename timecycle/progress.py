@@ -116,7 +116,7 @@ class Progress:
         self._done = self._initial = initial
         self._start = time.monotonic()
         self._bar: Any = None
-        shown = shown and not _output.quiet
+        shown = shown and total != 0 and not _output.quiet
         terminal = sys.stderr.isatty()
         if shown and terminal:
             from tqdm import tqdm

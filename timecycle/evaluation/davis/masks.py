@@ -155,7 +155,8 @@ def write_masks(
     video = importlib.util.find_spec("av") is not None
     if not video and waiting and overlays:
         say("overlay videos are left out: PyAV is not installed (pip install av)")
-    with Progress(sum(len(s.frames) for s in waiting), shown=progress) as bar:
+    frames, first = sum(len(s.frames) for s in waiting), waiting[0].name if waiting else ""
+    with Progress(frames, "frame", first, shown=progress) as bar:
         for sequence in waiting:
             bar.describe(sequence.name)
             start = time.perf_counter()
