@@ -13,9 +13,9 @@ from torch import Tensor
 from timecycle.data.masks import ids_of
 from timecycle.data.source import FrameSource, Wanted, frame_of, open_source
 from timecycle.errors import InputError
+from timecycle.files import growing
 from timecycle.features.extractors import CallableExtractor, Extractor, usable_device
 from timecycle.features.named import DEFAULT, DTYPES, Features
-from timecycle.files import growing
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import preprocess
