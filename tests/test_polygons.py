@@ -12,6 +12,7 @@ from timecycle.tracking.polygons import filled, id_mask, read_polygons
 
 SIZE = (24, 32)
 SQUARE = [[4, 3], [14, 3], [14, 9], [4, 9]]
+FLAT = [n for point in SQUARE for n in point]
 
 
 def box_mask(left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -100,7 +101,7 @@ def test_segmentations_of_coco_are_polygons_and_run_lengths(tmp_path):
     for density in (0.02, 0.5, 0.98):
         mask = random.random(SIZE) < density
         plain = {"size": list(SIZE), "counts": runs(mask)}
-        polygons = [sum(SQUARE, []), [20.0, 12, 28, 12, 28, 20, 20, 20]]
+        polygons = [FLAT, [20.0, 12, 28, 12, 28, 20, 20, 20]]
         found = read_polygons(write(tmp_path / "a.json", coco(plain, rle_encode(mask), polygons)))
         assert [(s.id, s.name, s.frame) for s in found] == [(i, "dog", "00000.jpg") for i in (1, 2, 3)]
         np.testing.assert_array_equal(found[0].mask, mask)
@@ -109,7 +110,7 @@ def test_segmentations_of_coco_are_polygons_and_run_lengths(tmp_path):
 
 
 def test_objects_of_several_images_are_numbered_in_each(tmp_path):
-    found = read_polygons(write(tmp_path / "a.json", coco(*[[sum(SQUARE, [])]] * 3, images=2)))
+    found = read_polygons(write(tmp_path / "a.json", coco(*[[FLAT]] * 3, images=2)))
     assert [(s.frame, s.id) for s in found] == [("00000.jpg", 1), ("00000.jpg", 2), ("00001.jpg", 1)]
 
 
@@ -127,8 +128,8 @@ REFUSED = {
     "a list as group": (labelme(shape(SQUARE, group_id=[1])), "has the group_id"),
     "outside": (labelme(shape([[40, 1], [50, 1], [50, 9]])), "covers no pixel"),
     "not a shape": (labelme(3), "shape 0 of .* is 3"),
-    "unknown image": ({**coco([sum(SQUARE, [])]), "images": []}, "has the image_id 5; expected one of"),
-    "images without ids": ({**coco([sum(SQUARE, [])]), "images": [{}]}, "has images that are no list"),
+    "unknown image": ({**coco([FLAT]), "images": []}, "has the image_id 5; expected one of"),
+    "images without ids": ({**coco([FLAT]), "images": [{}]}, "has images that are no list"),
     "no segmentation": (coco([]), "annotation 0 of .* has no segmentation"),
     "odd numbers": (coco([[1, 2, 3, 4, 5, 6, 7]]), "has the polygon"),
     "another size": (coco({"size": [2, 2], "counts": [0, 4]}), "is 2 x 2; expected 32 x 24"),

@@ -4,7 +4,7 @@ labelme: shapes with one label and one group_id are one object; every shape with
 Polygons, rectangles (two opposite corners) and circles (center and a point of the circle) are read.
 COCO: every annotation is an object; polygons of one annotation are its parts, and RLE, compressed or not, is exact.
 
-Objects have the ids 1, 2, ... in the order of the file, in COCO in every image anew. A pixel belongs to a polygon if its
+Objects have the ids 1, 2, ... in the order of the file, in COCO per image. A pixel belongs to a polygon if its
 center is inside by the even-odd rule, where pixel (0, 0) fills the square from (0, 0) to (1, 1).
 """
 

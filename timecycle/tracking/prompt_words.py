@@ -95,7 +95,8 @@ def points_prompt(word: str) -> PointsPrompt:
     Raises InputError for a word of another form, or without a point on the object.
     """
     rest, frame, id_ = _split(word, "--points", _POINTS)
-    positive, negative = [], []
+    positive: list[tuple[float, float]] = []
+    negative: list[tuple[float, float]] = []
     for pair in rest.rstrip(";").split(";"):
         away = pair.strip().startswith("-")
         numbers = _numbers(pair.strip()[1:] if away else pair)
