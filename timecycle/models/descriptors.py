@@ -102,10 +102,10 @@ class GradientDescriptor:
         cells = []
         for direction in range(_DIRECTIONS):
             # Divided linearly between the two nearest directions, cyclically.
-            apart = cv2.absdiff(turn, float(direction))
+            apart = np.abs(turn - np.float32(direction))
             if direction == 0:
-                apart = cv2.min(apart, _DIRECTIONS - apart)
-            share = cv2.multiply(cv2.max(1 - apart, 0.0), rise)
+                apart = np.minimum(apart, np.float32(_DIRECTIONS) - apart)
+            share = np.maximum(1 - apart, 0) * rise
             cells.append(_cell_means(cv2.GaussianBlur(share, (0, 0), _POOL_SIGMA)))
         return np.sqrt(_by_position(cv2.merge(cells)) + np.float32(_FAINT))
 

@@ -29,7 +29,7 @@ from timecycle.propagation.options import (
 from timecycle.tracking.folder import ALPHA, COCO, CSV, FIRST, OVERLAY, OutputFolder
 from timecycle.tracking.given import add_prompt_options, give
 from timecycle.tracking.outputs import Outputs, Wishes
-from timecycle.tracking.run import Span, Step, TrackingRun
+from timecycle.tracking.run import Span, Step, TrackingRun, check_frames
 from timecycle.tracking.store import MaskStore
 from timecycle.tracking.tracker import Tracker
 from timecycle.viewing.overlays import Style, caption_of, paint
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     count = f", {expected} frames" if expected else ""
     say(f"{arguments.video}: {size[1]} x {size[0]}, {float(tracker.source.rate):g} frames/s{count}")
     give(arguments, tracker)
+    check_frames(tracker.annotations, tracker.source, span)
     with owned(arguments.out):
         settings = {
             "video": str(arguments.video.resolve()),
@@ -102,8 +103,9 @@ def _show_first(tracker: Tracker, folder: OutputFolder) -> None:
     mask = tracker.annotations.masks[number]
     picture = paint(frame_of(tracker.source, number).rgb, mask, Style(ids=True), caption_of(number))
     write_bytes(folder.path / FIRST, jpeg_bytes(picture))
-    objects = ", ".join(map(str, object_ids(mask)))
-    say(f"given at frame {number}: object {objects}, shown in {folder.path / FIRST}")
+    ids = object_ids(mask)
+    objects = f"object{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
+    say(f"given at frame {number}: {objects}, shown in {folder.path / FIRST}")
 
 
 def _track(

@@ -8,6 +8,7 @@ objects.csv, coco.json, alpha/ or alpha.mov or alpha.webm    on request
 .track/                what a stopped run needs to go on
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -38,14 +39,15 @@ class OutputFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
         self.path = path
+        settings = json.loads(json.dumps(settings))  # as they will be read
         if path.exists() and not path.is_dir():
             raise InputError(f"-o {path} is a file; expected a folder, or a new name")
         earlier = self._earlier()
         if overwrite and earlier:
             self._remove()
             earlier = {}
-        for name, value in settings.items() if earlier else ():
-            if (before := earlier["settings"].get(name)) != value:
+        for name, value in _flat(settings).items() if earlier else ():
+            if (before := _flat(earlier["settings"]).get(name)) != value:
                 what = f"{name} {before!r}, not {value!r}" if len(f"{before}{value}") < 120 else f"other {name}"
                 raise InputError(
                     f"{path} holds what was tracked with {what}; expected another -o, or --overwrite to start over"
@@ -103,3 +105,12 @@ class OutputFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_json(inside(self.path, RECORD), self.record)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which those that are groups are replaced by their own, such as k by `protocol k`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        group = {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+        found |= group
+    return found

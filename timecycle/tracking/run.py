@@ -54,6 +54,22 @@ class Span:
             )
 
 
+def check_frames(annotations: Annotations, source: FrameSource, span: Span) -> None:
+    """Raise InputError if there are no annotations, or they are not in the span or the video."""
+    if not annotations.masks:
+        raise InputError("no object was given; expected a mask, a box or points of at least one")
+    for frame in sorted(annotations.masks):
+        if frame < span.first or (span.last is not None and frame > span.last):
+            last = "the end" if span.last is None else span.last
+            raise InputError(f"a mask is given for frame {frame}; expected one from {span.first} to {last}")
+    last = max(annotations.masks)
+    if last and last >= source.count():
+        raise InputError(
+            f"a mask is given for frame {last}, and {source.path} has {source.count()} frames; expected 0 to "
+            f"{source.count() - 1}"
+        )
+
+
 class Step(NamedTuple):
     """One tracked frame."""
 
@@ -89,18 +105,7 @@ class TrackingRun:
         store: MaskStore,
         span: Span,
     ) -> None:
-        if not annotations.masks:
-            raise InputError("no object was given; expected a mask, a box or points of at least one")
-        for frame in sorted(annotations.masks):
-            if frame < span.first or (span.last is not None and frame > span.last):
-                last = "the end" if span.last is None else span.last
-                raise InputError(f"a mask is given for frame {frame}; expected one from {span.first} to {last}")
-        last = max(annotations.masks)
-        if last and last >= source.count():
-            raise InputError(
-                f"a mask is given for frame {last}, and {source.path} has {source.count()} frames; expected 0 to "
-                f"{source.count() - 1}"
-            )
+        check_frames(annotations, source, span)
         self._source, self._features, self._rules = source, features, rules_for(features, protocol)
         self._annotations, self._store, self.span = annotations, store, span
         self.start = min(annotations.masks)
