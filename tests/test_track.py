@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.assertions import raises_input_error
-from tests.track_cases import CELLS, FRAMES, RULES, frame_of, mask_of, write_frames
+from tests.track_cases import FRAMES, RULES, frame_of, mask_of, write_frames
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
+from timecycle.features.extractors import CallableExtractor
+from timecycle.tracking.store import MaskStore
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 video_cases = pytest.importorskip("tests.video_cases")
@@ -24,6 +26,20 @@ METHOD += ["--override", *(f"{name}={value!r}" for name, value in RULES.items())
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_frames(tmp_path / "frames")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """An entry for each frame that is encoded; appending may be replaced."""
+    found: list[int] = []
+    call = CallableExtractor.__call__
+
+    def counted(self, images):
+        found.append(len(found))
+        return call(self, images)
+
+    monkeypatch.setattr(CallableExtractor, "__call__", counted)
+    return found
 
 
 def given(path: Path, index: int, **numbers: int) -> Path:
@@ -62,12 +78,12 @@ def test_everything_that_it_writes(folder, tmp_path, capsys):
     assert f"video: {out / 'overlay.mp4'}" in said[-1]
 
 
-def test_a_finished_run_is_not_repeated_but_may_write_more(folder, tmp_path):
+def test_a_finished_run_is_not_repeated_but_may_write_more(folder, tmp_path, calls):
     mask, out = given(tmp_path / "mask.png", 0, o1=7), tmp_path / "out"
     track(folder, "-o", out, "--mask", mask)
-    CELLS.sizes.clear()
+    calls.clear()
     track(folder, "-o", out, "--mask", mask, "--csv", "--contours")
-    assert not CELLS.sizes
+    assert not calls
     assert len(list(csv.DictReader((out / "objects.csv").open()))) == FRAMES
     assert len(overlay(out / "overlay.mp4")) == FRAMES
 
@@ -85,31 +101,34 @@ def test_other_settings_are_refused_unless_overwritten(folder, tmp_path):
     np.testing.assert_array_equal(read_mask(out / "masks" / "00003.png"), mask_of(3, o1=8))
 
 
+def interrupting(number: int, put):
+    """`MaskStore.put` that sends this process a signal at frame 5."""
+
+    def replaced(self, frame, *arguments, **options):
+        put(self, frame, *arguments, **options)
+        if frame == 5:
+            os.kill(os.getpid(), number)
+
+    return replaced
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_a_frame_and_a_second_call_goes_on(tmp_path, monkeypatch, capsys, number):
+def test_a_signal_ends_it_after_a_frame_and_a_second_call_goes_on(tmp_path, monkeypatch, calls, capsys, number):
     folder = write_frames(tmp_path / "frames", 20)
     mask, out = given(tmp_path / "mask.png", 0, o1=7), tmp_path / "out"
-    call = CELLS.__call__
-
-    def interrupted(self, images):
-        if len(CELLS.sizes) == 9:
-            os.kill(os.getpid(), number)
-        return call(images)
-
-    CELLS.sizes.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(type(CELLS), "__call__", interrupted)
+        patch.setattr(MaskStore, "put", interrupting(number, MaskStore.put))
         with pytest.raises(KeyboardInterrupt):
             track(folder, "-o", out, "--mask", mask, "--csv")
     assert "stopping after this frame" in capsys.readouterr().out
     there = sorted(path.name for path in (out / "masks").iterdir())
     assert there == [f"{frame:05d}.png" for frame in range(len(there))]
-    assert 10 <= len(there) < 20
+    assert 6 <= len(there) < 20
     assert len(overlay(out / "overlay.mp4")) == len(there)
     assert len(list(csv.DictReader((out / "objects.csv").open()))) == len(there)
-    CELLS.sizes.clear()
+    calls.clear()
     track(folder, "-o", out, "--mask", mask, "--csv")
-    assert len(CELLS.sizes) == 20 - len(there)
+    assert len(calls) == 20 - len(there)
     for frame in range(20):
         np.testing.assert_array_equal(read_mask(out / "masks" / f"{frame:05d}.png"), mask_of(frame, o1=7))
     assert len(overlay(out / "overlay.mp4")) == 20

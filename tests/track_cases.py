@@ -4,11 +4,22 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from tests.task_cases import CellFeatures, cell_frame, numbered
 
 FRAMES = 8
-CELLS = CellFeatures()
+
+
+class Cells:
+    """`CellFeatures` without a state, so that every call is known to be of the same features."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 32, H / 8, W / 8]."""
+        return CellFeatures()(images)
+
+
+CELLS = Cells()
 """For --features tests.track_cases:CELLS."""
 RULES = {"k": 1, "length": 2, "radius": None, "upsample": "nearest"}
 """Changes of protocol crw, so that masks are of whole cells."""

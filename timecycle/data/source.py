@@ -165,6 +165,8 @@ class VideoSource:
 
     def forward(self, wanted: Wanted) -> Iterator[Frame]:
         """As `FrameSource.forward`. The file is read once, from its beginning, so it may still grow."""
+        if wanted.last is not None and wanted.last < wanted.first:
+            return
         with opened(self.path) as video:
             start: int | None = None
             for number, frame in enumerate(video.frames()):

@@ -46,6 +46,11 @@ class OutputFolder:
         if overwrite and earlier:
             self._remove()
             earlier = {}
+        if earlier and settings.get("features", "") is None:
+            raise InputError(
+                f"{path} holds what may have been tracked with other features, since these cannot be identified; "
+                "expected another -o, or --overwrite to start over"
+            )
         for name, value in _flat(settings).items() if earlier else ():
             if (before := _flat(earlier["settings"]).get(name)) != value:
                 what = f"{name} {before!r}, not {value!r}" if len(f"{before}{value}") < 120 else f"other {name}"
