@@ -155,19 +155,35 @@ class TrackingRun:
         finish = self._finish_backward if walk == "backward" else self._finish_forward
         saved = time.monotonic()
         with ThreadPoolExecutor(1) as pool, closing(frames):
-            waiting = deque[Future[Step]]()
-            for number, seconds, frame in frames:
+            waiting, failure = deque[Future[Step]](), None
+            while True:
+                try:
+                    number, seconds, frame = next(frames)
+                except StopIteration:
+                    break
+                except InputError as error:
+                    failure = error  # after the frames before it
+                    break
                 waiting.append(pool.submit(finish, number, seconds, replace(frame, soft=frame.soft.cpu())))
                 if len(waiting) > WRITE_BEHIND:
-                    yield from _shown(walk, waiting, 1, self.start)
+                    yield from self._shown(walk, waiting, 1)
                 if self.stopped or time.monotonic() - saved > SAVE_SECONDS:
-                    yield from _shown(walk, waiting, len(waiting), self.start)
+                    yield from self._shown(walk, waiting, len(waiting))
                     self._store.save_state({"walk": walk, "number": number, "video": state.state_dict()})
                     saved = time.monotonic()
                 if self.stopped:
                     return False
-            yield from _shown(walk, waiting, len(waiting), self.start)
+            yield from self._shown(walk, waiting, len(waiting))
+        if failure is not None:
+            raise failure
         return True
+
+    def _shown(self, walk: str, waiting: deque[Future[Step]], count: int) -> Iterator[Step]:
+        """The next frames of a walk; backward in time only those before `start`, since forward() yields the rest."""
+        for _ in range(count):
+            step = waiting.popleft().result()
+            if walk == "forward" or step.number < self.start:
+                yield step
 
     @torch.inference_mode()
     def _propagated(
@@ -211,14 +227,6 @@ class TrackingRun:
             step = step._replace(mask=mask, confidences=self._store.confidences.get(number, {}) | step.confidences)
         self._store.put(number, step.mask, step.confidences)
         return step
-
-
-def _shown(walk: str, waiting: deque[Future[Step]], count: int, start: int) -> Iterator[Step]:
-    """The next frames of a walk; backward in time only those before frame `start`, since forward() yields the rest."""
-    for _ in range(count):
-        step = waiting.popleft().result()
-        if walk == "forward" or step.number < start:
-            yield step
 
 
 def _step(number: int, seconds: Fraction, frame: PropagatedFrame) -> Step:
