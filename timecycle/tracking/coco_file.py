@@ -1,7 +1,7 @@
 """A COCO JSON file of a tracked video, in bounded memory. Does not import torch."""
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -10,7 +10,6 @@ import numpy as np
 from timecycle.errors import InputError
 from timecycle.files import growing, writing
 from timecycle.tracking.coco import polygons_of, rle_of_part
-from timecycle.tracking.lines import kept_lines
 from timecycle.viewing.regions import object_boxes
 
 Segmentation = Literal["rle", "polygons"]
@@ -20,8 +19,8 @@ UNNAMED = "object"  # category of objects without a name
 class CocoWriter:
     """Annotations of tracked objects as one COCO JSON file, complete with `close`.
 
-    Until then each frame is a line of a hidden file beside it, `.NAME.frames`, which stays if the program is
-    interrupted; the JSON file is assembled from it line by line, and memory does not grow with the frames.
+    Until then each frame is a line of a hidden file beside it, `.NAME.frames`, from which the JSON file is assembled
+    line by line: memory does not grow with the frames.
 
     images: id and frame_index are the frame's number; file_name, width, height, and time in seconds if given.
     annotations: one per frame and object that is there. track_id is the object's id; bbox is [x, y, width, height] and
@@ -33,25 +32,18 @@ class CocoWriter:
         path: the JSON file.
         segmentation: "rle" or "polygons".
         names: of objects by id.
-        keep: numbers of frames that are taken from an interrupted run's hidden file, such as range(20); others in it
-            are dropped.
 
     Constructor and methods raise InputError if a file cannot be written.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        segmentation: Segmentation = "rle",
-        names: Mapping[int, str] | None = None,
-        keep: Container[int] = (),
-    ) -> None:
+    def __init__(self, path: Path, segmentation: Segmentation = "rle", names: Mapping[int, str] | None = None) -> None:
         if segmentation not in ("rle", "polygons"):
             raise InputError(f"--coco is {segmentation!r}; expected rle or polygons")
         self._path, self._segmentation, self._names = path, segmentation, dict(names or {})
         self._categories = {name: i for i, name in enumerate(sorted({UNNAMED, *self._names.values()}), 1)}
         self._frames = path.with_name(f".{path.name}.frames")
-        self._file = kept_lines(self._frames, lambda line: json.loads(line)["image"]["id"] in keep)
+        with writing(self._frames):
+            self._file = self._frames.open("w", encoding="utf-8", newline="\n")
 
     def add(
         self,
@@ -72,7 +64,6 @@ class CocoWriter:
         ]
         with writing(self._frames):
             self._file.write(_compact({"image": image, "annotations": annotations}) + "\n")
-            self._file.flush()
 
     def _annotation(
         self,
@@ -97,13 +88,8 @@ class CocoWriter:
 
     def close(self) -> None:
         """Write the JSON file, and remove the hidden one."""
-        self.write()
         with writing(self._frames):
             self._file.close()
-            self._frames.unlink(missing_ok=True)
-
-    def write(self) -> None:
-        """Write the JSON file of the frames so far; the hidden file stays, so that a later run can go on."""
         with growing(self._path) as partial, partial.open("w", encoding="utf-8") as file:
             file.write('{"images": [')
             _write_items(file, (line["image"] for line in self._lines()))
@@ -112,6 +98,7 @@ class CocoWriter:
             _write_items(file, ({"id": number, **each} for number, each in enumerate(annotations, 1)))
             categories = [{"id": i, "name": name} for name, i in self._categories.items()]
             file.write(f'],\n"categories": {_compact(categories)}}}\n')
+        self._frames.unlink(missing_ok=True)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         with self._frames.open(encoding="utf-8") as file:

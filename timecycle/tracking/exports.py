@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,6 @@ import numpy as np
 
 from timecycle.errors import check_least
 from timecycle.files import partial_path, remove_leftovers, writing
-from timecycle.tracking.lines import kept_lines
 from timecycle.viewing.cutouts import alpha_png
 from timecycle.viewing.regions import object_boxes, where
 
@@ -55,14 +54,14 @@ def object_rows(
 class CsvWriter:
     """A table of tracked objects, CSV with a header, to which each `add` appends rows that stay if the run ends there.
 
-    keep: numbers of the frames whose rows are kept from an interrupted run's table, such as range(20); all others in it
-    are dropped.
-    Constructor and methods raise InputError if the file cannot be written, or was not written by this class.
+    Constructor and methods raise InputError if the file cannot be written.
     """
 
-    def __init__(self, path: Path, keep: Container[int] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = kept_lines(path, lambda line: int(line.split(",", 1)[0]) in keep, _csv([COLUMNS]))
+        with writing(path):
+            self._file = path.open("w", encoding="utf-8", newline="\n")
+        self.add([COLUMNS])
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows of `object_rows`."""
