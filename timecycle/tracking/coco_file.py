@@ -43,6 +43,7 @@ class CocoWriter:
         self._categories = {name: i for i, name in enumerate(sorted({UNNAMED, *self._names.values()}), 1)}
         self._frames = path.with_name(f".{path.name}.frames")
         with writing(self._frames):
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._frames.open("w", encoding="utf-8", newline="\n")
 
     def add(

@@ -60,6 +60,7 @@ class CsvWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w", encoding="utf-8", newline="\n")
         self.add([COLUMNS])
 
