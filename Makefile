@@ -24,7 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "error: $$($(PYTHON) --version 2>&1) is too old; expected 3.11 or newer (make PYTHON=python3.12 ...)" >&2; exit 2; }
 	$(SAY) "making $(VENV) and installing the dependencies (a minute or more: PyTorch is large)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(call REQUIREMENTS,video train cuda dev) | $(INSTALL)
+	@$(call REQUIREMENTS,train cuda dev) | $(INSTALL)
+	@TIMECYCLE_WITHOUT_NATIVE=1 $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 build: $(VENV)/.built ## build the native kernels into the checkout

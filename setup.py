@@ -64,7 +64,9 @@ CUDA = _cuda_build()
 
 
 def extensions() -> list:
-    """The extension modules whose build can be attempted."""
+    """The extension modules whose build can be attempted; none if TIMECYCLE_WITHOUT_NATIVE is set."""
+    if os.environ.get("TIMECYCLE_WITHOUT_NATIVE"):
+        return []
     if CppExtension is None:
         reason = "native kernels are not built: torch is not here (pip: install it first, or add --no-build-isolation)"
         if os.environ.get("TIMECYCLE_REQUIRE_NATIVE") and not BUILDING.isdisjoint(sys.argv):
