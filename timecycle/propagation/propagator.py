@@ -325,7 +325,10 @@ class LabelPropagator:
         self._labels[:, slot] = soft.flatten(2).transpose(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """State for torch.save and load_state_dict. Raises InputError before start(), and as `check`."""
+        """State for torch.save and load_state_dict: tensors that the next step changes, not copies.
+
+        Raises InputError before start(), and as `check`.
+        """
         if self._frame < 0:
             raise InputError("state_dict() came before start(); expected a video that has begun")
         self.check()
@@ -337,8 +340,8 @@ class LabelPropagator:
             "alone": self._single,
             "shape": list(self._shape),
             "channels": sorted(self._first),
-            "bank": self._bank.clone(),
-            "labels": self._labels.clone(),
+            "bank": self._bank,
+            "labels": self._labels,
             "kept": [(kept.frame, sorted(kept.channels), kept.background) for kept in self._kept],
         }
 
