@@ -20,6 +20,11 @@ MARGIN = 0.5  # of the window around a box, in sizes of the box
 CUT_CELLS = 90_000  # most pixels that grabCut works on
 SURE = 0.9  # share from which a pixel is object for certain, and 1 - SURE background
 ROUNDS = 2  # of grabCut
+TIGHT = 0.85
+"""A person's box touches the object on all sides (Lempitsky et al., Image segmentation with a bounding box prior, 2009).
+A mask that spans less of its width or height is replaced by one that trusts the cues more, unless that doubles it."""
+LENIENT, LENIENT_SURE = math.log(0.35 / 0.65), 0.85  # log-odds that count as even then, and SURE
+GUIDE_RADIUS, GUIDE_EPS = 8, 1e-3
 LEAST_PART = 0.01  # of the largest part; smaller ones are dropped
 POINT_CELLS = 8000
 POINT_REACH = 0.2  # of the frame's size
@@ -74,8 +79,13 @@ def mask_from_box(
     cues = box_cues(small, bounds, cells, None if other is not None else features, other)
     weights = WITH_MOTION if "motion" in cues else WITH_AFFINITY if "affinity" in cues else WITH_COLOR
     odds = sum(weight * cues[name] for name, weight in weights.items() if name) + weights[""]
-    share = np.where(cells.inside(bounds), 1 / (1 + np.exp(-odds)), 0.0)
-    mask = _cut(small, window, share)
+    inside = cells.inside(bounds)
+    mask = _cut(small, window, np.where(inside, 1 / (1 + np.exp(-odds)), 0.0))
+    if _span(mask, bounds) < TIGHT:
+        trusted = np.where(inside, 1 / (1 + np.exp(LENIENT - odds)), 0.0)
+        larger = _cut(small, window, trusted, LENIENT_SURE, with_share=True)
+        if _span(larger, bounds) > _span(mask, bounds) and 2 * np.count_nonzero(mask) > np.count_nonzero(larger):
+            mask = larger
     return _enlarged(_without_specks(mask), full, rgb.shape[:2])
 
 
@@ -152,23 +162,55 @@ def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Box:
     return left, top, min(size[1], math.ceil(box[2] * scale)), min(size[0], math.ceil(box[3] * scale))
 
 
-def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
-    """grabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W]."""
+def _span(mask: np.ndarray, box: Box) -> float:
+    """The share of a box's width, or height if less, that a mask in it spans."""
+    if not mask.any():
+        return 0.0
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return min((columns[-1] - columns[0] + 1) / (box[2] - box[0]), (rows[-1] - rows[0] + 1) / (box[3] - box[1]))
+
+
+def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, sure: float = SURE, with_share: bool = False) -> np.ndarray:
+    """grabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W].
+
+    with_share: the models are of share, lightness and redness, instead of colors.
+    """
     cells = Cells.of(rgb, window, CUT_CELLS)
     share = cv2.resize(share.astype(np.float32), cells.colors.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     labels = np.where(share > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[share < 1 - SURE], labels[share > SURE] = cv2.GC_BGD, cv2.GC_FGD
+    labels[share < 1 - sure], labels[share > sure] = cv2.GC_BGD, cv2.GC_FGD
     ours = (labels & 1) > 0  # both kinds of foreground are odd
     if ours.any() and not ours.all():
         cv2.setRNGSeed(0)
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        bgr = np.ascontiguousarray(cells.colors[..., ::-1])
-        cv2.grabCut(bgr, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+        image = cv2.cvtColor(cells.colors, cv2.COLOR_RGB2LAB if with_share else cv2.COLOR_RGB2BGR)
+        if with_share:
+            image[..., 2] = np.round(255 * _guided(share, cells.colors).clip(0, 1))
+        cv2.grabCut(image, labels, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
     left, top, right, bottom = window
     found = np.zeros(rgb.shape[:2], bool)
     part = (labels & 1).astype(np.float32)
     found[top:bottom, left:right] = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR) > 0.5
     return found
+
+
+def _guided(share: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """A map, float32 [H, W], smoothed along the edges of an image, uint8 [H, W, 3] (guided filter, He et al., 2010)."""
+    guide = rgb.astype(np.float32) / 255
+    mean, mean_share = _boxed(guide), _boxed(share)
+    covariance = _boxed(guide * share[..., None]) - mean * mean_share[..., None]
+    products = (guide[..., :, None] * guide[..., None, :]).reshape(*share.shape, 9)
+    variance = _boxed(products).reshape(*share.shape, 3, 3) - mean[..., :, None] * mean[..., None, :]
+    slope = np.linalg.solve(variance + GUIDE_EPS * np.eye(3, dtype=np.float32), covariance[..., None])[..., 0]
+    return (_boxed(slope) * guide).sum(axis=2) + _boxed(mean_share - (slope * mean).sum(axis=2))
+
+
+def _boxed(values: np.ndarray) -> np.ndarray:
+    side = 2 * GUIDE_RADIUS + 1
+    channels = [
+        cv2.boxFilter(np.ascontiguousarray(part), -1, (side, side)) for part in np.moveaxis(np.atleast_3d(values), 2, 0)
+    ]
+    return np.stack(channels, axis=2).reshape(values.shape)
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
