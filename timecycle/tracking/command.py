@@ -26,7 +26,7 @@ from timecycle.propagation.options import (
     choose_protocol,
     take_features,
 )
-from timecycle.tracking.folder import ALPHA, COCO, CSV, FIRST, OVERLAY, OutputFolder
+from timecycle.tracking.folder import ALPHA, COCO, CSV, FIRST, OVERLAY, OutputFolder, earlier_record
 from timecycle.tracking.given import add_prompt_options, give
 from timecycle.tracking.outputs import Outputs, Wishes
 from timecycle.tracking.run import Span, Step, TrackingRun, check_frames
@@ -69,6 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Track: read what was given, show it, propagate, write."""
     start = time.perf_counter()
+    earlier_record(arguments.out)  # what cannot be written to is refused before anything is computed
     take_features(arguments)
     device, rules = choose_device(arguments.device), choose_protocol(arguments)
     span = Span(arguments.first, arguments.last, arguments.every)

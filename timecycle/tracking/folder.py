@@ -40,9 +40,7 @@ class OutputFolder:
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
         self.path = path
         settings = json.loads(json.dumps(settings))  # as they will be read
-        if path.exists() and not path.is_dir():
-            raise InputError(f"-o {path} is a file; expected a folder, or a new name")
-        earlier = self._earlier()
+        earlier = earlier_record(path)
         if overwrite and earlier:
             self._remove()
             earlier = {}
@@ -69,22 +67,6 @@ class OutputFolder:
     def work(self) -> Path:
         """The folder in which files are until they are complete."""
         return self.path / WORK
-
-    def _earlier(self) -> dict[str, Any]:
-        """The record of an earlier run; empty if there is none."""
-        if not self.path.is_dir():
-            return {}
-        with writing(self.path):
-            there = sorted(os.listdir(self.path))
-        if RECORD not in there:
-            if others := [name for name in there if not name.startswith(".")]:
-                raise InputError(f"-o {self.path} holds {listing(others)}; expected a new or empty folder")
-            return {}
-        record = read_json(inside(self.path, RECORD), "the record of a run, or another -o")
-        match record:
-            case {"program": "timecycle track", "settings": dict(), "finished": bool()}:
-                return record
-        raise InputError(f"{self.path / RECORD} is not a record of {PROGRAM}; expected another -o")
 
     def _remove(self) -> None:
         with writing(self.path):
@@ -119,3 +101,25 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
         group = {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
         found |= group
     return found
+
+
+def earlier_record(path: Path) -> dict[str, Any]:
+    """The record of an earlier run in a folder; empty if there is none.
+
+    Raises InputError if `path` is a file, or holds other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"-o {path} is a file; expected a folder, or a new name")
+    if not path.is_dir():
+        return {}
+    with writing(path):
+        there = sorted(os.listdir(path))
+    if RECORD not in there:
+        if others := [name for name in there if not name.startswith(".")]:
+            raise InputError(f"-o {path} holds {listing(others)}; expected a new or empty folder")
+        return {}
+    record = read_json(inside(path, RECORD), "the record of a run, or another -o")
+    match record:
+        case {"program": "timecycle track", "settings": dict(), "finished": bool()}:
+            return record
+    raise InputError(f"{path / RECORD} is not a record of {PROGRAM}; expected another -o")

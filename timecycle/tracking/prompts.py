@@ -171,7 +171,7 @@ def _span(mask: np.ndarray, box: Box) -> float:
 
 
 def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, sure: float = SURE, with_share: bool = False) -> np.ndarray:
-    """grabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W].
+    """GrabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W].
 
     with_share: the models are of share, lightness and redness, instead of colors.
     """

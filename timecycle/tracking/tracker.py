@@ -21,6 +21,7 @@ from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import FrameEncoder, preprocess
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
+from timecycle.tracking.prompts import mask_from_box, mask_from_points
 from timecycle.tracking.run import Span, Step, TrackingRun
 from timecycle.tracking.store import MaskStore
 from timecycle.viewing.overlays import Style
@@ -112,10 +113,9 @@ class Tracker:
         box: x, y, width, height in pixels. id: of the object; by default a new one. See `mask_from_box` for how.
         Raises InputError if the box lies outside the frame, and as `add_mask`.
         """
-        from timecycle.tracking.prompts import mask_from_box
-
-        image = frame_of(self.source, frame)
-        return self._add(frame, mask_from_box(image.rgb, tuple(box), self._features_of(image.rgb)), id)
+        image = frame_of(self.source, frame).rgb
+        found = mask_from_box(image, box, self._features_of(image), self._beside(frame))
+        return self._add(frame, found, id, f"the box {', '.join(f'{n:g}' for n in box)}")
 
     def add_points(
         self,
@@ -129,16 +129,22 @@ class Tracker:
         Points are x, y in pixels. id: of the object; by default a new one. See `mask_from_points` for how.
         Raises InputError if a point lies outside the frame, and as `add_mask`.
         """
-        from timecycle.tracking.prompts import mask_from_points
+        image = frame_of(self.source, frame).rgb
+        return self._add(frame, mask_from_points(image, positive, negative, self._features_of(image)), id, "the points")
 
-        image = frame_of(self.source, frame)
-        features = self._features_of(image.rgb)
-        return self._add(frame, mask_from_points(image.rgb, positive, negative, features), id)
-
-    def _add(self, frame: int, mask: np.ndarray, id: int | None) -> np.ndarray:
+    def _add(self, frame: int, mask: np.ndarray, id: int | None, what: str) -> np.ndarray:
         id = self.annotations.free_id() if id is None else id
-        self.annotations.add(frame, mask.astype(np.uint8) * np.uint8(id), f"object {id}")
+        self.annotations.add(frame, mask.astype(np.uint8) * np.uint8(id), what)
         return mask
+
+    def _beside(self, frame: int) -> np.ndarray | None:
+        """The frame after one, or the frame before the last; None if there is no other."""
+        for other in (frame + 1, frame - 1):
+            try:
+                return frame_of(self.source, other).rgb if other >= 0 else None
+            except InputError:  # the video ends
+                continue
+        return None
 
     def propagate(self, first: int = 0, last: int | None = None, every: int = 1) -> Generator[TrackedFrame, None, None]:
         """Track, and yield each frame: those before the first annotated frame in reverse order, then the others.
