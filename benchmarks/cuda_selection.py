@@ -22,8 +22,8 @@ from timecycle.data.images import read_rgb
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.named import Features
 from timecycle.ops import Select, topk_affinity
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 
 QUERIES = 1024
 """Query positions of a target that are used, from the top of the grid."""

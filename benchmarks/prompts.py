@@ -20,8 +20,8 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import VOID, read_mask
 from timecycle.features.named import PARTS, Features
 from timecycle.files import write_json
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 from timecycle.provenance import commit
 from timecycle.tracking import prompts
 from timecycle.tracking.cues import Cells, box_cues

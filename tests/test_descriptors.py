@@ -12,8 +12,8 @@ from timecycle.errors import InputError
 from timecycle.features.named import Features
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, Trunk
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 
 
 def frame(seed: int = 0) -> torch.Tensor:

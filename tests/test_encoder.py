@@ -14,8 +14,8 @@ from timecycle.checkpoints.networks import load_encoder
 from timecycle.data.images import read_rgb
 from timecycle.errors import InputError
 from timecycle.models.encoder import Encoder, Trunk, fold_batch_norm
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 
 
 @pytest.mark.parametrize(("sequence", "crop", "index"), [("dog", 320, 10), ("blackswan", 320, 0), ("dog", 480, 11)])

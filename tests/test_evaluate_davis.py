@@ -18,8 +18,9 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
 from timecycle.features.identity import identity
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import PRESETS
-from timecycle.propagation.video import preprocess, propagate
+from timecycle.propagation.video import propagate
 
 
 def patches(images: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ PROGRAM = """
 import resource
 import numpy as np, torch
 from timecycle.propagation.protocols import PRESETS
-from timecycle.propagation.video import EncodedFrame, Sizes, labels_of_masks, propagate_features
+from timecycle.propagation.frames import EncodedFrame, Sizes
+from timecycle.propagation.video import labels_of_masks, propagate_features
 
 def frames():
     generator = torch.Generator().manual_seed(0)

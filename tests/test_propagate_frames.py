@@ -11,18 +11,11 @@ from tests.assertions import raises_input_error
 from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
 from timecycle.features.extractors import CallableExtractor
+from timecycle.propagation.frames import READ_AHEAD, EncodedFrame, Sizes
 from timecycle.propagation.labels import SoftLabels
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS, protocol
-from timecycle.propagation.video import (
-    READ_AHEAD,
-    EncodedFrame,
-    PropagatedFrame,
-    Sizes,
-    labels_of_masks,
-    propagate_features,
-    propagate_frames,
-)
+from timecycle.propagation.video import PropagatedFrame, labels_of_masks, propagate_features, propagate_frames
 
 RULES = protocol("crw", k=1, length=2, upsample="nearest")  # so that masks are of whole cells
 SIZES = Sizes((32, 40), (32, 40), (4, 5))

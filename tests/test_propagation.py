@@ -18,10 +18,10 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.models.encoder import Encoder, fold_batch_norm
 from timecycle.ops import Select, topk_affinity
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.labels import SoftLabels, index_mask, min_max, soft_labels
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 
 TIMECYCLE = protocol("timecycle")
 SELECT = TIMECYCLE.select()

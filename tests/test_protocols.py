@@ -14,10 +14,11 @@ from torch import Tensor
 from tests.assertions import raises_input_error
 from timecycle.errors import InputError
 from timecycle.ops import topk_affinity
+from timecycle.propagation.frames import image_size, preprocess
 from timecycle.propagation.labels import index_mask, soft_labels, upsampled
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
-from timecycle.propagation.video import image_size, preprocess, propagate
+from timecycle.propagation.video import propagate
 
 RECORDED = [
     f"{protocol}_{data}"

@@ -13,8 +13,9 @@ from tests.task_cases import CellFeatures, cell_frame, numbered
 from timecycle.errors import InputError
 from timecycle.evaluation.maps import bilinear_maps, gaussian_maps, strongest_places
 from timecycle.features.extractors import evaluating
+from timecycle.propagation.frames import READ_AHEAD, Sizes
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import READ_AHEAD, Sizes, labels_of_maps, propagate_frames
+from timecycle.propagation.video import labels_of_maps, propagate_frames
 
 NEAR = math.exp(-2)  # of sigma 0.5, one position away
 FAR = math.exp(-8)  # two

@@ -17,8 +17,8 @@ from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.extractors import Extractor
 from timecycle.features.named import SHIPPED
 from timecycle.models.encoder import Trunk
+from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol
-from timecycle.propagation.video import preprocess
 
 CARD = SHIPPED.parent / "README.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "weights.json"

@@ -164,8 +164,8 @@ def _self_test(device: str, found: dict[str, Any]) -> dict[str, Any]:
     from timecycle.features.named import Features
     from timecycle.models.encoder import STRIDE
     from timecycle.ops import affinity_propagate
+    from timecycle.propagation.frames import preprocess
     from timecycle.propagation.protocols import protocol
-    from timecycle.propagation.video import preprocess
 
     begin = time.perf_counter()
     rules = protocol("timecycle", side=128)

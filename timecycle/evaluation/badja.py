@@ -21,10 +21,10 @@ from timecycle.evaluation.metrics import area_pck, mean
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_json
+from timecycle.propagation.frames import Sizes
 from timecycle.propagation.labels import Size, nearest
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import Sizes
 
 STORED_JOINTS = 37
 JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)

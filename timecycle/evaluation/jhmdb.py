@@ -21,9 +21,9 @@ from timecycle.evaluation.metrics import mean, pose_distances, pose_pck
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, fields, read_lines
+from timecycle.propagation.frames import Sizes
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import Sizes
 
 JOINTS = 15
 SIDE = 320  # pixels; UVC's program takes 240

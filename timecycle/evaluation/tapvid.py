@@ -22,9 +22,9 @@ from timecycle.evaluation.pickled import NUMBERS, check_size, load_arrays
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import check_is_file, component
+from timecycle.propagation.frames import Sizes
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import Sizes
 
 SIDE = 256  # pixels, of the encoded images and as the unit of distances
 PARTS = ("video", "points", "occluded")

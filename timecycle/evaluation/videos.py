@@ -10,8 +10,9 @@ import torch
 from timecycle.evaluation.maps import strongest_places
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.progress import Progress
+from timecycle.propagation.frames import Sizes
 from timecycle.propagation.protocols import Protocol
-from timecycle.propagation.video import PropagatedFrame, Sizes, labels_of_maps, propagate_frames
+from timecycle.propagation.video import PropagatedFrame, labels_of_maps, propagate_frames
 
 Video = TypeVar("Video")
 Result = TypeVar("Result")

@@ -20,10 +20,11 @@ from timecycle.evaluation.metrics import class_iou, confusion, mean
 from timecycle.evaluation.videos import over_videos
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_lines
+from timecycle.propagation.frames import Sizes
 from timecycle.propagation.labels import SoftLabels, soft_labels
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import Sizes, propagate_frames
+from timecycle.propagation.video import propagate_frames
 
 CLASSES = (
     "background", "hat", "hair", "sun-glasses", "upper-clothes", "dress", "coat", "socks", "pants", "gloves", "scarf",

@@ -15,18 +15,10 @@ import torch
 from timecycle.data.source import FrameSource, Wanted, frame_of
 from timecycle.errors import InputError
 from timecycle.propagation.confidence import confidence
+from timecycle.propagation.frames import FrameEncoder, Sizes, preprocess
 from timecycle.propagation.labels import SoftLabels
 from timecycle.propagation.protocols import Protocol
-from timecycle.propagation.video import (
-    FrameEncoder,
-    PropagatedFrame,
-    Sizes,
-    VideoState,
-    labels_of_masks,
-    preprocess,
-    propagate_frames,
-    rules_for,
-)
+from timecycle.propagation.video import PropagatedFrame, VideoState, labels_of_masks, propagate_frames, rules_for
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.store import Confidences, MaskStore
 

@@ -16,9 +16,9 @@ from timecycle.errors import InputError
 from timecycle.features.extractors import Extractor, extractor_on, usable_device
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.files import growing
+from timecycle.propagation.frames import FrameEncoder, preprocess
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import FrameEncoder, preprocess
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
 from timecycle.tracking.prompts import mask_from_box, mask_from_points

@@ -21,9 +21,10 @@ from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import hash_of, inside, partial_path, synced, writing
 from timecycle.manifest import OVERLAYS, Hashes, Manifest
 from timecycle.progress import Progress, say, say_detail
+from timecycle.propagation.frames import FrameEncoder
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
-from timecycle.propagation.video import FrameEncoder, PropagatedFrame, labels_of_masks, propagate_frames
+from timecycle.propagation.video import PropagatedFrame, labels_of_masks, propagate_frames
 from timecycle.viewing.overlays import paint
 from timecycle.viewing.video_writer import FRAMES_PER_SECOND, OverlayVideo
 
