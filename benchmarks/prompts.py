@@ -1,7 +1,7 @@
 """How well boxes and points of the true masks give masks: IoU on the first frames of a folder in DAVIS layout.
 
     python -m benchmarks.prompts --davis DAVIS           # writes benchmarks/results/prompts.json
-    python -m benchmarks.prompts --davis DAVIS --fit     # prints the weights of the cues for timecycle/tracking/prompts.py
+    python -m benchmarks.prompts --davis DAVIS --fit     # prints the weights in timecycle/tracking/prompts.py
 
 A box bounds the union of all objects. `held_out` is measured with weights fitted without the sequence. Points are
 sampled inside the true mask, and two of the background within the surrounding box, by a fixed seed.

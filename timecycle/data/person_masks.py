@@ -130,7 +130,10 @@ def _of_colors(colors: np.ndarray, path: Path, lossy: bool) -> tuple[np.ndarray,
         noise = f"{path.name}: soft edges or noise; every pixel takes the nearest of {len(main)} colors"
         if len(main) == 2 and np.ptp(main, axis=1).max() <= FLAT and main.min() < 64 and main.max() >= 192:
             noise = f"{path.name}: soft edges or noise; gray values from 128 on are white"
-            index, kinds = (colors.mean(axis=2) >= 127.5).astype(np.int64), np.uint8([(0, 0, 0), (255, 255, 255)])
+            index, kinds = (
+                (colors.mean(axis=2) >= 127.5).astype(np.int64),
+                np.array([(0, 0, 0), (255, 255, 255)], np.uint8),
+            )
         else:
             kinds, index = main, _nearest(colors, main)
         notes = [noise]

@@ -130,7 +130,8 @@ class Colors:
         """The frequency of each pixel's color, float64 [H, W], in a frame whose pixels have weights [H, W]."""
         counts = np.bincount(self.bins.ravel(), weights.ravel(), BINS**3).reshape(BINS, BINS, BINS)
         for axis in range(3):
-            counts = sum(share * np.roll(counts, shift, axis) for shift, share in zip((-1, 0, 1), BLUR, strict=True))
+            shifted = [share * np.roll(counts, shift, axis) for shift, share in zip((-1, 0, 1), BLUR, strict=True)]
+            counts = np.sum(shifted, axis=0)
         return (counts / max(counts.sum(), 1e-9)).ravel()[self.bins] + 1e-9
 
     def object_share(self, inside: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -152,11 +153,11 @@ def motion(rgb: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray
 
     The background's motion is a homography of the optical flow (DIS, Kroeger et al., 2016) outside the box.
     """
-    flow_of = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow_of = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow_of.setFinestScale(0)
     flow_of.setPatchStride(3)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (rgb, other)]
-    flow = flow_of.calc(gray[0], gray[1], None)
+    flow = flow_of.calc(gray[0], gray[1], np.zeros((*inside.shape, 2), np.float32))
     y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]].astype(np.float32)
     places = np.stack([x, y], axis=2)
     sampled = np.zeros(inside.shape, bool)
@@ -204,7 +205,7 @@ def box_cues(
     cues["color"] = cells.sampled(colors.object_share(within, (~within).astype(np.float64)))
     cues["local color"] = cells.sampled(colors.object_share(within, ~within * np.exp(-away / (LOCAL * size))))
     if features is not None:
-        found = feature_affinity(features, within.shape, box)
+        found = feature_affinity(features, rgb.shape[:2], box)
         cues["affinity"] = cells.sampled(cv2.resize(found, within.shape[::-1], interpolation=cv2.INTER_LINEAR))
     for name in ("near", "wide", "local color", "affinity"):
         if name in cues:

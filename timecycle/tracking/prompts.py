@@ -21,8 +21,8 @@ CUT_CELLS = 90_000  # most pixels that grabCut works on
 SURE = 0.9  # share from which a pixel is object for certain, and 1 - SURE background
 ROUNDS = 2  # of grabCut
 TIGHT = 0.85
-"""A person's box touches the object on all sides (Lempitsky et al., Image segmentation with a bounding box prior, 2009).
-A mask that spans less of its width or height is replaced by one that trusts the cues more, unless that doubles it."""
+"""A box touches its object on all sides (Lempitsky et al., Image Segmentation with a Bounding Box Prior, ICCV 2009). A
+mask that spans less of its width or height gives way to one that trusts the cues more, unless that doubles it."""
 LENIENT, LENIENT_SURE = math.log(0.35 / 0.65), 0.85  # log-odds that count as even then, and SURE
 GUIDE_RADIUS, GUIDE_EPS = 8, 1e-3
 LEAST_PART = 0.01  # of the largest part; smaller ones are dropped
@@ -171,7 +171,7 @@ def _span(mask: np.ndarray, box: Box) -> float:
 
 
 def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, sure: float = SURE, with_share: bool = False) -> np.ndarray:
-    """GrabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W].
+    """OpenCV's grabCut in a window of a frame, from the object's share of the window's cells [h, w]: bool [H, W].
 
     with_share: the models are of share, lightness and redness, instead of colors.
     """
@@ -182,11 +182,10 @@ def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, sure: float = SURE, wi
     ours = (labels & 1) > 0  # both kinds of foreground are odd
     if ours.any() and not ours.all():
         cv2.setRNGSeed(0)
-        models = np.zeros((1, 65)), np.zeros((1, 65))
         image = cv2.cvtColor(cells.colors, cv2.COLOR_RGB2LAB if with_share else cv2.COLOR_RGB2BGR)
         if with_share:
             image[..., 2] = np.round(255 * _guided(share, cells.colors).clip(0, 1))
-        cv2.grabCut(image, labels, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, labels, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     left, top, right, bottom = window
     found = np.zeros(rgb.shape[:2], bool)
     part = (labels & 1).astype(np.float32)
