@@ -68,7 +68,8 @@ def context(rules: Protocol, t: int) -> list[tuple[int, int, int]]:
     free = int(rules.radius is None)
     if rules.first == "copies":
         slots = [max(0, i) for i in range(t - rules.length, t)]
-        return [(f, slots.count(f) + (f == 0), int(f == 0) * rules.first_everywhere if not free else slots.count(f) + (f == 0))
+        everywhere = int(rules.first_everywhere)
+        return [(f, slots.count(f) + (f == 0), (f == 0) * everywhere if not free else slots.count(f) + (f == 0))
                 for f in sorted({0, *slots})]  # fmt: skip
     start = 0 if rules.first == "twice" else 1
     slots = [0, *range(max(start, t - rules.length), t)]
