@@ -15,7 +15,7 @@ from tests.assertions import raises_input_error
 from timecycle.errors import InputError
 from timecycle.ops import topk_affinity
 from timecycle.propagation.frames import image_size, preprocess
-from timecycle.propagation.labels import index_mask, soft_labels, upsampled
+from timecycle.propagation.labels import index_mask, sharpened, soft_labels, upsampled
 from timecycle.propagation.propagator import LabelPropagator
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.propagation.video import propagate
@@ -58,7 +58,9 @@ def test_presets_hold_the_published_numbers():
         "cropmae": (20, 20, 7, 0.7),
         "rsp": (30, 30, 7, 0.1),
     }
-    assert {name: (p.length, p.radius, p.k, p.temperature) for name, p in PRESETS.items()} == table
+    published = {name: preset for name, preset in PRESETS.items() if name != "best"}  # ours
+    assert {name: (p.length, p.radius, p.k, p.temperature) for name, p in published.items()} == table
+    assert {(p.sharpen, p.refine) for p in published.values()} == {(1.0, None)}
     assert json.loads(json.dumps(asdict(PRESETS["dino"])))["shape"] == "square<="
 
 
@@ -67,7 +69,8 @@ def context(rules: Protocol, t: int) -> list[tuple[int, int, int]]:
     free = int(rules.radius is None)
     if rules.first == "copies":
         slots = [max(0, i) for i in range(t - rules.length, t)]
-        return [(f, slots.count(f) + (f == 0), int(f == 0) if not free else slots.count(f) + (f == 0))
+        everywhere = int(rules.first_everywhere)
+        return [(f, slots.count(f) + (f == 0), (f == 0) * everywhere if not free else slots.count(f) + (f == 0))
                 for f in sorted({0, *slots})]  # fmt: skip
     start = 0 if rules.first == "twice" else 1
     slots = [0, *range(max(start, t - rules.length), t)]
@@ -95,7 +98,7 @@ def direct(features: Tensor, labels: Tensor, rules: Protocol) -> Tensor:
         positions = height * width
         rows = known[torch.tensor(frames)].flatten(0, 1)
         out = (weights[0, :, :, None] * (indices[0] >= 0)[:, :, None] * rows[indices[0].clamp(min=0)]).sum(1)
-        soft.append(out.T.view_as(labels))
+        soft.append(sharpened(out.T.view_as(labels)[None], rules.sharpen)[0])
         assert positions == out.shape[0]
     return torch.stack(soft)
 
@@ -187,7 +190,7 @@ def test_masks_hold_ids_of_the_first_mask(name):
     assert found.soft.dtype == torch.float32
     assert (found.masks.shape, found.masks.dtype) == ((3, 32, 40), np.uint8)
     assert set(np.unique(found.masks[1:])) <= {0, 3}
-    if name not in ("crw", "timecycle", "sfc", "dul", "cropmae"):
+    if name not in ("crw", "timecycle", "sfc", "dul", "cropmae", "best"):
         np.testing.assert_array_equal(found.masks[0], mask)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from timecycle.data.masks import PALETTE, VOID
 from timecycle.ops.propagate_sequence import rescaled
 from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.refine import refined
 
 # Protocols with labels="square" drop the background, or an object, with fewer pixels at the working size.
 BACKGROUND_PIXELS = 11
@@ -116,11 +117,28 @@ def min_max(labels: Tensor) -> Tensor:
     return rescaled(labels, (-2, -1))
 
 
-def upsampled(soft: Tensor, protocol: Protocol, size: Size) -> Tensor:
-    """Upsample soft labels [L, h, w] to the size at which the arg-max is taken, and rescale them per class."""
+def sharpened(labels: Tensor, power: float) -> Tensor:
+    """Labels p, clamped to [0, 1], moved away from 1/2: p^power / (p^power + (1 - p)^power), each label on its own."""
+    if power == 1:
+        return labels
+    labels = labels.clamp(0, 1)
+    there, not_there = labels**power, (1 - labels) ** power
+    return there / (there + not_there)
+
+
+def upsampled(soft: Tensor, protocol: Protocol, size: Size, rgb: np.ndarray | None = None) -> Tensor:
+    """Upsample soft labels [L, h, w] to the size at which the arg-max is taken, and rescale them per class.
+
+    rgb: the frame, uint8 [H, W, 3], for protocols that refine labels by it; without it they do not.
+    """
     if not len(soft):
         return soft.new_zeros((0, *size))
-    if protocol.upsample == "opencv":
+    if protocol.refine is not None and rgb is not None:
+        maps = refined(soft.cpu().numpy(), rgb, protocol.refine, protocol.refine_eps)
+        if maps.shape[1:] != size:
+            maps = np.stack([_opencv(channel, size) for channel in maps])
+        large = torch.from_numpy(maps)
+    elif protocol.upsample == "opencv":
         large = torch.from_numpy(np.stack([_opencv(channel, size) for channel in soft.cpu().numpy()]))
     elif protocol.upsample == "nearest":
         large = functional.interpolate(soft[None], size, mode="nearest")[0]
@@ -137,11 +155,21 @@ def upsampled(soft: Tensor, protocol: Protocol, size: Size) -> Tensor:
     return torch.where(large.amax((1, 2), keepdim=True) > 0, scaled, large)
 
 
-def index_mask(soft: Tensor, ids: tuple[int, ...], protocol: Protocol, working: Size, output: Size) -> np.ndarray:
-    """Mask, uint8 [H, W] ids, from soft labels [L, h, w]. Ties go to the earlier class; L = 0 gives background."""
+def index_mask(
+    soft: Tensor,
+    ids: tuple[int, ...],
+    protocol: Protocol,
+    working: Size,
+    output: Size,
+    rgb: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mask, uint8 [H, W] ids, from soft labels [L, h, w]. Ties go to the earlier class; L = 0 gives background.
+
+    rgb: the frame, as in `upsampled`.
+    """
     if not ids:
         return np.zeros(output, np.uint8)
-    large = upsampled(soft, protocol, working if protocol.upsample_to == "working" else output)
+    large = upsampled(soft, protocol, working if protocol.upsample_to == "working" else output, rgb)
     mask = np.array(ids, np.uint8)[large.argmax(dim=0).cpu().numpy()]
     if protocol.labels == "square":  # as TimeCycle's code: nearest by OpenCV, which samples at top-left corners
         return cv2.resize(mask, output[::-1], interpolation=cv2.INTER_NEAREST)

@@ -15,7 +15,7 @@ from timecycle.errors import InputError
 from timecycle.features.maps import as_tensor, described
 from timecycle.ops import affinity_propagate
 from timecycle.ops.checks import check_finite, not_finite
-from timecycle.propagation.labels import merged, min_max
+from timecycle.propagation.labels import merged, min_max, sharpened
 from timecycle.propagation.protocols import Protocol, protocol
 
 Frames = TypeVar("Frames", int, Tensor)
@@ -202,7 +202,8 @@ class LabelPropagator:
                 soft[:, channels] = found[given][:, channels]
             if (background := self._kept[-1].background) is not None:
                 soft[:, background] = (soft[:, background] - gained).clamp(min=0)
-        return min_max(soft) if self.protocol.feedback == "min-max" else soft
+        soft = min_max(soft) if self.protocol.feedback == "min-max" else soft
+        return sharpened(soft, self.protocol.sharpen)
 
     def _propagated(self, query: Tensor, given: tuple[int, ...]) -> Tensor:
         """Soft labels [B, L, h, w] from the context with these given frames, as slots, before feedback."""

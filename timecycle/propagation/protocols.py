@@ -94,8 +94,16 @@ class Protocol:
     id of the mask and no other."""
     feedback: Literal["soft", "min-max"] = "soft"
     """Labels that later frames see: unchanged, or rescaled to [0, 1] per class."""
+    sharpen: float = 1.0
+    """Then each label p, from 0 to 1, becomes p^s / (p^s + (1 - p)^s) with this s, against blur that accumulates over
+    time; 1 leaves labels unchanged."""
 
     # From soft labels to the mask.
+    refine: float | None = None
+    """Radius, in feature positions, of a guided filter that upsamples the labels along the edges of the frame, if there
+    is one, instead of `upsample`; None for no filter. See timecycle.propagation.refine."""
+    refine_eps: float = 1e-4
+    """Variance of the frame's colors below which the guided filter smooths."""
     upsample: Literal["opencv", "bilinear", "nearest"] = "bilinear"
     """Bilinear as OpenCV or as PyTorch does it (corners not aligned), or PyTorch's nearest."""
     upsample_to: Literal["working", "output"] = "working"
@@ -115,11 +123,15 @@ class Protocol:
         self.select()
         if self.radius is not None:
             self.neighborhood(1, 1)
+        if self.refine is not None and not 0 < self.refine <= LARGEST_SIDE:
+            raise InputError(f"refine is {self.refine}; expected a positive radius in feature positions, or None")
         if min(self.std) <= 0:
             raise InputError(f"std is {self.std}; expected positive numbers")
         for name, least, most, what in (
             ("length", 1, 2**31, "at least one context frame"),
             ("side", 0, LARGEST_SIDE, f"pixels, at most {LARGEST_SIDE}, or 0 for the frame's size"),
+            ("sharpen", 2**-10, 2**10, "a power from 1/1024 to 1024"),
+            ("refine_eps", 1e-8, 1e3, "a variance from 1e-8 to 1000"),
             ("multiple", 1, LARGEST_SIDE, f"at least one pixel and at most {LARGEST_SIDE}"),
         ):
             if not least <= getattr(self, name) <= most:
@@ -141,6 +153,10 @@ _CRW = Protocol(
 )  # fmt: skip
 _DINO = Protocol(
     "dino", "short side", 480, 64, std=(0.228, 0.224, 0.225), radius=12, shape="square<=", ties="all",
+)  # fmt: skip
+_BEST = replace(
+    _CRW, name="best", resize="short side", side=480, multiple=8, rounding="nearest", first_everywhere=False,
+    sharpen=1.5, refine=1.0,
 )  # fmt: skip
 PRESETS = {
     preset.name: preset
@@ -170,6 +186,7 @@ PRESETS = {
         replace(_CRW, name="sfc", radius=15, temperature=0.1, k=15),
         replace(_CRW, name="dul"),
         replace(_CRW, name="cropmae", radius=20, temperature=0.7, k=7),
+        _BEST,
         replace(_DINO, name="rsp", length=30, radius=30, temperature=0.1, k=7),
     )
 }  # fmt: skip

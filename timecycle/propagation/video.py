@@ -64,7 +64,7 @@ class PropagatedFrame:
         given = self.given if self.protocol.first_mask == "given" else None
         if given is None or given.mask is None:
             return self._of_each_video(
-                lambda soft: index_mask(soft, self.ids, self.protocol, working, size), self.soft, 3
+                lambda soft: index_mask(soft, self.ids, self.protocol, working, size, self.rgb), self.soft, 3
             )
         known = self._of_each_video(lambda mask: nearest(mask, size), given.mask, 2)
         if given.objects is None:

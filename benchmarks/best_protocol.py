@@ -1,0 +1,192 @@
+"""The search for protocol "best": J and F of whole DAVIS sequences with the shipped features, change by change.
+
+    python -m benchmarks.best_protocol --davis DAVIS --work FOLDER [--processes 2]   # measure what is not yet measured
+    python -m benchmarks.best_protocol --davis DAVIS --time                          # time best beside crw at 480
+    python -m benchmarks.best_protocol --write                                       # docs/best_protocol.md
+
+Features and soft labels are kept in FOLDER, so that what only changes the mask is not propagated again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from timecycle.data.images import read_rgb
+from timecycle.data.masks import read_mask
+from timecycle.data.sequences import Sequence
+from timecycle.evaluation.davis.layout import read_davis
+from timecycle.evaluation.davis.metrics import score_frame
+from timecycle.features.named import PARTS, Features
+from timecycle.propagation.protocols import Protocol, protocol
+from timecycle.propagation.video import (
+    EncodedFrame,
+    PropagatedFrame,
+    Sizes,
+    encode_frames,
+    image_size,
+    labels_of_masks,
+    propagate_features,
+    propagate_frames,
+    rules_for,
+)
+
+RESULTS = Path(__file__).parent / "results" / "best_protocol.json"
+PAGE = Path(__file__).parents[1] / "docs" / "best_protocol.md"
+BEGIN, END = "<!-- table: written by benchmarks/best_protocol.py -->", "<!-- end of table -->"
+
+CRW = {"resize": "short side", "side": 480, "multiple": 8, "rounding": "nearest"}
+REGION = {**CRW, "sharpen": 1.5, "first_everywhere": False}
+LARGE = {**REGION, "side": 600, "radius": 15.0}
+GUIDED = {"refine": 1.0}
+ROWS: dict[str, dict[str, Any]] = {
+    "crw, short side 480": CRW,
+    "the same, guided filter": CRW | GUIDED,
+    "the same, labels sharpened": CRW | {"sharpen": 1.5},
+    "both": CRW | {"sharpen": 1.5} | GUIDED,
+    "both, frame 0 within the neighborhood only": REGION | GUIDED,
+    "these, short side 600, radius 15": LARGE | GUIDED,
+    "these, 30 context frames: best": LARGE | {"length": 30} | GUIDED,
+    "best without the guided filter": LARGE | {"length": 30},
+    "best without sharpening": LARGE | {"length": 30, "sharpen": 1.0} | GUIDED,
+    "best, frame 0 everywhere": LARGE | {"length": 30, "first_everywhere": True} | GUIDED,
+}
+"""Changes to preset crw, by what they are called."""
+MASK_FIELDS = ("refine", "refine_eps", "upsample", "upsample_to", "scale", "first_mask", "name")
+
+
+def rules_of(changes: dict[str, Any]) -> Protocol:
+    """A row's protocol, for features of length 1; the given first mask is frame 0's result."""
+    return protocol("crw", **{"l2": False, "first_mask": "given", **changes})
+
+
+def encoded(sequence: Sequence, rules: Protocol, work: Path) -> Iterator[EncodedFrame]:
+    """The features of a sequence, stored as float16 on first use."""
+    path = work / f"{sequence.name}-{rules.resize}-{rules.side}.npy"
+    if not path.exists():
+        features = Features(PARTS, torch.device("cpu"), torch.float32, rules.mean, rules.std)
+        maps = [frame.features.numpy().astype(np.float16) for frame in encode_frames(sequence.frames, features, rules)]
+        np.save(path, np.stack(maps))
+    maps = np.load(path, mmap_mode="r")
+    for place, stored in zip(sequence.frames, maps, strict=True):
+        rgb = read_rgb(place)
+        size = rgb.shape[0], rgb.shape[1]
+        sizes = Sizes(size, image_size(*size, rules), (stored.shape[1], stored.shape[2]))
+        yield EncodedFrame(torch.from_numpy(stored.astype(np.float32)), sizes, rgb)
+
+
+def soft_file(sequence: Sequence, rules: Protocol, work: Path) -> Path:
+    """Where the soft labels of a sequence are stored, by all fields that change them."""
+    fields = {name: value for name, value in asdict(rules).items() if name not in MASK_FIELDS}
+    plain = asdict(protocol("crw"))
+    words = [f"{name}={value}" for name, value in fields.items() if value != plain[name]]
+    return work / ("-".join([sequence.name, *words]).replace(" ", "_") + ".npy")
+
+
+def propagated(sequence: Sequence, rules: Protocol, work: Path) -> Iterator[PropagatedFrame]:
+    """The frames of a sequence with their labels, which are stored on first use."""
+    path = soft_file(sequence, rules, work)
+    first = {0: read_mask(sequence.annotations[0])}
+    frames = encoded(sequence, rules, work)
+    if path.exists():
+        ids = (0, 1)
+        for index, (frame, soft) in enumerate(zip(frames, np.load(path), strict=True)):
+            given = labels_of_masks(first, rules)(index, frame.sizes)
+            yield PropagatedFrame(index, torch.from_numpy(soft), ids, frame.sizes, rules, frame.rgb, given)
+        return
+    stored = []
+    for frame in propagate_features(frames, rules, labels_of_masks(first, rules), length=len(sequence.frames)):
+        stored.append(frame.soft.numpy())
+        yield frame
+    np.save(path, np.stack(stored))
+
+
+@torch.inference_mode()
+def measure(job: tuple[str, Sequence, Path]) -> tuple[str, str, list[float]]:
+    """Mean J and F of one sequence, of one object."""
+    name, sequence, work = job
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    scores = [
+        score_frame(read_mask(sequence.annotations[frame.index]), frame.mask(), 1)[0]
+        for frame in propagated(sequence, rules_of(ROWS[name]), work)
+    ]
+    return name, sequence.name, [round(float(value), 5) for value in np.mean(scores[1:-1], axis=0)]
+
+
+def measure_rows(sequences: list[Sequence], work: Path, processes: int, found: dict[str, Any]) -> None:
+    """Measure the rows that are not in `found` yet, storing each as soon as it is complete."""
+    work.mkdir(parents=True, exist_ok=True)
+    rows = found.setdefault("rows", {})
+    jobs = [(name, s, work) for name in ROWS for s in sequences if s.name not in rows.get(name, {})]
+    with get_context("spawn").Pool(processes) as pool:
+        for name, sequence, scores in pool.imap(measure, jobs):
+            rows.setdefault(name, {})[sequence] = scores
+            save(found)
+            print(f"{name}: {sequence} {scores}", flush=True)
+
+
+@torch.inference_mode()
+def measure_time(sequences: list[Sequence], frames: int = 45, warm: int = 32) -> dict[str, Any]:
+    """Seconds per frame from image file to mask, of crw at 480 and of best in turn, frame by frame, one thread."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rules = {"crw": rules_of(CRW), "best": protocol("best", first_mask="given")}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rules}
+    for sequence in sequences:
+        first = {0: read_mask(sequence.annotations[0])}
+        streams = {}
+        for name, rule in rules.items():
+            features = Features(PARTS, torch.device("cpu"), torch.float32, rule.mean, rule.std)
+            rule = rules_for(features, rule)
+            streams[name] = propagate_frames(
+                sequence.frames[:frames], features, rule, labels_of_masks(first, rule), read_ahead=0
+            )
+        for index in range(min(frames, len(sequence.frames))):
+            for name, stream in streams.items():
+                start = time.perf_counter(), time.process_time()
+                next(stream).mask()
+                if index >= warm:  # the context is full
+                    seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    medians = {name: np.median(values, axis=0) for name, values in seconds.items()}
+    return {
+        "sequences": [sequence.name for sequence in sequences],
+        "frames": len(seconds["crw"]),
+        "wall": {name: round(float(value[0]), 4) for name, value in medians.items()},
+        "cpu": {name: round(float(value[1]), 4) for name, value in medians.items()},
+    }
+
+
+def save(found: dict[str, Any]) -> None:
+    """Write the results file."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure, time or write, as the options say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--davis", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    sequences = read_davis(arguments.davis, "val", "2017", None) if arguments.davis else []
+    if arguments.work:
+        measure_rows(sequences, arguments.work, arguments.processes, found)
+    if arguments.time:
+        found["seconds"] = measure_time([s for s in sequences if s.name in ("camel", "dog")])
+        save(found)
+
+
+if __name__ == "__main__":
+    main()
