@@ -52,6 +52,11 @@ def test_motion_tells_an_object_from_a_background_of_the_same_texture():
     assert moved > alone + 0.1
 
 
+def test_an_object_that_does_not_move_is_found_by_color():
+    rgb, mask = scene()
+    assert iou(mask_from_box(rgb, BOX, other=rgb), mask) > 0.9
+
+
 @pytest.mark.parametrize(
     "box",
     [(35.4, 31.6, 51.2, 37), (0, 0, 40, 40), (-30, -20, 90, 80), (100, 60, 60, 60), (60, 50, 1, 1), (60, 50, 0.2, 0.2),

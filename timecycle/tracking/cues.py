@@ -23,6 +23,7 @@ BINS = 24  # of a color histogram, per channel of Lab
 BLUR = (0.2, 0.6, 0.2)  # of histograms
 MIXING = 5  # rounds of estimating the object's colors
 LOCAL = 0.3  # distance, in sizes of the box, at which background colors count a third
+LEAST_MOTION = 1.0  # pixels, of 5 % of the box; with less, motion says nothing
 AFFINITY_K, AFFINITY_TEMPERATURE, AFFINITY_STEPS = 20, 0.05, 10
 
 Box = tuple[int, int, int, int]
@@ -157,7 +158,7 @@ def motion(rgb: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray
     flow_of.setFinestScale(0)
     flow_of.setPatchStride(3)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (rgb, other)]
-    flow = flow_of.calc(gray[0], gray[1], np.zeros((*inside.shape, 2), np.float32))
+    flow = flow_of.calc(gray[0], gray[1], None)  # type: ignore[call-overload]  # no first guess
     y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]].astype(np.float32)
     places = np.stack([x, y], axis=2)
     sampled = np.zeros(inside.shape, bool)
@@ -186,7 +187,7 @@ CUES = ("near", "near rank", "wide", "wide rank", "color", "local color", "local
 def box_cues(
     rgb: np.ndarray, box: Box, cells: Cells, features: Tensor | None, other: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """The cues of CUES, float32 [h, w] each; those of missing features or a missing other frame are left out.
+    """The cues of CUES, float32 [h, w] each; without those of missing features, and of motion if there is none.
 
     rgb: uint8 [H, W, 3]; other: a frame just before or after it, of the same size; features: [D, h', w'].
     """
@@ -210,8 +211,10 @@ def box_cues(
     for name in ("near", "wide", "local color", "affinity"):
         if name in cues:
             cues[f"{name} rank"] = ranks(cues[name], inside)
+    lengths = None
     if other is not None:
         lengths = motion(rgb, other, within)
+    if lengths is not None and np.quantile(lengths[within], 0.95) > LEAST_MOTION:
         left, top, right, bottom = cells.window
         around = np.zeros_like(within)
         around[top:bottom, left:right] = True

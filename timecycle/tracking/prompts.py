@@ -60,7 +60,7 @@ def mask_from_box(
     Args:
         rgb: the frame, uint8 [H, W, 3].
         box: (x, y, width, height) in pixels; what is outside the frame is cut off.
-        features: of the frame, [D, h, w]; used if there is no other frame.
+        features: of the frame, [D, h, w]; used if nothing in the box moves, or there is no other frame.
         other: a frame just before or after this one, of the same size; motion is the strongest cue.
 
     The mask lies in the box and is never empty: if no object is found, it is the ellipse in the box.
@@ -76,7 +76,7 @@ def mask_from_box(
         return _ellipse(full, rgb.shape[:2])
     other = None if other is None or other.shape != rgb.shape else _reduced(other)[0]
     cells = Cells.of(small, window)
-    cues = box_cues(small, bounds, cells, None if other is not None else features, other)
+    cues = box_cues(small, bounds, cells, features, other)
     weights = WITH_MOTION if "motion" in cues else WITH_AFFINITY if "affinity" in cues else WITH_COLOR
     odds = sum(weight * cues[name] for name, weight in weights.items() if name) + weights[""]
     inside = cells.inside(bounds)
