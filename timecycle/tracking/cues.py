@@ -24,6 +24,8 @@ BLUR = (0.2, 0.6, 0.2)  # of histograms
 MIXING = 5  # rounds of estimating the object's colors
 LOCAL = 0.3  # distance, in sizes of the box, at which background colors count a third
 LEAST_MOTION = 1.0  # pixels, of 5 % of the box; with less, motion says nothing
+STANDS_OUT = 1.5
+"""Motion in the box, by its upper quartile, must be so many times that around it: water moves everywhere."""
 AFFINITY_K, AFFINITY_TEMPERATURE, AFFINITY_STEPS = 20, 0.05, 10
 
 Box = tuple[int, int, int, int]
@@ -211,15 +213,16 @@ def box_cues(
     for name in ("near", "wide", "local color", "affinity"):
         if name in cues:
             cues[f"{name} rank"] = ranks(cues[name], inside)
-    lengths = None
-    if other is not None:
-        lengths = motion(rgb, other, within)
-    if lengths is not None and np.quantile(lengths[within], 0.95) > LEAST_MOTION:
-        left, top, right, bottom = cells.window
-        around = np.zeros_like(within)
-        around[top:bottom, left:right] = True
-        band = np.sort(lengths[around & ~within])
-        band = band if len(band) else np.zeros(1, np.float32)
+    if other is None:
+        return cues
+    lengths = motion(rgb, other, within)
+    left, top, right, bottom = cells.window
+    around = np.zeros_like(within)
+    around[top:bottom, left:right] = True
+    band = np.sort(lengths[around & ~within])
+    band = band if len(band) else np.zeros(1, np.float32)
+    stands_out = np.quantile(lengths[within], 0.75) > STANDS_OUT * np.quantile(band, 0.75)
+    if stands_out and np.quantile(lengths[within], 0.95) > LEAST_MOTION:
         cues["motion"] = cells.sampled(np.log((lengths + 0.1) / (np.median(band) + 0.1)).clip(-2, 4))
         cues["motion rank"] = cells.sampled(np.searchsorted(band, lengths) / len(band))
     return cues

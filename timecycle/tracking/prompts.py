@@ -24,6 +24,9 @@ TIGHT = 0.85
 """A box touches its object on all sides (Lempitsky et al., Image Segmentation with a Bounding Box Prior, ICCV 2009). A
 mask that spans less of its width or height gives way to one that trusts the cues more, unless that doubles it."""
 LENIENT, LENIENT_SURE = math.log(0.35 / 0.65), 0.85  # log-odds that count as even then, and SURE
+WITHIN, MOVING_PART = 0.95, 1 / 3
+"""A mask of less than this part of the one that is found without motion, and within it, is of an object that moves only
+in part, such as the legs of an animal that the camera follows: then the other one is taken."""
 GUIDE_RADIUS, GUIDE_EPS = 8, 1e-3
 LEAST_PART = 0.01  # of the largest part; smaller ones are dropped
 POINT_CELLS = 8000
@@ -70,23 +73,33 @@ def mask_from_box(
     small, scale = _reduced(rgb)
     bounds = _scaled(full, scale, small.shape[:2])
     window = window_of(bounds, small.shape[:2])
-    if (
-        window == bounds or min(bounds[2] - bounds[0], bounds[3] - bounds[1]) < 4
-    ):  # no background is known, or there is nothing to cut
+    if window == bounds or min(bounds[2] - bounds[0], bounds[3] - bounds[1]) < 4:
+        # No background is known, or there is nothing to cut.
         return _ellipse(full, rgb.shape[:2])
     other = None if other is None or other.shape != rgb.shape else _reduced(other)[0]
     cells = Cells.of(small, window)
     cues = box_cues(small, bounds, cells, features, other)
+    mask = _mask_of_cues(small, bounds, cells, cues)
+    if "motion" in cues:
+        still = _mask_of_cues(small, bounds, cells, {name: cue for name, cue in cues.items() if "motion" not in name})
+        moving, both = np.count_nonzero(mask), np.count_nonzero(mask & still)
+        if both >= WITHIN * moving and moving < MOVING_PART * np.count_nonzero(still):
+            mask = still
+    return _enlarged(_without_specks(mask), full, rgb.shape[:2])
+
+
+def _mask_of_cues(rgb: np.ndarray, box: Box, cells: Cells, cues: dict[str, np.ndarray]) -> np.ndarray:
+    """The mask, bool [H, W], of the object in a box, from cues of every cell, float32 [h, w]."""
     weights = WITH_MOTION if "motion" in cues else WITH_AFFINITY if "affinity" in cues else WITH_COLOR
     odds = sum(weight * cues[name] for name, weight in weights.items() if name) + weights[""]
-    inside = cells.inside(bounds)
-    mask = _cut(small, window, np.where(inside, 1 / (1 + np.exp(-odds)), 0.0))
-    if _span(mask, bounds) < TIGHT:
+    inside = cells.inside(box)
+    mask = _cut(rgb, cells.window, np.where(inside, 1 / (1 + np.exp(-odds)), 0.0))
+    if _span(mask, box) < TIGHT:
         trusted = np.where(inside, 1 / (1 + np.exp(LENIENT - odds)), 0.0)
-        larger = _cut(small, window, trusted, LENIENT_SURE, with_share=True)
-        if _span(larger, bounds) > _span(mask, bounds) and 2 * np.count_nonzero(mask) > np.count_nonzero(larger):
+        larger = _cut(rgb, cells.window, trusted, LENIENT_SURE, with_share=True)
+        if _span(larger, box) > _span(mask, box) and 2 * np.count_nonzero(mask) > np.count_nonzero(larger):
             mask = larger
-    return _enlarged(_without_specks(mask), full, rgb.shape[:2])
+    return mask
 
 
 def mask_from_points(
