@@ -1,8 +1,9 @@
 """The search for protocol "best": J and F of whole DAVIS sequences with the shipped features, change by change.
 
     python -m benchmarks.best_protocol --davis DAVIS --work FOLDER [--processes 2]   # measure what is not yet measured
+    python -m benchmarks.best_protocol --davis DAVIS --work FOLDER --confidence      # confidence beside J, by frame
     python -m benchmarks.best_protocol --davis DAVIS --time                          # time best beside crw at 480
-    python -m benchmarks.best_protocol --write                                       # docs/best_protocol.md
+    python -m benchmarks.best_protocol --write                                       # tables in docs/best_protocol.md
 
 Features and soft labels are kept in FOLDER, so that what only changes the mask is not propagated again.
 """
@@ -20,13 +21,16 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.report import ROOT, splice
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.evaluation.davis.metrics import score_frame
 from timecycle.features.named import PARTS, Features
-from timecycle.propagation.protocols import Protocol, protocol
+from timecycle.normalization import IMAGENET
+from timecycle.propagation.confidence import LOST_BELOW, confidence
+from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.propagation.video import (
     EncodedFrame,
     PropagatedFrame,
@@ -39,8 +43,8 @@ from timecycle.propagation.video import (
     rules_for,
 )
 
-RESULTS = Path(__file__).parent / "results" / "best_protocol.json"
-PAGE = Path(__file__).parents[1] / "docs" / "best_protocol.md"
+RESULTS = ROOT / "benchmarks" / "results" / "best_protocol.json"
+PAGE = ROOT / "docs" / "best_protocol.md"
 BEGIN, END = "<!-- table: written by benchmarks/best_protocol.py -->", "<!-- end of table -->"
 
 CRW = {"resize": "short side", "side": 480, "multiple": 8, "rounding": "nearest"}
@@ -60,17 +64,23 @@ ROWS: dict[str, dict[str, Any]] = {
     "best, frame 0 everywhere": LARGE | {"length": 30, "first_everywhere": True} | GUIDED,
 }
 """Changes to preset crw, by what they are called."""
+SEQUENCES = 11
+BASE, BEST = "crw, short side 480", "these, 30 context frames: best"
+OWN_SIZE = [name for name in PRESETS if name not in ("crw", "best")]
+"""Published presets, each at its own size; crw's own is the frame's, the first row's here."""
 MASK_FIELDS = ("refine", "refine_eps", "upsample", "upsample_to", "scale", "first_mask", "name")
 
 
-def rules_of(changes: dict[str, Any]) -> Protocol:
+def rules_of(row: str) -> Protocol:
     """A row's protocol, for features of length 1; the given first mask is frame 0's result."""
-    return protocol("crw", **{"l2": False, "first_mask": "given", **changes})
+    changes = {"l2": False, "first_mask": "given", **ROWS.get(row, {})}
+    return protocol("crw" if row in ROWS else row, **changes)
 
 
 def encoded(sequence: Sequence, rules: Protocol, work: Path) -> Iterator[EncodedFrame]:
     """The features of a sequence, stored as float16 on first use."""
-    path = work / f"{sequence.name}-{rules.resize}-{rules.side}.npy"
+    usual = (rules.color, rules.mean, rules.std) == ("rgb", *IMAGENET)
+    path = work / f"{sequence.name}-{rules.resize}-{rules.side}{'' if usual else '-' + rules.name}.npy"
     if not path.exists():
         features = Features(PARTS, torch.device("cpu"), torch.float32, rules.mean, rules.std)
         maps = [frame.features.numpy().astype(np.float16) for frame in encode_frames(sequence.frames, features, rules)]
@@ -117,16 +127,18 @@ def measure(job: tuple[str, Sequence, Path]) -> tuple[str, str, list[float]]:
     cv2.setNumThreads(1)
     scores = [
         score_frame(read_mask(sequence.annotations[frame.index]), frame.mask(), 1)[0]
-        for frame in propagated(sequence, rules_of(ROWS[name]), work)
+        for frame in propagated(sequence, rules_of(name), work)
     ]
     return name, sequence.name, [round(float(value), 5) for value in np.mean(scores[1:-1], axis=0)]
 
 
-def measure_rows(sequences: list[Sequence], work: Path, processes: int, found: dict[str, Any]) -> None:
+def measure_rows(
+    names: list[str], sequences: list[Sequence], work: Path, processes: int, found: dict[str, Any]
+) -> None:
     """Measure the rows that are not in `found` yet, storing each as soon as it is complete."""
     work.mkdir(parents=True, exist_ok=True)
     rows = found.setdefault("rows", {})
-    jobs = [(name, s, work) for name in ROWS for s in sequences if s.name not in rows.get(name, {})]
+    jobs = [(name, s, work) for name in names for s in sequences if s.name not in rows.get(name, {})]
     with get_context("spawn").Pool(processes) as pool:
         for name, sequence, scores in pool.imap(measure, jobs):
             rows.setdefault(name, {})[sequence] = scores
@@ -135,11 +147,42 @@ def measure_rows(sequences: list[Sequence], work: Path, processes: int, found: d
 
 
 @torch.inference_mode()
+def measure_confidence(sequences: list[Sequence], work: Path) -> dict[str, Any]:
+    """Spearman's correlation of the confidence with J over all scored frames of `best`, pooled."""
+    pairs: dict[str, np.ndarray] = {}
+    for sequence in sequences:
+        values = [
+            (confidence(frame)[0], score_frame(read_mask(sequence.annotations[frame.index]), frame.mask(), 1)[0, 0])
+            for frame in propagated(sequence, rules_of(BEST), work)
+        ]
+        pairs[sequence.name] = np.array(values[1:-1])
+    every = np.concatenate(list(pairs.values()))
+    without = [spearman(np.concatenate([v for other, v in pairs.items() if other != name])) for name in pairs]
+    low = every[:, 0] < LOST_BELOW
+    return {
+        "frames": len(every),
+        "spearman": round(spearman(every), 4),
+        "spearman without one sequence, least": round(min(without), 4),
+        "frames below the threshold": int(low.sum()),
+        "mean J below": round(float(every[low, 1].mean()), 4) if low.any() else None,
+        "mean J above": round(float(every[~low, 1].mean()), 4),
+        "threshold": LOST_BELOW,
+        "by sequence": {name: np.round(values, 3).tolist() for name, values in pairs.items()},
+    }
+
+
+def spearman(pairs: np.ndarray) -> float:
+    """Spearman's rank correlation of pairs [n, 2] without ties."""
+    first, second = pairs.argsort(axis=0).argsort(axis=0).T
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+@torch.inference_mode()
 def measure_time(sequences: list[Sequence], frames: int = 45, warm: int = 32) -> dict[str, Any]:
     """Seconds per frame from image file to mask, of crw at 480 and of best in turn, frame by frame, one thread."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rules = {"crw": rules_of(CRW), "best": protocol("best", first_mask="given")}
+    rules = {"crw": rules_of(BASE), "best": protocol("best", first_mask="given")}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rules}
     for sequence in sequences:
         first = {0: read_mask(sequence.annotations[0])}
@@ -165,6 +208,47 @@ def measure_time(sequences: list[Sequence], frames: int = 45, warm: int = 32) ->
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """The Markdown tables of a results file."""
+    rows = {name: np.array(list(scores.values())) for name, scores in found["rows"].items() if len(scores) == SEQUENCES}
+    base = rows[BASE].mean(axis=1)
+    lines = ["| protocol | J | F | J&F | beside crw | sequences better, worse |", "|---|---|---|---|---|---|"]
+    for name in [name for name in [*ROWS, *OWN_SIZE] if name in rows]:
+        j, f = 100 * rows[name].mean(axis=0)
+        gain = 100 * (rows[name].mean(axis=1) - base)
+        better = "" if name == BASE else f"{(gain > 0.1).sum()}, {(gain < -0.1).sum()}"
+        label = f"preset `{name}`, its own size" if name in OWN_SIZE else name
+        lines.append(f"| {label} | {j:.1f} | {f:.1f} | {(j + f) / 2:.1f} | {gain.mean():+.1f} | {better} |")
+    lines += ["", "| sequence | crw | best |", "|---|---|---|"]
+    best = found["rows"].get(BEST, {})
+    lines += [f"| {name} | {of(found['rows'][BASE][name])} | {of(scores)} |" for name, scores in best.items()]
+    if "seconds" in found:
+        seconds = found["seconds"]
+        cpu, wall = (seconds[kind] for kind in ("cpu", "wall"))
+        lines += [
+            "",
+            f"Time per frame, from the image file to the mask, one thread, in turn with crw frame by frame on "
+            f"{' and '.join(seconds['sequences'])} with full contexts ({seconds['frames']} frames, medians): "
+            f"{cpu['best']:.2f} s of CPU time beside {cpu['crw']:.2f} s, {cpu['best'] / cpu['crw']:.2f} times as much "
+            f"({wall['best'] / wall['crw']:.2f} times by the clock of a busy machine).",
+        ]
+    if "confidence" in found:
+        sure = found["confidence"]
+        lines += [
+            "",
+            f"Confidence beside J, {sure['frames']} frames: Spearman {sure['spearman']:.2f}, at least "
+            f"{sure['spearman without one sequence, least']:.2f} without any one sequence. Mean J of the "
+            f"{sure['frames below the threshold']} frames below {sure['threshold']}: {sure['mean J below']}; of the "
+            f"others {sure['mean J above']}.",
+        ]
+    return "\n".join(lines)
+
+
+def of(scores: list[float]) -> str:
+    """J&F of a pair, in per cent."""
+    return f"{50 * sum(scores):.1f}"
+
+
 def save(found: dict[str, Any]) -> None:
     """Write the results file."""
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
@@ -176,16 +260,24 @@ def main() -> None:
     parser.add_argument("--davis", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--presets", action="store_true", help="measure the published presets, too: hours")
+    parser.add_argument("--confidence", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     sequences = read_davis(arguments.davis, "val", "2017", None) if arguments.davis else []
-    if arguments.work:
-        measure_rows(sequences, arguments.work, arguments.processes, found)
+    if arguments.confidence:
+        found["confidence"] = measure_confidence(sequences, arguments.work)
+        save(found)
+    elif arguments.work:
+        names = [*ROWS, *(OWN_SIZE if arguments.presets else ())]
+        measure_rows(names, sequences, arguments.work, arguments.processes, found)
     if arguments.time:
         found["seconds"] = measure_time([s for s in sequences if s.name in ("camel", "dog")])
         save(found)
+    if arguments.write:
+        splice(PAGE, BEGIN, table(found), END)
 
 
 if __name__ == "__main__":

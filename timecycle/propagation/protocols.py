@@ -155,8 +155,8 @@ _DINO = Protocol(
     "dino", "short side", 480, 64, std=(0.228, 0.224, 0.225), radius=12, shape="square<=", ties="all",
 )  # fmt: skip
 _BEST = replace(
-    _CRW, name="best", resize="short side", side=480, multiple=8, rounding="nearest", first_everywhere=False,
-    sharpen=1.5, refine=1.0,
+    _CRW, name="best", resize="short side", side=600, multiple=8, rounding="nearest", length=30, radius=15.0,
+    first_everywhere=False, sharpen=1.5, refine=1.0,
 )  # fmt: skip
 PRESETS = {
     preset.name: preset
