@@ -30,13 +30,10 @@ from timecycle.evaluation.davis.metrics import score_frame
 from timecycle.features.named import PARTS, Features
 from timecycle.normalization import IMAGENET
 from timecycle.propagation.confidence import LOST_BELOW, confidence
+from timecycle.propagation.frames import EncodedFrame, Sizes, encode_frames, image_size
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.propagation.video import (
-    EncodedFrame,
     PropagatedFrame,
-    Sizes,
-    encode_frames,
-    image_size,
     labels_of_masks,
     propagate_features,
     propagate_frames,

@@ -15,6 +15,7 @@ from timecycle.errors import InputError, listing
 from timecycle.files import write_bytes
 
 VOID = 255
+LARGEST_ID = 254
 LEAST_SOFT = 8  # masks with a maximum below this are not checked for soft edges
 MOST_THIN = 100  # ids 1, 2, ... up to this number are not checked for soft edges
 SOFT_VALUES = 3  # minimum number of values along edges only that count as soft edges

@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from timecycle.data.images import decode, open_image
-from timecycle.data.masks import PALETTE, VOID, object_ids, read_annotation
+from timecycle.data.masks import LARGEST_ID, PALETTE, VOID, object_ids, read_annotation
 from timecycle.errors import InputError, listing
 
-LARGEST_ID = 254
 LOSSY = ("JPEG", "MPO", "WEBP")
 """Pillow's formats whose pixels are not those that were stored."""
 MOST_COLORS = 64  # main colors of a mask whose other colors are edges or noise

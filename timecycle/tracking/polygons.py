@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from timecycle.data.images import most_pixels
+from timecycle.data.masks import LARGEST_ID
 from timecycle.errors import InputError, said
 from timecycle.files import read_json
 from timecycle.tracking.coco import rle_decode
 
 EXPECTED = "JSON of labelme (with shapes) or COCO (with images and annotations)"
-LARGEST_ID = 254
 CIRCLE_POINTS = 180
 Size = tuple[int, int]
 """Height and width, in pixels."""

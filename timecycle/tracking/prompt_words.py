@@ -10,10 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from timecycle.data.masks import LARGEST_ID
 from timecycle.errors import InputError, said
 
-LARGEST_ID = 254
-"""Of an object; 255 is void."""
 _NUMBER = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 _COUNT = re.compile(r"\d{1,9}", re.ASCII)
 _MASK = "[ID=]FILE[@FRAME], such as mask.png or 2=mask.png@100"

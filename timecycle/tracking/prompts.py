@@ -12,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from timecycle.errors import InputError
+from timecycle.propagation.frames import frame_size
+from timecycle.propagation.refine import GuidedFilter
 from timecycle.tracking.cues import Box, Cells, box_cues, cell_neighbors, walked
 
 SHORT_SIDE = 480
@@ -197,32 +199,14 @@ def _cut(rgb: np.ndarray, window: Box, share: np.ndarray, sure: float = SURE, wi
         cv2.setRNGSeed(0)
         image = cv2.cvtColor(cells.colors, cv2.COLOR_RGB2LAB if with_share else cv2.COLOR_RGB2BGR)
         if with_share:
-            image[..., 2] = np.round(255 * _guided(share, cells.colors).clip(0, 1))
+            guided = GuidedFilter(cells.colors, frame_size(share.shape), GUIDE_RADIUS, GUIDE_EPS)
+            image[..., 2] = np.round(255 * guided(share).clip(0, 1))
         cv2.grabCut(image, labels, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     left, top, right, bottom = window
     found = np.zeros(rgb.shape[:2], bool)
     part = (labels & 1).astype(np.float32)
     found[top:bottom, left:right] = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR) > 0.5
     return found
-
-
-def _guided(share: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """A map, float32 [H, W], smoothed along the edges of an image, uint8 [H, W, 3] (guided filter, He et al., 2010)."""
-    guide = rgb.astype(np.float32) / 255
-    mean, mean_share = _boxed(guide), _boxed(share)
-    covariance = _boxed(guide * share[..., None]) - mean * mean_share[..., None]
-    products = (guide[..., :, None] * guide[..., None, :]).reshape(*share.shape, 9)
-    variance = _boxed(products).reshape(*share.shape, 3, 3) - mean[..., :, None] * mean[..., None, :]
-    slope = np.linalg.solve(variance + GUIDE_EPS * np.eye(3, dtype=np.float32), covariance[..., None])[..., 0]
-    return (_boxed(slope) * guide).sum(axis=2) + _boxed(mean_share - (slope * mean).sum(axis=2))
-
-
-def _boxed(values: np.ndarray) -> np.ndarray:
-    side = 2 * GUIDE_RADIUS + 1
-    channels = [
-        cv2.boxFilter(np.ascontiguousarray(part), -1, (side, side)) for part in np.moveaxis(np.atleast_3d(values), 2, 0)
-    ]
-    return np.stack(channels, axis=2).reshape(values.shape)
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
