@@ -20,7 +20,13 @@ from timecycle.propagation.protocols import protocol as as_protocol
 def add_method_options(parser: argparse.ArgumentParser, protocol: str = "timecycle") -> None:
     """Add the options of features and protocol; `protocol` is the default one."""
     method = parser.add_argument_group("features and protocol")
-    method.add_argument("--resume", type=Path, help="weights of the network: a published checkpoint, or .safetensors")
+    method.add_argument(
+        "--resume",
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the network: a published checkpoint, or .safetensors",
+    )
     method.add_argument(
         "--layout",
         choices=LAYOUTS,
@@ -33,15 +39,23 @@ def add_method_options(parser: argparse.ArgumentParser, protocol: str = "timecyc
         help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
         "MODULE:CALLABLE, from normalized images [B, 3, H, W] to features [B, D, h, w]",
     )
-    method.add_argument("--protocol", default=protocol, help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    method.add_argument(
+        "--protocol", default=protocol, metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"
+    )
     method.add_argument(
         "--override", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the protocol, such as k=7"
     )
     method.add_argument(
-        "--cropSize", type=int, help="side of timecycle's square, else the short side; -1 keeps the frame's size"
+        "--cropSize",
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of timecycle's square, else the short side; -1 keeps the frame's size",
     )
-    method.add_argument("--videoLen", type=int, help="context frames")
-    method.add_argument("--topk_vis", type=int, help="neighbors kept, in each context frame or over all of them")
+    method.add_argument("--videoLen", type=int, metavar="N", help="context frames")
+    method.add_argument(
+        "--topk_vis", type=int, metavar="K", help="neighbors kept, in each context frame or over all of them"
+    )
 
 
 def add_device_options(parser: argparse._ActionsContainer) -> None:

@@ -46,9 +46,10 @@ timecycle track clip.mp4 -o out/clip --mask first.png --mask again.png@143
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    parser.usage = f"{parser.prog} VIDEO|FOLDER -o OUT --mask|--box|--points ... [options]"
     parser.add_argument("video", type=Path, metavar="VIDEO|FOLDER", help="a video file, or a folder of images")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    add_prompt_options(parser.add_argument_group("objects (at least one; each option may be repeated)"))
+    add_prompt_options(parser.add_argument_group("objects (options may be repeated; @FRAME: by default the first)"))
     frames = parser.add_argument_group("frames")
     frames.add_argument("--from", type=int, default=0, dest="first", metavar="FRAME", help="first frame (default: 0)")
     frames.add_argument("--to", type=int, dest="last", metavar="FRAME", help="last frame (default: the video's)")
