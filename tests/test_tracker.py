@@ -114,13 +114,14 @@ def test_a_stopped_run_goes_on_and_gives_the_same(folder, tmp_path, stop_at, mon
         tracker.add_mask(6, mask_of(6, o1=20))
         return tracker
 
-    whole, first, second = (given(tmp_path / name) for name in ("whole", "stopped", "stopped"))
+    whole, first = given(tmp_path / "whole"), given(tmp_path / "stopped")
     masks_of(whole)
     run = first.run(Span())
     steps = itertools.chain(run.backward(), run.forward())
     done = [step.number for step in itertools.islice(steps, stop_at)]
     run.stopped = True
     done += [step.number for step in steps]
+    second = given(tmp_path / "stopped")
     run = second.run(Span())
     done += [step.number for step in itertools.chain(run.backward(), run.forward())]
     assert done == [1, 0, 2, 3, 4, 5, 6, 7]
@@ -143,6 +144,16 @@ def test_a_killed_run_goes_on_from_what_was_saved(folder, tmp_path, monkeypatch)
     assert next(again.run(Span()).forward()).number in (2, 3)
     list(again.run(Span()).forward())
     np.testing.assert_array_equal(again.store.mask(7), mask_of(7, o1=7))
+
+
+def test_propagating_again_forgets_what_was_tracked_before(folder):
+    tracker = tracker_of(folder)
+    tracker.add_mask(0, mask_of(0, o1=7))
+    masks_of(tracker)
+    tracker.add_mask(3, mask_of(3, o1=9))
+    found = masks_of(tracker, last=4)
+    assert tracker.store.numbers() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(found[4], mask_of(4, o1=9))
 
 
 def test_a_damaged_state_is_not_used(folder, tmp_path):

@@ -42,20 +42,25 @@ TRAIN = (
     *("--videoLen", "3", "-j", "0", "--minutes", "9", "--visualize-every", "2", "--save-every", "1", "--keep", "2"),
     *("-c", "out", "--resume", "auto"),
 )
+TRACK = (
+    *("track", "{data}/davis/JPEGImages/480p/made-deform", "-o", "out", "--csv", "--coco", "--alpha"),
+    *("--mask", "{data}/davis/Annotations/480p/made-deform/00000.png@2", "--features", "color", "--size", "64"),
+)
 PREPARE = ("vlog", "--videos", "{data}/videos", "--out", "out", "--fps", "4", "--side", "32", "--jobs")
 SCORE = ("--davis", "{data}/davis", "--results", "{data}/masks", "--json", "out/scores.json", "--workers")
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("evaluate", "script:test_davis.py", (*EVALUATE, "64"), 22, "out"),
+        Program("evaluate", "script:test_davis.py", (*EVALUATE, "64"), 18, "out"),
         Program("evaluate anew", "script:test_davis.py", (*EVALUATE, "64", "--overwrite"), 12, "out",
                 (*EVALUATE, "32")),
         Program("evaluate more", "script:test_davis.py", (*EVALUATE, "64"), 5, "out",
                 (*EVALUATE, "64", "--sequences", "made-deform")),
         Program("evaluate_davis", "call:davis", ("{data}/davis", "out"), 5, "out"),
-        Program("train", "script:train.py", TRAIN, 20, "out"),
+        Program("train", "script:train.py", TRAIN, 18, "out"),
         Program("train, scored", "script:train.py",
                 (*TRAIN, "--evaluate-every", "2", "--evaluate-on", "{data}/short"), 4, "out"),
+        Program("track", "module:timecycle", TRACK, 6, "out"),
         Program("prepare", "module:timecycle.prepare", (*PREPARE, "2"), 12, "out"),
         Program("prepare anew", "module:timecycle.prepare", (*PREPARE, "1"), 4, "out"),
         Program("prepare davis", "module:timecycle.prepare",

@@ -30,7 +30,7 @@ from timecycle.tracking.folder import ALPHA, COCO, CSV, FIRST, OVERLAY, OutputFo
 from timecycle.tracking.given import add_prompt_options, give
 from timecycle.tracking.outputs import Outputs, Wishes
 from timecycle.tracking.run import Span, Step, TrackingRun, check_frames
-from timecycle.tracking.store import MaskStore
+from timecycle.tracking.store import KEPT, MaskStore
 from timecycle.tracking.tracker import Tracker
 from timecycle.viewing.overlays import Style, caption_of, paint
 
@@ -156,15 +156,17 @@ def _frames_of(tracker: Tracker, run: TrackingRun) -> int | None:
 
 
 def _wishes(work: Path, arguments: argparse.Namespace) -> Wishes:
-    """The files to write, in the work folder, from which an earlier run's are removed."""
+    """The files to write, in the work folder, from which those of an earlier run are removed."""
     alpha = None if arguments.alpha is None else ALPHA + (f".{arguments.alpha}" if arguments.alpha != "png" else "")
     style = Style(ids=True, contour_only=arguments.contours, checkerboard=arguments.checkerboard)
     names = (OVERLAY, alpha, COCO if arguments.coco else None, CSV if arguments.csv else None)
-    for name in names:
-        if name and (work / name).is_dir():
-            shutil.rmtree(work / name)
-        elif name:
-            (work / name).unlink(missing_ok=True)
+    for path in work.iterdir():
+        if path.name in KEPT:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     overlay, alpha_path, coco, csv = (None if name is None else work / name for name in names)
     return Wishes(overlay, alpha_path, coco, arguments.coco or "rle", csv, style)
 

@@ -17,10 +17,13 @@ import torch
 
 from timecycle.data.masks import mask_png, read_mask
 from timecycle.errors import InputError
-from timecycle.files import growing, partial_path, remove_leftovers, writing
+from timecycle.files import growing, partial_path, remove_leftovers, write_bytes, writing
 
 MASKS = "masks"
 WORK = ".track"
+LATER, LINES, STATE = "later", "frames.jsonl", "state.pt"
+KEPT = (LATER, LINES, STATE)
+"""What the store keeps in the folder WORK."""
 
 Confidences = dict[int, float]
 """By object id, from 0 to 1."""
@@ -36,13 +39,13 @@ class MaskStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lines = root / WORK / "frames.jsonl"
-        self._state = root / WORK / "state.pt"
+        self._lines = root / WORK / LINES
+        self._state = root / WORK / STATE
         self.confidences: dict[int, Confidences] = {}
         with writing(root):
             (root / MASKS).mkdir(parents=True, exist_ok=True)
-            (root / WORK / "later").mkdir(parents=True, exist_ok=True)
-            for folder in (root / MASKS, root / WORK / "later"):
+            (root / WORK / LATER).mkdir(parents=True, exist_ok=True)
+            for folder in (root / MASKS, root / WORK / LATER):
                 remove_leftovers(folder)
             self._read_lines()
 
@@ -59,7 +62,7 @@ class MaskStore:
 
     def path(self, number: int, later: bool = False) -> Path:
         """The file of a frame's mask; `later`: of objects that are given later."""
-        return (self.root / WORK / "later" if later else self.root / MASKS) / f"{number:05d}.png"
+        return (self.root / WORK / LATER if later else self.root / MASKS) / f"{number:05d}.png"
 
     def put(self, number: int, mask: np.ndarray, confidences: Confidences, later: bool = False) -> None:
         """Store a frame's mask, uint8 [H, W] ids, and confidences."""
@@ -68,10 +71,10 @@ class MaskStore:
         with writing(path):  # without flushing to disk: of a crash of the machine the state knows nothing either
             partial.write_bytes(mask_png(mask))
             partial.replace(path)
-        self.confidences.setdefault(number, {}).update(confidences)
-        entry = {"frame": number, "confidence": {str(i): round(value, 4) for i, value in confidences.items()}}
+        rounded = {i: round(value, 4) for i, value in confidences.items()}  # as they will be read
+        self.confidences.setdefault(number, {}).update(rounded)
         with writing(self._lines), self._lines.open("a") as lines:
-            lines.write(json.dumps(entry) + "\n")
+            lines.write(_line(number, confidences))
 
     def has(self, number: int, later: bool = False) -> bool:
         """Whether a frame's mask is stored."""
@@ -94,13 +97,22 @@ class MaskStore:
             return None
 
     def finish(self) -> None:
-        """Remove what only a stopped run needs."""
+        """Remove what only a stopped run needs, and write a line for each frame, in order."""
+        lines = (_line(number, found) for number, found in sorted(self.confidences.items()))
+        write_bytes(self._lines, "".join(lines).encode())
         self._state.unlink(missing_ok=True)
-        later = self.root / WORK / "later"
+        later = self.root / WORK / LATER
         if later.is_dir():
             for path in later.iterdir():
                 path.unlink()
             later.rmdir()
+
+    def clear(self) -> None:
+        """Remove all masks, and where a stopped run stands."""
+        self.confidences = {}
+        with writing(self.root):
+            for path in (self._lines, self._state, *(self.path(number) for number in self.numbers())):
+                path.unlink(missing_ok=True)
 
     def numbers(self) -> list[int]:
         """The numbers of the stored masks, ascending."""
@@ -110,3 +122,8 @@ class MaskStore:
             raise InputError(f"{self.root / MASKS} cannot be read ({error.strerror}); expected masks") from None
         stems = (name.removesuffix(".png") for name in names if name.endswith(".png"))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def _line(number: int, confidences: Confidences) -> str:
+    found = {str(i): round(value, 4) for i, value in sorted(confidences.items())}
+    return json.dumps({"frame": number, "confidence": found}) + "\n"

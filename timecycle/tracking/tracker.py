@@ -22,7 +22,7 @@ from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
 from timecycle.tracking.prompts import mask_from_box, mask_from_points
-from timecycle.tracking.run import Span, Step, TrackingRun
+from timecycle.tracking.run import Span, Step, TrackingRun, check_frames
 from timecycle.tracking.store import MaskStore
 from timecycle.viewing.overlays import Style
 
@@ -149,6 +149,8 @@ class Tracker:
     def propagate(self, first: int = 0, last: int | None = None, every: int = 1) -> Generator[TrackedFrame, None, None]:
         """Track, and yield each frame: those before the first annotated frame in reverse order, then the others.
 
+        What an earlier call stored is removed first.
+
         Args:
             first: number of the first frame.
             last: number of the last frame; by default that of the video.
@@ -157,7 +159,10 @@ class Tracker:
         Raises InputError if nothing was added, an annotated frame is not between first and last or not in the video, or
         the video is damaged; frames that were yielded before remain stored.
         """
-        run = self.run(Span(first, last, every))
+        span = Span(first, last, every)
+        check_frames(self.annotations, self.source, span)
+        self.store.clear()
+        run = self.run(span)
         for walk in (run.backward(), run.forward()):
             with closing(walk):
                 for step in walk:
