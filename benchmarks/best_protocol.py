@@ -248,7 +248,7 @@ def of(scores: list[float]) -> str:
 
 def save(found: dict[str, Any]) -> None:
     """Write the results file."""
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(found) + "\n")
 
 
 def main() -> None:
