@@ -54,15 +54,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "the same, labels sharpened": CRW | {"sharpen": 1.5},
     "both": CRW | {"sharpen": 1.5} | GUIDED,
     "both, frame 0 within the neighborhood only": REGION | GUIDED,
-    "these, short side 600, radius 15": LARGE | GUIDED,
-    "these, 30 context frames: best": LARGE | {"length": 30} | GUIDED,
+    "best, 20 context frames": LARGE | GUIDED,
+    "best: these, short side 600, radius 15, 30 context frames": LARGE | {"length": 30} | GUIDED,
     "best without the guided filter": LARGE | {"length": 30},
     "best without sharpening": LARGE | {"length": 30, "sharpen": 1.0} | GUIDED,
     "best, frame 0 everywhere": LARGE | {"length": 30, "first_everywhere": True} | GUIDED,
 }
 """Changes to preset crw, by what they are called."""
 SEQUENCES = 11
-BASE, BEST = "crw, short side 480", "these, 30 context frames: best"
+BASE, BEST = "crw, short side 480", "best: these, short side 600, radius 15, 30 context frames"
 OWN_SIZE = [name for name in PRESETS if name not in ("crw", "best")]
 """Published presets, each at its own size; crw's own is the frame's, the first row's here."""
 MASK_FIELDS = ("refine", "refine_eps", "upsample", "upsample_to", "scale", "first_mask", "name")
@@ -248,7 +248,7 @@ def of(scores: list[float]) -> str:
 
 def save(found: dict[str, Any]) -> None:
     """Write the results file."""
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(found) + "\n")
 
 
 def main() -> None:
