@@ -1,5 +1,6 @@
 """Frames of a video file or a folder, read forward and backward."""
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,3 +91,16 @@ def test_what_is_no_video_is_refused(tmp_path: Path, content):
         open_source(tmp_path / "a.mp4")
     with raises_input_error("missing"):
         open_source(tmp_path / "missing.mp4")
+
+
+def test_frames_are_freed_without_a_garbage_collection(tmp_path):
+    path = video_cases.write_video(tmp_path / "a.mp4", frames=40)
+    source = open_source(path)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in source.forward(Wanted()):
+            held = sum(isinstance(each, video_cases.av.VideoFrame) for each in gc.get_objects())
+            assert held <= 3
+    finally:
+        gc.enable()

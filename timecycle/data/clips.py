@@ -10,7 +10,7 @@ import numpy as np
 
 from timecycle.data.images import read_rgb
 from timecycle.data.synthetic import SEQUENCES, Scene
-from timecycle.data.video import opened, skipped_files, upright, video_files
+from timecycle.data.video import opened, skipped_files, video_files
 from timecycle.errors import InputError
 from timecycle.files import fields, read_lines
 from timecycle.progress import say
@@ -201,7 +201,7 @@ class VideoClip(Clip):
                 if frame.pts >= times[len(images)]:
                     height, width = video.scaled_size(frame.height, frame.width, SHORT_SIDE)
                     rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-                    images.append(upright(rgb, frame))
+                    images.append(video.upright(rgb, frame))
                 if len(images) == len(times):
                     break
         return images

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from timecycle.data.images import jpeg_bytes
-from timecycle.data.video import Video, opened, pyav, upright
+from timecycle.data.video import Video, opened, pyav
 from timecycle.errors import InputError
 from timecycle.files import PREPARED, partial_path, read_json, synced, write_json
 
@@ -152,10 +152,10 @@ def _filtered(video: Video, fps: float, side: int) -> Iterator[np.ndarray]:
         if graph is None:
             graph = _graph(frame, fps, *video.scaled_size(frame.height, frame.width, side))
         graph.vpush(frame)
-        yield from _pulled(graph)
+        yield from _pulled(video, graph)
     if graph is not None:
         graph.vpush(None)
-        yield from _pulled(graph)
+        yield from _pulled(video, graph)
 
 
 def _graph(first: Any, fps: float, height: int, width: int) -> Any:
@@ -172,11 +172,11 @@ def _graph(first: Any, fps: float, height: int, width: int) -> Any:
     return graph
 
 
-def _pulled(graph: Any) -> Iterator[np.ndarray]:
+def _pulled(video: Video, graph: Any) -> Iterator[np.ndarray]:
     av = pyav()
     while True:
         try:
             frame = graph.vpull()
         except (av.error.BlockingIOError, av.error.EOFError):  # needs more input, or is at its end
             return
-        yield upright(frame.to_ndarray(), frame)
+        yield video.upright(frame.to_ndarray(), frame)

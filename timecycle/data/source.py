@@ -10,7 +10,7 @@ import numpy as np
 
 from timecycle.data.images import open_image, read_rgb, shown_size
 from timecycle.data.sequences import check_sizes, frame_files, prepared_fps
-from timecycle.data.video import Video, opened, upright
+from timecycle.data.video import Video, opened
 from timecycle.errors import InputError
 
 DEFAULT_RATE = Fraction(24)
@@ -211,5 +211,5 @@ def _rgb(video: Video, frame: Any) -> np.ndarray:
     """A decoded frame as uint8 RGB [H, W, 3], upright, with square pixels."""
     height, width = video.scaled_size(frame.height, frame.width, UNBOUNDED)
     if (height, width) == (frame.height, frame.width):
-        return upright(frame.to_ndarray(format="rgb24"), frame)
-    return upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC"), frame)
+        return video.upright(frame.to_ndarray(format="rgb24"), frame)
+    return video.upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC"), frame)

@@ -143,6 +143,7 @@ class Video:
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self.path, self.container, self.stream = path, container, stream
+        self._matrices: list[bytes | None] = []  # the display matrix, once a frame was seen
         self.clock = Clock(path, container, stream)
 
     def packets(self) -> Iterator[Any]:
@@ -201,6 +202,14 @@ class Video:
         self.clock.finish()
         # FFmpeg guesses the times of an MPEG program stream, and guesses differently after a seek.
         return times, self.container.format.name != "mpeg"
+
+    def upright(self, image: np.ndarray, frame: Any) -> np.ndarray:
+        """The image [H, W, 3] of a decoded frame as the video's display matrix, that of its first frame, says."""
+        if not self._matrices:
+            # Of one frame only: with its side data a frame is freed by the next garbage collection, not at once.
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._matrices.append(None if matrix is None else bytes(matrix))
+        return upright(image, self._matrices[0])
 
     def scaled_size(self, height: int, width: int, side: int) -> tuple[int, int]:
         """`square_size` of `height` x `width` frames; a missing or absurd pixel aspect ratio counts as square."""
@@ -317,14 +326,13 @@ def square_size(height: int, width: int, ratio: float, side: int) -> tuple[int, 
     return max(1, round(height * side / short)), max(1, round(width * side / short))
 
 
-def upright(image: np.ndarray, frame: Any) -> np.ndarray:
-    """A frame's image [H, W, 3], rotated and mirrored as its display matrix says, by multiples of 90 degrees.
+def upright(image: np.ndarray, matrix: bytes | None) -> np.ndarray:
+    """An image [H, W, 3], rotated and mirrored by multiples of 90 degrees as a display matrix says, if there is one.
 
     Source: the matrix of ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
-        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
         if abs(b) + abs(c) > abs(a) + abs(d):
             image, to_right, down = image.transpose(1, 0, 2), c, b
         else:

@@ -44,7 +44,7 @@ class MaskStore:
         self.confidences: dict[int, Confidences] = {}
         with writing(root):
             (root / MASKS).mkdir(parents=True, exist_ok=True)
-            (root / WORK / LATER).mkdir(parents=True, exist_ok=True)
+            (root / WORK).mkdir(exist_ok=True)
             for folder in (root / MASKS, root / WORK / LATER):
                 remove_leftovers(folder)
             self._read_lines()
@@ -69,6 +69,7 @@ class MaskStore:
         path = self.path(number, later)
         partial = partial_path(path)
         with writing(path):  # without flushing to disk: of a crash of the machine the state knows nothing either
+            path.parent.mkdir(exist_ok=True)
             partial.write_bytes(mask_png(mask))
             partial.replace(path)
         rounded = {i: round(value, 4) for i, value in confidences.items()}  # as they will be read
