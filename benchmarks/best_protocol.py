@@ -48,24 +48,27 @@ CRW = {"resize": "short side", "side": 480, "multiple": 8, "rounding": "nearest"
 REGION = {**CRW, "sharpen": 1.5, "first_everywhere": False}
 LARGE = {**REGION, "side": 600, "radius": 15.0}
 GUIDED = {"refine": 1.0}
+WHOLE = {**LARGE, "length": 30, **GUIDED}
 ROWS: dict[str, dict[str, Any]] = {
     "crw, short side 480": CRW,
     "the same, guided filter": CRW | GUIDED,
     "the same, labels sharpened": CRW | {"sharpen": 1.5},
     "both": CRW | {"sharpen": 1.5} | GUIDED,
     "both, frame 0 within the neighborhood only": REGION | GUIDED,
-    "best, 20 context frames": LARGE | GUIDED,
-    "best: these, short side 600, radius 15, 30 context frames": LARGE | {"length": 30} | GUIDED,
-    "best without the guided filter": LARGE | {"length": 30},
-    "best without sharpening": LARGE | {"length": 30, "sharpen": 1.0} | GUIDED,
-    "best, frame 0 everywhere": LARGE | {"length": 30, "first_everywhere": True} | GUIDED,
+    "these, short side 600, radius 15": LARGE | GUIDED,
+    "these, 30 context frames": WHOLE,
+    "best: these, far islands removed": WHOLE | {"islands": 0.25},
+    "best without the guided filter, islands kept": LARGE | {"length": 30},
+    "best without sharpening": WHOLE | {"sharpen": 1.0, "islands": 0.25},
+    "best, frame 0 everywhere": WHOLE | {"first_everywhere": True, "islands": 0.25},
+    "crw, short side 480, far islands removed": CRW | {"islands": 0.25},
 }
 """Changes to preset crw, by what they are called."""
 SEQUENCES = 11
-BASE, BEST = "crw, short side 480", "best: these, short side 600, radius 15, 30 context frames"
+BASE, BEST = "crw, short side 480", "best: these, far islands removed"
 OWN_SIZE = [name for name in PRESETS if name not in ("crw", "best")]
 """Published presets, each at its own size; crw's own is the frame's, the first row's here."""
-MASK_FIELDS = ("refine", "refine_eps", "upsample", "upsample_to", "scale", "first_mask", "name")
+MASK_FIELDS = ("refine", "refine_eps", "islands", "upsample", "upsample_to", "scale", "first_mask", "name")
 
 
 def rules_of(row: str) -> Protocol:

@@ -60,7 +60,7 @@ def test_presets_hold_the_published_numbers():
     }
     published = {name: preset for name, preset in PRESETS.items() if name != "best"}  # ours
     assert {name: (p.length, p.radius, p.k, p.temperature) for name, p in published.items()} == table
-    assert {(p.sharpen, p.refine) for p in published.values()} == {(1.0, None)}
+    assert {(p.sharpen, p.refine, p.islands) for p in published.values()} == {(1.0, None, None)}
     assert json.loads(json.dumps(asdict(PRESETS["dino"])))["shape"] == "square<="
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from timecycle.errors import InputError
-from timecycle.propagation.labels import index_mask, sharpened, upsampled
+from timecycle.propagation.labels import index_mask, sharpened, upsampled, without_islands
 from timecycle.propagation.protocols import PRESETS, protocol
 from timecycle.propagation.refine import GuidedFilter, refined
 from timecycle.propagation.video import PropagatedFrame, Sizes
@@ -122,3 +122,17 @@ def test_sharpening_keeps_one_half_and_moves_other_labels_away_from_it():
 def test_fields_out_of_range_are_refused(changes, expected):
     with pytest.raises(InputError, match=expected):
         protocol("best", **changes)
+
+
+def test_far_small_parts_are_removed_and_near_or_large_ones_stay():
+    mask = np.zeros((60, 100), np.uint8)
+    mask[10:30, 10:30] = 1  # 400 pixels: far is farther than 5, small is less than 40
+    mask[10:14, 34:38] = 1  # small, at a distance of 5
+    mask[10:14, 80:84] = 1  # small and far
+    mask[40:50, 80:90] = 1  # far, but not small
+    mask[50:53, 10:13] = 2
+    expected = mask.copy()
+    expected[10:14, 80:84] = 0
+    np.testing.assert_array_equal(without_islands(mask, 0.25), expected)
+    np.testing.assert_array_equal(without_islands(mask, 10.0), mask)
+    np.testing.assert_array_equal(without_islands(np.zeros((4, 4), np.uint8), 0.25), 0)

@@ -101,6 +101,6 @@ def test_frames_are_freed_without_a_garbage_collection(tmp_path):
     try:
         for _ in source.forward(Wanted()):
             held = sum(isinstance(each, video_cases.av.VideoFrame) for each in gc.get_objects())
-            assert held <= 3
+            assert held <= 8  # of 40; a packet may give several
     finally:
         gc.enable()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from timecycle.data.masks import PALETTE, VOID
+from timecycle.data.masks import PALETTE, VOID, object_ids
 from timecycle.ops.propagate_sequence import rescaled
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.refine import refined
@@ -18,6 +18,8 @@ from timecycle.propagation.refine import refined
 BACKGROUND_PIXELS = 11
 OBJECT_PIXELS = 12
 EPS = 1e-12  # VFS
+SMALL_PART = 0.1
+"""Share of an object's largest part below which other parts are small."""
 
 Size = tuple[int, int]
 """Height and width, in pixels or positions."""
@@ -172,5 +174,25 @@ def index_mask(
     large = upsampled(soft, protocol, working if protocol.upsample_to == "working" else output, rgb)
     mask = np.array(ids, np.uint8)[large.argmax(dim=0).cpu().numpy()]
     if protocol.labels == "square":  # as TimeCycle's code: nearest by OpenCV, which samples at top-left corners
-        return cv2.resize(mask, output[::-1], interpolation=cv2.INTER_NEAREST)
-    return nearest(mask, output)
+        mask = cv2.resize(mask, output[::-1], interpolation=cv2.INTER_NEAREST)
+    else:
+        mask = nearest(mask, output)
+    return mask if protocol.islands is None else without_islands(mask, protocol.islands)
+
+
+def without_islands(mask: np.ndarray, distance: float) -> np.ndarray:
+    """A mask, uint8 [H, W] ids, in which parts of an object far from its largest part are background.
+
+    A part is far if all of it is farther than `distance` times the square root of the largest part's area, in pixels,
+    and it is small if it has less than `SMALL_PART` of that area. Parts are connected by sides and corners.
+    """
+    for id_ in object_ids(mask):
+        count, parts, stats, _ = cv2.connectedComponentsWithStats((mask == id_).astype(np.uint8), connectivity=8)
+        areas = stats[:, cv2.CC_STAT_AREA]
+        largest = 1 + int(areas[1:].argmax())
+        small = [part for part in range(1, count) if areas[part] < SMALL_PART * areas[largest]]
+        if small:
+            away = cv2.distanceTransform((parts != largest).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+            far = [p for p in small if away[parts == p].min() > distance * np.sqrt(areas[largest])]
+            mask = np.where(np.isin(parts, far), np.uint8(0), mask) if far else mask
+    return mask

@@ -111,6 +111,9 @@ class Protocol:
     scale: Literal["none", "positive", "positive, eps", "any"] = "positive"
     """Min-max scaling per class after upsampling: none, of classes with a positive value, the same with 1e-12 added to
     the range, or of all classes. Constant classes become 0."""
+    islands: float | None = None
+    """Distance beyond which small parts of an object are removed from masks, see `labels.without_islands`; None keeps
+    all parts."""
     first_mask: Literal["given", "propagated"] = "given"
     """Output mask of frames with given labels, such as frame 0: the given mask, or one computed from the soft labels
     as in all other frames. The evaluations on DAVIS and VIP set "given", as their rules require."""
@@ -125,6 +128,8 @@ class Protocol:
             self.neighborhood(1, 1)
         if self.refine is not None and not 0 < self.refine <= LARGEST_SIDE:
             raise InputError(f"refine is {self.refine}; expected a positive radius in feature positions, or None")
+        if self.islands is not None and self.islands < 0:
+            raise InputError(f"islands is {self.islands}; expected a distance of 0 or more, or None")
         if min(self.std) <= 0:
             raise InputError(f"std is {self.std}; expected positive numbers")
         for name, least, most, what in (
@@ -156,7 +161,7 @@ _DINO = Protocol(
 )  # fmt: skip
 _BEST = replace(
     _CRW, name="best", resize="short side", side=600, multiple=8, rounding="nearest", length=30, radius=15.0,
-    first_everywhere=False, sharpen=1.5, refine=1.0,
+    first_everywhere=False, sharpen=1.5, refine=1.0, islands=0.25,
 )  # fmt: skip
 PRESETS = {
     preset.name: preset
