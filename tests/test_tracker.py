@@ -119,7 +119,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same(folder, tmp_path, stop_at, mon
     run = first.run(Span())
     steps = itertools.chain(run.backward(), run.forward())
     done = [step.number for step in itertools.islice(steps, stop_at)]
-    run.stopped = True
+    run.stopping.set()
     done += [step.number for step in steps]
     second = given(tmp_path / "stopped")
     run = second.run(Span())

@@ -13,7 +13,7 @@ from types import FrameType
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.data.masks import object_ids
-from timecycle.data.source import frame_of
+from timecycle.data.source import Wanted, frame_of
 from timecycle.files import write_bytes
 from timecycle.locks import owned
 from timecycle.progress import Progress, duration, say
@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     with owned(arguments.out):
         settings = {
             "video": str(arguments.video.resolve()),
+            "video's bytes": arguments.video.stat().st_size if arguments.video.is_file() else None,
             "objects": tracker.annotations.digest(),
             "frames": [span.first, span.last, span.every],
             "protocol": asdict(rules),
@@ -94,8 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
         folder = OutputFolder(arguments.out, settings, arguments.overwrite)
         tracker.store = MaskStore(arguments.out)
         _show_first(tracker, folder)
-        with stop_request() as asked:
-            _track(tracker.run(span), tracker, folder, arguments, asked)
+        run = tracker.run(span)
+        with stop_request(run.stopping):
+            _track(run, tracker, folder, arguments)
     say(f"{duration(time.perf_counter() - start)}   masks: {arguments.out}/masks   video: {arguments.out / OVERLAY}")
 
 
@@ -110,24 +112,24 @@ def _show_first(tracker: Tracker, folder: OutputFolder) -> None:
     say(f"given at frame {number}: {objects}, shown in {folder.path / FIRST}")
 
 
-def _track(
-    run: TrackingRun, tracker: Tracker, folder: OutputFolder, arguments: argparse.Namespace, asked: threading.Event
-) -> None:
+def _track(run: TrackingRun, tracker: Tracker, folder: OutputFolder, arguments: argparse.Namespace) -> None:
     """Propagate and write. Raises KeyboardInterrupt after a requested stop, when everything finished is written."""
     finished, span = folder.record["finished"], run.span
     last = span.last if finished else run.begun - 1
-    with Progress(_frames_of(tracker, run), "frame", arguments.video.name) as progress:
+    done = 0 if run.begun == run.start else _count(tracker, run.wanted(span.first, last))
+    with Progress(
+        _count(tracker, run.wanted(span.first, span.last)), "frame", arguments.video.name, initial=done or 0
+    ) as bar:
         lost = Lost()
 
         def count(step: Step) -> None:
-            progress.update()
+            bar.update()
             for note in lost.note(step.number, step.confidences):
                 say(note)
-            run.stopped = asked.is_set()
 
         for step in () if finished else run.backward():
             count(step)
-        if run.stopped:
+        if run.stopping.is_set():
             raise KeyboardInterrupt
         wishes = _wishes(folder.work, arguments)
         try:
@@ -149,10 +151,12 @@ def _track(
     folder.save()
 
 
-def _frames_of(tracker: Tracker, run: TrackingRun) -> int | None:
-    """Number of frames to track, as far as the video's header tells."""
-    end = tracker.source.expected if run.span.last is None else run.span.last + 1
-    return None if end is None else sum(number in run.wanted(run.span.first, None) for number in range(end))
+def _count(tracker: Tracker, wanted: Wanted) -> int | None:
+    """Number of wanted frames, as far as the video's header tells."""
+    end = tracker.source.expected
+    if wanted.last is not None:
+        end = wanted.last + 1 if end is None else min(end, wanted.last + 1)
+    return None if end is None else sum(number in wanted for number in range(end))
 
 
 def _wishes(work: Path, arguments: argparse.Namespace) -> Wishes:
@@ -172,11 +176,10 @@ def _wishes(work: Path, arguments: argparse.Namespace) -> Wishes:
 
 
 @contextmanager
-def stop_request() -> Iterator[threading.Event]:
+def stop_request(asked: threading.Event) -> Iterator[None]:
     """A context in which the first SIGINT or SIGTERM sets the event, and further ones raise KeyboardInterrupt."""
-    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -187,7 +190,7 @@ def stop_request() -> Iterator[threading.Event]:
 
     earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -3,7 +3,7 @@
 masks/00000.png ...    palette masks, by frame number
 overlay.mp4            the frames with the objects painted on them
 first.jpg              the given masks, before tracking began
-track.json             settings, objects, times; whether it is finished
+track.json             settings, and whether it is finished
 objects.csv, coco.json, alpha/ or alpha.mov or alpha.webm    on request
 .track/                what a stopped run needs to go on
 """

@@ -1,5 +1,6 @@
 """One run of tracking: the walks backward and forward through a video, and the masks that they leave in a store."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
@@ -83,7 +84,7 @@ class TrackingRun:
     """Track annotated objects: `backward()` must be consumed first, then `forward()`.
 
     Both yield the frames that they finish, whose masks and confidences are then stored; a run whose store holds the
-    state of a stopped one goes on from there. Setting `stopped` ends them after the current frame.
+    state of a stopped one goes on from there. Setting the event `stopping` ends them after the current frame.
 
     Raises InputError if there are no annotations, or they are not in the span or the video.
     """
@@ -104,7 +105,7 @@ class TrackingRun:
         """The first annotated frame, where the walk forward begins."""
         self.turn = max(annotations.first_frames.values())
         """The last frame at which an object is given first, where the walk backward begins."""
-        self.stopped = False
+        self.stopping = threading.Event()
         self.finished = False
         """Whether all frames were tracked."""
         self._saved = store.state() or {}
@@ -132,7 +133,7 @@ class TrackingRun:
     def forward(self) -> Generator[Step, None, None]:
         """Track forward in time from the first annotated frame to the end."""
         wanted = self.wanted(self.begun, self.span.last)
-        if self.stopped:
+        if self.stopping.is_set():
             return
         if (yield from self._walk("forward", self._annotations.masks, wanted)):
             self.finished = True
@@ -159,11 +160,11 @@ class TrackingRun:
                 waiting.append(pool.submit(finish, number, seconds, replace(frame, soft=frame.soft.cpu())))
                 if len(waiting) > WRITE_BEHIND:
                     yield from self._shown(walk, waiting, 1)
-                if self.stopped or time.monotonic() - saved > SAVE_SECONDS:
+                if self.stopping.is_set() or time.monotonic() - saved > SAVE_SECONDS:
                     yield from self._shown(walk, waiting, len(waiting))
                     self._store.save_state({"walk": walk, "number": number, "video": state.state_dict()})
                     saved = time.monotonic()
-                if self.stopped:
+                if self.stopping.is_set():
                     return False
             yield from self._shown(walk, waiting, len(waiting))
         if failure is not None:
