@@ -70,8 +70,8 @@ def evaluated(shared: Path, oracle_checkpoint: Path, tmp_path_factory: pytest.Te
             found.features.extend(output.clone())
 
     def kept(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def run(*arguments: object) -> torch.Tensor:
-            found.soft.append(step(*arguments))
+        def run(*arguments: object, **options: object) -> torch.Tensor:
+            found.soft.append(step(*arguments, **options))
             return found.soft[-1].clone()
 
         return run

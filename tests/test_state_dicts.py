@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from timecycle import load_features
-from timecycle.checkpoints.networks import load_encoder, main, read_state_dict
+from timecycle.checkpoint import main
+from timecycle.checkpoints.networks import load_encoder, read_state_dict
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
