@@ -4,12 +4,15 @@ import csv
 import json
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.assertions import raises_input_error
+from tests.task_cases import cell_frame, numbered
 from tests.track_cases import FRAMES, RULES, frame_of, mask_of, write_frames
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
@@ -189,3 +192,21 @@ def test_bad_input_is_one_sentence(folder, tmp_path):
     with raises_input_error("is a file"):
         track(folder, "-o", mask, "--mask", mask)
     assert not (out / "masks").exists()
+
+
+def test_memory_does_not_grow_with_the_frames(tmp_path):
+    def frames(count: int) -> Path:
+        (path := tmp_path / f"{count}").mkdir()
+        for index in range(count):
+            Image.fromarray(cell_frame(numbered(5, 5, index), 32, 32)).save(path / f"{index:05d}.png")
+        return path
+
+    mask, peaks = tmp_path / "mask.png", []
+    write_mask(mask, mask_of(0, o1=7).repeat(4, 0).repeat(4, 1))
+    for count in (4, 40, 120):
+        folder = frames(count)
+        tracemalloc.start()
+        track(folder, "-o", tmp_path / f"out{count}", "--mask", mask, "--csv", "--coco")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 80 * 160 * 160 * 3 / 4, peaks  # a quarter of the frames' own size
