@@ -103,6 +103,20 @@ def test_masks_that_do_not_fit_are_refused(folder):
         tracker.add_mask(0, mask_of(0, o2=7))
 
 
+def test_boxes_and_points_give_objects(folder):
+    tracker = tracker_of(folder)
+    box = tracker.add_box(0, (8, 8, 16, 16))
+    points = tracker.add_points(2, [(30, 30)], [(4, 4)], id=9)
+    assert box[8:24, 8:24].any()
+    assert not box[:8].any()
+    assert (points[30, 30], points[4, 4]) == (True, False)
+    assert tracker.annotations.first_frames == {1: 0, 9: 2}
+    with raises_input_error("id is 255; expected 1 to 254"):
+        tracker.add_box(0, (8, 8, 16, 16), id=255)
+    with raises_input_error("the box 99,99,5,5 lies outside the frame"):
+        tracker.add_box(0, (99, 99, 5, 5))
+
+
 @pytest.mark.parametrize("stop_at", range(1, FRAMES + 1))
 def test_a_stopped_run_goes_on_and_gives_the_same(folder, tmp_path, stop_at, monkeypatch):
     monkeypatch.setattr(run_module, "WRITE_BEHIND", 0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timecycle.data.masks import ids_of
+from timecycle.data.masks import LARGEST_ID, ids_of
 from timecycle.data.source import FrameSource, Wanted, frame_of, open_source
 from timecycle.errors import InputError
 from timecycle.features.extractors import Extractor, extractor_on, usable_device
@@ -134,6 +134,8 @@ class Tracker:
 
     def _add(self, frame: int, mask: np.ndarray, id: int | None, what: str) -> np.ndarray:
         id = self.annotations.free_id() if id is None else id
+        if not 1 <= id <= LARGEST_ID:
+            raise InputError(f"id is {id}; expected 1 to {LARGEST_ID}")
         self.annotations.add(frame, mask.astype(np.uint8) * np.uint8(id), what)
         return mask
 
