@@ -89,7 +89,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with raises_input_error("expected a video file"):
         open_source(tmp_path / "a.mp4")
-    with raises_input_error("missing"):
+    with raises_input_error("missing.mp4 does not exist; expected a video file, or a folder of images"):
         open_source(tmp_path / "missing.mp4")
 
 

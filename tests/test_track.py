@@ -165,6 +165,15 @@ def test_what_precedes_damage_is_kept(tmp_path):
     assert len(list(csv.DictReader((out / "objects.csv").open()))) == there
 
 
+def test_a_mask_of_a_later_frame_corrects_the_object_of_a_box(folder, tmp_path):
+    mask, out = given(tmp_path / "mask.png", 4, o1=7, o3=9), tmp_path / "out"
+    track(folder, "-o", out, "--mask", f"{mask}@4", "--box", "8,8,8,8", "--box", "24,8,8,8@2")
+    found = read_mask(out / "masks" / "00007.png")
+    np.testing.assert_array_equal(found == 1, mask_of(7, o1=7) == 1)  # the first box is object 1, which is corrected,
+    np.testing.assert_array_equal(found == 3, mask_of(7, o3=9) == 3)
+    assert set(np.unique(read_mask(out / "masks" / "00002.png"))) == {0, 1, 2, 3}  # and the second a new one
+
+
 def test_bad_input_is_one_sentence(folder, tmp_path):
     mask, out = given(tmp_path / "mask.png", 0, o1=7), tmp_path / "out"
     small = tmp_path / "small.png"

@@ -79,6 +79,8 @@ def open_source(path: Path) -> FrameSource:
 
     Raises InputError if there is neither, or the file holds no video.
     """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a video file, or a folder of images")
     return FolderSource(path) if path.is_dir() else VideoSource(path)
 
 

@@ -1,6 +1,8 @@
 """The objects that a command line gives a tracker: options, and the masks made from them."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def add_prompt_options(parser: argparse._ActionsContainer) -> None:
 
 
 def give(arguments: argparse.Namespace, tracker: Tracker) -> None:
-    """Give a tracker the objects of the command line. FRAME is by default the first one to track.
+    """Give a tracker the objects of the command line. FRAME is by default the first one to track, ID the next free one.
 
     Raises InputError for words of another form, files that cannot be read, and masks that do not fit the video.
     """
@@ -57,14 +59,20 @@ def give(arguments: argparse.Namespace, tracker: Tracker) -> None:
     points, polygons = list(map(points_prompt, arguments.points)), list(map(polygon_prompt, arguments.polygons))
     if not (masks or boxes or points or polygons):
         raise InputError("no object is given; expected --mask, --box, --points or --polygons")
+    # In order of time, so that new objects are numbered before they are corrected; in a frame, masks come first.
+    steps: list[tuple[int, Callable[[], object]]] = []
     for mask in masks:
-        _give_mask(mask, tracker, arguments)
+        steps.append((_frame(mask.frame, arguments), partial(_give_mask, mask, tracker, arguments)))
     for drawn in polygons:
-        _give_polygons(drawn, tracker, arguments)
+        steps.append((_frame(drawn.frame, arguments), partial(_give_polygons, drawn, tracker, arguments)))
     for box in boxes:
-        tracker.add_box(_frame(box.frame, arguments), box.box, box.id)
+        frame = _frame(box.frame, arguments)
+        steps.append((frame, partial(tracker.add_box, frame, box.box, box.id)))
     for clicks in points:
-        tracker.add_points(_frame(clicks.frame, arguments), clicks.positive, clicks.negative, clicks.id)
+        frame = _frame(clicks.frame, arguments)
+        steps.append((frame, partial(tracker.add_points, frame, clicks.positive, clicks.negative, clicks.id)))
+    for _, step in sorted(steps, key=lambda each: each[0]):
+        step()
 
 
 def _frame(frame: int | None, arguments: argparse.Namespace) -> int:
