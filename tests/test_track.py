@@ -171,7 +171,8 @@ def test_a_mask_of_a_later_frame_corrects_the_object_of_a_box(folder, tmp_path):
     found = read_mask(out / "masks" / "00007.png")
     np.testing.assert_array_equal(found == 1, mask_of(7, o1=7) == 1)  # the first box is object 1, which is corrected,
     np.testing.assert_array_equal(found == 3, mask_of(7, o3=9) == 3)
-    assert set(np.unique(read_mask(out / "masks" / "00002.png"))) == {0, 1, 2, 3}  # and the second a new one
+    assert 1 in read_mask(out / "masks" / "00000.png")
+    assert 2 in read_mask(out / "masks" / "00002.png")  # and the second a new one
 
 
 def test_bad_input_is_one_sentence(folder, tmp_path):
