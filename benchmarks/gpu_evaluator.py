@@ -17,11 +17,11 @@ from timecycle.data.sequences import Sequence
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.evaluation.davis.masks import davis_protocol, write_masks
+from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.scores import score_written
 from timecycle.features.named import DEFAULT, DTYPES, Features
-from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.protocols import Protocol, mask_protocol
 
 
 def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where: torch.device) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         root = make_davis(Path(made) / "davis", sequences=2, **size)
         first, *rest = sequences = read_davis(root)
-        rules = davis_protocol("timecycle", side=32 if TINY else 480)
+        rules = mask_protocol("timecycle", side=32 if TINY else 480)
 
         def timed(dtype: str) -> dict[str, Any]:
             run([first], dtype, rules, Path(made) / f"{dtype}, first", where)

@@ -20,13 +20,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("checkpoint", type=Path, help="any that timecycle evaluate --resume takes")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the two files (default: here)")
+    add_network_options(parser)
+
+
+def add_network_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say how to read the network of a checkpoint."""
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
         metavar="LAYOUT",
         help=f"of the weights' names: {', '.join(LAYOUTS)} (default: guessed)",
     )
-    parser.add_argument("--part", help="which network, of a file that holds several: teacher, state_dict_ema, ...")
+    parser.add_argument("--part", help="network of a file that holds several: teacher, student, state_dict_ema, ...")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -89,7 +89,7 @@ def _understood(path: Path) -> tuple[np.ndarray, list[str]]:
         except InputError:  # not ids as they are stored; the file itself is sound
             pass
         else:
-            if np.count_nonzero(np.bincount(ids.ravel())) > MANY and _flat_share(ids[..., None], 0) < LEAST_FLAT:
+            if np.count_nonzero(np.bincount(ids.ravel())) > MANY and _flat(ids[..., None], 0).mean() < LEAST_FLAT:
                 raise _photograph(path)
             return ids, []
     return _of_colors(colors, path, lossy)
@@ -161,10 +161,6 @@ def _has_soft_edges(kinds: np.ndarray, index: np.ndarray) -> bool:
         if ((off < FLAT) & (place[:, 0] > 0) & (place[:, 0] < 1)).any():
             return True
     return False
-
-
-def _flat_share(values: np.ndarray, most: int) -> float:
-    return float(_flat(values, most).mean())
 
 
 def _flat(values: np.ndarray, most: int) -> np.ndarray:

@@ -257,7 +257,12 @@ def evaluating(
 
 
 def usable_device(device: torch.device | str, name: str) -> torch.device:
-    """The device, checked by an allocation. Raises InputError, naming the argument `name`, if it cannot be used."""
+    """The device, checked by an allocation; "auto" is a GPU if available.
+
+    Raises InputError, naming the argument `name`, if it cannot be used.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

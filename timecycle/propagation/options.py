@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from timecycle.checkpoints.networks import LAYOUTS
+from timecycle.checkpoints.command import add_network_options
 from timecycle.errors import InputError
 from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor, usable_device
 from timecycle.features.identity import identity
 from timecycle.features.named import DEFAULT, DTYPES, PARTS, SHIPPED, Features, hash_of_weights, parts_of
 from timecycle.models.encoder import STRIDE
-from timecycle.propagation.protocols import PRESETS, Protocol
+from timecycle.propagation.protocols import PRESETS, Protocol, mask_protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 
 
@@ -27,13 +27,7 @@ def add_method_options(parser: argparse.ArgumentParser, protocol: str = "timecyc
         metavar="FILE",
         help="weights of the network: a published checkpoint, or .safetensors",
     )
-    method.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        metavar="LAYOUT",
-        help=f"of the weights' names: {', '.join(LAYOUTS)} (default: guessed)",
-    )
-    method.add_argument("--part", help="network of a file that holds several: teacher, student, state_dict_ema, ...")
+    add_network_options(method)
     method.add_argument(
         "--features",
         help=f"some of {', '.join(PARTS)}, joined by + (default: {'+'.join(DEFAULT)}; with --resume: network); or "
@@ -77,9 +71,7 @@ def take_features(arguments: argparse.Namespace) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if available. Raises InputError if it cannot be used."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that --device names. Raises InputError if it cannot be used."""
     return usable_device(name, f"--device {name}")
 
 
@@ -115,8 +107,7 @@ def choose_protocol(arguments: argparse.Namespace) -> Protocol:
         if length < 1:
             raise InputError(f"--videoLen is {length}; expected at least 1 context frame")
         changes["length"] = length
-    # A given mask is the result of its frame, as DAVIS submissions require.
-    rules = as_protocol(arguments.protocol, **{"first_mask": "given", **changes})
+    rules = mask_protocol(arguments.protocol, **changes)
     if k is None:
         return rules
     known = rules.resize == "square" and not own

@@ -215,6 +215,11 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
     return replace(name, **overrides)
 
 
+def mask_protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
+    """As `protocol`, with a given mask as the result of its frame, as DAVIS submissions and people require it."""
+    return protocol(name, **{"first_mask": "given", **overrides})
+
+
 def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options in which protocol fields and their values have their current names."""
     renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}

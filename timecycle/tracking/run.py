@@ -103,7 +103,8 @@ class TrackingRun:
         self._annotations, self._store, self.span = annotations, store, span
         self.start = min(annotations.masks)
         """The first annotated frame, where the walk forward begins."""
-        self.turn = max(annotations.first_frames.values())
+        self._first_frames = annotations.first_frames
+        self.turn = max(self._first_frames.values())
         """The last frame at which an object is given first, where the walk backward begins."""
         self.stopping = threading.Event()
         self.finished = False
@@ -205,7 +206,7 @@ class TrackingRun:
         step = _step(number, seconds, frame)
         if number < self.turn:
             # In later frames the objects that were given before are tracked forward.
-            others = [i for i, first in self._annotations.first_frames.items() if first <= number]
+            others = [i for i, first in self._first_frames.items() if first <= number]
             mask = np.where(np.isin(step.mask, others), 0, step.mask)
             confidences = {i: value for i, value in step.confidences.items() if i not in others}
             step = step._replace(mask=mask, confidences=confidences)

@@ -1,5 +1,6 @@
 """Track objects through a video, from masks, boxes or points of some frames to masks of all frames."""
 
+import functools
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -17,8 +18,7 @@ from timecycle.features.extractors import Extractor, extractor_on, usable_device
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.files import growing
 from timecycle.propagation.frames import FrameEncoder, preprocess
-from timecycle.propagation.protocols import Protocol
-from timecycle.propagation.protocols import protocol as as_protocol
+from timecycle.propagation.protocols import Protocol, mask_protocol
 from timecycle.tracking.annotations import Annotations
 from timecycle.tracking.outputs import TRACKED, Outputs, Wishes
 from timecycle.tracking.prompts import mask_from_box, mask_from_points
@@ -77,9 +77,7 @@ class Tracker:
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-        rules = as_protocol(protocol, **{"first_mask": "given", **overrides})
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        rules = mask_protocol(protocol, **overrides)
         where = usable_device(device, f"device {device!r}")
         self.protocol = rules
         self.source: FrameSource = open_source(Path(video))
@@ -87,8 +85,15 @@ class Tracker:
             extractor = extractor_on(features, where, DTYPES[dtype])
         self.extractor: FrameEncoder = extractor or Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
         self.annotations = Annotations()
-        self._temporary = None if store else tempfile.TemporaryDirectory(prefix="timecycle-")
-        self.store = MaskStore(store or Path(self._temporary.name))  # type: ignore[union-attr]
+        self._root = store
+
+    @functools.cached_property
+    def store(self) -> MaskStore:
+        """The masks of tracked frames."""
+        if self._root is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="timecycle-")  # removed with the tracker
+            self._root = Path(self._temporary.name)
+        return MaskStore(self._root)
 
     def add_mask(self, frame: int, mask: np.ndarray) -> list[int]:
         """Give the mask of a frame, and return the ids of its objects.

@@ -15,14 +15,14 @@ from timecycle.data.masks import mask_reading
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
-from timecycle.evaluation.davis.masks import davis_protocol, write_masks
+from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.features.identity import identity
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
-from timecycle.propagation.protocols import Protocol
+from timecycle.propagation.protocols import Protocol, mask_protocol
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def evaluate_davis(
     Raises InputError if data are missing or damaged, the protocol is unknown, or features are invalid; under
     torch.distributed on every rank, with the reason of the first that failed.
     """
-    rules = davis_protocol(protocol, **overrides)
+    rules = mask_protocol(protocol, **overrides)
     masks = mask_reading(remap_255, threshold, remap)
     every = read_davis(Path(davis), image_set, str(year), sequences, masks)
     unscored = [sequence.name for sequence in every if not sequence.scored]

@@ -23,7 +23,6 @@ from timecycle.manifest import OVERLAYS, Hashes, Manifest
 from timecycle.progress import Progress, say, say_detail
 from timecycle.propagation.frames import FrameEncoder
 from timecycle.propagation.protocols import Protocol
-from timecycle.propagation.protocols import protocol as as_protocol
 from timecycle.propagation.video import PropagatedFrame, labels_of_masks, propagate_frames
 from timecycle.viewing.overlays import paint
 from timecycle.viewing.video_writer import FRAMES_PER_SECOND, OverlayVideo
@@ -31,11 +30,6 @@ from timecycle.viewing.video_writer import FRAMES_PER_SECOND, OverlayVideo
 OVERLAY_IMAGES = 6  # of a sequence, evenly spaced from its first frame to its last
 WRITE_BEHIND = 4
 """Most frames that wait to be written."""
-
-
-def davis_protocol(name: str | Protocol, **overrides: Any) -> Protocol:
-    """A preset or protocol in which, as DAVIS submissions require, the first mask is the annotation itself."""
-    return as_protocol(name, **{"first_mask": "given", **overrides})
 
 
 class SequenceWriter:
