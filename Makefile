@@ -12,7 +12,7 @@ SAY := @printf '\n==> %s\n'
 # The tests start many processes, and each would compile PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env build demo test test-gpu-sim test-all nightly lint format bench gpu-check gpu-rehearse sanitize variants fuzz crash clean
+.PHONY: help env build demo test test-gpu-sim test-all nightly lint format bench docs gpu-check gpu-rehearse sanitize variants fuzz crash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -85,6 +85,12 @@ bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the RE
 	@mkdir -p out
 	@$(RUN) -m pytest benchmarks --benchmark-json out/benchmarks.json
 	@$(RUN) -m benchmarks.report out/benchmarks.json
+
+docs: $(VENV)/.built ## build the pages of docs/ into out/docs, running their notebooks
+	@$(call REQUIREMENTS,docs) | $(INSTALL) --quiet
+	$(SAY) "building the pages (a minute or two)"
+	@$(RUN) -m sphinx -W --keep-going -q -b html docs out/docs
+	@echo "file://$(CURDIR)/out/docs/index.html"
 
 # The machine's own Python: where the GPU is there may be no network, and .venv holds a PyTorch for CPUs.
 PART ?= all
