@@ -1,0 +1,60 @@
+"""The blocks of Markdown that are made from data: python -m docs.generated [--write].
+
+In a page, a block stands between `<!-- generated: NAME -->` and `<!-- end of generated -->`; NAME is one of BLOCKS.
+`--write` makes them anew. Without it, and in tests/test_docs.py, a block that differs from its data is an error.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from docs.numbers import ROOT, pages
+
+BLOCKS: dict[str, Callable[[], str]] = {}
+"""Name -> function that returns the block's Markdown."""
+
+BLOCK = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def written(text: str) -> str:
+    """A page with its blocks made anew. Raises KeyError for an unknown name."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]().strip()}\n\n{found[3]}", text)
+
+
+def problems() -> list[str]:
+    """What is wrong in any page, a line each."""
+    found = []
+    for path in pages():
+        text = path.read_text()
+        name = path.relative_to(ROOT)
+        unknown = [block[2] for block in BLOCK.finditer(text) if block[2] not in BLOCKS]
+        found += [f"{name}: {block!r} is not in BLOCKS" for block in unknown]
+        if not unknown and written(text) != text:
+            found.append(f"{name}: a generated block differs from its data; expected: python -m docs.generated --write")
+    return found
+
+
+def main(words: list[str]) -> int:
+    """Write the blocks if asked to, and print what is wrong."""
+    if words == ["--write"]:
+        for path in pages():
+            if (text := path.read_text()) != (new := written(text)):
+                _write(path, new)
+    found = problems()
+    print("\n".join(found) or "every generated block is up to date")
+    return bool(found)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
