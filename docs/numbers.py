@@ -86,7 +86,7 @@ SETTINGS = (
 )
 
 LINK = re.compile(r'\[([^\]]+)\]\(([^)\s]+\.json) "([^"]+)"\)')
-CODE = re.compile(r"^(```|~~~).*?^\1|(?<=\n\n)(?: {4,}\S.*\n?)+|`[^`]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^(```|~~~).*?^\1|(?<=\n\n)(?: {4,}[^\n]+\n?)+|`[^`]+`", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"<!-- generated: .*?<!-- end of generated -->", re.DOTALL)
 HIDDEN = re.compile(
     r"\A---\n.*?^---$|<!--.*?-->|\]\([^)]*\)|https?://\S+|\$\$.*?\$\$|\$[^$\n]+\$", re.MULTILINE | re.DOTALL
