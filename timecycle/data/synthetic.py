@@ -283,7 +283,7 @@ def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
 
 
 def make_davis(
-    root: Path, sequences: int = 5, frames: int = 40, height: int = 480, width: int = 854, seed: int = 7
+    root: Path | str, sequences: int = 5, frames: int = 40, height: int = 480, width: int = 854, seed: int = 7
 ) -> Path:
     """Write the first `sequences` of `SEQUENCES` to `root` in DAVIS-2017 layout and return `root`.
 
@@ -291,6 +291,7 @@ def make_davis(
     in pixels; the folders are named 480p for any size. Sequence i is rendered from `seed` + i.
     Raises InputError if `root` holds anything else, or for sizes out of range.
     """
+    root = Path(root)
     if not 1 <= sequences <= len(SEQUENCES):
         raise InputError(f"sequences is {sequences}; expected a number from 1 to {len(SEQUENCES)}")
     size = {"sequences": sequences, "frames": frames, "height": height, "width": width, "seed": seed}
