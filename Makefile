@@ -32,7 +32,9 @@ build: $(VENV)/.built ## build the native kernels into the checkout
 
 $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	$(SAY) "building the native kernels (about a minute)"
-	@$(RUN) setup.py --quiet build_ext
+	@mkdir -p build
+	@$(RUN) setup.py --quiet build_ext >build/log || { cat build/log >&2; exit 1; }
+	@grep -v '^\[' build/log || true
 	@touch $@
 
 demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the overlays' folder

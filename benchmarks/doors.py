@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -36,14 +37,23 @@ def run(command: str) -> dict[str, object]:
     print(f"$ {command}", flush=True)
     start = time.monotonic()
     process = subprocess.run(
-        command, shell=True, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        shell=True,
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     seconds = time.monotonic() - start
     lines = process.stdout.replace(str(ROOT), ".").splitlines()[-LINES:]
     print("\n".join(lines), f"\n{seconds:.0f} s", flush=True)
     if process.returncode:
         sys.exit(f"error: {command} failed with exit status {process.returncode}")
-    return {"seconds": round(seconds, 1), "printed": lines}
+    found = {"seconds": round(seconds, 1), "printed": lines}
+    if counts := re.findall(r"(\d+) frames", process.stdout):
+        found["frames"] = int(counts[0])
+    return found
 
 
 def main() -> None:
@@ -60,7 +70,9 @@ def main() -> None:
         "cpu": cpu[0].partition(": ")[2] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "fresh": not (ROOT / ".venv").exists(),
-        "commands": {name: run(command) for name, command in commands(arguments.davis, arguments.clip, arguments.box).items()},
+        "commands": {
+            name: run(command) for name, command in commands(arguments.davis, arguments.clip, arguments.box).items()
+        },
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

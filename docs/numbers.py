@@ -23,6 +23,7 @@ RESULTS = "benchmarks/results"
 CPU = f"{RESULTS}/cpu-intel-xeon-processor-6-207.json"
 AMD = f"{RESULTS}/cpu-amd-epyc-25-17.json"
 BEST = f"{RESULTS}/best_protocol.json"
+DOORS = f"{RESULTS}/doors.json"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,24 @@ def memory_ratio(results: Any, name: str, rival: str) -> float:
     return info["peak_mb"] / info["rival_peak_mb"][rival]
 
 
+def door(results: Any, name: str) -> float:
+    """The seconds of one of the README's commands."""
+    return results["commands"][name]["seconds"]
+
+
+def door_per_frame(results: Any, name: str) -> float:
+    """The seconds of a command for one frame of its video."""
+    return door(results, name) / results["commands"][name]["frames"]
+
+
 NUMBERS: dict[str, Number] = {
     # README
     "crw video, time": Number(CPU, lambda r: ratio(r, "bench_video[crw]", "CRW's functions"), times),
     "crw video, memory": Number(CPU, lambda r: memory_ratio(r, "bench_video[crw]", "CRW's functions"), share),
+    "demo, seconds": Number(DOORS, lambda r: door(r, "demo"), decimals(0, "s")),
+    "evaluate, seconds a frame": Number(DOORS, lambda r: door_per_frame(r, "evaluate"), decimals(1, "s")),
+    "track, seconds a frame": Number(DOORS, lambda r: door_per_frame(r, "track"), decimals(1, "s")),
+    "train, seconds": Number(DOORS, lambda r: door(r, "train"), decimals(0, "s")),
 }
 
 SETTINGS = (

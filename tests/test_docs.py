@@ -84,7 +84,8 @@ def examples(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", examples(ROOT / "README.md"), ids=lambda code: code.splitlines()[0])
-def test_the_examples_of_the_readme_run(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/get_started.md"])
+def test_the_examples_of_the_first_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    (code,) = examples(ROOT / page)
+    exec(compile(code, page, "exec"), {})
