@@ -1,7 +1,9 @@
-"""Time the README's commands as a newcomer meets them, in a fresh clone: python3 -m benchmarks.doors --davis DAVIS --clip CLIP --box X,Y,W,H.
+"""Time the README's commands as a newcomer meets them, in a fresh clone.
 
-Without --davis and --clip the synthetic video of the demo is used. Needs nothing but Python; the first command sets up
-the rest. Writes benchmarks/results/doors.json: seconds of each command and the last lines that it printed.
+    python3 -m benchmarks.doors --davis DAVIS --clip CLIP --box X,Y,W,H
+
+Without --davis, evaluates on synthetic video. Needs nothing but Python; the first command sets up the rest. Writes
+benchmarks/results/doors.json: the seconds of each command, its frames, and the last lines that it printed.
 """
 
 import argparse
@@ -51,8 +53,11 @@ def run(command: str) -> dict[str, object]:
     if process.returncode:
         sys.exit(f"error: {command} failed with exit status {process.returncode}")
     found = {"seconds": round(seconds, 1), "printed": lines}
-    if counts := re.findall(r"(\d+) frames", process.stdout):
-        found["frames"] = int(counts[0])
+    counts = re.findall(r"(\d+) frames in [\d.]+ s", process.stdout) or re.findall(
+        r", (\d+) frames$", process.stdout, re.M
+    )
+    if counts:
+        found["frames"] = sum(map(int, counts))
     return found
 
 
@@ -60,8 +65,8 @@ def main() -> None:
     """Time all commands and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--davis", metavar="DAVIS", help="evaluate on this folder in DAVIS-2017 layout")
-    parser.add_argument("--clip", metavar="CLIP", default="out/demo-clip", help="track this video")
-    parser.add_argument("--box", metavar="X,Y,W,H", default="326,119,149,137", help="around the object to track")
+    parser.add_argument("--clip", metavar="CLIP", required=True, help="track this video")
+    parser.add_argument("--box", metavar="X,Y,W,H", required=True, help="around the object to track, in frame 0")
     arguments = parser.parse_args()
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True, capture_output=True)
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
