@@ -62,7 +62,8 @@ def recorded_preset(path: Path) -> dict[str, Any]:
 def recorded_network(folder: Path) -> Encoder:
     """The network of TimeCycle's records, whose weights follow from a seed."""
     spec = importlib.util.spec_from_file_location("seeded", folder / "seeded.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     seeded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(seeded)
     shapes = json.loads((folder / "state_dict_keys.json").read_text())["test_model"]
