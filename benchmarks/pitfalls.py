@@ -3,7 +3,8 @@
     python -m benchmarks.pitfalls --davis DAVIS      # measure what is not yet measured; shown in docs/protocols.md
 
 The setting is small, so that all rows take minutes: protocol `crw` at a short side of 240 pixels with the features of
-the shipped network alone, over the first 30 frames of each sequence. Each row is stored in benchmarks/results/pitfalls.json when complete.
+the shipped network alone, over the
+first 30 frames of each sequence. Each row is stored in benchmarks/results/pitfalls.json when complete.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.report import ROOT
+from docs import markdown
 from timecycle.checkpoints.networks import load_features
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
@@ -245,6 +247,31 @@ def measure_rows(sequences: list[Sequence], found: dict[str, Any]) -> None:
         found |= about | {"short side": SHORT_SIDE, "frames": FRAMES}
         RESULTS.write_text(json.dumps(found) + "\n")
         print(f"{side} {row}: {100 * np.mean(list(rows[side].values())):.1f}", flush=True)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown: J&F with and without each mistake that was measured."""
+    rows = []
+    for name in ROWS:
+        both = found["rows"].get(name, {})
+        if set(both) != {"with", "without"}:
+            continue
+        with_it, without = (100 * np.mean(list(both[side].values()), axis=1) for side in ("with", "without"))
+        gain = with_it - without
+        counts = f"{(gain < -0.1).sum()}, {(gain > 0.1).sum()}"
+        rows.append([name, f"{without.mean():.1f}", f"{with_it.mean():.1f}", f"{gain.mean():+.1f}", counts])
+    head = ["mistake", "J&F without it", "with it", "difference", "sequences worse, better"]
+    return (
+        f"{markdown.table(head, rows)}\n\nMean J&F in per cent of the first {found['frames']} frames of "
+        f"{len(found['sequences'])} sequences of DAVIS-2016, one object each; protocol `crw` at short side "
+        f"{found['short side']}, features of the shipped network alone; commit {found['commit']}, from "
+        f"`{RESULTS.relative_to(ROOT)}`. A sequence counts as worse or better from 0.1 points on."
+    )
+
+
+def block() -> str:
+    """The table of the results file, for docs/generated.py."""
+    return table(json.loads(RESULTS.read_text()))
 
 
 def main() -> None:
