@@ -21,7 +21,7 @@ from docs import markdown
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.features.named import SHIPPED, Features, hash_of_weights
+from timecycle.features.named import SHIPPED, Features, current_features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
 from timecycle.propagation.protocols import Protocol, protocol
@@ -95,7 +95,7 @@ def table(results: list[dict[str, Any]]) -> str:
     rows = []
     for features in WORK:
         cells = [found.get((features, *column)) for column in columns]
-        rows.append([features, *(f"{100 * cell['J&F']:.1f}" if cell else "" for cell in cells)])
+        rows.append([current_features(features), *(f"{100 * cell['J&F']:.1f}" if cell else "" for cell in cells)])
     gains = []
     for column in columns:
         joined, *others = (
