@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.report import FOLDER, duration, memory, number
+from benchmarks.report import FOLDER, NO_BREAK, duration, memory, number
 from docs.markdown import table
 
 GPU = FOLDER / "nvidia-h100-80gb-hbm3"
@@ -69,7 +69,7 @@ def headline() -> str:
         backend, case = name.removeprefix("headline ").split(", ", 1)
         eager = next(f["eager_us"] for other, f in found.items() if "eager_us" in f and other.endswith(case))
         scan, product, call = (figure[f"{what}_us"] for what in ("kernel", "mm", "call"))
-        share = f"{100 * figure['kernel_share_of_mm']:.0f} %"
+        share = f"{100 * figure['kernel_share_of_mm']:.0f}{NO_BREAK}%"
         times = [duration(1e-6 * us) for us in (scan, product)]
         others = [duration(1e-6 * us) for us in (call, eager)]
         rows.append([f"{backend}, {case}", *times, share, *others, number(eager / call), figure["of"]])
@@ -86,7 +86,7 @@ def cases() -> str:
         ratios = [number(case["ratio_to"][r]) if r in case["ratio_to"] else "" for r in ("eager", "compiled")]
         used, matrix = case["peak_mb"], case["matrix_mb"]
         memories = [memory(used), f"{100 * used / matrix:.1f} % of {memory(matrix)}"] if used else ["", ""]
-        share = f"{100 * case['share_of_dense']:.0f} %" if case["share_of_dense"] > 0.01 else ""
+        share = f"{100 * case['share_of_dense']:.0f}{NO_BREAK}%" if case["share_of_dense"] > 0.01 else ""
         rows.append([name, duration(1e-6 * case["us"]), share, *ratios, str(case["targets"]), *memories, case["of"]])
     head = ["work (backend)", "a target frame", "of the dense rate", "times as fast as PyTorch", "as PyTorch compiled"]
     head += ["targets of a call", "its memory", "of the affinity matrix", "date, commit"]

@@ -16,6 +16,7 @@ from docs.markdown import table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 NAMES = {
     "bench_video[crw]": "`crw`, a video of 4 frames, 480 x 854, features to masks",
     "bench_video[dino]": "`dino`, a video of 6 frames, 480 x 854, features to masks",
@@ -42,8 +43,8 @@ NAMES = {
 }
 """What a benchmark's work is called, in the order of the tables."""
 OTHERS = {
-    "CRW's functions": "CRW's published functions",
-    "DINO's functions": "DINO's published functions",
+    "CRW's functions": "CRW's functions",
+    "DINO's functions": "DINO's functions",
     "PyTorch, materialised": "PyTorch, affinity written out",
     "FAISS IndexFlatIP (no softmax)": "FAISS IndexFlatIP, without the softmax",
     "the published order, plain forms": "PyTorch, the published program's order",
@@ -102,7 +103,7 @@ def duration(seconds: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size or unit == "µs":
             break
-    return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds / size)}{NO_BREAK}{unit}"
 
 
 def number(value: float) -> str:
@@ -114,7 +115,8 @@ def memory(megabytes: float | None) -> str:
     """Memory in MB or GB."""
     if megabytes is None:
         return ""
-    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
+    value, unit = (f"{megabytes / 1000:.1f}", "GB") if megabytes >= 1000 else (f"{megabytes:.0f}", "MB")
+    return f"{value}{NO_BREAK}{unit}"
 
 
 def cpus() -> str:
@@ -135,16 +137,17 @@ def compared(kinds: dict[str, str]) -> Iterator[tuple[Measured, str]]:
 
 
 def cpu_others() -> str:
-    """The same work here and by others."""
-    head = ["work", "beside", "machine", "here", "there", "times as fast", "memory here", "memory there"]
-    rows = []
+    """The same work here and by others, a row for each rival; memory is that on the newest machine."""
+    machines = [machine(results) for results in files().values()]
+    rows: dict[tuple[str, str], list[str]] = {}
     for one, rival in compared(OTHERS):
         info = one.info
-        speed = number(1 / info["ratio_to"][rival])
-        times = duration(one.seconds), duration(info["rival_seconds"][rival])
         memories = memory(info["peak_mb"]), memory(info["rival_peak_mb"][rival])
-        rows.append([one.work, OTHERS[rival], one.machine, *times, speed, *memories])
-    return table(head, rows)
+        row = rows.setdefault((one.work, OTHERS[rival]), [*([""] * len(machines)), *memories])
+        times = f"{duration(one.seconds)} beside {duration(info['rival_seconds'][rival])}"
+        row[machines.index(one.machine)] = f"**{number(1 / info['ratio_to'][rival])}**: {times}"
+    head = ["work", "beside", *(f"times as fast, {name}" for name in machines), "memory here", "memory there"]
+    return table(head, [[*names, *row] for names, row in rows.items()])
 
 
 def cpu_products() -> str:
@@ -153,7 +156,7 @@ def cpu_products() -> str:
     for one in measured():
         ratios = one.info["ratio_to"]
         if set(PRODUCTS) <= set(ratios):
-            shares = [f"{100 / ratios[rival]:.0f} %" for rival in PRODUCTS]
+            shares = [f"{100 / ratios[rival]:.0f}{NO_BREAK}%" for rival in PRODUCTS]
             rows.append([one.work, one.machine, duration(one.seconds), *shares])
     return table(["work", "machine", "here", *PRODUCTS.values()], rows)
 
