@@ -228,6 +228,8 @@ def runs() -> Iterator[tuple[str, str, Run]]:
 @torch.inference_mode()
 def measure_rows(sequences: list[Sequence], found: dict[str, Any]) -> None:
     """Measure the rows that are not in `found` yet, storing each run as soon as it is complete."""
+    found |= {"commit": commit(7) or "unknown", "sequences": [s.name for s in sequences]}
+    found |= {"short side": SHORT_SIDE, "frames": FRAMES}
     network = load_features(SHIPPED)
     assert isinstance(network, Trunk)
     known: dict[int, dict[str, list[float]]] = {}  # by run: many rows have the same one without the mistake
@@ -243,8 +245,6 @@ def measure_rows(sequences: list[Sequence], found: dict[str, Any]) -> None:
                 features, held = {s.name: encode(network, s, run.images) for s in sequences}, run.images
             known[id(run)] = {s.name: measure(s, run, features[s.name]) for s in sequences}
         rows[side] = known[id(run)]
-        about = {"commit": commit(7) or "unknown", "sequences": [s.name for s in sequences]}
-        found |= about | {"short side": SHORT_SIDE, "frames": FRAMES}
         RESULTS.write_text(json.dumps(found) + "\n")
         print(f"{side} {row}: {100 * np.mean(list(rows[side].values())):.1f}", flush=True)
 
