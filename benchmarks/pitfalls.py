@@ -184,7 +184,7 @@ ROWS: dict[str, tuple[Run, Run]] = {
     "features not scaled to length 1": (Run(rules={"l2": False}), RIGHT),
     "min-max scaling of each class before the arg-max, which `crw` has not": (Run(rules={"scale": "positive"}), RIGHT),
     "soft labels enlarged by PyTorch's bilinear instead of OpenCV's": (Run(rules={"upsample": "bilinear"}), RIGHT),
-    "the same with `align_corners=True`": (Run(mask=aligned_corners), RIGHT),
+    "soft labels enlarged with `align_corners=True`": (Run(mask=aligned_corners), RIGHT),
     "no copies of frame 0 in place of missing frames": (Run(rules={"first": "once"}), RIGHT),
     "frame 0 compared within the neighborhood only": (Run(rules={"first_everywhere": False}), RIGHT),
     "no neighborhood": (Run(rules={"radius": None}), RIGHT),
@@ -250,7 +250,7 @@ def measure_rows(sequences: list[Sequence], found: dict[str, Any]) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The results as Markdown: J&F with and without each mistake that was measured."""
+    """The results as Markdown, the largest loss first: J&F with and without each mistake that was measured."""
     rows = []
     for name in ROWS:
         both = found["rows"].get(name, {})
@@ -259,13 +259,14 @@ def table(found: dict[str, Any]) -> str:
         with_it, without = (100 * np.mean(list(both[side].values()), axis=1) for side in ("with", "without"))
         gain = with_it - without
         counts = f"{(gain < -0.1).sum()}, {(gain > 0.1).sum()}"
-        rows.append([name, f"{without.mean():.1f}", f"{with_it.mean():.1f}", f"{gain.mean():+.1f}", counts])
+        change = f"{gain.mean():+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
+        rows.append((gain.mean(), [name, f"{without.mean():.1f}", f"{with_it.mean():.1f}", change, counts]))
     head = ["mistake", "J&F without it", "with it", "difference", "sequences worse, better"]
     return (
-        f"{markdown.table(head, rows)}\n\nMean J&F in per cent of the first {found['frames']} frames of "
-        f"{len(found['sequences'])} sequences of DAVIS-2016, one object each; protocol `crw` at short side "
-        f"{found['short side']}, features of the shipped network alone; commit {found['commit']}, from "
-        f"`{RESULTS.relative_to(ROOT)}`. A sequence counts as worse or better from 0.1 points on."
+        f"{markdown.table(head, [row for _, row in sorted(rows)])}\n\nMean J&F in per cent of the first "
+        f"{found['frames']} frames of {len(found['sequences'])} sequences of DAVIS-2016, one object each; protocol "
+        f"`crw` at short side {found['short side']}, features of the shipped network alone; commit {found['commit']}, "
+        f"from `{RESULTS.relative_to(ROOT)}`. A sequence counts as worse or better from 0.1 points on."
     )
 
 
