@@ -3,10 +3,10 @@
     python examples/evaluate_in_training_loop.py                 # train and evaluate on synthetic video
     python examples/evaluate_in_training_loop.py --davis DAVIS   # evaluate on DAVIS-2017
 
-The network and its loss stand for yours: a small convolutional network learns that a position looks like itself after a
-change of colors. After each epoch `timecycle.evaluate_davis` puts the network in eval mode, propagates the first masks of
-all videos by its features, scores them, and restores the mode. Prints loss and J&F of every epoch, then the table of the
-best one. Writes OUT/epoch0 (masks of that epoch), ..., and OUT/best.pt.
+The network and its loss stand for yours: a small convolutional network learns that a position looks like itself after
+a change of colors. After each epoch `timecycle.evaluate_davis` puts the network in eval mode, propagates the first
+masks of all videos by its features, scores the masks, and restores the mode. Prints loss and J&F of every epoch, then
+the table of the best. Writes masks to OUT/epoch0, OUT/epoch1, ..., and the weights of the best epoch to OUT/best.pt.
 """
 
 import argparse
@@ -23,7 +23,13 @@ from timecycle.normalization import IMAGENET, normalize
 
 
 def convolution(channels: int, more: int, stride: int = 2) -> nn.Sequential:
+    """One layer of the network."""
     return nn.Sequential(nn.Conv2d(channels, more, 3, stride, 1), nn.BatchNorm2d(more), nn.ReLU())
+
+
+def network() -> nn.Sequential:
+    """Normalized images [B, 3, H, W] -> features [B, 64, H / 8, W / 8]."""
+    return nn.Sequential(convolution(3, 16), convolution(16, 32), convolution(32, 64), nn.Conv2d(64, 64, 1))
 
 
 def frames(seeds: range, height: int = 96, width: int = 144) -> Tensor:
@@ -50,14 +56,15 @@ def main() -> None:
     """Read the arguments, then train and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--davis", type=Path, help="folder in DAVIS-2017 layout (default: synthetic video)")
+    parser.add_argument("--side", type=int, help="short side of frames, in pixels (default: 128, with --davis 480)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/training_loop"), help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
     args = parser.parse_args()
     davis = args.davis or make_davis(args.out / "synthetic", sequences=3, frames=6, height=128, width=192)
-    side = 480 if args.davis else 128
+    side = args.side or (480 if args.davis else 128)
 
     torch.manual_seed(0)
-    model = nn.Sequential(convolution(3, 16), convolution(16, 32), convolution(32, 64), nn.Conv2d(64, 64, 1))
+    model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images = frames(range(100, 112))
     best = None

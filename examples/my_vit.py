@@ -36,6 +36,7 @@ class ViT(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Tokens of images whose sides are multiples of the patch."""
         maps = self.patches(images)
         # Frames are larger than the images of pretraining, and not square: position embeddings are interpolated.
         maps = maps + nn.functional.interpolate(self.position, maps.shape[2:], mode="bicubic")
@@ -58,11 +59,11 @@ def extract(images: Tensor) -> Tensor:
     return patch_tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
-# How images are prepared. These are the values of the protocol `dino`, which the command above has without being told;
-# there, others are given by `--override side=448 multiple=14`.
+# How images are prepared: the values of the protocol `dino`, so that the command above needs no options. The patch must
+# divide both sides; for one of 14 pixels, side 448 and multiple 14 would do (`--cropSize 448 --override multiple=14`).
 PREPARATION = {
-    "side": 480,  # the short side in pixels; the patch must divide it
-    "multiple": 64,  # the long side is rounded down to a multiple of this, as must the patch this
+    "side": 480,  # the short side in pixels
+    "multiple": 64,  # the long side is rounded down to a multiple of this
     "mean": (0.485, 0.456, 0.406),  # of the images in your model's training
     "std": (0.228, 0.224, 0.225),
 }

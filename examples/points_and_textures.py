@@ -2,11 +2,11 @@
 
     python examples/points_and_textures.py
 
-Labels are any maps on the feature grid. Each keypoint is a heat map; a texture is the place in frame 0 that each position
-comes from, its x and y, so that a picture painted on frame 0 can be looked up there at full resolution. All of them go
-through one `timecycle.LabelPropagator`. The video is synthetic, so that the true place of every keypoint is known:
-prints the mean error of each frame in pixels. Writes OUT/points_and_textures.png: heat maps above (a circle where the
-keypoint truly is), the texture below, and time from left to right.
+Labels are any maps on the feature grid. Each keypoint is a heat map. A texture is the place in frame 0 that a position
+comes from, its x and y, so that what is painted on frame 0 can be looked up there at full resolution. All go through
+one `timecycle.LabelPropagator`. The video is synthetic, so that the true place of every keypoint is known: prints the
+mean error of each frame in pixels. Writes OUT/points_and_textures.png: heat maps above (circles are the true places),
+the texture below, time from left to right.
 """
 
 import argparse
@@ -25,6 +25,12 @@ from timecycle.propagation.frames import Sizes, encode_frames
 from timecycle.viewing.palette import COLORS
 
 HEIGHT, WIDTH = 256, 384
+
+
+def scene_of(frames: int) -> Scene:
+    """The video: two objects that turn and move on their own."""
+    motion = Motion(area=0.1, speed=0.012, crossing=0.0, spin=0.04, deform=0.0)
+    return Scene(5, frames, HEIGHT, WIDTH, objects=2, motion=motion)
 
 
 def true_keypoints(scene: Scene, time: int) -> np.ndarray:
@@ -69,8 +75,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=16, help="default: %(default)s")
     args = parser.parse_args()
-    motion = Motion(area=0.1, speed=0.012, crossing=0.0, spin=0.04, deform=0.0)
-    scene = Scene(5, args.frames, HEIGHT, WIDTH, objects=2, motion=motion)
+    scene = scene_of(args.frames)
     frames = [scene.frame(time)[0] for time in range(args.frames)]
     columns, rows = np.meshgrid(np.arange(WIDTH) // 8, np.arange(HEIGHT) // 8)
     texture = np.where((columns + rows)[..., None] % 2 == 0, 255, COLORS[1 + columns // 4 % 8]).astype(np.uint8)
