@@ -95,6 +95,7 @@ NUMBERS: dict[str, Number] = {
 }
 
 SETTINGS = (
+    r"\b\d+\.\d+\.\d+\b",  # versions
     # Settings of published protocols and versions of programs: phrases with numbers that nobody measured here.
     r"([Ss]ections?|[Ee]quations?|[Ee]q\.|[Tt]ables?|[Ff]igures?|version) \d+(\.\d+)+",
     r"(Python|PyTorch|torch|Triton|CUDA|nvcc|Apache-|CFF) ?v?\d+(\.\d+)+( to \d\.\d+)?",
