@@ -81,12 +81,14 @@ format: $(VENV)/.installed ## put the code into the project's format
 	@$(RUN) -m ruff format .
 	@$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the README's table and the plot
+bench: $(VENV)/.built ## run the benchmarks, store their results, rewrite the tables and numbers of all pages
 	@$(call REQUIREMENTS,bench) | $(INSTALL) --quiet
 	$(SAY) "running the benchmarks (some ten minutes)"
 	@mkdir -p out
 	@$(RUN) -m pytest benchmarks --benchmark-json out/benchmarks.json
 	@$(RUN) -m benchmarks.report out/benchmarks.json
+	@$(RUN) -m docs.generated --write
+	@$(RUN) -m docs.numbers --write
 
 docs: $(VENV)/.built ## build the pages of docs/ into out/docs, running their notebooks
 	@$(call REQUIREMENTS,docs) | $(INSTALL) --quiet

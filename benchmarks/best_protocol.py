@@ -3,9 +3,9 @@
     python -m benchmarks.best_protocol --davis DAVIS --work FOLDER [--processes 2]   # measure what is not yet measured
     python -m benchmarks.best_protocol --davis DAVIS --work FOLDER --confidence      # confidence beside J, by frame
     python -m benchmarks.best_protocol --davis DAVIS --time                          # time best beside crw at 480
-    python -m benchmarks.best_protocol --write                                       # tables in docs/best_protocol.md
 
-Features and soft labels are kept in FOLDER, so that what only changes the mask is not propagated again.
+`python -m docs.generated --write` then writes the tables of docs/best_protocol.md. Features and soft labels are kept in
+FOLDER, so that what only changes the mask is not propagated again.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.report import ROOT, splice
+from benchmarks.report import ROOT
+from docs import markdown
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
@@ -41,8 +42,6 @@ from timecycle.propagation.video import (
 )
 
 RESULTS = ROOT / "benchmarks" / "results" / "best_protocol.json"
-PAGE = ROOT / "docs" / "best_protocol.md"
-BEGIN, END = "<!-- table: written by benchmarks/best_protocol.py -->", "<!-- end of table -->"
 
 CRW = {"resize": "short side", "side": 480, "multiple": 8, "rounding": "nearest"}
 REGION = {**CRW, "sharpen": 1.5, "first_everywhere": False}
@@ -209,39 +208,52 @@ def measure_time(sequences: list[Sequence], frames: int = 45, warm: int = 32) ->
 
 
 def table(found: dict[str, Any]) -> str:
-    """The Markdown tables of a results file."""
+    """The Markdown table of the protocols."""
     rows = {name: np.array(list(scores.values())) for name, scores in found["rows"].items() if len(scores) == SEQUENCES}
     base = rows[BASE].mean(axis=1)
-    lines = ["| protocol | J | F | J&F | beside crw | sequences better, worse |", "|---|---|---|---|---|---|"]
+    lines = []
     for name in [name for name in [*ROWS, *OWN_SIZE] if name in rows]:
         j, f = 100 * rows[name].mean(axis=0)
         gain = 100 * (rows[name].mean(axis=1) - base)
         better = "" if name == BASE else f"{(gain > 0.1).sum()}, {(gain < -0.1).sum()}"
         label = f"preset `{name}`, its own size" if name in OWN_SIZE else name
-        lines.append(f"| {label} | {j:.1f} | {f:.1f} | {(j + f) / 2:.1f} | {gain.mean():+.1f} | {better} |")
-    lines += ["", "| sequence | crw | best |", "|---|---|---|"]
-    best = found["rows"].get(BEST, {})
-    lines += [f"| {name} | {of(found['rows'][BASE][name])} | {of(scores)} |" for name, scores in best.items()]
-    if "seconds" in found:
-        seconds = found["seconds"]
-        cpu, wall = (seconds[kind] for kind in ("cpu", "wall"))
-        lines += [
-            "",
-            f"Time per frame, from the image file to the mask, one thread, in turn with crw frame by frame on "
-            f"{' and '.join(seconds['sequences'])} with full contexts ({seconds['frames']} frames, medians): "
-            f"{cpu['best']:.2f} s of CPU time beside {cpu['crw']:.2f} s, {cpu['best'] / cpu['crw']:.2f} times as much "
-            f"({wall['best'] / wall['crw']:.2f} times by the clock of a busy machine).",
-        ]
-    if "confidence" in found:
-        sure = found["confidence"]
-        lines += [
-            "",
-            f"Confidence beside J, {sure['frames']} frames: Spearman {sure['spearman']:.2f}, at least "
-            f"{sure['spearman without one sequence, least']:.2f} without any one sequence. Mean J of the "
-            f"{sure['frames below the threshold']} frames below {sure['threshold']}: {sure['mean J below']}; of the "
-            f"others {sure['mean J above']}.",
-        ]
-    return "\n".join(lines)
+        lines.append([label, f"{j:.1f}", f"{f:.1f}", f"{(j + f) / 2:.1f}", f"{gain.mean():+.1f}", better])
+    return markdown.table(["protocol", "J", "F", "J&F", "beside crw", "sequences better, worse"], lines)
+
+
+def by_sequence(found: dict[str, Any]) -> str:
+    """The Markdown table of crw and best by sequence."""
+    crw, best = (found["rows"].get(name, {}) for name in (BASE, BEST))
+    return markdown.table(["sequence", "crw", "best"], [[name, of(crw[name]), of(best[name])] for name in best])
+
+
+def time_spent(found: dict[str, Any]) -> str:
+    """What a frame of best costs beside one of crw."""
+    seconds = found["seconds"]
+    cpu, wall = (seconds[kind] for kind in ("cpu", "wall"))
+    return (
+        f"Time per frame, from the image file to the mask, one thread, in turn with crw frame by frame on "
+        f"{' and '.join(seconds['sequences'])} with full contexts ({seconds['frames']} frames, medians): "
+        f"{cpu['best']:.2f} s of CPU time beside {cpu['crw']:.2f} s, {cpu['best'] / cpu['crw']:.2f} times as much "
+        f"({wall['best'] / wall['crw']:.2f} times by the clock of a busy machine)."
+    )
+
+
+def confidence_found(found: dict[str, Any]) -> str:
+    """How the confidence goes with J."""
+    sure = found["confidence"]
+    return (
+        f"Confidence beside J, {sure['frames']} frames: Spearman {sure['spearman']:.2f}, at least "
+        f"{sure['spearman without one sequence, least']:.2f} without any one sequence. Mean J of the "
+        f"{sure['frames below the threshold']} frames below {sure['threshold']}: {sure['mean J below']:.2f}; of the "
+        f"others {sure['mean J above']:.2f}."
+    )
+
+
+def block() -> str:
+    """The tables of docs/best_protocol.md."""
+    found = json.loads(RESULTS.read_text())
+    return "\n\n".join(part(found) for part in (table, by_sequence, time_spent, confidence_found))
 
 
 def of(scores: list[float]) -> str:
@@ -255,7 +267,7 @@ def save(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, time or write, as the options say."""
+    """Measure or time, as the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--davis", type=Path)
     parser.add_argument("--work", type=Path)
@@ -263,7 +275,6 @@ def main() -> None:
     parser.add_argument("--presets", action="store_true", help="measure the published presets, too: hours")
     parser.add_argument("--confidence", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     sequences = read_davis(arguments.davis, "val", "2017", None) if arguments.davis else []
@@ -276,8 +287,6 @@ def main() -> None:
     if arguments.time:
         found["seconds"] = measure_time([s for s in sequences if s.name in ("camel", "dog")])
         save(found)
-    if arguments.write:
-        splice(PAGE, BEGIN, table(found), END)
 
 
 if __name__ == "__main__":

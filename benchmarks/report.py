@@ -1,75 +1,194 @@
-"""Write the README's table and a plot from stored results: python -m benchmarks.report RESULTS.json."""
+"""Results of make bench: stored under the chip's name and drawn; the tables of docs/performance.md are made from them.
+
+    python -m benchmarks.report RESULTS.json     # written by pytest benchmarks --benchmark-json
+
+`python -m docs.generated --write` then writes the tables.
+"""
 
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from docs.markdown import table
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end of benchmarks -->"
-COLUMNS = {
-    "product": "of `q @ k.T`",
-    "product, preallocated": "of it, preallocated",
-    "product, our tiles, nothing written": "of our bare tiles",
-    "PyTorch, materialised": "of PyTorch, materialised",
-}
-HEADINGS = ("work, one target frame", "time", "memory", *COLUMNS.values(), "of others")
+FOLDER = ROOT / "benchmarks" / "results"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 NAMES = {
-    "bench_per_frame[480-float32-5]": "crop 480, 8 frames, top-5 of each, float32",
-    "bench_per_frame[480-float32-20]": "crop 480, 8 frames, top-20 of each, float32",
-    "bench_per_frame[480-bfloat16-5]": "crop 480, 8 frames, top-5 of each, bfloat16",
-    "bench_per_frame[480-bfloat16-20]": "crop 480, 8 frames, top-20 of each, bfloat16",
+    "bench_video[crw]": "`crw`, a video of 4 frames, 480 x 854, features to masks",
+    "bench_video[dino]": "`dino`, a video of 6 frames, 480 x 854, features to masks",
+    "bench_region": "`crw`'s affinity, 480 x 854, 21 frames, circle 12, top-10",
+    "bench_dino": "`dino`'s affinity, 480 x 854, 8 frames, square 12, top-5",
+    "bench_per_frame[480-float32-5]": "`timecycle`'s affinity, crop 480, 8 frames, top-5 of each, float32",
+    "bench_per_frame[480-float32-20]": "`timecycle`'s affinity, crop 480, 8 frames, top-20 of each, float32",
+    "bench_per_frame[480-bfloat16-5]": "`timecycle`'s affinity, crop 480, 8 frames, top-5 of each, bfloat16",
+    "bench_per_frame[480-bfloat16-20]": "`timecycle`'s affinity, crop 480, 8 frames, top-20 of each, bfloat16",
     "bench_joint[float32-10]": "crop 480, 8 frames, top-10 of all, float32",
+    "bench_joint[10]": "crop 480, 8 frames, top-10 of all, float32",  # as it was called until November 24
     "bench_joint[float32-20]": "crop 480, 8 frames, top-20 of all, float32",
+    "bench_joint[20]": "crop 480, 8 frames, top-20 of all, float32",
     "bench_joint[bfloat16-10]": "crop 480, 8 frames, top-10 of all, bfloat16",
-    "bench_joint_smooth": "the same, float32, features that vary smoothly",
-    "bench_propagate": "labels, crop 480, 8 frames, top-20 of each, float32",
-    "bench_region": "CRW at 480 x 854, 21 frames, circle 12, float32",
-    "bench_dino": "DINO at 480 x 854, 8 frames, square 12, float32",
-    "bench_video[crw]": "CRW at 480 x 854, a video of 4 frames, features to masks",
-    "bench_video[dino]": "DINO S/8 at 480 x 854, a video of 6 frames, features to masks",
-    "bench_full_hd": "1920 x 1080, 8 frames, top-5 of each, bfloat16",
+    "bench_joint_smooth": "crop 480, 8 frames, top-10 of all, features that vary smoothly",
+    "bench_propagate": "labels, crop 480, 8 frames, top-20 of each",
     "bench_backward[per frame, all-float32]": "gradient, crop 480, softmax over all, float32",
     "bench_backward[joint, kept-float32]": "gradient, crop 480, softmax over the kept, float32",
-    "bench_losses[240]": "TimeCycle's losses from features and their gradients, 2 samples, 240 px",
-    "bench_losses[480]": "the same, 480 px",
-    "bench_losses_of_large_frames": "the same, 960 px",
-    "bench_step": "TimeCycle's whole step, encoder and all, 2 samples, 240 px",
+    "bench_losses[240]": "TimeCycle's losses and their gradients from features, 2 samples, 240 px",
+    "bench_losses[480]": "TimeCycle's losses and their gradients from features, 2 samples, 480 px",
+    "bench_step": "TimeCycle's whole training step, 2 samples, 240 px",
+    "bench_losses_of_large_frames": "TimeCycle's losses and their gradients from features, 2 samples, 960 px",
+    "bench_full_hd": "affinity, 1920 x 1080, 8 frames, top-5 of each, bfloat16",
 }
+"""What a benchmark's work is called, in the order of the tables."""
+OTHERS = {
+    "CRW's functions": "CRW's functions",
+    "DINO's functions": "DINO's functions",
+    "PyTorch, materialised": "PyTorch, affinity written out",
+    "FAISS IndexFlatIP (no softmax)": "FAISS IndexFlatIP, without the softmax",
+    "the published order, plain forms": "PyTorch, the published program's order",
+}
+"""Rivals that do the same work."""
+PRODUCTS = {
+    "product, our tiles, nothing written": "products alone, results dropped",
+    "product, preallocated": "`torch.mm` into memory that is there",
+    "product": "`q @ k.T`",
+}
+"""Matrix products alone, which do a part of the work."""
+OWN = {
+    "the same without a region": "without the neighborhood",
+    "topk_affinity, then propagate_labels": "two calls instead of one",
+    "ours, products in float": "products in float32 instead of bytes",
+    "forward": "the forward call",
+}
+"""Other forms of our own."""
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row per case: our time and memory, and our time as a share of each rival's."""
-    found = []
-    for benchmark in results["benchmarks"]:
-        if benchmark["name"] not in NAMES:
-            continue
-        info, own = benchmark["extra_info"], benchmark["stats"]["median"]
-        cells = {rival: f"{ratio:.2f}" for rival, ratio in info["ratio_to"].items()}
-        for rival in cells:
-            if info["rival_peak_mb"][rival] > 100:
-                cells[rival] += f" ({info['rival_peak_mb'][rival]:.0f} MB)"
-        others = "; ".join(f"{rival}: {cell}" for rival, cell in cells.items() if rival not in COLUMNS)
-        shares = [cells.get(rival, "") for rival in COLUMNS]
-        found.append((NAMES[benchmark["name"]], f"{own:.3f} s", f"{info['peak_mb']:.0f} MB", *shares, others))
-    return found
+class Measured(NamedTuple):
+    """One benchmark on one machine."""
+
+    work: str
+    machine: str
+    seconds: float
+    info: dict[str, Any]
 
 
-def table(results: dict[str, Any], source: str) -> str:
-    """The rows as Markdown, with the machine and versions."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
-    machine = results["machine_info"]
-    about = machine["timecycle"]
-    lines += [
-        "",
-        f"Medians on {machine['cpu'].get('brand_raw', machine['processor'])} with {about['threads']} threads "
-        f"({about['cpu capability']}), torch {about['torch']}, commit {about['commit']}, from `{source}`: our time as "
-        "a share of each rival's, timed in turn with it, and memory beyond what was held before the call (a rival's "
-        "where it is more than 100 MB). On a shared machine only the ratios count.",
+def machine(results: dict[str, Any]) -> str:
+    """A short name of the machine."""
+    cpu = results["machine_info"]["cpu"].get("brand_raw") or "unknown CPU"
+    return re.sub(r"\(R\)| Processor", "", cpu)
+
+
+def files() -> dict[str, dict[str, Any]]:
+    """The results files of CPUs by name, the newest first."""
+    found = {path.name: json.loads(path.read_text()) for path in FOLDER.glob("cpu-*.json")}
+    return dict(sorted(found.items(), key=lambda item: item[1]["datetime"], reverse=True))
+
+
+def measured() -> list[Measured]:
+    """The benchmarks of all machines, in the order of NAMES."""
+    every = [
+        Measured(NAMES[one["name"]], machine(results), one["stats"]["median"], one["extra_info"])
+        for results in files().values()
+        for one in results["benchmarks"]
+        if one["name"] in NAMES
     ]
-    return "\n".join(lines)
+    order = list(dict.fromkeys(NAMES.values()))
+    return sorted(every, key=lambda one: order.index(one.work))
+
+
+def duration(seconds: float) -> str:
+    """A time in s, ms or µs."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            break
+    return f"{number(seconds / size)}{NO_BREAK}{unit}"
+
+
+def number(value: float) -> str:
+    """Two digits or more."""
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def memory(megabytes: float | None) -> str:
+    """Memory in MB or GB."""
+    if megabytes is None:
+        return ""
+    value, unit = (f"{megabytes / 1000:.1f}", "GB") if megabytes >= 1000 else (f"{megabytes:.0f}", "MB")
+    return f"{value}{NO_BREAK}{unit}"
+
+
+def cpus() -> str:
+    """The machines and what was run on them."""
+    rows = []
+    for name, results in files().items():
+        about = results["machine_info"]["timecycle"]
+        versions = f"PyTorch {about['torch']}, Python {about['python']}"
+        chip = f"{machine(results)}, {about['threads']} threads, {about['cpu capability']}"
+        rows.append([chip, results["datetime"][:10], about["commit"], versions, f"`benchmarks/results/{name}`"])
+    return table(["machine", "date", "commit", "versions", "file"], rows)
+
+
+def compared(kinds: dict[str, str]) -> Iterator[tuple[Measured, str]]:
+    """Every benchmark with each of its rivals of the given kinds."""
+    for one in measured():
+        yield from ((one, rival) for rival in kinds if rival in one.info["ratio_to"])
+
+
+def cpu_others() -> str:
+    """The same work here and by others, a row for each rival; memory is that on the newest machine."""
+    machines = [machine(results) for results in files().values()]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one, rival in compared(OTHERS):
+        info = one.info
+        memories = memory(info["peak_mb"]), memory(info["rival_peak_mb"][rival])
+        row = rows.setdefault((one.work, OTHERS[rival]), [*([""] * len(machines)), *memories])
+        times = f"{duration(one.seconds)} beside {duration(info['rival_seconds'][rival])}"
+        row[machines.index(one.machine)] = f"**{number(1 / info['ratio_to'][rival])}**: {times}"
+    head = ["work", "beside", *(f"times as fast, {name}" for name in machines), "memory here", "memory there"]
+    return table(head, [[*names, *row] for names, row in rows.items()])
+
+
+def cpu_products() -> str:
+    """Our time beside that of the matrix product alone."""
+    rows = []
+    for one in measured():
+        ratios = one.info["ratio_to"]
+        if set(PRODUCTS) <= set(ratios):
+            shares = [f"{100 / ratios[rival]:.0f}{NO_BREAK}%" for rival in PRODUCTS]
+            rows.append([one.work, one.machine, duration(one.seconds), *shares])
+    return table(["work", "machine", "here", *PRODUCTS.values()], rows)
+
+
+def cpu_own() -> str:
+    """Our time beside other forms of our own."""
+    rows = [
+        [one.work, OWN[rival], one.machine, duration(one.seconds), duration(one.info["rival_seconds"][rival])]
+        for one, rival in compared(OWN)
+    ]
+    return table(["work", "beside", "machine", "time", "time of the other"], rows)
+
+
+def cpu_alone() -> str:
+    """Large work that no rival fits into memory for."""
+    rows = [
+        [one.work, one.machine, duration(one.seconds), memory(one.info["peak_mb"])]
+        for one in measured()
+        if not one.info["ratio_to"]
+    ]
+    return table(["work", "machine", "time", "memory"], rows)
+
+
+def tracking() -> str:
+    """The time of `timecycle track` by stage."""
+    found = json.loads((FOLDER / "track_speed.json").read_text())
+    rows = [[stage, duration(seconds)] for stage, seconds in found["seconds"].items()]
+    about = f"{found['machine']['threads']} threads, {found['machine']['cpu']}, {found['frames']} frames"
+    return (
+        f"{table(['stage', 'time of a frame'], rows)}\n\n{found['frames_per_second']} frames per second; {about}; "
+        f"commit {found['commit'][:7]}, from `benchmarks/results/track_speed.json`."
+    )
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -77,9 +196,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "timecycle"  # makes the file reproducible
-
+    words = OTHERS | PRODUCTS | OWN
     ratios = {
-        f"{NAMES[benchmark['name']]}  vs  {rival}": ratio
+        f"{NAMES[benchmark['name']]}  vs  {words[rival]}": ratio
         for benchmark in results["benchmarks"]
         if benchmark["name"] in NAMES
         for rival, ratio in benchmark["extra_info"]["ratio_to"].items()
@@ -100,26 +219,17 @@ def results_path(results: dict[str, Any]) -> Path:
     cpu = results["machine_info"]["cpu"]
     chip = [cpu.get("brand_raw") or "cpu", cpu.get("family"), cpu.get("model")]
     name = "-".join(re.findall(r"[a-z0-9]+", " ".join(str(part) for part in chip if part).lower().replace("(r)", "")))
-    return ROOT / "benchmarks" / "results" / f"cpu-{name}.json"
-
-
-def splice(path: Path, begin: str, text: str, end: str) -> None:
-    """Replace the text between two markers in a Markdown file."""
-    before, rest = path.read_text().split(begin)
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+    return FOLDER / f"cpu-{name}.json"
 
 
 def main() -> None:
-    """Store the results under the chip's name, and rewrite the README's table and the plot."""
+    """Store the results under the chip's name, and draw them."""
     results = json.loads(Path(sys.argv[1]).read_text())
     for benchmark in results["benchmarks"]:
         benchmark["stats"].pop("data", None)  # single rounds would only fill the repository
     path = results_path(results)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    named = path.relative_to(ROOT)
-    written = f"{table(results, str(named))} As a picture: `{named.with_suffix('.svg')}`."
-    splice(ROOT / "README.md", BEGIN, written, END)
     plot(results, path.with_suffix(".svg"))
 
 

@@ -1,10 +1,10 @@
-"""Scores of the shipped network and of untrained features on real video, and the model card's table of them.
+"""Scores of the shipped network and of untrained features on real video.
 
     python -m benchmarks.weights --davis DAVIS              # all, some half an hour on two cores
     python -m benchmarks.weights --davis DAVIS --only network
 
-Results are stored in benchmarks/results/weights.json with the hash of their weights; the table in
-timecycle/models/weights/README.md is written from that file alone.
+Results are stored in benchmarks/results/weights.json with the hash of their weights; `python -m docs.generated --write`
+writes the table in timecycle/models/weights/README.md from that file alone.
 """
 
 import argparse
@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import ROOT, splice
+from benchmarks.report import ROOT
+from docs import markdown
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.features.named import SHIPPED, Features, hash_of_weights
+from timecycle.features.named import SHIPPED, Features, current_features, hash_of_weights
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk
 from timecycle.propagation.protocols import Protocol, protocol
 from timecycle.provenance import commit
 
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
-CARD = SHIPPED.parent / "README.md"
-BEGIN, END = "<!-- scores: written by benchmarks/weights.py -->", "<!-- end of scores -->"
 FIRST = 30  # frames; 0 means all
 PROTOCOLS = {
     "`timecycle`, 320": protocol("timecycle"),
@@ -92,11 +91,11 @@ def table(results: list[dict[str, Any]]) -> str:
     found = {(r["features"], r["protocol"], r["frames"]): r for r in results}
     spans = {FIRST: f"first {FIRST} frames", 0: "whole sequences"}
     columns = [(name, frames) for frames in spans for name in PROTOCOLS]
-    lines = ["| features | " + " | ".join(f"{name}, {spans[frames]}" for name, frames in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    head = ["features", *(f"{name}, {spans[frames]}" for name, frames in columns)]
+    rows = []
     for features in WORK:
         cells = [found.get((features, *column)) for column in columns]
-        lines.append(f"| {features} | " + " | ".join(f"{100 * c['J&F']:.1f}" if c else "" for c in cells) + " |")
+        rows.append([current_features(features), *(f"{100 * cell['J&F']:.1f}" if cell else "" for cell in cells)])
     gains = []
     for column in columns:
         joined, *others = (
@@ -110,19 +109,22 @@ def table(results: list[dict[str, Any]]) -> str:
         each = [100 * (joined["sequences"][s] - best["sequences"][s]) for s in joined["sequences"]]
         error = np.std(each, ddof=1) / len(each) ** 0.5
         gains.append(f"{np.mean(each):+.1f} ± {error:.1f}")
-    lines.append("| all three minus the better of the untaught, paired over sequences | " + " | ".join(gains) + " |")
+    rows.append(["all three minus the better of the untaught, paired over sequences", *gains])
     commits = ", ".join(sorted({r["commit"] for r in results}))
-    lines += [
-        "",
-        f"J&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2016 (one object each, in "
-        f"DAVIS-2017 layout), CPU, float32, commits {commits}, from `{RESULTS.relative_to(ROOT)}`; the last row has "
-        "means over sequences with their standard errors.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{markdown.table(head, rows)}\n\nJ&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2016 "
+        f"(one object each, in DAVIS-2017 layout), CPU, float32, commits {commits}, from "
+        f"`{RESULTS.relative_to(ROOT)}`; the last row has means over sequences with their standard errors."
+    )
+
+
+def block() -> str:
+    """The model card's table."""
+    return table(json.loads(RESULTS.read_text()))
 
 
 def main() -> None:
-    """Measure, store, and write the model card's table."""
+    """Measure and store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.splitlines()[0])
     parser.add_argument("--davis", type=Path, required=True, help="folder in DAVIS-2017 layout")
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="only these features")
@@ -141,7 +143,6 @@ def main() -> None:
                 about = {"commit": commit(7) or "unknown", "sequence_count": len(found["sequences"])}
                 results.append(work | about | ({"weights": weights} if "network" in features else {}) | found)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    splice(CARD, BEGIN, table(results), END)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,34 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import best_protocol, gpu_report, pitfalls, report, weights
+from docs import protocol_tables
+from docs.markdown import table as table
 from docs.numbers import ROOT, pages
 
-BLOCKS: dict[str, Callable[[], str]] = {}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "cpu, machines": report.cpus,
+    "cpu, beside others": report.cpu_others,
+    "cpu, beside products": report.cpu_products,
+    "cpu, beside own forms": report.cpu_own,
+    "cpu, large": report.cpu_alone,
+    "gpu, machine": gpu_report.machine,
+    "gpu, scan and call": gpu_report.headline,
+    "gpu, affinity": gpu_report.cases,
+    "gpu, training": gpu_report.training,
+    "gpu, videos": gpu_report.videos,
+    "gpu, slower": gpu_report.slower,
+    "pitfalls": pitfalls.block,
+    "protocol best": best_protocol.block,
+    "protocols": protocol_tables.protocols,
+    "protocols, field by field": protocol_tables.fields,
+    "published and reproduced": protocol_tables.reproduced,
+    "shipped network": weights.block,
+    "tracking, stages": report.tracking,
+}
 """Name -> function that returns the block's Markdown."""
 
 BLOCK = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def written(text: str) -> str:
