@@ -24,6 +24,8 @@ CPU = f"{RESULTS}/cpu-intel-xeon-processor-6-207.json"
 AMD = f"{RESULTS}/cpu-amd-epyc-25-17.json"
 BEST = f"{RESULTS}/best_protocol.json"
 DOORS = f"{RESULTS}/doors.json"
+H100 = f"{RESULTS}/nvidia-h100-80gb-hbm3"
+HEADLINE = f"{H100}/2026-11-27T1047Z-fad5a43-first.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ def ratio(results: Any, name: str, rival: str) -> float:
     return bench(results, name)["extra_info"]["ratio_to"][rival]
 
 
+def gpu(results: Any, part: str, step: str, name: str) -> Any:
+    """One figure of a file of `make gpu-check`, by its name."""
+    return next(figure for figure in results["parts"][part][step]["figures"] if figure["name"] == name)
+
+
 def memory_ratio(results: Any, name: str, rival: str) -> float:
     """Our peak memory over a rival's."""
     info = bench(results, name)["extra_info"]
@@ -85,6 +92,22 @@ def door_per_frame(results: Any, name: str) -> float:
 
 
 NUMBERS: dict[str, Number] = {
+    # kernels
+    "cuda scan, k = 5, of mm": Number(
+        HEADLINE, lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 5")["kernel_share_of_mm"], percent
+    ),
+    "cuda scan, k = 20, of mm": Number(
+        HEADLINE, lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 20")["kernel_share_of_mm"], percent
+    ),
+    "gradient over all, of forward": Number(
+        CPU, lambda r: ratio(r, "bench_backward[per frame, all-float32]", "forward"), decimals(1, "times")
+    ),
+    "gradient over top k, of forward": Number(
+        CPU, lambda r: ratio(r, "bench_backward[joint, kept-float32]", "forward"), decimals(2)
+    ),
+    "int8 search, of float": Number(
+        CPU, lambda r: ratio(r, "bench_joint[float32-10]", "ours, products in float"), decimals(2)
+    ),
     # README
     "crw video, time": Number(CPU, lambda r: ratio(r, "bench_video[crw]", "CRW's functions"), times),
     "crw video, memory": Number(CPU, lambda r: memory_ratio(r, "bench_video[crw]", "CRW's functions"), share),
