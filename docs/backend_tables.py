@@ -1,6 +1,7 @@
 """The tables of docs/backends.md, from the lists of backends, timecycle/ops/speeds.json and benchmarks/results."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,11 @@ from docs.markdown import table
 from docs.numbers import AMD, CPU, H100, ROOT
 from docs.pictures.kernels import constant
 from timecycle import ops
-from timecycle.ops import backends, speeds, topk_affinity
+from timecycle.ops import backends, speeds
 from timecycle.ops.checks import DTYPES
 from timecycle.ops.selection import MOST_KEPT
 
 PASSES = ("", "_backward")
-ADDRESS = "benchmarks/results"
 
 
 def order() -> str:
@@ -42,6 +42,7 @@ def _every_backend() -> Iterator[None]:
     """As if all backends were built, on a chip that all support: they then say what they take."""
     module = SimpleNamespace(LARGEST_K=constant("csrc/cuda/topk_affinity.h", "kLargestK"))
     chip = SimpleNamespace(major=9, minor=0, name="")
+    topk_affinity = sys.modules["timecycle.ops.topk_affinity"]  # the package has the function of that name
     with ExitStack() as stack:
         for target, name, value in (
             (topk_affinity, "CUDA", module),
@@ -86,7 +87,9 @@ def measured() -> str:
         [r["chip"], r["work"], f"{r['us']['cuda']:.0f}", f"{r['us']['triton']:.0f}", _ratio(r["us"])]
         for r in sorted(speeds.records(), key=lambda r: (r["chip"], r["region"], r["joint"], r["k"], r["work"]))
     ]
-    return table(["compute capability", "work", "`cuda`, us a frame", "`triton`, us a frame", "`cuda` / `triton`"], rows)
+    return table(
+        ["compute capability", "work", "`cuda`, us a frame", "`triton`, us a frame", "`cuda` / `triton`"], rows
+    )
 
 
 def _ratio(us: dict[str, float]) -> str:
@@ -100,8 +103,8 @@ def runs() -> str:
         results = json.loads((ROOT / file).read_text())
         about = results["machine_info"]
         chip = about["cpu"].get("brand_raw", "CPU").replace("(R)", "")
-        what = f"benchmarks: {len(results['benchmarks'])}, each checked against the reference first"
-        rows.append([chip, results["datetime"][:10], results["commit_info"]["id"][:7], what, _link(file)])
+        what = f"benchmarks, each checked against the reference first: {len(results['benchmarks'])}"
+        rows.append([chip, results["datetime"][:10], results["commit_info"]["id"][:7], what, _link(file, "file")])
     for path in sorted((ROOT / H100).glob("*.json")):
         results = json.loads(path.read_text())
         if "commit" not in results:  # timings of versions that are not kept
@@ -113,7 +116,7 @@ def runs() -> str:
                 results["date"][:10],
                 results["commit"],
                 _outcome(steps),
-                _link(f"{H100}/{path.name}"),
+                _link(f"{H100}/{path.name}", path.stem.split(f"{results['commit']}-")[1].replace("-", " ")),
             ]
         )
     return table(["chip", "date", "commit", "what", "results"], sorted(rows, key=lambda row: (row[1], row[4])))
@@ -123,14 +126,15 @@ def _outcome(steps: list[dict[str, Any]]) -> str:
     outcomes = Counter(figure["outcome"] for step in steps for figure in step["figures"] if "outcome" in figure)
     figures = sum(len(step["figures"]) for step in steps) - outcomes.total()
     failed = sum(len(step["failed"]) for step in steps) - outcomes["failed"]
-    words = [f"{count} tests {what}" for what, count in sorted(outcomes.items(), key=lambda item: -item[1])]
-    words += [f"{figures} checks and timings"] if figures else []
-    words += [f"{failed} steps failed or ran out of time"] if failed else []
-    return ", ".join(words)
+    tests = ", ".join(f"{count} {what}" for what, count in sorted(outcomes.items(), key=lambda item: -item[1]))
+    words = [f"tests: {tests}"] if outcomes else []
+    words += [f"other checks, and timings: {figures}"] if figures else []
+    words += [f"steps that failed or were stopped: {failed}"] if failed else []
+    return "; ".join(words)
 
 
-def _link(file: str) -> str:
-    return f"[{file.rsplit('/', 1)[1].removesuffix('.json')}](../{file})"
+def _link(file: str, text: str) -> str:
+    return f"[{text}](../{file})"
 
 
 BLOCKS = {"backends: order": order, "backends: limits": limits, "backends: speeds": measured, "backends: runs": runs}

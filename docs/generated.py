@@ -9,17 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from docs import backend_tables
 from docs.numbers import ROOT, pages
 
-BLOCKS: dict[str, Callable[[], str]] = {}
+BLOCKS: dict[str, Callable[[], str]] = {
+    **backend_tables.BLOCKS,
+}
 """Name -> function that returns the block's Markdown."""
 
 BLOCK = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def written(text: str) -> str:
