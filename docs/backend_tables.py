@@ -101,25 +101,19 @@ def runs() -> str:
     rows = []
     for file in (AMD, CPU):
         results = json.loads((ROOT / file).read_text())
-        about = results["machine_info"]
-        chip = about["cpu"].get("brand_raw", "CPU").replace("(R)", "")
+        chip = results["machine_info"]["cpu"].get("brand_raw", "CPU").replace("(R)", "")
         what = f"benchmarks, each checked against the reference first: {len(results['benchmarks'])}"
-        rows.append([chip, results["datetime"][:10], results["commit_info"]["id"][:7], what, _link(file, "file")])
+        rows.append([results["datetime"], chip, results["commit_info"]["id"][:7], what, _link(file, "file")])
     for path in sorted((ROOT / H100).glob("*.json")):
         results = json.loads(path.read_text())
         if "commit" not in results:  # timings of versions that are not kept
             continue
         steps = [step for part in results["parts"].values() for step in part.values()]
-        rows.append(
-            [
-                results["gpu"].replace("NVIDIA ", ""),
-                results["date"][:10],
-                results["commit"],
-                _outcome(steps),
-                _link(f"{H100}/{path.name}", path.stem.split(f"{results['commit']}-")[1].replace("-", " ")),
-            ]
-        )
-    return table(["chip", "date", "commit", "what", "results"], sorted(rows, key=lambda row: (row[1], row[4])))
+        name = path.stem.split(f"{results['commit']}-")[1].replace("-", " ")
+        link = _link(f"{H100}/{path.name}", name)
+        rows.append([results["date"], results["gpu"].replace("NVIDIA ", ""), results["commit"], _outcome(steps), link])
+    cells = [[chip, date[:10], *rest] for date, chip, *rest in sorted(rows)]
+    return table(["chip", "date", "commit", "what", "results"], cells)
 
 
 def _outcome(steps: list[dict[str, Any]]) -> str:
