@@ -70,14 +70,21 @@ def peak_mb(function: Callable[[], Any]) -> float | None:
     """Peak resident memory of a call beyond what was resident before it, MB; None outside Linux."""
     if sys.platform != "linux":
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # else the call could reuse freed memory that is still resident
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status_kb("VmRSS")
+    reset_peak()
+    before = status_kb("VmRSS")
     function()
-    return round((_status_kb("VmHWM") - before) * 1024 / 1e6, 1)
+    return round((status_kb("VmHWM") - before) * 1024 / 1e6, 1)
 
 
-def _status_kb(field: str) -> int:
+def reset_peak(trim: bool = True) -> None:
+    """Let VmHWM begin anew; `trim` returns freed memory that is still resident, which a call could reuse unseen."""
+    if trim:
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_kb(field: str) -> int:
+    """A field of this process's status, KB: VmRSS is resident memory, VmHWM its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])

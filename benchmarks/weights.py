@@ -23,7 +23,7 @@ from timecycle.checkpoints.networks import save_encoder
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.features.named import SHIPPED, Features, current_features, hash_of_weights
 from timecycle.models.encoder import Trunk
-from timecycle.models.walk import CropWalk
+from timecycle.models.walk import CropWalk, initialize
 from timecycle.propagation.protocols import Protocol, protocol
 from timecycle.provenance import commit
 
@@ -67,6 +67,7 @@ def features_of(name: str, rules: Protocol, folder: Path) -> Features:
         return Features(tuple(name.split("+")), *given)
     torch.manual_seed(0)
     untrained = CropWalk(Trunk(18, 3, "reflect", 32)).encoder
+    initialize(untrained)
     assert isinstance(untrained, Trunk)
     save_encoder(untrained, folder / "untrained.safetensors", {})
     return Features(("network",), *given, folder / "untrained.safetensors")

@@ -18,7 +18,7 @@ project = "timecycle"
 author = "timecycle contributors"
 copyright = "timecycle contributors"
 version = release = re.findall(r'"(.+)"', (ROOT / "timecycle" / "version.py").read_text())[0]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "docs.docstrings", "docs.command_help"]
 exclude_patterns = ["pictures"]
 root_doc = "index"
 # Files elsewhere that a page includes: links to them become links to the page.
@@ -47,10 +47,15 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # none from a network
 
-# API reference.
+# API reference; docs/docstrings.py says what is markup in a docstring.
+default_role = "py:obj"
+smartquotes_action = "D"  # dashes; quotes belong to values
+autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
-napoleon_numpy_docstring = False
+autodoc_typehints_description_target = "documented_params"
+python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"timecycle {release}"

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import best_protocol, gpu_report, pitfalls, report, weights
-from docs import protocol_tables
-from docs.markdown import table as table
+from docs import backend_tables, protocol_tables
 from docs.numbers import ROOT, pages
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    **backend_tables.BLOCKS,
     "cpu, machines": report.cpus,
     "cpu, beside others": report.cpu_others,
     "cpu, beside products": report.cpu_products,

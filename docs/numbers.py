@@ -24,6 +24,11 @@ CPU = f"{RESULTS}/cpu-intel-xeon-processor-6-207.json"
 AMD = f"{RESULTS}/cpu-amd-epyc-25-17.json"
 BEST = f"{RESULTS}/best_protocol.json"
 DOORS = f"{RESULTS}/doors.json"
+H100 = f"{RESULTS}/nvidia-h100-80gb-hbm3"
+HEADLINE = f"{H100}/2026-11-27T1047Z-fad5a43-first.json"
+H100_TRAINING = f"{H100}/2026-11-27T1055Z-fad5a43-second.json"
+H100_CASES = f"{H100}/2026-11-27T1101Z-fad5a43-third.json"
+SCANS = f"{H100}/2026-11-27-versions-of-the-scan.json"
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,24 @@ def ratio(results: Any, name: str, rival: str) -> float:
     return bench(results, name)["extra_info"]["ratio_to"][rival]
 
 
+def gpu(results: Any, part: str, step: str, name: str) -> Any:
+    """One figure of a file of `make gpu-check`, by its name."""
+    return next(figure for figure in results["parts"][part][step]["figures"] if figure["name"] == name)
+
+
 def memory_ratio(results: Any, name: str, rival: str) -> float:
     """Our peak memory over a rival's."""
-    info = bench(results, name)["extra_info"]
-    return info["peak_mb"] / info["rival_peak_mb"][rival]
+    return bench(results, name)["extra_info"]["peak_mb"] / rival_memory(results, name, rival)
+
+
+def rival_memory(results: Any, name: str, rival: str) -> float:
+    """A rival's peak memory in MB."""
+    return bench(results, name)["extra_info"]["rival_peak_mb"][rival]
+
+
+def sequence(results: Any) -> Any:
+    """The figure of propagate_sequence on a GPU."""
+    return gpu(results, "third", "cases", "labels through 100 frames of 3600 positions, 10 classes")
 
 
 def door(results: Any, name: str) -> float:
@@ -84,7 +103,113 @@ def door_per_frame(results: Any, name: str) -> float:
     return door(results, name) / results["commands"][name]["frames"]
 
 
+def of_plain(results: Any, name: str, what: str = "us") -> float:
+    """Our time (or "peak_mb") over that of the plain form, of a training figure of `make gpu-check`."""
+    figure = gpu(results, "second", "training", name)
+    return figure["ours"][what] / figure["plain"][what]
+
+
+def scan(version: str, variant: str) -> Number:
+    """Microseconds a target of a version of the CUDA scan that is not kept."""
+    name = f"{variant}, B = 8, k = 5"
+    return Number(
+        SCANS, lambda r: next(f["us"] for f in r["parts"]["scan"][version]["figures"] if f["name"] == name), decimals(0)
+    )
+
+
+def balance(results: Any, what: str) -> float:
+    """Patches of the busiest of an H100's multiprocessors, for one target at crop 480."""
+    case = {"grid": [60, 60], "slots": 8, "region": None, "targets": 1, "multiprocessors": 132}
+    return next(entry[what] for entry in results if case.items() <= entry.items())
+
+
 NUMBERS: dict[str, Number] = {
+    # design_decisions
+    "attention, of plain, H100, first run": Number(
+        f"{H100}/2026-11-27T0346Z-e0d7c1e-second.json",
+        lambda r: of_plain(r, "attend, localiser at 240 px, 36 samples, bfloat16, forward"),
+        decimals(1),
+    ),
+    "attention, of plain, H100": Number(
+        H100_TRAINING,
+        lambda r: of_plain(r, "attend, localiser at 240 px, 36 samples, bfloat16, forward"),
+        decimals(1, "times"),
+    ),
+    "balance, stretches": Number("benchmarks/results/cuda_balance.json", lambda r: balance(r, "most"), decimals(0)),
+    "balance, whole slots": Number(
+        "benchmarks/results/cuda_balance.json", lambda r: balance(r, "whole slots"), decimals(0)
+    ),
+    "call without autograd, of before": Number(
+        "benchmarks/results/cuda_host.json", lambda r: r["comparisons"][1]["ratio"]["whole call"], percent
+    ),
+    "fused, memory": Number(
+        CPU, lambda r: bench(r, "bench_per_frame[480-float32-5]")["extra_info"]["peak_mb"], decimals(0, "MB")
+    ),
+    "fused, of bare product": Number(
+        CPU, lambda r: ratio(r, "bench_per_frame[480-float32-5]", "product, preallocated"), decimals(2)
+    ),
+    "fused, of materialized, time": Number(
+        CPU, lambda r: ratio(r, "bench_per_frame[480-float32-5]", "PyTorch, materialised"), decimals(2)
+    ),
+    "labels in one call, memory": Number(
+        CPU, lambda r: bench(r, "bench_propagate")["extra_info"]["peak_mb"], decimals(1, "MB")
+    ),
+    "labels in one call, time": Number(
+        CPU, lambda r: ratio(r, "bench_propagate", "topk_affinity, then propagate_labels"), decimals(2)
+    ),
+    "labels in two calls, memory": Number(
+        CPU, lambda r: rival_memory(r, "bench_propagate", "topk_affinity, then propagate_labels"), decimals(1, "MB")
+    ),
+    "losses, memory of plain, H100": Number(
+        H100_TRAINING, lambda r: of_plain(r, "TimeCycle's losses at 240 px, 36 samples, tf32", "peak_mb"), decimals(2)
+    ),
+    "losses, of plain, H100": Number(
+        H100_TRAINING, lambda r: of_plain(r, "TimeCycle's losses at 240 px, 36 samples, tf32"), decimals(1, "times")
+    ),
+    "losses, of published order": Number(
+        CPU, lambda r: ratio(r, "bench_losses[480]", "the published order, plain forms"), decimals(2)
+    ),
+    "materialized, memory": Number(
+        CPU, lambda r: rival_memory(r, "bench_per_frame[480-float32-5]", "PyTorch, materialised"), decimals(0, "MB")
+    ),
+    "neighborhood, of everywhere": Number(
+        CPU, lambda r: ratio(r, "bench_region", "the same without a region"), decimals(2)
+    ),
+    "scan 5, base": scan("version 5", "base"),
+    "scan 5, early": scan("variants of version 5", "early"),
+    "scan 5, hint": scan("variants of version 5", "hint"),
+    "scan 5, room4": scan("variants of version 5", "room4"),
+    "scan 5, store1": scan("variants of version 5", "store1"),
+    "scan, first version": Number(
+        f"{H100}/2026-11-27T0330Z-e0d7c1e-first.json",
+        lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 5")["kernel_share_of_mm"],
+        percent,
+    ),
+    "scan, lists apart": Number(
+        f"{H100}/2026-11-27T0534Z-f625744-first.json",
+        lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 5")["kernel_share_of_mm"],
+        percent,
+    ),
+    "sequence, frame by frame": Number(
+        H100_CASES, lambda r: sequence(r)["frame by frame"]["us"] / 1000, decimals(1, "ms")
+    ),
+    "sequence, one launch": Number(H100_CASES, lambda r: sequence(r)["us"] / 1000, decimals(1, "ms")),
+    # kernels
+    "cuda scan, k = 5, of mm": Number(
+        HEADLINE, lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 5")["kernel_share_of_mm"], percent
+    ),
+    "cuda scan, k = 20, of mm": Number(
+        HEADLINE, lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 20")["kernel_share_of_mm"], percent
+    ),
+    "gradient over all, of forward": Number(
+        CPU, lambda r: ratio(r, "bench_backward[per frame, all-float32]", "forward"), decimals(1, "times")
+    ),
+    "gradient over top k, of forward": Number(
+        CPU, lambda r: ratio(r, "bench_backward[joint, kept-float32]", "forward"), decimals(2)
+    ),
+    "int8 search, of float": Number(
+        CPU, lambda r: ratio(r, "bench_joint[float32-10]", "ours, products in float"), decimals(2)
+    ),
     # README
     "crw video, time": Number(CPU, lambda r: ratio(r, "bench_video[crw]", "CRW's functions"), times),
     "crw video, memory": Number(CPU, lambda r: memory_ratio(r, "bench_video[crw]", "CRW's functions"), share),
@@ -95,6 +220,7 @@ NUMBERS: dict[str, Number] = {
 }
 
 SETTINGS = (
+    r"\b\d+\.\d+\.\d+\b",  # versions
     # Settings of published protocols and versions of programs: phrases with numbers that nobody measured here.
     r"([Ss]ections?|[Ee]quations?|[Ee]q\.|[Tt]ables?|[Ff]igures?|version) \d+(\.\d+)+",
     r"(Python|PyTorch|torch|Triton|CUDA|nvcc|Apache-|CFF) ?v?\d+(\.\d+)+( to \d\.\d+)?",

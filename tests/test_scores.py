@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,7 @@ def test_set_means_are_over_objects_not_sequences(tmp_path: Path) -> None:
     davis, results = make_set(tmp_path, two=(masks, masks), one=(single, np.zeros_like(single)))
     scores = score_results(davis, results, workers=0)
     assert scores.global_["J-Mean"] == pytest.approx(2 / 3)
+    assert {name: means["J-Mean"] for name, means in scores.by_sequence.items()} == {"two": 1, "one": 0}
     scores.write_csv(tmp_path)
     assert (tmp_path / "per-sequence_results-val.csv").read_text() == (
         "Sequence,J-Mean,F-Mean\ntwo_1,1.000,1.000\ntwo_2,1.000,1.000\none_1,0.000,0.000\n"
@@ -222,6 +224,23 @@ def test_workers_give_the_frames_in_order(tmp_path: Path) -> None:
         for ours, theirs in zip(scores.sequences["long"], expected, strict=True):
             np.testing.assert_array_equal(ours.jaccard, theirs.jaccard)
             np.testing.assert_array_equal(ours.boundary, theirs.boundary)
+
+
+def test_little_work_starts_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def pool(jobs: int, *_: object) -> AbstractContextManager:
+        started.append(jobs)
+        raise InputError("workers were started")
+
+    monkeypatch.setattr("timecycle.evaluation.davis.scores.pool", pool)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    masks = moving_squares(CHUNK_FRAMES // 2)
+    assert score_results(*make_set(tmp_path / "little", a=(masks, masks), b=(masks, masks))).jf == 1
+    assert started == []
+    with raises_input_error("workers were started"):
+        score_results(*make_set(tmp_path / "more", **dict.fromkeys("abcdef", (masks, masks))))
+    assert started == [2]
 
 
 def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:

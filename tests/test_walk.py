@@ -10,7 +10,7 @@ from torch.nn import functional
 from tests.assertions import raises_input_error
 from timecycle.errors import InputError
 from timecycle.models.encoder import Trunk
-from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk, Step, palindromes, walk_losses
+from timecycle.models.walk import NO_TARGET, CropWalk, GridWalk, Step, initialize, palindromes, walk_losses
 from timecycle.ops.attention import AttentionProblem, EdgeDropout, _logits
 
 TEMPERATURE = 0.07
@@ -167,6 +167,43 @@ def test_settings_out_of_range_are_refused() -> None:
         GridWalk(Trunk(18, 3, "reflect", 4), edge_dropout=1.0)
     with pytest.raises(InputError, match="patches has shape"):
         GridWalk(Trunk(18, 3, "reflect", 4))(torch.zeros(1, 1, 9, 3, 64, 64))
+
+
+class PatchMaps(torch.nn.Module):
+    """An encoder that is no ResNet."""
+
+    def __init__(self, stride: int = 8, **attributes: int) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 6, stride, stride)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 6, H / stride, W / stride]."""
+        return self.patches(images)
+
+
+def test_any_encoder_walks_and_keeps_its_weights() -> None:
+    encoder = PatchMaps(channels=6)
+    before = encoder.patches.weight.clone()
+    walk = CropWalk(encoder, 8)
+    torch.testing.assert_close(encoder.patches.weight, before, rtol=0, atol=0)
+    clip, target = torch.rand(2, 3, 3, 16, 24), torch.arange(6).expand(2, -1)
+    walk(clip, clip[:, :2], target).total.backward()
+    assert encoder.patches.weight.grad.abs().max() > 0
+    trunk = Trunk(18, 3, "reflect", 4)
+    before = trunk.conv1.weight.clone()
+    initialize(GridWalk(trunk, 8).encoder)
+    assert (trunk.conv1.weight != before).all()
+    assert trunk.conv1.weight.std().item() == pytest.approx((2 / (4 * 49)) ** 0.5, rel=0.1)
+
+
+def test_encoders_that_do_not_fit_are_refused() -> None:
+    with raises_input_error("PatchMaps, has no attribute channels"):
+        CropWalk(PatchMaps())
+    clip, target = torch.rand(1, 2, 3, 32, 32), torch.arange(16)[None]
+    with raises_input_error("the encoder returned [3, 6, 2, 2] for images [3, 3, 32, 32]; expected [3, 6, 4, 4]"):
+        CropWalk(PatchMaps(16, channels=6))(clip, clip[:, :1], target)
 
 
 def test_names_of_version_0_1_work(walk: CropWalk) -> None:

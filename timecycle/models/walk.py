@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from timecycle import deprecated
 from timecycle.errors import InputError
-from timecycle.models.encoder import STRIDE, Trunk
+from timecycle.models.encoder import STRIDE
 from timecycle.ops.attention import EdgeDropout, attention
 
 EPS = 1e-20  # added to probabilities before their logarithm, as published
@@ -99,30 +99,43 @@ def walk_losses(ends: list[Tensor], target: Tensor) -> WalkLosses:
     return WalkLosses(stacked, torch.stack(accuracies).detach(), stacked.mean())
 
 
+def initialize(encoder: nn.Module) -> None:
+    """Draw the weights of an encoder's convolutions for training from scratch (He et al., ICCV 2015, fan-out)."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 class Walk(nn.Module):
     """Base class: encoder, head, and the steps of a walk.
 
     Args:
-        trunk: the encoder, with reflection padding, since zero padding encodes positions in features.
+        trunk: the encoder: a `Trunk`, with reflection padding, since zero padding encodes positions in features; or any
+            module from images [B, 3, H, W] to maps [B, D, H / 8, W / 8] with an attribute `channels`, D.
         channels: output channels of the head.
         temperature: of the softmax.
         edge_dropout: share of edges that are dropped in training mode.
 
-    Raises InputError for a temperature or edge dropout out of range.
+    Raises InputError for a temperature or edge dropout out of range, or an encoder without `channels`.
     """
 
-    def __init__(self, trunk: Trunk, channels: int = 128, temperature: float = 0.07, edge_dropout: float = 0.1) -> None:
+    def __init__(
+        self, trunk: nn.Module, channels: int = 128, temperature: float = 0.07, edge_dropout: float = 0.1
+    ) -> None:
         super().__init__()
+        encoded = getattr(trunk, "channels", None)
+        if not isinstance(encoded, int):
+            raise InputError(
+                f"the encoder, a {type(trunk).__name__}, has no attribute channels; expected the number of channels of "
+                "its feature maps"
+            )
         EdgeDropout(edge_dropout, 0)  # checks the rate
         if temperature <= 0:
             raise InputError(f"temperature is {temperature}; expected more than 0")
         self.encoder = trunk
         # For training alone: the features before the head are better.
-        self.head = nn.Linear(trunk.channels, channels)
+        self.head = nn.Linear(encoded, channels)
         self.temperature, self.edge_dropout = temperature, edge_dropout
-        for module in trunk.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _nodes(self, rows: Tensor) -> Tensor:
         """[.., channels of the trunk] -> [.., channels], L2-normalized."""
@@ -160,7 +173,7 @@ class CropWalk(Walk):
             target: [B, N] int64, N = H / 8 * W / 8, row-major: the position in back's frames of the content at this
                 position of ahead's, or -1.
 
-        Raises InputError if shapes do not fit together.
+        Raises InputError if shapes do not fit together, or the encoder's maps do not have stride 8.
         """
         samples, frames = ahead.shape[:2] if ahead.ndim == 5 else (0, 0)
         if frames < 2 or ahead.shape[3] % STRIDE or ahead.shape[4] % STRIDE:
@@ -174,7 +187,13 @@ class CropWalk(Walk):
                 f"{[samples, frames - 1, *ahead.shape[2:]]} and {[samples, nodes]}"
             )
         # One batch: both ways share batch statistics.
-        features = self.encoder(torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)]))
+        images = torch.cat([ahead.flatten(0, 1), back.flatten(0, 1)])
+        features = self.encoder(images)
+        maps = [len(images), self.head.in_features, ahead.shape[3] // STRIDE, ahead.shape[4] // STRIDE]
+        if list(features.shape) != maps:
+            raise InputError(
+                f"the encoder returned {list(features.shape)} for images {list(images.shape)}; expected {maps}"
+            )
         rows = self._nodes(features.flatten(2).transpose(1, 2))
         forward, behind = rows.split([samples * frames, samples * (frames - 1)])
         steps = self._steps(frames)

@@ -1,6 +1,7 @@
 """affinity_propagate: from features and labels to labels, for callers who need no indices.
 
-    out[b, n] = sum over the kept keys of  weight * labels[g, m],   g = label_frames[b, t]
+    out[b, n] = sum over the kept keys of  weight * labels[g, m]
+                with g = label_frames[b, t]
 
 with the kept keys and weights of topk_affinity, which defines them, and the sum of propagate_labels. The CPU kernel
 adds a query's labels up as soon as its list is complete, so that neither weights nor indices are stored, and rows that
@@ -39,12 +40,26 @@ def affinity_propagate(
     backend: str | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Soft labels [B, N, L] of the queries, float32 (float64 for float64 features).
+    """Soft labels of the queries, from features and labels of their context: `topk_affinity` and `propagate_labels`.
 
-    Args and errors are those of `topk_affinity` (query to frames, select to check) and `propagate_labels` (labels
-    [G, M, L] of any floating dtype, and label_frames [B, T], which is its `frames`). `check` is for both: on a GPU it
-    makes the CPU wait once, and without it a frame outside the bank, or a label map outside the labels, is none.
-    Differentiable in query, bank and labels.
+    Args:
+        query: as for `topk_affinity`, like all others that are not described here.
+        bank: [F, M, D].
+        frames: [B, T].
+        labels: [G, M, L] soft labels of any floating dtype.
+        label_frames: [B, T] int64: slot t of target b carries label map label_frames[b, t]; -1 is an empty slot.
+        select: what is kept and how it is weighted.
+        neighborhood: which keys a query may see.
+        multiplicity: how often positions count.
+        backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
+        check: refuse values that are not finite or point outside. On a GPU the CPU waits for it once; without it a
+            frame outside the bank counts as an empty slot, and a label map outside the labels contributes nothing.
+
+    Returns:
+        [B, N, L], float32 (float64 for float64 features). Differentiable in query, bank and labels.
+
+    Raises:
+        InputError: as `topk_affinity` and `propagate_labels`.
     """
     problem = Problem.of(query, bank, frames, select, neighborhood, multiplicity)
     if labels.is_complex():

@@ -188,7 +188,9 @@ class BackendState(NamedTuple):
     """A backend of an operator, as it is on this machine."""
 
     operator: str
+    """Its name in `timecycle.ops`; those of gradients end in _backward."""
     backend: str
+    """'cuda', 'triton', 'cpu' or 'reference'."""
     device: str
     """Device type of the tensors that it takes; "any" for the reference."""
     reason: str | None
@@ -213,7 +215,7 @@ def states() -> list[BackendState]:
 
 
 def print_backends() -> None:
-    """Print every operator's backends in the order they are tried, and why one is not there."""
+    """Print a line for every backend of every operator, in the order they are tried: ready, or why it is not."""
     for state in states():
         print(f"{state.operator}: {state.backend}: {state.reason or 'ready'}")
 

@@ -1,6 +1,7 @@
 """propagate_labels: labels of the selected keys, summed by their weights.
 
-    out[b, n] = sum over k of  weights[b, n, k] * labels[g, m],   indices[b, n, k] = t * M + m,   g = frames[b, t]
+    out[b, n] = sum over k of  weights[b, n, k] * labels[g, m]
+                with indices[b, n, k] = t * M + m  and  g = frames[b, t]
 
 Labels have a bank of their own because a frame's features may carry two label maps: in TimeCycle the annotated first
 frame and its later prediction.
@@ -15,7 +16,7 @@ from timecycle.ops.checks import DTYPE_NAMES, DTYPES, Doubt, bounds_checked, fil
 
 
 def propagate_labels(weights: Tensor, indices: Tensor, labels: Tensor, frames: Tensor, *, check: bool = True) -> Tensor:
-    """Soft labels of the queries.
+    """Soft labels of the queries, from the weights and indices of their keys.
 
     Args:
         weights: [B, N, K] floating point, as `topk_affinity` returns them.

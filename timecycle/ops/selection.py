@@ -29,13 +29,14 @@ def check_temperature(name: str, temperature: float) -> None:
 @deprecated.fields(normalise="softmax_over")
 @dataclass(frozen=True)
 class Select:
-    """Which keys are kept for a query, and their weights. Raises InputError for values out of range."""
+    """Which keys are kept for a query, and their weights. Raises InputError if a value is out of range."""
 
     k: int
-    """Neighbors kept, in each slot (scope "frame") or over all slots (scope "joint"): 1 to MOST_KEPT."""
+    """Neighbors kept, in each slot (scope "frame") or over all slots (scope "joint"): 1 to 2^31 - 1."""
     temperature: float
-    """The logit is the dot product divided by it: LEAST_TEMPERATURE to LARGEST_TEMPERATURE."""
+    """The logit is the dot product divided by it: 2^-126 to 2^126."""
     scope: Literal["frame", "joint"] = "joint"
+    """"frame": k keys of every context frame are kept. "joint": k keys of all context frames together."""
     softmax_over: Literal["all", "topk"] = "topk"
     """Whether the softmax is over all keys a query may see, or over the kept ones only."""
     ties: Literal["exact", "all"] = "exact"
@@ -60,16 +61,23 @@ class Select:
 @deprecated.fields(reach="half_widths")
 @dataclass(frozen=True)
 class Neighborhood:
-    """Which keys of a frame a query may see: those near its own position on the grid. Raises InputError likewise.
+    """Which keys of a frame a query may see: those near its own position on the grid.
 
     With dy, dx the distance of rows and columns, a key is inside the neighborhood if, by shape,
-    "circle<": dy^2 + dx^2 < radius^2 (CRW, VFS); "circle<=": dy^2 + dx^2 <= radius^2 (DINOv3);
-    "square<=": max(|dy|, |dx|) <= radius (DINO).
+
+        circle<     dy^2 + dx^2 < radius^2 (CRW, VFS)
+        circle<=    dy^2 + dx^2 <= radius^2 (DINOv3)
+        square<=    max(|dy|, |dx|) <= radius (DINO)
+
+    Raises InputError if a value is out of range.
     """
 
     height: int
+    """Rows of the grid."""
     width: int
+    """Columns of the grid."""
     radius: float
+    """In positions, 0 or more."""
     shape: Literal["circle<", "circle<=", "square<="] = "circle<"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """softmax_at: a few entries of a softmax with known denominators, without materializing the matrix.
 
-    out[b, n, e] = exp(<query[b, n], key[b, m]> * scale[b, m] / temperature - lse[b, n]),   m = indices[b, n, e]
+    out[b, n, e] = exp(<query[b, n], key[b, m]> * scale[b, m] / temperature - lse[b, n])
+                   with m = indices[b, n, e]
 
 `attention` gives the lse. With z the exponent, dz = out * gradient, and lse gets minus its sum over e.
 """
@@ -48,7 +49,7 @@ def softmax_at(
     backend: str | None = None,
     check: bool = True,
 ) -> Tensor:
-    """The softmax of some edges, pairs of a query and a key.
+    """The softmax over keys at some edges only: a few pairs of a query and a key.
 
     Args:
         query: [B, N, D]; float32, bfloat16, float16 or float64.

@@ -3,13 +3,14 @@
 For a query q of target frame b, and context slot t that holds frame f = frames[b, t] of the bank:
 
     logit[t, m] = <query[b, q], bank[f, m]> / temperature
-    count[t, m] = multiplicity[b, t, 0] if m is inside the neighborhood of q else multiplicity[b, t, 1]
+    count[t, m] = multiplicity[b, t, 0]    if m is inside the neighborhood of q
+                  multiplicity[b, t, 1]    else
 
-A position counts that many times; 0 excludes it. `select.scope` says where the k largest logits are
-found: in every slot ("frame") or over all slots together ("joint"). `select.softmax_over` says what they
-weigh: their share of the softmax over every position of the slot (of all slots for "joint") as it is ("all"), or the
-softmax over the kept ones alone ("topk"). For "frame" the weights are divided by the number of filled slots, so that
-they are the mean over the context frames.
+A position counts that many times; 0 excludes it. `Select.scope` says where the k largest logits are found: in every
+slot ("frame") or over all slots together ("joint"). `Select.softmax_over` says what they weigh: their share of the
+softmax over every position of the slot, for "joint" of all slots ("all"), or the softmax over the kept ones alone
+("topk"). For "frame" the weights are divided by the number of filled slots, so that they are the mean over the context
+frames.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", softmax_over="all", k=5,
 temperature=512 ** -0.5; its successors' protocols are scope="joint", softmax_over="topk", with a neighborhood.

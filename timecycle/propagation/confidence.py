@@ -22,7 +22,7 @@ def confidence(frame: PropagatedFrame) -> np.ndarray:
     is 1 if each key that a position of the object is propagated from has the object's label, and no other position has
     such keys; it falls as votes disagree, inside or outside; and 0 if no position is the object's.
 
-    Of B videos side by side [B, objects].
+    For B videos side by side it is [B, objects].
     """
     soft = frame.soft.detach().cpu().float().numpy()
     channels = [channel for channel, id_ in enumerate(frame.ids) if id_]

@@ -31,7 +31,7 @@ Timer = Callable[[str], AbstractContextManager[object]]
 
 
 def image_size(height: int, width: int, protocol: Protocol) -> Size:
-    """Height and width, in pixels, of the encoded image of a frame of that size."""
+    """Height and width, in pixels, of the image that is encoded, from those of the frame."""
     if protocol.resize == "square" and protocol.side > 0:
         return protocol.side, protocol.side
     if protocol.resize == "native" or protocol.side <= 0:
@@ -71,8 +71,11 @@ class Sizes:
     """Height and width of a video's frames and of the encoded images, in pixels, and of the feature grid."""
 
     frame: Size
+    """Pixels of a frame."""
     working: Size
+    """Pixels of an encoded image."""
     grid: Size
+    """Positions of the features."""
 
     @property
     def pixels_per_position(self) -> np.ndarray:
@@ -110,6 +113,7 @@ class EncodedFrame:
     features: Tensor
     """[D, h, w], or [B, D, h, w] of B videos side by side."""
     sizes: Sizes
+    """Of frame, encoded image and feature grid."""
     rgb: np.ndarray | None = None
     """The frame, uint8 [H, W, 3], if known."""
 
@@ -123,7 +127,21 @@ def encode_frames(
     read_ahead: int = READ_AHEAD,
     timer: Timer = nullcontext,
 ) -> Iterator[EncodedFrame]:
-    """Encode each frame; `first`: index of the first of them. Other arguments and errors as `propagate_frames`."""
+    """Encode each frame of a video, in the order given.
+
+    Args:
+        frames: uint8 RGB [H, W, 3], or image files.
+        features: the feature extractor.
+        protocol: how images are resized and normalized.
+        first: index of the first of the frames.
+        read_ahead: number of frames to read ahead.
+        timer: as for `propagate_frames`.
+
+    Yields:
+        Each frame's features.
+
+    Raises InputError as `propagate_frames`.
+    """
     sized: tuple[Path | str, tuple[int, ...]] | None = None
 
     def read(numbered: tuple[int, np.ndarray | Path]) -> tuple[Path | str, np.ndarray, Tensor]:

@@ -47,9 +47,13 @@ class SoftLabels:
 
 
 def soft_labels(mask: np.ndarray, protocol: Protocol, grid: Size, working: Size) -> SoftLabels:
-    """Soft labels of a mask, uint8 [H, W] ids; void (255) counts as background.
+    """Soft labels of a mask on the feature grid.
 
-    `working` is the size of the encoded image. The protocol defines how to resample and which classes to keep.
+    Args:
+        mask: uint8 [H, W] ids; void (255) counts as background.
+        protocol: how to resample, and which classes to keep.
+        grid: height and width of the feature grid, in positions.
+        working: height and width of the encoded image, in pixels.
     """
     known = np.where(mask == VOID, 0, mask).astype(np.uint8)
     if protocol.labels == "square":
@@ -165,9 +169,15 @@ def index_mask(
     output: Size,
     rgb: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mask, uint8 [H, W] ids, from soft labels [L, h, w]. Ties go to the earlier class; L = 0 gives background.
+    """The mask, uint8 [H, W] ids, that soft labels stand for. Ties go to the earlier class; L = 0 gives background.
 
-    rgb: the frame, as in `upsampled`.
+    Args:
+        soft: float32 [L, h, w].
+        ids: object id of each of the L channels.
+        protocol: how to upsample.
+        working: height and width of the encoded image, in pixels.
+        output: height and width of the mask, in pixels.
+        rgb: the frame, uint8 [H, W, 3], for protocols with `refine`.
     """
     if not ids:
         return np.zeros(output, np.uint8)
@@ -181,10 +191,12 @@ def index_mask(
 
 
 def without_islands(mask: np.ndarray, distance: float) -> np.ndarray:
-    """A mask, uint8 [H, W] ids, in which parts of an object far from its largest part are background.
+    """A mask in which small parts of an object far from its largest part are background.
 
-    A part is far if all of it is farther than `distance` times the square root of the largest part's area, in pixels,
-    and it is small if it has less than `SMALL_PART` of that area. Parts are connected by sides and corners.
+    Args:
+        mask: uint8 [H, W] ids.
+        distance: a part is far if all of it is farther than this times the square root of the largest part's area, in
+            pixels. It is small if it has less than a tenth of that area. Parts are connected by sides and corners.
     """
     for id_ in object_ids(mask):
         count, parts, stats, _ = cv2.connectedComponentsWithStats((mask == id_).astype(np.uint8), connectivity=8)

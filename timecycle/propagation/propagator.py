@@ -33,10 +33,10 @@ class Kept(NamedTuple):
 
 
 class LabelPropagator:
-    """Propagates soft labels through one video, or several side by side. Memory does not grow with their length.
+    """Propagate soft labels through one video, or several side by side. Memory does not grow with their length.
 
     Args:
-        preset: a protocol or the name of one.
+        preset: a protocol, or the name of one of `PRESETS`.
         overrides: fields of the protocol to change.
 
     Call `start(features, labels)` for the first frame, then `step(features)` for each further one, forward or backward
@@ -67,10 +67,16 @@ class LabelPropagator:
     ) -> Tensor:
         """Begin a video with the features and the soft labels of its first frame.
 
-        `frames`, the number of frames of the video if known, bounds the memory that is allocated. `channels` are those
-        that are given, if not all; others may be given to `step`. Returns the labels as float32; with first="padded"
-        the first frame is predicted from copies of itself, and the prediction is returned and stored in addition to the
-        given labels. Raises InputError if shapes do not match, or features are not floating point or not finite.
+        Args:
+            features: [D, h, w], or [B, D, h, w] of B videos.
+            labels: [L, h, w] or [B, L, h, w].
+            frames: number of frames of the video, if known: it bounds the memory that is allocated.
+            channels: those of the L labels that are given, if not all; others may be given to `step`.
+
+        Returns the labels as float32; with first="padded" the first frame is predicted from copies of itself, and the
+        prediction is returned, and stored in addition to the given labels.
+
+        Raises InputError if shapes do not match, or features are not floating point or not finite.
         """
         features, labels = as_features(features), _as_labels(labels)
         self._single = features.ndim == 3
@@ -111,14 +117,17 @@ class LabelPropagator:
     ) -> Tensor:
         """Soft labels of the next frame, from its features.
 
-        `labels` [L', h, w] or [B, L', h, w], if given, replace the prediction of this frame. If L' > L, the additional
-        channels are new objects, with labels 0 in earlier frames. Stored labels of earlier frames do not change.
+        Args:
+            features: [D, h, w] or [B, D, h, w], like the first frame's.
+            labels: [L', h, w] or [B, L', h, w]: they replace the prediction of this frame. If L' > L, the additional
+                channels are new objects, with labels 0 in earlier frames. Labels of earlier frames do not change.
+            channels: only these channels of `labels` are used: the others are predicted, and reduced where the given
+                ones are positive. For the given channels the context is then as if the video had begun with this frame,
+                and also holds all earlier frames at which they were given (permanent memory: Bekuzarov et al., XMem++,
+                ICCV 2023); that of other channels is as before.
+            background: the channel that gets what the given ones lose by this, and loses what they gain; None for none.
 
-        With `channels`, only these channels of `labels` are used: the others are predicted, and reduced where the given
-        ones are positive. For the given channels the context is then as if the video had begun with this frame, and
-        also holds all earlier frames at which they were given (permanent memory: Bekuzarov et al., XMem++, ICCV 2023);
-        that of other channels is as before. What the given channels gain or lose by this goes to channel `background`,
-        if any.
+        Returns the labels, float32 [L, h, w] or [B, L, h, w].
 
         Raises InputError if features differ from the first frame's in shape, dtype or device, if labels do not fit or
         have fewer channels than before and, on a CPU, if features are not finite.
@@ -326,7 +335,7 @@ class LabelPropagator:
         self._labels[:, slot] = soft.flatten(2).transpose(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """State for torch.save and load_state_dict: tensors that the next step changes, not copies.
+        """State for `torch.save` and `load_state_dict`: tensors that the next step changes, not copies.
 
         Raises InputError before start(), and as `check`.
         """

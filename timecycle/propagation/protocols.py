@@ -48,21 +48,32 @@ def _unlike(value: Any, kind: Any) -> str | None:
 @deprecated.fields(**RENAMED_FIELDS, region="neighborhood")
 @dataclass(frozen=True)
 class Protocol:
-    """How labels are propagated, from frames to masks. Lengths are in feature positions unless stated as pixels."""
+    """How labels are propagated, from frames to masks. Lengths are in feature positions unless stated as pixels.
+
+    The fields are, in this order: the image that is encoded (to `l2`), the context of a target frame t (to
+    `first_everywhere`), selection and weights of keys as in `Select` (to `ties`), from the first mask to soft labels
+    (to `sharpen`), from soft labels to the mask. Raises InputError if a value is out of range.
+    """
 
     name: str
+    """For messages; the presets' is what `protocol` finds them by."""
 
     # The image that is encoded.
     resize: Literal["square", "short side", "native"]
+    """"square": to `side` x `side` pixels. "short side": the short side to `side` pixels, the long one in proportion.
+    "native": not at all."""
     side: int = 0
     """Pixels of the square or the short side; 0 keeps the frame's size."""
     multiple: int = 1
     """The long side is rounded to a multiple of so many pixels by `rounding`; with "ceil" both sides are."""
     rounding: Literal["floor", "nearest", "ceil"] = "floor"
+    """Down, to the nearest multiple, or up."""
     color: Literal["rgb", "lightness"] = "rgb"
     """"lightness": the L channel of Lab three times."""
     mean: tuple[float, ...] = IMAGENET[0]
+    """Of red, green and blue from 0 to 1, subtracted from the image."""
     std: tuple[float, ...] = IMAGENET[1]
+    """Of red, green and blue: the image is divided by it afterwards."""
     l2: bool = True
     """Whether features are scaled to length 1."""
 
@@ -75,20 +86,27 @@ class Protocol:
     radius: float | None = None
     """Radius of the neighborhood of keys around a query; None for no restriction."""
     shape: Literal["circle<", "circle<=", "square<="] = "circle<"
+    """Of the neighborhood, see `Neighborhood`."""
     first_everywhere: bool = False
     """Whether the neighborhood does not restrict the leading entry, frame 0."""
 
     # Selection and weights of keys, see timecycle.ops.selection.Select.
     k: int = 5
+    """Neighbors kept per query: keys with the largest logits, in every context frame or in all together by `scope`."""
     temperature: float = 0.1
+    """What dot products are divided by before the softmax."""
     scope: Literal["frame", "joint"] = "joint"
+    """Whether k keys of every context frame are kept, or k of all context frames together."""
     softmax_over: Literal["all", "topk"] = "topk"
+    """Whether the softmax is over all keys a query may see, or over the kept ones only."""
     ties: Literal["exact", "all"] = "exact"
+    """"exact": k neighbors, ties to the lower index. "all": also everything that equals the k-th value."""
 
-    # From the first mask to soft labels. "nearest": center-sampled to the grid. "twice nearest": to the working size,
-    # then to the grid. "bilinear": one-hot at full size, OpenCV to the grid. "square": nearest to the working size,
-    # one-hot, OpenCV to the grid, small classes dropped. "nearest-exact": PyTorch's.
+    # From the first mask to soft labels.
     labels: Literal["nearest", "twice nearest", "bilinear", "square", "nearest-exact"] = "nearest"
+    """"nearest": center-sampled to the grid. "twice nearest": to the working size, then to the grid. "bilinear":
+    one-hot at full size, OpenCV to the grid. "square": nearest to the working size, one-hot, OpenCV to the grid, small
+    classes dropped. "nearest-exact": PyTorch's."""
     classes: Literal["grid", "full", "annotated"] = "grid"
     """"grid": 0 to the largest id that is left on the grid. "full": 0 to the largest id of the mask. "annotated": every
     id of the mask and no other."""
@@ -101,7 +119,7 @@ class Protocol:
     # From soft labels to the mask.
     refine: float | None = None
     """Radius, in feature positions, of a guided filter that upsamples the labels along the edges of the frame, if there
-    is one, instead of `upsample`; None for no filter. See timecycle.propagation.refine."""
+    is one, instead of `upsample`; None for no filter. See `timecycle.propagation.refine.refined`."""
     refine_eps: float = 1e-4
     """Variance of the frame's colors below which the guided filter smooths."""
     upsample: Literal["opencv", "bilinear", "nearest"] = "bilinear"
@@ -112,8 +130,8 @@ class Protocol:
     """Min-max scaling per class after upsampling: none, of classes with a positive value, the same with 1e-12 added to
     the range, or of all classes. Constant classes become 0."""
     islands: float | None = None
-    """Distance beyond which small parts of an object are removed from masks, see `labels.without_islands`; None keeps
-    all parts."""
+    """Distance beyond which small parts of an object are removed from masks, see `without_islands`; None keeps all
+    parts."""
     first_mask: Literal["given", "propagated"] = "given"
     """Output mask of frames with given labels, such as frame 0: the given mask, or one computed from the soft labels
     as in all other frames. The evaluations on DAVIS and VIP set "given", as their rules require."""
@@ -195,13 +213,21 @@ PRESETS = {
         replace(_DINO, name="rsp", length=30, radius=30, temperature=0.1, k=7),
     )
 }  # fmt: skip
-"""By name. Any field can be overridden: `protocol("dino", k=7)`."""
+"""The published protocols, and "best", by name. Any field can be overridden: `protocol("dino", k=7)`."""
 
 
 def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
     """A preset by name, or a protocol, with some fields changed.
 
-    Raises InputError for an unknown name or field, suggesting similar ones, or an invalid value.
+    Args:
+        name: of a preset, a key of `PRESETS`; or a protocol.
+        overrides: fields of `Protocol` and their new values, such as k=7.
+
+    Returns:
+        A new protocol.
+
+    Raises:
+        InputError: the name or a field is unknown (the message suggests similar ones), or a value is invalid.
     """
     if not isinstance(name, Protocol):
         if name not in PRESETS:
@@ -216,7 +242,9 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
 
 
 def mask_protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
-    """As `protocol`, with a given mask as the result of its frame, as DAVIS submissions and people require it."""
+    """As `protocol`, with first_mask="given": the result at a frame with a given mask is that mask, as DAVIS and
+    people require it.
+    """
     return protocol(name, **{"first_mask": "given", **overrides})
 
 

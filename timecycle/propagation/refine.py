@@ -66,9 +66,16 @@ def _inverse(matrices: np.ndarray) -> np.ndarray:
 
 
 def refined(soft: np.ndarray, rgb: np.ndarray, radius: float, eps: float) -> np.ndarray:
-    """Soft labels on a feature grid, float32 [L, h, w], upsampled to the frame, uint8 [H, W, 3]: float32 [L, H, W].
+    """Soft labels upsampled to a frame along its edges, by the guided filter (He, Sun, Tang, TPAMI 2013).
 
-    radius: of the filter, in feature positions. Labels stay in [0, 1] and keep their sum where it is constant.
+    Args:
+        soft: float32 [L, h, w] on the feature grid.
+        rgb: the frame, uint8 [H, W, 3].
+        radius: of the filter, in feature positions.
+        eps: variance of the frame's colors below which the filter smooths.
+
+    Returns:
+        float32 [L, H, W]. Labels stay in [0, 1] and keep their sum where it is constant.
     """
     height, width = soft.shape[1] * CELLS, soft.shape[2] * CELLS
     guided = GuidedFilter(rgb, (height, width), max(1, round(radius * CELLS)), eps)

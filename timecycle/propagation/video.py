@@ -47,14 +47,19 @@ class PropagatedFrame:
     ids: tuple[int, ...]
     """Object id of each of the L channels; later frames may have more, appended at the end."""
     sizes: Sizes
+    """Of frame, encoded image and feature grid."""
     protocol: Protocol
+    """What it was propagated by."""
     rgb: np.ndarray | None
     """The frame, uint8 [H, W, 3]; None if features were given without it."""
     given: SoftLabels | None
     """The labels that were given for this frame, if any."""
 
     def mask(self, size: Size | None = None) -> np.ndarray:
-        """Object ids, uint8 [H, W] (of B videos [B, H, W]), at `size` (height, width), by default the frame's.
+        """The mask: object ids, uint8 [H, W] (of B videos [B, H, W]).
+
+        Args:
+            size: height and width; by default the frame's.
 
         If this frame was given a mask and the protocol has first_mask="given", that mask; else computed from `soft`. Of
         a mask of some objects only these are taken.
@@ -78,9 +83,12 @@ class PropagatedFrame:
 
 
 def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol, *, corrections: bool = False) -> LabelsAt:
-    """Labels from masks, uint8 [H, W] ids, by frame index.
+    """The labels of some frames from their masks, for `propagate_frames`.
 
-    With `corrections`, a mask gives only the objects in it; others keep their prediction, or may be given later.
+    Args:
+        masks: uint8 [H, W] ids by frame index.
+        protocol: how masks become soft labels.
+        corrections: a mask gives only the objects in it; others keep their prediction, or may be given later.
     """
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
@@ -93,7 +101,11 @@ def labels_of_masks(masks: Mapping[int, np.ndarray], protocol: Protocol, *, corr
 
 
 def labels_of_maps(maps: Callable[[Sizes], np.ndarray]) -> LabelsAt:
-    """Labels of frame 0 from soft maps, float32 [L, h, w], such as heat maps of L joints."""
+    """The labels of frame 0 from soft maps, such as heat maps of L joints, for `propagate_frames`.
+
+    Args:
+        maps: makes them, float32 [L, h, w], once the sizes of frame and feature grid are known.
+    """
 
     def labels_at(index: int, sizes: Sizes) -> SoftLabels | None:
         if index:
@@ -107,14 +119,15 @@ def labels_of_maps(maps: Callable[[Sizes], np.ndarray]) -> LabelsAt:
 class VideoState:
     """Where a propagation stands after a frame, with which it can go on in another process.
 
-    protocol: that of `propagate_features`.
+    Args:
+        protocol: that of `propagate_features`.
     """
 
     def __init__(self, protocol: Protocol) -> None:
         self.propagator, self.ids, self.index = LabelPropagator(protocol), tuple[int, ...](), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """State for torch.save and load_state_dict, after at least one frame."""
+        """State for `torch.save` and `load_state_dict`, after at least one frame."""
         return {"propagator": self.propagator.state_dict(), "ids": list(self.ids), "index": self.index}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,7 +158,10 @@ def propagate_frames(
         state: updated with each frame; if it is one after some frames, these are the ones that follow, and
             `features.begin` was called.
         read_ahead: number of frames to read ahead; 0 reads each frame when it is needed.
-        timer: context for each stage.
+        timer: called with the name of a stage ("read", "encode", "propagate"), returns a context around it.
+
+    Yields:
+        Each frame's labels.
 
     Raises InputError, naming the frame, if a frame is damaged or of another size, or the extractor fails; if labels do
     not fit; and if features are not finite (on a GPU only after the last frame).
@@ -171,9 +187,20 @@ def propagate_features(
     length: int | None = None,
     timer: Timer = nullcontext,
 ) -> Generator[PropagatedFrame, None, None]:
-    """Propagate labels through encoded frames; `length` is their number, if known.
+    """Propagate labels through encoded frames, such as features that are stored.
 
-    Other arguments and errors as `propagate_frames`.
+    Args:
+        frames: each frame's features and sizes, in the order given.
+        protocol: how labels are propagated.
+        labels_at: as for `propagate_frames`.
+        state: as for `propagate_frames`.
+        length: number of frames, if known.
+        timer: as for `propagate_frames`.
+
+    Yields:
+        Each frame's labels.
+
+    Raises InputError as `propagate_frames`.
     """
     state = state or VideoState(protocol)
     propagator = state.propagator
@@ -202,7 +229,7 @@ def propagate_features(
 
 @dataclass(frozen=True)
 class Propagation:
-    """A video's labels."""
+    """The labels of a video's F frames, as `propagate` returns them."""
 
     soft: Tensor
     """[F, L, h, w] float32, as later frames see them."""
@@ -229,7 +256,7 @@ def propagate(
             so; gradients do not pass.
         mask: [H, W] ids of frame 0, integers from 0 to 255 or bool; 255 is void and counts as background. Masks with
             values 0 and 255 only, or with soft edges, are refused.
-        protocol: a preset's name, or a protocol.
+        protocol: a protocol, or the name of one of `PRESETS`.
         working_size: (height, width) of the encoded images in pixels; by default the multiple of (h, w) nearest to the
             mask's size.
         output_size: (height, width) of the output masks in pixels; by default the given mask's.
@@ -240,7 +267,7 @@ def propagate(
     Raises:
         InputError: features or mask have the wrong shape or type or are not finite, or the protocol is unknown.
 
-    Source: as LabelPropagator.
+    Source: as `LabelPropagator`.
     """
     given = ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
     size = frame_size(given.shape)

@@ -25,7 +25,7 @@ from timecycle.evaluation.davis.evaluate import evaluate_davis
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.models.encoder import Encoder, Trunk
 from timecycle.models.timecycle import TimeCycle
-from timecycle.models.walk import CropWalk, GridWalk, Walk
+from timecycle.models.walk import CropWalk, GridWalk, Walk, initialize
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings, WalkSettings
 from timecycle.viewing.training import visualize_timecycle, visualize_walk
@@ -58,10 +58,13 @@ def _walk_encoder(settings: WalkSettings) -> Trunk:
 
 
 def _walk(model: type[Walk], dataset: Callable[[Any, list[Clip]], ClipDataset]) -> Objective:
+    def initialized(settings: WalkSettings) -> Walk:
+        walk = model(_walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout)
+        initialize(walk.encoder)
+        return walk
+
     return Objective(
-        model=lambda settings: model(
-            _walk_encoder(settings), temperature=settings.temperature, edge_dropout=settings.edge_dropout
-        ),
+        model=initialized,
         dataset=dataset,
         encoder=_walk_encoder,
         visualize=visualize_walk,

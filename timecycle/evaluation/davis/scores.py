@@ -68,7 +68,7 @@ def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarr
 def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) -> Scores:
     """Score sequences from their files, in worker processes.
 
-    `workers`: 0 or 1 uses this process only; None uses one worker per CPU core, or fewer for little work.
+    `workers`: 0 or 1 uses this process only; None uses one worker per CPU core, at most one per CHUNK_FRAMES.
 
     Raises InputError for missing or unreadable files, and as `score_frame`.
     """
@@ -84,10 +84,12 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
     if len(objects) < len(sequences):
         raise InputError("two sequences to score have the same name; expected distinct ones")
     chunks = [chunk for sequence in sequences for chunk in _chunks(sequence)]
-    workers = min(os.cpu_count() or 1 if workers is None else workers, len(chunks))
+    total = sum(len(chunk.results) for chunk in chunks)
+    if workers is None:
+        workers = min(os.cpu_count() or 1, total // CHUNK_FRAMES)
+    workers = min(workers, len(chunks))
     results = _score_chunks(chunks, [objects[chunk.name] for chunk in chunks], workers)
     frames: dict[str, list[np.ndarray]] = {name: [] for name in objects}
-    total = sum(len(chunk.results) for chunk in chunks)
     with Progress(total, "frame", "scoring", delay=2.0) as progress:
         for chunk, (scores, ids) in zip(chunks, results, strict=True):
             frames[chunk.name] += scores

@@ -75,6 +75,14 @@ class Scores:
         """J&F, the mean over all objects, in [0, 1]; NaN if nothing is scored."""
         return self.global_["J&F-Mean"]
 
+    @property
+    def by_sequence(self) -> dict[str, dict[str, float]]:
+        """The same columns as `global_` for each sequence: means over its objects."""
+        return {
+            name: dict(zip(GLOBAL_COLUMNS, _summary(scores for scores in objects if not scores.absent), strict=True))
+            for name, objects in self.sequences.items()
+        }
+
     def worst(self, count: int = 5) -> list[Frame]:
         """The frames and objects with the lowest mean of J and F, lowest first."""
         found = [
@@ -116,7 +124,7 @@ class Scores:
 
         A dash means that nothing is scored.
         """
-        rows = [(name, _summary(o for o in objects if not o.absent)) for name, objects in self.sequences.items()]
+        rows = [(name, list(means.values())) for name, means in self.by_sequence.items()]
         rows.append(("all objects", list(self.global_.values())))
         width = max(len("sequence"), *(len(name) for name, _ in rows))
         headings = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F")
