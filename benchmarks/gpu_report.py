@@ -21,11 +21,8 @@ def newest() -> dict[str, Figure]:
     """By name, the newest figure without an error, with the commit of its run."""
     found: dict[str, Figure] = {}
     for content in runs():
-        for steps in content["parts"].values():
-            for step in steps.values():
-                for figure in step["figures"]:
-                    if "error" not in figure and "name" in figure:
-                        found[figure["name"].replace("localiser", "localizer")] = figure | {"of": content["commit"]}
+        for figure in figures_of(content):
+            found[figure["name"].replace("localiser", "localizer")] = figure | {"of": content["commit"]}
     return found
 
 
@@ -42,7 +39,7 @@ def machine() -> str:
         ["driver, CUDA", f"{content['driver']}, {versions['cuda']}"],
         ["PyTorch, Triton, Python", ", ".join(versions[name] for name in ("torch", "triton", "python"))],
     ]
-    rates = next(figure for figure in all_figures() if "dense_tflops" in figure)
+    rates = next(figure for figure in newest().values() if "dense_tflops" in figure)
     dense = ", ".join(f"{kind} {rate:.0f}" for kind, rate in rates["dense_tflops"].items())
     rows.append(["dense products measured, TFLOP/s", dense])
     rows.append(["copy measured", f"{rates['copy_tbs']:.2f} TB/s"])
@@ -51,12 +48,11 @@ def machine() -> str:
     return table(["", "newest run"], rows)
 
 
-def all_figures() -> Iterator[Figure]:
-    """Every figure, the newest run first."""
-    for content in reversed(runs()):
-        for steps in content["parts"].values():
-            for step in steps.values():
-                yield from step["figures"]
+def figures_of(content: dict[str, Any]) -> Iterator[Figure]:
+    """The figures of a run that have a name and no error."""
+    for steps in content["parts"].values():
+        for step in steps.values():
+            yield from (figure for figure in step["figures"] if "name" in figure and "error" not in figure)
 
 
 def headline() -> str:
@@ -75,6 +71,27 @@ def headline() -> str:
         rows.append([f"{backend}, {case}", *times, share, *others, number(eager / call), figure["of"]])
     head = ["backend, targets B and k", "scan alone", "`torch.mm` alone", "scan's share of its rate", "whole call"]
     return table([*head, "PyTorch, affinity written out", "times as fast", "commit"], rows)
+
+
+VERSIONS = {
+    "e0d7c1e": "no branches in the epilogue",
+    "f625744": "lists in warps of their own, fewer instructions",
+    "fad5a43": "sorting networks, merges of eight",
+}
+"""What changed in the CUDA scan, by the commit that was measured."""
+
+
+def versions() -> str:
+    """The CUDA scan's time, and its share of the rate of torch.mm, by version."""
+    settings = [f"B = {targets}, k = {k}" for targets in (16, 1) for k in (5, 20)]
+    rows = []
+    for content in runs():
+        found = {figure["name"]: figure for figure in figures_of(content)}
+        cells = [found.get(f"headline cuda, {setting}") for setting in settings]
+        if all(cells) and content["commit"] in VERSIONS:
+            times = [f"{cell['kernel_us']:.0f} µs ({100 * cell['kernel_share_of_mm']:.0f} %)" for cell in cells if cell]
+            rows.append([VERSIONS[content["commit"]], content["commit"], *times])
+    return table(["version", "commit", *settings], rows)
 
 
 def cases() -> str:
