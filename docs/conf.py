@@ -28,6 +28,7 @@ PAGES = {
     "README.md": "get_started.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "notes/benchmarks.md",
+    "examples/README.md": "examples.md",
     "csrc/README.md": "notes/csrc.md",
     "csrc/cuda/NOTES.md": "notes/cuda.md",
     "kernels/NOTES.md": "notes/triton.md",
@@ -77,7 +78,7 @@ def _visit_math(translator: Any, node: nodes.Node) -> None:
 
 def _move_links(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
     """Make the relative links of an included file relative to the page that includes it."""
-    folder, page = (ROOT / "docs" / path).resolve().parent, (ROOT / "docs" / parent).parent
+    folder, page = (ROOT / "docs" / path).resolve().parent, (ROOT / "docs" / app.env.docname).parent
 
     def moved(link: re.Match[str]) -> str:
         place = (folder / link[1]).resolve()

@@ -50,14 +50,16 @@ def test_a_number_that_differs_from_its_file_is_found(tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text(json.dumps({"seconds": 0.5}))
     (tmp_path / "page.md").write_text('takes [0.4 s](results.json "seconds") and [1 s](results.json "other")\n')
     monkeypatch.setattr(numbers, "ROOT", tmp_path)
-    monkeypatch.setattr(
-        numbers,
-        "NUMBERS",
-        {"seconds": numbers.Number("results.json", lambda r: r["seconds"], numbers.decimals(1, "s"))},
-    )
-    assert numbers.problems() == ["page.md: 'other' is not in NUMBERS"]
+    seconds = numbers.Number("results.json", lambda r: r["seconds"], numbers.decimals(1, "s"))
+    gone = numbers.Number("gone.json", lambda r: r["seconds"], numbers.decimals(1, "s"))
+    monkeypatch.setattr(numbers, "NUMBERS", {"seconds": seconds, "gone": gone})
+    assert numbers.problems() == [
+        'page.md: [0.4 s](results.json "seconds"); expected [0.5 s](results.json "seconds")',
+        "page.md: 'other' is not in NUMBERS",
+    ]
+    (tmp_path / "page.md").write_text('takes [0.4 s](gone.json "gone")\n')
+    assert numbers.problems() == ["page.md: 'gone' is of gone.json, which does not exist"]
     (tmp_path / "page.md").write_text('takes [0.4 s](results.json "seconds")\n')
-    assert numbers.problems() == ['page.md: [0.4 s](results.json "seconds"); expected [0.5 s](results.json "seconds")']
     assert numbers.main(["--write"]) == 0
     assert (tmp_path / "page.md").read_text() == 'takes [0.5 s](results.json "seconds")\n'
 
