@@ -261,7 +261,7 @@ def table(found: dict[str, Any]) -> str:
         counts = f"{(gain < -0.1).sum()}, {(gain > 0.1).sum()}"
         change = f"{gain.mean():+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
         rows.append((gain.mean(), [name, f"{without.mean():.1f}", f"{with_it.mean():.1f}", change, counts]))
-    head = ["mistake", "J&F without it", "with it", "difference", "sequences worse, better"]
+    head = ["mistake, or another protocol's rule", "J&F without it", "with it", "difference", "sequences worse, better"]
     return (
         f"{markdown.table(head, [row for _, row in sorted(rows)])}\n\nMean J&F in per cent of the first "
         f"{found['frames']} frames of {len(found['sequences'])} sequences of DAVIS-2016, one object each; protocol "
