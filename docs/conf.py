@@ -17,7 +17,7 @@ os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels of the notebooks
 project = "timecycle"
 author = "timecycle contributors"
 copyright = "timecycle contributors"
-version = release = re.findall(r'"(.+)"', (ROOT / "timecycle" / "version.py").read_text())[0]
+version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "timecycle" / "version.py").read_text())[0]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "docs.docstrings", "docs.command_help"]
 exclude_patterns = ["pictures"]
 root_doc = "index"
