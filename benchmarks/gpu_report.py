@@ -18,16 +18,11 @@ def runs() -> list[dict[str, Any]]:
 
 
 def newest() -> dict[str, Figure]:
-    """By name, the newest figure without an error, with the date and the commit of its run."""
+    """By name, the newest figure without an error, with the commit of its run."""
     found: dict[str, Figure] = {}
     for content in runs():
-        for steps in content["parts"].values():
-            for step in steps.values():
-                for figure in step["figures"]:
-                    if "error" not in figure and "name" in figure:
-                        found[figure["name"].replace("localiser", "localizer")] = figure | {
-                            "of": f"{content['date'][:10]}, {content['commit']}"
-                        }
+        for figure in figures_of(content):
+            found[figure["name"].replace("localiser", "localizer")] = figure | {"of": content["commit"]}
     return found
 
 
@@ -44,19 +39,20 @@ def machine() -> str:
         ["driver, CUDA", f"{content['driver']}, {versions['cuda']}"],
         ["PyTorch, Triton, Python", ", ".join(versions[name] for name in ("torch", "triton", "python"))],
     ]
-    rates = next(figure for figure in all_figures() if "dense_tflops" in figure)
+    rates = next(figure for figure in newest().values() if "dense_tflops" in figure)
     dense = ", ".join(f"{kind} {rate:.0f}" for kind, rate in rates["dense_tflops"].items())
     rows.append(["dense products measured, TFLOP/s", dense])
     rows.append(["copy measured", f"{rates['copy_tbs']:.2f} TB/s"])
+    dates = {f"{content['commit']} ({content['date'][:10]})": None for content in runs()}
+    rows.append(["commits that the tables name", ", ".join(dates)])
     return table(["", "newest run"], rows)
 
 
-def all_figures() -> Iterator[Figure]:
-    """Every figure, the newest run first."""
-    for content in reversed(runs()):
-        for steps in content["parts"].values():
-            for step in steps.values():
-                yield from step["figures"]
+def figures_of(content: dict[str, Any]) -> Iterator[Figure]:
+    """The figures of a run that have a name and no error."""
+    for steps in content["parts"].values():
+        for step in steps.values():
+            yield from (figure for figure in step["figures"] if "name" in figure and "error" not in figure)
 
 
 def headline() -> str:
@@ -74,23 +70,46 @@ def headline() -> str:
         others = [duration(1e-6 * us) for us in (call, eager)]
         rows.append([f"{backend}, {case}", *times, share, *others, number(eager / call), figure["of"]])
     head = ["backend, targets B and k", "scan alone", "`torch.mm` alone", "scan's share of its rate", "whole call"]
-    return table([*head, "PyTorch, affinity written out", "times as fast", "date, commit"], rows)
+    return table([*head, "PyTorch, affinity written out", "times as fast", "commit"], rows)
+
+
+VERSIONS = {
+    "e0d7c1e": "no branches in the epilogue",
+    "f625744": "lists in warps of their own, fewer instructions",
+    "fad5a43": "sorting networks, merges of eight",
+}
+"""What changed in the CUDA scan, by the commit that was measured."""
+
+
+def versions() -> str:
+    """The CUDA scan's time, and its share of the rate of torch.mm, by version."""
+    settings = [f"B = {targets}, k = {k}" for targets in (16, 1) for k in (5, 20)]
+    rows = []
+    for content in runs():
+        found = {figure["name"]: figure for figure in figures_of(content)}
+        cells = [found.get(f"headline cuda, {setting}") for setting in settings]
+        if all(cells) and content["commit"] in VERSIONS:
+            times = [f"{cell['kernel_us']:.0f} µs ({100 * cell['kernel_share_of_mm']:.0f} %)" for cell in cells if cell]
+            rows.append([VERSIONS[content["commit"]], content["commit"], *times])
+    return table(["version", "commit", *settings], rows)
 
 
 def cases() -> str:
     """Every other case of the affinity, with its share of the rate of dense products."""
     rows = []
-    for name, case in newest().items():
+    for case in newest().values():
         if "share_of_dense" not in case:
             continue
-        ratios = [number(case["ratio_to"][r]) if r in case["ratio_to"] else "" for r in ("eager", "compiled")]
-        used, matrix = case["peak_mb"], case["matrix_mb"]
-        memories = [memory(used), f"{100 * used / matrix:.1f} % of {memory(matrix)}"] if used else ["", ""]
         share = f"{100 * case['share_of_dense']:.0f}{NO_BREAK}%" if case["share_of_dense"] > 0.01 else ""
-        rows.append([name, duration(1e-6 * case["us"]), share, *ratios, str(case["targets"]), *memories, case["of"]])
-    head = ["work (backend)", "a target frame", "of the dense rate", "times as fast as PyTorch", "as PyTorch compiled"]
-    head += ["targets of a call", "its memory", "of the affinity matrix", "date, commit"]
-    return table(head, sorted(rows))
+        ratios = case["ratio_to"]
+        speed = number(ratios["eager"]) if "eager" in ratios else ""
+        speed += f" ({number(ratios['compiled'])})" if "compiled" in ratios else ""
+        used, matrix = case["peak_mb"], case["matrix_mb"]
+        held = f"{memory(used)}, {100 * used / matrix:.1f}{NO_BREAK}% of {memory(matrix)}" if used else ""
+        what = [case["work"], case["backend"], duration(1e-6 * case["us"])]
+        rows.append([*what, share, speed, str(case["targets"]), held, case["of"]])
+    head = ["work", "backend", "a target frame", "of the dense rate", "times as fast as PyTorch (compiled)"]
+    return table([*head, "targets of a call", "its memory, of the affinity matrix", "commit"], sorted(rows))
 
 
 def training() -> str:
@@ -102,7 +121,7 @@ def training() -> str:
             times = [duration(1e-6 * form["us"]) for form in (ours, plain)]
             speed = number(plain["us"] / ours["us"])
             rows.append([name, *times, speed, *(memory(form["peak_mb"]) for form in (ours, plain)), figure["of"]])
-    head = ["work", "here", "PyTorch, plain form", "times as fast", "memory here", "memory there", "date, commit"]
+    head = ["work", "here", "PyTorch, plain form", "times as fast", "memory here", "memory there", "commit"]
     return table(head, rows)
 
 
@@ -116,7 +135,7 @@ def videos() -> str:
         elif rate := figure.get("images_per_second") or figure.get("pictures_a_second"):  # the older name
             stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in figure["seconds"].items())
             rows.append([name, f"{rate:.1f} frames per second ({stages})", figure["of"]])
-    return table(["work", "time", "date, commit"], rows)
+    return table(["work", "time", "commit"], rows)
 
 
 def slower() -> str:
@@ -130,4 +149,4 @@ def slower() -> str:
         else:
             continue
         rows.append([name, duration(1e-6 * ours), duration(1e-6 * theirs), number(ours / theirs), figure["of"]])
-    return table(["work", "here", "PyTorch", "times slower", "date, commit"], rows)
+    return table(["work", "here", "PyTorch", "times slower", "commit"], rows)

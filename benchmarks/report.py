@@ -195,10 +195,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Bars of our time / rival's time; below 1 ours is faster."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "timecycle"  # makes the file reproducible
+    plt.rcParams |= {"svg.hashsalt": "timecycle", "svg.fonttype": "none"}  # a reproducible file, text as text
     words = OTHERS | PRODUCTS | OWN
     ratios = {
-        f"{NAMES[benchmark['name']]}  vs  {words[rival]}": ratio
+        f"{NAMES[benchmark['name']]}  vs  {words[rival]}".replace("`", ""): ratio
         for benchmark in results["benchmarks"]
         if benchmark["name"] in NAMES
         for rival, ratio in benchmark["extra_info"]["ratio_to"].items()
@@ -208,6 +208,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("our time / time of the rival")
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     figure.tight_layout()

@@ -109,12 +109,14 @@ def of_plain(results: Any, name: str, what: str = "us") -> float:
     return figure["ours"][what] / figure["plain"][what]
 
 
-def scan(version: str, variant: str) -> Number:
+def scan(version: str, variant: str, unit: str = "") -> Number:
     """Microseconds a target of a version of the CUDA scan that is not kept."""
-    name = f"{variant}, B = 8, k = 5"
-    return Number(
-        SCANS, lambda r: next(f["us"] for f in r["parts"]["scan"][version]["figures"] if f["name"] == name), decimals(0)
-    )
+    return Number(SCANS, lambda r: gpu(r, "scan", version, f"{variant}, B = 8, k = 5")["us"], decimals(0, unit))
+
+
+def one_target(results: Any) -> Any:
+    """The figure of a call of one target at crop 480, k = 5."""
+    return gpu(results, "first", "headline", "headline cuda, B = 1, k = 5")
 
 
 def balance(results: Any, what: str) -> float:
@@ -210,6 +212,19 @@ NUMBERS: dict[str, Number] = {
     "int8 search, of float": Number(
         CPU, lambda r: ratio(r, "bench_joint[float32-10]", "ours, products in float"), decimals(2)
     ),
+    # csrc/cuda/NOTES
+    "call, below the dispatcher": Number(
+        "benchmarks/results/cuda_host.json", lambda r: r["comparisons"][0]["ratio"]["below the dispatcher"], percent
+    ),
+    "cuda, call of one target": Number(HEADLINE, lambda r: one_target(r)["call_us"], decimals(0, "us")),
+    "cuda, call of one target, GPU": Number(
+        HEADLINE, lambda r: one_target(r)["call_without_the_host_us"], decimals(0, "us")
+    ),
+    "merges of a patch, k = 5": Number(f"{RESULTS}/cuda_selection.json", lambda r: r["5"]["rounds"], decimals(2)),
+    "merges of a patch, k = 10": Number(f"{RESULTS}/cuda_selection.json", lambda r: r["10"]["rounds"], decimals(2)),
+    "merges of a patch, k = 20": Number(f"{RESULTS}/cuda_selection.json", lambda r: r["20"]["rounds"], decimals(2)),
+    "scan 5, products alone": scan("version 5", "notake", "us"),
+    "scan 5, products alone, hot": scan("version 5", "notake_hot", "us"),
     # README
     "crw video, time": Number(CPU, lambda r: ratio(r, "bench_video[crw]", "CRW's functions"), times),
     "crw video, memory": Number(CPU, lambda r: memory_ratio(r, "bench_video[crw]", "CRW's functions"), share),

@@ -82,6 +82,9 @@ def test_the_images_of_a_mistake_differ_as_it_says():
     cut, stretched = found.pop("cut")
     assert stretched == (247, 327)
     assert cut.shape == usual.shape
+    whole, size_of_whole = found.pop("whole")
+    assert size_of_whole == (248, 328)
+    assert whole.shape[1:] == (31, 41)
     assert all(working == size and not torch.equal(features, usual) for features, working in found.values())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training
