@@ -92,7 +92,7 @@ class Sizes:
 
 
 class FrameEncoder(typing.Protocol):
-    """The interface of feature extractors: `CallableExtractor`, `Features`."""
+    """The interface of feature extractors in this package: `CallableExtractor` and `Features` have it."""
 
     l2: bool
     """Whether features have length 1 already."""

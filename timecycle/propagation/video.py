@@ -43,7 +43,7 @@ class PropagatedFrame:
     index: int
     """Position in the order of processing, from 0."""
     soft: Tensor
-    """float32 [L, h, w], or [B, L, h, w] of B videos, as later frames see them."""
+    """Soft labels, float32 [L, h, w], or [B, L, h, w] of B videos, as later frames see them."""
     ids: tuple[int, ...]
     """Object id of each of the L channels; later frames may have more, appended at the end."""
     sizes: Sizes
@@ -232,9 +232,9 @@ class Propagation:
     """The labels of a video's F frames, as `propagate` returns them."""
 
     soft: Tensor
-    """[F, L, h, w] float32, as later frames see them."""
+    """Soft labels, float32 [F, L, h, w], as later frames see them."""
     masks: np.ndarray
-    """[F, H, W] uint8 ids."""
+    """Object ids, uint8 [F, H, W]."""
     ids: tuple[int, ...]
     """Object id of each of the L channels."""
 
