@@ -125,8 +125,9 @@ def _process(app: Sphinx, what: str, name: str, kind: Any, options: Any, lines: 
 
 def _attribute(setting: Field[Any]) -> str:
     """An option of training as an attribute of its class."""
-    kind, text = stringify_annotation(setting.type, "smart"), _escaped(setting.metadata["help"])
-    return f"\n.. py:attribute:: {setting.name}\n   :type: {kind}\n   :value: {setting.default!r}\n\n   {text}\n"
+    kind, text = stringify_annotation(setting.type, "smart"), setting.metadata["help"]
+    head = f".. py:attribute:: {setting.name}\n   :type: {kind}\n   :value: {setting.default!r}"
+    return f"\n{head}\n\n   {_escaped(text[0].upper() + text[1:])}.\n"
 
 
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:

@@ -43,9 +43,9 @@ class Wanted:
     every: int = 1
     """One of so many frames is wanted."""
     origin: int = 0
-    """Frames at a distance from this one that is a multiple of `every` are wanted,"""
+    """Frames whose distance from this one is a multiple of `every` are wanted."""
     more: frozenset[int] = frozenset()
-    """and these, if between `first` and `last`."""
+    """Further wanted frames, if between `first` and `last`."""
 
     def __contains__(self, number: int) -> bool:
         if number < self.first or (self.last is not None and number > self.last):
