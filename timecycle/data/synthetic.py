@@ -32,27 +32,27 @@ class Motion:
     """How a synthetic video moves. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
 
     area: float = 0.045
-    """Of one object, as a fraction of the image."""
+    """Area of one object, as a fraction of the image."""
     speed: float = 0.006
-    """Maximum of the centers, per frame."""
+    """Largest speed of an object's center, per frame."""
     gap: float = 0.06
-    """Between neighbors in frame 0."""
+    """Distance between neighbors in frame 0."""
     crossing: float = 0.5
     """1: objects swap places in pairs, 0: each moves on its own."""
     spin: float = 0.012
-    """Radians per frame."""
+    """Rotation of an object, in radians per frame."""
     swell: float = 0.10
-    """Of the scale, as a logarithm."""
+    """Change of an object's scale over time, as a logarithm."""
     bumps: float = 0.35
-    """Amplitude in the contour, relative to the radius."""
+    """Amplitude of the bumps of a contour, relative to the radius."""
     deform: float = 0.08
     """Change of the bumps over time, relative to the radius."""
     pan: float = 0.003
-    """Of the background, per frame."""
+    """Motion of the background, per frame."""
     sway: float = 0.03
-    """Of the background's rotation (radians) and zoom (logarithm)."""
+    """Change of the background's rotation (radians) and zoom (logarithm) over time."""
     light: float = 0.05
-    """Drift of the brightness, relative."""
+    """Drift of the brightness, relative to the image's."""
     noise: float = 2.5
     """Standard deviation of the sensor noise, gray levels of 255."""
 

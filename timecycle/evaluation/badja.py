@@ -188,7 +188,7 @@ def evaluate_badja(
         InputError: data are missing or damaged, a video has no joint to start from, the protocol is unknown, or
             `features` does not return feature maps.
 
-    Source: see this module. Not checked against published scores, since the data were not available.
+    Sources: see `timecycle.evaluation.badja`. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **overrides)
     every = read_badja(root, videos)

@@ -168,7 +168,7 @@ def evaluate_jhmdb(
             pose programs also change other fields from their DAVIS programs (UVC: side=240).
         listing: a list of clips; by default the test clips of split 1, see `read_jhmdb`.
         top: number of positions that are averaged; by default 3 for "crw" and 5 for other protocols, as published.
-        sigma: standard deviation of the Gaussians, in feature positions.
+        sigma: standard deviation of the Gaussians, in feature positions; by default 0.5, as published.
         device: where images go; by default the device of the modules' parameters, else the CPU.
         progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7 or side=240.
@@ -176,7 +176,8 @@ def evaluate_jhmdb(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against the original programs, since the data were not available.
+    Sources: see `timecycle.evaluation.jhmdb`. Not checked against the original programs, since the data were not
+    available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
     strongest = top if top is not None else 3 if rules.name == "crw" else 5

@@ -67,7 +67,7 @@ def area_pck(
         annotated: [T, J, 2].
         visible: bool [T, J].
         areas: [T] number of the animal's pixels in each frame.
-        share: threshold, as a fraction of the square root of the area.
+        share: threshold, as a fraction of the square root of the area; by default 0.2.
 
     Returns:
         The fraction over joints and frames together; NaN if nothing is visible.
@@ -123,9 +123,9 @@ class PointScores:
     occlusion_accuracy: float
     """Fraction of points whose visibility is predicted correctly."""
     jaccard: dict[int, float]
-    """By distance in pixels."""
+    """What `average_jaccard` is the mean of, by distance in pixels."""
     within: dict[int, float]
-    """By distance in pixels."""
+    """What `average_within` is the mean of, by distance in pixels."""
 
 
 def point_scores(

@@ -202,7 +202,7 @@ def evaluate_tapvid(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against published scores, since the data were not available.
+    Sources: see `timecycle.evaluation.tapvid`. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
 

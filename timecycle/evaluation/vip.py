@@ -136,7 +136,8 @@ def evaluate_vip(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against the original programs, since the data were not available.
+    Sources: see `timecycle.evaluation.vip`. Not checked against the original programs, since the data were not
+    available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, "first_mask": "given", **overrides})
     videos = read_vip(root, listing, annotations)

@@ -15,7 +15,7 @@ from timecycle.normalization import IMAGENET, Statistics
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
-"""The network shipped with the package; see README.md beside it."""
+"""The file of the network that is shipped with the package; README.md beside it is its model card."""
 PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
 """The default features."""
@@ -51,8 +51,8 @@ class Features:
         parts: some of "network", "color" and "gradients", each once.
         device: of the features; descriptors are computed on the CPU and moved to it.
         dtype: of the features.
-        mean: what images are normalized by.
-        std: what images are normalized by.
+        mean: that images are normalized by.
+        std: that images are normalized by.
         checkpoint: of the network; by default the shipped one.
         layout: of the checkpoint, as for `load_features`.
         part: of the checkpoint, as for `load_features`.

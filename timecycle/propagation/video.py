@@ -32,8 +32,9 @@ from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
-"""The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
-prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with new ids, add objects."""
+"""A function of a frame's index and sizes that returns the labels given for it, or None. Frame 0 must have labels; those
+of a later frame replace its prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with new
+ids, add objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ def propagate_frames(
         labels_at: the given labels, of frame 0 and possibly others, see `labels_of_masks` and `labels_of_maps`.
         state: updated with each frame; if it is one after some frames, these are the ones that follow, and
             `features.begin` was called.
-        read_ahead: number of frames to read ahead; 0 reads each frame when it is needed.
+        read_ahead: number of frames to read ahead, by default 4; 0 reads each frame when it is needed.
         timer: called with the name of a stage ("read", "encode", "propagate"), returns a context around it.
 
     Yields:
