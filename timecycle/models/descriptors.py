@@ -54,7 +54,7 @@ class ColorDescriptor:
     """
 
     channels = 13
-    """Numbers of a feature: 13."""
+    """Dimension of the features: 13."""
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
         self._normalized = (mean, std)
@@ -95,7 +95,7 @@ class GradientDescriptor:
     """
 
     channels = 4 * _DIRECTIONS
-    """Numbers of a feature: 32."""
+    """Dimension of the features: 32."""
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
         self._normalized = (mean, std)

@@ -152,7 +152,7 @@ class Encoder(nn.Module):
     """
 
     channels = 512
-    """Numbers of a feature: 512."""
+    """Dimension of the features: 512."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,9 +32,9 @@ from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
-"""A function of a frame's index and sizes that returns the labels given for it, or None. Frame 0 must have labels; those
-of a later frame replace its prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with new
-ids, add objects."""
+"""A function of a frame's index and sizes that returns the labels given for it, or None. Frame 0 must have labels.
+Those of a later frame replace its prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with
+new ids, add objects."""
 
 
 @dataclass(frozen=True, eq=False)
