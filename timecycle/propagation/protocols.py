@@ -242,8 +242,8 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
 
 
 def mask_protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
-    """As `protocol`, with first_mask="given": the result at a frame with a given mask is that mask, as DAVIS and
-    people require it.
+    """As `protocol`, with first_mask="given": the result at a frame with a given mask is that mask, as DAVIS
+    requires it and people expect it.
     """
     return protocol(name, **{"first_mask": "given", **overrides})
 

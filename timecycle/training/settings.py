@@ -297,9 +297,12 @@ def defaults(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(given: dict[str, Any], stored: Any = None, source: str = "the checkpoint") -> RunSettings:
-    """The settings of a run: the options given, over those stored in a checkpoint, over defaults; all by name.
+    """The settings of a run: the options given, over those stored in a checkpoint, over defaults.
 
-    source: the checkpoint, for error messages.
+    Args:
+        given: options by the names of the fields; "objective" and "walk_over" choose the class.
+        stored: settings that a checkpoint holds, by name, if a run is resumed.
+        source: the checkpoint, for error messages.
 
     Raises InputError naming the first option that the objective or the optimizer does not use, that differs from the
     checkpoint's and would change the result, or that the checkpoint holds as another type. The length of a run may
