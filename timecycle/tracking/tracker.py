@@ -214,9 +214,12 @@ class Tracker:
         """The run over some frames. Raises InputError as `propagate`."""
         return TrackingRun(self.source, self.extractor, self.protocol, self.annotations, self.store, span)
 
-    def stored(self, wanted: Wanted) -> Iterator[Step]:
-        """The frames whose masks are stored, in order of time."""
-        for frame in self.source.forward(wanted):
+    def stored(self, wanted: Wanted | None = None) -> Iterator[Step]:
+        """The tracked frames with their masks, in order of time; by default all.
+
+        Raises InputError if the video or a stored mask is damaged.
+        """
+        for frame in self.source.forward(wanted or Wanted()):
             if self.store.has(frame.number):
                 known = self.store.confidences.get(frame.number, {})
                 yield Step(*frame, self.store.mask(frame.number), known)
