@@ -147,7 +147,9 @@ def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> byt
     return len(text).to_bytes(8, "little") + text + data[length:]
 
 
-def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
+def convert(
+    checkpoint: Path | str, folder: Path | str, layout: str | None = None, part: str | None = None
+) -> tuple[Path, Path]:
     """Write `<stem>.safetensors` and `<stem>-resnet<depth>.safetensors` into a folder, atomically; returns both paths.
 
     `load_features` reads the first to the same features. The second has torchvision's names and the stored values and
@@ -157,6 +159,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     layout, part: as in `load_features`. Raises InputError as that does, or if it would overwrite the checkpoint, or a
     file other than an earlier call wrote.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
     stem = re.sub(r"(\.(pth|pt|tar|ckpt|pkl|bin|safetensors))+$", "", checkpoint.name, flags=re.IGNORECASE)
