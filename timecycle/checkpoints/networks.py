@@ -173,7 +173,9 @@ def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> byt
     return len(text).to_bytes(8, "little") + text + data[length:]
 
 
-def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
+def convert(
+    checkpoint: Path | str, folder: Path | str, layout: str | None = None, part: str | None = None
+) -> tuple[Path, Path]:
     """Write the network of a checkpoint as safetensors, for this package and for torchvision.
 
     Args:
@@ -192,6 +194,7 @@ def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str
     Raises InputError as `load_features`, or if it would overwrite the checkpoint, or a file other than an earlier call
     wrote.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
     stem = re.sub(r"(\.(pth|pt|tar|ckpt|pkl|bin|safetensors))+$", "", checkpoint.name, flags=re.IGNORECASE)
