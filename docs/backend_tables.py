@@ -20,13 +20,16 @@ from timecycle.ops.checks import DTYPES
 from timecycle.ops.selection import MOST_KEPT
 
 PASSES = ("", "_backward")
+NAMES = ("cuda", "triton", "cpu", "reference")
+"""The tests register others, which force parts of a kernel."""
 
 
 def order() -> str:
     """The backends of each operator and of its gradient, in the order they are tried."""
     found: dict[str, list[str]] = {}
     for state in ops.backends():  # type: ignore[operator]  # a module that can be called
-        found.setdefault(state.operator, []).append(f"`{state.backend}`")
+        if state.backend in NAMES:
+            found.setdefault(state.operator, []).append(f"`{state.backend}`")
     # The gradient of affinity_propagate is that of the two operators it joins.
     found["affinity_propagate_backward"] = ["of `topk_affinity` and `propagate_labels`"]
     rows = [
@@ -58,7 +61,7 @@ def limits() -> str:
     """What each backend of topk_affinity and affinity_propagate takes, asked of it."""
     rows = []
     with _every_backend():
-        for candidate in backends._REGISTERED["topk_affinity"]:
+        for candidate in (each for each in backends._REGISTERED["topk_affinity"] if each.name in NAMES):
             reference = candidate.name == "reference"
             device = "cpu" if candidate.name in ("cpu", "reference") else "cuda"
 
@@ -76,9 +79,30 @@ def limits() -> str:
                     ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes),
                     "any" if largest == MOST_KEPT else str(largest),
                     ", ".join(f'"{ties}"' for ties in ("exact", "all") if takes(dtypes[0], 1, ties == "all")),
+                    "" if reference else first_measured(candidate.name),
                 ]
             )
-    return table(["backend", "device", "features", "largest k", "ties"], rows)
+    return table(["backend", "device", "features", "largest k", "ties", "first measured"], rows)
+
+
+def first_measured(backend: str) -> str:
+    """Chip and date of each first results file with timings of a backend."""
+    found: dict[str, str] = {}
+    for path in sorted([ROOT / AMD, ROOT / CPU] if backend == "cpu" else (ROOT / H100).glob("*-first.json")):
+        results = json.loads(path.read_text())
+        date = results.get("datetime") or results["date"]
+        if backend == "cpu" or any(f"headline {backend}," in figure["name"] for figure in _headlines(results)):
+            found.setdefault(_chip(results), date[:10])
+    return ", ".join(f"{chip} {date}" for chip, date in found.items()) or "never"
+
+
+def _headlines(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return results["parts"]["first"]["headline"]["figures"]
+
+
+def _chip(results: dict[str, Any]) -> str:
+    name = results.get("gpu") or results["machine_info"]["cpu"].get("brand_raw", "CPU")
+    return name.replace("NVIDIA ", "").replace("(R)", "")
 
 
 def measured() -> str:
@@ -101,9 +125,8 @@ def runs() -> str:
     rows = []
     for file in (AMD, CPU):
         results = json.loads((ROOT / file).read_text())
-        chip = results["machine_info"]["cpu"].get("brand_raw", "CPU").replace("(R)", "")
         what = f"benchmarks, each checked against the reference first: {len(results['benchmarks'])}"
-        rows.append([results["datetime"], chip, results["commit_info"]["id"][:7], what, _link(file, "file")])
+        rows.append([results["datetime"], _chip(results), results["commit_info"]["id"][:7], what, _link(file, "file")])
     for path in sorted((ROOT / H100).glob("*.json")):
         results = json.loads(path.read_text())
         if "commit" not in results:  # timings of versions that are not kept
@@ -111,7 +134,7 @@ def runs() -> str:
         steps = [step for part in results["parts"].values() for step in part.values()]
         name = path.stem.split(f"{results['commit']}-")[1].replace("-", " ")
         link = _link(f"{H100}/{path.name}", name)
-        rows.append([results["date"], results["gpu"].replace("NVIDIA ", ""), results["commit"], _outcome(steps), link])
+        rows.append([results["date"], _chip(results), results["commit"], _outcome(steps), link])
     cells = [[chip, date[:10], *rest] for date, chip, *rest in sorted(rows)]
     return table(["chip", "date", "commit", "what", "results"], cells)
 

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from timecycle.cli import run
 
-COLUMNS = "82"
+COLUMNS = "88"
 """Of the texts, so that they fit a page."""
 
 

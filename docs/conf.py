@@ -12,12 +12,14 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels of the notebooks
+# For the kernels of the notebooks, whose operators are too small for several threads.
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "timecycle"
 author = "timecycle contributors"
 copyright = "timecycle contributors"
-version = release = re.findall(r'"(.+)"', (ROOT / "timecycle" / "version.py").read_text())[0]
+version = release = re.findall(r'__version__ = "(.+)"', (ROOT / "timecycle" / "version.py").read_text())[0]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "docs.docstrings", "docs.command_help"]
 exclude_patterns = ["pictures"]
 root_doc = "index"

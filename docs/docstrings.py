@@ -9,8 +9,8 @@ import ast
 import functools
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import is_dataclass
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from docutils import nodes
@@ -18,6 +18,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
+from sphinx.util.typing import stringify_annotation
 
 FIELDS = {"Args": "param", "Returns": "returns", "Yields": "yields", "Raises": "raises"}
 SENTENCE = re.compile(r"(?:^|(?<=[.:)]) )(Returns|Raises InputError),? (?=\S)")
@@ -46,7 +47,8 @@ def restructured(docstring: str) -> str:
             text, *rest = SENTENCE.split(joined)
             parts.append(_escaped(text))
             for which, sentence in zip(rest[::2], rest[1::2], strict=True):
-                sections[which.split()[0]].append(sentence if which == "Returns" else f"InputError: {sentence}")
+                sentence = f"{sentence[0].upper()}{sentence[1:]}" if which == "Returns" else f"InputError: {sentence}"
+                sections[which.split()[0]].append(sentence)
         else:
             parts.append(_escaped(paragraph))
         if place is None and any(sections.values()):
@@ -99,13 +101,7 @@ def _table(paragraph: str) -> str | None:
             return None
         else:
             rows += [list(pair) for pair in zip(cells[::2], cells[1::2], strict=True)]
-    return list_table([[f"``{term}``", _escaped(meaning)] for term, meaning in rows])
-
-
-def list_table(rows: Iterable[Iterable[str]], headings: int = 0) -> str:
-    """Rows of cells, each reStructuredText of one line, as a table; the first ones may be headings."""
-    cells = ("\n     - ".join(row) for row in rows)
-    return f".. list-table::\n   :header-rows: {headings}\n\n" + "\n".join(f"   * - {row}" for row in cells)
+    return ".. list-table::\n\n" + "\n".join(f"   * - ``{term}``\n     - {_escaped(text)}" for term, text in rows)
 
 
 def _code(paragraph: str) -> str:
@@ -119,18 +115,23 @@ def _code(paragraph: str) -> str:
 
 
 def _process(app: Sphinx, what: str, name: str, kind: Any, options: Any, lines: list[str]) -> None:
-    """A handler of autodoc's: restructure a docstring; that of settings gets a table of the options."""
-    found = restructured("\n".join(lines))
+    """A handler of autodoc's: restructure a docstring; to that of settings add the options, with their help texts."""
+    lines[:] = restructured("\n".join(lines)).splitlines()
     if what == "class" and is_dataclass(kind):
-        settings = [field for field in kind.__dataclass_fields__.values() if "help" in field.metadata]
+        settings = [field for field in fields(kind) if "help" in field.metadata]
         own = [field for field in settings if field.name in vars(kind).get("__annotations__", {})]
-        rows = [(f"``{field.name}``", f"``{field.default}``", _escaped(field.metadata["help"])) for field in own]
-        found += "\n" + list_table([("field", "default", "meaning"), *rows], 1) if rows else ""
-    lines[:] = found.splitlines()
+        lines += "".join(map(_attribute, own)).splitlines()
+
+
+def _attribute(setting: Field[Any]) -> str:
+    """An option of training as an attribute of its class."""
+    kind, text = stringify_annotation(setting.type, "smart"), setting.metadata["help"]
+    head = f".. py:attribute:: {setting.name}\n   :type: {kind}\n   :value: {setting.default!r}"
+    return f"\n{head}\n\n   {_escaped(text[0].upper() + text[1:])}.\n"
 
 
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """A handler of autodoc's: leave out attributes under their names of version 0.1."""
+    """A handler of autodoc's: leave out attributes under their names from before 0.1.0."""
     return True if isinstance(member, property) and isinstance(member.fget, functools.partial) else None
 
 

@@ -23,6 +23,7 @@ RESULTS = "benchmarks/results"
 CPU = f"{RESULTS}/cpu-intel-xeon-processor-6-207.json"
 AMD = f"{RESULTS}/cpu-amd-epyc-25-17.json"
 BEST = f"{RESULTS}/best_protocol.json"
+PROMPTS = f"{RESULTS}/prompts.json"
 DOORS = f"{RESULTS}/doors.json"
 H100 = f"{RESULTS}/nvidia-h100-80gb-hbm3"
 HEADLINE = f"{H100}/2026-11-27T1047Z-fad5a43-first.json"
@@ -125,6 +126,11 @@ def balance(results: Any, what: str) -> float:
     return next(entry[what] for entry in results if case.items() <= entry.items())
 
 
+def held_out_boxes(results: Any) -> Any:
+    """Masks made of boxes and the next frame, with weights fitted on the other sequences."""
+    return results["box, with the next frame"]["held_out"]
+
+
 NUMBERS: dict[str, Number] = {
     # design_decisions
     "attention, of plain, H100, first run": Number(
@@ -196,6 +202,13 @@ NUMBERS: dict[str, Number] = {
         H100_CASES, lambda r: sequence(r)["frame by frame"]["us"] / 1000, decimals(1, "ms")
     ),
     "sequence, one launch": Number(H100_CASES, lambda r: sequence(r)["us"] / 1000, decimals(1, "ms")),
+    # guides/track
+    "box to mask, IoU": Number(PROMPTS, lambda r: held_out_boxes(r)["mean"], decimals(2)),
+    "box to mask, worst IoU": Number(PROMPTS, lambda r: min(held_out_boxes(r)["iou"].values()), decimals(2)),
+    "confidence, frames": Number(BEST, lambda r: r["confidence"]["frames"], decimals(0)),
+    "confidence, rank correlation": Number(BEST, lambda r: r["confidence"]["spearman"], decimals(2)),
+    "crw beside best, time": Number(BEST, lambda r: r["seconds"]["cpu"]["crw"] / r["seconds"]["cpu"]["best"], share),
+    "three points to mask, IoU": Number(PROMPTS, lambda r: r["3 points and 2 of the background"]["mean"], decimals(2)),
     # kernels
     "cuda scan, k = 5, of mm": Number(
         HEADLINE, lambda r: gpu(r, "first", "headline", "headline cuda, B = 16, k = 5")["kernel_share_of_mm"], percent

@@ -8,6 +8,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tests.resnets import features, random_weights
 from tests.test_layouts import crw, crw_with_padding_modules, moco, prefixed, uvc, vfs
@@ -69,9 +70,41 @@ def test_converted_files_give_the_features_of_the_checkpoint(name, tmp_path):
     assert set(weights) - {"fc.weight", "fc.bias"} <= set(stored) <= set(weights)
     assert all(torch.equal(stored[each], weights[each]) for each in stored)
     # A converted file is converted to the same.
-    again, _ = convert(ours, tmp_path / "again")
+    again, _ = convert(str(ours), str(tmp_path / "again"))
     assert torch.equal(computed(again), expected)
     for path in (source, ours, standard, *again.parent.iterdir()):
+        path.unlink()
+
+
+def released(weights: dict[str, Tensor], head: Tensor) -> dict:
+    """TimeCycle's release: 3-D convolutions of one frame, in DataParallel, with layer4 and other heads."""
+    state = {f"module.encoderVideo.{name}": x[:, :, None] if x.ndim == 4 else x for name, x in weights.items()}
+    others = {"module.afterconv3_trans.weight": torch.randn(128, 900, 4, 4), "module.linear2.bias": torch.zeros(3)}
+    return {"epoch": 14, "state_dict": state | {"module.afterconv1.weight": head[:, :, None, None, None]} | others}
+
+
+def test_the_releases_standard_resnet_gives_its_features_at_stride_8(tmp_path):
+    weights = {name: x for name, x in random_weights(50).items() if not name.startswith("fc.")}
+    head = torch.randn(512, 1024, generator=torch.Generator().manual_seed(2)) / 32
+    source = tmp_path / "checkpoint_14.pth.tar"
+    torch.save(released(weights, head), source)
+    expected = computed(source)
+    ours, standard = convert(source, tmp_path)
+    assert torch.equal(computed(ours), expected)
+    stored = safetensors.torch.load_file(standard)
+    assert header(standard)["strides"] == "layer1 1, layer2 2, layer3 1"
+    assert stored.keys() == weights.keys()  # layer4 too
+    assert all(torch.equal(value, weights[name]) for name, value in stored.items())
+    # The forward pass of a plain ResNet-50, then the release's head, ReLU and L2.
+    trunk = features(stored, IMAGES, (1, 2, 1))
+    found = functional.normalize(torch.einsum("bchw,dc->bdhw", trunk, head).relu(), dim=1)
+    assert found.shape == (1, 512, 5, 6)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    # The strides of torchvision, which the release's own conversion leaves, give other features on a coarser grid.
+    coarse = features(stored, IMAGES, (1, 2, 2))
+    assert coarse.shape == (1, 1024, 3, 3)
+    assert (coarse - trunk[:, :, ::2, ::2]).abs().max() > 0.1 * trunk.max()
+    for path in (source, ours, standard):
         path.unlink()
 
 

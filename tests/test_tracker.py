@@ -68,6 +68,19 @@ def test_a_later_mask_corrects_its_object_from_there_on_and_no_other(folder):
         np.testing.assert_array_equal(mask, mask_of(frame, o1=7 if frame < 4 else 21, o2=13))
 
 
+def test_the_tracked_frames_are_there_in_order_of_time(folder):
+    tracker = tracker_of(folder)
+    assert list(tracker.stored()) == []
+    tracker.add_mask(3, mask_of(3, o1=7))
+    masks_of(tracker, first=1)
+    steps = list(tracker.stored())
+    assert [step.number for step in steps] == list(range(1, FRAMES))
+    assert [step.number for step in tracker.stored(Wanted(4, 5))] == [4, 5]
+    for step in steps:
+        np.testing.assert_array_equal(step.mask, mask_of(step.number, o1=7))
+        assert step.confidences == {1: 1.0}
+
+
 def test_a_span_and_every_second_frame(folder):
     tracker = tracker_of(folder)
     tracker.add_mask(3, mask_of(3, o1=7))

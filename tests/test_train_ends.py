@@ -18,6 +18,7 @@ from tests.crash.processes import Zygotes, zygotes
 from tests.test_train_processes import torchrun
 from tests.tiny_training import CLIPS, WALK
 from tests.training_runs import assert_same_run, latest
+from timecycle.training.distributed import StopRequest
 
 ROOT = Path(__file__).parents[1]
 SOON = 10.0
@@ -141,6 +142,17 @@ def test_two_interrupts_end_it_at_once(started_anew):
     ended = started_anew("--steps", 1000, fault="signals:SIGINT:2")
     ended.is_refused("interrupted; what was finished is kept", code=130)
     assert ended.seconds < SOON
+
+
+def test_a_signal_that_torchrun_passes_on_is_no_second_one(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+        monkeypatch.setattr("timecycle.training.distributed.ECHO", 0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_its_workers_end_when_it_is_killed(started_anew):

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
-    """Bad input from the user. The message is one sentence that can be printed without a traceback."""
+    """Bad input: an argument, a file or an option. All functions of this package raise it, and programs end with it.
+
+    The message is one sentence: what was given, and after "; expected" what was expected. It can be printed without a
+    traceback.
+    """
 
 
 def check_least(least: int, **numbers: int) -> None:

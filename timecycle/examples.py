@@ -1,7 +1,8 @@
 """Published feature extractors, for evaluate_davis and `timecycle evaluate --features timecycle.examples:NAME`.
 
 Each is a callable, normalized images [B, 3, H, W] -> features [B, D, h, w]. Its library and weights are loaded on the
-first call; the libraries are not dependencies of this project (`pip install timm`, `pip install torchvision`).
+first call; the libraries are not dependencies of this project (`pip install timm`, `pip install torchvision`). NAME is
+one of `resnet18`, `resnet50` (ImageNet, supervised), `dino_vits16`, `dino_vits8`, `dino_vitb8` and `dinov2_vits14`.
 """
 
 import importlib
@@ -30,7 +31,7 @@ class PatchTokens:
         self._model: Any = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D, h, w]; sides are padded to multiples of the patch. InputError without timm."""
+        """[B, 3, H, W] -> [B, D, h, w]; sides are padded to multiples of the patch. Raises InputError without timm."""
         if self._model is None:
             create = _imported("timm").create_model
             # Any image size; position embeddings are interpolated, as in DINO's evaluation.

@@ -38,25 +38,36 @@ __all__ = [
 
 
 def load_encoder(path: Path, part: str | None = None) -> Encoder:
-    """The encoder of a TimeCycle checkpoint, float32, in evaluation mode. part and errors: as in `load_features`."""
+    """The encoder of a TimeCycle checkpoint, float32, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        part: as for `load_features`.
+
+    Raises InputError as `load_features`.
+    """
     encoder = load_features(path, "timecycle", part)
     assert isinstance(encoder, Encoder)
     return encoder
 
 
 def load_features(path: Path | str, layout: str | None = None, part: str | None = None) -> Encoder | Trunk:
-    """The network of a published checkpoint: images [B, 3, H, W] -> features [B, D, H / 8, W / 8].
+    """The network of a published checkpoint, or of one that `timecycle train` wrote, as `evaluate_davis` takes it.
 
-    Float32, in evaluation mode, as `evaluate_davis` takes it.
+    Args:
+        path: the checkpoint: PyTorch's formats, or safetensors. Code in a pickle is not run.
+        layout: one of "timecycle", "crw", "crw-zeropad", "uvc", "vfs", "moco", "walk" and "torchvision"; by default it
+            is recognized by the tensors' names, as is the depth, 18 or 50.
+        part: selects one network of a file with several (a teacher and a student, weights and their moving average):
+            its dict keys and name prefix, such as "teacher.backbone", or successive parts of them, such as "teacher".
+            Not needed if the file holds a single complete network.
 
-    layout: a name of `LAYOUTS`; by default it is recognized by the tensors' names, as is the depth, 18 or 50.
-    part: selects one network of a file with several (a teacher and a student, weights and their moving average): its
-    dict keys and name prefix, such as "teacher.backbone", or successive parts of them, such as "teacher". Not needed if
-    the file holds a single complete network.
+    Returns:
+        A module, normalized images [B, 3, H, W] -> features [B, D, H / 8, W / 8], float32, in evaluation mode.
 
     TimeCycle's features are L2-normalized (D = 512). The others are the output of their `Trunk`, which a protocol may
-    normalize, with D = 256 (18) or 1024 (50), twice that for uvc. Other parts of a file (classifiers, projections, key
-    encoders, queues, later stages) are ignored.
+    normalize, with D = 256 (depth 18) or 1024 (depth 50), twice that for uvc. Other parts of a file (classifiers,
+    projections, key encoders, queues, later stages) are ignored.
 
     Raises InputError for an unknown layout or part, a file with several networks of which none is selected, or a file
     without such a network, naming the first few tensors that are missing, of another shape, not finite floating point,
@@ -68,9 +79,14 @@ def load_features(path: Path | str, layout: str | None = None, part: str | None 
 def load_pretrained(model: nn.Module, path: Path, part: str | None = None) -> str:
     """Initialize a training objective's model from a checkpoint of it, of an encoder alone, or of TimeCycle's release.
 
-    part: as `load_features` takes it.
-    Returns which weights were loaded, in words. Raises InputError if the file holds none of these, several of them, or
-    weights of other sizes.
+    Args:
+        model: a `TimeCycle`, `CropWalk` or `GridWalk`, changed in place.
+        path: the checkpoint.
+        part: as for `load_features`.
+
+    Returns which weights were loaded, in words.
+
+    Raises InputError if the file holds none of these, several of them, or weights of other sizes.
     """
     states = read_checkpoint(path).states
     plain = {
@@ -108,7 +124,17 @@ def _release(state: State) -> State:
 
 
 def save_encoder(encoder: Encoder | Trunk, path: Path, notes: dict[str, str], half: bool = False) -> None:
-    """Write `encoder_bytes` to a file, atomically; an existing file is replaced."""
+    """Write an encoder as safetensors that `load_features` reads. An existing file is replaced, atomically.
+
+    Args:
+        encoder: TimeCycle's, or the trunk of a walk.
+        path: the file.
+        notes: metadata of the file.
+        half: store floating-point weights as float16; they are read as float32.
+
+    Raises InputError for a trunk unlike a walk's, which has three stages and reflection padding, and if the file cannot
+    be written.
+    """
     write_bytes(path, encoder_bytes(encoder, notes, half))
 
 
@@ -147,16 +173,28 @@ def _safetensors(state: State, notes: dict[str, str], half: bool = False) -> byt
     return len(text).to_bytes(8, "little") + text + data[length:]
 
 
-def convert(checkpoint: Path, folder: Path, layout: str | None = None, part: str | None = None) -> tuple[Path, Path]:
-    """Write `<stem>.safetensors` and `<stem>-resnet<depth>.safetensors` into a folder, atomically; returns both paths.
+def convert(
+    checkpoint: Path | str, folder: Path | str, layout: str | None = None, part: str | None = None
+) -> tuple[Path, Path]:
+    """Write the network of a checkpoint as safetensors, for this package and for torchvision.
+
+    Args:
+        checkpoint: a file that `load_features` reads.
+        folder: where the two files are written, atomically.
+        layout: as for `load_features`.
+        part: as for `load_features`.
+
+    Returns:
+        The paths of both files, `<stem>.safetensors` and `<stem>-resnet<depth>.safetensors`.
 
     `load_features` reads the first to the same features. The second has torchvision's names and the stored values and
     dtypes, with later stages and the classifier if they are stored; its header holds the strides and the padding that
     give the same features, up to a head. If the checkpoint is itself the first file, it is left unchanged.
 
-    layout, part: as in `load_features`. Raises InputError as that does, or if it would overwrite the checkpoint, or a
-    file other than an earlier call wrote.
+    Raises InputError as `load_features`, or if it would overwrite the checkpoint, or a file other than an earlier call
+    wrote.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     opened = read_checkpoint(checkpoint)
     network = find_network(opened, layout, part)
     stem = re.sub(r"(\.(pth|pt|tar|ckpt|pkl|bin|safetensors))+$", "", checkpoint.name, flags=re.IGNORECASE)

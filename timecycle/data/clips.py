@@ -23,14 +23,21 @@ SYNTHETIC_BYTES = 1 << 29  # of rendered frames cached by a process
 
 
 class Clip(ABC):
-    """A video with random access by frame number. `name` is its file, folder or synthetic name."""
+    """A video with random access by frame number."""
 
     name: str
+    """Its file, folder or synthetic name."""
     length: int
     """Number of frames. Reading it raises InputError if the clip is damaged."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames in the order of `indices`, which may repeat: RGB uint8 [n, H, W, 3].
+        """Read frames.
+
+        Args:
+            indices: numbers of n frames, from 0, in any order; they may repeat.
+
+        Returns:
+            RGB, uint8 [n, H, W, 3].
 
         Raises InputError if a frame is damaged or missing.
         """
@@ -65,8 +72,10 @@ class Cache:
 def listed_clips(filelist: Path) -> list[Clip]:
     """The clips of TimeCycle's list, with lines `folder frames`; a folder holds 000001.jpg and so on.
 
-    Folders with blanks may be quoted or followed by a tab. Relative folders are looked up in the working directory,
-    then in the list's. Blank lines are skipped.
+    Args:
+        filelist: the list. Folders with blanks may be quoted or followed by a tab. Relative folders are looked up in
+            the working directory, then in the list's. Blank lines are skipped.
+
     Raises InputError if the list cannot be read, is empty or has a line of another form.
     """
     clips: list[Clip] = []
@@ -119,10 +128,16 @@ def _stacked(images: list[np.ndarray], source: Path) -> np.ndarray:
 
 
 def video_clips(folder: Path, cache_bytes: int) -> list[Clip]:
-    """Every video file in a folder and its subfolders, sorted by path, see `video_files`.
+    """Every video file in a folder and its subfolders as a clip, sorted by path, see `video_files`.
 
-    A process caches whole decoded clips up to `cache_bytes`; of other clips it decodes the requested frames. Rank 0
-    prints a line on skipped files. Raises InputError if the folder is missing or holds no video files.
+    Args:
+        folder: the folder.
+        cache_bytes: a process caches whole decoded clips up to this; of other clips it decodes the requested frames.
+
+    Clips have at most 12 frames per second and a short side of at most 256 pixels. Rank 0 prints a line on skipped
+    files.
+
+    Raises InputError if the folder is missing or holds no video files.
     """
     cache = Cache(cache_bytes)
     videos, others = video_files(folder)
@@ -223,6 +238,11 @@ def nearest_to_grid(seconds: np.ndarray) -> np.ndarray:
 
 def synthetic_clips(count: int, frames: int, seed: int) -> list[Clip]:
     """Synthetic clips, rendered when read. All have objects of their own, which `make_davis` does not use either.
+
+    Args:
+        count: number of clips.
+        frames: of each clip.
+        seed: 0 or more; the same seed gives the same clips.
 
     Raises InputError for numbers out of range.
     """

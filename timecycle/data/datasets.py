@@ -43,7 +43,11 @@ class Generators:
 
 
 class ClipDataset(Dataset[dict[str, Tensor | str]]):
-    """Samples of clips, `dataset[epoch, index]`; one per clip and epoch.
+    """Samples of clips, `dataset[epoch, index]`; one per clip and epoch. Base class of the objectives' datasets.
+
+    Args:
+        clips: at least one.
+        seed: 0 or more.
 
     A sample depends only on (seed, epoch, index) and the clips, not on workers or earlier samples. A clip that is
     damaged or too short is replaced by another, drawn with the sample's generator.
@@ -60,9 +64,13 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
         return len(self.clips)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor | str]:
-        """The tensors that `sample` returns, and two strings.
+        """A sample: the tensors that `sample` returns, and two strings.
 
-        "name": the clip and its first frame. "skipped": a line "name: reason" for every clip that was replaced.
+        "name" is the clip and its first frame, "skipped" a line "name: reason" for every clip that was replaced.
+
+        Args:
+            place: epoch and index, each from 0.
+
         Raises InputError if no clip can be used.
         """
         epoch, index = place
@@ -93,7 +101,7 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
 
     @abstractmethod
     def sample(self, clip: Clip, generators: Generators) -> dict[str, Tensor]:
-        """The tensors of a sample, and "first", int64 [], the number of its first frame in the clip.
+        """The tensors of a sample by name, and "first", int64 [], the number of its first frame in the clip.
 
         All randomness comes from `generators`. Raises InputError if the clip is damaged or too short.
         """
@@ -102,15 +110,25 @@ class ClipDataset(Dataset[dict[str, Tensor | str]]):
 class TimeCycleDataset(ClipDataset):
     """TimeCycle's samples: frames [T, 3, S, S], target [3, S, S], patch [3, h, h] and its theta [2, 3], float32.
 
-    S = `frame_side` and h = `patch_side` in pixels, T = `length` frames `frame_gap` apart, the target (T +
-    `pred_distance`) * `frame_gap` - 1 frames after the first; images are normalized with ImageNet's statistics. The
-    patch has a third of the target's side, lies where much moves, and is rotated by up to 45 degrees.
+    Images are normalized with ImageNet's statistics. The target is (T + `pred_distance`) * `frame_gap` - 1 frames after
+    the first frame. The patch has a third of the target's side, lies where much moves, and is rotated by up to 45
+    degrees.
 
-    `original` reproduces three bugs of the published program. (1) On mirrored samples the patch lies opposite the
-    motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself, as at
-    the end of every clip. (3) Its loader's workers shared NumPy's random state, so jitter and angle of a sample
-    depended only on its number within its worker. Here that number is drawn, for 12 workers, so that samples stay
-    independent of the actual workers.
+    Args:
+        clips: at least one.
+        seed: 0 or more.
+        frame_side: S, in pixels.
+        patch_side: h, in pixels.
+        length: T, number of base frames.
+        frame_gap: distance of the base frames, in frames.
+        pred_distance: distance of the target from the end of the base frames, in gaps.
+        original: reproduce three bugs of the published program. (1) On mirrored samples the patch lies opposite the
+            motion. (2) In short clips the frames hardly differ, and motion is measured between the target and itself,
+            as at the end of every clip. (3) Its loader's workers shared NumPy's random state, so jitter and angle of a
+            sample depended only on its number within its worker. Here that number is drawn, for 12 workers, so that
+            samples stay independent of the actual workers.
+
+    Raises InputError for numbers out of range.
     """
 
     def __init__(

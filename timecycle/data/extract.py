@@ -27,9 +27,10 @@ from timecycle.files import PREPARED, partial_path, read_json, synced, write_jso
 
 @dataclass(frozen=True)
 class Extraction:
-    """Settings of an extraction."""
+    """How videos become folders of frames."""
 
     fps: float = 12.0
+    """Frames per second; slower videos repeat some."""
     side: int = 256
     """Maximum short side in pixels."""
     quality: int = 95

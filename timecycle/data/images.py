@@ -22,8 +22,9 @@ MOST_PIXELS = "TIMECYCLE_MAX_PIXELS"
 def open_image(path: Path) -> Image.Image:
     """Open an image without decoding its pixels; size and mode are known from the header.
 
-    Raises InputError if the file is missing, is not an image of `FORMATS`, holds several images (except for multi-image
-    JPEGs of phones, whose first is the photo), or has more than `most_pixels` pixels.
+    Raises InputError if the file is missing, is not a JPEG, PNG, WEBP, BMP or TIFF, holds several images (except for
+    multi-image JPEGs of phones, whose first is the photo), or has more pixels than the environment variable
+    TIMECYCLE_MAX_PIXELS allows, by default Pillow's warning limit.
     """
     check_is_file(path, "an image there")
     try:
@@ -99,7 +100,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
-    """Decode an opened image into an array, with its EXIF orientation applied, converted to `mode` if given.
+    """Decode an opened image into an array, with its EXIF orientation applied.
+
+    Args:
+        image: from `open_image`.
+        path: its file, for error messages.
+        mode: Pillow's name of what it is converted to, such as "RGB"; by default it keeps its own.
 
     Uses Pillow, since OpenCV fills the missing part of truncated files with gray; intact files give equal pixels.
     Raises InputError if the data end early or are damaged.

@@ -40,7 +40,7 @@ PALETTE = _davis_palette()
 
 @dataclass(frozen=True)
 class MaskReading:
-    """How values stored in a mask file become ids. Created from options by `mask_reading`."""
+    """How values stored in a mask file become ids; by default they are the ids. `mask_reading` makes one of options."""
 
     threshold: int | None = None
     """Gray values of at least this become object 1, all others background."""
@@ -78,10 +78,14 @@ def mask_reading(
     threshold: int | None = None,
     remap: Mapping[int, int] | Iterable[str] = (),
 ) -> MaskReading:
-    """A `MaskReading` from command-line options.
+    """A `MaskReading` from the options of `evaluate_davis` and the command lines.
 
-    remap: stored values and their ids, as a mapping or as one or more words `3=1`; the word `compact` renumbers the
-    ids of each sequence's first annotation 1, 2, ...; remap_255 is `255=1`.
+    Args:
+        remap_255: read 255 as object 1.
+        threshold: read gray values of at least this, 1 to 255, as object 1.
+        remap: stored values and their ids, as a mapping or as one or more words `3=1`; the word `compact` renumbers the
+            ids of each sequence's first annotation 1, 2, ...
+
     Raises InputError for values out of range and for words of another form.
     """
     if isinstance(remap, Mapping):
@@ -128,12 +132,15 @@ def masks_of(arguments: argparse.Namespace) -> MaskReading:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write ids, uint8 [H, W], as a palette PNG, atomically."""
+    """Write a mask of ids, uint8 [H, W], as a PNG with the DAVIS palette, atomically.
+
+    Raises InputError if the file cannot be written.
+    """
     write_bytes(path, mask_png(mask))
 
 
 def mask_png(mask: np.ndarray) -> bytes:
-    """Encode ids, uint8 [H, W], as a PNG with the DAVIS palette."""
+    """Encode a mask of ids, uint8 [H, W], as the bytes of a PNG with the DAVIS palette."""
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
     image.putpalette(PALETTE.ravel().tolist())
     buffer = io.BytesIO()
@@ -142,10 +149,18 @@ def mask_png(mask: np.ndarray) -> bytes:
 
 
 def read_mask(path: Path, reading: MaskReading = AS_STORED) -> np.ndarray:
-    """Read a mask: uint8 [H, W] of object ids (0 background, 255 void), with its EXIF orientation applied.
+    """Read a mask file, with its EXIF orientation applied.
+
+    Args:
+        path: the file.
+        reading: how stored values become ids.
+
+    Returns:
+        uint8 [H, W] of object ids; 0 is background, 255 void.
 
     Ids are the indices of a palette PNG, the values of an 8- or 16-bit gray PNG, or 0 and 1 of a bilevel one; in RGB
     and RGBA images, and for palettes in another order, they are looked up by the DAVIS palette's colors.
+
     Raises InputError if the file is missing, damaged, or holds anything else.
     """
     return _read(path, reading)[0]
@@ -169,7 +184,9 @@ def read_annotation(path: Path, reading: MaskReading = AS_STORED) -> tuple[np.nd
 def ids_of(array: np.ndarray) -> np.ndarray:
     """Convert a mask in memory to uint8 [H, W] of object ids, by the rules for files.
 
-    array: bool or integers from 0 to 255, [H, W]; or uint8 [H, W, 3] in the DAVIS palette's colors.
+    Args:
+        array: bool or integers from 0 to 255, [H, W]; or uint8 [H, W, 3] in the DAVIS palette's colors.
+
     Raises InputError for anything else, and for images that are not masks of ids.
     """
     what = f"mask is {array.dtype} {list(array.shape)}"

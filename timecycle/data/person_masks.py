@@ -34,13 +34,19 @@ _NAMES = {
 
 
 def read_any_mask(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Read a mask file: object ids, uint8 [H, W] (0 background, 255 void), and notes on how it was understood.
+    """Read a mask file as people make them, in any program.
 
-    Read are: palette images and 8- or 16-bit maps of ids; black and white (white is object 1, from gray 128 on); images
-    with transparent parts (colors if they are few, else what is opaque is object 1); distinct colors. Black is the
-    background, without black the most frequent color of the border. Colors of the DAVIS palette other than grays keep
-    their ids; the others become the free ids from 1 in the order in which they appear, row by row. With soft edges or
-    lossy compression each pixel takes the nearest of the main colors.
+    Args:
+        path: the file.
+
+    Returns:
+        Object ids, uint8 [H, W] (0 background, 255 void), and notes on how the file was understood.
+
+    A mask may be a palette image or an 8- or 16-bit map of ids; black and white (white, from gray 128 on, is object 1);
+    an image with transparent parts (colors if they are few, else what is opaque is object 1); or in distinct colors.
+    Black is the background, without black the most frequent color of the border. Colors of the DAVIS palette other than
+    grays keep their ids; the others become the free ids from 1 in the order in which they appear, row by row. With soft
+    edges or lossy compression each pixel takes the nearest of the main colors.
 
     Raises InputError if the file is missing, damaged or a photograph, holds no object or more than 254, or colors that
     cannot be told apart.
@@ -53,7 +59,13 @@ def read_any_mask(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def fit_mask(ids: np.ndarray, size: tuple[int, int], path: Path, resize: bool) -> np.ndarray:
-    """A mask, uint8 [H, W], at the frame's size (height, width): unchanged, or, with `resize`, by nearest neighbor.
+    """A mask at the size of a frame: unchanged, or scaled by nearest neighbor.
+
+    Args:
+        ids: uint8 [H, W].
+        size: height and width of the frame.
+        path: the mask's file, for error messages.
+        resize: whether it may be scaled.
 
     Raises InputError if sizes differ without `resize`, aspect ratios by more than 2 %, or an object vanishes.
     """

@@ -22,11 +22,14 @@ LONGEST_LINE = 1500  # characters, of two paths
 
 @dataclass(frozen=True)
 class Sequence:
-    """One video: its frames in order, and annotations of all frames or only the first."""
+    """One video with annotations."""
 
     name: str
+    """Of the sequence, and of its folder in results."""
     frames: tuple[Path, ...]
+    """Image files, in order."""
     annotations: tuple[Path, ...]
+    """Mask files of all frames, or only of the first."""
     masks: MaskReading = AS_STORED
     """How the annotations are read."""
     notes: tuple[str, ...] = ()
@@ -58,9 +61,14 @@ def annotation_files(folder: Path) -> list[Path]:
 def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading = AS_STORED) -> list[Sequence]:
     """The sequences of a list with lines `frames-folder annotations-folder`, the original program's format.
 
-    Paths with blanks are quoted, or the two are separated by a tab. Relative folders are looked up in the working
-    directory, then in the list's folder. A sequence is named after its frames' folder, with as many parent folders as
-    make the name unique. Raises InputError naming the list and line, or the file, for anything invalid.
+    Args:
+        path: the list. Paths with blanks are quoted, or the two are separated by a tab. Relative folders are looked up
+            in the working directory, then in the list's folder.
+        names: only these sequences. A sequence is named after its frames' folder, with as many parent folders as make
+            the name unique.
+        masks: how annotations are read.
+
+    Raises InputError naming the list and line, or the file, for anything invalid.
     """
     folders: list[tuple[Path, Path]] = []
     for number, line in enumerate(read_lines(path, "a list with lines 'frames-folder annotations-folder'"), start=1):

@@ -34,16 +34,18 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which frames of a video to read."""
+    """Which frames of a video to read, by number."""
 
     first: int = 0
+    """The first one."""
     last: int | None = None
-    """None: to the end."""
+    """The last one; None: to the end."""
     every: int = 1
+    """One of so many frames is wanted."""
     origin: int = 0
-    """Frames at a distance from this one that is a multiple of `every` are wanted,"""
+    """Frames whose distance from this one is a multiple of `every` are wanted."""
     more: frozenset[int] = frozenset()
-    """and these, if between `first` and `last`."""
+    """Further wanted frames, if between `first` and `last`."""
 
     def __contains__(self, number: int) -> bool:
         if number < self.first or (self.last is not None and number > self.last):
@@ -52,14 +54,16 @@ class Wanted:
 
 
 class FrameSource(Protocol):
-    """The frames of one video."""
+    """The frames of one video, a file or a folder of images: what `open_source` returns."""
 
     path: Path
+    """The file or folder."""
     rate: Fraction
     """Frames per second, on average."""
     expected: int | None
     """Number of frames that the header promises, if it does: not exact."""
     has_audio: bool
+    """Whether the file has sound."""
 
     def size(self) -> tuple[int, int]:
         """Height and width of the frames in pixels."""
@@ -85,7 +89,7 @@ def open_source(path: Path) -> FrameSource:
 
 
 def frame_of(source: FrameSource, number: int) -> Frame:
-    """One frame. Raises InputError if the video is shorter."""
+    """One frame of a video, by its number from 0. Raises InputError if the video is shorter."""
     only = Wanted(number, number)
     for frame in source.backward(only) if number else source.forward(only):
         return frame

@@ -29,20 +29,32 @@ HARMONICS = np.arange(2, 6)
 
 @dataclass(frozen=True)
 class Motion:
-    """Parameters of a video. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
+    """How a synthetic video moves. Lengths are in units of sqrt(height * width), 640 pixels at 854x480."""
 
-    area: float = 0.045  # of one object, as a fraction of the image
-    speed: float = 0.006  # maximum of the centers, per frame
-    gap: float = 0.06  # between neighbors in frame 0
-    crossing: float = 0.5  # 1: objects swap places in pairs, 0: each moves on its own
-    spin: float = 0.012  # radians per frame
-    swell: float = 0.10  # of the scale, as a logarithm
-    bumps: float = 0.35  # amplitude in the contour, relative to the radius
-    deform: float = 0.08  # change of the bumps over time, relative to the radius
-    pan: float = 0.003  # of the background, per frame
-    sway: float = 0.03  # of the background's rotation (radians) and zoom (logarithm)
-    light: float = 0.05  # drift of the brightness, relative
-    noise: float = 2.5  # standard deviation of the sensor noise, gray levels of 255
+    area: float = 0.045
+    """Area of one object, as a fraction of the image."""
+    speed: float = 0.006
+    """Largest speed of an object's center, per frame."""
+    gap: float = 0.06
+    """Distance between neighbors in frame 0."""
+    crossing: float = 0.5
+    """1: objects swap places in pairs, 0: each moves on its own."""
+    spin: float = 0.012
+    """Rotation of an object, in radians per frame."""
+    swell: float = 0.10
+    """Change of an object's scale over time, as a logarithm."""
+    bumps: float = 0.35
+    """Amplitude of the bumps of a contour, relative to the radius."""
+    deform: float = 0.08
+    """Change of the bumps over time, relative to the radius."""
+    pan: float = 0.003
+    """Motion of the background, per frame."""
+    sway: float = 0.03
+    """Change of the background's rotation (radians) and zoom (logarithm) over time."""
+    light: float = 0.05
+    """Drift of the brightness, relative to the image's."""
+    noise: float = 2.5
+    """Standard deviation of the sensor noise, gray levels of 255."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +175,16 @@ def scene_objects(seed: int, frames: int, height: int, width: int, objects: int,
 
 
 class Scene:
-    """A clip whose frames can be rendered in any order and from any thread. The same arguments give the same clip.
+    """A synthetic clip whose frames can be rendered in any order. The same arguments give the same clip.
 
-    objects: number of ids, 1 to 8, all of them in frame 0; motion: by default moderate.
+    Args:
+        seed: 0 or more.
+        frames: number of frames.
+        height: in pixels.
+        width: in pixels.
+        objects: number of ids, 1 to 8, all of them in frame 0.
+        motion: by default moderate.
+
     Raises InputError for sizes out of range.
     """
 
@@ -191,7 +210,14 @@ class Scene:
         self.light = np.exp(1j * rng.uniform(0, 2 * np.pi))
 
     def frame(self, time: int) -> tuple[np.ndarray, np.ndarray]:
-        """Render one frame: RGB uint8 [H, W, 3] and ids uint8 [H, W]."""
+        """Render one frame, from any thread.
+
+        Args:
+            time: number of the frame, from 0.
+
+        Returns:
+            RGB, uint8 [H, W, 3], and the mask of ids, uint8 [H, W].
+        """
         image = self._background(time)
         mask = np.zeros((self.height, self.width), np.uint8)
         for number, body in enumerate(self.bodies, 1):
@@ -285,10 +311,19 @@ def _write_frame(folder: Path, name: str, scene: Scene, time: int) -> None:
 def make_davis(
     root: Path | str, sequences: int = 5, frames: int = 40, height: int = 480, width: int = 854, seed: int = 7
 ) -> Path:
-    """Write the first `sequences` of `SEQUENCES` to `root` in DAVIS-2017 layout and return `root`.
+    """Write synthetic videos with their masks in DAVIS-2017 layout.
 
-    `root` appears only once it is complete, and stays as it is if it already holds this set. `height` and `width` are
-    in pixels; the folders are named 480p for any size. Sequence i is rendered from `seed` + i.
+    Args:
+        root: the folder; it appears only once it is complete, and stays as it is if it already holds this set.
+        sequences: number of sequences, 1 to 5.
+        frames: of each sequence.
+        height: in pixels; the folders are named 480p for any size.
+        width: in pixels.
+        seed: sequence i is rendered from `seed` + i.
+
+    Returns:
+        `root`.
+
     Raises InputError if `root` holds anything else, or for sizes out of range.
     """
     root = Path(root)

@@ -44,8 +44,9 @@ _STATED_FOR_DECODING = {"avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2"}  # count the du
 def video_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The video files in a folder and its subfolders, and the other files, both sorted by path.
 
-    Files with one of VIDEO_SUFFIXES count as videos, others if FFmpeg finds at least two frames. Links are followed,
-    but no folder is entered twice; names with a leading dot are ignored.
+    Files with the suffix of a video, such as .mp4, count as videos, others if FFmpeg finds at least two frames. Links
+    are followed, but no folder is entered twice; names with a leading dot are ignored.
+
     Raises InputError if the folder is missing or holds no video files.
     """
     if not folder.is_dir():
@@ -91,8 +92,13 @@ def _is_video(path: Path) -> bool:
 def opened(path: Path) -> Iterator["Video"]:
     """Open a video file, whose format is detected by content alone; frames are decoded in one thread.
 
-    Only this file is opened, no other that it refers to, and no playlist. Raises InputError if it cannot be read, holds
-    no video, or has more than `most_pixels` pixels per frame, and for FFmpeg's errors within the block.
+    Only this file is opened, no other that it refers to, and no playlist. It is closed at the end of the `with` block.
+
+    Yields:
+        The video.
+
+    Raises InputError if the file cannot be read, holds no video, or has more pixels per frame than the environment
+    variable TIMECYCLE_MAX_PIXELS allows, and for FFmpeg's errors within the block.
     """
     av = pyav()
     container = None
@@ -139,7 +145,7 @@ def _formats() -> str:
 
 
 class Video:
-    """The best video stream of an open file. Times are in stream ticks of `clock.tick` seconds."""
+    """The best video stream of an open file, see `opened`. Times are in stream ticks of `clock.tick` seconds."""
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self.path, self.container, self.stream = path, container, stream
@@ -204,7 +210,7 @@ class Video:
         return times, self.container.format.name != "mpeg"
 
     def upright(self, image: np.ndarray, frame: Any) -> np.ndarray:
-        """The image [H, W, 3] of a decoded frame as the video's display matrix, that of its first frame, says."""
+        """The image [H, W, 3] of a decoded frame, turned as the display matrix of the video's first frame says."""
         if not self._matrices:
             # Of one frame only: with its side data a frame is freed by the next garbage collection, not at once.
             matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -212,7 +218,10 @@ class Video:
         return upright(image, self._matrices[0])
 
     def scaled_size(self, height: int, width: int, side: int) -> tuple[int, int]:
-        """`square_size` of `height` x `width` frames; a missing or absurd pixel aspect ratio counts as square."""
+        """Height and width with square pixels of frames that are `height` x `width`, of a short side of at most `side`.
+
+        A missing or absurd pixel aspect ratio counts as square.
+        """
         ratio = float(self.stream.sample_aspect_ratio or 1)
         square = abs(ratio - 1) <= NEARLY_SQUARE or not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL
         return square_size(height, width, 1.0 if square else ratio, side)

@@ -105,9 +105,11 @@ class _WalkDataset(ClipDataset):
 
 
 class CropWalkDataset(_WalkDataset):
-    """For `timecycle.models.walk.CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], target [(c / 8)^2].
+    """Samples for `CropWalk`: ahead [T, 3, c, c], back [T - 1, 3, c, c], target [(c / 8)^2].
 
-    Args, beside those of `ClipDataset`:
+    Args:
+        clips: at least one.
+        seed: 0 or more.
         crop_side: side of a crop in pixels, c, a multiple of 8, for frames with a short side of 256.
         length: frames of a sample, T, at least 2.
         max_frame_gap: the gap between frames is drawn from 1 to this.
@@ -137,11 +139,13 @@ class CropWalkDataset(_WalkDataset):
 
 
 class GridWalkDataset(_WalkDataset):
-    """For `timecycle.models.walk.GridWalk`: patches [T, N, 3, p, p] of grid cells that overlap by half.
+    """Samples for `GridWalk`: patches [T, N, 3, p, p] of grid cells that overlap by half.
 
     Each patch is a random part of its cell, of 0.7 to 0.9 of the area, drawn for each frame.
 
-    Args, beside those of `ClipDataset`:
+    Args:
+        clips: at least one.
+        seed: 0 or more.
         frame_side: side in pixels of the square that a frame is resized to, 256 as published.
         cell_side: side in pixels of a cell and its patch, p; 64 as published, which gives 7 x 7 cells.
         length: frames of a sample, T.

@@ -35,10 +35,12 @@ WITHHELD = ("cat_jump", "tiger")
 
 @dataclass(frozen=True, eq=False)
 class AnimalVideo:
-    """One video from its first annotated frame to its last, with the annotations."""
+    """One video of BADJA, from its first annotated frame to its last, with A annotated frames."""
 
     name: str
+    """Of its annotation file."""
     frames: tuple[Path, ...]
+    """Image files, in order."""
     annotated: tuple[int, ...]
     """Indices of the annotated frames, ascending from 0."""
     segmentations: tuple[Path, ...]
@@ -46,7 +48,7 @@ class AnimalVideo:
     joints: np.ndarray
     """float64 [A, 20, 2], x and y in pixels, of the annotated frames."""
     visible: np.ndarray
-    """bool [A, 20]."""
+    """bool [A, 20]: whether a joint is annotated as visible."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ def evaluate_badja(
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
-        root: folder in BADJA's layout, see read_badja.
-        protocol: a preset's name, or a protocol, for the image's size and how maps are propagated.
+        root: folder in BADJA's layout, see `read_badja`.
+        protocol: a protocol, or the name of one of `PRESETS`, for the image's size and how maps are propagated.
         videos: names of the videos to evaluate; the seven of DAVIS for comparison with PIPs.
         top: number of positions that are averaged.
         hidden_starts: whether to propagate and score joints hidden in the first frame, from their annotated place
@@ -186,7 +188,7 @@ def evaluate_badja(
         InputError: data are missing or damaged, a video has no joint to start from, the protocol is unknown, or
             `features` does not return feature maps.
 
-    Source: see this module. Not checked against published scores, since the data were not available.
+    Sources: see `timecycle.evaluation.badja`. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **overrides)
     every = read_badja(root, videos)

@@ -32,11 +32,12 @@ THRESHOLDS = (0.1, 0.2)
 
 @dataclass(frozen=True, eq=False)
 class PoseClip:
-    """One clip: its annotated frames in order, and their joints."""
+    """One clip of JHMDB: its T annotated frames in order, and their joints."""
 
     name: str
     """class/clip."""
     frames: tuple[Path, ...]
+    """Image files."""
     joints: np.ndarray
     """float64 [T, 15, 2], x and y in pixels; 0 is the center of the first pixel."""
 
@@ -157,17 +158,17 @@ def evaluate_jhmdb(
     scored nor part of the person's box. A joint is found if its distance to the annotation, in units of 0.6 times the
     diagonal of the box around the frame's annotated joints, is at most the threshold. The first frame is not scored.
     PCK is computed for each joint over all frames of all clips, then averaged over joints. Differences: Gaussians at
-    the left and upper border (see gaussian_maps), and joints with nothing to score are left out of the mean. VFS's
+    the left and upper border (see `gaussian_maps`), and joints with nothing to score are left out of the mean. VFS's
     program (Xu, Wang, ICCV 2021) differs: maps have the size of the frame, and the first frame is scored.
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
-        root: folder in JHMDB's layout, see read_jhmdb.
-        protocol: a preset's name, or a protocol; only resizing to the square is changed. The published pose programs
-            also change other fields from their DAVIS programs (UVC: side=240).
-        listing: a list of clips; by default the test clips of split 1, see read_jhmdb.
+        root: folder in JHMDB's layout, see `read_jhmdb`.
+        protocol: a protocol, or the name of one of `PRESETS`; only resizing to the square is changed. The published
+            pose programs also change other fields from their DAVIS programs (UVC: side=240).
+        listing: a list of clips; by default the test clips of split 1, see `read_jhmdb`.
         top: number of positions that are averaged; by default 3 for "crw" and 5 for other protocols, as published.
-        sigma: standard deviation of the Gaussians, in feature positions.
+        sigma: standard deviation of the Gaussians, in feature positions; by default 0.5, as published.
         device: where images go; by default the device of the modules' parameters, else the CPU.
         progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7 or side=240.
@@ -175,7 +176,8 @@ def evaluate_jhmdb(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against the original programs, since the data were not available.
+    Sources: see `timecycle.evaluation.jhmdb`. Not checked against the original programs, since the data were not
+    available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
     strongest = top if top is not None else 3 if rules.name == "crw" else 5

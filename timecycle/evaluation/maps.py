@@ -14,7 +14,7 @@ def gaussian_maps(places: np.ndarray, grid: tuple[int, int], sigma: float = SIGM
     Args:
         places: [L, 2] x and y in feature positions, from 0.
         grid: (height, width) of the maps.
-        sigma: standard deviation, in feature positions.
+        sigma: standard deviation, in feature positions; by default 0.5.
 
     Returns:
         float32 [L, h, w], 1 at the position nearest to the place, truncated at about 3 sigma; 0 everywhere if it is

@@ -41,10 +41,16 @@ def pose_distances(predicted: np.ndarray, annotated: np.ndarray) -> np.ndarray:
 
 
 def pose_pck(distances: np.ndarray, threshold: float) -> np.ndarray:
-    """Fraction of each joint's distances, [N, J] over all frames of all videos, that are at most the threshold.
+    """PCK: fraction of each joint's distances that are at most the threshold.
 
-    NaN are left out; a joint with NaN only gets NaN. Returns float64 [J]; the published figure is their mean.
-    Source: as pose_distances.
+    Args:
+        distances: [N, J] over all frames of all videos, from `pose_distances`; NaN are left out.
+        threshold: in units of the person's size.
+
+    Returns:
+        float64 [J], NaN for a joint with NaN only; the published figure is their mean.
+
+    Source: as `pose_distances`.
     """
     known = (~np.isnan(distances)).sum(axis=0)
     found = (distances <= threshold).sum(axis=0)
@@ -61,7 +67,7 @@ def area_pck(
         annotated: [T, J, 2].
         visible: bool [T, J].
         areas: [T] number of the animal's pixels in each frame.
-        share: threshold, as a fraction of the square root of the area.
+        share: threshold, as a fraction of the square root of the area; by default 0.2.
 
     Returns:
         The fraction over joints and frames together; NaN if nothing is visible.
@@ -75,9 +81,15 @@ def area_pck(
 
 
 def confusion(annotation: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix, int64 [annotated, predicted], of two masks of ids [H, W].
+    """Confusion matrix of two masks.
 
-    Pixels whose annotation is at least `classes`, such as 255 for void, are ignored.
+    Args:
+        annotation: uint8 [H, W] ids. Pixels with an id of at least `classes`, such as 255 for void, are ignored.
+        prediction: uint8 [H, W] ids below `classes`.
+        classes: number of classes C.
+
+    Returns:
+        int64 [C, C]: number of pixels by annotated and predicted class.
     """
     known = annotation < classes
     pairs = annotation[known].astype(np.int64) * classes + prediction[known]
@@ -85,7 +97,13 @@ def confusion(annotation: np.ndarray, prediction: np.ndarray, classes: int) -> n
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [C], from a confusion matrix [C, C]; NaN for an absent one.
+    """Intersection over union of each class.
+
+    Args:
+        counts: [C, C], from `confusion`.
+
+    Returns:
+        float64 [C]; NaN for a class that is absent.
 
     Source: eval_vip.py of UVC (Li et al., NeurIPS 2019); the published mIoU is their mean without NaN.
     """
@@ -105,9 +123,9 @@ class PointScores:
     occlusion_accuracy: float
     """Fraction of points whose visibility is predicted correctly."""
     jaccard: dict[int, float]
-    """By distance in pixels."""
+    """What `average_jaccard` is the mean of, by distance in pixels."""
     within: dict[int, float]
-    """By distance in pixels."""
+    """What `average_within` is the mean of, by distance in pixels."""
 
 
 def point_scores(

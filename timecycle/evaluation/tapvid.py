@@ -34,9 +34,10 @@ LEAST_BOUNDED = 1 << 24  # bytes
 
 @dataclass(frozen=True, eq=False)
 class PointVideo:
-    """One video and its tracks."""
+    """One video of TAP-Vid, T frames, and the tracks of its N points."""
 
     name: str
+    """Of the video in its file."""
     frames: np.ndarray
     """uint8 RGB [T, H, W, 3]."""
     points: np.ndarray
@@ -153,11 +154,12 @@ def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
 
 @dataclass(frozen=True)
 class TapVidScores:
-    """Scores in [0, 1]."""
+    """TAP-Vid's scores, from 0 to 1."""
 
     mean: PointScores
     """Means over the videos."""
     videos: dict[str, PointScores]
+    """By video."""
 
 
 @torch.inference_mode()
@@ -189,8 +191,8 @@ def evaluate_tapvid(
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
-        path: a file in TAP-Vid's layout, see read_tapvid.
-        protocol: a preset's name, or a protocol; only resizing to the square is changed.
+        path: a file in TAP-Vid's layout, see `read_tapvid`.
+        protocol: a protocol, or the name of one of `PRESETS`; only resizing to the square is changed.
         top: number of positions that are averaged.
         occluded_below: fraction of the first peak; with 0 a point is visible unless its map is 0.
         device: where images go; by default the device of the modules' parameters, else the CPU.
@@ -200,7 +202,7 @@ def evaluate_tapvid(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against published scores, since the data were not available.
+    Sources: see `timecycle.evaluation.tapvid`. Not checked against published scores, since the data were not available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, **overrides})
 

@@ -36,11 +36,14 @@ SIDE = 560  # pixels
 
 @dataclass(frozen=True)
 class PartVideo:
-    """One video: its frames in order, and each frame's annotation or None; the first has one."""
+    """One video of VIP."""
 
     name: str
+    """Of its folder."""
     frames: tuple[Path, ...]
+    """Image files, in order."""
     annotations: tuple[Path | None, ...]
+    """Each frame's annotation or None; the first frame has one."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,11 @@ def evaluate_vip(
 
     Args:
         features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride.
-        root: folder in VIP's layout, see read_vip.
-        protocol: a preset's name, or a protocol; only the square and first_mask="given" are set here. UVC's program
-            also differs from its DAVIS program in the context (length=1).
-        listing: list of videos below root.
-        annotations: folder of the parts below root.
+        root: folder in VIP's layout, see `read_vip`.
+        protocol: a protocol, or the name of one of `PRESETS`; only the square and first_mask="given" are set here.
+            UVC's program also differs from its DAVIS program in the context (length=1).
+        listing: list of videos below `root`.
+        annotations: folder of the parts below `root`.
         device: where images go; by default the device of the modules' parameters, else the CPU.
         progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as length=1 or side=480.
@@ -133,7 +136,8 @@ def evaluate_vip(
     Raises:
         InputError: data are missing or damaged, the protocol is unknown, or `features` does not return feature maps.
 
-    Source: see this module. Not checked against the original programs, since the data were not available.
+    Sources: see `timecycle.evaluation.vip`. Not checked against the original programs, since the data were not
+    available.
     """
     rules = as_protocol(protocol, **{"resize": "square", "side": SIDE, "first_mask": "given", **overrides})
     videos = read_vip(root, listing, annotations)

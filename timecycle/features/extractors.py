@@ -18,8 +18,8 @@ from timecycle.features.maps import FLOATS, PATCHES, Form, as_maps
 from timecycle.ops.checks import check_finite
 
 Extractor = Callable[[Tensor], Any]
-"""Normalized images [B, 3, H, W] -> features [B, D, h, w], of any stride; `timecycle.features.maps.as_maps` lists other
-outputs that are recognized. An optional method `begin([3, H, W])` is called with each sequence's first frame."""
+"""Any callable, normalized images [B, 3, H, W] -> features [B, D, h, w], of any stride; `as_maps` lists other outputs
+that are recognized. An optional method `begin([3, H, W])` is called with each sequence's first frame."""
 
 # Limits of the breadth-first search for modules that an extractor refers to.
 DEPTH = 6
@@ -29,6 +29,10 @@ MOST_SEEN = 20_000  # objects
 
 def import_extractor(place: str, option: str = "--features") -> Any:
     """Import MODULE:CALLABLE, such as my_model:extract or my_model:net.encode, also from the working directory.
+
+    Args:
+        place: module and callable.
+        option: what error messages call it.
 
     Raises InputError, naming the option, if the import fails for any reason or the object is not callable.
     """
@@ -67,6 +71,7 @@ class CallableExtractor:
     """
 
     l2 = False
+    """Features are not taken to have length 1."""
     frame: Path | str | None = None
     """The frame that is encoded next, for error messages; set by the caller."""
 
@@ -233,8 +238,15 @@ def evaluating(
 ) -> Iterator[CallableExtractor]:
     """A context in which the extractor's modules are in eval mode; afterwards each submodule's mode is restored.
 
-    device: of the images; by default that of the modules' parameters, or the CPU if they are on several devices.
-    dtype: see CallableExtractor. Raises InputError for an unknown dtype or device, and as CallableExtractor.
+    Args:
+        features: the extractor.
+        device: of the images; by default that of the modules' parameters, or the CPU if they are on several devices.
+        dtype: features are converted to it; by default they keep their own.
+
+    Yields:
+        The extractor, which the context's block calls.
+
+    Raises InputError for an unknown dtype or device, and as `CallableExtractor`.
     """
     modules = held_modules(features)
     if device is None:

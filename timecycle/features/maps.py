@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Form:
-    """The layout of an extractor's outputs."""
+    """The layout of an extractor's outputs, as `as_maps` recognized it."""
 
     layout: Literal["maps", "channels last", "tokens"]
     """[B, D, h, w], [B, h, w, D] or [B, N, D]."""
@@ -64,9 +64,9 @@ def as_maps(found: Any, images: tuple[int, ...], form: Form | None = None) -> tu
 
     Args:
         found: floating point, tensors or NumPy arrays. Maps [B, D, h, w]; a list of B maps [D, h, w]; maps [B, h, w, D]
-            if only this reading matches the image's aspect ratio; tokens [B, N, D] if N, less a prefix of up to
-            `MOST_PREFIX` tokens, is the number of patches of exactly one grid; a list, tuple or dictionary with one of
-            these; or a dictionary with several arrays, one of them under a key of `NAMED`.
+            if only this reading matches the image's aspect ratio; tokens [B, N, D] if N, less a prefix of up to 5
+            tokens, is the number of patches of exactly one grid; a list, tuple or dictionary with one of these; or a
+            dictionary with several arrays, one of them named "x_norm_patchtokens", "last_hidden_state" or "out".
         images: shape of the images.
         form: layout of the extractor's earlier outputs, if any; this output must have the same.
 

@@ -15,12 +15,12 @@ from timecycle.normalization import IMAGENET, Statistics
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
-"""The network shipped with the package; see README.md beside it."""
+"""The file of the network that is shipped with the package; README.md beside it is its model card."""
 PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
 """The default features."""
 RENAMED_PARTS = {"colour": "color"}
-"""Names of version 0.1 -> current names."""
+"""Names from before 0.1.0 -> current names."""
 
 
 def parts_of(features: str) -> tuple[str, ...] | None:
@@ -48,19 +48,20 @@ class Features:
     the mean of the parts' dot products.
 
     Args:
-        parts: names of `PARTS`, at least one, each once.
+        parts: some of "network", "color" and "gradients", each once.
         device: of the features; descriptors are computed on the CPU and moved to it.
         dtype: of the features.
-        mean, std: what images are normalized by.
+        mean: that images are normalized by.
+        std: that images are normalized by.
         checkpoint: of the network; by default the shipped one.
-        layout, part: as `timecycle.checkpoints.networks.load_features` takes them.
-
-    `l2` tells whether features have length 1 already; `frame` is required by `FrameEncoder` and not used here.
+        layout: of the checkpoint, as for `load_features`.
+        part: of the checkpoint, as for `load_features`.
 
     Raises InputError for unknown or repeated parts, or a checkpoint that cannot be read.
     """
 
     frame: Path | str | None = None
+    """Required by `FrameEncoder`, and not used here."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Features:
         self._from = (mean, std) if checkpoint is None and (mean, std) != IMAGENET else None
         self._parts = parts
         self.l2 = parts != ("network",) or isinstance(network, Encoder)
+        """Whether features have length 1 already."""
 
     def begin(self, first: Tensor) -> None:
         """Start a sequence with its first frame, [3, H, W]."""

@@ -48,10 +48,13 @@ class ColorDescriptor:
 
     Sizes are rounded up. `begin` must be called with the first frame of every sequence.
 
-    mean, std: with which the images were normalized.
+    Args:
+        mean: with which the images were normalized.
+        std: with which the images were normalized.
     """
 
     channels = 13
+    """Dimension of the features: 13."""
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
         self._normalized = (mean, std)
@@ -84,10 +87,15 @@ class ColorDescriptor:
 class GradientDescriptor:
     """Callable like the encoder: normalized images [B, 3, H, W] -> L2-normalized features [B, 32, H / 8, W / 8].
 
-    Sizes are rounded up. mean, std: with which the images were normalized.
+    Sizes are rounded up.
+
+    Args:
+        mean: with which the images were normalized.
+        std: with which the images were normalized.
     """
 
     channels = 4 * _DIRECTIONS
+    """Dimension of the features: 32."""
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> None:
         self._normalized = (mean, std)

@@ -96,11 +96,17 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A ResNet up to its third or fourth stage, output stride 8, without L2. Keys are torchvision's.
+    """A ResNet up to its third or fourth stage, output stride 8, without L2. Names of tensors are torchvision's.
 
-    Args of forward: images [B, 3, H, W], normalized as the method's protocol says. Returns [B, channels, H / 8, W / 8],
-    sizes rounded up, after a ReLU. `width`: channels of the first stage. With the standard width 64, `channels` is 256
-    (third stage) or 512 for depth 18, four times as many for depth 50.
+    Args:
+        depth: 18 or 50.
+        stages: 3 or 4.
+        padding: of convolutions wider than 1x1, "zeros" or "reflect".
+        width: channels of the first stage.
+
+    It takes images normalized as the method's protocol says. With the standard width 64, its attribute `channels`, of
+    the features, is 256 (third stage) or 512 for depth 18, four times as many for depth 50.
+
     Raises InputError for an unsupported depth, number of stages, padding or width.
     """
 
@@ -131,7 +137,7 @@ class Trunk(nn.Module):
             self.add_module(name, nn.Sequential(first, *rest))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, channels, H / 8, W / 8], rounded up."""
+        """[B, 3, H, W] -> features [B, channels, H / 8, W / 8], sizes rounded up, after a ReLU."""
         x = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
         for name in self._stages:
             x = self.get_submodule(name)(x)
@@ -139,13 +145,14 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """TimeCycle's encoder.
+    """TimeCycle's encoder: a ResNet-50 up to its third stage, a head, a ReLU and L2 normalization over channels.
 
-    Args of forward: images [B, 3, H, W], normalized RGB (ImageNet mean and standard deviation), H and W multiples of 8.
-    Returns [B, 512, H / 8, W / 8], L2-normalized over channels (eps 1e-12), after a ReLU: every entry is in [0, 1].
+    It takes RGB images, normalized by ImageNet's mean and standard deviation, with sides that are multiples of 8. Every
+    entry of its features is in [0, 1].
     """
 
     channels = 512
+    """Dimension of the features: 512."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +160,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(self.trunk.channels, self.channels, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 512, H / 8, W / 8]."""
+        """[B, 3, H, W] -> features [B, 512, H / 8, W / 8], L2-normalized (eps 1e-12)."""
         return functional.normalize(functional.relu(self.head(self.trunk(images))), dim=1, eps=1e-12)
 
 
@@ -182,7 +189,11 @@ def without_temporal_axis(weight: Tensor) -> Tensor:
 def fold_batch_norm(encoder: Network) -> Network:
     """A copy for inference: batch normalization (running statistics) folded into the convolutions, channels-last.
 
-    encoder: an `Encoder` or a `Trunk`. The result equals encoder.eval() up to rounding, in fewer passes over memory.
+    Args:
+        encoder: an `Encoder` or a `Trunk`.
+
+    Returns:
+        A module that equals `encoder.eval()` up to rounding, with fewer passes over memory.
     """
     folded = copy.deepcopy(encoder).eval()
     for module in folded.modules():

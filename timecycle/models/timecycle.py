@@ -20,7 +20,10 @@ GRID_POINTS = 20  # along each side of the grid on which transforms are compared
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of a step, and the predicted transforms [.., 2, 3]."""
+    """The losses of a step, and the predicted transforms [.., 2, 3].
+
+    T is the number of base frames, B the number of samples.
+    """
 
     cycle: Tensor
     """[T]: for cycles of length 1 .. T, the mean squared distance of the patch's points from their start."""
@@ -51,7 +54,7 @@ def grid_loss(predicted: Tensor, expected: Tensor) -> Tensor:
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under current names, where version 0.1 spelled the localizer otherwise."""
+    """A state dict under current names, where versions before 0.1.0 spelled the localizer otherwise."""
     return {
         name.replace("localiser.", "localizer.", 1) if isinstance(name, str) else name: value
         for name, value in state.items()
@@ -59,7 +62,10 @@ def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TimeCycle(nn.Module):
-    """Encoder, localizer and the losses of a batch.
+    """TimeCycle's objective (Wang, Jabri, Efros, CVPR 2019, section 3): encoder, localizer and the losses of a batch.
+
+    A patch is tracked backward through frames and forward again, and should end where it started. The module is called
+    with a batch of `TimeCycleDataset`, and its submodule `encoder` is what is learned.
 
     Args:
         side: pixels along a frame's side, a multiple of 8; 240 in the paper.
@@ -80,7 +86,7 @@ class TimeCycle(nn.Module):
         self._sides = (side, patch)
 
     def load_release(self, state: dict[str, Tensor]) -> None:
-        """Load a state dict of the release. Raises InputError naming a tensor that does not fit."""
+        """Load a state dict of TimeCycle's release. Raises InputError, naming it, if a tensor does not fit."""
         names = {
             "afterconv3_trans.weight": "localizer.taps",
             "afterconv4_trans.weight": "localizer.conv2.weight",
@@ -123,9 +129,13 @@ class TimeCycle(nn.Module):
     losses = forward
 
     def losses_of(self, base: Tensor, patch: Tensor, target: Tensor, theta: Tensor) -> Losses:
-        """The same from features of frames [T, B, S * S, D], patch [B, s * s, D] and target [B, S * S, D].
+        """The same from features: row-major positions, after the ReLU, not normalized.
 
-        Features are row-major positions, after the ReLU, not normalized.
+        Args:
+            base: [T, B, S * S, D], of the base frames.
+            patch: [B, s * s, D].
+            target: [B, S * S, D].
+            theta: [B, 2, 3], as for `forward`.
         """
         with torch.autocast(theta.device.type, enabled=False):
             query = functional.normalize(patch, dim=2)

@@ -35,7 +35,7 @@ NO_TARGET = -1  # target of a node that is not visible on the way back
 @deprecated.fields(walks="nll", home="accuracy")
 @dataclass(frozen=True)
 class WalkLosses:
-    """The losses of a step."""
+    """The losses of a step over T frames."""
 
     nll: Tensor
     """[T - 1]: negative log-likelihood of walks 1 .. T - 1 frames forward and back, mean over samples of node means."""
@@ -107,7 +107,7 @@ def initialize(encoder: nn.Module) -> None:
 
 
 class Walk(nn.Module):
-    """Base class: encoder, head, and the steps of a walk.
+    """Base class of `CropWalk` and `GridWalk`: encoder, head, and the steps of a walk.
 
     Args:
         trunk: the encoder: a `Trunk`, with reflection padding, since zero padding encodes positions in features; or any
@@ -161,7 +161,11 @@ class Walk(nn.Module):
 
 
 class CropWalk(Walk):
-    """Walks over dense features, forward through crops of one window and back through crops of another."""
+    """A contrastive random walk over dense features, forward through crops of one window and back through another's.
+
+    It is called with a batch of `CropWalkDataset`; the arguments of its constructor are those of `Walk`. It is this
+    project's form of Jabri, Owens, Efros (NeurIPS 2020), by which the shipped network was trained.
+    """
 
     @deprecated.keywords(home="target")
     def forward(self, ahead: Tensor, back: Tensor, target: Tensor) -> WalkLosses:
@@ -206,13 +210,21 @@ class CropWalk(Walk):
 
 
 class GridWalk(Walk):
-    """The published form: walks over a grid of patches, each encoded alone and averaged over its positions.
+    """The published contrastive random walk: over a grid of patches, each encoded alone and averaged.
 
-    The published code omits walks of one frame forward and back; here they are included, as in the paper.
+    It is called with a batch of `GridWalkDataset`; the arguments of its constructor are those of `Walk`. The published
+    code omits walks of one frame forward and back; here they are included, as in the paper (Jabri, Owens, Efros,
+    NeurIPS 2020).
     """
 
     def forward(self, patches: Tensor) -> WalkLosses:
-        """One step's losses of patches [B, T, N, 3, h, w], normalized. Raises InputError for fewer than 2 frames."""
+        """One step's losses.
+
+        Args:
+            patches: [B, T, N, 3, h, w], T >= 2 frames of N patches, normalized.
+
+        Raises InputError for fewer than 2 frames.
+        """
         if patches.ndim != 6 or patches.shape[1] < 2:
             raise InputError(f"patches has shape {list(patches.shape)}; expected [B, T, N, 3, h, w], T at least 2")
         samples, frames, nodes = patches.shape[:3]

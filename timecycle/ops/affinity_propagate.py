@@ -43,14 +43,14 @@ def affinity_propagate(
     """Soft labels of the queries, from features and labels of their context: `topk_affinity` and `propagate_labels`.
 
     Args:
-        query: as for `topk_affinity`, like all others that are not described here.
-        bank: [F, M, D].
-        frames: [B, T].
+        query: [B, N, D] features of the targets, as for `topk_affinity`.
+        bank: [F, M, D] features of the context, as for `topk_affinity`.
+        frames: [B, T] int64: slot t of target b holds frame frames[b, t] of the bank; -1 is an empty slot.
         labels: [G, M, L] soft labels of any floating dtype.
         label_frames: [B, T] int64: slot t of target b carries label map label_frames[b, t]; -1 is an empty slot.
         select: what is kept and how it is weighted.
         neighborhood: which keys a query may see.
-        multiplicity: how often positions count.
+        multiplicity: how often positions count, as for `topk_affinity`.
         backend: 'cuda', 'triton', 'cpu' or 'reference'; the first that can run the call if not given.
         check: refuse values that are not finite or point outside. On a GPU the CPU waits for it once; without it a
             frame outside the bank counts as an empty slot, and a label map outside the labels contributes nothing.

@@ -4,7 +4,8 @@ For query n, key m and slice s of the values, in sample b:
 
     logit[b, n, m] = <query[b, n], key[b, m]> * scale[b, m] / temperature
     lse[b, n]      = log of the sum over m of exp(logit[b, n, m])
-    out[b, r]      = sum over s, m of exp(logit[b, n, m] - lse[b, n]) * value[(b,) s, m],  n = r + shifts[s]
+    out[b, r]      = sum over s, m of exp(logit[b, n, m] - lse[b, n]) * value[(b,) s, m]
+                     with n = r + shifts[s]
 
 With one slice and shift 0 it is plain attention. Shifts are for a convolution over the queries' grid whose channels are
 the keys: it is linear in the affinity, so its weights are values, one slice for each of its taps, and a tap is a shift

@@ -4,7 +4,8 @@ Features never see labels, so weights and indices of every target can be compute
 small sums, each frame's labels feeding the next:
 
     for each target b in turn:
-        labels[targets[b]] = rescale(propagate_labels(weights[b], indices[b], labels, frames[b]))
+        soft = propagate_labels(weights[b], indices[b], labels, frames[b])
+        labels[targets[b]] = rescale(soft)
 
 Source: TimeCycle (CVPR 2019), section 4.2; `rescale` is its scaling of every class to [0, 1] before it is fed back,
 which other protocols leave out.
@@ -33,7 +34,7 @@ def propagate_sequence(
     backend: str | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Label maps of a video after all its targets.
+    """Labels propagated through a whole video: its label maps after all targets.
 
     Args:
         weights: [B, N, K] floating point, as `topk_affinity` returns them for all targets, in the video's order.

@@ -79,6 +79,7 @@ class Neighborhood:
     radius: float
     """In positions, 0 or more."""
     shape: Literal["circle<", "circle<=", "square<="] = "circle<"
+    """One of the three above."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:

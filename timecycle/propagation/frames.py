@@ -31,7 +31,13 @@ Timer = Callable[[str], AbstractContextManager[object]]
 
 
 def image_size(height: int, width: int, protocol: Protocol) -> Size:
-    """Height and width, in pixels, of the image that is encoded, from those of the frame."""
+    """Height and width, in pixels, of the image that is encoded.
+
+    Args:
+        height: of the frame, in pixels.
+        width: of the frame, in pixels.
+        protocol: how images are resized.
+    """
     if protocol.resize == "square" and protocol.side > 0:
         return protocol.side, protocol.side
     if protocol.resize == "native" or protocol.side <= 0:
@@ -47,7 +53,14 @@ def image_size(height: int, width: int, protocol: Protocol) -> Size:
 
 
 def preprocess(rgb: np.ndarray, protocol: Protocol) -> Tensor:
-    """Resize and normalize a frame, uint8 RGB [H, W, 3], to the image that is encoded, float32 [3, H', W'].
+    """Resize and normalize a frame to the image that is encoded.
+
+    Args:
+        rgb: the frame, uint8 RGB [H, W, 3].
+        protocol: how images are resized and normalized.
+
+    Returns:
+        float32 [3, H', W'].
 
     Resizing is bilinear by OpenCV, of floats for "square" (TimeCycle) and of bytes otherwise, as in the published code.
     """
@@ -92,7 +105,7 @@ class Sizes:
 
 
 class FrameEncoder(typing.Protocol):
-    """The interface of feature extractors: `CallableExtractor`, `Features`."""
+    """The interface of feature extractors in this package: `CallableExtractor` and `Features` have it."""
 
     l2: bool
     """Whether features have length 1 already."""
@@ -134,7 +147,7 @@ def encode_frames(
         features: the feature extractor.
         protocol: how images are resized and normalized.
         first: index of the first of the frames.
-        read_ahead: number of frames to read ahead.
+        read_ahead: number of frames to read ahead, by default 4.
         timer: as for `propagate_frames`.
 
     Yields:

@@ -54,6 +54,7 @@ class LabelPropagator:
 
     def __init__(self, preset: str | Protocol = "timecycle", **overrides: Any) -> None:
         self.protocol = protocol(preset, **overrides)
+        """The protocol, with its changed fields."""
         self._frame = -1
         self._kept: list[Kept] = []
 

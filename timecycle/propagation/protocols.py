@@ -19,9 +19,9 @@ from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15
 RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
-"""Names of version 0.1 -> current names."""
+"""Names from before 0.1.0 -> current names."""
 RENAMED_VALUES = ("first_mask", "softmax_over")
-"""Fields with a value that was renamed since version 0.1, see `deprecated.OLD_VALUES`."""
+"""Fields whose values were renamed in 0.1.0, see `deprecated.OLD_VALUES`."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:
@@ -242,8 +242,8 @@ def protocol(name: "str | Protocol", /, **overrides: Any) -> Protocol:
 
 
 def mask_protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
-    """As `protocol`, with first_mask="given": the result at a frame with a given mask is that mask, as DAVIS and
-    people require it.
+    """As `protocol`, with first_mask="given": the result at a frame with a given mask is that mask, as DAVIS
+    requires it and people expect it.
     """
     return protocol(name, **{"first_mask": "given", **overrides})
 

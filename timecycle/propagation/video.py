@@ -32,8 +32,9 @@ from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.protocols import protocol as as_protocol
 
 LabelsAt = Callable[[int, Sizes], SoftLabels | None]
-"""The labels given for the frame of that index, or None. Frame 0 must have labels; those of a later frame replace its
-prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with new ids, add objects."""
+"""A function of a frame's index and sizes that returns the labels given for it, or None. Frame 0 must have labels.
+Those of a later frame replace its prediction, that of all objects or of `SoftLabels.objects`, as a correction, or, with
+new ids, add objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class PropagatedFrame:
     index: int
     """Position in the order of processing, from 0."""
     soft: Tensor
-    """float32 [L, h, w], or [B, L, h, w] of B videos, as later frames see them."""
+    """Soft labels, float32 [L, h, w], or [B, L, h, w] of B videos, as later frames see them."""
     ids: tuple[int, ...]
     """Object id of each of the L channels; later frames may have more, appended at the end."""
     sizes: Sizes
@@ -157,7 +158,7 @@ def propagate_frames(
         labels_at: the given labels, of frame 0 and possibly others, see `labels_of_masks` and `labels_of_maps`.
         state: updated with each frame; if it is one after some frames, these are the ones that follow, and
             `features.begin` was called.
-        read_ahead: number of frames to read ahead; 0 reads each frame when it is needed.
+        read_ahead: number of frames to read ahead, by default 4; 0 reads each frame when it is needed.
         timer: called with the name of a stage ("read", "encode", "propagate"), returns a context around it.
 
     Yields:
@@ -232,9 +233,9 @@ class Propagation:
     """The labels of a video's F frames, as `propagate` returns them."""
 
     soft: Tensor
-    """[F, L, h, w] float32, as later frames see them."""
+    """Soft labels, float32 [F, L, h, w], as later frames see them."""
     masks: np.ndarray
-    """[F, H, W] uint8 ids."""
+    """Object ids, uint8 [F, H, W]."""
     ids: tuple[int, ...]
     """Object id of each of the L channels."""
 

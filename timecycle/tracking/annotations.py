@@ -20,10 +20,16 @@ class Annotations:
         """uint8 [H, W] object ids by frame number."""
 
     def add(self, frame: int, mask: np.ndarray, what: str = "mask") -> list[int]:
-        """Add objects at a frame; returns their ids. Where objects of one frame overlap, the last one is visible.
+        """Add objects at a frame. Where objects of one frame overlap, the last one is visible.
 
-        frame: number of the frame, from 0. mask: uint8 [H, W] ids; void (255) counts as background. what: name of the
-        mask for error messages.
+        Args:
+            frame: number of the frame, from 0.
+            mask: uint8 [H, W] ids; void (255) counts as background.
+            what: name of the mask for error messages.
+
+        Returns:
+            The ids of the objects.
+
         Raises InputError if the mask holds no object, an object is given twice at a frame, or sizes differ.
         """
         if frame < 0:

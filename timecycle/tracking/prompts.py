@@ -26,6 +26,7 @@ TIGHT = 0.85
 """A box touches its object on all sides (Lempitsky et al., Image Segmentation with a Bounding Box Prior, ICCV 2009). A
 mask that spans less of its width or height gives way to one that trusts the cues more, unless that doubles it."""
 LENIENT, LENIENT_SURE = math.log(0.35 / 0.65), 0.85  # log-odds that count as even then, and SURE
+LEAST_SHARE = 0.01  # of the box; a mask of less area is specks, and no object is found
 WITHIN, MOVING_PART = 0.95, 1 / 3
 """A mask of less than this part of the one that is found without motion, and within it, is of an object that moves only
 in part, such as the legs of an animal that the camera follows: then the other one is taken."""
@@ -87,6 +88,8 @@ def mask_from_box(
         moving, both = np.count_nonzero(mask), np.count_nonzero(mask & still)
         if both >= WITHIN * moving and moving < MOVING_PART * np.count_nonzero(still):
             mask = still
+    if np.count_nonzero(mask) < LEAST_SHARE * (bounds[2] - bounds[0]) * (bounds[3] - bounds[1]):
+        mask = np.zeros_like(mask)
     return _enlarged(_without_specks(mask), full, rgb.shape[:2])
 
 

@@ -28,7 +28,7 @@ from timecycle.viewing.overlays import Style
 
 
 class TrackedFrame(NamedTuple):
-    """The objects of one frame."""
+    """The objects of one frame, n of them. It can be unpacked: `frame, ids, masks, confidence`."""
 
     frame: int
     """Number of the frame, from 0."""
@@ -37,7 +37,7 @@ class TrackedFrame(NamedTuple):
     masks: np.ndarray
     """bool [n, H, W], one of each object; all false if the object is not there."""
     confidence: np.ndarray
-    """float32 [n], from 0 to 1, see `timecycle.propagation.confidence`."""
+    """float32 [n], from 0 to 1, see `timecycle.propagation.confidence.confidence`."""
 
 
 class Tracker:
@@ -51,14 +51,17 @@ class Tracker:
 
     Args:
         video: a video file or a folder of images.
-        protocol: a protocol or the name of one.
+        protocol: a protocol, or the name of one of `PRESETS`.
         features: a callable or module from normalized images [B, 3, H, W] to features [B, D, h, w]; by default the
-            shipped features.
+            shipped features, `Features`.
         extractor: instead of `features`, an extractor of this package.
         device: of the features; "auto" is a GPU if available.
-        dtype: of the features.
+        dtype: of the features: "float32", "bfloat16" or "float16".
         store: folder for masks; by default a temporary one, removed with the tracker.
-        overrides: fields of the protocol to change.
+        overrides: fields of the protocol to change, such as k=7.
+
+    Objects are given by `add_box`, `add_points` and `add_mask`, at any frames. Each is followed in both directions from
+    the first frame at which it is given; a later frame corrects it. Memory does not grow with the length of the video.
 
     Raises InputError if the video cannot be read, or an argument is invalid.
     """
@@ -80,11 +83,15 @@ class Tracker:
         rules = mask_protocol(protocol, **overrides)
         where = usable_device(device, f"device {device!r}")
         self.protocol = rules
+        """The protocol, with its changed fields."""
         self.source: FrameSource = open_source(Path(video))
+        """The frames of the video."""
         if extractor is None and features is not None:
             extractor = extractor_on(features, where, DTYPES[dtype])
         self.extractor: FrameEncoder = extractor or Features(DEFAULT, where, DTYPES[dtype], rules.mean, rules.std)
+        """From images to features."""
         self.annotations = Annotations()
+        """The masks that were given, or made from boxes and points."""
         self._root = store
 
     @functools.cached_property
@@ -96,11 +103,17 @@ class Tracker:
         return MaskStore(self._root)
 
     def add_mask(self, frame: int, mask: np.ndarray) -> list[int]:
-        """Give the mask of a frame, and return the ids of its objects.
+        """Give objects by a mask.
 
-        frame: number of the frame, from 0. mask: [H, W] of the frame's size, ids of objects (0 is background), or bool.
+        Args:
+            frame: number of the frame, from 0.
+            mask: [H, W] of the frame's size: ids of objects (0 is background), or bool.
 
-        An object that was given at an earlier frame is corrected: it is tracked from here on; others are not affected.
+        Returns:
+            The ids of the mask's objects.
+
+        An object that was given at an earlier frame is corrected: it is tracked from here on. Others are not affected.
+
         Raises InputError if the mask does not fit the frame, or holds no object, or one that this frame already has.
         """
         ids = ids_of(np.asarray(mask))
@@ -113,9 +126,16 @@ class Tracker:
         return self.annotations.add(frame, ids, "the mask")
 
     def add_box(self, frame: int, box: Sequence[float], id: int | None = None) -> np.ndarray:
-        """Give an object by a box around it; returns the mask made from it, bool [H, W].
+        """Give an object by a box around it.
 
-        box: x, y, width, height in pixels. id: of the object; by default a new one. See `mask_from_box` for how.
+        Args:
+            frame: number of the frame, from 0.
+            box: x, y, width, height in pixels.
+            id: of the object, 1 to 254; by default a new one.
+
+        Returns:
+            The mask made from the box by `mask_from_box`, bool [H, W].
+
         Raises InputError if the box lies outside the frame, and as `add_mask`.
         """
         image = frame_of(self.source, frame).rgb
@@ -129,9 +149,17 @@ class Tracker:
         negative: Sequence[Sequence[float]] = (),
         id: int | None = None,
     ) -> np.ndarray:
-        """Give an object by points on it, and points that are not on it; returns the mask, bool [H, W].
+        """Give an object by points on it, and points that are not on it.
 
-        Points are x, y in pixels. id: of the object; by default a new one. See `mask_from_points` for how.
+        Args:
+            frame: number of the frame, from 0.
+            positive: x, y in pixels of points on the object, at least one.
+            negative: the same of points that are not on it.
+            id: of the object, 1 to 254; by default a new one.
+
+        Returns:
+            The mask made from the points by `mask_from_points`, bool [H, W].
+
         Raises InputError if a point lies outside the frame, and as `add_mask`.
         """
         image = frame_of(self.source, frame).rgb
@@ -163,6 +191,9 @@ class Tracker:
             last: number of the last frame; by default that of the video.
             every: track only every so many frames, and the annotated ones.
 
+        Yields:
+            Number, ids, masks and confidence of a frame.
+
         Raises InputError if nothing was added, an annotated frame is not between first and last or not in the video, or
         the video is damaged; frames that were yielded before remain stored.
         """
@@ -183,15 +214,22 @@ class Tracker:
         """The run over some frames. Raises InputError as `propagate`."""
         return TrackingRun(self.source, self.extractor, self.protocol, self.annotations, self.store, span)
 
-    def stored(self, wanted: Wanted) -> Iterator[Step]:
-        """The frames whose masks are stored, in order of time."""
-        for frame in self.source.forward(wanted):
+    def stored(self, wanted: Wanted | None = None) -> Iterator[Step]:
+        """The tracked frames with their masks, in order of time; by default all.
+
+        Raises InputError if the video or a stored mask is damaged.
+        """
+        for frame in self.source.forward(wanted or Wanted()):
             if self.store.has(frame.number):
                 known = self.store.confidences.get(frame.number, {})
                 yield Step(*frame, self.store.mask(frame.number), known)
 
     def save_overlay(self, path: str | Path, style: Style = TRACKED) -> None:
         """Write a video of the tracked frames, with the objects painted on them.
+
+        Args:
+            path: a .mp4; it is replaced if it exists.
+            style: how objects are painted; by default in color with their ids, and captions.
 
         Raises InputError if nothing was tracked, PyAV is not installed, or the file cannot be written.
         """

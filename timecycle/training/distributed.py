@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from timecycle import errors
 from timecycle.errors import InputError
 
 RANK_0_TIMEOUT = timedelta(seconds=2)  # for rank 0 to report an error that all ranks have
+ECHO = 3.0  # seconds within which a signal counts as the same one
 _LOST_PEER = re.compile(r"peer|connection|broken pipe|gloo|nccl|timed out", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.+)", re.DOTALL)
 _MEMORY = re.compile(
@@ -140,12 +142,14 @@ def _rank_zero_reports(store: dist.Store, rank: int, reason: str) -> bool:
 class StopRequest:
     """Context manager that stores the name of the first SIGTERM or SIGINT in `name` instead of ending the program.
 
-    A second signal ends it.
+    A second signal ends it. Under torchrun it must come `ECHO` seconds later, since Slurm signals all processes of a
+    job, and torchrun then passes its own signal on to processes that have had theirs.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._previous: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -156,8 +160,13 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self._restore()
+        if self.name is None:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                self._restore()
+        elif time.monotonic() - self._since >= ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

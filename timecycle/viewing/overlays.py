@@ -58,10 +58,10 @@ def paint(
 
     Args:
         rgb: the frame, uint8 RGB [H, W, 3].
-        mask: object ids, uint8 [H, W]; the colors are `palette.COLORS`. 0 and 255 (void) are left as they are.
-        style: see `Style`. Widths grow with the frame: an outline of 2 pixels at a short side of 480.
+        mask: object ids, uint8 [H, W]; the colors are `COLORS`. 0 and 255 (void) are left as they are.
+        style: what is painted. Widths grow with the frame: an outline of 2 pixels at a short side of 480.
         caption: text in the lower left corner; see `caption_of`.
-        names: of objects by id, shown instead of the ids with `style.ids`.
+        names: of objects by id, shown instead of the ids with `Style.ids`.
 
     Returns:
         uint8 RGB [H, W, 3], new.
@@ -96,7 +96,7 @@ def paint(
 
 def caption_of(frame: int, confidence: Mapping[int, float] | None = None) -> str:
     """The caption of a frame: its number, and by object id the confidence, from 0 to 1, in percent."""
-    parts = [f"{id_}: {100 * value:.0f}%" for id_, value in (confidence or {}).items()]
+    parts = [f"{id_}: {100 * value:.0f}%" for id_, value in sorted((confidence or {}).items())]
     return GAP.join([f"frame {frame}", *parts])
 
 

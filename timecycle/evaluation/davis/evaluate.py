@@ -48,19 +48,19 @@ def evaluate_davis(
     """J and F on DAVIS-2017 of a feature extractor, for example in a notebook or every few epochs of training.
 
     Args:
-        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride. Modules
-            run in eval mode; their modes are restored afterwards.
-        davis: folder in DAVIS-2017 layout.
-        protocol: a preset's name, or a protocol; it also says how images are resized and normalized.
-        image_set: list in ImageSets/<year>; one with first annotations only, such as test-dev, needs save_path.
+        features: any callable, normalized images [B, 3, H, W] float32 -> features [B, D, h, w], of any stride (see
+            `Extractor`). Modules run in eval mode; their modes are restored afterwards.
+        davis: folder in DAVIS-2017 layout, see `read_davis`.
+        protocol: a protocol, or the name of one of `PRESETS`; it also says how images are resized and normalized.
+        image_set: list in ImageSets/<year>; one with first annotations only, such as test-dev, needs `save_path`.
         year: with 2016, every object is read as object 1.
         sequences: names of the sequences to evaluate; all by default.
         remap_255: read 255 in annotations as object 1.
         threshold: read gray values of at least this, 1 to 255, as object 1.
-        remap: ids by stored value; or ("compact",): those of each first annotation become 1, 2, ...
+        remap: ids by stored value, such as {128: 1}; or ("compact",): those of each first annotation become 1, 2, ...
         save_path: folder to keep masks in, and to resume from if it holds results of the same features. If it holds
             results of other (or unidentifiable) features, <save_path>-2, -3, ... is used, see `Scores.folder`.
-        reuse: resume from save_path whatever features its results are of.
+        reuse: resume from `save_path` whatever features its results are of.
         device: where images go; by default the device of the modules' parameters, else the CPU.
         dtype: what features are converted to before they are compared.
         progress: whether to show a progress bar.

@@ -22,7 +22,9 @@ def read_davis(
     """The sequences of a folder in DAVIS layout, in the order of its list.
 
     Args:
-        root: holds ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and Annotations/480p/<name>/*.png.
+        root: a folder with ImageSets/<year>/<image_set>.txt, JPEGImages/480p/<name>/*.jpg and
+            Annotations/480p/<name>/*.png. A sequence needs only its first annotation; without the others it is not
+            scored.
         image_set: name of the list.
         year: year of the list; in 2016 all objects are object 1.
         names: only these sequences.

@@ -16,26 +16,38 @@ from timecycle.evaluation.metrics import mean
 
 
 class Statistics(NamedTuple):
-    """DAVIS statistics of one object's J or F over frames; NaN if nothing is scored."""
+    """DAVIS statistics of one object's J or F over frames; NaN if nothing is scored. See `statistics`."""
 
     mean: float
+    """Mean over the frames."""
     recall: float
+    """Share of the frames above 0.5."""
     decay: float
+    """Mean of the first quarter minus that of the last."""
 
 
 def frame_jaccard(annotation: np.ndarray, prediction: np.ndarray) -> float:
-    """Intersection over union of two masks of one object, 1 if both are empty.
+    """J: intersection over union of two masks of one object, 1 if both are empty.
 
-    Both are bool or uint8 [H, W], nonzero inside. Raises InputError if their sizes differ.
+    Args:
+        annotation: bool or uint8 [H, W], nonzero inside the object.
+        prediction: the same of the result.
+
+    Raises InputError if their sizes differ.
     """
     return _jaccard(*_crop_to_object(annotation != 0, prediction != 0))
 
 
 def frame_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: int | None = None) -> float:
-    """Boundary F measure of two masks of one object (Perazzi et al., CVPR 2016, as in the official evaluation).
+    """F: boundary F measure of two masks of one object (Perazzi et al., CVPR 2016, as in the official evaluation).
 
-    Both are bool or uint8 [H, W], nonzero inside. A boundary pixel is matched if the other boundary has one within
-    `tolerance` pixels, by default `ceil(0.008 * image diagonal)`. Raises InputError if their sizes differ.
+    Args:
+        annotation: bool or uint8 [H, W], nonzero inside the object.
+        prediction: the same of the result.
+        tolerance: a boundary pixel is matched if the other boundary has one within so many pixels; by default
+            `ceil(0.008 * image diagonal)`.
+
+    Raises InputError if their sizes differ.
     """
     if tolerance is None:
         tolerance = _tolerance(*annotation.shape)
@@ -43,7 +55,10 @@ def frame_boundary_f(annotation: np.ndarray, prediction: np.ndarray, tolerance: 
 
 
 def statistics(values: np.ndarray) -> Statistics:
-    """Mean, recall and decay of one object's values over frames, [N] with NaN allowed; all NaN if N is 0.
+    """Mean, recall and decay of one object's values over frames.
+
+    Args:
+        values: [N], NaN allowed; if N is 0 all three are NaN.
 
     Mean and decay ignore NaN; recall is the share strictly above 0.5, where NaN counts as a failure. Decay is the
     mean of the first quarter minus that of the last; neighboring quarters share a frame.
@@ -58,9 +73,16 @@ def statistics(values: np.ndarray) -> Statistics:
 
 
 def score_frame(annotation: np.ndarray, result: np.ndarray, objects: int) -> np.ndarray:
-    """J and F of objects 1 .. `objects` in one frame, float64 [objects, 2], from masks of ids, uint8 [H, W].
+    """J and F of every object in one frame.
 
-    Void (255) in the annotation counts as background, as in the official semi-supervised task.
+    Args:
+        annotation: ids, uint8 [H, W]. Void (255) counts as background, as in the official semi-supervised task.
+        result: ids, uint8 [H, W].
+        objects: number of objects; objects 1 to `objects` are scored.
+
+    Returns:
+        float64 [objects, 2], J and F.
+
     Raises InputError if the sizes differ or the result holds a larger id.
     """
     if annotation.shape != result.shape:

@@ -44,15 +44,26 @@ class SequenceMasks:
     """
 
     name: str
+    """Of the sequence."""
     annotations: Sequence[Path]
+    """A file for each frame."""
     results: Sequence[Path]
+    """A file for each frame."""
     masks: MaskReading = AS_STORED
     """How the annotations are read."""
     result_masks: MaskReading = AS_STORED
+    """How the results are read."""
 
 
 def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> tuple[ObjectScores, ...]:
-    """Score a sequence in memory: ids, uint8 [H, W], of every frame (or one array [frames, H, W] each).
+    """Score a sequence in memory.
+
+    Args:
+        annotations: ids, uint8 [H, W], of every frame; or one array [frames, H, W].
+        results: the same of the results.
+
+    Returns:
+        The scores of objects 1, 2, ... in order.
 
     Raises InputError if the numbers of frames or the sizes differ or a result holds more objects than annotated.
     """
@@ -68,7 +79,9 @@ def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarr
 def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) -> Scores:
     """Score sequences from their files, in worker processes.
 
-    `workers`: 0 or 1 uses this process only; None uses one worker per CPU core, at most one per CHUNK_FRAMES.
+    Args:
+        sequences: at least one, with different names.
+        workers: 0 or 1 uses this process only; None uses one worker per CPU core, at most one for every 64 frames.
 
     Raises InputError for missing or unreadable files, and as `score_frame`.
     """
@@ -110,10 +123,18 @@ def score_results(
     workers: int | None = None,
     masks: MaskReading = AS_STORED,
 ) -> Scores:
-    """Score the results `<results>/<sequence>/*.png` of a set of a DAVIS folder; `workers` as in `score_masks`.
+    """Score a folder of masks against the annotations of a set of DAVIS, as the official evaluation does.
 
-    masks: how annotations and results are read. year: with 2016, every object is read as object 1 in both.
-    Raises InputError for missing folders, an unknown or empty set, a sequence without annotations; as `score_masks`.
+    Args:
+        davis: folder in DAVIS layout, see `read_davis`.
+        results: folder of the masks, `<results>/<sequence>/*.png`, named like the annotations.
+        set_name: list in ImageSets/<year>.
+        year: with 2016, every object is read as object 1 in annotations and results.
+        workers: as in `score_masks`.
+        masks: how annotations and results are read.
+
+    Raises InputError for missing folders, an unknown or empty set or a sequence without annotations, and as
+    `score_masks`.
     """
     if not results.is_dir():
         raise InputError(f"{results} is not a folder; expected one of results, <sequence>/<frame>.png")

@@ -23,32 +23,41 @@ CSV_NAMES = r"(global|per-sequence)_results-[^/]+\.csv"
 
 @dataclass(frozen=True, eq=False)
 class ObjectScores:
-    """One object's J and F, float64 [scored frames]: all but the sequence's first and last frame."""
+    """One object's J and F over the scored frames, which are all but the sequence's first and last frame."""
 
     jaccard: np.ndarray
+    """J, float64 [scored frames]."""
     boundary: np.ndarray
+    """F, float64 [scored frames]."""
     jaccard_statistics: Statistics
+    """Mean, recall and decay of J."""
     boundary_statistics: Statistics
+    """Mean, recall and decay of F."""
     absent: bool = False
     """Whether no annotation and no result has the id, so that it is ignored; the official code scores it 1."""
 
 
 class Frame(NamedTuple):
-    """One object in one frame."""
+    """The scores of one object in one frame."""
 
     sequence: str
+    """Name of the sequence."""
     object_id: int
+    """Id of the object, from 1."""
     file: str
     """Name of the annotation's file."""
     jaccard: float
+    """J, from 0 to 1."""
     boundary: float
+    """F, from 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scores:
-    """The scores of a set of sequences, by sequence, of objects 1, 2, ... in order. Its repr is a table."""
+    """The scores of a set of sequences. Printed, it is a table."""
 
     sequences: dict[str, tuple[ObjectScores, ...]]
+    """By sequence, the scores of objects 1, 2, ... in order."""
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """File names of each sequence's scored annotations, in the order of the objects' values."""
     notes: tuple[str, ...] = ()
@@ -67,7 +76,7 @@ class Scores:
 
     @property
     def official(self) -> dict[str, float]:
-        """The same as in the official code, which scores an id that no mask has, below the largest id, as perfect."""
+        """The same as the official code computes it: an id below the largest one that no mask has counts as perfect."""
         return dict(zip(GLOBAL_COLUMNS, _summary(scores for _, _, scores in self._objects()), strict=True))
 
     @property
@@ -84,7 +93,7 @@ class Scores:
         }
 
     def worst(self, count: int = 5) -> list[Frame]:
-        """The frames and objects with the lowest mean of J and F, lowest first."""
+        """The `count` frames and objects with the lowest mean of J and F, lowest first."""
         found = [
             Frame(name, id_, file, float(j), float(f))
             for name, id_, scores in self._objects()
@@ -97,11 +106,17 @@ class Scores:
         return self.table()
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values, NaN as None.
+        """All scores as JSON values, NaN as None.
 
-        `{"global": {column: value}, "official": the same, "sequences": {name: {id: {"J": [...], "F": [...], "J_mean":
-        ..., ...}}}, "files": {name: [...]}, "worst": [frame], "notes": [...]}`. Ids that no mask has only count in
-        "official".
+            global       by official column, see `global_`
+            official     the same of `official`
+            sequences    by name, then by object id: "J" and "F" of each frame, "J_mean", "J_recall", "J_decay",
+                         "F_mean", "F_recall", "F_decay"
+            files        by sequence: file names of the scored annotations
+            worst        a list of frames, see `worst`
+            notes        a list of sentences
+
+        Ids that no mask has count only in "official".
         """
         sequences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sequences}
         for name, id_, scores in self._objects():
@@ -137,7 +152,10 @@ class Scores:
         return "\n".join(lines)
 
     def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
-        """The official CSV tables, by file name (see `csv_names`). Ids that no mask has are left out."""
+        """The official CSV tables, global_results-SET.csv and per-sequence_results-SET.csv, by file name.
+
+        Ids that no mask has are left out.
+        """
         rows = [
             [f"{name}_{id_}", scores.jaccard_statistics.mean, scores.boundary_statistics.mean]
             for name, id_, scores in self._objects()
