@@ -126,10 +126,11 @@ def _draw_chart(canvas: Canvas, results: dict[str, Any], time: float, last: int)
         samples = np.array(methods[name]["samples_mb"][1:]).clip(0)  # of frames 1, 2, ...
         at = np.arange(1, samples.size + 1) / samples.shape[1]
         points = placed(at, samples.ravel())[at <= time]
-        # The peak of the frame that is being computed is drawn as far as the frame has come.
-        ends = np.append(np.arange(np.ceil(time)), time)
-        peaks = np.array(methods[name]["peak_mb"])[np.maximum(np.ceil(ends), 1).astype(int)]
-        tops = placed(ends, peaks)
+        # Steps: the peak of each frame, of the last one as far as it has come.
+        begins = np.arange(np.ceil(time))
+        ends = np.minimum(begins + 1, time)
+        peaks = np.array(methods[name]["peak_mb"])[1 : len(begins) + 1]
+        tops = placed(np.stack([begins, ends], 1).ravel(), peaks.repeat(2))
         if time:
             canvas.area(np.concatenate([tops, [[tops[-1, 0], bottom], [left, bottom]]]), (*color, 45))
             canvas.line(points, (*color, 110), 0.8)

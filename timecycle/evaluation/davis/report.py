@@ -78,7 +78,7 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
     return Part(
         printable(sequence.name),
         f"sequence-{index + 1}",
-        float(_by_frame(objects).mean()) if objects and objects[0].jaccard.size else None,
+        scores.by_sequence[sequence.name]["J&F-Mean"] if scores and sequence.scored else None,
         printable(sequence.frames[0].stem),
         len(sequence.frames),
         painted(0, "given", truth(0)),
