@@ -12,13 +12,13 @@ from timecycle.data.synthetic import MARKER, make_davis
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.report import write_report
+from timecycle.evaluation.davis.report import check_free, write_report
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import Scores, csv_names
 from timecycle.files import component
 from timecycle.locks import owned
-from timecycle.manifest import NOTES, PAGE
+from timecycle.manifest import NOTES
 from timecycle.progress import say
 from timecycle.propagation.options import (
     add_device_options,
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     with owned(save_path, NOTES):
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
         folder.tables.check_free(csv_names(arguments.set))
-        folder.report.check_free([PAGE])
+        check_free(sequences, folder)
         write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}

@@ -14,6 +14,14 @@ from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scor
 from timecycle.manifest import OVERLAYS, PAGE, PICTURES
 from timecycle.viewing.report import Pair, Part, link, page, picture
 
+FIRST = "00000-given.jpg"
+"""Name of the picture of a sequence's first frame; the others are `<index>-truth.jpg` and `<index>-result.jpg`."""
+
+
+def check_free(sequences: list[Sequence], folder: ResultsFolder) -> None:
+    """Raise InputError if a page of these sequences would replace a file that this program did not write."""
+    folder.report.check_free([PAGE, *(f"{PICTURES}/{sequence.name}/{FIRST}" for sequence in sequences)])
+
 
 def write_report(
     sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder, notes: tuple[str, ...] = ()
@@ -49,7 +57,7 @@ def _facts(sequences: list[Sequence], content: dict[str, Any]) -> list[tuple[str
     side = options.get("side") if options.get("resize") != "native" else 0
     facts = [
         ("protocol", str(options.get("name", "not named"))),
-        ("features", printable(features)),
+        ("features", printable(features).replace("+", " + ")),
         ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
         ("size", f"{side} pixels, {options.get('resize')}" if side else "as the frames are"),
     ]
@@ -60,8 +68,8 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
     """A sequence's part of the page; its pictures are added to `pictures` by path below the folder."""
     objects = [one for one in (scores.sequences.get(sequence.name, ()) if scores else ()) if not one.absent]
 
-    def painted(frame: int, kind: str, mask: np.ndarray) -> str:
-        place = (PICTURES, sequence.name, f"{frame:05d}-{kind}.jpg")
+    def painted(frame: int, mask: np.ndarray, name: str) -> str:
+        place = (PICTURES, sequence.name, name)
         pictures["/".join(place)] = picture(read_rgb(sequence.frames[frame]), mask)
         return link(*place)
 
@@ -71,9 +79,9 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
     pairs = []
     for title, frame, words in _shown(sequence, objects):
         result = read_mask(folder / sequence.name / f"{sequence.frames[frame].stem}.png")
-        true = painted(frame, "truth", truth(frame)) if sequence.scored else None
+        true = painted(frame, truth(frame), f"{frame:05d}-truth.jpg") if sequence.scored else None
         stem = printable(sequence.frames[frame].stem)
-        pairs.append(Pair(title, stem, words, true, painted(frame, "result", result)))
+        pairs.append(Pair(title, stem, words, true, painted(frame, result, f"{frame:05d}-result.jpg")))
     video = (OVERLAYS, f"{sequence.name}.mp4")
     return Part(
         printable(sequence.name),
@@ -81,7 +89,7 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
         scores.by_sequence[sequence.name]["J&F-Mean"] if scores and sequence.scored else None,
         printable(sequence.frames[0].stem),
         len(sequence.frames),
-        painted(0, "given", truth(0)),
+        painted(0, truth(0), FIRST),
         link(*video) if folder.joinpath(*video).is_file() else None,
         pairs,
     )
