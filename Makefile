@@ -70,10 +70,11 @@ crash: $(VENV)/.built ## kill every program at its file-system changes, fill its
 	$(SAY) "killing and obstructing the programs (about an hour)"
 	@$(RUN) -m tests.crash --seed $(SEED) --results tests/crash/results.json
 
-lint: $(VENV)/.installed ## check style and types
+lint: $(VENV)/.installed ## check style, types and spelling
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@git ls-files | xargs $(RUN) -m codespell_lib
 	@$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.installed ## put the code into the project's format

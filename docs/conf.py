@@ -12,7 +12,9 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels of the notebooks
+# For the kernels of the notebooks, whose operators are too small for several threads.
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "timecycle"
 author = "timecycle contributors"

@@ -131,7 +131,7 @@ def _attribute(setting: Field[Any]) -> str:
 
 
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """A handler of autodoc's: leave out attributes under their names of version 0.1."""
+    """A handler of autodoc's: leave out attributes under their names from before 0.1.0."""
     return True if isinstance(member, property) and isinstance(member.fget, functools.partial) else None
 
 

@@ -1,4 +1,4 @@
-"""Names of version 0.1 still work, each with a DeprecationWarning at the line that uses it."""
+"""Names from before 0.1.0 still work, each with a DeprecationWarning at the line that uses it."""
 
 import subprocess
 import sys

@@ -220,7 +220,7 @@ def test_labels_and_captions_can_be_read_on_anything(level):
 
 
 def test_captions_fit_or_are_left_out():
-    assert caption_of(12, {1: 0.973, 4: 0.5}) == "frame 12   1: 97%   4: 50%"
+    assert caption_of(12, {4: 0.5, 1: 0.973}) == "frame 12   1: 97%   4: 50%"
     long = caption_of(12, dict.fromkeys(range(1, 12), 0.5))
     background = frame((0, 0, 0), 180, 320)
     painted = paint(background, np.zeros((180, 320), np.uint8), caption=long)

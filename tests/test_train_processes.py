@@ -73,6 +73,14 @@ def test_two_ranks_of_which_one_is_killed_equal_one_process(tiny):
     assert len(latest("two")["random"]) == 2
 
 
+def test_a_signal_to_one_rank_stops_all_after_a_step(tiny):
+    done = torchrun(Path.cwd(), *WALK, "--steps", "1000", "-c", "run", fault="1/signal:SIGTERM:2")
+    assert done.returncode == 0, done.stderr
+    step = latest("run")["progress"]["step"]
+    assert step in (2, 3)
+    assert f"stopped by another process, which was told to end, after step {step}; --resume auto" in done.stdout
+
+
 def test_two_processes_started_together_have_folders_of_their_own(tiny):
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.tiny_training", *CYCLE, "--steps", "2"]

@@ -57,7 +57,7 @@ OLD_SETTINGS = {
     "checkpoint": "run", "resume": None, "save_every": 1, "keep": 20, "log_every": 10, "pictures_every": 3,
     "evaluate_every": 0, "evaluate_on": None,
 }  # fmt: skip
-"""As version 0.1 stored them in checkpoints."""
+"""As versions before 0.1.0 stored them in checkpoints."""
 
 
 @pytest.mark.parametrize(

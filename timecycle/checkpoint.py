@@ -1,4 +1,4 @@
-"""`python -m timecycle.checkpoint convert`, and its functions under their names of version 0.1."""
+"""`python -m timecycle.checkpoint convert`, and its functions under their names from before 0.1.0."""
 
 import sys
 

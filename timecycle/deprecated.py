@@ -1,4 +1,4 @@
-"""Names of version 0.1, which work for one more release with a DeprecationWarning."""
+"""Names from before 0.1.0, which work for one more release with a DeprecationWarning."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""timecycle.propagation.protocols under its name of version 0.1."""
+"""timecycle.propagation.protocols under its name from before 0.1.0."""
 
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 

@@ -1,4 +1,4 @@
-"""`python -m timecycle.scores`, and its functions under their names of version 0.1. Does not import torch."""
+"""`python -m timecycle.scores`, and its functions under their names from before 0.1.0. Does not import torch."""
 
 from timecycle.cli import program, start
 from timecycle.evaluation.davis.metrics import frame_boundary_f, frame_jaccard, score_frame, statistics

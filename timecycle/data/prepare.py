@@ -1,4 +1,4 @@
-"""timecycle.prepare under its name of version 0.1: `python -m timecycle.data.prepare`, and its functions."""
+"""timecycle.prepare under its name from before 0.1.0: `python -m timecycle.data.prepare`, and its functions."""
 
 from timecycle import deprecated
 

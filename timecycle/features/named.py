@@ -20,7 +20,7 @@ PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
 """The default features."""
 RENAMED_PARTS = {"colour": "color"}
-"""Names of version 0.1 -> current names."""
+"""Names from before 0.1.0 -> current names."""
 
 
 def parts_of(features: str) -> tuple[str, ...] | None:

@@ -54,7 +54,7 @@ def grid_loss(predicted: Tensor, expected: Tensor) -> Tensor:
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under current names, where version 0.1 spelled the localizer otherwise."""
+    """A state dict under current names, where versions before 0.1.0 spelled the localizer otherwise."""
     return {
         name.replace("localiser.", "localizer.", 1) if isinstance(name, str) else name: value
         for name, value in state.items()

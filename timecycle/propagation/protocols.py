@@ -19,9 +19,9 @@ from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15
 RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
-"""Names of version 0.1 -> current names."""
+"""Names from before 0.1.0 -> current names."""
 RENAMED_VALUES = ("first_mask", "softmax_over")
-"""Fields with a value that was renamed since version 0.1, see `deprecated.OLD_VALUES`."""
+"""Fields whose values were renamed in 0.1.0, see `deprecated.OLD_VALUES`."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:

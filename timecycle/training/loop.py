@@ -100,8 +100,9 @@ def train(training: Training) -> None:
             logger.log_setup(run, settings, progress.step, len(training.clips), lost)
             with StopRequest() as stop:
                 run_steps(checkpointer, batches, length, logger, stop, validation)
-            if stop.name:
-                logger.info(f"stopped by {stop.name} after step {progress.step}; --resume auto goes on")
+            if stop.name or (progress.step < length and not logger.out_of_time):
+                what = stop.name or "another process, which was told to end,"
+                logger.info(f"stopped by {what} after step {progress.step}; --resume auto goes on")
             logger.info(logger.summary())
     if distributed.is_rank_zero:
         finish(checkpointer, run.folder)

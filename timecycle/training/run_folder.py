@@ -178,7 +178,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"--resume {path} does not hold a run to go on from; expected a checkpoint of this program "
             "(--pretrained takes weights alone)"
         )
-    # Names of version 0.1.
+    # Names from before 0.1.0.
     if "optimiser" in content:
         content["optimizer"] = content.pop("optimiser")
     if isinstance(content.get("model"), dict):

@@ -3,7 +3,7 @@
 A value comes from the first that has it: the command line, the checkpoint that is resumed, the demo's values if no data
 are given, the field's default, which is the objective's. An option that the objective or the optimizer does not use is
 refused. Option names of the published program (train_video_cycle_simple.py of TimeCycle's release) keep working, as do
-those of version 0.1 for one more release.
+those from before 0.1.0 for one more release.
 """
 # ruff: noqa: RUF009  (`option` returns a dataclass field)
 
@@ -21,12 +21,12 @@ ADAMS = ("adam", "adamw")
 DEMO_OBJECTIVE = "walk"  # of a run without data
 DEMO_RUN = {"steps": 300, "minutes": 1.0, "synthetic_clips": 16}
 OLD_OPTIONS = ("side", "patch")
-"""Options of version 0.1 that are another field in each objective, see `RunSettings.aliases`."""
+"""Options from before 0.1.0 that are another field in each objective, see `RunSettings.aliases`."""
 OLD_SETTINGS = {
     "optimiser": "optimizer", "clip": "max_grad_norm", "made_clips": "synthetic_clips",
     "pictures_every": "visualize_every",
 }  # fmt: skip
-"""Settings in checkpoints of version 0.1, and their names now."""
+"""Settings in checkpoints from before 0.1.0, and their names now."""
 
 
 def option(
@@ -63,7 +63,7 @@ class RunSettings:
     demo: ClassVar[dict[str, Any]] = {}
     """Defaults where no data are given: sizes that learn something within a minute on a CPU."""
     aliases: ClassVar[dict[str, str]] = {}
-    """Option names of version 0.1, and the fields that they set."""
+    """Option names from before 0.1.0, and the fields that they set."""
 
     # Data; synthetic video if neither a list nor a folder is given.
     filelist: Path | None = option(None, "list of frame folders, 'folder number-of-frames' a line")
@@ -262,7 +262,7 @@ def settings_class(values: Mapping[str, Any]) -> type[RunSettings]:
 
 
 def flags(name: str) -> tuple[str, ...]:
-    """The option strings of a field, or of an option of version 0.1."""
+    """The option strings of a field, or of an option from before 0.1.0."""
     given: tuple[str, ...] = OPTIONS[name].metadata["flags"] if name in OPTIONS else ()
     return given or ("--" + name.replace("_", "-"),)
 
@@ -356,12 +356,12 @@ def _own(given: dict[str, Any], kind: type[RunSettings], optimizer: str) -> dict
 
 
 def field_name(name: str, kind: type[RunSettings], optimizer: str) -> str:
-    """The field that an option sets; its name may be that of version 0.1 or of the published program."""
+    """The field that an option sets; its name may be one from before 0.1.0 or of the published program."""
     return "beta1" if name == "momentum" and optimizer != "sgd" else kind.aliases.get(name, name)
 
 
 def _with_current_names(stored: dict[Any, Any], source: str) -> dict[Any, Any]:
-    """Settings of a checkpoint under their current names, where version 0.1 had others."""
+    """Settings of a checkpoint under their current names, where versions before 0.1.0 had others."""
     of_old_version = "optimiser" in stored
     stored = {OLD_SETTINGS.get(name, name): value for name, value in stored.items()}
     for name in ("objective", "walk_over"):

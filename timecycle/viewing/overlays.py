@@ -96,7 +96,7 @@ def paint(
 
 def caption_of(frame: int, confidence: Mapping[int, float] | None = None) -> str:
     """The caption of a frame: its number, and by object id the confidence, from 0 to 1, in percent."""
-    parts = [f"{id_}: {100 * value:.0f}%" for id_, value in (confidence or {}).items()]
+    parts = [f"{id_}: {100 * value:.0f}%" for id_, value in sorted((confidence or {}).items())]
     return GAP.join([f"frame {frame}", *parts])
 
 

@@ -163,10 +163,10 @@ class ResultsFolder:
 
 
 def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of results.json with options and features of version 0.1 renamed to current names."""
+    """The content of results.json with options and features from before 0.1.0 renamed to current names."""
     options = current_names(content["options"])
     if content["options"].get("first_mask") == "carried":
-        options["first_mask"] = "given"  # version 0.1 wrote "carried" for every protocol
+        options["first_mask"] = "given"  # versions before 0.1.0 wrote "carried" for every protocol
     entries = {name: dict(entry) for name, entry in content["sequences"].items()}
     for stored in (options, *entries.values()):
         if isinstance(stored.get(FEATURES), str):
