@@ -37,9 +37,9 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	@grep -v '^\[' build/log || true
 	@touch $@
 
-demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the overlays' folder
-	$(SAY) "label propagation on a synthetic video set (about a minute)"
-	@$(RUN) test_davis.py --cropSize 320 --save_path out/demo
+demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the address of a page with pictures
+	$(SAY) "label propagation on a synthetic video set (about two minutes on two cores)"
+	@$(RUN) test_davis.py --protocol best --fps 12 --save_path out/demo --overwrite
 
 # Files in parallel, the tests of one in order, since fixtures are made once a file.
 PARALLEL := -p no:benchmark --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

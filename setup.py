@@ -152,7 +152,11 @@ class OptionalBuild(BuildExtension or build_ext):  # type: ignore[misc]
 
 setup(
     packages=[*setuptools.find_packages(include=["timecycle", "timecycle.*"])],
-    package_data={"timecycle.models": ["weights/*"], "timecycle.ops": ["speeds.json"]},
+    package_data={
+        "timecycle.models": ["weights/*"],
+        "timecycle.ops": ["speeds.json"],
+        "timecycle.viewing": ["*.jinja"],
+    },
     package_dir={"timecycle": "timecycle", "timecycle.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},

@@ -112,16 +112,28 @@ def measured(method: str, folder: Path) -> tuple[dict[str, Any], float, float]:
     if process.returncode:
         raise InputError(f"{' '.join(command)} ended with status {process.returncode}; expected 0")
     lines = np.array([line.split() for line in (folder / f"{method}.txt").read_text().splitlines()], np.float64)
-    clock, cpu, peaks = lines.T
-    start = peaks[0]
-    at, memory = np.array(readings).T
-    kept = []
-    for begin, end in pairwise(clock):
-        edges = np.searchsorted(at, np.linspace(begin, end, SAMPLES + 1))
-        # A part without a reading has the one before it.
-        kept.append([memory[max(0, min(a, b - 1)) : max(b, 1)].max() - start for a, b in pairwise(edges)])
-    found = {"peak_mb": np.round(peaks[1:] / 1e6, 1).tolist(), "samples_mb": np.round(np.array(kept) / 1e6, 1).tolist()}
+    (clock, cpu, peaks), (at, memory) = lines.T, np.array(readings).T
+    found = {"peak_mb": megabytes(peaks[1:]), "samples_mb": megabytes(by_frame(clock, at, memory) - peaks[0])}
     return found, cpu[-1] - cpu[0], clock[-1] - clock[0]
+
+
+def by_frame(ends: np.ndarray, at: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The largest reading in each of the SAMPLES equal parts of every frame's time, [frames, SAMPLES].
+
+    ends: when the first frame began, then when each ended; at: when each of the readings `memory` was made. A part
+    without readings has the one before it.
+    """
+    found = np.empty((len(ends) - 1, SAMPLES))
+    for frame, (begin, end) in enumerate(pairwise(ends)):
+        edges = np.searchsorted(at, np.linspace(begin, end, SAMPLES + 1))
+        for part, (first, last) in enumerate(pairwise(edges)):
+            found[frame, part] = memory[max(0, min(first, last - 1)) : max(last, 1)].max()
+    return found
+
+
+def megabytes(memory: np.ndarray) -> list[Any]:
+    """Bytes as MB of 1e6 bytes."""
+    return np.round(memory / 1e6, 1).tolist()
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ AMD = f"{RESULTS}/cpu-amd-epyc-25-17.json"
 BEST = f"{RESULTS}/best_protocol.json"
 PROMPTS = f"{RESULTS}/prompts.json"
 DOORS = f"{RESULTS}/doors.json"
+MEMORY = f"{RESULTS}/memory_over_time.json"
 H100 = f"{RESULTS}/nvidia-h100-80gb-hbm3"
 HEADLINE = f"{H100}/2026-11-27T1047Z-fad5a43-first.json"
 H100_TRAINING = f"{H100}/2026-11-27T1055Z-fad5a43-second.json"
@@ -240,7 +241,7 @@ NUMBERS: dict[str, Number] = {
     "scan 5, products alone, hot": scan("version 5", "notake_hot", "us"),
     # README
     "crw video, time": Number(CPU, lambda r: ratio(r, "bench_video[crw]", "CRW's functions"), times),
-    "crw video, memory": Number(CPU, lambda r: memory_ratio(r, "bench_video[crw]", "CRW's functions"), share),
+    "crw, memory over time": Number(MEMORY, lambda r: r["ours_of_theirs"]["peak"], share),
     "demo, seconds": Number(DOORS, lambda r: door(r, "demo"), decimals(0, "s")),
     "evaluate, seconds a frame": Number(DOORS, lambda r: door_per_frame(r, "evaluate"), decimals(1, "s")),
     "track, seconds a frame": Number(DOORS, lambda r: door_per_frame(r, "track"), decimals(1, "s")),

@@ -63,7 +63,12 @@ def test_a_build_from_the_archive_holds_the_package(archived, tmp_path):
     built = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     modules = [name for name in archived if name.startswith("timecycle/") and name.endswith(".py")]
     kernels = [f"timecycle/{name}" for name in archived if name.startswith("kernels/") and name.endswith(".py")]
-    others = ["timecycle/models/weights/walk.safetensors", "timecycle/ops/speeds.json", "timecycle/py.typed"]
+    others = [
+        "timecycle/models/weights/walk.safetensors",
+        "timecycle/ops/speeds.json",
+        "timecycle/py.typed",
+        "timecycle/viewing/report.html.jinja",
+    ]
     assert {"timecycle/cli.py", "timecycle/kernels/plan.py"} <= {*modules, *kernels}
     assert {*modules, *kernels, *others} - built == set()
     entry_points = archived["timecycle.egg-info/entry_points.txt"].decode().split()

@@ -79,7 +79,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, 0, part) if i % 2 == 0 else (1, int(part), part) for i, part in enumerate(parts)]
 
 
-RESERVED = ("overlays", "results.json")
+RESERVED = ("overlays", "results.json", "report.html")
 """Names that this program uses in a results folder, beside the sequences'."""
 
 LONGEST_NAME = 200

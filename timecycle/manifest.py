@@ -2,6 +2,7 @@
 
 <folder>/.written/<sequence>.json    {"<sequence>/00000.png": ["<SHA-256>", ...], "overlays/<sequence>.mp4": [...], ...}
 <folder>/.written/.tables.json       {"global_results-val.csv": ["<SHA-256>"], ...}: files directly in the folder
+<folder>/.written/.report.json       {"report.html": ["<SHA-256>"], "report/<sequence>/00000-given.jpg": [...], ...}
 <folder>/.written/.<name>.file.json  {"<name>": ["<SHA-256>"]}: a file named by the user
 
 A file is this program's if it has one of the hashes recorded for its path. The hash of a new file is added before the
@@ -18,6 +19,8 @@ from timecycle.files import component, hash_of, inside, read_json, write_bytes, 
 
 NOTES = ".written"
 OVERLAYS = "overlays"
+PAGE, PICTURES = "report.html", "report"
+"""The page of a results folder, and the folder of its pictures."""
 
 Hashes = dict[str, list[str]]
 """SHA-256 by path below the folder; several while a file is being replaced."""
@@ -113,6 +116,17 @@ class Tables(Notes):
     def write(self, files: Mapping[str, bytes | None]) -> None:
         """`Notes.write`, for names that are single path components."""
         super().write({component(name, self.folder): data for name, data in files.items()})
+
+
+class Report(Notes):
+    """The page of a results folder and its pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, ".report", lambda parts: parts == [PAGE] or (parts[0] == PICTURES and len(parts) == 3))
+
+    def replace(self, files: Mapping[str, bytes]) -> None:
+        """`Notes.write`, and removal of the files of an earlier page that are not among these."""
+        self.write({**dict.fromkeys(self.hashes), **files})
 
 
 class OwnFile(Notes):

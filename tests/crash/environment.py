@@ -31,17 +31,21 @@ FULL = (0.02, 0.3, 0.6, 0.9)
 """Disk sizes, as shares of the bytes that a run writes."""
 # By program, the folders and files that it writes, relative to its working folder.
 FOLDERS = {
-    "evaluate": ("out", "out/made-crossing", "out/overlays", "out/overlays/made-crossing", "out/written"),
+    "evaluate": (
+        "out", "out/made-crossing", "out/overlays", "out/overlays/made-crossing", "out/written", "out/report",
+        "out/report/made-crossing",
+    ),
     "train": ("out", "out/images", "out/tensorboard"),
     "prepare": ("out", "out/a.mp4", "out/b", "out/b/c%20d.mkv"),
     "score": ("out",),
     "convert": ("out",),
     "made set": ("out",),
-}
+}  # fmt: skip
 FILES = {
     "evaluate": (
         "out/results.json", "out/global_results-val.csv", "out/per-sequence_results-val.csv", "out/.lock",
-        "out/.holder", "out/overlays/made-crossing.mp4", "out/overlays/made-crossing/00000.jpg",
+        "out/.holder", "out/overlays/made-crossing.mp4", "out/overlays/made-crossing/00000.jpg", "out/report.html",
+        "out/report/made-crossing/00000-given.jpg",
     ),
     "train": (
         "out/settings.json", "out/log.jsonl", "out/latest.pt", "out/checkpoint_0000002.pt", "out/encoder.safetensors",

@@ -13,6 +13,8 @@ Tree = dict[str, Any]
 PARTIAL = re.compile(r"\.partial($|/)")
 BY_NATURE = {"seconds", "versions", "peak_memory_mb", "command", "since"}
 """Fields of JSON that hold times and machines."""
+TIME = re.compile(rb"<time>[^<]*</time>")
+"""Times in HTML."""
 LEFT_OUT = re.compile(r"(^|/)(tensorboard/.*|\.lock|\.lock\.file)$")
 
 
@@ -38,7 +40,7 @@ def results(folder: Path) -> Tree:
         elif path.suffix == ".safetensors":
             found[name] = _by_name(path.read_bytes())
         else:
-            found[name] = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
+            found[name] = TIME.sub(b"", path.read_bytes().replace(os.fsencode(folder), b"FOLDER"))
     return found
 
 

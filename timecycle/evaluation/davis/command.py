@@ -8,13 +8,14 @@ from pathlib import Path
 
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.sequences import Sequence, read_filelist
-from timecycle.data.synthetic import make_davis
+from timecycle.data.synthetic import MARKER, make_davis
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
+from timecycle.evaluation.davis.report import check_free, write_report
 from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
 from timecycle.evaluation.davis.scores import left_out, score_written
-from timecycle.evaluation.davis.tables import csv_names
+from timecycle.evaluation.davis.tables import Scores, csv_names
 from timecycle.files import component
 from timecycle.locks import owned
 from timecycle.manifest import NOTES
@@ -39,6 +40,7 @@ timecycle evaluate --cropSize 480        # synthetic video, no download
 timecycle evaluate --davis DAVIS --protocol dino --features my_model:extract
 """
 SYNTHETIC_SET = Path("data/made-davis")
+SYNTHETIC_NOTE = "The videos are synthetic: scores on them say nothing about real video."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -112,22 +114,27 @@ def run(arguments: argparse.Namespace) -> None:
     with owned(save_path, NOTES):
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
         folder.tables.check_free(csv_names(arguments.set))
+        check_free(sequences, folder)
         write_masks(sequences, features, rules, folder)
-        _score(sequences, folder, arguments)
+        scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
         folder.save()
+        notes = (SYNTHETIC_NOTE,) if (Path(source) / MARKER).is_file() else ()
+        page = write_report(sequences, scores, folder, notes)
     say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
+    say(f"page: {page.resolve().as_uri()}")
 
 
-def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> None:
-    """Score the fully annotated sequences, print the report and write the official CSV files."""
+def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> Scores | None:
+    """Score the fully annotated sequences, print the table and write the official CSV files; None if there are none."""
     for note in left_out(sequences):
         say(f"warning: {note}")
     scores = score_written(sequences, folder.path)
     if scores is None:
-        return
+        return None
     folder.content.update(scores=scores.to_json())
     folder.tables.write(scores.csv_files(arguments.set))
     said = {note for sequence in sequences for note in sequence.notes}
     print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
+    return scores

@@ -5,6 +5,7 @@ overlays/<sequence>/00000.jpg ...    six images
 overlays/<sequence>.mp4              every frame
 results.json                         options, versions, seconds, memory, scores; rewritten after each sequence
 *_results-<set>.csv                  the official tables
+report.html, report/<sequence>/      a page to look at, and its pictures
 .written/                            hashes of these files, see `timecycle.manifest`
 
 Writers hold the lock `timecycle.locks.owned`.
@@ -21,7 +22,7 @@ from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.tables import CSV_NAMES
 from timecycle.features.named import current_features
 from timecycle.files import component, inside, is_plain, read_json, write_json
-from timecycle.manifest import OVERLAYS, Manifest, Tables, noted_sequences
+from timecycle.manifest import OVERLAYS, Manifest, Report, Tables, noted_sequences
 from timecycle.propagation.protocols import current_names
 from timecycle.provenance import versions
 
@@ -69,6 +70,8 @@ class ResultsFolder:
         self.content |= {name: value for name, value in earlier.items() if name not in FIELDS}
         self.tables = Tables(path, CSV_NAMES)
         """The official tables."""
+        self.report = Report(path)
+        """The page and its pictures."""
         self.save()
 
     @staticmethod
@@ -99,7 +102,7 @@ class ResultsFolder:
 
         Raises InputError before anything is removed if such a file was changed since, or is not known to be ours.
         """
-        earlier, tables = self._read(), Tables(self.path, CSV_NAMES)
+        earlier, tables, report = self._read(), Tables(self.path, CSV_NAMES), Report(self.path)
         if others := earlier.keys() - FIELDS:
             raise InputError(f"{self._file} holds {listing(sorted(others))}, of another origin; expected it moved away")
         # Earlier versions recorded no hashes.
@@ -108,7 +111,8 @@ class ResultsFolder:
             manifest.check_masks()
             manifest.check_free(manifest.hashes)
         tables.check_free(tables.hashes)
-        for notes in (*noted, tables):
+        report.check_free(report.hashes)
+        for notes in (*noted, tables, report):
             notes.remove_files()
             notes.forget()
         self._file.unlink(missing_ok=True)
