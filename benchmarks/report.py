@@ -42,8 +42,9 @@ NAMES = {
     "bench_full_hd": "affinity, 1920 x 1080, 8 frames, top-5 of each, bfloat16",
 }
 """What a benchmark's work is called, in the order of the tables."""
+CRW = "CRW's functions"
 OTHERS = {
-    "CRW's functions": "CRW's functions",
+    CRW: CRW,
     "DINO's functions": "DINO's functions",
     "PyTorch, materialised": "PyTorch, affinity written out",
     "FAISS IndexFlatIP (no softmax)": "FAISS IndexFlatIP, without the softmax",
@@ -178,6 +179,22 @@ def cpu_alone() -> str:
         if not one.info["ratio_to"]
     ]
     return table(["work", "machine", "time", "memory"], rows)
+
+
+def memory_over_time() -> str:
+    """Memory by frame of one video under crw, here and by CRW's functions."""
+    found = json.loads((FOLDER / "memory_over_time.json").read_text())
+    peaks = [found["methods"][method]["peak_mb"] for method in ("ours", "theirs")]
+    last = len(peaks[0])
+    shown = [frame for frame in (2, 5, 10, 15, 20, 30, 40) if frame < last] + [last]
+    rows = [[f"until frame {frame}", *(memory(max(peak[:frame])) for peak in peaks)] for frame in shown]
+    height, width = found["size"]
+    return (
+        f"{table(['largest memory', 'here', OTHERS[CRW]], rows)}\n\n`crw`, {last} frames of {height} x {width}, "
+        f"{found['features'][1]} channels; {number(1 / found['ours_of_theirs']['clock'])} times as fast by the clock, "
+        f"{100 * found['equal_pixels']:.2f} % of the masks' pixels equal. {found['machine']['threads']} threads, "
+        f"{found['machine']['cpu']}; commit {found['commit'][:7]}, from `benchmarks/results/memory_over_time.json`."
+    )
 
 
 def tracking() -> str:

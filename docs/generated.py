@@ -20,6 +20,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cpu, beside products": report.cpu_products,
     "cpu, beside own forms": report.cpu_own,
     "cpu, large": report.cpu_alone,
+    "cpu, memory over time": report.memory_over_time,
     "cuda, versions of the scan": gpu_report.versions,
     "gpu, machine": gpu_report.machine,
     "gpu, scan and call": gpu_report.headline,
