@@ -45,6 +45,7 @@ html_math_renderer = "mathml"
 # Pages with code cells are executed; a cell that fails ends the build.
 nb_execution_mode = "force"
 nb_execution_timeout = 180
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
