@@ -4,6 +4,7 @@ In a page, a block stands between `<!-- generated: NAME -->` and `<!-- end of ge
 `--write` makes them anew. Without it, and in tests/test_docs.py, a block that differs from its data is an error.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,9 +12,18 @@ from pathlib import Path
 
 from benchmarks import best_protocol, gpu_report, pitfalls, report, weights
 from docs import backend_tables, protocol_tables
-from docs.numbers import ROOT, pages
+from docs.numbers import DOORS, ROOT, pages
+
+
+def demo_printed() -> str:
+    """The end of what `make demo` prints."""
+    doors = json.loads((ROOT / DOORS).read_text())
+    lines = doors["commands"]["demo"]["printed"]
+    return "\n".join(["```text", *(line.replace("file://./", "file:///.../") for line in lines), "```"])
+
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "demo, printed": demo_printed,
     **backend_tables.BLOCKS,
     "cpu, machines": report.cpus,
     "cpu, beside others": report.cpu_others,
