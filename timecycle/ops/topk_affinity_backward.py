@@ -7,7 +7,7 @@ over a query's kept keys (of a slot for "frame", of all for "joint"):
     softmax_over="all":   dz_i = w_i g_i - p_i G      with p_i = count_i exp(z_i) / denominator for *every*
                                                    position, and w_i g_i for the kept alone
 
-and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "kept" needs a gather and a
+and dq = sum dz_i k_i / temperature, dk_i = sum over queries of dz_i q / temperature. So "topk" needs a gather and a
 scatter of the kept keys alone; "all" is three products of the forward's size (logits again, dq, dk).
 """
 
