@@ -110,7 +110,7 @@ def table(results: list[dict[str, Any]]) -> str:
         each = [100 * (joined["sequences"][s] - best["sequences"][s]) for s in joined["sequences"]]
         error = np.std(each, ddof=1) / len(each) ** 0.5
         gains.append(f"{np.mean(each):+.1f} ± {error:.1f}")
-    rows.append(["all three minus the better of the untaught, paired over sequences", *gains])
+    rows.append(["all three minus the better of those without training, paired over sequences", *gains])
     commits = ", ".join(sorted({r["commit"] for r in results}))
     return (
         f"{markdown.table(head, rows)}\n\nJ&F in per cent on {results[0]['sequence_count']} sequences of DAVIS-2016 "
