@@ -13,7 +13,7 @@ softmax over every position of the slot, for "joint" of all slots ("all"), or th
 frames.
 
 Source: TimeCycle (Wang, Jabri, Efros, CVPR 2019), section 4.2, is scope="frame", softmax_over="all", k=5,
-temperature=512 ** -0.5; its successors' protocols are scope="joint", softmax_over="topk", with a neighborhood.
+temperature=512 ** -0.5; most later protocols are scope="joint", softmax_over="topk", with a neighborhood.
 """
 
 from collections.abc import Callable

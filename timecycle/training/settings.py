@@ -192,7 +192,7 @@ class TimeCycleSettings(RunSettings):
     patch_side: int = option(80, "side of the patch that is tracked, pixels")
     frame_gap: int = option(2, "frames between neighbors of a sample", "--frame_gap")
     pred_distance: int = option(
-        4, "the target is (videoLen + predDistance) gaps after the first frame", "--predDistance"
+        4, "the target is (videoLen + predDistance) gaps less one frame after the first", "--predDistance"
     )
     lamda: float = option(0.1, "weight of the cycle losses against the inlier score")
     original_sampling: bool = option(False, "reproduce three bugs of the release's sampling")
@@ -231,7 +231,9 @@ class CropWalkSettings(WalkSettings):
 
 @dataclass(frozen=True)
 class GridWalkSettings(WalkSettings):
-    """Settings of `--walk-over grid`; the defaults are the published ones."""
+    """Settings of `--walk-over grid`; sizes, length, batch and edge dropout are by default those of CRW's published
+    command, and the temperature its paper's. That command trains by Adam from a rate of 1e-4.
+    """
 
     demo: ClassVar[dict[str, Any]] = {"frame_side": 128, "cell_side": 32, "batch": 1, "width": 16}
     aliases: ClassVar[dict[str, str]] = {"side": "frame_side", "patch": "cell_side", "frame_gap": "max_frame_gap"}

@@ -40,7 +40,7 @@ CHUNK_FRAMES = 64
 class SequenceMasks:
     """The files of one sequence, one annotation and one result per frame, in order.
 
-    Only the annotation of the first frame is read, and neither file of the last frame.
+    Of the first frame only the annotation is read, of the last frame neither file.
     """
 
     name: str
