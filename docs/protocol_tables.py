@@ -146,7 +146,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "From labels to masks": {
         "upsampling of soft labels": result,
         "min-max scaling per class": lambda rules: SCALE[rules.scale],
-        "result of frame 0": first_result,
+        "frame 0 of `propagate`": first_result,
     },
 }
 """The field-by-field tables: heading, then column and the words of a protocol in it."""
