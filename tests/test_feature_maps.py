@@ -94,7 +94,10 @@ def test_the_form_is_detected_from_the_shape(shape, size, form):
 def test_tokens_that_fit_two_grids_are_refused():
     assert token_grids(13, (64, 48)) == {(1, 4, 3)}
     assert len(token_grids(6, (32, 48))) > 1
-    with pytest.raises(InputError, match=r"returned torch.float32 \[1, 6, 8\] for .* on tokens of one grid and no"):
+    with pytest.raises(
+        InputError,
+        match=r"returned torch.float32 \[1, 6, 8\] for .*; expected floating point tokens \[1, N, D\] where N .*24 at 8",
+    ):
         as_maps(torch.zeros(1, 6, 8), (1, 3, 32, 48))
 
 

@@ -104,6 +104,19 @@ def test_other_settings_are_refused_unless_overwritten(folder, tmp_path):
     np.testing.assert_array_equal(read_mask(out / "masks" / "00003.png"), mask_of(3, o1=8))
 
 
+def test_a_mask_that_a_person_changed_is_not_overwritten(folder, tmp_path):
+    mask, out = given(tmp_path / "mask.png", 0, o1=7), tmp_path / "out"
+    track(folder, "-o", out, "--mask", mask)
+    changed = given(out / "masks" / "00003.png", 3, o1=8)
+    os.utime(changed, ns=(0, (out / ".track" / "frames.jsonl").stat().st_mtime_ns + 2_000_000_000))
+    with raises_input_error(str(changed), "changed since", "--mask"):
+        track(folder, "-o", out, "--mask", mask, "--overwrite")
+    np.testing.assert_array_equal(read_mask(changed), mask_of(3, o1=8))
+    moved = changed.rename(tmp_path / "moved.png")
+    track(folder, "-o", out, "--mask", mask, "--mask", f"1={moved}@3", "--overwrite")
+    np.testing.assert_array_equal(read_mask(out / "masks" / "00003.png") > 0, mask_of(3, o1=8) > 0)
+
+
 def interrupting(number: int, put):
     """`MaskStore.put` that sends this process a signal at frame 5."""
 

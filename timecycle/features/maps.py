@@ -79,12 +79,22 @@ def as_maps(found: Any, images: tuple[int, ...], form: Form | None = None) -> tu
     value = _the_array(found, images[0])
     tensor = as_tensor(value)
     if tensor is None or tensor.ndim not in (3, 4) or len(tensor) != images[0] or not tensor.numel():
-        raise _refusal(found if value is None else value, images, f"floating point [{images[0]}, D, h, w]")
+        expected = f"floating point [{images[0]}, D, h, w], or tokens [{images[0]}, N, D]"
+        raise _refusal(found if value is None else value, images, expected)
     size = images[2], images[3]
     read = _form_of_tokens(tensor, size, form) if tensor.ndim == 3 else _form_of_maps(tensor, size, form)
     if read is None:
-        grid = "tokens of one grid and no other" if tensor.ndim == 3 else "a grid of the images' aspect ratio"
-        raise _refusal(tensor, images, f"floating point [{images[0]}, D, h, w] on {grid}")
+        if tensor.ndim == 4:
+            raise _refusal(
+                tensor, images, f"floating point [{images[0]}, D, h, w] on a grid of the images' aspect ratio"
+            )
+        numbers = ", ".join(f"{(size[0] // patch) * (size[1] // patch)} at {patch}" for patch in (8, 14, 16))
+        raise _refusal(
+            tensor,
+            images,
+            f"floating point tokens [{images[0]}, N, D] where N is the number of patches of one grid and no other ({numbers} pixels a "
+            f"patch), with up to {MOST_PREFIX} tokens before them, or [{images[0]}, D, h, w]",
+        )
     if form is not None and read != form:
         raise _refusal(tensor, images, f"{form}, like its earlier outputs, not {read}")
     maps = _read(tensor, size, read)

@@ -40,7 +40,7 @@ DESCRIPTION = (
 )
 EXAMPLES = """
 timecycle track clip.mp4 -o out/clip --box 120,80,200,150
-timecycle track clip.mp4 -o out/clip --mask first.png --mask again.png@143
+timecycle track clip.mp4 -o out/clip --mask first.png --mask again.png@42
 """
 
 

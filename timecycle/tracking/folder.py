@@ -9,6 +9,7 @@ objects.csv, coco.json, alpha/ or alpha.mov or alpha.webm    on request
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from timecycle.errors import InputError, listing
 from timecycle.files import inside, read_json, write_json, writing
-from timecycle.tracking.store import MASKS, WORK
+from timecycle.tracking.store import LINES, MASKS, WORK
 from timecycle.version import __version__
 
 RECORD = "track.json"
@@ -34,7 +35,8 @@ class OutputFolder:
         settings: all that the masks depend on, as JSON values.
         overwrite: remove what an earlier run wrote.
 
-    Raises InputError if the folder holds other files, or results of other settings.
+    Raises InputError if the folder holds other files, results of other settings, or, with `overwrite`, a mask that was
+    changed since.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
@@ -42,6 +44,7 @@ class OutputFolder:
         settings = json.loads(json.dumps(settings))  # as they will be read
         earlier = earlier_record(path)
         if overwrite and earlier:
+            self._refuse_changed()
             self._remove()
             earlier = {}
         if earlier and settings.get("features", "") is None:
@@ -67,6 +70,17 @@ class OutputFolder:
     def work(self) -> Path:
         """The folder in which files are until they are complete."""
         return self.path / WORK
+
+    def _refuse_changed(self) -> None:
+        """Raise InputError for a mask that was changed since the run that wrote it, as by a person who corrects it."""
+        lines = self.path / WORK / LINES  # written after every mask
+        written = lines.stat().st_mtime if lines.is_file() else math.inf
+        for mask in sorted((self.path / MASKS).glob("*.png")):
+            if mask.stat().st_mtime > written + 1:
+                raise InputError(
+                    f"{mask} was changed since it was tracked, and --overwrite would remove it; expected it to be "
+                    "moved elsewhere, and to be given from there by --mask if it is a correction"
+                )
 
     def _remove(self) -> None:
         with writing(self.path):

@@ -32,7 +32,7 @@ from timecycle.training.objectives import (
     validate,
     validation_set,
 )
-from timecycle.training.run_folder import ENCODER, Run, RunFiles, find_run, locked_run_folder, start_run
+from timecycle.training.run_folder import ENCODER, IMAGES, Run, RunFiles, find_run, locked_run_folder, start_run
 from timecycle.training.settings import resolved
 
 Batch = dict[str, Any]
@@ -209,7 +209,8 @@ def finish(checkpointer: Checkpointer, folder: Path) -> None:
         say(f"skipped and replaced by others: {skipped.total()} times, {len(clips)} clips")
     if progress.best_step:
         say(f"best validation: J&F {progress.best_score:.3f} after step {progress.best_step}")
+    images = "images, " if (folder / IMAGES).is_dir() else ""
     say(
-        f"checkpoints, log.jsonl, images, tensorboard: {folder}   "
+        f"checkpoints, log.jsonl, {images}tensorboard: {folder}   "
         f"encoder, for timecycle evaluate --resume: {folder / ENCODER}"
     )

@@ -109,6 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
         "masks": asdict(of_year(masks_of(arguments), arguments.year)),
     }
     size = "native" if rules.resize == "native" else str(rules.side)
+    pixels = "frames as they are" if rules.resize == "native" else f"{rules.resize} {rules.side} pixels"
+    say(f"protocol {rules.name}, {pixels}; features {name}")
     words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
     save_path = arguments.save_path or Path("out") / "-".join(words)
     with owned(save_path, NOTES):

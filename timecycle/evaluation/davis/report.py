@@ -66,7 +66,8 @@ def _facts(sequences: list[Sequence], content: dict[str, Any]) -> list[tuple[str
 
 def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, pictures: dict[str, bytes]) -> Part:
     """A sequence's part of the page; its pictures are added to `pictures` by path below the folder."""
-    objects = [one for one in (scores.sequences.get(sequence.name, ()) if scores else ()) if not one.absent]
+    everything = scores.sequences.get(sequence.name, ()) if scores else ()
+    objects = {id_: one for id_, one in enumerate(everything, start=1) if not one.absent}
 
     def painted(frame: int, mask: np.ndarray, name: str) -> str:
         place = (PICTURES, sequence.name, name)
@@ -95,26 +96,26 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
     )
 
 
-def _by_frame(objects: list[ObjectScores]) -> np.ndarray:
-    """J&F of the scored frames, the mean over objects: float64 [frames]."""
-    return np.mean([(one.jaccard + one.boundary) / 2 for one in objects], axis=0)
+def _by_frame(objects: dict[int, ObjectScores]) -> np.ndarray:
+    """J&F of the objects, by id, in the scored frames: float64 [objects, frames]."""
+    return np.array([(one.jaccard + one.boundary) / 2 for one in objects.values()])
 
 
-def _shown(sequence: Sequence, objects: list[ObjectScores]) -> list[tuple[str, int, str]]:
+def _shown(sequence: Sequence, objects: dict[int, ObjectScores]) -> list[tuple[str, int, str]]:
     """Title, index and scores of the frames shown beside the first: a middle one, and the worst or else the last."""
     last = len(sequence.frames) - 1
     middle = max(1, last // 2)
-    if not objects or not objects[0].jaccard.size:
-        return [("middle", middle, ""), ("last", last, "")][: min(last, 2)]
     found = _by_frame(objects)
-    worst = int(found.argmin()) + 1  # frame 0 is not scored
+    if not found.size:
+        return [("middle", middle, ""), ("last", last, "")][: min(last, 2)]
+    means = found.mean(0)
+    worst = int(means.argmin()) + 1  # frame 0 is not scored
 
     def words(frame: int) -> str:
-        means = [(one.jaccard[frame - 1] + one.boundary[frame - 1]) / 2 for one in objects]
-        lowest = objects[int(np.argmin(means))]
-        text = f"J&F {found[frame - 1]:.3f}"
-        j, f = lowest.jaccard[frame - 1], lowest.boundary[frame - 1]
-        return text if len(objects) == 1 else f"{text}, of the worst object {min(means):.3f} (J {j:.3f}, F {f:.3f})"
+        text = f"J&F {means[frame - 1]:.3f}"
+        id_, one = list(objects.items())[int(found[:, frame - 1].argmin())]
+        j, f = one.jaccard[frame - 1], one.boundary[frame - 1]
+        return text if len(objects) == 1 else f"{text}; worst object: {id_}, {(j + f) / 2:.3f} (J {j:.3f}, F {f:.3f})"
 
     if worst == middle:
         return [("middle and worst", worst, words(worst))]
