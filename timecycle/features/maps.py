@@ -92,8 +92,8 @@ def as_maps(found: Any, images: tuple[int, ...], form: Form | None = None) -> tu
         raise _refusal(
             tensor,
             images,
-            f"floating point tokens [{images[0]}, N, D] where N is the number of patches of one grid and no other ({numbers} pixels a "
-            f"patch), with up to {MOST_PREFIX} tokens before them, or [{images[0]}, D, h, w]",
+            f"floating point tokens [{images[0]}, N, D] where N is the number of patches of one grid and no other "
+            f"({numbers} pixels a patch), with up to {MOST_PREFIX} tokens before them, or [{images[0]}, D, h, w]",
         )
     if form is not None and read != form:
         raise _refusal(tensor, images, f"{form}, like its earlier outputs, not {read}")
