@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import best_protocol, gpu_report, pitfalls, report, weights
+from benchmarks import best_protocol, pitfalls, report, report_gpu, weights
 from docs import backend_tables, protocol_tables
 from docs.numbers import DOORS, ROOT, pages
 
@@ -31,13 +31,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cpu, beside own forms": report.cpu_own,
     "cpu, large": report.cpu_alone,
     "cpu, memory over time": report.memory_over_time,
-    "cuda, versions of the scan": gpu_report.versions,
-    "gpu, machine": gpu_report.machine,
-    "gpu, scan and call": gpu_report.headline,
-    "gpu, affinity": gpu_report.cases,
-    "gpu, training": gpu_report.training,
-    "gpu, videos": gpu_report.videos,
-    "gpu, slower": gpu_report.slower,
+    "cuda, versions of the scan": report_gpu.versions,
+    "gpu, machine": report_gpu.machine,
+    "gpu, scan and call": report_gpu.headline,
+    "gpu, affinity": report_gpu.cases,
+    "gpu, training": report_gpu.training,
+    "gpu, videos": report_gpu.videos,
+    "gpu, slower": report_gpu.slower,
     "pitfalls": pitfalls.block,
     "protocol best": best_protocol.block,
     "protocols": protocol_tables.protocols,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_report, report
+from benchmarks import report, report_gpu
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_no_rival_on_a_cpu_is_faster_as_the_page_says():
 
 
 def test_of_each_piece_of_work_the_newest_result_counts(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(gpu_report, "GPU", tmp_path)
+    monkeypatch.setattr(report_gpu, "GPU", tmp_path)
 
     def write(day: int, commit: str, figures: list[dict]) -> None:
         content = {
@@ -72,11 +72,11 @@ def test_of_each_piece_of_work_the_newest_result_counts(tmp_path: Path, monkeypa
     write(3, "newer", [trained("loss", 300, 100), {"name": "step", "error": "out of memory"}])
     write(2, "older", [trained("loss", 50, 100), trained("step", 50, 100)])
     (tmp_path / "programs.json").write_text(json.dumps({"date": "2026-01-04", "parts": {}}))
-    assert gpu_report.training().replace(report.NO_BREAK, " ").splitlines()[2:] == [
+    assert report_gpu.training().replace(report.NO_BREAK, " ").splitlines()[2:] == [
         "| loss | 300 µs | 100 µs | 0.33 | 1 MB | 2 MB | newer |",
         "| step | 50 µs | 100 µs | 2.0 | 1 MB | 2 MB | older |",
     ]
-    assert gpu_report.slower().replace(report.NO_BREAK, " ").splitlines()[2:] == [
+    assert report_gpu.slower().replace(report.NO_BREAK, " ").splitlines()[2:] == [
         "| loss | 300 µs | 100 µs | 3.0 | newer |"
     ]
 
