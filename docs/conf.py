@@ -1,8 +1,11 @@
 """Settings of Sphinx for `make docs`."""
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,12 @@ sys.path.insert(0, str(ROOT))
 # For the kernels of the notebooks, whose operators are too small for several threads.
 os.environ["PYTHONPATH"] = str(ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# They warn that they listen to a port of this machine.
+IPYTHON = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, IPYTHON, ignore_errors=True)
+os.environ["IPYTHONDIR"] = str(IPYTHON)
+(IPYTHON / "profile_default").mkdir()
+(IPYTHON / "profile_default" / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n")
 
 project = "timecycle"
 author = "timecycle contributors"
