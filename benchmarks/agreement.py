@@ -59,17 +59,22 @@ def recorded_preset(path: Path) -> dict[str, Any]:
     }
 
 
-def recorded_network(folder: Path) -> Encoder:
-    """The network of TimeCycle's records, whose weights follow from a seed."""
+def write_recorded_checkpoint(folder: Path, path: Path) -> None:
+    """Write the checkpoint of TimeCycle's records, whose weights follow from a seed, in the release's layout."""
     spec = importlib.util.spec_from_file_location("seeded", folder / "seeded.py")
     assert spec
     assert spec.loader
     seeded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(seeded)
     shapes = json.loads((folder / "state_dict_keys.json").read_text())["test_model"]
+    torch.save({"epoch": 14, "state_dict": seeded.seeded_state_dict(shapes, 1234)}, path)
+
+
+def recorded_network(folder: Path) -> Encoder:
+    """The network of TimeCycle's records."""
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "checkpoint.pth.tar"
-        torch.save({"epoch": 14, "state_dict": seeded.seeded_state_dict(shapes, 1234)}, path)
+        write_recorded_checkpoint(folder, path)
         network = fold_batch_norm(load_encoder(path))
     assert isinstance(network, Encoder)
     return network

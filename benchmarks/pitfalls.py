@@ -29,7 +29,7 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.evaluation.davis.metrics import score_frame
+from timecycle.evaluation.davis.scores import score_sequence
 from timecycle.features.named import SHIPPED
 from timecycle.models.encoder import Trunk
 from timecycle.normalization import HALF, IMAGENET
@@ -215,11 +215,10 @@ def measure(sequence: Sequence, run: Run, features: list[tuple[Tensor, Sizes]]) 
     rules = protocol(BASE, **run.rules)
     first = read_mask(sequence.annotations[0]) * np.uint8(run.object_id)
     frames = (EncodedFrame(*one) for one in features)
-    scores = []
-    for frame in propagate_features(frames, rules, run.labels(first, rules), length=len(features)):
-        found = (run.mask(frame) == run.object_id).astype(np.uint8)
-        scores.append(score_frame(read_mask(sequence.annotations[frame.index]), found, 1)[0])
-    return [round(float(value), 5) for value in np.mean(scores[1:-1], axis=0)]
+    propagated = propagate_features(frames, rules, run.labels(first, rules), length=len(features))
+    found = [(run.mask(frame) == run.object_id).astype(np.uint8) for frame in propagated]
+    (scores,) = score_sequence([read_mask(path) for path in sequence.annotations[: len(found)]], found)
+    return [round(float(mean), 5) for mean in (scores.jaccard_statistics.mean, scores.boundary_statistics.mean)]
 
 
 def runs() -> Iterator[tuple[str, str, Run]]:

@@ -8,11 +8,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks import best_protocol, pitfalls, report, report_gpu, weights
 from docs import backend_tables, protocol_tables
-from docs.numbers import DOORS, ROOT, pages
+from docs.numbers import DOORS, ROOT, pages, rewrite
 
 
 def demo_printed() -> str:
@@ -72,17 +71,10 @@ def problems() -> list[str]:
 def main(words: list[str]) -> int:
     """Write the blocks if asked to, and print what is wrong."""
     if words == ["--write"]:
-        for path in pages():
-            if (text := path.read_text()) != (new := written(text)):
-                _write(path, new)
+        rewrite(lambda text, path: written(text))
     found = problems()
     print("\n".join(found) or "every generated block is up to date")
     return bool(found)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

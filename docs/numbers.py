@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,13 @@ def pages() -> Iterator[Path]:
 def value_of(name: str) -> str:
     """The text of a number."""
     number = NUMBERS[name]
-    return number.text(number.value(json.loads((ROOT / number.file).read_text())))
+    return number.text(number.value(_content(ROOT / number.file)))
+
+
+@cache
+def _content(file: Path) -> Any:
+    """A results file, read once for all the numbers from it."""
+    return json.loads(file.read_text())
 
 
 def missing(name: str) -> str | None:
@@ -331,12 +338,18 @@ def problems() -> list[str]:
     return found
 
 
+def rewrite(change: Callable[[str, Path], str]) -> None:
+    """Change the text of every page, and print which differ from before."""
+    for path in pages():
+        if (text := path.read_text()) != (new := change(text, path)):
+            path.write_text(new)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
 def main(words: list[str]) -> int:
     """Write the numbers if asked to, and print what is wrong."""
     if words == ["--write"]:
-        for path in pages():
-            if (text := path.read_text()) != (new := written(text, path)):
-                path.write_text(new)
+        rewrite(written)
     found = problems()
     print("\n".join(found) or "every number comes from a results file")
     return bool(found)

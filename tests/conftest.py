@@ -1,7 +1,5 @@
 """Fixtures that several test files share."""
 
-import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -122,12 +120,10 @@ def oracle(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def oracle_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of the recorded results, in the release's layout and file format."""
-    recipe_spec = importlib.util.spec_from_file_location("seeded", oracle / "seeded.py")
-    recipe = importlib.util.module_from_spec(recipe_spec)
-    recipe_spec.loader.exec_module(recipe)
-    shapes = json.loads((oracle / "state_dict_keys.json").read_text())["test_model"]
+    from benchmarks.agreement import write_recorded_checkpoint  # for the few tests that need it
+
     path = tmp_path_factory.mktemp("oracle") / "checkpoint_14.pth.tar"
-    torch.save({"epoch": 14, "state_dict": recipe.seeded_state_dict(shapes, 1234)}, path)
+    write_recorded_checkpoint(oracle, path)
     return path
 
 

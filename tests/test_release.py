@@ -43,5 +43,5 @@ def test_the_repository_s_address_is_in_one_file():
     assert all(url.startswith(address) for url in PROJECT["urls"].values())
     found = subprocess.run(["git", "grep", "-lF", address], cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode > 1:
-        pytest.skip("this is no git checkout, whose files could be searched")
+        pytest.skip("this is no git checkout, whose files could be searched")  # such as an unpacked sdist
     assert found.stdout.split() == ["pyproject.toml"]

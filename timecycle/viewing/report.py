@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 from urllib.parse import quote
 
 import cv2
-import jinja2
 import numpy as np
 
 from timecycle.data.images import jpeg_bytes
@@ -91,7 +91,9 @@ def page(
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template() -> Any:
+    import jinja2  # not at the start of a command, which it would slow down
+
     loader = jinja2.PackageLoader("timecycle.viewing", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(number=_number, share=_share)

@@ -32,10 +32,12 @@ def write_report(
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
     pictures: dict[str, bytes] = {}
-    parts = [_part(sequence, index, scores, folder.path, pictures) for index, sequence in enumerate(sequences)]
+    means = scores.by_sequence if scores else {}
+    parts = [_part(each, index, scores, means, folder.path, pictures) for index, each in enumerate(sequences)]
     anchors = {sequence.name: part.anchor for sequence, part in zip(sequences, parts, strict=True)}
-    means = [*scores.by_sequence.items(), ("all objects", scores.global_)] if scores else []
-    rows = [(printable(name), anchors.get(name), list(row.values())) for name, row in means]
+    rows = [(printable(name), anchors.get(name), list(row.values())) for name, row in means.items()]
+    if scores:
+        rows.append(("all objects", None, list(scores.global_.values())))
     said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(scores.notes if scores else ())])
     content = page(
         printable(Path(folder.content["options"].get("data", folder.path)).name),
@@ -64,7 +66,14 @@ def _facts(sequences: list[Sequence], content: dict[str, Any]) -> list[tuple[str
     return facts if seconds is None else [*facts, ("time", f"{seconds:.0f} s for the masks")]
 
 
-def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, pictures: dict[str, bytes]) -> Part:
+def _part(
+    sequence: Sequence,
+    index: int,
+    scores: Scores | None,
+    means: dict[str, dict[str, float]],
+    folder: Path,
+    pictures: dict[str, bytes],
+) -> Part:
     """A sequence's part of the page; its pictures are added to `pictures` by path below the folder."""
     everything = scores.sequences.get(sequence.name, ()) if scores else ()
     objects = {id_: one for id_, one in enumerate(everything, start=1) if not one.absent}
@@ -87,7 +96,7 @@ def _part(sequence: Sequence, index: int, scores: Scores | None, folder: Path, p
     return Part(
         printable(sequence.name),
         f"sequence-{index + 1}",
-        scores.by_sequence[sequence.name]["J&F-Mean"] if scores and sequence.scored else None,
+        means[sequence.name]["J&F-Mean"] if scores and sequence.scored else None,
         printable(sequence.frames[0].stem),
         len(sequence.frames),
         painted(0, truth(0), FIRST),
