@@ -158,9 +158,10 @@ def test_a_set_of_short_sequences_alone_is_nan_without_warnings(tmp_path: Path) 
     assert all(math.isnan(value) for value in scores.global_.values())
     content = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     assert content["global"] == dict.fromkeys(GLOBAL_COLUMNS)
-    assert content["sequences"]["short"]["2"] == {"J": [], "F": []} | {
-        f"{letter}_{name}": None for letter in "JF" for name in ("mean", "recall", "decay")
-    }
+    found = content["sequences"]["short"]["2"]
+    assert {name: found.pop(name) for name in ("frames", "J", "F")} == {"frames": [], "J": [], "F": []}
+    assert found.pop("pixels")["truth"] == []
+    assert found == {f"{letter}_{name}": None for letter in "JF" for name in ("mean", "recall", "decay")}
     scores.write_csv(tmp_path, "test")
     assert (tmp_path / "global_results-test.csv").read_text().splitlines()[1] == ",,,,,,"
     assert (tmp_path / "per-sequence_results-test.csv").read_text() == "Sequence,J-Mean,F-Mean\nshort_1,,\nshort_2,,\n"
@@ -191,7 +192,9 @@ def test_json_holds_every_frame_and_statistic(tmp_path: Path) -> None:
     content = score_results(davis, results, workers=0).to_json()
     assert list(content["global"]) == list(GLOBAL_COLUMNS)
     first = content["sequences"]["squares"]["1"]
-    assert set(first) == {"J", "F", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"}
+    statistics = {f"{letter}_{name}" for letter in "JF" for name in ("mean", "recall", "decay")}
+    assert set(first) == {"frames", "J", "F", "pixels"} | statistics
+    assert first["frames"] == content["files"]["squares"]
     assert first["J"] == [1.0] * 4
     assert all(type(value) is float for value in first["J"])
 

@@ -120,12 +120,20 @@ def run(arguments: argparse.Namespace) -> None:
         write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
-        folder.content.update(command=sys.argv, device=str(device), peak_memory_mb=peak_memory_mb(device))
+        folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))
+        folder.content["peak_memory_mb"] = peak_memory_mb(device)
         folder.save()
         notes = (SYNTHETIC_NOTE,) if (Path(source) / MARKER).is_file() else ()
         page = write_report(sequences, scores, folder, notes)
     say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
     say(f"page: {page.resolve().as_uri()}")
+
+
+def _method(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """The options that `choose_features` reads, as JSON values, so that a later command can choose the same."""
+    resume = None if arguments.resume is None else str(arguments.resume.resolve())
+    chosen = {name: getattr(arguments, name) for name in ("features", "layout", "part", "dtype")}
+    return chosen | {"resume": resume}
 
 
 def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse.Namespace) -> Scores | None:

@@ -115,6 +115,10 @@ def _own_share(
         folder = ResultsFolder(path, options, reuse=reuse)
         write_masks(own, features, rules, folder, say=said.append, overlays=False, progress=progress)
         found = score_written(own, path)
+        folder.content["seconds"] = folder.stage_seconds()
+        if found:
+            folder.content["scores"] = found.to_json()
+        folder.save()
     return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
 

@@ -3,7 +3,8 @@
 <sequence>/00000.png ...             palette masks
 overlays/<sequence>/00000.jpg ...    six images
 overlays/<sequence>.mp4              every frame
-results.json                         options, versions, seconds, memory, scores; rewritten after each sequence
+results.json                         options, versions, seconds, memory, scores; rewritten after each sequence;
+                                     `timecycle.evaluation.davis.run` reads it back
 *_results-<set>.csv                  the official tables
 report.html, report/<sequence>/      a page to look at, and its pictures
 .written/                            hashes of these files, see `timecycle.manifest`
@@ -27,7 +28,7 @@ from timecycle.propagation.protocols import current_names
 from timecycle.provenance import versions
 
 RESULTS = "results.json"
-FIELDS = {"options", "versions", "sequences", "seconds", "command", "device", "peak_memory_mb", "scores"}
+FIELDS = {"options", "versions", "sequences", "seconds", "command", "method", "device", "peak_memory_mb", "scores"}
 """Fields of results.json that this program writes; others were added by the user and are kept."""
 FEATURES = "features"
 MAX_DEPTH = 100  # of nesting in results.json
@@ -89,13 +90,7 @@ class ResultsFolder:
     def _read(self) -> dict[str, Any]:
         if not self._file.exists():
             return {}
-        expected = "what an earlier run of this program wrote, or another --save_path"
-        content = read_json(inside(self.path, RESULTS), expected)
-        if not (_is_ours(content) and is_plain(content, MAX_DEPTH)):
-            raise InputError(f"{self._file} was not written by this program, or is damaged; expected {expected}")
-        for name in content["sequences"]:
-            component(name, self._file)
-        return _with_current_names(content)
+        return read_results(self.path, "what an earlier run of this program wrote, or another --save_path")
 
     def _remove_earlier(self) -> None:
         """Remove the files that earlier runs wrote, and no others.
@@ -146,7 +141,13 @@ class ResultsFolder:
     def record(self, sequence: Sequence, entry: dict[str, Any]) -> None:
         """Record a finished sequence in results.json."""
         features = self.content["options"].get(FEATURES)  # with --reuse, sequences may have different features
-        self.content["sequences"][sequence.name] = entry | {"files": files_mark(sequence), FEATURES: features}
+        data = {
+            "frames": str(sequence.frames[0].parent.resolve()),
+            "annotations": str(sequence.annotations[0].parent.resolve()),
+            "fps": sequence.fps,
+        }
+        entry = entry | {"data": data, "files": files_mark(sequence), FEATURES: features}
+        self.content["sequences"][sequence.name] = entry
         self.save()
 
     def stage_seconds(self) -> dict[str, float]:
@@ -160,6 +161,20 @@ class ResultsFolder:
     def save(self) -> None:
         """Write results.json, atomically. Raises InputError if it cannot be written."""
         write_json(inside(self.path, RESULTS), self.content)
+
+
+def read_results(folder: Path, expected: str) -> dict[str, Any]:
+    """The content of a folder's results.json, with current names. Raises InputError if this program did not write it.
+
+    expected: what was expected, for the message.
+    """
+    file = inside(folder, RESULTS)
+    content = read_json(file, expected)
+    if not (_is_ours(content) and is_plain(content, MAX_DEPTH)):
+        raise InputError(f"{file} was not written by this program, or is damaged; expected {expected}")
+    for name in content["sequences"]:
+        component(name, file)
+    return _with_current_names(content)
 
 
 def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:

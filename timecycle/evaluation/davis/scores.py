@@ -28,6 +28,7 @@ from timecycle.data.sequences import annotation_files
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.layout import annotations_folder, of_year, sequence_names
 from timecycle.evaluation.davis.metrics import score_frame, statistics
+from timecycle.evaluation.davis.pixels import ObjectPixels, count_pixels
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.progress import Progress
 from timecycle.workers import begin_worker, pool
@@ -73,7 +74,7 @@ def score_sequence(annotations: Sequence[np.ndarray], results: Sequence[np.ndarr
     objects = max(ids, default=0)
     pairs = list(zip(annotations, results, strict=True))[1:-1]
     there = set(ids).union(*(_ids_in(pair, objects) for pair in pairs))
-    return _per_object([score_frame(annotation, result, objects) for annotation, result in pairs], objects, there)
+    return _per_object([_measured(*pair, objects) for pair in pairs], annotations[0], objects, there)
 
 
 def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) -> Scores:
@@ -92,7 +93,8 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
     short = [sequence.name for sequence in sequences if len(sequence.annotations) < 3]
     have = "annotations of one or two frames only, of which the first and the last are never scored,"
     notes = _left_out(short, len(sequences), have)
-    there = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
+    first = {sequence.name: _check_sequence(sequence, notes) for sequence in sequences}
+    there = {name: set(object_ids(annotation)) for name, annotation in first.items()}
     objects = {name: max(ids, default=0) for name, ids in there.items()}
     if len(objects) < len(sequences):
         raise InputError("two sequences to score have the same name; expected distinct ones")
@@ -109,7 +111,7 @@ def score_masks(sequences: Sequence[SequenceMasks], workers: int | None = None) 
             there[chunk.name] |= ids
             progress.update(len(scores))
     return Scores(
-        {name: _per_object(frames[name], objects[name], there[name]) for name in objects},
+        {name: _per_object(frames[name], first[name], objects[name], there[name]) for name in objects},
         {sequence.name: tuple(path.name for path in sequence.annotations[1:-1]) for sequence in sequences},
         tuple(notes),
     )
@@ -176,16 +178,21 @@ def _chunks(sequence: SequenceMasks) -> Iterator[SequenceMasks]:
 
 
 def _score_chunk(chunk: SequenceMasks, objects: int) -> tuple[list[np.ndarray], set[int]]:
-    """Each frame's J and F, as `score_frame` returns them, and all ids in the masks."""
+    """What `_measured` returns for each frame, and all ids in the masks."""
     scores, there = [], set[int]()
     for annotation, result in zip(chunk.annotations, chunk.results, strict=True):
         masks = read_mask(annotation, chunk.masks), read_mask(result, chunk.result_masks)
         try:
-            scores.append(score_frame(*masks, objects))
+            scores.append(_measured(*masks, objects))
         except InputError as error:
             raise InputError(f"{result} does not fit {annotation}: {error}") from None
         there |= _ids_in(masks, objects)
     return scores, there
+
+
+def _measured(annotation: np.ndarray, result: np.ndarray, objects: int) -> np.ndarray:
+    """J, F and pixels of every object in one frame, float64 [objects, 9]: `score_frame`, then `count_pixels`."""
+    return np.hstack([score_frame(annotation, result, objects), count_pixels(annotation, result, objects)])
 
 
 def _ids_in(masks: Iterable[np.ndarray], objects: int) -> set[int]:
@@ -235,8 +242,8 @@ def _left_out(names: Sequence[str], total: int, have: str) -> list[str]:
     return [f"{len(names)} of {total} sequences have {have} and {means}: {listing(names)}"]
 
 
-def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
-    """Check a sequence before scoring, append to `notes`, and return the ids in the first annotation."""
+def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> np.ndarray:
+    """Check a sequence before scoring, append to `notes`, and return the first annotation."""
     if not len(sequence.annotations) == len(sequence.results) > 0:
         raise InputError(
             f"sequence {sequence.name} has {len(sequence.results)} results for {len(sequence.annotations)} "
@@ -251,15 +258,15 @@ def _check_sequence(sequence: SequenceMasks, notes: list[str]) -> set[int]:
         )
     annotation, found = read_annotation(sequence.annotations[0], sequence.masks)
     notes += found
-    ids = set(object_ids(annotation))
-    if scored and not ids:
+    if scored and not object_ids(annotation):
         notes.append(f"{sequence.name} is not scored: {sequence.annotations[0]} holds no object")
-    return ids
+    return annotation
 
 
-def _per_object(frames: list[np.ndarray], objects: int, there: set[int]) -> tuple[ObjectScores, ...]:
-    columns = np.array(frames).reshape(len(frames), objects, 2).transpose(1, 2, 0)
-    return tuple(
-        ObjectScores(j, f, statistics(j), statistics(f), id_ not in there)
-        for id_, (j, f) in enumerate(columns, start=1)
-    )
+def _per_object(frames: list[np.ndarray], first: np.ndarray, objects: int, there: set[int]) -> tuple[ObjectScores, ...]:
+    found = []
+    for id_, own in enumerate(np.array(frames).reshape(len(frames), objects, 9).transpose(1, 0, 2), start=1):
+        j, f = own[:, :2].T.copy()
+        pixels = ObjectPixels.of_counts(first, id_, own[:, 2:])
+        found.append(ObjectScores(j, f, statistics(j), statistics(f), id_ not in there, pixels))
+    return tuple(found)

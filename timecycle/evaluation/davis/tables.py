@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timecycle.errors import said
-from timecycle.evaluation.davis.metrics import Statistics
+from timecycle.errors import InputError, said
+from timecycle.evaluation.davis.metrics import Statistics, statistics
+from timecycle.evaluation.davis.pixels import ObjectPixels
 from timecycle.evaluation.metrics import mean
 from timecycle.manifest import Tables
 
@@ -35,6 +36,8 @@ class ObjectScores:
     """Mean, recall and decay of F."""
     absent: bool = False
     """Whether no annotation and no result has the id, so that it is ignored; the official code scores it 1."""
+    pixels: ObjectPixels | None = None
+    """Where it is in annotations and results; None if the scores are of a version before 0.2."""
 
 
 class Frame(NamedTuple):
@@ -85,6 +88,16 @@ class Scores:
         return self.global_["J&F-Mean"]
 
     @property
+    def J(self) -> float:
+        """Region similarity J, the mean over all objects, in [0, 1]; NaN if nothing is scored."""
+        return self.global_["J-Mean"]
+
+    @property
+    def F(self) -> float:
+        """Contour accuracy F, the mean over all objects, in [0, 1]; NaN if nothing is scored."""
+        return self.global_["F-Mean"]
+
+    @property
     def by_sequence(self) -> dict[str, dict[str, float]]:
         """The same columns as `global_` for each sequence: means over its objects."""
         return {
@@ -110,8 +123,9 @@ class Scores:
 
             global       by official column, see `global_`
             official     the same of `official`
-            sequences    by name, then by object id: "J" and "F" of each frame, "J_mean", "J_recall", "J_decay",
-                         "F_mean", "F_recall", "F_decay"
+            sequences    by name, then by object id: "frames", file names of the scored annotations, and "J" and "F"
+                         of each of them; "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"; "pixels",
+                         see `ObjectPixels`
             files        by sequence: file names of the scored annotations
             worst        a list of frames, see `worst`
             notes        a list of sentences
@@ -122,9 +136,13 @@ class Scores:
         for name, id_, scores in self._objects():
             if scores.absent:
                 continue
-            fields = sequences[name][str(id_)] = {"J": _json(scores.jaccard), "F": _json(scores.boundary)}
+            fields: dict[str, Any] = {"frames": list(self.files.get(name, ()))}
+            fields |= {"J": _json(scores.jaccard), "F": _json(scores.boundary)}
             for letter, summary in (("J", scores.jaccard_statistics), ("F", scores.boundary_statistics)):
                 fields |= {f"{letter}_{key}": _json(value) for key, value in summary._asdict().items()}
+            if scores.pixels:
+                fields["pixels"] = scores.pixels.to_json()
+            sequences[name][str(id_)] = fields
         return {
             "global": {column: _json(value) for column, value in self.global_.items()},
             "official": {column: _json(value) for column, value in self.official.items()},
@@ -133,6 +151,18 @@ class Scores:
             "worst": [frame._asdict() for frame in self.worst()],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], folder: Path | None = None) -> "Scores":
+        """The inverse of `to_json`. Raises InputError for anything else."""
+        try:
+            files = {name: tuple(names) for name, names in content["files"].items()}
+            sequences = {name: _objects_from(found, len(files[name])) for name, found in content["sequences"].items()}
+            return cls(sequences, files, tuple(content["notes"]), folder)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"these are no scores ({type(error).__name__}: {error}); expected those of results.json"
+            ) from None
 
     def table(self) -> str:
         """Format a table with a row per sequence, averaged over its objects, and a row over all objects.
@@ -187,6 +217,19 @@ class Scores:
     def _objects(self) -> Iterator[tuple[str, int, ObjectScores]]:
         for name, objects in self.sequences.items():
             yield from ((name, id_, scores) for id_, scores in enumerate(objects, start=1))
+
+
+def _objects_from(content: dict[str, Any], frames: int) -> tuple[ObjectScores, ...]:
+    """The objects of one sequence from JSON; ids that are missing were in no mask, which is perfect."""
+    found = []
+    for id_ in range(1, max(map(int, content), default=0) + 1):
+        one = content.get(str(id_))
+        jaccard, boundary = (np.array(one[name], np.float64) if one else np.ones(frames) for name in ("J", "F"))
+        if not jaccard.shape == boundary.shape == (frames,):
+            raise ValueError(f"object {id_} has {jaccard.size} and {boundary.size} values for {frames} frames")
+        pixels = ObjectPixels.from_json(one["pixels"]) if one and "pixels" in one else None
+        found.append(ObjectScores(jaccard, boundary, statistics(jaccard), statistics(boundary), one is None, pixels))
+    return tuple(found)
 
 
 def _summary(objects: Iterable[ObjectScores]) -> list[float]:
