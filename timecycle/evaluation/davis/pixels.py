@@ -6,8 +6,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from timecycle.data.masks import VOID
-
 _COLUMNS = ("truth", "result", "both", "other", "other_id")
 """Counts in the order of `count_pixels`, before the center."""
 
@@ -71,18 +69,23 @@ def count_pixels(annotation: np.ndarray, result: np.ndarray, objects: int) -> np
     """
     x, y, width, height = cv2.boundingRect(annotation | result)
     here = np.s_[y : y + height, x : x + width]
-    truth, found = np.where(annotation[here] == VOID, 0, annotation[here]), result[here]
-    pairs = np.bincount((truth.astype(np.int64) * 256 + found).ravel(), minlength=65536).reshape(256, 256)
-    counts = np.empty((objects, len(_COLUMNS) + 2))
+    truth, found = annotation[here], result[here]
+    counts = np.zeros((objects, len(_COLUMNS) + 2))
+    counts[:, len(_COLUMNS) :] = np.nan
+    if not truth.size:
+        return counts
+    # A histogram of pairs of ids. OpenCV returns float32, which is exact up to 16,777,216 pixels of a pair.
+    pairs = cv2.calcHist([truth, found], [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
     for i in range(objects):
         id_ = i + 1
         elsewhere = pairs[1 : objects + 1, id_].copy()
         elsewhere[i] = 0
         most = int(elsewhere.argmax())
-        center = np.nan, np.nan
-        if pairs[id_].any():
-            moments = cv2.moments((truth == id_).view(np.uint8), binaryImage=True)
-            center = x + moments["m10"] / moments["m00"], y + moments["m01"] / moments["m00"]
-        both, other = pairs[id_, id_], elsewhere[most]
-        counts[i] = pairs[id_].sum(), pairs[:, id_].sum(), both, other, most + 1 if other else 0, *center
+        other = elsewhere[most]
+        area = pairs[id_].sum()
+        counts[i, : len(_COLUMNS)] = area, pairs[:, id_].sum(), pairs[id_, id_], other, most + 1 if other else 0
+        if area:
+            inside = (truth == id_).view(np.uint8)
+            columns, rows = (cv2.reduce(inside, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() for axis in (0, 1))
+            counts[i, -2:] = x + columns @ np.arange(width) / area, y + rows @ np.arange(height) / area
     return counts
