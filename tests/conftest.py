@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import CORES
+from tests.browser import chromium
 
 # Processes of pytest-xdist and the programs that they start share the cores. PyTorch reads this on import.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -195,6 +196,13 @@ def small_davis(tmp_path: Path) -> Path:
     write_sequence(root, "first")
     write_sequence(root, "second")
     return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, see `tests.browser`; skips where there is none."""
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

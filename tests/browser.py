@@ -1,0 +1,43 @@
+"""Pages in a headless Chromium: the one of the system, driven by Playwright. conftest.py has the fixture `browser`."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A running browser of Playwright's; skips the test, with the reason, if it or Playwright is not here."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("Chromium is not here (make browser installs it where it can)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1280, **context: Any) -> Iterator[Any]:
+    """A file as a Playwright page without network; afterwards nothing may have failed or been asked of the network.
+
+    context: of the browser's context, such as color_scheme="dark".
+    """
+    wrong: list[str] = []
+    tab = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **context)
+    page = tab.new_page()
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(f"{request.url[:200]}: {request.failure}"))
+    page.on("request", lambda asked: wrong.append(asked.url[:200]) if asked.url.startswith("http") else None)
+    page.goto(path.resolve().as_uri())
+    yield page
+    tab.close()
+    assert not wrong, wrong
