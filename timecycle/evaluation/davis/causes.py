@@ -1,0 +1,321 @@
+"""Why objects fail: stretches of low scores, each named by a rule. NumPy only; images are not read.
+
+An object fails in a stretch: at least FAIL_FRAMES frames whose mean of J and F is below FAILS, with at most GAP better
+ones in a row between them. The first rule of CAUSES, in their order, that a stretch satisfies is its cause; a stretch
+that satisfies none has no name. From the frame on at which an object is lost for good, a stretch is looked at anew.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+import numpy as np
+
+from timecycle.evaluation.davis.pixels import ObjectPixels
+from timecycle.evaluation.davis.tables import ObjectScores, Scores
+
+FAILS = 0.5
+"""J&F below which an object fails in a frame; DAVIS' recall has the same limit."""
+FAIL_FRAMES = 3
+"""Least failing frames of a stretch."""
+GAP = 2
+"""Most good frames in a row within a stretch."""
+SWAP_FRAMES = 5
+"""Least frames of an identity swap."""
+SWAP_SHARE = 0.25
+"""Least share of the result that is the other object's in an identity swap."""
+COVERED = 0.5
+"""Share of the object that the result covers: below in an identity swap, at least in a leak."""
+SHRUNK = 0.5
+"""An object is hidden where its annotation has less than this share of its largest area of HIDDEN_FRAMES frames."""
+HIDDEN_FRAMES = 12
+"""Frames back to which a hidden object's area is compared."""
+LAG = 5
+"""Most frames between the object being hidden and the failure that it explains."""
+LEAK_AREA = 1.5
+"""Least area of the result in a leak, in areas of the object."""
+SMALL = 0.002
+"""Share of the frame below which an object is small: a disk with a radius of two tolerances of F in frames of 16:9."""
+FEW = 0.005
+"""Share of the frame that is wrong, below which a few pixels decide the score of a small object."""
+LOST = 0.05
+"""Share of the object that the result covers, below which there is no overlap."""
+LOST_FRAMES = 5
+"""Least frames without overlap, up to the last one, of a lost object."""
+ONSET = 8
+"""Least failing frames before an object is lost that are a stretch of their own."""
+SMOOTH = 5
+"""Frames of which the median is taken where a fall of J is measured."""
+FALL = 0.2
+"""Least fall of J in an occlusion or a drift."""
+JUMP_FRAMES = 3
+"""A fall is a jump if this many frames have JUMP_SHARE of it."""
+JUMP_SHARE = 0.5
+"""See JUMP_FRAMES."""
+TOP = 0.9
+"""Share of the largest score before it, from which on a fall is counted."""
+MAJORITY = 0.5
+"""Share of a stretch's frames in which an identity swap or a leak must be seen."""
+
+CAUSES = {
+    "identity swap": (
+        f"In at least {SWAP_FRAMES} frames, and in half of those in which the object is not hidden, the result covers "
+        f"more of another object than of its own, of which it covers less than {COVERED:.0%}; at least "
+        f"{SWAP_SHARE:.0%} of the result is on the other object."
+    ),
+    "occlusion": (
+        f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area of the last {HIDDEN_FRAMES} "
+        f"frames, at most {LAG} frames before or after the score falls."
+    ),
+    "small object": (
+        f"The object has less than {SMALL:.1%} of the frame, and less than {FEW:.1%} of the frame is wrong (medians)."
+    ),
+    "leak": (
+        f"In half of the frames the result has at least {LEAK_AREA:g} times the area of the object and covers at "
+        f"least {COVERED:.0%} of it."
+    ),
+    "lost": (
+        f"From a frame on to the last one, {LOST_FRAMES} or more, the result covers less than {LOST:.0%} of the object."
+    ),
+    "drift": (
+        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames have {JUMP_SHARE:.0%} of the fall."
+    ),
+}
+"""The rule of each cause, in the order in which they are tried."""
+WHOLE = ("identity swap", "occlusion")
+"""Causes of a whole stretch, also where it ends with a lost object."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an object fails in a stretch of frames."""
+
+    sequence: str
+    """Name of the sequence."""
+    object_id: int
+    """Id of the object, from 1."""
+    name: str
+    """One of CAUSES."""
+    first: int
+    """Index of the first frame among the scored ones, which are all but the sequence's first and last."""
+    last: int
+    """Index of the last frame."""
+    file: str
+    """Name of the first frame's annotation file; empty if the scores have no names."""
+    words: str
+    """A sentence with the numbers."""
+
+
+def causes_of(scores: Scores) -> list[Cause]:
+    """The causes of all failing stretches, by sequence, object and frame.
+
+    Objects without `ObjectScores.pixels`, of scores of earlier versions, are left out.
+    """
+    found = []
+    for sequence, objects in scores.sequences.items():
+        files = scores.files.get(sequence, ())
+        for id_, one in enumerate(objects, start=1):
+            if one.absent or one.pixels is None or not len(one.jaccard):
+                continue
+            curves = _Curves(one, one.pixels, [PurePath(file).stem for file in files])
+            for stretch, name, words in _named(curves):
+                file = files[stretch.first] if files else ""
+                found.append(Cause(sequence, id_, name, stretch.first, stretch.last, file, words))
+    return found
+
+
+def counts(causes: Iterable[Cause]) -> dict[str, int]:
+    """How many objects have each cause, in the order of CAUSES; an object counts once for a cause."""
+    having = {(cause.sequence, cause.object_id, cause.name) for cause in causes}
+    return {name: sum(one[2] == name for one in having) for name in CAUSES}
+
+
+def cause_at(causes: Iterable[Cause], sequence: str, object_id: int, index: int) -> Cause | None:
+    """The cause of an object's failure in one scored frame, by index; None if it does not fail or none is named."""
+    for cause in causes:
+        if (cause.sequence, cause.object_id) == (sequence, object_id) and cause.first <= index <= cause.last:
+            return cause
+    return None
+
+
+class _Curves:
+    """What the rules look at: one object's values over the scored frames, each [N]."""
+
+    def __init__(self, scores: ObjectScores, pixels: ObjectPixels, stems: list[str]) -> None:
+        self.pixels, self._stems = pixels, stems
+        self.score = (scores.jaccard + scores.boundary) / 2
+        self.there = pixels.truth > 0
+        """Whether the annotation has the object."""
+        self.nothing = ~self.there & (pixels.result == 0)
+        """Whether neither has it, which scores 1."""
+        self.covered = np.where(self.nothing, 1, pixels.both / np.maximum(pixels.truth, 1))
+        """Share of the object that the result covers; 1 where neither has it."""
+        before = np.concatenate([np.full(HIDDEN_FRAMES, pixels.first), pixels.truth])
+        largest = np.lib.stride_tricks.sliding_window_view(before, HIDDEN_FRAMES + 1).max(1)
+        self.small = SMALL * pixels.frame
+        """Pixels of a small object."""
+        self.hidden = ~self.there | ((pixels.truth < SHRUNK * largest) & (largest >= self.small))
+        self.largest = largest
+        self.failing = (self.score < FAILS) & ~self.nothing
+        padded = np.pad(scores.jaccard, SMOOTH // 2, mode="edge")
+        self.smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTH), axis=1)
+        """J, each the median of SMOOTH frames."""
+
+    def name(self, index: int) -> str:
+        """A frame as the sentences name it."""
+        return f"frame {self._stems[index] if self._stems else index + 1}"
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Frames in which an object fails."""
+
+    first: int
+    last: int
+    lost_from: int | None = None
+    """First frame of those up to the last one without overlap, if the stretch ends with them."""
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The part of [N] values."""
+        return values[self.first : self.last + 1]
+
+
+def _stretches(curves: _Curves) -> Iterator[_Stretch]:
+    """The failing stretches of an object, in order."""
+    run: list[int] = []
+    good = 0
+    for index, failing in enumerate([*curves.failing, False]):
+        if failing:
+            run.append(index)
+            good = 0
+            continue
+        end = index == len(curves.failing)
+        good += not end and not curves.nothing[index]
+        if end or good > GAP:
+            if len(run) >= FAIL_FRAMES:
+                yield _Stretch(run[0], run[-1])
+            run = []
+
+
+def _named(curves: _Curves) -> Iterator[tuple[_Stretch, str, str]]:
+    """The stretches with name and words of their causes; one that ends lost may be two."""
+    lost_from = _lost_from(curves)
+    for stretch in _stretches(curves):
+        if lost_from is None or lost_from > stretch.last:
+            parts = [stretch]
+        elif lost_from - stretch.first < ONSET or _cause(curves, stretch)[0] in WHOLE:
+            parts = [replace(stretch, lost_from=lost_from)]
+        else:
+            parts = [replace(stretch, last=lost_from - 1), _Stretch(lost_from, stretch.last, lost_from)]
+        for part in parts:
+            name, words = _cause(curves, part)
+            if name:
+                yield part, name, words
+
+
+def _lost_from(curves: _Curves) -> int | None:
+    """The first frame from which on nothing of the object is covered, if these are enough."""
+    seen = np.flatnonzero(curves.there)
+    found = np.flatnonzero(curves.covered[seen] >= LOST)
+    tail = seen[found[-1] + 1 :] if found.size else seen
+    return int(tail[0]) if len(tail) >= LOST_FRAMES else None
+
+
+def _cause(curves: _Curves, stretch: _Stretch) -> tuple[str, str]:
+    """Name and words of the first rule that a stretch satisfies; two empty strings if it satisfies none."""
+    for name in CAUSES:
+        words = _RULES[name](curves, stretch)
+        if words:
+            return name, words
+    return "", ""
+
+
+def _identity_swap(curves: _Curves, stretch: _Stretch) -> str | None:
+    pixels = curves.pixels
+    swapped = (pixels.other > pixels.both) & (curves.covered < COVERED) & (pixels.other >= SWAP_SHARE * pixels.result)
+    visible = stretch.of(curves.failing & ~curves.hidden)
+    frames = np.flatnonzero(stretch.of(swapped) & visible)
+    if len(frames) < max(SWAP_FRAMES, MAJORITY * visible.sum()):
+        return None
+    ids = np.bincount(stretch.of(pixels.other_id)[frames])
+    first = stretch.first + int(frames[0])
+    return (
+        f"In {len(frames)} frames from {curves.name(first)} on the result is more on object {ids.argmax()} than on its "
+        f"own."
+    )
+
+
+def _occlusion(curves: _Curves, stretch: _Stretch) -> str | None:
+    begin = max(stretch.first - LAG, 0)
+    near = np.flatnonzero(curves.hidden[begin : stretch.first + LAG + 1])
+    if not near.size:
+        return None
+    truth = curves.pixels.truth
+    at = begin + int(near[0])
+    before = slice(max(at - LAG, 0), at + 1)
+    fall = curves.smooth[before].max() - curves.smooth[at : stretch.last + 1].min(initial=1)
+    if fall < FALL or curves.covered[before].max() < COVERED:
+        return None
+    least = at + int(truth[at : max(stretch.first + LAG, at) + 1].argmin())
+    share = truth[least] / curves.largest[least] if curves.largest[least] else 0.0
+    what = "has vanished" if truth[least] == 0 else f"has {share:.0%} of its area"
+    back = "" if stretch.last < len(truth) - 1 else ", and the result does not come back"
+    return f"At {curves.name(least)} the object {what}; the score falls at {curves.name(stretch.first)}{back}."
+
+
+def _small_object(curves: _Curves, stretch: _Stretch) -> str | None:
+    pixels, there = curves.pixels, stretch.of(curves.there)
+    if not there.any():
+        return None
+    area = np.median(stretch.of(pixels.truth)[there])
+    wrong = np.median(stretch.of(pixels.truth + pixels.result - 2 * pixels.both)[there])
+    if area >= curves.small or wrong >= FEW * pixels.frame:
+        return None
+    return f"The object has {area:.0f} pixels, {area / pixels.frame:.2%} of the frame, and {wrong:.0f} are wrong."
+
+
+def _leak(curves: _Curves, stretch: _Stretch) -> str | None:
+    pixels = curves.pixels
+    leaking = (pixels.result >= LEAK_AREA * pixels.truth) & (curves.covered >= COVERED)
+    visible = stretch.of(curves.failing & curves.there)
+    frames = np.flatnonzero(stretch.of(leaking) & visible)
+    if not frames.size or len(frames) < MAJORITY * visible.sum():
+        return None
+    times = stretch.of(pixels.result / np.maximum(pixels.truth, 1))[frames]
+    share = np.median(stretch.of(curves.covered)[frames])
+    return (
+        f"The result has {np.median(times):.1f} times the object's area (at most {times.max():.1f}) and covers "
+        f"{share:.0%} of it."
+    )
+
+
+def _lost(curves: _Curves, stretch: _Stretch) -> str | None:
+    if stretch.lost_from is None:
+        return None
+    frames = int(curves.there[stretch.lost_from :].sum())
+    empty = (curves.pixels.result[stretch.lost_from :] == 0).mean() > MAJORITY
+    where = "empty" if empty else "elsewhere"
+    return f"From {curves.name(stretch.lost_from)} to the end, in {frames} frames, the result is {where}."
+
+
+def _drift(curves: _Curves, stretch: _Stretch) -> str | None:
+    smooth = curves.smooth
+    lowest = stretch.first + int(smooth[stretch.first : stretch.last + 1].argmin())
+    before = smooth[: stretch.first + 1]
+    start = int(np.flatnonzero(before >= TOP * before.max())[-1])
+    fall = smooth[start] - smooth[lowest]
+    way = smooth[start : lowest + 1]
+    steepest = (way[:-JUMP_FRAMES] - way[JUMP_FRAMES:]).max(initial=0)
+    if len(way) <= JUMP_FRAMES or fall < FALL or steepest >= JUMP_SHARE * fall:
+        return None
+    return f"J falls from {smooth[start]:.2f} to {smooth[lowest]:.2f} in {lowest - start} frames, without a jump."
+
+
+_RULES = {
+    "identity swap": _identity_swap,
+    "occlusion": _occlusion,
+    "small object": _small_object,
+    "leak": _leak,
+    "lost": _lost,
+    "drift": _drift,
+}
