@@ -56,12 +56,19 @@ def read_sequences(
     """The sequences of folders of frames and annotations, by name: all, those with the given names, or so many."""
     if isinstance(names, int):
         names = _evenly(list(folders), names, source)
-    if isinstance(names, str):
+    if isinstance(names, str) or names == []:
         raise InputError(f"sequences is {said(repr(names))}; expected a list of names, or a number of sequences")
     for name in names or []:
         if name not in folders:
             raise InputError(f"--sequences {said(name)} is not in {source}; expected some of {', '.join(folders)}")
     return [_read_sequence(name, *pair, masks) for name, pair in folders.items() if not names or name in names]
+
+
+def of_every(step: int, sequences: list[Sequence], argument: str) -> list[Sequence]:
+    """`Sequence.every` for all. Raises InputError, naming the argument, if `step` is not a number of frames."""
+    if not isinstance(step, int) or step < 1:
+        raise InputError(f"{argument} is {step!r}; expected a whole number of frames, 1 or more")
+    return sequences if step == 1 else [sequence.every(step) for sequence in sequences]
 
 
 def _evenly(names: list[str], count: int, source: object) -> list[str]:

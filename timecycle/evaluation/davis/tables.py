@@ -260,6 +260,8 @@ class Scores(Printed):
 
     def report(self) -> str:
         """The table, the means in one line, the worst frame, and the notes."""
+        if not self.sequences:
+            return "\n".join([self.table(), *(f"warning: {note}" for note in self.notes)])
         lines = [self.table(), "", "  ".join(f"{column} {shown(value)}" for column, value in self.global_.items())]
         if any(scores.absent for _, _, scores in self._objects()):
             official = "  ".join(f"{column} {shown(value)}" for column, value in self.official.items())
