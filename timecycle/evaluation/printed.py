@@ -102,5 +102,6 @@ def _html_row(tag: str, cells: Sequence[str], left: Sequence[bool], bold: int | 
     for index, (cell, of_text) in enumerate(zip(cells, left, strict=True)):
         inner = html.escape(cell)
         inner = f"<b>{inner}</b>" if index == bold else inner
-        parts.append(f'<{tag} style="text-align:{"left" if of_text else "right"}">{inner}</{tag}>')
+        style = f"padding:.2em .7em; text-align:{'left' if of_text else 'right'}"
+        parts.append(f'<{tag} style="{style}">{inner}</{tag}>')
     return f"<tr>{''.join(parts)}</tr>"
