@@ -1,8 +1,10 @@
 """evaluate_davis with callers' features under every protocol, from Python and from the command line."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ from torch import Tensor, nn
 
 import test_davis
 import timecycle
+from tests.assertions import raises_input_error
+from tests.conftest import write_sequence
 from tests.rank_cases import run_ranks
 from tests.resnets import random_weights
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.run import read_run
+from timecycle.evaluation.davis.tables import Scores
 from timecycle.features.identity import identity
 from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import PRESETS
@@ -113,6 +119,146 @@ def test_ranks_share_the_sequences_and_agree(small_davis: Path, tmp_path):
         assert calls == 4  # the frames of one sequence
 
 
+def evaluated(davis: Path, **options: Any) -> Scores:
+    """Of the patches, small."""
+    return timecycle.evaluate_davis(patches, davis, "dino", progress=False, side=64, **options)
+
+
+@pytest.fixture
+def longer_davis(tmp_path: Path) -> Path:
+    """A folder in DAVIS layout with four sequences of seven and six frames."""
+    root = tmp_path / "longer"
+    for name, frames in (("a", 7), ("b", 6), ("c", 7), ("d", 6)):
+        write_sequence(root, name, frames)
+    return root
+
+
+def test_a_frame_stride_is_a_set_of_those_frames(longer_davis: Path, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(longer_davis, other)
+    for path in [*other.rglob("*.jpg"), *other.rglob("*.png")]:
+        if int(path.stem) % 2:
+            path.unlink()
+    strided = evaluated(longer_davis, frame_stride=2, save_path=tmp_path / "strided")
+    direct = evaluated(other, save_path=tmp_path / "direct")
+    assert strided.to_json() == direct.to_json()
+    assert strided.files["a"] == ("00002.png", "00004.png")
+    assert strided.files["b"] == ("00002.png",)
+    masks = [
+        sorted(path.relative_to(folder) for path in folder.rglob("*.png")) for folder in (strided.folder, direct.folder)
+    ]
+    assert masks[0] == masks[1]
+    assert len(masks[0]) == 2 * (4 + 3)
+    for path in masks[0]:
+        assert (strided.folder / path).read_bytes() == (direct.folder / path).read_bytes()
+    assert evaluated(longer_davis).to_json() != strided.to_json()
+    assert read_run(strided.folder).sequence("a").frames == tuple(
+        sorted((longer_davis / "JPEGImages" / "480p" / "a").glob("*.jpg"))[::2]
+    )
+
+
+def test_results_of_another_frame_stride_are_not_resumed(small_davis: Path, tmp_path):
+    evaluated(small_davis, save_path=tmp_path / "out")
+    with raises_input_error("holds results made with frame_stride 1, not 2"):
+        evaluated(small_davis, frame_stride=2, save_path=tmp_path / "out")
+
+
+def test_results_from_before_there_were_frame_strides_are_resumed(small_davis: Path, tmp_path):
+    evaluated(small_davis, save_path=tmp_path / "out")
+    file, mask = tmp_path / "out" / "results.json", tmp_path / "out" / "first" / "00001.png"
+    content = json.loads(file.read_text())
+    assert content["options"].pop("frame_stride") == 1
+    file.write_text(json.dumps(content))
+    before = mask.stat().st_mtime_ns
+    evaluated(small_davis, save_path=tmp_path / "out")
+    assert mask.stat().st_mtime_ns == before
+
+
+def test_a_number_of_sequences_is_spread_over_the_list(longer_davis: Path):
+    assert list(evaluated(longer_davis, sequences=2).sequences) == ["a", "c"]
+    assert list(evaluated(longer_davis, sequences=3).sequences) == ["a", "b", "c"]
+    assert list(evaluated(longer_davis, sequences=4).sequences) == ["a", "b", "c", "d"]
+    assert list(evaluated(longer_davis, sequences=["d", "a"]).sequences) == ["a", "d"]
+
+
+def test_overlays_and_a_page_are_written_when_asked_for(small_davis: Path, tmp_path):
+    out = tmp_path / "out"
+    scores = evaluated(small_davis, save_path=out)
+    assert (scores.folder, scores.page) == (out, None)
+    assert not (out / "overlays").exists()
+    assert not (out / "report.html").exists()
+    again = evaluated(small_davis, save_path=out, overlays=True, report=True)
+    assert again.to_json() == scores.to_json()
+    assert again.page == out / "report.html"
+    assert "first" in again.page.read_text()
+    assert (out / "overlays" / "second.mp4").stat().st_size > 0
+    assert len(list((out / "overlays" / "first").glob("*.jpg"))) == 4
+    video = (out / "overlays" / "first.mp4").stat().st_mtime_ns
+    evaluated(small_davis, save_path=out, overlays=True)  # finished
+    assert (out / "overlays" / "first.mp4").stat().st_mtime_ns == video
+
+
+def test_a_page_of_others_is_refused_before_anything_is_computed(small_davis: Path, tmp_path):
+    page = tmp_path / "out" / "report.html"
+    page.parent.mkdir()
+    page.write_text("mine")
+    with raises_input_error("report.html was not made by this program"):
+        evaluated(small_davis, save_path=tmp_path / "out", report=True)
+    assert page.read_text() == "mine"
+    assert not (tmp_path / "out" / "first").exists()
+
+
+def test_a_set_with_first_annotations_only_gives_masks(small_davis: Path, tmp_path):
+    (small_davis / "ImageSets" / "2017" / "val.txt").rename(small_davis / "ImageSets" / "2017" / "test-dev.txt")
+    for name in ("first", "second"):
+        for path in sorted((small_davis / "Annotations" / "480p" / name).glob("*.png"))[1:]:
+            path.unlink()
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="2 of 2 sequences have an annotation of the first frame only"):
+        scores = evaluated(small_davis, image_set="test-dev", save_path=out, overlays=True, report=True)
+    assert scores.sequences == {}
+    assert str(scores) == f"no scores; masks: {out}/<sequence>"
+    assert scores.report().splitlines()[1].startswith("warning: 2 of 2 sequences have an annotation")
+    assert (scores.scalars(), scores.worst()) == ({}, [])
+    assert [path.name for path in sorted((out / "second").iterdir())] == [f"{i:05d}.png" for i in range(4)]
+    assert scores.page.is_file()
+    assert "scores" not in json.loads((out / "results.json").read_text())
+
+
+def test_every_rank_writes_a_page_of_its_share(small_davis: Path, tmp_path):
+    out = tmp_path / "out"
+    body = f"""
+        scores = timecycle.evaluate_davis(
+            patches, {str(small_davis)!r}, "dino", progress=False, side=64, save_path={str(out)!r}, report=True
+        )
+        result = json.dumps([str(scores.page), list(scores.sequences)])
+    """
+    found = [json.loads(text) for text in run_ranks(tmp_path, body)]
+    assert found == [[str(out / f"rank{i}" / "report.html"), ["first", "second"]] for i in range(2)]
+    assert all(Path(page).is_file() for page, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"overlays": True}, "overlays is True without save_path; expected a save_path"),
+        ({"report": True}, "report is True without save_path; expected a save_path"),
+        ({"frame_stride": 0}, "frame_stride is 0; expected a whole number of frames, 1 or more"),
+        ({"frame_stride": 1.5}, "frame_stride is 1.5; expected a whole number of frames"),
+        ({"sequences": 3}, "sequences is 3; expected 1 to 2, as many as the set val has, or a list of names"),
+        ({"sequences": 0}, "sequences is 0; expected 1 to 2"),
+        ({"sequences": "first"}, "sequences is 'first'; expected a list of names, or a number"),
+        ({"sequences": []}, "sequences is []; expected a list of names, or a number"),
+        ({"sequences": ["third"]}, "third is not in the set val"),
+        ({"dtype": "float31"}, "dtype is float31; expected"),
+        ({"remap": {1: 2}, "threshold": 100}, "threshold"),
+    ],
+)
+def test_bad_arguments_are_refused(small_davis: Path, options: dict[str, Any], sentence: str):
+    with raises_input_error(sentence):
+        evaluated(small_davis, **options)
+
+
 @pytest.fixture
 def run(command_line, tmp_path, monkeypatch):
     """Run test_davis.py in a working directory that holds a module of features."""
@@ -143,6 +289,19 @@ def test_a_published_checkpoint_under_its_protocol_from_the_shell(run, small_dav
     assert results["scores"]["global"]["J-Mean"] > 0.4  # random features separate red from gray
     assert results["options"]["layout"] is None
     assert run(*arguments, "--resume", "walk.pth", "--layout", "crw-zeropad").code == 2  # of another network
+
+
+def test_a_frame_stride_from_the_shell(run, small_davis: Path, tmp_path):
+    arguments = ("--davis", small_davis, "--cropSize", 64)
+    ended = run(*arguments, "--frame-stride", 2)
+    assert ended.code == 0, ended.err
+    assert "of one or two frames only" in ended.out + ended.err
+    (out,) = (tmp_path / "out").iterdir()
+    assert out.name.endswith("-64-stride2")
+    assert [path.name for path in sorted((out / "first").iterdir())] == ["00000.png", "00002.png"]
+    ended = run(*arguments, "--frame-stride", 0)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--frame-stride is 0; expected a whole number of frames" in ended.err
 
 
 def test_native_size(run, small_davis: Path, tmp_path):

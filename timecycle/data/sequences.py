@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ FASTEST = 1000.0  # frames per second, maximum that a prepared folder may state
 MASK_VALUES = 8  # so many values cover 90 % of a mask's pixels, but not of a gray image's
 DARK = 1 << 13  # 16-bit frames whose maximum is below this are reported
 LONGEST_LINE = 1500  # characters, of two paths
+Names = list[str] | int | None
+"""Which sequences: those with these names; so many, evenly spaced in their list; or all."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,40 @@ class Sequence:
         """Whether every frame is annotated, so that masks can be scored."""
         return len(self.annotations) == len(self.frames)
 
+    def every(self, step: int) -> "Sequence":
+        """The sequence of frames 0, `step`, 2 `step`, ... and their annotations."""
+        fps = None if self.fps is None else self.fps / step
+        return replace(self, frames=self.frames[::step], annotations=self.annotations[::step], fps=fps)
+
 
 def read_sequences(
-    folders: dict[str, tuple[Path, Path]], names: list[str] | None, masks: MaskReading, source: object
+    folders: dict[str, tuple[Path, Path]], names: Names, masks: MaskReading, source: object
 ) -> list[Sequence]:
-    """The sequences of folders of frames and annotations, by name; all, or those with the given names."""
+    """The sequences of folders of frames and annotations, by name: all, those with the given names, or so many."""
+    if isinstance(names, int):
+        names = _evenly(list(folders), names, source)
+    if isinstance(names, str) or names == []:
+        raise InputError(f"sequences is {said(repr(names))}; expected a list of names, or a number of sequences")
     for name in names or []:
         if name not in folders:
             raise InputError(f"--sequences {said(name)} is not in {source}; expected some of {', '.join(folders)}")
     return [_read_sequence(name, *pair, masks) for name, pair in folders.items() if not names or name in names]
+
+
+def of_every(step: int, sequences: list[Sequence], argument: str) -> list[Sequence]:
+    """`Sequence.every` for all. Raises InputError, naming the argument, if `step` is not a number of frames."""
+    if not isinstance(step, int) or step < 1:
+        raise InputError(f"{argument} is {step!r}; expected a whole number of frames, 1 or more")
+    return sequences if step == 1 else [sequence.every(step) for sequence in sequences]
+
+
+def _evenly(names: list[str], count: int, source: object) -> list[str]:
+    """So many of the names, from the first on, evenly spaced."""
+    if not 1 <= count <= len(names):
+        raise InputError(
+            f"sequences is {count}; expected 1 to {len(names)}, as many as {source} has, or a list of names"
+        )
+    return [names[i * len(names) // count] for i in range(count)]
 
 
 def annotation_files(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from timecycle.data.sequences import files_in
 from timecycle.errors import InputError, said
 from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import area_pck, mean
+from timecycle.evaluation.printed import Printed, Table
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_json
@@ -51,14 +52,17 @@ class AnimalVideo:
     """bool [A, 20]: whether a joint is annotated as visible."""
 
 
-@dataclass(frozen=True)
-class JointScores:
-    """Fractions in [0, 1] of the joints that are found."""
+@dataclass(frozen=True, repr=False)
+class JointScores(Printed):
+    """Fractions in [0, 1] of the joints that are found. Printed, they are a table."""
 
     pck: float
     """Mean over the videos."""
     videos: dict[str, float]
     """By video; NaN for one with nothing to score."""
+
+    def _table(self) -> Table:
+        return Table(["video", "PCK"], [*self.videos.items(), ("mean", self.pck)], total=True)
 
 
 def read_badja(root: Path | str, videos: list[str] | None = None) -> list[AnimalVideo]:

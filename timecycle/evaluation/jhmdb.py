@@ -18,6 +18,7 @@ from timecycle.errors import InputError, said
 from timecycle.evaluation.maps import SIGMA, gaussian_maps
 from timecycle.evaluation.matlab import read_array
 from timecycle.evaluation.metrics import mean, pose_distances, pose_pck
+from timecycle.evaluation.printed import Printed, Table
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, fields, read_lines
@@ -42,14 +43,20 @@ class PoseClip:
     """float64 [T, 15, 2], x and y in pixels; 0 is the center of the first pixel."""
 
 
-@dataclass(frozen=True)
-class PoseScores:
-    """Fractions in [0, 1] of the joints that are found, by threshold (0.1, 0.2)."""
+@dataclass(frozen=True, repr=False)
+class PoseScores(Printed):
+    """Fractions in [0, 1] of the joints that are found, by threshold (0.1, 0.2). Printed, they are a table."""
 
     pck: dict[float, float]
     """Mean over the joints."""
     joints: dict[float, tuple[float, ...]]
     """Of each of the 15 joints, in the order of the data; NaN for a joint that is never scored."""
+
+    def _table(self) -> Table:
+        by_joint = zip(*self.joints.values(), strict=True)
+        rows = [[f"joint {number}", *found] for number, found in enumerate(by_joint, start=1)]
+        headings = ["joint", *(f"PCK@{threshold:g}" for threshold in self.pck)]
+        return Table(headings, [*rows, ["all joints", *self.pck.values()]], total=True)
 
 
 def read_jhmdb(root: Path | str, listing: Path | str | None = None, split: int = 1) -> list[PoseClip]:

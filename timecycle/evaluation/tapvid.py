@@ -19,6 +19,7 @@ from timecycle.errors import InputError, said
 from timecycle.evaluation.maps import bilinear_maps
 from timecycle.evaluation.metrics import PointScores, mean_point_scores, point_scores
 from timecycle.evaluation.pickled import NUMBERS, check_size, load_arrays
+from timecycle.evaluation.printed import Printed, Table
 from timecycle.evaluation.videos import over_videos, propagated_places
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import check_is_file, component
@@ -152,14 +153,24 @@ def _checked(path: Path, name: str, parts: dict[str, Any]) -> PointVideo:
     return PointVideo(name, frames, points[seen].astype(np.float64), occluded[seen])
 
 
-@dataclass(frozen=True)
-class TapVidScores:
-    """TAP-Vid's scores, from 0 to 1."""
+@dataclass(frozen=True, repr=False)
+class TapVidScores(Printed):
+    """TAP-Vid's scores, from 0 to 1. Printed, they are a table."""
 
     mean: PointScores
     """Means over the videos."""
     videos: dict[str, PointScores]
     """By video."""
+
+    def _table(self) -> Table:
+        return Table(
+            ["video", "average Jaccard", "average within", "occlusion accuracy"],
+            [
+                [name, one.average_jaccard, one.average_within, one.occlusion_accuracy]
+                for name, one in [*self.videos.items(), ("mean", self.mean)]
+            ],
+            total=True,
+        )
 
 
 @torch.inference_mode()

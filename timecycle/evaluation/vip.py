@@ -17,6 +17,7 @@ from timecycle.data.masks import VOID, read_mask
 from timecycle.data.sequences import files_in
 from timecycle.errors import InputError
 from timecycle.evaluation.metrics import class_iou, confusion, mean
+from timecycle.evaluation.printed import Printed, Table
 from timecycle.evaluation.videos import over_videos
 from timecycle.features.extractors import CallableExtractor, Extractor
 from timecycle.files import component, read_lines
@@ -46,14 +47,17 @@ class PartVideo:
     """Each frame's annotation or None; the first frame has one."""
 
 
-@dataclass(frozen=True)
-class PartScores:
-    """Intersections over unions, in [0, 1]."""
+@dataclass(frozen=True, repr=False)
+class PartScores(Printed):
+    """Intersections over unions, in [0, 1]. Printed, they are a table."""
 
     mean_iou: float
     """Mean over the classes that are annotated or predicted in any frame."""
     iou: dict[str, float]
     """By class; NaN for a class that never occurs."""
+
+    def _table(self) -> Table:
+        return Table(["part", "IoU"], [*self.iou.items(), ("mean", self.mean_iou)], total=True)
 
 
 def read_vip(

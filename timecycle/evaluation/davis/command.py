@@ -7,13 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from timecycle.data.masks import add_mask_options, masks_of
-from timecycle.data.sequences import Sequence, read_filelist
+from timecycle.data.sequences import Sequence, of_every, read_filelist
 from timecycle.data.synthetic import MARKER, make_davis
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.report import check_free, write_report
-from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import Scores, csv_names
 from timecycle.files import component
@@ -54,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--filelist", type=Path, help="lines of 'frames-folder annotations-folder', in quotes where there are blanks"
     )
     data.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
+    data.add_argument(
+        "--frame-stride", type=int, default=1, metavar="N", help="take every N-th frame only (default: %(default)s)"
+    )
     add_mask_options(data)
     add_method_options(parser)
     run = parser.add_argument_group("run")
@@ -82,6 +85,7 @@ def choose_data(arguments: argparse.Namespace) -> tuple[str, list[Sequence]]:
             say(f"no data given: evaluating synthetic video in {SYNTHETIC_SET} (its scores say nothing about DAVIS)")
             source = make_davis(SYNTHETIC_SET)
         sequences = read_davis(source, arguments.set, arguments.year, arguments.sequences, masks)
+    sequences = of_every(arguments.frame_stride, sequences, "--frame-stride")
     if arguments.fps is None:
         return str(source), sequences
     if not 0 < arguments.fps <= 1000:
@@ -107,11 +111,13 @@ def run(arguments: argparse.Namespace) -> None:
         "part": arguments.part,
         "data": str(Path(source).resolve()),
         "masks": asdict(of_year(masks_of(arguments), arguments.year)),
+        FRAME_STRIDE: arguments.frame_stride,
     }
     size = "native" if rules.resize == "native" else str(rules.side)
     pixels = "frames as they are" if rules.resize == "native" else f"{rules.resize} {rules.side} pixels"
     say(f"protocol {rules.name}, {pixels}; features {name}")
     words = [Path(source).stem, name, *([] if rules.name == "timecycle" else [rules.name]), size]
+    words += [] if arguments.frame_stride == 1 else [f"stride{arguments.frame_stride}"]
     save_path = arguments.save_path or Path("out") / "-".join(words)
     with owned(save_path, NOTES):
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)

@@ -4,7 +4,7 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import torch
 
 from timecycle.data.masks import mask_reading
-from timecycle.data.sequences import Sequence
+from timecycle.data.sequences import Names, Sequence, of_every
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
+from timecycle.evaluation.davis.report import check_free, write_report
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.features.identity import identity
@@ -25,6 +26,8 @@ from timecycle.manifest import NOTES
 from timecycle.propagation.protocols import Protocol, mask_protocol
 
 T = TypeVar("T")
+Share = tuple[Scores | None, list[str], Path | None]
+"""What a rank finds: scores of its sequences, None without scored ones; warnings; its page."""
 
 
 def evaluate_davis(
@@ -34,12 +37,15 @@ def evaluate_davis(
     *,
     image_set: str = "val",
     year: str | int = "2017",
-    sequences: list[str] | None = None,
+    sequences: Names = None,
+    frame_stride: int = 1,
     remap_255: bool = False,
     threshold: int | None = None,
     remap: Mapping[int, int] | Iterable[str] = (),
     save_path: Path | str | None = None,
     reuse: bool = False,
+    overlays: bool = False,
+    report: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
     progress: bool = True,
@@ -54,28 +60,35 @@ def evaluate_davis(
         protocol: a protocol, or the name of one of `PRESETS`; it also says how images are resized and normalized.
         image_set: list in ImageSets/<year>; one with first annotations only, such as test-dev, needs `save_path`.
         year: with 2016, every object is read as object 1.
-        sequences: names of the sequences to evaluate; all by default.
+        sequences: names of the sequences to evaluate, or a number: so many, evenly spaced in the list. All by default.
+        frame_stride: take every n-th frame only: 0, n, 2n and so on, as if the videos had no others.
         remap_255: read 255 in annotations as object 1.
         threshold: read gray values of at least this, 1 to 255, as object 1.
         remap: ids by stored value, such as {128: 1}; or ("compact",): those of each first annotation become 1, 2, ...
         save_path: folder to keep masks in, and to resume from if it holds results of the same features. If it holds
             results of other (or unidentifiable) features, <save_path>-2, -3, ... is used, see `Scores.folder`.
         reuse: resume from `save_path` whatever features its results are of.
+        overlays: whether to paint the masks on the frames, as images and videos in <save_path>/overlays.
+        report: whether to write a page to look at, <save_path>/report.html (`Scores.page`).
         device: where images go; by default the device of the modules' parameters, else the CPU.
         dtype: what features are converted to before they are compared.
         progress: whether to show a progress bar.
         overrides: fields of the protocol to change, such as k=7.
 
     Returns the scores of the official evaluation, except for ids that no mask has (`Scores.official`). Notes on the
-    data are in `Scores.notes` and issued as warnings. Under torch.distributed the ranks share the sequences and each
-    returns all scores.
+    data are in `Scores.notes` and issued as warnings. Of a set with first annotations only the masks are written, and
+    there are no scores. Under torch.distributed the ranks share the sequences and each returns all scores; their masks
+    and pages are in folders of their own, <save_path>/rank0 and so on.
 
-    Raises InputError if data are missing or damaged, the protocol is unknown, or features are invalid; under
-    torch.distributed on every rank, with the reason of the first that failed.
+    Raises InputError if arguments do not go together, data are missing or damaged, the protocol is unknown, or features
+    are invalid; under torch.distributed on every rank, with the reason of the first that failed.
     """
     rules = mask_protocol(protocol, **overrides)
     masks = mask_reading(remap_255, threshold, remap)
-    every = read_davis(Path(davis), image_set, str(year), sequences, masks)
+    for option, given in (("overlays", overlays), ("report", report)):
+        if given and save_path is None:
+            raise InputError(f"{option} is {given!r} without save_path; expected a save_path, the folder to write to")
+    every = of_every(frame_stride, read_davis(Path(davis), image_set, str(year), sequences, masks), "frame_stride")
     unscored = [sequence.name for sequence in every if not sequence.scored]
     if save_path is None and unscored:
         raise InputError(
@@ -87,11 +100,13 @@ def evaluate_davis(
             "data": str(Path(davis).resolve()),
             "masks": asdict(of_year(masks, str(year))),
             "dtype": str(dtype).removeprefix("torch."),
+            FRAME_STRIDE: frame_stride,
             FEATURES: None if save_path is None else identity(features),  # which reads all weights
         }
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
-        shares = _on_every_rank(partial(_own_share, every, extractor, rules, path, options, reuse, progress))
-    scores = _joined(every, shares, None if save_path is None else path)
+        share = partial(_own_share, every, extractor, rules, path, options)
+        shares = _on_every_rank(partial(share, reuse=reuse, overlays=overlays, report=report, progress=progress))
+    scores = replace(_joined(every, shares, None if save_path is None else path), page=shares[_rank_and_size()[0]][2])
     for note in scores.notes:
         warnings.warn(note, stacklevel=2)
     return scores
@@ -103,29 +118,35 @@ def _own_share(
     rules: Protocol,
     path: Path,
     options: dict[str, Any],
+    *,
     reuse: bool,
+    overlays: bool,
+    report: bool,
     progress: bool,
-) -> tuple[Scores | None, list[str]]:
-    """Write and score the masks of this rank's sequences: their scores, None without scored ones, and warnings."""
+) -> Share:
+    """Write and score the masks of this rank's sequences."""
     said: list[str] = []
     rank, ranks = _rank_and_size()
     own = every[rank::ranks]
     path = _folder_of_rank(path)
     with owned(path, NOTES):
         folder = ResultsFolder(path, options, reuse=reuse)
-        write_masks(own, features, rules, folder, say=said.append, overlays=False, progress=progress)
+        if report:
+            check_free(own, folder)
+        write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
         folder.content["seconds"] = folder.stage_seconds()
         if found:
             folder.content["scores"] = found.to_json()
         folder.save()
-    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+        page = write_report(own, found, folder) if report and own else None
+    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], page
 
 
-def _joined(every: list[Sequence], shares: list[tuple[Scores | None, list[str]]], folder: Path | None) -> Scores:
+def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
     """The scores of all ranks, in the order of the sequences, from what `_own_share` returned on each."""
-    found = [scores for scores, _ in shares if scores]
-    said = [note for _, lines in shares for note in lines] + [note for scores in found for note in scores.notes]
+    found = [scores for scores, _, _ in shares if scores]
+    said = [note for _, lines, _ in shares for note in lines] + [note for scores in found for note in scores.notes]
     objects = {name: scored for scores in found for name, scored in scores.sequences.items()}
     files = {name: names for scores in found for name, names in scores.files.items()}
     names = [sequence.name for sequence in every if sequence.scored]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timecycle.data.masks import AS_STORED, MaskReading
-from timecycle.data.sequences import Sequence, read_sequences
+from timecycle.data.sequences import Names, Sequence, read_sequences
 from timecycle.errors import InputError
 from timecycle.files import component, fields, read_lines, unquoted
 
@@ -16,7 +16,7 @@ def read_davis(
     root: Path,
     image_set: str = "val",
     year: str = "2017",
-    names: list[str] | None = None,
+    names: Names = None,
     masks: MaskReading = AS_STORED,
 ) -> list[Sequence]:
     """The sequences of a folder in DAVIS layout, in the order of its list.
@@ -27,7 +27,7 @@ def read_davis(
             scored.
         image_set: name of the list.
         year: year of the list; in 2016 all objects are object 1.
-        names: only these sequences.
+        names: only these sequences; or a number: so many, evenly spaced in the list.
         masks: how annotations are read.
 
     Raises InputError naming the file for anything missing, damaged or inconsistent.

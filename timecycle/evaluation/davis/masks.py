@@ -142,7 +142,7 @@ def write_masks(
     """
     for note in (note for sequence in sequences for note in sequence.notes):
         say(f"warning: {note}")
-    waiting = [sequence for sequence in sequences if not folder.finished(sequence)]
+    waiting = [sequence for sequence in sequences if not folder.finished(sequence, overlays)]
     for sequence in waiting:
         folder.check_free(sequence, overlays)
     if len(waiting) < len(sequences):

@@ -30,7 +30,7 @@ from timecycle.provenance import versions
 RESULTS = "results.json"
 FIELDS = {"options", "versions", "sequences", "seconds", "command", "method", "device", "peak_memory_mb", "scores"}
 """Fields of results.json that this program writes; others were added by the user and are kept."""
-FEATURES = "features"
+FEATURES, FRAME_STRIDE = "features", "frame_stride"
 MAX_DEPTH = 100  # of nesting in results.json
 MAX_SECONDS = 1e12  # of a stage
 
@@ -112,9 +112,10 @@ class ResultsFolder:
             notes.forget()
         self._file.unlink(missing_ok=True)
 
-    def finished(self, sequence: Sequence) -> bool:
+    def finished(self, sequence: Sequence, overlays: bool = False) -> bool:
         """Whether the masks of all frames exist unchanged, and were made from the frames as they are now.
 
+        overlays: whether overlays must have been written with them.
         Raises InputError if the manifest is damaged.
         """
         if sequence.name not in self.content["sequences"]:
@@ -125,6 +126,8 @@ class ResultsFolder:
             return False
         manifest = Manifest(self.path, sequence.name)
         masks = {f"{sequence.name}/{frame.stem}.png" for frame in sequence.frames}
+        if overlays and not any(place.startswith(f"{OVERLAYS}/{sequence.name}/") for place in manifest.hashes):
+            return False
         return masks <= manifest.hashes.keys() and manifest.whole(masks)
 
     def check_free(self, sequence: Sequence, overlays: bool) -> None:
@@ -182,6 +185,7 @@ def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
     options = current_names(content["options"])
     if content["options"].get("first_mask") == "carried":
         options["first_mask"] = "given"  # versions before 0.1.0 wrote "carried" for every protocol
+    options.setdefault(FRAME_STRIDE, 1)
     entries = {name: dict(entry) for name, entry in content["sequences"].items()}
     for stored in (options, *entries.values()):
         if isinstance(stored.get(FEATURES), str):

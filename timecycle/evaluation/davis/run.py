@@ -7,7 +7,7 @@ from typing import Any
 from timecycle.data.masks import MaskReading
 from timecycle.data.sequences import Sequence, read_sequences
 from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis.results import RESULTS, files_mark, read_results
+from timecycle.evaluation.davis.results import FRAME_STRIDE, RESULTS, files_mark, read_results
 from timecycle.evaluation.davis.scores import score_written
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.files import inside
@@ -51,7 +51,7 @@ class EvaluationRun:
             )
         try:
             folders = Path(entry["data"]["frames"]), Path(entry["data"]["annotations"])
-            fps = entry["data"]["fps"]
+            fps, stride = entry["data"]["fps"], max(1, int(self.options[FRAME_STRIDE]))
             stored = dict(self.options["masks"])
             masks = MaskReading(**stored | {"remap": tuple((int(a), int(b)) for a, b in stored["remap"])})
         except (KeyError, TypeError, ValueError):
@@ -59,7 +59,7 @@ class EvaluationRun:
                 f"{self.folder / RESULTS} does not say where the frames of {said(name)} are; expected a run of this "
                 "version, with --overwrite"
             ) from None
-        found = replace(read_sequences({name: folders}, None, masks, folders[0])[0], fps=fps)
+        found = replace(read_sequences({name: folders}, None, masks, folders[0])[0].every(stride), fps=fps)
         if files_mark(found) != entry.get("files"):
             raise InputError(f"{folders[0]} was changed since {self.folder} was made; expected the same frames")
         return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,14 @@ from timecycle.errors import InputError, said
 from timecycle.evaluation.davis.metrics import Statistics, statistics
 from timecycle.evaluation.davis.pixels import ObjectPixels
 from timecycle.evaluation.metrics import mean
+from timecycle.evaluation.printed import Cell, Printed, Table, shown
 from timecycle.manifest import Tables
 
+if TYPE_CHECKING:
+    import pandas
+
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+FRAME_COLUMNS = ("sequence", "object", "frame", "J&F", "J", "F")
 
 CSV_NAMES = r"(global|per-sequence)_results-[^/]+\.csv"
 """Pattern for the file names of the official tables."""
@@ -54,10 +59,22 @@ class Frame(NamedTuple):
     boundary: float
     """F, from 0 to 1."""
 
+    @property
+    def jf(self) -> float:
+        """J&F, the mean of both."""
+        return (self.jaccard + self.boundary) / 2
+
+
+class Frames(Printed, list[Frame]):
+    """A list of `Frame`. Printed, it is a table."""
+
+    def _table(self) -> Table:
+        return Table(FRAME_COLUMNS, [_row(frame) for frame in self], bold=3, empty="no frames")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores:
-    """The scores of a set of sequences. Printed, it is a table."""
+class Scores(Printed):
+    """The scores of a set of sequences. Printed, or as the value of a notebook's cell, it is a table."""
 
     sequences: dict[str, tuple[ObjectScores, ...]]
     """By sequence, the scores of objects 1, 2, ... in order."""
@@ -67,6 +84,8 @@ class Scores:
     """Notes on data problems and on what is excluded from the means, one sentence each."""
     folder: Path | None = None
     """Folder of the masks, if they were kept."""
+    page: Path | None = None
+    """The page to look at, report.html, if it was written."""
 
     @property
     def global_(self) -> dict[str, float]:
@@ -105,18 +124,58 @@ class Scores:
             for name, objects in self.sequences.items()
         }
 
-    def worst(self, count: int = 5) -> list[Frame]:
-        """The `count` frames and objects with the lowest mean of J and F, lowest first."""
-        found = [
-            Frame(name, id_, file, float(j), float(f))
-            for name, id_, scores in self._objects()
-            if not scores.absent
-            for file, j, f in zip(self.files.get(name, ()), scores.jaccard, scores.boundary, strict=False)
-        ]
-        return sorted(found, key=lambda frame: frame.jaccard + frame.boundary)[:count]
+    def worst(self, count: int = 5) -> Frames:
+        """The `count` frames and objects with the lowest mean of J and F, lowest first. Printed, they are a table."""
+        return Frames(sorted(self._frames(), key=lambda frame: frame.jf)[:count])
 
-    def __repr__(self) -> str:
-        return self.table()
+    def scalars(self, prefix: str = "davis") -> dict[str, float]:
+        """The scores as numbers with flat names, for a log of training; what is not scored is left out.
+
+            davis/J&F-Mean, davis/J-Mean, ...    the official columns, see `global_`
+            davis_sequences/bear, ...            J&F of each sequence
+
+        prefix: what the names begin with instead of "davis", to tell several sets or protocols apart.
+
+        With Weights & Biases: `wandb.log(scores.scalars(), step=step)`. With TensorBoard: `log`.
+        """
+        found = {f"{prefix}/{column}": value for column, value in self.global_.items()}
+        found |= {f"{prefix}_sequences/{name}": means["J&F-Mean"] for name, means in self.by_sequence.items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def log(self, writer: Any, step: int, prefix: str = "davis") -> None:
+        """Log `scalars` at a step of training to TensorBoard's SummaryWriter, or to anything that has `add_scalar`.
+
+        Raises InputError if the writer has none.
+        """
+        if not hasattr(writer, "add_scalar"):
+            raise InputError(
+                f"writer is a {type(writer).__name__}, without add_scalar; expected a SummaryWriter, or the use of "
+                "scores.scalars()"
+            )
+        for name, value in self.scalars(prefix).items():
+            writer.add_scalar(name, value, step)
+
+    def to_frame(self, per_frame: bool = False) -> "pandas.DataFrame":
+        """The scores as a pandas DataFrame with a row for each sequence and object; ids that no mask has are left out.
+
+        Its columns are "sequence", "object" and the official ones, "J&F-Mean", "J-Mean" and so on.
+
+        per_frame: a row for each sequence, object and scored frame instead, with columns "sequence", "object", "frame"
+            (name of the annotation's file), "J&F", "J" and "F".
+
+        Raises InputError if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise InputError(
+                "to_frame makes a pandas DataFrame, but pandas is not installed; expected it (pip install pandas), or "
+                "the use of to_json"
+            ) from None
+        if per_frame:
+            return pandas.DataFrame(map(_row, self._frames()), columns=FRAME_COLUMNS)
+        rows = [(name, id_, *_summary([one])) for name, id_, one in self._objects() if not one.absent]
+        return pandas.DataFrame(rows, columns=("sequence", "object", *GLOBAL_COLUMNS))
 
     def to_json(self) -> dict[str, Any]:
         """All scores as JSON values, NaN as None.
@@ -167,19 +226,17 @@ class Scores:
     def table(self) -> str:
         """Format a table with a row per sequence, averaged over its objects, and a row over all objects.
 
-        A dash means that nothing is scored.
+        Its columns are the official ones in their order: J&F, then mean, recall and decay of J, then those of F. A dash
+        means that nothing is scored.
         """
-        rows = [(name, list(means.values())) for name, means in self.by_sequence.items()]
-        rows.append(("all objects", list(self.global_.values())))
-        width = max(len("sequence"), *(len(name) for name, _ in rows))
-        headings = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay", "J&F")
-        lines = [f"{'sequence':<{width}}" + "".join(f"{heading:>10}" for heading in headings)]
-        lines += [
-            f"{name:<{width}}" + "".join(f"{_shown(value):>10}" for value in [*rest, j_f])
-            for name, (j_f, *rest) in rows
-        ]
-        lines.insert(-1, "-" * len(lines[0]))
-        return "\n".join(lines)
+        return self._table().text()
+
+    def _table(self) -> Table:
+        if not self.sequences:
+            return Table((), (), empty=f"no scores{f'; masks: {self.folder}/<sequence>' if self.folder else ''}")
+        rows: list[list[Cell]] = [[name, *means.values()] for name, means in self.by_sequence.items()]
+        rows.append(["all objects", *self.global_.values()])
+        return Table(("sequence", "J&F", "J", "recall", "decay", "F", "recall", "decay"), rows, total=True, bold=1)
 
     def csv_files(self, set_name: str = "val") -> dict[str, bytes]:
         """The official CSV tables, global_results-SET.csv and per-sequence_results-SET.csv, by file name.
@@ -203,9 +260,11 @@ class Scores:
 
     def report(self) -> str:
         """The table, the means in one line, the worst frame, and the notes."""
-        lines = [self.table(), "", "  ".join(f"{column} {_shown(value)}" for column, value in self.global_.items())]
+        if not self.sequences:
+            return "\n".join([self.table(), *(f"warning: {note}" for note in self.notes)])
+        lines = [self.table(), "", "  ".join(f"{column} {shown(value)}" for column, value in self.global_.items())]
         if any(scores.absent for _, _, scores in self._objects()):
-            official = "  ".join(f"{column} {_shown(value)}" for column, value in self.official.items())
+            official = "  ".join(f"{column} {shown(value)}" for column, value in self.official.items())
             lines.append(f"with ids that no mask has, as the official code counts: {official}")
         for frame in self.worst(1):
             lines.append(
@@ -217,6 +276,17 @@ class Scores:
     def _objects(self) -> Iterator[tuple[str, int, ObjectScores]]:
         for name, objects in self.sequences.items():
             yield from ((name, id_, scores) for id_, scores in enumerate(objects, start=1))
+
+    def _frames(self) -> Iterator[Frame]:
+        for name, id_, scores in self._objects():
+            if not scores.absent:
+                values = zip(self.files.get(name, ()), scores.jaccard, scores.boundary, strict=False)
+                yield from (Frame(name, id_, file, float(j), float(f)) for file, j, f in values)
+
+
+def _row(frame: Frame) -> tuple[str, int, str, float, float, float]:
+    """In the order of FRAME_COLUMNS."""
+    return frame.sequence, frame.object_id, frame.file, frame.jf, frame.jaccard, frame.boundary
 
 
 def _objects_from(content: dict[str, Any], frames: int) -> tuple[ObjectScores, ...]:
@@ -243,10 +313,6 @@ def _json(values: np.ndarray | float) -> list[float | None] | float | None:
     plain = np.asarray(values).astype(object)
     plain[np.isnan(values)] = None
     return plain.tolist()
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def csv_names(set_name: str) -> tuple[str, str]:
