@@ -35,17 +35,13 @@ def rules_of(name: str, **overrides: object) -> Protocol:
 
 def every_position(
     features: torch.Tensor, mask: np.ndarray, rules: Protocol, frame: int
-) -> tuple[list[Weights], Context, torch.Tensor]:
-    """The weights of all positions of a frame, its context, and its propagated soft labels."""
+) -> tuple[list[Weights], torch.Tensor]:
+    """The weights of all positions of a frame, and its propagated soft labels."""
     encoded, given = encoded_video(features, mask, None)
     [found] = weights_in_video(encoded, rules, labels_of_masks({0: given}, rules), {frame: (0, 0)})
     positions = np.argwhere(np.ones(GRID, bool)).tolist()
     ids, sizes = found.weights.ids, found.weights.sizes
-    return (
-        [weights_of_position(found.context, (r, c), ids, sizes) for r, c in positions],
-        found.context,
-        found.frame.soft,
-    )
+    return [weights_of_position(found.context, (r, c), ids, sizes) for r, c in positions], found.frame.soft
 
 
 def check_recombined(rules: Protocol, frame: int, ties: bool = False) -> list[Weights]:

@@ -40,7 +40,7 @@ class FrameWeights:
     """Whether its labels were given, not propagated. With first="padded" frame 0 is in the context in both forms."""
     heat: np.ndarray
     """float32 [h, w]: the softmax over all positions that may be seen, before any are selected; 0 outside the
-    neighborhood. The heat of all context frames sums to 1. At the kept positions it is the weight where the protocol has
+    neighborhood. The heat of all context frames sums to 1. At the kept positions it is the weight with
     softmax_over="all", else proportional to it (with scope "frame" in each frame; but a position that counts several
     times may have found room for some of them only)."""
     positions: np.ndarray
