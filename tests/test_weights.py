@@ -1,87 +1,99 @@
-"""The shipped weights: file size, metadata, no dependence on position, scores above an untrained network's."""
+"""Where a position's label comes from: reported weights and labels give the propagated labels, under every protocol."""
 
-import itertools
-import json
-from pathlib import Path
-
+import numpy as np
 import pytest
-import safetensors
 import torch
-from torch.nn import functional
 
-from timecycle import evaluate_davis, load_features
-from timecycle.data.images import read_rgb
-from timecycle.data.synthetic import make_davis
-from timecycle.data.walk_datasets import Window
-from timecycle.evaluation.davis.layout import read_davis
-from timecycle.features.extractors import Extractor
-from timecycle.features.named import SHIPPED
-from timecycle.models.encoder import Trunk
-from timecycle.propagation.frames import preprocess
-from timecycle.propagation.protocols import protocol
+import timecycle
+from timecycle.propagation.labels import min_max, sharpened
+from timecycle.propagation.protocols import PRESETS, Protocol
+from timecycle.propagation.video import encoded_video, labels_of_masks, propagate_features
+from timecycle.propagation.weights import Weights, weights_in_video, weights_of_position
 
-CARD = SHIPPED.parent / "README.md"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "weights.json"
+GRID = (6, 9)
+SIZE = (48, 72)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_davis(tmp_path_factory.mktemp("made"), frames=6, height=240, width=426, seed=23)
+def video(frames: int, ties: bool = False) -> tuple[torch.Tensor, np.ndarray]:
+    """Features of a video whose frames resemble each other, and a mask of two objects."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(8, *GRID, generator=generator)
+    features = first + 0.4 * torch.randn(frames, 8, *GRID, generator=generator)
+    if ties:
+        features = features.sign()
+    mask = np.zeros(SIZE, np.uint8)
+    mask[8:40, 8:40] = 1
+    mask[16:40, 48:64] = 2
+    return features, mask
 
 
-def untrained() -> Trunk:
-    torch.manual_seed(0)
-    return Trunk(18, 3, "reflect", 32)
+def rules_of(name: str, **overrides: object) -> Protocol:
+    """A preset with a context and a neighborhood for this grid."""
+    preset = PRESETS[name]
+    return timecycle.protocol(name, radius=None if preset.radius is None else 2.5, temperature=0.5, **overrides)
 
 
-def test_file_size_metadata_and_dtypes() -> None:
-    assert SHIPPED.stat().st_size < 12e6
-    with safetensors.safe_open(SHIPPED, "pt") as content:
-        assert int(content.metadata()["steps"]) > 0
-        kinds = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  (no mapping)
-    assert kinds == {"F16", "I64"}
+def every_position(
+    features: torch.Tensor, mask: np.ndarray, rules: Protocol, frame: int
+) -> tuple[list[Weights], torch.Tensor]:
+    """The weights of all positions of a frame, and its propagated soft labels."""
+    encoded, given = encoded_video(features, mask, None)
+    [found] = weights_in_video(encoded, rules, labels_of_masks({0: given}, rules), {frame: (0, 0)})
+    positions = np.argwhere(np.ones(GRID, bool)).tolist()
+    ids, sizes = found.weights.ids, found.weights.sizes
+    return [weights_of_position(found.context, (r, c), ids, sizes) for r, c in positions], found.frame.soft
 
 
-def test_the_model_card_shows_the_scores_of_these_weights() -> None:
-    from timecycle.features.named import hash_of_weights
-
-    results = json.loads(RESULTS.read_text())
-    of_weights = [r["weights"] for r in results if "network" in r["features"]]
-    assert of_weights
-    assert set(of_weights) == {hash_of_weights(SHIPPED)}
-    assert "<!-- generated: shipped network -->" in CARD.read_text()  # tests/test_docs.py compares it with the results
-
-
-def same_place(network: Extractor, frames: list[torch.Tensor]) -> float:
-    """The share of positions whose nearest neighbor in an unrelated image is at most one position away."""
-    with torch.no_grad():
-        maps = [functional.normalize(network(frame[None])[0].flatten(1), dim=0) for frame in frames]
-    side = round(maps[0].shape[1] ** 0.5)
-    own = torch.stack([torch.arange(side * side) // side, torch.arange(side * side) % side])
-    shares = []
-    for one, other in itertools.permutations(maps, 2):
-        nearest = (one.T @ other).argmax(dim=1)
-        found = torch.stack([nearest // side, nearest % side])
-        shares.append(((found - own).abs().amax(dim=0) <= 1).float().mean().item())
-    return sum(shares) / len(shares)
+def check_recombined(rules: Protocol, frame: int, ties: bool = False) -> list[Weights]:
+    """Compare labels put together from what is reported with those that are propagated."""
+    features, mask = video(frame + 1, ties)
+    found, soft = every_position(features, mask, rules, frame)
+    encoded, given = encoded_video(features, mask, None)
+    known = list(propagate_features(encoded, rules, labels_of_masks({0: given}, rules)))[frame]
+    assert torch.equal(known.soft, soft)
+    recombined = torch.from_numpy(np.stack([weights.soft for weights in found], 1)).float().unflatten(1, GRID)
+    if rules.feedback == "min-max":
+        recombined = min_max(recombined)
+    torch.testing.assert_close(sharpened(recombined, rules.sharpen), soft, rtol=1e-5, atol=1e-5)
+    return found
 
 
-def test_features_do_not_encode_position(made: Path) -> None:
-    """A network that encodes position matches it across unrelated images; chance is 3.5 %."""
-    rules = protocol("crw")
-    crops = [
-        preprocess(Window(120, 60, 128, 128).cut([read_rgb(sequence.frames[0])], 128)[0], rules)
-        for sequence in read_davis(made)
-    ]
-    assert same_place(load_features(SHIPPED), crops) < 0.25
-    position = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"))[None]
-    assert same_place(lambda images: torch.cat([position.cos(), position.sin()], dim=1), crops) > 0.9
+@pytest.mark.parametrize("age", ["first", "second", "late"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_reported_weights_and_labels_give_the_propagated_labels(name, age):
+    rules = rules_of(name)
+    frame = {"first": 1, "second": 2, "late": rules.length + 2}[age]
+    found = check_recombined(rules, frame)
+    for weights in found[::7]:
+        heats = sum(one.heat.sum(dtype=np.float64) for one in weights.context)
+        assert heats == pytest.approx(1, abs=1e-5)
+        assert weights.total == pytest.approx(1, abs=1e-5) or (rules.softmax_over == "all" and 0 < weights.total < 1)
+        assert all(one.frame < frame for one in weights.context)
+        assert len({(one.frame, one.given) for one in weights.context}) == len(weights.context)
 
 
-def test_scores_are_above_those_of_an_untrained_network(made: Path) -> None:
-    """On synthetic video that it was not trained on."""
-    learned, other = (
-        evaluate_davis(network, made, "crw", resize="short side", side=240, progress=False).global_["J&F-Mean"]
-        for network in (load_features(SHIPPED), untrained())
-    )
-    assert learned > other + 0.1
+@pytest.mark.parametrize("first", ["once", "twice", "copies", "padded"])
+@pytest.mark.parametrize("scope", ["frame", "joint"])
+@pytest.mark.parametrize("softmax_over", ["all", "topk"])
+@pytest.mark.parametrize("ties", ["exact", "all"])
+def test_also_with_other_combinations_and_equal_features(first, scope, softmax_over, ties):
+    rules = rules_of("dino", first=first, scope=scope, softmax_over=softmax_over, ties=ties, length=4)
+    check_recombined(rules, 2, ties=True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_heat_is_the_weight_or_proportional_to_it_at_the_kept_positions(name):
+    rules = rules_of(name, length=2)  # frame 0 counts once
+    features, mask = video(5)
+    for weights in every_position(features, mask, rules, 4)[0][::5]:
+        ratios = []
+        for one in weights.context:
+            ratio = one.weights / one.heat[tuple(one.positions.T)]
+            ratios.append(ratio)
+            if len(ratio):
+                assert np.ptp(ratio) <= 1e-4 * ratio.max()
+        every = np.concatenate(ratios)
+        if rules.softmax_over == "all":
+            np.testing.assert_allclose(every, 1, rtol=1e-4)
+        elif rules.scope == "joint":
+            assert np.ptp(every) <= 1e-4 * every.max()

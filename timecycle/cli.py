@@ -45,6 +45,9 @@ SUBCOMMANDS = {
     "track": Subcommand("timecycle.tracking.command", "carry masks, boxes or points through a video of yours"),
     "evaluate": Subcommand("timecycle.evaluation.davis.command", "evaluate features on DAVIS: masks, J and F"),
     "train": Subcommand("timecycle.training.command_line", "learn features from unlabeled video", True),
+    "inspect": Subcommand(
+        "timecycle.evaluation.davis.inspect_command", "show where the label of a pixel of an evaluation comes from"
+    ),
     "score": Subcommand("timecycle.evaluation.davis.score_command", "score a folder of masks by J and F"),
     "prepare": Subcommand("timecycle.prepare", "turn videos into folders of frames, DAVIS into a list"),
     "convert": Subcommand("timecycle.checkpoints.command", "write a checkpoint's network as safetensors"),

@@ -5,16 +5,17 @@ computation is timecycle.ops.affinity_propagate.
 """
 
 from collections.abc import Collection
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from timecycle.errors import InputError
-from timecycle.features.maps import as_tensor, described
 from timecycle.ops import affinity_propagate
 from timecycle.ops.checks import check_finite, not_finite
+from timecycle.propagation.context import Context, Kept, annotated, entries_of_origin, label_factors, recent_frames
+from timecycle.propagation.inputs import as_features, as_labels, check_labels
 from timecycle.propagation.labels import merged, min_max, sharpened
 from timecycle.propagation.protocols import Protocol, protocol
 
@@ -22,14 +23,6 @@ Frames = TypeVar("Frames", int, Tensor)
 
 INITIAL_CAPACITY = 32
 """Initial capacity, in frames, for a video of unknown length; doubled as needed until the whole context fits."""
-
-
-class Kept(NamedTuple):
-    """A frame that stays in the context of the channels that were given for it; its slot follows frame 0."""
-
-    frame: int
-    channels: frozenset[int]
-    background: int | None
 
 
 class LabelPropagator:
@@ -79,7 +72,7 @@ class LabelPropagator:
 
         Raises InputError if shapes do not match, or features are not floating point or not finite.
         """
-        features, labels = as_features(features), _as_labels(labels)
+        features, labels = as_features(features), as_labels(labels)
         self._single = features.ndim == 3
         if features.ndim not in (3, 4) or labels.ndim != features.ndim:
             raise InputError(
@@ -88,7 +81,7 @@ class LabelPropagator:
             )
         if self._single:
             features, labels = features[None], labels[None]
-        _check_labels(labels, features.shape)
+        check_labels(labels, features.shape)
         check_finite("features", features)
         videos, depth, *self._grid = features.shape
         positions = self._grid[0] * self._grid[1]
@@ -137,13 +130,7 @@ class LabelPropagator:
             raise InputError("step() came before start(); expected the first frame and its labels")
         if self._frames is not None and self._frame + 1 >= self._frames:
             raise InputError(f"step() came once more than start() was told: expected {self._frames} frames in all")
-        features = as_features(features)
-        given = features[None] if self._single else features
-        if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
-            raise InputError(
-                f"features is {features.dtype} {list(features.shape)} on {features.device}; expected like the first "
-                f"frame {self._bank.dtype} {list(self._shape[int(self._single) :])} on {self._bank.device}"
-            )
+        given = self._later_features(features)
         if labels is not None:
             labels = self._later_labels(labels)
             if channels is not None and not all(0 <= channel < labels.shape[1] for channel in channels):
@@ -163,11 +150,54 @@ class LabelPropagator:
             self._keep(query, labels, frozenset(channels), background)
         return self._finish(query, labels)
 
+    def context(self, features: Tensor | np.ndarray) -> Context:
+        """What `step(features)` would propagate labels from. Nothing changes.
+
+        Args:
+            features: of the next frame, [D, h, w], like the first frame's.
+
+        Raises InputError before start(), for several videos side by side, after labels that were given for some
+        channels only, and as `step`.
+        """
+        if self._frame < 0 or not self._single or self._kept:
+            raise InputError(
+                "the context was asked for before start(), of several videos, or after labels of some channels; "
+                "expected one video that has begun, and whole labels"
+            )
+        query, frame = self._rows(self._later_features(features))[0], self._frame + 1
+        leading, recent = self._entries((0,), frame)
+        slots, multiplicity = self._context((0,), frame)
+        of_given, of_others = label_factors(self.protocol, frame, len(slots))
+        given = [*(True for _ in leading), *(False for _ in recent)]
+        return Context(
+            frame=frame,
+            grid=(self._grid[0], self._grid[1]),
+            frames=(*(self._frame_in(slot) for slot in leading), *recent),
+            given=tuple(given),
+            factors=tuple(of_given if is_given else of_others for is_given in given),
+            query=query,
+            bank=self._bank[0, slots],
+            labels=self._labels[0, slots],
+            multiplicity=multiplicity,
+            protocol=self.protocol,
+        )
+
+    def _later_features(self, features: Tensor | np.ndarray) -> Tensor:
+        """Features given after the first frame, checked, as [B, D, h, w]."""
+        features = as_features(features)
+        given = features[None] if self._single else features
+        if given.shape != self._shape or given.dtype != self._bank.dtype or given.device != self._bank.device:
+            raise InputError(
+                f"features is {features.dtype} {list(features.shape)} on {features.device}; expected like the first "
+                f"frame {self._bank.dtype} {list(self._shape[int(self._single) :])} on {self._bank.device}"
+            )
+        return given
+
     def _later_labels(self, labels: Tensor | np.ndarray) -> Tensor:
         """Labels given after the first frame, checked, as [B, L', h, w]."""
-        labels = _as_labels(labels)
+        labels = as_labels(labels)
         labels = labels[None] if self._single else labels
-        _check_labels(labels, self._shape)
+        check_labels(labels, self._shape)
         before = self._labels.shape[3]
         if labels.shape[1] < before:
             raise InputError(f"labels has {labels.shape[1]} channels; expected the {before} of earlier frames, or more")
@@ -219,7 +249,7 @@ class LabelPropagator:
         """Soft labels [B, L, h, w] from the context with these given frames, as slots, before feedback."""
         videos, capacity = self._bank.shape[:2]
         height, width = self._grid
-        own, multiplicity = self._context(given)
+        own, multiplicity = self._context(given, self._frame)
         known = self._labels_of_context(given[-1], len(own))
         # The banks of all videos are concatenated; each video's slot indices are offset to its own bank.
         video = torch.arange(videos, device=query.device)[:, None]
@@ -243,37 +273,35 @@ class LabelPropagator:
         self._remember(query, soft)
         return soft[0] if self._single else soft
 
-    def _context(self, given: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Slots [T] of the current frame's context, in order, and each one's multiplicity [T, 2] inside and outside
-        the neighborhood of a query.
+    def _entries(self, given: tuple[int, ...], frame: int) -> tuple[list[int], range]:
+        """Slots of given frames that lead the context of a frame, and the frames that follow them, in order.
 
         given: slots of the frames with given labels, ascending: frame 0 and kept frames. The last one has the place of
         frame 0 in the protocol, and frames before it, except for the given ones, are not in the context.
+        """
+        origin = self._frame_in(given[-1])
+        recent = recent_frames(self.protocol, origin, frame)
+        leading = given[-1:] * entries_of_origin(self.protocol, frame - origin)
+        return [*leading, *given[-2::-1]], recent  # the latest first, to which ties go
+
+    def _context(self, given: tuple[int, ...], frame: int) -> tuple[Tensor, Tensor]:
+        """Slots [T] of a frame's context, in order, and each one's multiplicity [T, 2] inside and outside the
+        neighborhood of a query; given: as for `_entries`.
 
         Both are computed on the device: a copy from the host would synchronize.
         """
-        rules, t, origin, device = self.protocol, self._frame, self._frame_in(given[-1]), self._bank.device
-        repeats = 1
-        if rules.first == "padded":
-            # Entries before the origin are copies of it with its given labels; the origin with its predicted labels is
-            # in the ring buffer.
-            recent = torch.arange(max(origin, t - rules.length + 1), t, device=device)
-            # With scope "joint" at most k copies of a key can be among the k kept: use k entries of the origin, so that
-            # ties resolve in order, the last with the multiplicity of the rest. With scope "frame" all copies give the
-            # same result, so that one entry is enough.
-            copied = self._annotated(origin)
-            repeats = min(copied, rules.k) if rules.scope == "joint" else 1
-        else:
-            recent = torch.arange(max(origin + 1, t - rules.length), t, device=device)
-        leading = [*(given[-1:] * repeats), *given[-2::-1]]  # the latest first, to which ties go
+        rules, origin, device = self.protocol, self._frame_in(given[-1]), self._bank.device
+        leading, frames = self._entries(given, frame)
+        recent = torch.arange(frames.start, max(frames.start, frames.stop), device=device)
         slots = torch.cat([*(torch.arange(i, i + 1, device=device) for i in leading), self._slot(recent)])
         multiplicity = slots.new_ones((len(slots), 2))
         if rules.first == "padded":
             if rules.scope == "joint":
-                multiplicity[repeats - 1].fill_(copied - repeats + 1)
+                repeats = entries_of_origin(rules, frame - origin)
+                multiplicity[repeats - 1].fill_(annotated(rules, frame - origin) - repeats + 1)
             return slots, multiplicity
         # Additional copies of the origin: the context contains it, or begins before it.
-        age = t - origin
+        age = frame - origin
         repeated = {"once": 0, "twice": int(age <= rules.length), "copies": max(0, rules.length + 1 - age)}[rules.first]
         if (rules.softmax_over, rules.ties) == ("topk", "exact"):
             repeated = min(repeated, rules.k)  # no more can be among the k kept
@@ -289,22 +317,13 @@ class LabelPropagator:
         """The frame in the slot of a frame with given labels."""
         return self._kept[slot - 1].frame if slot else 0
 
-    def _annotated(self, origin: int) -> int:
-        """Number of entries of a padded context that are frame `origin` with its given labels."""
-        return max(1, self.protocol.length - (self._frame - origin))
-
     def _labels_of_context(self, slot: int, slots: int) -> Tensor:
-        """Soft labels by slot, [B, slots, N, L], weighted if one slot represents several entries of the context.
-
-        With scope "frame" the operator averages over n slots, which represent more entries; labels of a slot that
-        represents c of e entries are therefore multiplied by c * n / e. Only the one of the last given frame does.
-        """
-        copied = self._annotated(self._frame_in(slot))
-        if self.protocol.first != "padded" or self.protocol.scope == "joint" or copied == 1:
+        """Soft labels by slot, [B, slots, N, L], weighted if one slot represents several entries of the context."""
+        of_given, of_others = label_factors(self.protocol, self._frame - self._frame_in(slot), slots)
+        if of_given == of_others:
             return self._labels
-        share = slots / (copied + slots - 1)
-        labels = self._labels * share
-        labels[:, slot] = self._labels[:, slot] * (copied * share)
+        labels = self._labels * of_others
+        labels[:, slot] = self._labels[:, slot] * of_given
         return labels
 
     def _slot(self, frame: Frames) -> Frames:
@@ -370,26 +389,3 @@ class LabelPropagator:
         self._bank, self._labels = state["bank"].clone(), state["labels"].clone()
         self._kept = [Kept(frame, frozenset(channels), other) for frame, channels, other in state.get("kept", ())]
         self._nonfinite_frame = torch.full((), -1, device=self._bank.device)
-
-
-def _as_labels(labels: object) -> Tensor:
-    if not isinstance(labels, Tensor | np.ndarray):
-        raise InputError(f"labels is {described(labels)}; expected [L, h, w] or [B, L, h, w]")
-    return torch.as_tensor(labels).detach()
-
-
-def _check_labels(labels: Tensor, features: torch.Size) -> None:
-    """Raise InputError for labels that are not [B, L, h, w] for features of a shape [B, D, h, w]."""
-    if labels.ndim != 4 or labels.shape[0] != features[0] or labels.shape[2:] != features[2:]:
-        raise InputError(
-            f"labels has shape {list(labels.shape)}; expected [{features[0]}, L, {features[2]}, {features[3]}], the "
-            "videos and the grid of the features"
-        )
-
-
-def as_features(features: object) -> Tensor:
-    """Features as a detached tensor. Raises InputError unless floating point and not empty."""
-    found = as_tensor(features)
-    if found is None or not found.numel():
-        raise InputError(f"features is {described(features)}; expected floating point [D, h, w] or [B, D, h, w]")
-    return found

@@ -270,13 +270,21 @@ def propagate(
 
     Source: as `LabelPropagator`.
     """
+    encoded, given = encoded_video(features, mask, working_size)
+    rules = as_protocol(protocol, **overrides)
+    frames = list(propagate_features(encoded, rules, labels_of_masks({0: given}, rules), length=len(encoded)))
+    masks = [frame.mask(output_size) for frame in frames]
+    return Propagation(torch.stack([frame.soft for frame in frames]), np.stack(masks), frames[0].ids)
+
+
+def encoded_video(
+    features: Tensor | np.ndarray | Sequence[Tensor | np.ndarray], mask: np.ndarray | Tensor, working_size: Size | None
+) -> tuple[list[EncodedFrame], np.ndarray]:
+    """Features of a whole video as frames, and the first one's mask as uint8 ids. Arguments as for `propagate`."""
     given = ids_of(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask))
     size = frame_size(given.shape)
-    maps, rules = video_maps(features, size, working_size), as_protocol(protocol, **overrides)
+    maps = video_maps(features, size, working_size)
     height, width = maps.shape[2:]
     stride = max(1, round(size[0] / height))
     sizes = Sizes(size, working_size or (height * stride, width * stride), (height, width))
-    encoded = (EncodedFrame(feature, sizes) for feature in maps)
-    frames = list(propagate_features(encoded, rules, labels_of_masks({0: given}, rules), length=len(maps)))
-    masks = [frame.mask(output_size) for frame in frames]
-    return Propagation(torch.stack([frame.soft for frame in frames]), np.stack(masks), frames[0].ids)
+    return [EncodedFrame(feature, sizes) for feature in maps], given

@@ -51,11 +51,11 @@ def caption_sprite(text: str, height: int, width: int) -> np.ndarray | None:
 
 def _wrapped(text: str, size: int, width: int) -> str:
     """A text broken into lines of at most `width` pixels where it has gaps of three blanks."""
-    font = _font(size * OVERSAMPLED)
+    letters = font(size * OVERSAMPLED)
     lines = [""]
     for part in text.split(GAP):
         longer = f"{lines[-1]}{GAP}{part}" if lines[-1] else part
-        if font.getlength(longer) <= width * OVERSAMPLED or not lines[-1]:
+        if letters.getlength(longer) <= width * OVERSAMPLED or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(part)
@@ -112,15 +112,16 @@ def _margin(height: int, width: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all texts on pictures, `size` pixels high."""
     return ImageFont.load_default(size)
 
 
 @lru_cache(maxsize=256)
 def _pill(text: str, size: int, fill: tuple[int, int, int, int], ink: Color, rim: float) -> np.ndarray:
     """A text, `size` pixels high, on a plate with round ends. uint8 RGBA [h, w, 4]."""
-    font = _font(size * OVERSAMPLED)
-    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font)
+    letters = font(size * OVERSAMPLED)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, letters)
     lines = text.count("\n") + 1
     high = round((1.0 * size if lines == 1 else (bottom - top) / OVERSAMPLED + 0.3 * size) + 0.5 * size + 2 * rim)
     wide = max(high, round((right - left) / OVERSAMPLED + 0.9 * size + 2 * rim))
@@ -134,7 +135,7 @@ def _pill(text: str, size: int, fill: tuple[int, int, int, int], ink: Color, rim
         draw.rounded_rectangle((edge, edge, image.width - 1 - edge, image.height - 1 - edge), radius - edge, fill)
     at = ((image.width - left - right) / 2, (image.height - top - bottom) / 2)
     if lines == 1:  # digits and capitals in the middle, whatever the letters' descenders
-        _, high_top, _, high_bottom = draw.textbbox((0, 0), "8", font)
+        _, high_top, _, high_bottom = draw.textbbox((0, 0), "8", letters)
         at = (at[0], (image.height - high_top - high_bottom) / 2)
-    draw.multiline_text(at, text, (*ink, 255), font)
+    draw.multiline_text(at, text, (*ink, 255), letters)
     return np.asarray(image.resize((wide, high), Image.Resampling.BOX))
