@@ -17,6 +17,7 @@ from timecycle.errors import InputError
 from timecycle.files import free_name, inside, write_bytes, writing
 from timecycle.progress import say
 from timecycle.provenance import peak_memory_mb
+from timecycle.training.curves import SCORE, Curves
 from timecycle.training.distributed import Distributed
 from timecycle.training.run_folder import IMAGES, SETTINGS, Run
 from timecycle.training.settings import RunSettings
@@ -42,6 +43,10 @@ class RunLogger:
         self._seconds = 0.0
         self._listed: set[str] = set()
         self.losses: list[float] = []
+        self.curves = Curves()
+        """What is in the log, for the page."""
+        self._first, self._begun = step, time.monotonic()
+        self._busy = 0.0
         if self._active:
             self._open(step)
 
@@ -49,6 +54,7 @@ class RunLogger:
         path = self._path = self._folder / "log.jsonl"
         lines, damaged = kept_lines(path, step)
         self.losses = [float(numbers["loss"]) for numbers in lines if "loss" in numbers]
+        self.curves = curves_of(lines)
         if damaged:
             other = free_name(path)
             write_bytes(other, path.read_bytes())
@@ -111,6 +117,7 @@ class RunLogger:
             self._sums[name] += value
         self._count += 1
         self._seconds += now - clock
+        self._busy += now - clock
         if step % self._every == 0 or step == self._length:
             self._print_progress(step)
         return now
@@ -129,14 +136,15 @@ class RunLogger:
         self._sums.clear()
         self._count, self._seconds = 0, 0.0
 
-    def log_score(self, step: int, value: float) -> None:
-        """Log the J&F of a validation, in [0, 1], as a line of its own."""
-        self.info(f"step {step}: J&F {value:.4f}")
+    def log_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Log the J&F, J and F of a validation, in [0, 1], as a line of their own."""
+        self.info(f"step {step}: J&F {scores[SCORE]:.4f}")
         if self._active:
-            self._write(step, {"J&F": value}, {})
+            self._write(step, scores, {})
 
     def _write(self, step: int, logged: dict[str, float], others: dict[str, float]) -> None:
         """Write a line of the log, and its numbers and others to TensorBoard. Raises InputError if that fails."""
+        self.curves.add(step, logged)
         with writing(self._path):
             self._log.write(json.dumps({"step": step, **logged}) + "\n")
         if self._board:
@@ -164,6 +172,12 @@ class RunLogger:
             with writing(self._folder / "tensorboard"):
                 self._board.add_image("sample", rgb, step, dataformats="HWC")
         write_jpeg(inside(self._folder, IMAGES, f"{step:07d}.jpg"), rgb)
+
+    def speed(self) -> dict[str, float]:
+        """Of this process so far: the last step, seconds of the whole run, and samples per second of its steps."""
+        steps = self.curves.last - self._first
+        rate = {"samples_per_second": round(steps * self._batch / self._busy, 3)} if self._busy else {}
+        return {"to_step": self.curves.last, "seconds": round(time.monotonic() - self._begun, 1), **rate}
 
     def summary(self) -> str:
         """A sentence with the mean losses of the first and the last steps."""
@@ -202,6 +216,14 @@ def kept_lines(path: Path, step: int) -> tuple[list[dict[str, float]], int]:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected the log of the run") from None
     found = [_numbers(line) for line in lines]
     return [numbers for numbers in found if numbers and numbers["step"] <= step], found.count(None)
+
+
+def curves_of(lines: list[dict[str, float]]) -> Curves:
+    """The curves of the lines of a log, as `kept_lines` returns them."""
+    curves = Curves()
+    for numbers in lines:
+        curves.add(int(numbers["step"]), {name: value for name, value in numbers.items() if name != "step"})
+    return curves
 
 
 def _numbers(line: bytes) -> dict[str, float] | None:

@@ -18,6 +18,7 @@ from timecycle.errors import InputError
 from timecycle.progress import say
 from timecycle.published_options import say_without_effect
 from timecycle.training.checkpointer import Checkpointer, StepSnapshot, seed_everything
+from timecycle.training.curves import SCORE
 from timecycle.training.distributed import Distributed, StopRequest, init_distributed
 from timecycle.training.loader import DistributedBatchSampler, data_loader, make_sampler
 from timecycle.training.logger import RunLogger
@@ -32,7 +33,17 @@ from timecycle.training.objectives import (
     validate,
     validation_set,
 )
-from timecycle.training.run_folder import ENCODER, IMAGES, Run, RunFiles, find_run, locked_run_folder, start_run
+from timecycle.training.report import write_report
+from timecycle.training.run_folder import (
+    ENCODER,
+    IMAGES,
+    Run,
+    RunFiles,
+    find_run,
+    locked_run_folder,
+    note_speed,
+    start_run,
+)
 from timecycle.training.settings import resolved
 
 Batch = dict[str, Any]
@@ -95,7 +106,7 @@ def train(training: Training) -> None:
         distributed.barrier()  # every rank has found the run before its folder changes
         lost = None
         if distributed.is_rank_zero:
-            lost = start_run(run, settings, distributed, progress.step, progress.best_step)
+            lost = start_run(run, settings, distributed, progress.step, progress.best_step, length)
         with RunLogger(run.folder, settings, progress.step, length, distributed) as logger:
             logger.log_setup(run, settings, progress.step, len(training.clips), lost)
             with StopRequest() as stop:
@@ -105,7 +116,7 @@ def train(training: Training) -> None:
                 logger.info(f"stopped by {what} after step {progress.step}; --resume auto goes on")
             logger.info(logger.summary())
     if distributed.is_rank_zero:
-        finish(checkpointer, run.folder)
+        finish(checkpointer, logger)
 
 
 def run_steps(
@@ -132,7 +143,7 @@ def run_steps(
         if not math.isfinite(scalars["loss"] + norm):
             snapshot.restore()
             logger.flush()
-            raise_not_finite(checkpointer, scalars, micro_batches)
+            raise_not_finite(checkpointer, logger, scalars, micro_batches)
         checkpointer.optimizer.step()
         checkpointer.schedule.step()
         progress.step += 1
@@ -147,15 +158,17 @@ def run_steps(
             logger.log_image(progress.step, image)
         best = False
         if validation and (due(progress.step, settings.evaluate_every) or progress.step == length):
-            score = validate(export_encoder(settings, model), validation)
-            logger.log_score(progress.step, score)
-            best = progress.record_score(score)
+            scores = validate(export_encoder(settings, model), validation)
+            logger.log_scores(progress.step, scores)
+            best = progress.record_score(scores[SCORE])
         if best or ended or due(progress.step, settings.save_every):
             logger.flush()
             path = checkpointer.save()
             logger.log_skipped(checkpointer.skipped)
             if best and distributed.is_rank_zero:
                 RunFiles(checkpointer.folder).keep_best(path)
+            if not ended:
+                update_page(checkpointer, logger)
             clock = time.monotonic()
 
 
@@ -186,9 +199,23 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def raise_not_finite(checkpointer: Checkpointer, scalars: dict[str, float], micro_batches: list[Batch]) -> None:
+def update_page(checkpointer: Checkpointer, logger: RunLogger) -> None:
+    """Write report.html on rank 0, after a checkpoint. If that fails, a warning says so and training goes on."""
+    if not checkpointer.distributed.is_rank_zero:
+        return
+    try:
+        note_speed(checkpointer.folder, logger.speed())
+        write_report(checkpointer.folder, checkpointer.settings, logger.curves, checkpointer.skipped)
+    except Exception as error:  # whatever it is, no training is worth losing for a page
+        say(f"warning: training goes on, but its page is not up to date: {error or type(error).__name__}")
+
+
+def raise_not_finite(
+    checkpointer: Checkpointer, logger: RunLogger, scalars: dict[str, float], micro_batches: list[Batch]
+) -> None:
     """Save the state before the step, and raise InputError with the names of its samples."""
     path = checkpointer.save()
+    update_page(checkpointer, logger)
     own = [name for batch in micro_batches for name in batch["name"]]
     names = [name for rank in checkpointer.distributed.all_gather(own) for name in rank]
     what = "gradient" if math.isfinite(scalars["loss"]) else "loss"
@@ -198,8 +225,9 @@ def raise_not_finite(checkpointer: Checkpointer, scalars: dict[str, float], micr
     )
 
 
-def finish(checkpointer: Checkpointer, folder: Path) -> None:
-    """Write the encoder; print where the results are."""
+def finish(checkpointer: Checkpointer, logger: RunLogger) -> None:
+    """Write the encoder and the page; print where the results are. Raises InputError if one cannot be written."""
+    folder = checkpointer.folder
     settings, progress, skipped = checkpointer.settings, checkpointer.progress, checkpointer.skipped
     encoder: Any = export_encoder(settings, checkpointer.model)
     with RunFiles(folder).writing(ENCODER) as partial:
@@ -214,3 +242,6 @@ def finish(checkpointer: Checkpointer, folder: Path) -> None:
         f"checkpoints, log.jsonl, {images}tensorboard: {folder}   "
         f"encoder, for timecycle evaluate --resume: {folder / ENCODER}"
     )
+    note_speed(folder, logger.speed())
+    page = write_report(folder, settings, logger.curves, skipped)
+    say(f"page: {page.resolve().as_uri()}")

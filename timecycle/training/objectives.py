@@ -26,6 +26,7 @@ from timecycle.evaluation.davis.layout import read_davis
 from timecycle.models.encoder import Encoder, Trunk
 from timecycle.models.timecycle import TimeCycle
 from timecycle.models.walk import CropWalk, GridWalk, Walk, initialize
+from timecycle.training.curves import SCORE
 from timecycle.training.distributed import Distributed
 from timecycle.training.settings import CropWalkSettings, GridWalkSettings, RunSettings, TimeCycleSettings, WalkSettings
 from timecycle.viewing.training import visualize_timecycle, visualize_walk
@@ -235,7 +236,7 @@ def validation_set(settings: RunSettings, distributed: Distributed) -> Path:
     return VALIDATION_SET
 
 
-def validate(encoder: nn.Module, folder: Path) -> float:
-    """J&F in [0, 1] of an encoder under TimeCycle's protocol at 240 pixels; all processes share the work."""
+def validate(encoder: nn.Module, folder: Path) -> dict[str, float]:
+    """J&F, J and F in [0, 1] of an encoder under TimeCycle's protocol at 240 pixels; all processes share the work."""
     scores = evaluate_davis(encoder, folder, "timecycle", side=VALIDATION_SIDE, progress=False)
-    return float(scores.global_["J&F-Mean"])
+    return {SCORE: scores.jf, "J": scores.J, "F": scores.F}

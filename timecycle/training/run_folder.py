@@ -3,10 +3,11 @@
 settings.json           settings; command, commit and versions of each start of the run
 checkpoint_<step>.pt    the newest few; latest.pt points to the newest, best.pt has the best validation score
 encoder.safetensors     the trained encoder, written at the end
-log.jsonl               a line of numbers per step, and a line with the J&F per validation
+log.jsonl               a line of numbers per step, and a line with J&F, J and F per validation
+report.html             the page of the run (`timecycle.training.report`)
 tensorboard/            the same numbers, and images
 images/                 the images, as JPEG
-.written/.run.json      hashes of checkpoints and encoder (`timecycle.manifest`); other files are never removed
+.written/.run.json      hashes of checkpoints, encoder and page (`timecycle.manifest`); other files are never removed
 .lock, .holder          the lock of the folder (`timecycle.locks`)
 """
 
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,7 @@ from timecycle.checkpoints import torch_files
 from timecycle.errors import InputError
 from timecycle.files import check_is_file, growing, hash_of, inside, is_plain, read_json, set_aside, write_json
 from timecycle.locks import HOLDER, LOCK, InUse, owned
-from timecycle.manifest import NOTES, Hashes, Notes
+from timecycle.manifest import NOTES, PAGE, Hashes, Notes
 from timecycle.models.timecycle import current_names
 from timecycle.progress import say
 from timecycle.provenance import commit, versions
@@ -198,7 +200,7 @@ def _check_free(folder: Path) -> Path:
     if _holds_run(folder):
         raise InputError(f"{folder} holds a run; expected --resume auto to go on with it, or another --checkpoint")
     images = sorted(path.name for path in (folder / IMAGES).glob("*"))
-    for name in (LOG, ENCODER, LATEST, BEST, *(f"{IMAGES}/{name}" for name in images)):
+    for name in (LOG, PAGE, ENCODER, LATEST, BEST, *(f"{IMAGES}/{name}" for name in images)):
         if os.path.lexists(folder / name):
             raise InputError(f"{folder / name} is there, and is of no run; expected another --checkpoint, or it moved")
     return folder
@@ -229,9 +231,12 @@ def _newest_default_folder(given: dict[str, Any]) -> Path:
     return folder
 
 
-def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: int, best_step: int) -> str | None:
+def start_run(
+    run: Run, settings: RunSettings, distributed: Distributed, step: int, best_step: int, length: int | None = None
+) -> str | None:
     """Write settings.json; remove checkpoints of later steps than `step`, at which the run starts.
 
+    length: steps of the whole run, for its page.
     Returns what was lost, in words: a damaged settings.json is written anew from the checkpoint.
     Raises InputError if the folder cannot be written.
     """
@@ -241,7 +246,7 @@ def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: i
     runs, lost = [], None
     if run.path and run.path.resolve().parent == run.folder.resolve():
         try:
-            runs = _earlier_runs(file)
+            runs = read_starts(file)[1]
         except InputError as error:
             lost = f"the list of processes that worked on the run begins anew: {error}"
         # If the last process was killed in `save`, before it did these.
@@ -250,6 +255,8 @@ def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: i
             files.keep_best(run.path)
     now = {
         "from_step": step,
+        "length": length,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "commit": commit(),
         "versions": versions(),
@@ -261,18 +268,27 @@ def start_run(run: Run, settings: RunSettings, distributed: Distributed, step: i
     return lost
 
 
-def _earlier_runs(file: Path) -> list[Any]:
-    """The starts of a run in settings.json. Raises InputError if it has no such list."""
+def note_speed(folder: Path, speed: dict[str, float]) -> None:
+    """Store in settings.json how far and how fast the process got that works on the run.
+
+    Raises InputError if settings.json is damaged or cannot be written.
+    """
+    settings, runs = read_starts(folder / SETTINGS)
+    write_json(folder / SETTINGS, {"settings": settings, "runs": [*runs[:-1], *(run | speed for run in runs[-1:])]})
+
+
+def read_starts(file: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The settings in settings.json, unchecked, and the starts of the run. Raises InputError if it has no such list."""
     expected = "a run's settings.json"
     found = read_json(file, expected)
     runs = found.get("runs") if isinstance(found, dict) else None
     if not isinstance(runs, list) or not all(isinstance(run, dict) and is_plain(run, 5) for run in runs):
         raise InputError(f"{file} is damaged (it has no list of runs); expected {expected}")
-    return runs
+    return found.get("settings"), runs
 
 
 class RunFiles(Notes):
-    """Checkpoints and encoder of a folder. Files of their names that no run wrote are renamed, and a line says so."""
+    """Checkpoints, encoder and page of a folder. A file of their names that no run wrote is renamed; a line says so."""
 
     def __init__(self, folder: Path) -> None:
         notes = inside(folder, NOTES, f"{_NOTES_NAME}.json")
@@ -354,7 +370,9 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _is_noted(parts: list[str]) -> bool:
-    return len(parts) == 1 and (parts[0] in (LATEST, BEST, ENCODER) or CHECKPOINT_NAME.fullmatch(parts[0]) is not None)
+    return len(parts) == 1 and (
+        parts[0] in (LATEST, BEST, ENCODER, PAGE) or CHECKPOINT_NAME.fullmatch(parts[0]) is not None
+    )
 
 
 def _copy(path: Path, other: Path) -> None:

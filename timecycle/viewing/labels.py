@@ -49,6 +49,18 @@ def caption_sprite(text: str, height: int, width: int) -> np.ndarray | None:
     return None
 
 
+def line_sprite(text: str, size: int, width: int | None = None) -> np.ndarray:
+    """A line of light text on an opaque dark ground, `size` pixels high. uint8 RGBA [h, w, 4].
+
+    Where it is wider than `width` pixels, the font shrinks, to `SMALLEST` at least.
+    """
+    sprite = _pill(text, size, (*DARK, 255), LIGHT, 0)
+    while width is not None and sprite.shape[1] > width and size > SMALLEST:
+        size -= 1
+        sprite = _pill(text, size, (*DARK, 255), LIGHT, 0)
+    return sprite
+
+
 def _wrapped(text: str, size: int, width: int) -> str:
     """A text broken into lines of at most `width` pixels where it has gaps of three blanks."""
     letters = font(size * OVERSAMPLED)

@@ -14,12 +14,15 @@ from timecycle.models.tracking import patch_affinity
 from timecycle.models.walk import WalkLosses
 from timecycle.normalization import IMAGENET, denormalize
 from timecycle.viewing.overlays import draw_polygon
+from timecycle.viewing.panels import Panel, heat, legend, row, stacked
 
 # RGB of cycles by length, shortest first.
 COLORS = ((255, 214, 0), (255, 130, 0), (230, 40, 90), (170, 60, 220), (60, 110, 255), (0, 190, 190))
 TRUE_COLOR = (255, 255, 255)
 BACK_COLOR = (0, 220, 90)
+HOT_COLOR = (252, 200, 110)  # of a heat map's larger weights
 ZOOM = 2
+STANDARD_SIDE = 200  # pixels of an image at which widths of lines are given
 TEMPERATURE = 0.07  # of the visualized walk
 
 
@@ -35,23 +38,7 @@ def outline(image: np.ndarray, theta: Tensor, color: tuple[int, int, int], thick
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
     at = (corners @ theta.detach().float().cpu().T).numpy()  # x, y over [-1, 1], corner-aligned
     size = np.array([image.shape[1] - 1, image.shape[0] - 1])
-    draw_polygon(image, (at + 1) / 2 * size, color, thickness)
-
-
-def heat(image: np.ndarray, shares: Tensor) -> np.ndarray:
-    """Heat map of weights [h, w], scaled to their maximum, on an image, uint8 [H, W, 3]. Returns uint8 [H, W, 3]."""
-    values = shares.detach().float().cpu().numpy()
-    values = np.rint(values / max(float(values.max()), 1e-12) * 255).astype(np.uint8)
-    large = cv2.resize(values, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colors = cv2.applyColorMap(large, cv2.COLORMAP_JET)[:, :, ::-1]
-    return cv2.addWeighted(image, 0.5, np.ascontiguousarray(colors), 0.5, 0)
-
-
-def side_by_side(images: list[np.ndarray]) -> np.ndarray:
-    """Concatenate images horizontally, padded with black to equal heights and separated by 4 pixels."""
-    height = max(image.shape[0] for image in images)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in images]
-    return np.concatenate(padded, axis=1)
+    draw_polygon(image, (at + 1) / 2 * size, color, _thick(thickness, image))
 
 
 @torch.no_grad()
@@ -59,7 +46,7 @@ def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losse
     """Visualize TimeCycle's first sample: patch, base frames, target, and the patch's mean affinity with the target.
 
     Green: the patch as tracked backward. Yellow to blue: the patch as tracked forward to the target by each cycle, by
-    length. White: where the patch was cropped. Returns uint8 RGB [H, W, 3].
+    length. White: where the patch was cropped. Returns uint8 RGB [H, W, 3], with titles, color bar and legend.
     """
     frames, target = as_rgb(batch["frames"][0]), as_rgb(batch["target"][:1])[0]
     length = len(frames)
@@ -67,15 +54,26 @@ def visualize_timecycle(encoder: nn.Module, batch: dict[str, Any], losses: Losse
         outline(frames[length - 1 - step], theta, BACK_COLOR)
     ends = target.copy()
     outline(ends, batch["theta"][0], TRUE_COLOR, 3)
-    for cycle, track in enumerate(losses.forward, start=1):
-        color = COLORS[(cycle - 1) % len(COLORS)]
-        for image, theta in zip((*frames[length - cycle + 1 :], ends), track[:, 0], strict=True):
-            outline(image, theta, color)
+    for cycle, track in enumerate(losses.forward):
+        for image, theta in zip((*frames[length - cycle :], ends), track[:, 0], strict=True):
+            outline(image, theta, _cycle_color(cycle))
     query, keys = encoder(batch["patch"][:1]), encoder(batch["target"][:1])
     shares = patch_affinity(query, keys)[0].mean(dim=(1, 2))  # column by column
     shares = shares.unflatten(0, (keys.shape[3], keys.shape[2])).T
-    patch = as_rgb(batch["patch"][:1])[0]
-    return side_by_side([patch, *frames, ends, heat(target, shares)])
+    shown = row(
+        [
+            Panel(as_rgb(batch["patch"][:1])[0], "patch"),
+            *(Panel(frame, f"frame {number}") for number, frame in enumerate(frames, start=1)),
+            Panel(ends, "target"),
+            heat(target, _weights(shares), "mean affinity"),
+        ]
+    )
+    entries = [
+        (TRUE_COLOR, "patch, where it was cropped"),
+        (BACK_COLOR, "tracked backward"),
+        *((_cycle_color(cycle), f"and forward, cycle {cycle + 1}") for cycle in range(len(losses.forward))),
+    ]
+    return stacked([shown, legend(entries, shown.shape[1], ends.shape[0])])
 
 
 @torch.no_grad()
@@ -83,7 +81,8 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
     """Visualize a walk's first sample: forward in the upper row, backward in the lower row, below the same frames.
 
     The heat map is the distribution of a walk that starts at the green cell; in the backward row the white cell is its
-    target. For a grid walk the patches are tiled to an image. Returns uint8 RGB [H, W, 3].
+    target. For a grid walk the patches are tiled to an image. Returns uint8 RGB [H, W, 3], with titles, color bars and
+    legend.
     """
     if "patches" in batch:
         patches = batch["patches"][0]  # [T, N, 3, h, w]
@@ -107,22 +106,48 @@ def visualize_walk(encoder: nn.Module, batch: dict[str, Any], losses: WalkLosses
     middle = (positions % side - side / 2).abs() + (positions // side - side / 2).abs()
     start = int(torch.where(targets >= 0, middle, math.inf).argmin())
     at = functional.one_hot(torch.tensor(start), len(targets)).to(nodes[0])
-    upper = [forward[0].copy()]
-    _mark(upper[0], start, side, BACK_COLOR)
-    lower: list[np.ndarray] = []
-    path = [*zip(nodes[1:], forward[1:], strict=True), *zip(behind[::-1], back[::-1], strict=True)]
+    first = forward[0].copy()
+    _mark(first, start, side, BACK_COLOR)
+    upper, lower = [Panel(first, "frame 1: start")], []
     here = nodes[0]
-    for number, (other, image) in enumerate(path):
-        at = at @ (here @ other.T / TEMPERATURE).softmax(dim=1)
-        here = other
-        (upper if number < len(forward) - 1 else lower).append(heat(image, at.unflatten(0, (-1, side))))
+    for number, (other, image) in enumerate(zip(nodes[1:], forward[1:], strict=True), start=2):
+        at, here = _walked(at, here, other), other
+        upper.append(heat(image, _weights(at.unflatten(0, (-1, side))), f"frame {number}, forward"))
+    for number in range(len(back), 0, -1):
+        at, here = _walked(at, here, behind[number - 1]), behind[number - 1]
+        title = f"frame {number}, back" if number > 1 else "frame 1: end"
+        lower.append(heat(back[number - 1], _weights(at.unflatten(0, (-1, side))), title))
     if targets[start] >= 0:
-        _mark(lower[-1], int(targets[start]), side, TRUE_COLOR)
-    return np.concatenate([side_by_side(upper), side_by_side([*lower[::-1], np.zeros_like(upper[0])])])
+        _mark(lower[-1].image, int(targets[start]), side, TRUE_COLOR)
+    rows_shown = [row(upper), row([*lower[::-1], None])]
+    entries = [
+        (BACK_COLOR, "where the walk starts"),
+        (TRUE_COLOR, "where it should end"),
+        (HOT_COLOR, "where it probably is (numbers: probability of a cell)"),
+    ]
+    return stacked([*rows_shown, legend(entries, rows_shown[0].shape[1], first.shape[0])])
+
+
+def _cycle_color(index: int) -> tuple[int, int, int]:
+    return COLORS[index % len(COLORS)]
+
+
+def _weights(shares: Tensor) -> np.ndarray:
+    return shares.detach().float().cpu().numpy()
+
+
+def _walked(at: Tensor, here: Tensor, other: Tensor) -> Tensor:
+    """A distribution over nodes [N] after a step from nodes [N, D] to nodes [M, D]: [M]."""
+    return at @ (here @ other.T / TEMPERATURE).softmax(dim=1)
 
 
 def _mark(image: np.ndarray, node: int, side: int, color: tuple[int, int, int]) -> None:
     """Outline cell `node`, in raster order, of a grid of side x side cells on an image, in place."""
     cell = image.shape[0] / side
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) + np.array([node % side, node // side])
-    draw_polygon(image, corners * cell, color)
+    draw_polygon(image, corners * cell, color, _thick(1, image))
+
+
+def _thick(pixels: int, image: np.ndarray) -> int:
+    """The width of a line, which grows with images larger than `STANDARD_SIDE`."""
+    return max(pixels, round(pixels * image.shape[0] / STANDARD_SIDE))

@@ -226,6 +226,7 @@
       const [text, line] = [style.color, style.borderTopColor];
       const font = `12px ${style.fontFamily}`;
       const axis = { stroke: text, font, grid: { stroke: line, width: 1 }, ticks: { show: false }, gap: 6 };
+      const ranges = panel.series.filter((series) => series.low);
       const colorOf = (series) => getComputedStyle(this.items.get(series.name).swatch).color;
       const whole = (splits) => splits.map((value) => (Number.isInteger(value) ? value : ""));
       const tens = (plot, splits) => splits.map((value) => (Number.isInteger(Math.log10(value)) ? value : null));
@@ -243,7 +244,11 @@
           y: false,
           drag: { x: false, y: false },
           sync: { key: this.box.dataset.chart, setSeries: false },
-          points: { size: 7, width: 0, fill: (plot, index) => plot.series[index].stroke() },
+          points: {
+            size: 7,
+            width: 0,
+            fill: (plot, index) => (index > panel.series.length ? "transparent" : plot.series[index].stroke()),
+          },
         },
         scales: {
           x: { time: false, range: (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
@@ -261,13 +266,20 @@
             dash: series.dash ? [5, 4] : undefined,
             points: { show: Boolean(series.points) || series.values.filter((v) => v !== null).length === 1, size: 6 },
           })),
+          ...ranges.flatMap((series) => Array(2).fill({ stroke: colorOf(series), width: 1, alpha: 0.25, points: { show: false } })),
         ],
+        bands: ranges.map((series, number) => {
+          const low = 1 + panel.series.length + 2 * number;
+          return { series: [low + 1, low], fill: colorOf(series) };
+        }),
         hooks: {
           setCursor: [(plot) => this.show(plot.cursor.idx ?? null)],
           draw: [(plot) => this.drawMarks(plot, marks, text, font, number === 0)],
         },
       };
-      const plot = new uPlot(options, [x, ...panel.series.map((series) => series.values)], this.panels[number]);
+      const behind = ranges.flatMap(({ low, high }) => [low, high ?? low]);
+      const data = [x, ...panel.series.map((series) => series.values), ...behind];
+      const plot = new uPlot(options, data, this.panels[number]);
       plot.over.addEventListener("click", () => this.seek());
       return plot;
     }
