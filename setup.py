@@ -155,7 +155,7 @@ setup(
     package_data={
         "timecycle.models": ["weights/*"],
         "timecycle.ops": ["speeds.json"],
-        "timecycle.viewing": ["*.jinja", "templates/*"],
+        "timecycle.viewing": ["templates/*"],
     },
     package_dir={"timecycle": "timecycle", "timecycle.kernels": "kernels"},
     ext_modules=extensions(),

@@ -32,6 +32,7 @@ def opened(browser: Any, path: Path, width: int = 1280, **context: Any) -> Itera
     """
     wrong: list[str] = []
     tab = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **context)
+    tab.set_default_timeout(8000)  # milliseconds
     page = tab.new_page()
     page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -67,7 +67,8 @@ def test_a_build_from_the_archive_holds_the_package(archived, tmp_path):
         "timecycle/models/weights/walk.safetensors",
         "timecycle/ops/speeds.json",
         "timecycle/py.typed",
-        "timecycle/viewing/report.html.jinja",
+        "timecycle/viewing/templates/report.html.jinja",
+        "timecycle/viewing/templates/uPlot.LICENSE",
     ]
     assert {"timecycle/cli.py", "timecycle/kernels/plan.py"} <= {*modules, *kernels}
     assert {*modules, *kernels, *others} - built == set()

@@ -18,6 +18,8 @@ from urllib.parse import quote
 import numpy as np
 
 from timecycle.errors import InputError
+from timecycle.progress import duration as in_words
+from timecycle.viewing import stills
 
 TEMPLATES = Path(__file__).parent / "templates"
 DIGITS = 4  # of numbers in charts
@@ -64,13 +66,8 @@ def share(value: float | None) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 4.2 s, 35 s, 2 min 5 s, 1 h 10 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Seconds in words: 4.2 s, 40 s, 4 min, 3 h 20 min."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else in_words(seconds)
 
 
 def plain(value: Any, digits: int = DIGITS) -> Any:
@@ -112,6 +109,9 @@ def _environment() -> Any:
         text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
         return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
-    environment.globals.update(source=source, number=number, signed=signed, share=share, duration=duration)
+    colors = {name: "rgb" + str(getattr(stills, name)) for name in ("HIT", "FALSE", "MISS")}
+    environment.globals.update(
+        colors=colors, source=source, number=number, signed=signed, share=share, duration=duration
+    )
     environment.filters.update(chart_json=chart_json)
     return environment

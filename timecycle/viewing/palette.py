@@ -20,6 +20,9 @@ with protanopia and deuteranopia (Machado et al., 2009), above all among the fir
 _GOLDEN = (5**0.5 - 1) / 2  # of a turn: hues that follow each other lie far apart
 _SHADES = ((0.85, 1.0), (0.55, 1.0), (0.75, 0.8))  # saturation and value, in turn
 
+CONTRAST = 3.2
+"""Least one of lines with their ground."""
+
 
 def _colors() -> np.ndarray:
     colors = np.zeros((256, 3), np.uint8)
@@ -33,3 +36,27 @@ def _colors() -> np.ndarray:
 COLORS = _colors()
 """RGB by object id, uint8 [256, 3]: `CHOSEN`, then generated ones. Entries 0 and 255 are never painted."""
 COLORS.setflags(write=False)
+
+
+def line_colors(id_: int) -> tuple[str, str]:
+    """An object's color for lines on a white and on a nearly black ground: two CSS colors of its hue.
+
+    Their contrast with the ground is at least 3, as WCAG 2.1 asks of graphics; those of `COLORS` need not have it.
+    """
+    color = COLORS[id_] / 255
+    dark = light = color
+    while _luminance(dark) > 1.05 / CONTRAST - 0.05:
+        dark = 0.97 * dark
+    while _luminance(light) < CONTRAST * 0.057 - 0.05:
+        light = light + 0.03 * (1 - light)
+    return _css(dark), _css(light)
+
+
+def _luminance(color: np.ndarray) -> float:
+    """Relative luminance of an sRGB color, float [3] from 0 to 1."""
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def _css(color: np.ndarray) -> str:
+    return "#" + "".join(f"{round(255 * value):02x}" for value in color.tolist())

@@ -1,21 +1,87 @@
-"""The page of a results folder, report.html: which frames it shows, their pictures and scores."""
+"""The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from timecycle.data.images import read_rgb
-from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.errors import printable
-from timecycle.evaluation.davis.results import FEATURES, ResultsFolder
+from timecycle.evaluation.davis.causes import CAUSES, Cause, causes_of, counts
+from timecycle.evaluation.davis.report_frames import (
+    FIRST,
+    OF_ONE_OBJECT,
+    Pictures,
+    WorstFrame,
+    inspection_name,
+    worst_frames,
+)
+from timecycle.evaluation.davis.report_run import facts, settings
+from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores
-from timecycle.manifest import OVERLAYS, PAGE, PICTURES
-from timecycle.viewing.report import Pair, Part, link, page, picture
+from timecycle.manifest import PAGE, PICTURES, OwnFile, Report
+from timecycle.viewing.pages import embedded, link, render
+from timecycle.viewing.palette import line_colors
+from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
-FIRST = "00000-given.jpg"
-"""Name of the picture of a sequence's first frame; the others are `<index>-truth.jpg` and `<index>-result.jpg`."""
+COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
+"""Headings of GLOBAL_COLUMNS."""
+DIGITS = 3
+"""Of scores."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the table of scores: a sequence, one of its objects, or all objects."""
+
+    name: str
+    values: list[float]
+    """In the order of GLOBAL_COLUMNS."""
+    causes: str = ""
+    anchor: str = ""
+    color: str = ""
+    """Of the object, as CSS."""
+    objects: "list[Row]" = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sequence."""
+
+    name: str
+    number: int
+    """From 1; `sequence-<number>` and `video-<number>` are ids in the page."""
+    score: float | None
+    """J&F; None without annotations of later frames."""
+    frames: int
+    given: str
+    """URL of the picture of the first frame with its mask."""
+    video: str | None
+    size: tuple[int, int]
+    """Width and height of a frame."""
+    fps: float
+    causes: list[str]
+    """A sentence each."""
+    chart: dict[str, Any] | None
+    """J and F over time, as base.html.jinja says."""
+    pictures: list[tuple[str, str]]
+    """Name of a frame, and URL of its picture with the result, where there is no video or no score."""
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One of the worst frames."""
+
+    frame: WorstFrame
+    name: str
+    """Of the frame."""
+    part: Part
+    pictures: dict[str, str]
+    """URLs by kind."""
+    causes: str
+    inspected: str | None
+    """URL of a picture by `timecycle inspect`."""
 
 
 def check_free(sequences: list[Sequence], folder: ResultsFolder) -> None:
@@ -31,101 +97,189 @@ def write_report(
     scores: of those with annotations of every frame, if there are any; notes: sentences to show beside theirs.
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
-    pictures: dict[str, bytes] = {}
-    means = scores.by_sequence if scores else {}
-    parts = [_part(each, index, scores, means, folder.path, pictures) for index, each in enumerate(sequences)]
-    anchors = {sequence.name: part.anchor for sequence, part in zip(sequences, parts, strict=True)}
-    rows = [(printable(name), anchors.get(name), list(row.values())) for name, row in means.items()]
-    if scores:
-        rows.append(("all objects", None, list(scores.global_.values())))
-    said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(scores.notes if scores else ())])
-    content = page(
-        printable(Path(folder.content["options"].get("data", folder.path)).name),
-        _facts(sequences, folder.content),
-        list(GLOBAL_COLUMNS),
-        rows,
-        [printable(note) for note in said],
-        parts,
-    )
-    folder.report.replace({PAGE: content, **pictures})
-    return folder.path / PAGE
+    places = {sequence.name: folder.path for sequence in sequences}
+    run = EvaluationRun(folder.path, folder.content, scores, places)
+    return write_page(run, sequences, notes=notes)
 
 
-def _facts(sequences: list[Sequence], content: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is stated above the table."""
-    options, frames = content["options"], sum(len(sequence.frames) for sequence in sequences)
-    seconds = content.get("seconds", {}).get("total")
-    features = str(options.get(FEATURES) or "not named").partition(" ")[0]
-    side = options.get("side") if options.get("resize") != "native" else 0
-    facts = [
-        ("protocol", str(options.get("name", "not named"))),
-        ("features", printable(features).replace("+", " + ")),
-        ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
-        ("size", f"{side} pixels, {options.get('resize')}" if side else "as the frames are"),
+def write_page(
+    run: EvaluationRun,
+    sequences: list[Sequence],
+    file: Path | None = None,
+    *,
+    single_file: bool = False,
+    notes: tuple[str, ...] = (),
+    inspected: dict[tuple[str, int], bytes] | None = None,
+) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: its folder, options, masks and scores.
+        sequences: those to show.
+        file: where to; by default report.html in the run's folder, with pictures beside it. In another file they are
+            embedded, and videos are linked.
+        single_file: embed pictures and videos.
+        notes: sentences to show beside those of the data and the scores.
+        inspected: JPEG pictures by `timecycle inspect`, by sequence and index of the frame; linked from worst frames.
+
+    Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
+    """
+    pictures = Pictures(run, embed=single_file or file is not None)
+    beside = (run.folder if file is None else file.parent).resolve()
+    causes = causes_of(run.scores) if run.scores else []
+    parts = [
+        _part(run, sequence, number, causes, pictures, None if single_file else beside)
+        for number, sequence in enumerate(sequences, start=1)
     ]
-    return facts if seconds is None else [*facts, ("time", f"{seconds:.0f} s for the masks")]
+    said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(run.scores.notes if run.scores else ())])
+    content = render(
+        "report.html.jinja",
+        title=printable(Path(run.options.get("data", run.folder)).name),
+        facts=facts(run, sequences),
+        columns=COLUMNS,
+        rows=_rows(run.scores, causes, parts),
+        means=run.scores.global_ if run.scores else {},
+        causes=[(name, number, CAUSES[name]) for name, number in counts(causes).items()] if run.scores else [],
+        worst=_worst(run, sequences, parts, causes, pictures, inspected or {}),
+        of_one_object=OF_ONE_OBJECT,
+        parts=parts,
+        notes=[printable(note) for note in said],
+        settings=settings(run),
+    )
+    if file is None:
+        Report(run.folder).replace({PAGE: content, **pictures.files})
+        return run.folder / PAGE
+    OwnFile(file).replace(content)
+    return file
+
+
+def _objects(run: EvaluationRun, name: str) -> dict[int, ObjectScores]:
+    """The scored objects of a sequence by id."""
+    found = run.scores.sequences.get(name, ()) if run.scores else ()
+    return {id_: one for id_, one in enumerate(found, start=1) if not one.absent}
+
+
+def _rows(scores: Scores | None, causes: list[Cause], parts: list[Part]) -> list[Row]:
+    """The table: a row for each sequence, and the last over all objects; empty if there are no scores."""
+    if scores is None:
+        return []
+    anchors = {part.name: f"sequence-{part.number}" for part in parts}
+    rows = []
+    for name, means in scores.by_sequence.items():
+        of_each = {
+            id_: sorted({cause.name for cause in causes if (cause.sequence, cause.object_id) == (name, id_)})
+            for id_, one in enumerate(scores.sequences[name], start=1)
+            if not one.absent
+        }
+        objects = [
+            Row(f"object {id_}", _values(scores.sequences[name][id_ - 1]), ", ".join(found), color=_css(id_))
+            for id_, found in of_each.items()
+        ]
+        shown = printable(name)
+        together = ", ".join(sorted({cause for found in of_each.values() for cause in found}))
+        rows.append(Row(shown, list(means.values()), together, anchors.get(shown, ""), objects=objects))
+    return [*rows, Row("all objects", list(scores.global_.values()))]
+
+
+def _values(one: ObjectScores) -> list[float]:
+    j, f = one.jaccard_statistics, one.boundary_statistics
+    return [(j.mean + f.mean) / 2, *j, *f]
+
+
+def _css(id_: int) -> str:
+    return "light-dark({}, {})".format(*line_colors(id_))
 
 
 def _part(
+    run: EvaluationRun,
     sequence: Sequence,
-    index: int,
-    scores: Scores | None,
-    means: dict[str, dict[str, float]],
-    folder: Path,
-    pictures: dict[str, bytes],
+    number: int,
+    causes: list[Cause],
+    pictures: Pictures,
+    beside: Path | None,
 ) -> Part:
-    """A sequence's part of the page; its pictures are added to `pictures` by path below the folder."""
-    everything = scores.sequences.get(sequence.name, ()) if scores else ()
-    objects = {id_: one for id_, one in enumerate(everything, start=1) if not one.absent}
-
-    def painted(frame: int, mask: np.ndarray, name: str) -> str:
-        place = (PICTURES, sequence.name, name)
-        pictures["/".join(place)] = picture(read_rgb(sequence.frames[frame]), mask)
-        return link(*place)
-
-    def truth(frame: int) -> np.ndarray:
-        return read_mask(sequence.annotations[frame], sequence.masks)
-
-    pairs = []
-    for title, frame, words in _shown(sequence, objects):
-        result = read_mask(folder / sequence.name / f"{sequence.frames[frame].stem}.png")
-        true = painted(frame, truth(frame), f"{frame:05d}-truth.jpg") if sequence.scored else None
-        stem = printable(sequence.frames[frame].stem)
-        pairs.append(Pair(title, stem, words, true, painted(frame, result, f"{frame:05d}-result.jpg")))
-    video = (OVERLAYS, f"{sequence.name}.mp4")
+    """A sequence's part of the page. beside: folder of the page, to link the video from; None embeds it."""
+    objects = _objects(run, sequence.name)
+    own = [cause for cause in causes if cause.sequence == sequence.name]
+    given, size = pictures.given(sequence)
+    video = run.video(sequence.name)
+    url = None
+    if video:
+        url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
+    last = len(sequence.frames) - 1
+    shown = [] if video and objects else sorted({max(1, last // 2), last} - {0})
     return Part(
         printable(sequence.name),
-        f"sequence-{index + 1}",
-        means[sequence.name]["J&F-Mean"] if scores and sequence.scored else None,
-        printable(sequence.frames[0].stem),
+        number,
+        run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else None,
         len(sequence.frames),
-        painted(0, truth(0), FIRST),
-        link(*video) if folder.joinpath(*video).is_file() else None,
-        pairs,
+        given,
+        url,
+        size,
+        sequence.fps or FRAMES_PER_SECOND,
+        [f"Object {cause.object_id}, {cause.name}: {printable(cause.words)}" for cause in own],
+        _chart(sequence, number, objects, own, url is not None),
+        [(printable(sequence.frames[index].stem), pictures.result(sequence, index)) for index in shown],
     )
 
 
-def _by_frame(objects: dict[int, ObjectScores]) -> np.ndarray:
-    """J&F of the objects, by id, in the scored frames: float64 [objects, frames]."""
-    return np.array([(one.jaccard + one.boundary) / 2 for one in objects.values()])
+def _chart(
+    sequence: Sequence, number: int, objects: dict[int, ObjectScores], causes: list[Cause], video: bool
+) -> dict[str, Any] | None:
+    """J and F over the scored frames, which are all but the first and the last."""
+    scored = range(1, len(sequence.frames) - 1)
+    if not objects or not scored:
+        return None
+    panels = []
+    for label, values in (
+        ("J", {id_: one.jaccard for id_, one in objects.items()}),
+        ("F", {id_: one.boundary for id_, one in objects.items()}),
+    ):
+        series = [
+            {"name": f"object {id_}", "values": found.round(DIGITS), "color": line_colors(id_)}
+            for id_, found in values.items()
+        ]
+        panels.append({"label": label, "min": 0, "max": 1, "series": series})
+    chart = {
+        "x": list(scored),
+        "names": [printable(sequence.frames[index].stem) for index in scored],
+        "x_label": "frame",
+        "label": f"J and F of {printable(sequence.name)} over time",
+        "panels": panels,
+        "marks": [
+            {"x": cause.first + 1, "text": cause.name if len(objects) == 1 else f"{cause.object_id} {cause.name}"}
+            for cause in causes
+        ],
+    }
+    return chart | ({"video": f"video-{number}"} if video else {})
 
 
-def _shown(sequence: Sequence, objects: dict[int, ObjectScores]) -> list[tuple[str, int, str]]:
-    """Title, index and scores of the frames shown beside the first: a middle one, and the worst or else the last."""
-    last = len(sequence.frames) - 1
-    middle = max(1, last // 2)
-    found = _by_frame(objects)
-    if not found.size:
-        return [("middle", middle, ""), ("last", last, "")][: min(last, 2)]
-    means = found.mean(0)
-    worst = int(means.argmin()) + 1  # frame 0 is not scored
-
-    def words(frame: int) -> str:
-        text = f"J&F {means[frame - 1]:.3f}"
-        id_, one = list(objects.items())[int(found[:, frame - 1].argmin())]
-        j, f = one.jaccard[frame - 1], one.boundary[frame - 1]
-        return text if len(objects) == 1 else f"{text}; worst object: {id_}, {(j + f) / 2:.3f} (J {j:.3f}, F {f:.3f})"
-
-    if worst == middle:
-        return [("middle and worst", worst, words(worst))]
-    return [("middle", middle, words(middle)), ("worst", worst, words(worst))]
+def _worst(
+    run: EvaluationRun,
+    sequences: list[Sequence],
+    parts: list[Part],
+    causes: list[Cause],
+    pictures: Pictures,
+    inspected: dict[tuple[str, int], bytes],
+) -> list[Worst]:
+    """The worst frames of the sequences, with their pictures."""
+    if run.scores is None:
+        return []
+    by_name = {sequence.name: (sequence, part) for sequence, part in zip(sequences, parts, strict=True)}
+    found = []
+    for frame in worst_frames(run.scores):
+        if frame.sequence not in by_name:
+            continue
+        sequence, part = by_name[frame.sequence]
+        during = [
+            cause.name
+            for cause in causes
+            if (cause.sequence, cause.object_id) == (frame.sequence, frame.object_id)
+            and cause.first <= frame.index - 1 <= cause.last
+        ]
+        picture = inspected.get((frame.sequence, frame.index))
+        made = None if picture is None else pictures.add(frame.sequence, inspection_name(frame.index), picture)
+        name = printable(sequence.frames[frame.index].stem)
+        shown = pictures.compared(sequence, frame)
+        found.append(Worst(frame, name, part, shown, ", ".join(dict.fromkeys(during)), made))
+    return found

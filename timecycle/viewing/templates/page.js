@@ -9,9 +9,12 @@
     return element;
   };
 
+  const MINUS = "\u2212";
+  const textOf = (value, digits = 3) =>
+    value === null || value === undefined ? "\u2013" : value.toFixed(digits).replace("-", MINUS);
+
   // Tables
 
-  const MINUS = "\u2212";
   const NONE = ["", "-", "\u2013"];
 
   function valueOf(row, column) {
@@ -127,9 +130,9 @@
       if (labels.length > 1) this.panels.forEach((box, i) => box.append(make("p", { class: "panel-label" }, labels[i])));
       box.append(this.readout, ...this.panels);
       this.makeReadout();
-      if (this.data.video) box.dataset.video = this.data.video;
       this.makeFocusable();
       this.draw();
+      if (this.data.video) this.followVideo();
       new ResizeObserver(() => this.resize()).observe(box);
     }
 
@@ -169,7 +172,7 @@
       for (const [name, { values }] of this.items) {
         for (const { number, index: line, value, label, digits } of values) {
           const found = index === null ? null : this.data.panels[number].series[line].values[index];
-          value.textContent = found === null || found === undefined ? "\u2013" : found.toFixed(digits).replace("-", MINUS);
+          value.textContent = textOf(found, digits);
           words.push([name, label, value.textContent].filter(Boolean).join(" "));
         }
       }
@@ -182,7 +185,7 @@
       const { box, data } = this;
       const label = `${data.label ?? "chart"}; arrow keys move along it${data.video ? ", Enter seeks the video" : ""}`;
       const last = data.x.length - 1;
-      const attributes = { tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": last, "aria-valuenow": 0 };
+      const attributes = { role: "slider", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": last, "aria-valuenow": 0 };
       for (const [name, value] of Object.entries(attributes)) box.setAttribute(name, value);
       box.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
@@ -205,6 +208,17 @@
     seek() {
       if (this.data.video && this.index !== null)
         seek(this.data.video, (this.data.frames ?? this.data.x)[this.index]);
+    }
+
+    /* The cursor is where the video is. */
+    followVideo() {
+      this.box.dataset.video = this.data.video;
+      const video = document.getElementById(this.data.video);
+      video?.addEventListener("timeupdate", () => {
+        const frame = Math.floor(video.currentTime * Number(video.dataset.fps) + 0.01);
+        const index = (this.data.frames ?? this.data.x).indexOf(frame);
+        if (index >= 0) this.moveTo(index);
+      });
     }
 
     width() {
@@ -324,7 +338,35 @@
     },
     { rootMargin: "600px" },
   );
-  all("[data-chart]").forEach((box) => near.observe(box));
+  for (const box of all("[data-chart]")) {
+    near.observe(box);
+    box.tabIndex = 0;
+    box.addEventListener("focus", () => drawn(box), { once: true });
+  }
+
+  // A chart's values as a table
+
+  function valuesTable(data) {
+    const columns = data.panels.flatMap((panel) => panel.series.map((series) => ({ ...panel, series })));
+    const named = ({ series, label }) => [data.panels.length > 1 && label, series.name].filter(Boolean).join(", ");
+    const head = make("tr", {}, make("th", { scope: "col" }, data.x_label ?? ""));
+    head.append(...columns.map((column) => make("th", { scope: "col" }, named(column))));
+    const body = make("tbody");
+    data.x.forEach((x, index) => {
+      const row = make("tr", {}, make("th", { scope: "row" }, String(data.names?.[index] ?? x)));
+      row.append(...columns.map((column) => make("td", {}, textOf(column.series.values[index], column.digits))));
+      body.append(row);
+    });
+    return make("div", { class: "wide" }, make("table", {}, make("thead", {}, head), body));
+  }
+
+  for (const details of all("details[data-values]")) {
+    const fill = () => {
+      if (!details.querySelector("table"))
+        details.append(valuesTable(JSON.parse(document.getElementById(details.dataset.values).textContent)));
+    };
+    details.addEventListener("toggle", fill);
+  }
 
   // Theme and print: canvases take their colors when they are drawn
 

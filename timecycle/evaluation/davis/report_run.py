@@ -1,0 +1,83 @@
+"""What a page says about a run: facts at its top, settings and times at its end."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from timecycle.data.sequences import Sequence
+from timecycle.errors import printable
+from timecycle.evaluation.davis.results import FEATURES
+from timecycle.evaluation.davis.run import EvaluationRun
+from timecycle.progress import duration
+
+STAGES = {"read": "read frames", "encode": "features", "propagate": "propagation", "write": "masks and overlays"}
+"""Names of the stages, which overlap, for people."""
+
+
+def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]]:
+    """What is stated at the top of the page."""
+    frames = sum(len(sequence.frames) for sequence in sequences)
+    features = str(run.options.get(FEATURES) or "not named").partition(" ")[0]
+    side = run.options.get("side") if run.options.get("resize") != "native" else 0
+    found = [
+        ("protocol", str(run.options.get("name", "not named"))),
+        ("features", printable(features).replace("+", " + ")),
+        ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
+        ("size", f"{side} pixels, {run.options.get('resize')}" if side else "as the frames are"),
+    ]
+    seconds = _stages(run).get("total")
+    return found if seconds is None else [*found, ("time", f"{duration(seconds)} for the masks")]
+
+
+def settings(run: EvaluationRun) -> dict[str, Any]:
+    """The command, the options, the machine, and seconds by stage."""
+    content, stages = run.content, _stages(run)
+    frames = sum(entry.get("frames", 0) for entry in content["sequences"].values()) or 1
+    machine = {**content.get("versions", {}), "device": content.get("device")}
+    for place, megabytes in (content.get("peak_memory_mb") or {}).items():
+        machine[f"peak memory, {place}"] = f"{megabytes:.0f} MB"
+    return {
+        "command": _command([str(word) for word in content.get("command") or []]),
+        "options": _texts(run.options),
+        "machine": [(name, value) for name, value in _texts(machine) if value != "none"],
+        "stages": [
+            (name, stages[stage], 1000 * stages[stage] / frames) for stage, name in STAGES.items() if stage in stages
+        ],
+        "total": stages.get("total"),
+    }
+
+
+def _command(words: list[str]) -> str:
+    """The command line as one could type it, an option a line."""
+    if not words:
+        return ""
+    quoted = [printable(shlex.quote(word)) for word in [Path(words[0]).name, *words[1:]]]
+    return " ".join(f"\\\n    {word}" if word.startswith("-") else word for word in quoted)
+
+
+def _stages(run: EvaluationRun) -> dict[str, float]:
+    """Seconds by stage, summed over the sequences."""
+    totals: dict[str, float] = {}
+    for entry in run.content["sequences"].values():
+        for stage, seconds in entry["seconds"].items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    return totals
+
+
+def _texts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as text; those of a nested dict as `outer.inner`."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += [(f"{name}.{inner}", text) for inner, text in _texts(value)]
+        else:
+            found.append((printable(str(name)), _text(value)))
+    return found
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else printable(str(value))
