@@ -28,7 +28,8 @@ def still(rgb: np.ndarray, mask: np.ndarray | None = None) -> bytes:
     """A frame, uint8 RGB [H, W, 3], with its mask, uint8 ids [H, W], if there is one, as a small JPEG."""
     if mask is None:
         return jpeg_bytes(reduced(rgb)[0], QUALITY)
-    return jpeg_bytes(paint(*reduced(rgb, mask)), QUALITY)
+    small, ids = reduced(rgb, mask)
+    return jpeg_bytes(paint(small, ids), QUALITY)
 
 
 def error_map(rgb: np.ndarray, truth: np.ndarray, result: np.ndarray, id_: int) -> bytes:

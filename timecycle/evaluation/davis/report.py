@@ -139,7 +139,7 @@ def write_page(
         columns=COLUMNS,
         rows=_rows(run.scores, causes, parts),
         means=run.scores.global_ if run.scores else {},
-        causes=[(name, number, CAUSES[name]) for name, number in counts(causes).items()] if run.scores else [],
+        causes=[(name, count, CAUSES[name]) for name, count in counts(causes).items()] if run.scores else [],
         worst=_worst(run, sequences, parts, causes, pictures, inspected or {}),
         of_one_object=OF_ONE_OBJECT,
         parts=parts,
