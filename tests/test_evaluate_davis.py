@@ -74,6 +74,7 @@ def test_masks_equal_those_of_the_features_frame_by_frame(small_davis: Path, tmp
     options = json.loads((tmp_path / "out" / "results.json").read_text())["options"]
     assert options["name"] == "crw"
     assert options["first"] == "copies"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["device"] == "cpu"
     assert not (tmp_path / "out" / "overlays").exists()
 
 

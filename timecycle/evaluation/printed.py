@@ -75,7 +75,8 @@ class Printed:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return self._table().text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+        terminal = getattr(sys.stdout, "isatty", bool)()  # a notebook's or a logger's stdout may have no such method
+        return self._table().text(shutil.get_terminal_size().columns if terminal else None)
 
     def _repr_html_(self) -> str:
         return self._table().html()

@@ -135,7 +135,7 @@ def _own_share(
             check_free(own, folder)
         write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
-        folder.content["seconds"] = folder.stage_seconds()
+        folder.content.update(seconds=folder.stage_seconds(), device=str(features.device))
         if found:
             folder.content["scores"] = found.to_json()
         folder.save()

@@ -261,8 +261,8 @@ class Scores(Printed):
     def report(self) -> str:
         """The table, the means in one line, the worst frame, and the notes."""
         if not self.sequences:
-            return "\n".join([self.table(), *(f"warning: {note}" for note in self.notes)])
-        lines = [self.table(), "", "  ".join(f"{column} {shown(value)}" for column, value in self.global_.items())]
+            return "\n".join([repr(self), *(f"warning: {note}" for note in self.notes)])
+        lines = [repr(self), "", "  ".join(f"{column} {shown(value)}" for column, value in self.global_.items())]
         if any(scores.absent for _, _, scores in self._objects()):
             official = "  ".join(f"{column} {shown(value)}" for column, value in self.official.items())
             lines.append(f"with ids that no mask has, as the official code counts: {official}")
