@@ -72,8 +72,8 @@ def mean_difference(differences: np.ndarray, clusters: np.ndarray) -> Difference
     if count < LEAST_CLUSTERS:
         return Difference(mean, math.nan, math.nan, len(differences), count)
     sums, sizes = np.bincount(members, differences), np.bincount(members)
-    draws = _draws(count)
-    means = (draws @ sums) / (draws @ sizes)
+    counts = draws(count)
+    means = (counts @ sums) / (counts @ sizes)
     level = _level(count)
     low, high = np.quantile(means, [level, 1 - level])
     return Difference(mean, float(low), float(high), len(differences), count)
@@ -92,7 +92,7 @@ def sign_test(differences: np.ndarray) -> SignTest:
 
 
 @lru_cache(maxsize=64)
-def _draws(count: int) -> np.ndarray:
+def draws(count: int) -> np.ndarray:
     """How often each of `count` clusters is in each sample, float64 [DRAWS, count]."""
     generator = np.random.default_rng(SEED)
     return generator.multinomial(count, np.full(count, 1 / count), DRAWS).astype(np.float64)
