@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.report import ROOT
 from docs import markdown
 from timecycle.evaluation.davis.paired import CONFIDENCE, draws, mean_difference
-from timecycle.provenance import commit
 
 RESULTS = ROOT / "benchmarks" / "results" / "intervals.json"
 SEQUENCES = (5, 8, 11, 20, 30, 60)
@@ -65,20 +64,22 @@ def coverage(kind: str, sequences: int) -> dict[str, float]:
 
 def block() -> str:
     """The table of the guide."""
-    stored = json.loads(RESULTS.read_text())["coverage"]
+    stored = json.loads(RESULTS.read_text())
     names = (OURS, PERCENTILE, BCA, ALONE)
     rows = [
         [kind, count, *(f"{100 * shares[name]:.0f} %" for name in names)]
-        for kind, by_count in stored.items()
+        for kind, by_count in stored["coverage"].items()
         for count, shares in by_count.items()
     ]
-    return markdown.table(["made differences", "sequences", *names], rows)
+    table = markdown.table(["made differences", "sequences", *names], rows)
+    each = f"Each row: {stored['repeats']} sets of made differences; the share of intervals that hold the true mean."
+    return f"{table}\n\n{each}"
 
 
 def main() -> None:
     """Measure, write, print."""
     found = {kind: {str(count): coverage(kind, count) for count in SEQUENCES} for kind in KINDS}
-    RESULTS.write_text(json.dumps({"commit": commit(), "repeats": REPEATS, "coverage": found}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"repeats": REPEATS, "coverage": found}, indent=1) + "\n")
     print(block())
 
 

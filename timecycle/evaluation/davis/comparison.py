@@ -155,9 +155,14 @@ class Comparison:
     """The runs, if they are results folders."""
 
     def __repr__(self) -> str:
-        from timecycle.evaluation.davis.comparison_table import table
+        from timecycle.evaluation.davis.comparison_table import text  # which imports this module
 
-        return table(self)
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from timecycle.evaluation.davis.comparison_table import html
+
+        return html(self)
 
 
 def compare(

@@ -1,7 +1,7 @@
 """The page of a comparison: which sequences it shows, and their pictures. Does not import torch."""
 
 import os
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,13 @@ from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError, printable, sentence
 from timecycle.evaluation.davis.causes import CAUSES
 from timecycle.evaluation.davis.comparison import Comparison, PairedObject, PairedSequence, Versus
-from timecycle.evaluation.davis.comparison_table import LESS_IS_BETTER, p_value, shown_settings
+from timecycle.evaluation.davis.comparison_table import (
+    LESS_IS_BETTER,
+    class_limits,
+    frame_name,
+    p_value,
+    shown_settings,
+)
 from timecycle.evaluation.davis.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
 from timecycle.viewing.overlays import FRAMES_PER_SECOND
@@ -79,13 +85,14 @@ def _against(versus: Versus, anchors: dict[str, str]) -> dict[str, Any]:
         row = _row(sequence, printable(sequence.name)) | {"anchor": anchors.get(sequence.name)}
         several = len(sequence.objects) > 1
         rows.append(row | {"objects": [_row(one, f"object {one.object_id}") for one in sequence.objects if several]})
-    return {"measures": measures, "classes": versus.classes, "rows": rows}
+    classes = [(one, class_limits(one.attribute, one.kind)) for one in versus.classes]
+    return {"measures": measures, "classes": classes, "rows": rows}
 
 
 def _row(pair: PairedSequence | PairedObject, name: str) -> dict[str, Any]:
     """A row of the table of sequences and objects."""
     baseline, other = pair.means
-    frame = printable(PurePath(pair.frame.file).stem) or str(pair.frame.position + 1)
+    frame = printable(frame_name(pair.frame))
     found = {"name": name, "baseline": baseline, "other": other, "differences": pair.differences}
     return found | {"frame": frame, "there": pair.frame.difference}
 

@@ -4,64 +4,112 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import PurePath
+from typing import NamedTuple
 
 from timecycle.errors import printable
-from timecycle.evaluation.davis.comparison import Comparison, Versus
+from timecycle.evaluation.davis.comparison import ATTRIBUTES, Comparison, FrameDifference, Versus
 from timecycle.evaluation.davis.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, Scores
+from timecycle.evaluation.printed import Cell, Table
 
 SHOWN = 5
 """Objects in the printed list of the largest differences."""
+UNITS = {"size": (100, "% of the frame"), "speed": (1, "% of its size a frame"), "length": (1, "frames")}
+"""Factor and unit in which limits of attributes are shown."""
 HASH = re.compile(r"\b[0-9a-f]{40,}\b")
 LESS_IS_BETTER = ("J-Decay", "F-Decay")
 """Of GLOBAL_COLUMNS."""
 
 
-def table(comparison: Comparison) -> str:
+class Titled(NamedTuple):
+    """A table with a sentence above it, and one below it; both may be empty."""
+
+    above: str
+    table: Table
+    below: str = ""
+
+
+def text(comparison: Comparison) -> str:
     """What `timecycle compare` prints: means, settings that differ, then each run against the baseline."""
-    called = [printable(name) for name in comparison.names]
-    means = [
-        [name, *map(_number, scores.global_.values())] for name, scores in zip(called, comparison.scores, strict=True)
-    ]
-    parts = [_columns([["run", *GLOBAL_COLUMNS], *means])]
-    if comparison.settings:
-        rows = [[name, *values] for name, values in shown_settings(comparison)]
-        parts.append(_columns([["what differs", *called], *rows]))
-    parts += [part for versus in comparison.versus for part in _versus(versus)]
-    if comparison.causes:
-        causes = comparison.causes[0]
-        rows = [[cause, *(str(counts[cause]) for counts in comparison.causes)] for cause in causes]
-        parts.append(_columns([["objects by cause of failure", *called], *rows]))
+    parts = ["\n".join(filter(None, (each.above, each.table.text(), each.below))) for each in _tables(comparison)]
     return "\n\n".join([*parts, *(f"warning: {note}" for note in comparison.notes)])
 
 
-def _versus(versus: Versus) -> list[str]:
+def html(comparison: Comparison) -> str:
+    """The same for a notebook."""
+    parts = []
+    for above, table, below in _tables(comparison):
+        parts += [escape(above) and f"<p>{escape(above)}</p>", table.html(), below and f"<p>{escape(below)}</p>"]
+    return "\n".join(filter(None, [*parts, *(f"<p>warning: {escape(note)}</p>" for note in comparison.notes)]))
+
+
+def _tables(comparison: Comparison) -> Iterator[Titled]:
+    names = comparison.names
+    means: list[list[Cell]] = [
+        [name, *scores.global_.values()] for name, scores in zip(names, comparison.scores, strict=True)
+    ]
+    yield Titled("", Table(("run", "J&F", "J", "recall", "decay", "F", "recall", "decay"), means, bold=1))
+    if comparison.settings:
+        yield Titled("", Table(("what differs", *names), [[name, *each] for name, each in shown_settings(comparison)]))
+    for versus in comparison.versus:
+        yield from _versus(versus)
+    if comparison.causes:
+        found: list[list[Cell]] = [
+            [cause, *(counts[cause] for counts in comparison.causes)] for cause in comparison.causes[0]
+        ]
+        yield Titled("", Table(("objects by cause of failure", *names), found))
+
+
+def _versus(versus: Versus) -> Iterator[Titled]:
     """The tables of one run against the baseline."""
     whole = versus.measures["J&F"]
-    first, second = printable(versus.baseline), printable(versus.name)
-    title = f"{second} minus {first}: means over {whole.objects} objects of {whole.sequences} sequences"
-    rows = [["", "difference", "95 % interval", "better", "worse", "equal", "sign test"]]
+    above = (
+        f"{printable(versus.name)} minus {printable(versus.baseline)}: means over {whole.objects} objects of "
+        f"{whole.sequences} sequences"
+    )
+    few = f"An interval needs at least {LEAST_CLUSTERS} sequences."
+    yield Titled(above, _measures(versus), few if whole.sequences < LEAST_CLUSTERS else "")
+    if versus.classes:
+        none = any(one.difference.sequences < LEAST_CLUSTERS for one in versus.classes)
+        yield Titled("", _classes(versus), few if none and whole.sequences >= LEAST_CLUSTERS else "")
+    yield Titled("", _largest(versus))
+
+
+def _measures(versus: Versus) -> Table:
+    rows: list[list[Cell]] = []
     for name, found in versus.measures.items():
         sign = versus.signs[name]
-        counts = map(str, (sign.better, sign.worse, sign.equal))
-        rows.append([name, _signed(found.mean), interval(found), *counts, f"p = {p_value(sign.p)}"])
-    parts = [f"{title}\n{_columns(rows)}"]
-    if versus.classes:
-        rows = [["J&F of objects that are", first, second, "difference", "95 % interval", "objects", "sequences"]]
-        for attribute, kind, baseline, other, found in versus.classes:
-            means = _number(baseline), _number(other), _signed(found.mean), interval(found)
-            rows.append([f"{kind} ({attribute})", *means, str(found.objects), str(found.sequences)])
-        parts.append(_columns(rows))
-    if any(found.sequences < LEAST_CLUSTERS for found in (whole, *(each.difference for each in versus.classes))):
-        parts[-1] += f"\nAn interval needs at least {LEAST_CLUSTERS} sequences."
-    rows = [["J&F differs most in", first, second, "difference", "most in", "difference"]]
+        counts = sign.better, sign.worse, sign.equal
+        rows.append([name, signed(found.mean), interval(found), *counts, f"p = {p_value(sign.p)}"])
+    return Table(("", "difference", "95 % interval", "better in", "worse in", "equal in", "sign test"), rows, bold=1)
+
+
+def _classes(versus: Versus) -> Table:
+    rows: list[list[Cell]] = []
+    for attribute, kind, baseline, other, found in versus.classes:
+        means = baseline, other, signed(found.mean), interval(found)
+        rows.append([f"{kind} ({attribute})", *means, found.objects, found.sequences])
+    runs = versus.baseline, versus.name
+    headings = ("J&F of objects that are", *runs, "difference", "95 % interval", "objects", "sequences")
+    return Table(headings, rows, bold=3)
+
+
+def _largest(versus: Versus) -> Table:
+    rows: list[list[Cell]] = []
     for one in [one for one in versus.objects if one.difference][:SHOWN]:
-        place = f"{printable(one.sequence)}, object {one.object_id}"
-        frame = f"frame {printable(Path(one.frame.file).stem or str(one.frame.position + 1))}"
-        rows.append([place, *map(_number, one.means), _signed(one.difference), frame, _signed(one.frame.difference)])
-    return [*parts, _columns(rows)] if len(rows) > 1 else parts
+        frame = f"frame {frame_name(one.frame)}"
+        place = f"{one.sequence}, object {one.object_id}"
+        rows.append([place, *one.means, signed(one.difference), frame, signed(one.frame.difference)])
+    headings = ("J&F differs most in", versus.baseline, versus.name, "difference", "most in", "difference there")
+    return Table(headings, rows, bold=3, empty="No object's J&F differs.")
+
+
+def frame_name(frame: FrameDifference) -> str:
+    """A frame's name: that of its file without the suffix, or else its number."""
+    return PurePath(frame.file).stem or str(frame.position + 1)
 
 
 def shown_settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
@@ -72,11 +120,23 @@ def shown_settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
     ]
 
 
-def interval(found: Difference, scale: float = 1, digits: int = 3) -> str:
+def class_limits(attribute: str, kind: str) -> str:
+    """The limits of a class of objects in words, such as `2 to 8 % of the frame`."""
+    scale, unit = UNITS[attribute]
+    ends = {name: limit * scale for name, limit in ATTRIBUTES[attribute].items()}
+    kinds = list(ends)
+    low = ends[kinds[kinds.index(kind) - 1]] if kind != kinds[0] else None
+    high = ends[kind]
+    if low is None:
+        return f"less than {high:g} {unit}"
+    return f"{low:g} {unit} or more" if math.isinf(high) else f"{low:g} to {high:g} {unit}"
+
+
+def interval(found: Difference) -> str:
     """An interval as `[-0.010, +0.020]`; a dash if there is none."""
     if math.isnan(found.low):
         return "-"
-    return f"[{_signed(found.low, scale, digits)}, {_signed(found.high, scale, digits)}]"
+    return f"[{signed(found.low)}, {signed(found.high)}]"
 
 
 def p_value(p: float) -> str:
@@ -113,12 +173,12 @@ def markdown(names: Sequence[str], scores: Sequence[Scores]) -> str:
 
 def comma_separated(names: Sequence[str], scores: Sequence[Scores]) -> str:
     """The same as CSV, with nothing in bold; a field is empty where nothing is scored."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["Method", *GLOBAL_COLUMNS])
     for name, row in zip(names, _percent(scores, str), strict=True):
         writer.writerow([name, *("" if value == "-" else value for value in row)])
-    return text.getvalue().rstrip("\n")
+    return file.getvalue().rstrip("\n")
 
 
 def _percent(scores: Sequence[Scores], best: Callable[[str], str]) -> list[list[str]]:
@@ -143,24 +203,13 @@ def _markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|~&" else c for c in printable(text))
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns, the first one aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        f"{row[0]:<{widths[0]}}"
-        + "".join(f"  {text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _signed(value: float, scale: float = 1, digits: int = 3) -> str:
+def signed(value: float) -> str:
     """A difference with its sign; 0 has none."""
+    text = _number(value)
     if math.isnan(value):
-        return "-"
-    rounded = f"{scale * value:+.{digits}f}"
-    return rounded if float(rounded) else rounded[1:]
+        return text
+    return f"{value:+.3f}" if float(text) else text.lstrip("-")
