@@ -28,7 +28,8 @@ from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.evaluation.davis.metrics import score_frame
-from timecycle.features.named import PARTS, Features
+from timecycle.features.named import Features
+from timecycle.features.parts import PARTS
 from timecycle.normalization import IMAGENET
 from timecycle.propagation.confidence import LOST_BELOW, confidence
 from timecycle.propagation.frames import EncodedFrame, Sizes, encode_frames, image_size

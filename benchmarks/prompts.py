@@ -18,7 +18,8 @@ import torch
 
 from timecycle.data.images import read_rgb
 from timecycle.data.masks import VOID, read_mask
-from timecycle.features.named import PARTS, Features
+from timecycle.features.named import Features
+from timecycle.features.parts import PARTS
 from timecycle.files import write_json
 from timecycle.propagation.frames import preprocess
 from timecycle.propagation.protocols import protocol

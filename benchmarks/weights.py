@@ -21,7 +21,8 @@ from docs import markdown
 from timecycle import evaluate_davis
 from timecycle.checkpoints.networks import save_encoder
 from timecycle.evaluation.davis.layout import read_davis
-from timecycle.features.named import SHIPPED, Features, current_features, hash_of_weights
+from timecycle.features.named import SHIPPED, Features, hash_of_weights
+from timecycle.features.parts import current_features
 from timecycle.models.encoder import Trunk
 from timecycle.models.walk import CropWalk, initialize
 from timecycle.propagation.protocols import Protocol, protocol

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from benchmarks import best_protocol, pitfalls, report, report_gpu, weights
+from benchmarks import best_protocol, intervals, pitfalls, report, report_gpu, weights
 from docs import backend_tables, protocol_tables
 from docs.numbers import DOORS, ROOT, pages, rewrite
 
@@ -37,6 +37,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu, training": report_gpu.training,
     "gpu, videos": report_gpu.videos,
     "gpu, slower": report_gpu.slower,
+    "intervals, coverage": intervals.block,
     "pitfalls": pitfalls.block,
     "protocol best": best_protocol.block,
     "protocols": protocol_tables.protocols,

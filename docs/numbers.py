@@ -253,6 +253,7 @@ SETTINGS = (
     r"\b\d+\.\d+\.\d+\b",  # versions
     # Settings of published protocols and versions of programs: phrases with numbers that nobody measured here.
     r"([Ss]ections?|[Ee]quations?|[Ee]q\.|[Tt]ables?|[Ff]igures?|version) \d+(\.\d+)+",
+    r"95 % (bootstrap )?intervals?",
     r"(Python|PyTorch|torch|Triton|CUDA|nvcc|Apache-|CFF) ?v?\d+(\.\d+)+( to \d\.\d+)?",
 )
 

@@ -50,6 +50,7 @@ SUBCOMMANDS = {
     ),
     "report": Subcommand("timecycle.evaluation.davis.report_command", "write the page of an evaluation again"),
     "score": Subcommand("timecycle.evaluation.davis.score_command", "score a folder of masks by J and F"),
+    "compare": Subcommand("timecycle.evaluation.davis.compare_command", "compare results, object by object"),
     "prepare": Subcommand("timecycle.prepare", "turn videos into folders of frames, DAVIS into a list"),
     "convert": Subcommand("timecycle.checkpoints.command", "write a checkpoint's network as safetensors"),
     "doctor": Subcommand("timecycle.doctor", "say what is installed and built here, and test it"),

@@ -12,6 +12,10 @@ Class = TypeVar("Class", bound=type)
 
 OLD_VALUES = {"kept": "topk", "carried": "propagated"}
 """Values of `softmax_over`, which was `normalise`, and of `first_mask`."""
+RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
+"""Fields of protocols: old names -> current names."""
+RENAMED_VALUES = ("first_mask", "softmax_over")
+"""Fields whose values were renamed, see `OLD_VALUES`."""
 
 
 def warn(old: str, new: str, stacklevel: int = 4) -> None:
@@ -26,6 +30,15 @@ def new_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
         warn(f"{old}=", f"{names[old]}=")
         found[names[old]] = given[old]
     return found
+
+
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which protocol fields and their values have their current names."""
+    renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}
+    for name in RENAMED_VALUES:
+        if isinstance(value := renamed.get(name), str):
+            renamed[name] = OLD_VALUES.get(value, value)
+    return renamed
 
 
 def keywords(**names: str) -> Callable[[Function], Function]:

@@ -115,12 +115,12 @@ def read_filelist(path: Path, names: list[str] | None = None, masks: MaskReading
         folders.append((frames, annotations))
     if not folders:
         raise InputError(f"{path} is empty; expected lines 'frames-folder annotations-folder'")
-    found = _distinct_names([frames for frames, _ in folders])
+    found = distinct_names([frames for frames, _ in folders])
     sequences = {component(name, path): pair for name, pair in zip(found, folders, strict=True)}
     return read_sequences(sequences, names, masks, path)
 
 
-def _distinct_names(folders: list[Path]) -> list[str]:
+def distinct_names(folders: list[Path]) -> list[str]:
     """The last component of each path, or as many last components, joined by "-", as make it unique."""
     parts = [folder.absolute().parts[1:] for folder in folders]
     names = [""] * len(folders)

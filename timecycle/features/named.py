@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from timecycle.checkpoints.networks import load_features
 from timecycle.errors import InputError
+from timecycle.features.parts import PARTS, RENAMED_PARTS
 from timecycle.files import check_is_file, hash_of
 from timecycle.models.descriptors import ColorDescriptor, GradientDescriptor
 from timecycle.models.encoder import Encoder, fold_batch_norm
@@ -16,23 +17,8 @@ from timecycle.normalization import IMAGENET, Statistics
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHIPPED = Path(__file__).parents[1] / "models" / "weights" / "walk.safetensors"
 """The file of the network that is shipped with the package; README.md beside it is its model card."""
-PARTS = ("network", "color", "gradients")
 DEFAULT = PARTS
 """The default features."""
-RENAMED_PARTS = {"colour": "color"}
-"""Names from before 0.1.0 -> current names."""
-
-
-def parts_of(features: str) -> tuple[str, ...] | None:
-    """Split features such as "network+color" into parts, with current names; None if a part is unknown."""
-    parts = tuple(RENAMED_PARTS.get(part, part) for part in features.split("+"))
-    return parts if set(parts) <= set(PARTS) else None
-
-
-def current_features(description: str) -> str:
-    """A description `part+part [identity]` with current names of the parts."""
-    named, blank, rest = description.partition(" ")
-    return "+".join(parts_of(named) or (named,)) + blank + rest
 
 
 def hash_of_weights(path: Path) -> str:

@@ -11,7 +11,8 @@ from timecycle.checkpoints.command import add_network_options
 from timecycle.errors import InputError
 from timecycle.features.extractors import CallableExtractor, extractor_on, import_extractor, usable_device
 from timecycle.features.identity import identity
-from timecycle.features.named import DEFAULT, DTYPES, PARTS, SHIPPED, Features, hash_of_weights, parts_of
+from timecycle.features.named import DEFAULT, DTYPES, SHIPPED, Features, hash_of_weights
+from timecycle.features.parts import PARTS, parts_of
 from timecycle.models.encoder import STRIDE
 from timecycle.propagation.protocols import PRESETS, Protocol, mask_protocol
 from timecycle.propagation.protocols import protocol as as_protocol

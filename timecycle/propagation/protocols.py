@@ -7,21 +7,17 @@ SFC, DUL, CropMAE, RSP, each as its published code runs on DAVIS-2017.
 
 import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
 from timecycle import deprecated
+from timecycle.deprecated import RENAMED_FIELDS, current_names
 from timecycle.errors import InputError
 from timecycle.normalization import HALF, IMAGENET
 from timecycle.ops.selection import Neighborhood, Select
 
 LARGEST_SIDE = 1 << 15
-RENAMED_FIELDS = {"colour": "color", "normalise": "softmax_over"}
-"""Names from before 0.1.0 -> current names."""
-RENAMED_VALUES = ("first_mask", "softmax_over")
-"""Fields whose values were renamed in 0.1.0, see `deprecated.OLD_VALUES`."""
 
 
 def _unlike(value: Any, kind: Any) -> str | None:
@@ -246,15 +242,6 @@ def mask_protocol(name: "str | Protocol", **overrides: Any) -> Protocol:
     requires it and people expect it.
     """
     return protocol(name, **{"first_mask": "given", **overrides})
-
-
-def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in which protocol fields and their values have their current names."""
-    renamed = {RENAMED_FIELDS.get(name, name): value for name, value in options.items()}
-    for name in RENAMED_VALUES:
-        if isinstance(value := renamed.get(name), str):
-            renamed[name] = deprecated.OLD_VALUES.get(value, value)
-    return renamed
 
 
 def _nearest(wanted: str, known: list[str]) -> str:

@@ -33,7 +33,8 @@ from timecycle.checkpoints.layouts import LAYOUTS
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError, sentence
 from timecycle.evaluation.davis import command
-from timecycle.features.named import PARTS, SHIPPED
+from timecycle.features.named import SHIPPED
+from timecycle.features.parts import PARTS
 from timecycle.propagation.protocols import PRESETS, Protocol, protocol
 from timecycle.training import command_line, settings
 from timecycle.training.run_folder import find_run

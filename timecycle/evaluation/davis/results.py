@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from timecycle.data.sequences import Sequence
+from timecycle.deprecated import current_names
 from timecycle.errors import InputError, listing
 from timecycle.evaluation.davis.tables import CSV_NAMES
-from timecycle.features.named import current_features
+from timecycle.features.parts import current_features
 from timecycle.files import component, inside, is_plain, read_json, write_json
 from timecycle.manifest import OVERLAYS, Manifest, Report, Tables, noted_sequences
-from timecycle.propagation.protocols import current_names
 from timecycle.provenance import versions
 
 RESULTS = "results.json"

@@ -1,0 +1,341 @@
+"""Runs compared on the same objects: paired differences, their intervals, and where they are largest. No torch."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from timecycle.data.sequences import distinct_names
+from timecycle.errors import InputError, said
+from timecycle.evaluation.davis import attributes, causes
+from timecycle.evaluation.davis.comparable import check_same_frames, comparable
+from timecycle.evaluation.davis.paired import Difference, SignTest, mean_difference, sign_test
+from timecycle.evaluation.davis.run import EvaluationRun, read_run
+from timecycle.evaluation.davis.tables import ObjectScores, Scores
+from timecycle.evaluation.metrics import mean
+
+MEASURES = ("J&F", "J", "F")
+ATTRIBUTES = {"size": attributes.SIZES, "speed": attributes.SPEEDS, "length": attributes.LENGTHS}
+"""The classes of each attribute of objects, with their limits."""
+
+
+class FrameDifference(NamedTuple):
+    """A frame in which two runs differ."""
+
+    position: int
+    """Among the scored frames, from 0; in the video it is one later."""
+    file: str
+    """Name of the annotation's file; empty if the scores do not have it."""
+    difference: float
+    """J&F of the run minus the baseline's."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairedObject:
+    """One object in the baseline and in another run."""
+
+    sequence: str
+    """Name of the sequence."""
+    object_id: int
+    """Id of the object, from 1."""
+    baseline: ObjectScores
+    """Its scores in the baseline."""
+    other: ObjectScores
+    """Its scores in the other run."""
+    frame: FrameDifference
+    """Where their J&F differ most."""
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """J&F of the baseline and of the other run."""
+        return _jf_mean(self.baseline), _jf_mean(self.other)
+
+    @property
+    def difference(self) -> float:
+        """J&F of the other run minus the baseline's."""
+        return self.differences["J&F"]
+
+    @cached_property
+    def differences(self) -> dict[str, float]:
+        """The other run minus the baseline, by measure."""
+        j = self.other.jaccard_statistics.mean - self.baseline.jaccard_statistics.mean
+        f = self.other.boundary_statistics.mean - self.baseline.boundary_statistics.mean
+        return {"J&F": (j + f) / 2, "J": j, "F": f}
+
+    @cached_property
+    def by_frame(self) -> np.ndarray:
+        """J&F of the other run minus the baseline's, float64 [scored frames]."""
+        return _jf(self.other) - _jf(self.baseline)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedSequence:
+    """One sequence in the baseline and in another run: means over its objects."""
+
+    name: str
+    """Of the sequence."""
+    objects: tuple[PairedObject, ...]
+    """Its objects, by id."""
+    frame: FrameDifference
+    """Where the mean over the objects of the absolute difference of J&F is largest, with that difference's mean."""
+
+    @cached_property
+    def differences(self) -> dict[str, float]:
+        """The other run minus the baseline, by measure."""
+        return {name: float(np.mean([one.differences[name] for one in self.objects])) for name in MEASURES}
+
+    @property
+    def difference(self) -> float:
+        """J&F of the other run minus the baseline's."""
+        return self.differences["J&F"]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """J&F of the baseline and of the other run."""
+        first, second = np.mean([one.means for one in self.objects], axis=0)
+        return float(first), float(second)
+
+
+class ClassDifference(NamedTuple):
+    """The difference of J&F over the objects of one class of an attribute."""
+
+    attribute: str
+    """"size", "speed" or "length"."""
+    kind: str
+    """The class, such as "small"."""
+    baseline: float
+    """J&F of the baseline over these objects."""
+    other: float
+    """J&F of the other run."""
+    difference: Difference
+    """With its interval."""
+
+
+@dataclass(frozen=True, eq=False)
+class Versus:
+    """One run against the baseline, over the objects that are scored in both."""
+
+    baseline: str
+    """Name of the baseline."""
+    name: str
+    """Name of the run."""
+    measures: dict[str, Difference]
+    """Difference of the means over objects with its interval, of "J&F", "J" and "F"."""
+    signs: dict[str, SignTest]
+    """Sign tests over sequences, of the same."""
+    classes: tuple[ClassDifference, ...]
+    """By class of size, speed and length; empty if pixels are not known."""
+    objects: tuple[PairedObject, ...]
+    """The largest absolute difference of J&F first."""
+    sequences: tuple[PairedSequence, ...]
+    """The largest absolute difference of J&F first."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Two or more runs on the same objects; the first is the baseline. Printed, it is tables."""
+
+    names: tuple[str, ...]
+    """Of the runs."""
+    scores: tuple[Scores, ...]
+    """Of the runs."""
+    versus: tuple[Versus, ...]
+    """Each run but the first against the first."""
+    settings: dict[str, tuple[str, ...]]
+    """What differs between the runs beside their scores, such as features: by name, a text for each run."""
+    causes: tuple[dict[str, int], ...]
+    """How often each cause of failure is found, for each run, see `timecycle.evaluation.davis.causes`."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was left out."""
+    runs: tuple[EvaluationRun, ...] = ()
+    """The runs, if they are results folders."""
+
+    def __repr__(self) -> str:
+        from timecycle.evaluation.davis.comparison_table import text  # which imports this module
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from timecycle.evaluation.davis.comparison_table import html
+
+        return html(self)
+
+
+def compare(
+    runs: Sequence[Scores | EvaluationRun | Path | str],
+    names: Sequence[str] | None = None,
+    sequences: Sequence[str] | None = None,
+    across: Collection[str] = (),
+) -> Comparison:
+    """Compare runs object by object. The first is the baseline, against which each other is compared.
+
+    Args:
+        runs: at least two: scores, or results folders of `timecycle evaluate` or `evaluate_davis`.
+        names: of the runs; by default those of their folders.
+        sequences: names of sequences to compare; by default all, which must then be the same in all runs.
+        across: fields of the protocol that may differ, such as ("k", "radius"); ("protocol",) for all.
+
+    Differences are of means over objects, as in `Scores`; intervals resample sequences, see `mean_difference`. The sign
+    test counts sequences. Objects that are not scored in one of the runs are left out.
+
+    Raises InputError if the runs are not comparable, see `comparable`, or a folder holds no scores.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} runs to compare; expected at least two")
+    read = [read_run(run) if isinstance(run, Path | str) else run for run in runs]
+    found = [run if isinstance(run, Scores) else _scores_of(run) for run in read]
+    called = _names(read, names)
+    if sequences is not None:
+        found = [_only(scores, sequences, name) for scores, name in zip(found, called, strict=True)]
+    folders = tuple(run for run in read if isinstance(run, EvaluationRun))
+    whole = len(folders) == len(read)
+    settings = comparable(folders, called, across) if whole else {}
+    check_same_frames(found, called)
+    classes = attributes.attributes(found[0]) if _has_pixels(found[0]) else {}
+    versus = [_versus(found[0], other, called[0], name, classes) for other, name in _others(found, called)]
+    return Comparison(
+        tuple(called),
+        tuple(found),
+        tuple(versus),
+        settings,
+        tuple(causes.counts(causes.causes_of(scores)) for scores in found) if all(map(_has_pixels, found)) else (),
+        tuple(_left_out(found[0], other, name) for other, name in _others(found, called) if _missing(found[0], other)),
+        folders if whole else (),
+    )
+
+
+def _others(found: list[Scores], called: list[str]) -> list[tuple[Scores, str]]:
+    return list(zip(found[1:], called[1:], strict=True))
+
+
+def _scores_of(run: EvaluationRun) -> Scores:
+    if run.scores is None:
+        raise InputError(
+            f"{run.folder} holds no scores; expected a finished run on sequences with annotations of every frame"
+        )
+    return run.scores
+
+
+def _names(runs: Sequence[Scores | EvaluationRun], names: Sequence[str] | None) -> list[str]:
+    """The given names, or those of the folders with as many parents as tell them apart."""
+    if names is not None:
+        if len(names) != len(runs) or len(set(names)) < len(names):
+            raise InputError(
+                f"the names of {len(runs)} runs are {', '.join(map(said, names))}; expected as many, all different"
+            )
+        return list(names)
+    folders = [run.folder or Path(f"run {number}") for number, run in enumerate(runs, start=1)]
+    return distinct_names([folder.resolve() for folder in folders])
+
+
+def _only(scores: Scores, sequences: Sequence[str], name: str) -> Scores:
+    """The scores of some sequences. Raises InputError for one that is not there."""
+    for wanted in sequences:
+        if wanted not in scores.sequences:
+            raise InputError(
+                f"sequence {said(wanted)} is not in {name}; expected some of {', '.join(map(said, scores.sequences))}"
+            )
+    kept = [found for found in scores.sequences if found in sequences]
+    files = {found: scores.files[found] for found in kept if found in scores.files}
+    return replace(scores, sequences={found: scores.sequences[found] for found in kept}, files=files)
+
+
+def _versus(
+    first: Scores,
+    second: Scores,
+    baseline: str,
+    name: str,
+    classes: dict[tuple[str, int], attributes.Attributes],
+) -> Versus:
+    objects = list(_pairs(first, second))
+    numbers = {sequence: number for number, sequence in enumerate(first.sequences)}
+    clusters = np.array([numbers[one.sequence] for one in objects], np.int64)
+    columns = {measure: np.array([one.differences[measure] for one in objects]) for measure in MEASURES}
+    sequences = [
+        _paired_sequence([one for one in objects if one.sequence == sequence], first)
+        for sequence in dict.fromkeys(one.sequence for one in objects)
+    ]
+
+    def by_class() -> Iterator[ClassDifference]:
+        for attribute, kinds in ATTRIBUTES.items():
+            of = [getattr(classes[one.sequence, one.object_id], f"{attribute}_class") for one in objects]
+            for kind in kinds:
+                here = [index for index, found in enumerate(of) if found == kind]
+                if not here:
+                    continue
+                baseline = mean(np.array([_jf_mean(objects[index].baseline) for index in here]))
+                found = mean_difference(columns["J&F"][here], clusters[here])
+                yield ClassDifference(attribute, kind, baseline, baseline + found.mean, found)
+
+    return Versus(
+        baseline,
+        name,
+        {measure: mean_difference(columns[measure], clusters) for measure in MEASURES},
+        {measure: sign_test(np.array([each.differences[measure] for each in sequences])) for measure in MEASURES},
+        tuple(by_class()) if classes else (),
+        tuple(sorted(objects, key=lambda one: -abs(one.difference))),
+        tuple(sorted(sequences, key=lambda one: -abs(one.difference))),
+    )
+
+
+def _pairs(first: Scores, second: Scores) -> Iterator[PairedObject]:
+    """The objects that are scored in both."""
+    for sequence, objects in first.sequences.items():
+        files = first.files.get(sequence, ())
+        for id_, pair in enumerate(zip(objects, second.sequences[sequence], strict=False), start=1):
+            if all(map(_scored, pair)):
+                difference = _jf(pair[1]) - _jf(pair[0])
+                yield PairedObject(sequence, id_, *pair, _frame(np.abs(difference), difference, files))
+
+
+def _paired_sequence(objects: list[PairedObject], scores: Scores) -> PairedSequence:
+    name = objects[0].sequence
+    found = np.array([one.by_frame for one in objects])
+    frame = _frame(np.abs(found).mean(0), found.mean(0), scores.files.get(name, ()))
+    return PairedSequence(name, tuple(objects), frame)
+
+
+def _frame(size: np.ndarray, difference: np.ndarray, files: Sequence[str]) -> FrameDifference:
+    """The frame of the largest size."""
+    index = int(np.nanargmax(size))
+    return FrameDifference(index, files[index] if files else "", float(difference[index]))
+
+
+def _scored(one: ObjectScores) -> bool:
+    return not one.absent and not math.isnan(one.jaccard_statistics.mean + one.boundary_statistics.mean)
+
+
+def _missing(first: Scores, second: Scores) -> list[str]:
+    """The objects that are scored in one run only."""
+    found = []
+    for sequence, objects in first.sequences.items():
+        others = second.sequences[sequence]
+        for index in range(max(len(objects), len(others))):
+            there = [index < len(each) and _scored(each[index]) for each in (objects, others)]
+            if there[0] != there[1]:
+                found.append(f"{sequence} {index + 1}")
+    return found
+
+
+def _left_out(first: Scores, second: Scores, name: str) -> str:
+    objects = _missing(first, second)
+    return (
+        f"{len(objects)} objects are scored in only one of the baseline and {name}, and are left out of the "
+        f"differences: {', '.join(objects[:5])}"
+    )
+
+
+def _has_pixels(scores: Scores) -> bool:
+    return all(one.pixels for objects in scores.sequences.values() for one in objects if not one.absent)
+
+
+def _jf(one: ObjectScores) -> np.ndarray:
+    return (one.jaccard + one.boundary) / 2
+
+
+def _jf_mean(one: ObjectScores) -> float:
+    return (one.jaccard_statistics.mean + one.boundary_statistics.mean) / 2
