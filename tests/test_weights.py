@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import timecycle
+from timecycle.errors import InputError
 from timecycle.propagation.labels import min_max, sharpened
 from timecycle.propagation.protocols import PRESETS, Protocol
 from timecycle.propagation.video import encoded_video, labels_of_masks, propagate_features
-from timecycle.propagation.weights import Weights, weights_in_video, weights_of_position
+from timecycle.propagation.weights import Weights, weights_at, weights_in_video, weights_of_position
 
 GRID = (6, 9)
 SIZE = (48, 72)
@@ -97,3 +98,68 @@ def test_heat_is_the_weight_or_proportional_to_it_at_the_kept_positions(name):
             np.testing.assert_allclose(every, 1, rtol=1e-4)
         elif rules.scope == "joint":
             assert np.ptp(every) <= 1e-4 * every.max()
+
+
+def test_of_features_in_memory():
+    features, mask = video(4)
+    found = weights_at(features, mask, 3, (20, 20), "dino", radius=2.5)
+    assert found.position == (2, 2)
+    assert found.ids == (0, 1, 2)
+    assert [one.frame for one in found.context] == [0, 1, 2]
+    assert [one.given for one in found.context] == [True, False, False]
+    soft = timecycle.propagate(features, mask, "dino", radius=2.5).soft[3, :, 2, 2]
+    np.testing.assert_allclose(found.soft, soft.numpy(), atol=1e-6)
+    assert sum(found.shares.values()) == pytest.approx(1)
+    kept = np.concatenate([one.positions for one in found.context])
+    assert (np.abs(kept - found.position) <= 2.5).all()
+
+
+def test_frame_0_is_in_a_padded_context_as_given_and_as_predicted():
+    features, mask = video(3)
+    found = weights_at(features, mask, 2, (20, 20), "timecycle")
+    assert [(one.frame, one.given) for one in found.context] == [(0, True), (0, False), (1, False)]
+
+
+@pytest.mark.parametrize(("x", "position"), [(0, 0), (7, 0), (8, 1), (71, 8), (7.4, 0)])
+def test_a_pixel_belongs_to_the_position_that_covers_it(x, position):
+    features, mask = video(2)
+    assert weights_at(features, mask, 1, (x, 0), "dino").position == (0, position)
+
+
+@pytest.mark.parametrize(
+    ("frame", "at", "expected"),
+    [
+        (0, (0, 0), "frame 0 has no context"),
+        (4, (0, 0), "frame 4 is not there; expected a frame from 1 to 3"),
+        (2, (72, 0), "pixel 72,0 is outside the frame; expected x from 0 to 71 and y from 0 to 47"),
+        (2, (0, -1), "pixel 0,-1 is outside the frame"),
+        (2, (float("nan"), 0), "pixel nan,0 is outside the frame"),
+    ],
+)
+def test_what_is_refused(frame, at, expected):
+    features, mask = video(4)
+    with pytest.raises(InputError, match=expected):
+        weights_at(features, mask, frame, at, "dino")
+
+
+def test_the_context_needs_a_single_video_that_has_begun():
+    features, _ = video(2)
+    propagator = timecycle.LabelPropagator("dino")
+    with pytest.raises(InputError, match="expected one video that has begun"):
+        propagator.context(features[0])
+    labels = torch.rand(2, 3, *GRID)
+    propagator.start(features[:2], labels)
+    with pytest.raises(InputError, match="expected one video that has begun"):
+        propagator.context(features[:2])
+
+
+def test_asking_for_the_context_changes_nothing():
+    features, mask = video(5)
+    rules = rules_of("crw")
+    encoded, given = encoded_video(features, mask, None)
+    known = [frame.soft for frame in propagate_features(encoded, rules, labels_of_masks({0: given}, rules))]
+    asked = {1: (3, 3), 2: (70, 40), 4: (30, 30)}
+    found = list(weights_in_video(encoded, rules, labels_of_masks({0: given}, rules), asked))
+    assert [one.weights.frame for one in found] == [1, 2, 4]
+    for one in found:
+        assert torch.equal(one.frame.soft, known[one.weights.frame])

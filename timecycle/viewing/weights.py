@@ -16,9 +16,11 @@ QUERY_WIDTH = 620
 FEW, COLUMNS, MANY_COLUMNS = 10, 5, 6  # up to so many context frames, larger ones
 FAINT = 0.005  # context frames with a smaller share of the weight are dimmed
 LEAST_RING = 0.02  # of the largest weight: lighter positions get no ring
-RINGS = (4.0, 9.0)  # pixels: radius of a ring, for no weight and for the largest
-AROUND = 1.15  # the window is so much larger than what it must hold
-LEAST_WINDOW = 0.3  # of the frame's width
+RING = 0.75  # of a position's shorter side: radius of the ring of the heaviest one; the lightest is half as large
+RINGS = (4.0, 9.0)  # pixels: the least and the most that this may be
+HOT = 0.2  # of the largest heat: positions with this much are in the window
+AROUND = 4  # feature positions between what the window must hold and its edge
+LEAST_WINDOW = 0.25  # of the frame's width
 BACKGROUND, TEXT, QUIET, EDGE = (18, 23, 31), (236, 240, 245), (158, 168, 181), (70, 78, 90)
 LARGE, NORMAL, SMALL = 24, 16, 14  # pixels: heights of letters
 COLOR_MAP = cv2.COLORMAP_INFERNO
@@ -26,6 +28,9 @@ LEAST_HEAT = 0.3  # opacity of the color map where heat is 0, within the neighbo
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of the frame, in pixels."""
+
+Tile = tuple[np.ndarray, str, float | None]
+"""A small picture, its name, and its share of the weight, if any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +66,6 @@ class QueryView:
     """x and y of the pixel."""
     cell: Window
     """The feature position, in pixels of the frame."""
-    reach: Window | None
-    """What the neighborhood reaches; None if all positions may be seen."""
 
 
 def weights_picture(
@@ -87,19 +90,17 @@ def weights_picture(
 
     Returns uint8 RGB [H, 1280, 3].
     """
-    window = _window(query, context)
     largest = max((float(view.heat.max()) for view in context), default=0.0) or 1.0
     heaviest = max((float(view.weights.max(initial=0)) for view in context), default=0.0) or 1.0
-    columns = COLUMNS if len(context) <= FEW else MANY_COLUMNS
+    window = window_of(query, context, largest, heaviest)
+    columns = COLUMNS if len(context) < FEW else MANY_COLUMNS
     wide = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
     size = (wide, max(1, round(wide * query.mask.shape[0] / query.mask.shape[1])))
+    tiles: list[Tile] = [(_query_tile(query, window, size), "this frame", None)]
+    tiles += [(thumbnail(view, window, size, largest, heaviest), view.name, view.share) for view in context]
     parts = [
         _head(title, lines, query, shares, window, largest),
-        _section(
-            "Context frames: heat, and the kept positions",
-            [(_thumbnail(view, window, size, largest, heaviest), view.name, view.share) for view in context],
-            columns,
-        ),
+        _section("The window, and the same part of each context frame with its share of the weight", tiles, columns),
         _colors(query, colors[:columns], window, size, columns, explained),
     ]
     return np.concatenate(parts)
@@ -112,17 +113,18 @@ def heat_colors(heat: np.ndarray, largest: float) -> np.ndarray:
     return np.asarray(colors[levels])
 
 
-def _window(query: QueryView, context: Sequence[ContextView]) -> Window:
-    """The part of the frames that is shown: the neighborhood and all kept positions, in the frame's proportions."""
+def window_of(query: QueryView, context: Sequence[ContextView], largest: float, heaviest: float) -> Window:
+    """The part of the frames that is shown: where kept positions or heat matter, in the frame's proportions."""
     height, width = query.mask.shape
-    boxes = [query.cell, *([query.reach] if query.reach else [(0.0, 0.0, float(width), float(height))])]
+    wide, high = query.cell[2] - query.cell[0], query.cell[3] - query.cell[1]
+    corners = [np.array(query.cell).reshape(2, 2)]
     for view in context:
-        if len(view.points):
-            boxes.append((*view.points.min(axis=0).tolist(), *view.points.max(axis=0).tolist()))
-    found = np.array(boxes)
-    (left, top), (right, bottom) = found[:, :2].min(axis=0), found[:, 2:].max(axis=0)
-    scale = AROUND * max((right - left) / width, (bottom - top) / height)
-    scale = min(1.0, max(LEAST_WINDOW, scale))
+        corners.append(view.points[view.weights >= LEAST_RING * heaviest])
+        corners.append((np.argwhere(view.heat >= HOT * largest)[:, ::-1] + 0.5) * (wide, high))
+    found = np.concatenate(corners)
+    margin = AROUND * np.array([wide, high])
+    (left, top), (right, bottom) = found.min(axis=0) - margin, found.max(axis=0) + margin
+    scale = min(1.0, max(LEAST_WINDOW, (right - left) / width, (bottom - top) / height))
     x = min(max(0.0, (left + right - scale * width) / 2), width * (1 - scale))
     y = min(max(0.0, (top + bottom - scale * height) / 2), height * (1 - scale))
     return x, y, x + scale * width, y + scale * height
@@ -142,8 +144,7 @@ def _head(
     high = round(height * scale)
     frame = cv2.resize(paint(query.rgb, query.mask), (QUERY_WIDTH, high), interpolation=cv2.INTER_AREA)
     _box(frame, tuple(side * scale for side in window), LIGHT, 1)
-    _box(frame, tuple(side * scale for side in query.cell), LIGHT, 2)
-    _ring(frame, (np.array(query.at) + 0.5) * scale, 14, LIGHT)
+    _mark(frame, query, (0.0, 0.0), scale)
     top = MARGIN + LARGE + 16
     below = top + 26 + len(shares) * 30 + 20 + 100 + len(lines) * 24
     image = Image.new("RGB", (WIDTH, max(top + high, below) + 8), BACKGROUND)
@@ -182,7 +183,7 @@ def _legend(image: Image.Image, left: int, right: int, y: int, largest: float) -
     return y + 90
 
 
-def _section(title: str, pictures: Sequence[tuple[np.ndarray, str, float | None]], columns: int) -> np.ndarray:
+def _section(title: str, pictures: Sequence[Tile], columns: int) -> np.ndarray:
     """A title and pictures of one size in rows, each with its name and share of the weight below it."""
     high, wide = pictures[0][0].shape[:2] if pictures else (0, 0)
     step = high + SMALL + 16
@@ -201,24 +202,30 @@ def _section(title: str, pictures: Sequence[tuple[np.ndarray, str, float | None]
     return np.array(image)
 
 
-def _thumbnail(view: ContextView, window: Window, size: tuple[int, int], largest: float, heaviest: float) -> np.ndarray:
+def _query_tile(query: QueryView, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """The window of the frame with the pixel, its result painted and the feature position marked."""
+    rgb, mask = _cut(query.rgb, window, size, cv2.INTER_AREA), _cut(query.mask, window, size, cv2.INTER_NEAREST)
+    picture = paint(rgb, mask)
+    _mark(picture, query, window[:2], size[0] / (window[2] - window[0]))
+    return picture
+
+
+def thumbnail(view: ContextView, window: Window, size: tuple[int, int], largest: float, heaviest: float) -> np.ndarray:
     """The window of a context frame in gray, its objects' outlines, heat, and rings; dimmed if it weighs nothing."""
-    gray = cv2.cvtColor(
-        cv2.cvtColor(_cut(view.rgb, window, size, cv2.INTER_AREA), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB
-    )
+    gray = cv2.cvtColor(_cut(view.rgb, window, size, cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)[..., None]
     heat = _on_window(view.heat.astype(np.float32), view.mask.shape, window, size, cv2.INTER_LINEAR)
     seen = _on_window((view.heat > 0).astype(np.float32), view.mask.shape, window, size, cv2.INTER_NEAREST)
-    opacity = seen * (LEAST_HEAT + (1 - LEAST_HEAT) * (heat / largest).clip(0, 1))
-    picture = np.rint(gray * (1 - opacity[..., None]) + heat_colors(heat, largest) * opacity[..., None]).astype(
-        np.uint8
-    )
+    opacity = (seen * (LEAST_HEAT + (1 - LEAST_HEAT) * (heat / largest).clip(0, 1)))[..., None]
+    picture = np.rint(gray * (1 - opacity) + heat_colors(heat, largest) * opacity).astype(np.uint8)
     picture = paint(picture, _cut(view.mask, window, size, cv2.INTER_NEAREST), Style(contour_only=True))
     if view.share < FAINT:
         picture = (picture * 0.5).astype(np.uint8)
     scale = size[0] / (window[2] - window[0])
+    position = scale * min(view.mask.shape[0] / view.heat.shape[0], view.mask.shape[1] / view.heat.shape[1])
+    largest_ring = min(max(RINGS[0], RING * position), RINGS[1])
     for point, weight, id_ in sorted(zip(view.points, view.weights, view.ids, strict=True), key=lambda one: one[1]):
         if weight >= LEAST_RING * heaviest:
-            radius = RINGS[0] + (RINGS[1] - RINGS[0]) * (weight / heaviest) ** 0.5
+            radius = largest_ring * (0.5 + 0.5 * (weight / heaviest) ** 0.5)
             _ring(picture, (point + 0.5 - np.array(window[:2])) * scale, radius, _color(int(id_)))
     return picture
 
@@ -232,12 +239,11 @@ def _colors(
     explained: float,
 ) -> np.ndarray:
     """Features as colors of the frame with the pixel, which is marked, and of some context frames."""
-    pictures: list[tuple[np.ndarray, str, float | None]] = []
+    pictures: list[Tile] = []
     for name, values in colors:
         picture = _on_window(values, query.mask.shape, window, size, cv2.INTER_NEAREST)
         if not pictures:
-            scale = size[0] / (window[2] - window[0])
-            _ring(picture, (np.array(query.at) + 0.5 - np.array(window[:2])) * scale, RINGS[1], LIGHT)
+            _mark(picture, query, window[:2], size[0] / (window[2] - window[0]))
         pictures.append((picture, name, None))
     title = "Features as colors: their first three principal components as red, green and blue"
     return _section(f"{title} ({100 * explained:.0f} % of the variance)", pictures, columns)
@@ -271,8 +277,15 @@ def _color(id_: int) -> tuple[int, int, int]:
 def _ring(image: np.ndarray, center: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
     """Draw a ring with a dark rim around x and y on an image, uint8 RGB, in place."""
     at, shift = tuple(np.rint(center * 16).astype(int).tolist()), 4
-    for line, width in ((DARK, 4), (color, 2)):
+    for line, width in ((DARK, 3), (color, 1)):
         cv2.circle(image, at, round(radius * 16), line, width, cv2.LINE_AA, shift)
+
+
+def _mark(image: np.ndarray, query: QueryView, origin: tuple[float, float], scale: float) -> None:
+    """Mark the feature position and, larger, where it is, on an image that begins at `origin`, in place."""
+    corners = (np.array(query.cell).reshape(2, 2) - np.array(origin)) * scale
+    _box(image, tuple(corners.ravel()), LIGHT, 1)
+    _ring(image, corners.mean(axis=0), float(np.linalg.norm(corners[1] - corners[0])) / 2 + 6, LIGHT)
 
 
 def _box(image: np.ndarray, box: tuple[float, ...], color: tuple[int, int, int], width: int) -> None:

@@ -18,10 +18,10 @@ class Failure:
 
     sequence: str
     """Name of the sequence."""
-    frame: int
-    """Index of the frame in its sequence."""
     object_id: int
     """Id of the object, from 1."""
+    index: int
+    """Of the frame in its sequence, from 0."""
 
 
 def worst_of(scores: Scores | None, sequence: str | None = None) -> Frame | None:
@@ -51,34 +51,31 @@ def wrong_pixel(truth: np.ndarray, result: np.ndarray, object_id: int | None = N
     return column, row
 
 
-def worst_failures(scores: Scores, frames: dict[str, list[str]], count: int, most_frames: int | None) -> list[Failure]:
-    """The worst frame of each object, lowest first: up to `count`, each object once.
+def worst_failures(scores: Scores, count: int, most_frames: int | None = None) -> list[Failure]:
+    """The worst frame of each object, lowest first: up to `count`.
 
-    Args:
-        scores: of the evaluation.
-        frames: names of each sequence's frames, without suffix.
-        count: most failures.
-        most_frames: frames that may be propagated again for them, since each needs those before it; None for any.
+    most_frames: of the sequences' frames that may be propagated again for them, see `frames_needed`; None for any.
     """
+    places = {name: {file: index for index, file in enumerate(files, 1)} for name, files in scores.files.items()}
     found: list[Failure] = []
+    seen: set[tuple[str, int]] = set()
     for worst in scores.worst(_everything(scores)):
-        names = frames.get(worst.sequence, [])
-        stem = worst.file.rpartition(".")[0]
-        failure = Failure(worst.sequence, names.index(stem) if stem in names else 0, worst.object_id)
-        known = any((other.sequence, other.object_id) == (failure.sequence, failure.object_id) for other in found)
-        if len(found) >= count or known or failure.frame < 1:
+        key = worst.sequence, worst.object_id
+        if key in seen:
             continue
-        if most_frames is None or frames_needed([*found, failure]) <= most_frames:
+        seen.add(key)
+        failure = Failure(*key, places[worst.sequence][worst.file])  # frame 0 is not scored
+        if len(found) < count and (most_frames is None or frames_needed([*found, failure]) <= most_frames):
             found.append(failure)
     return found
 
 
 def frames_needed(failures: Iterable[Failure]) -> int:
-    """Number of frames that are propagated for failures: of each sequence those up to the last one."""
+    """Number of frames that are propagated for failures: in each sequence those up to the last one."""
     last: dict[str, int] = {}
     for failure in failures:
-        last[failure.sequence] = max(last.get(failure.sequence, 0), failure.frame)
-    return sum(frame + 1 for frame in last.values())
+        last[failure.sequence] = max(last.get(failure.sequence, 0), failure.index)
+    return sum(index + 1 for index in last.values())
 
 
 def _everything(scores: Scores) -> int:

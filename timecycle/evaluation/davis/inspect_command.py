@@ -10,7 +10,7 @@ from PIL import Image
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.errors import InputError, said
-from timecycle.evaluation.davis.inspection import Inspection, inspect_run
+from timecycle.evaluation.davis.inspection import QUALITY, Inspection, inspect_run
 from timecycle.evaluation.davis.run import read_run
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile
@@ -64,7 +64,7 @@ def write_picture(found: Inspection, path: Path) -> None:
 def picture_bytes(picture: np.ndarray, suffix: str = ".jpg") -> bytes:
     """A picture, uint8 RGB, as JPEG or PNG."""
     if suffix.lower() != ".png":
-        return jpeg_bytes(picture, 90)
+        return jpeg_bytes(picture, QUALITY)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

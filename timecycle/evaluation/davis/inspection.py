@@ -1,18 +1,18 @@
 """Why a pixel of an evaluation has its label: the weights behind it, as numbers and as one picture."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from timecycle.data.images import read_rgb
+from timecycle.data.images import jpeg_bytes, read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError, listing, printable, said
-from timecycle.evaluation.davis.failures import worst_of, wrong_pixel
+from timecycle.evaluation.davis.failures import Failure, worst_of, wrong_pixel
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.run_features import features_of, protocol_of
 from timecycle.features.colors import pca_colors
@@ -26,6 +26,8 @@ from timecycle.viewing.weights import ContextView, QueryView, Window, weights_pi
 
 LISTED = 3
 """Kept positions of a context frame that the table lists."""
+QUALITY = 80
+"""Of JPEG files."""
 COLORED = 5
 """Context frames whose features are shown as colors."""
 
@@ -142,7 +144,7 @@ def inspect_run(
     name, frame, object_id = _which(run, sequence, frame)
     data, rules = run.sequence(name), protocol_of(run)
     index = frame_index(data, frame)
-    mask_of = masks_of_run(run, data)
+    mask_of = masks_in(run.places[name], data)
     if at is None:
         at = _wrong_pixel(data, index, object_id, mask_of)
     check_inside(at, mask_of(index).shape)
@@ -187,6 +189,49 @@ def inspections(
         yield _inspection(sequence, wanted[found.weights.frame], found, mask_of)
 
 
+def failure_pictures(
+    failures: Iterable[Failure],
+    sequences: Iterable[Sequence],
+    features: FrameEncoder,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> dict[tuple[str, int], bytes]:
+    """Pictures of failures of an evaluation, JPEG, by sequence and index of the frame.
+
+    Each is of a pixel amid the largest wrong region of the object. A sequence is propagated once, up to the last of its
+    failures; a frame has one picture, of the first failure in it.
+
+    Args:
+        failures: of the evaluation; those without a wrong pixel get no picture.
+        sequences: those of the failures, among others.
+        features: the feature extractor.
+        protocol: how labels were propagated.
+        folder: the results folder, with the masks.
+        progress: whether to show progress.
+
+    Raises InputError if a file cannot be read.
+    """
+    chosen: dict[str, dict[int, int]] = {}
+    for failure in failures:
+        chosen.setdefault(failure.sequence, {}).setdefault(failure.index, failure.object_id)
+    found: dict[tuple[str, int], bytes] = {}
+    total = sum(max(frames) + 1 for frames in chosen.values())
+    with Progress(total, "frame", "inspecting failures", shown=progress) as bar:
+        for sequence in sequences:
+            mask_of = masks_in(folder, sequence)
+            wanted: dict[int, tuple[int, int]] = {}
+            for index, object_id in chosen.get(sequence.name, {}).items():
+                truth = _truth(sequence, index)
+                at = None if truth is None else wrong_pixel(truth, mask_of(index), object_id)
+                wanted |= {} if at is None else {index: at}
+            if wanted:
+                for one in inspections(sequence, wanted, features, protocol, mask_of, step=bar.update):
+                    found[sequence.name, one.weights.frame] = jpeg_bytes(one.picture, QUALITY)
+    return found
+
+
 def frame_index(sequence: Sequence, frame: int | str) -> int:
     """The index of a frame that is given by its name without suffix, or by its index.
 
@@ -208,9 +253,9 @@ def frame_index(sequence: Sequence, frame: int | str) -> int:
     return index
 
 
-def masks_of_run(run: EvaluationRun, sequence: Sequence) -> Callable[[int], np.ndarray]:
-    """A function that reads a run's mask of a frame by its index: uint8 [H, W] ids."""
-    return lambda index: read_mask(run.mask(sequence.name, sequence.frames[index].stem))
+def masks_in(folder: Path, sequence: Sequence) -> Callable[[int], np.ndarray]:
+    """A function that reads the mask of a frame in a results folder by its index: uint8 [H, W] ids."""
+    return lambda index: read_mask(folder / sequence.name / f"{sequence.frames[index].stem}.png")
 
 
 def check_inside(at: tuple[int, int], size: tuple[int, ...]) -> None:
@@ -298,7 +343,7 @@ def _picture(
     return weights_picture(
         f"{printable(inspection.sequence)}, frame {printable(inspection.names[-1])}",
         inspection.facts,
-        QueryView(found.frame.rgb, result, inspection.at, _cell(weights), _reach(weights)),
+        QueryView(found.frame.rgb, result, inspection.at, _cell(weights)),
         sorted(((id_, label_name(id_), share) for id_, share in weights.shares.items()), key=lambda one: -one[2]),
         [
             ContextView(
@@ -324,23 +369,7 @@ def _strongest(labels: np.ndarray, ids: tuple[int, ...]) -> int:
 
 
 def _cell(weights: Weights) -> Window:
-    """The feature position, in pixels of the frame."""
+    """Left, top, right and bottom of the feature position, in pixels of the frame."""
     row, column = weights.position
-    return _in_pixels(weights, (column, row, column + 1, row + 1))
-
-
-def _reach(weights: Weights) -> Window | None:
-    """What the neighborhood reaches, in pixels of the frame; None if it is unrestricted."""
-    neighborhood = weights.protocol.neighborhood(*weights.sizes.grid)
-    if neighborhood is None:
-        return None
-    (row, column), far = weights.position, neighborhood.half_widths()
-    return _in_pixels(weights, (column - max(far), row - len(far) + 1, column + max(far) + 1, row + len(far)))
-
-
-def _in_pixels(weights: Weights, edges: tuple[int, int, int, int]) -> Window:
-    """Left, top, right and bottom between positions, in pixels of the frame, within it."""
     wide, high = weights.sizes.pixels_per_position.tolist()
-    height, width = weights.sizes.frame
-    left, top, right, bottom = edges
-    return max(0.0, left * wide), max(0.0, top * high), min(width, right * wide), min(height, bottom * high)
+    return column * wide, row * high, (column + 1) * wide, (row + 1) * high
