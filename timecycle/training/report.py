@@ -87,7 +87,9 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
     """
     check_is_file(folder / SETTINGS, "the settings of a run of timecycle train")
     stored, starts = read_starts(folder / SETTINGS)
-    settings = resolved({}, stored, str(folder / SETTINGS))
+    limit = stored.get("minutes") if isinstance(stored, dict) else None
+    given = {"minutes": limit} if isinstance(limit, float) else {}  # which `resolved` would leave out, as another run's
+    settings = resolved(given, stored, str(folder / SETTINGS))
     lines, _ = kept_lines(folder / LOG, LARGEST_STEP)
     curves, skipped = curves_of(lines), _skipped(folder)
     place = output.parent if output else folder
@@ -131,6 +133,7 @@ def make_page(
         title=printable(folder.resolve().name),
         facts=_facts(settings, starts, curves),
         groups=_groups(curves),
+        width=curves.width,
         evaluation=_evaluation(curves),
         pictures=_pictures(folder, curves.last, to, single_file),
         walk=walk,
@@ -166,7 +169,8 @@ def _facts(settings: RunSettings, starts: Sequence[Mapping[str, Any]], curves: C
     ]
     if LOSS in curves.names:
         means, width = curves.points([LOSS]).smoothed(LOSS)
-        facts.append((f"loss, first and last {min(width, curves.last)} steps", f"{means[0]:.4g}, {means[-1]:.4g}"))
+        span = f"{width:,} steps" if width > 1 else "step"
+        facts.append((f"loss, first and last {span}", f"{means[0]:.4g}, {means[-1]:.4g}"))
     if curves.best:
         facts.append(("best J&F", f"{curves.best[1]:.3f} after step {curves.best[0]:,}"))
     return facts
@@ -189,7 +193,8 @@ def _plot(group: str, names: list[str], curves: Curves) -> dict[str, Any]:
     over = 1
     for name in names:
         smooth, over = points.smoothed(name)
-        shown = {"name": name.partition("/")[2] or name, "values": smooth, "low": points.lows[name]}
+        length = name.partition("/")[2]
+        shown = {"name": f"length {length}" if length else name, "values": smooth, "low": points.lows[name]}
         series.append(shown if points.width == 1 else shown | {"high": points.highs[name]})
     low = min(float(np.nanmin(points.lows[name])) for name in names)
     high = max(float(np.nanmax(points.highs[name])) for name in names)
@@ -197,6 +202,7 @@ def _plot(group: str, names: list[str], curves: Curves) -> dict[str, Any]:
         "series": series,
         "digits": DIGITS if max(-low, high) > 0.1 else DIGITS + 3,
         "log": group == "gradient" and 0 < low < high / SPREAD,
+        **({"min": 0, "max": 2 * high} if 0 < low == high else {}),
     }
     about = ABOUT.get(group, "")
     return {"name": group, "about": about, "over": over, "data": _chart(points, panel, about or group)}
@@ -240,6 +246,7 @@ def _settings(settings: RunSettings) -> list[tuple[str, str, bool]]:
     return [
         (flag(name), printable("none" if value is None else str(value)), value != usual.get(name))
         for name in settings.to_json()
+        if name not in ("checkpoint", "resume")  # the folder itself
         for value in [getattr(settings, name)]
     ]
 
@@ -256,7 +263,7 @@ def _start(number: int, start: Mapping[str, Any], batch: int) -> dict[str, Any]:
     seconds, rate = start.get("seconds"), start.get("samples_per_second")
     return {
         "number": number,
-        "started": said("started").replace("+00:00", " UTC").replace("T", " "),
+        "started": said("started").replace("T", " ").replace("+00:00", " UTC"),
         "from_step": said("from_step"),
         "to_step": said("to_step"),
         "seconds": seconds if isinstance(seconds, int | float) else None,
