@@ -4,8 +4,8 @@ Of a log of any length it shows curves of bounded length (`timecycle.training.cu
 images/, so that it is written in a fraction of a second at every checkpoint.
 """
 
-import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_report(
     skipped: how often each clip was skipped, by 'name: reason'. Returns the page's path.
     Raises InputError if settings.json is damaged, or if the page cannot be written.
     """
-    content = make_page(folder, settings, read_starts(folder / SETTINGS)[1], curves, skipped, folder)
+    content = make_page(folder, settings, read_starts(folder / SETTINGS)[1], curves, skipped)
     with (files or RunFiles(folder)).writing(PAGE) as partial:
         partial.write_bytes(content)
     return folder / PAGE
@@ -76,8 +76,9 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
 
     Args:
         folder: of a run of `timecycle train`, running or ended.
-        output: the page; by default report.html in the folder, which no other process may be working on then.
-        single_file: embed pictures, evenly spaced ones if there are many, instead of linking to them.
+        output: the page, which then needs no other file; by default report.html in the folder, which no other process
+            may be working on.
+        single_file: embed pictures there too, evenly spaced ones if there are many, instead of linking to them.
 
     Returns:
         The page's path.
@@ -92,8 +93,7 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
     settings = resolved(given, stored, str(folder / SETTINGS))
     lines, _ = kept_lines(folder / LOG, LARGEST_STEP)
     curves, skipped = curves_of(lines), _skipped(folder)
-    place = output.parent if output else folder
-    content = make_page(folder, settings, starts, curves, skipped, place, single_file)
+    content = make_page(folder, settings, starts, curves, skipped, single_file or output is not None)
     if output:
         OwnFile(output).replace(content)
         return output
@@ -108,7 +108,6 @@ def make_page(
     starts: Sequence[Mapping[str, Any]],
     curves: Curves,
     skipped: Mapping[str, int],
-    place: Path,
     single_file: bool = False,
 ) -> bytes:
     """The page of a run, as UTF-8.
@@ -119,15 +118,10 @@ def make_page(
         starts: entries of settings.json.
         curves: of its log.
         skipped: how often each clip was skipped, by 'name: reason'.
-        place: folder of the page, from which it links.
-        single_file: embed pictures.
+        single_file: embed pictures instead of linking to them, and link to nothing.
     """
     walk = isinstance(settings, WalkSettings)
-
-    def to(*names: str) -> str:
-        return link(*Path(os.path.relpath(folder.resolve(), place.resolve()), *names).parts)
-
-    encoder = folder / ENCODER
+    encoder = folder.resolve() / ENCODER
     return render(
         "training.html.jinja",
         title=printable(folder.resolve().name),
@@ -135,10 +129,12 @@ def make_page(
         groups=_groups(curves),
         width=curves.width,
         evaluation=_evaluation(curves),
-        pictures=_pictures(folder, curves.last, to, single_file),
+        pictures=_pictures(folder, curves.last, single_file),
         walk=walk,
-        files=[(name, to(name), about) for name, about in FILES.items() if (folder / name).exists()],
-        command=f"timecycle evaluate --davis DAVIS --resume {printable(str(encoder))}" + " --protocol crw" * walk,
+        files=[
+            (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
+        ],
+        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}" + " --protocol crw" * walk,
         has_encoder=encoder.exists(),
         settings=_settings(settings),
         starts=[_start(number, start, settings.batch) for number, start in enumerate(starts, start=1)],
@@ -225,14 +221,14 @@ def _chart(points: Points, panel: dict[str, Any], label: str) -> dict[str, Any]:
     return {"x": np.rint(points.steps).astype(int), "x_label": "step", "label": label, "panels": [panel]}
 
 
-def _pictures(folder: Path, last: int, to: Any, single_file: bool) -> list[tuple[int, str]]:
+def _pictures(folder: Path, last: int, single_file: bool) -> list[tuple[int, str]]:
     """Steps and URLs of the pictures in images/, in order."""
     found = []
     with suppress(OSError):  # no folder, or no longer
         names = [match for path in (folder / IMAGES).iterdir() if (match := _PICTURE.fullmatch(path.name))]
         found = sorted((int(match[1]), match[0]) for match in names if int(match[1]) <= last)
     if not single_file:
-        return [(step, to(IMAGES, name)) for step, name in found]
+        return [(step, link(IMAGES, name)) for step, name in found]
     many = len(found) - 1
     if many >= MOST_EMBEDDED:
         found = [found[round(i * many / (MOST_EMBEDDED - 1))] for i in range(MOST_EMBEDDED)]
