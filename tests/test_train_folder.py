@@ -200,11 +200,11 @@ def test_a_new_run_takes_a_folder_that_no_other_process_holds(tiny):
 def test_a_folder_is_locked_until_the_run_has_finished(tiny, monkeypatch):
     finish, finished = loop.finish, []
 
-    def checked(checkpointer: Any, folder: Path) -> None:
-        finish(checkpointer, folder)
-        with pytest.raises(InputError, match="is in use by"), owned(folder):
+    def checked(checkpointer: Any, logger: Any) -> None:
+        finish(checkpointer, logger)
+        with pytest.raises(InputError, match="is in use by"), owned(checkpointer.folder):
             pass
-        finished.append(folder)
+        finished.append(checkpointer.folder)
 
     monkeypatch.setattr(loop, "finish", checked)
     assert tiny(*WALK, "--steps", 1, "-c", "run").code == 0
@@ -309,7 +309,7 @@ def test_keeping_the_best_checkpoint_twice_leaves_no_other_files(tmp_path):
 def test_the_best_checkpoint_is_that_of_an_uninterrupted_run(tiny, small_davis, monkeypatch):
     """The run is stopped after every step."""
     scores, steps, due = (0.1, 0.9, 0.3, 0.8, 0.7, 0.2), [], loop.due
-    monkeypatch.setattr("timecycle.training.loop.validate", lambda encoder, folder: scores[steps[-1] - 1])
+    monkeypatch.setattr("timecycle.training.loop.validate", lambda encoder, folder: {"J&F": scores[steps[-1] - 1]})
     monkeypatch.setattr("timecycle.training.loop.due", lambda step, every: steps.append(step) or due(step, every))
     options = (*OPTIONS, "--evaluate-on", small_davis, "--evaluate-every", 4)
     assert tiny(*options, "-c", "whole").code == 0
@@ -332,7 +332,9 @@ def test_the_best_checkpoint_is_kept_after_a_kill_before_it_was(tiny, small_davi
     assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "log.jsonl", "best.pt", "latest.pt", "images/0000002.jpg"])
+@pytest.mark.parametrize(
+    "name", ["encoder.safetensors", "log.jsonl", "report.html", "best.pt", "latest.pt", "images/0000002.jpg"]
+)
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_new_run_replaces_no_files_of_another_origin(tmp_path, name, resume):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -360,7 +362,7 @@ def test_a_kill_between_a_checkpoint_and_its_link_is_recovered(tiny):
 def test_a_resumed_run_removes_and_replaces_no_files_of_another_origin(whole):
     """Checkpoints of later and earlier steps, edited weights, and files under the names of links."""
     assert whole(*OPTIONS, "--save-every", 1, "--keep", 2, "-c", "short").code == 0
-    mine = ("checkpoint_9000.pt", "checkpoint_0000001.pt", "latest.pt", "best.pt", "encoder.safetensors")
+    mine = ("checkpoint_9000.pt", "checkpoint_0000001.pt", "latest.pt", "best.pt", "encoder.safetensors", "report.html")
     for name in mine:
         Path("short", name).unlink(missing_ok=True)
         Path("short", name).write_text(f"my {name}")

@@ -49,7 +49,7 @@ FILES = {
     ),
     "train": (
         "out/settings.json", "out/log.jsonl", "out/latest.pt", "out/checkpoint_0000002.pt", "out/encoder.safetensors",
-        "out/images/0000002.jpg", "out/.lock",
+        "out/images/0000002.jpg", "out/report.html", "out/.lock",
     ),
     "prepare": ("out/list.txt", "out/failed.txt", "out/.lock"),
     "prepare davis": ("out/list.txt",),

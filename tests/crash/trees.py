@@ -35,6 +35,9 @@ def results(folder: Path) -> Tree:
         elif path.suffix == ".json" and path.name != ".prepared.json":
             content = json.loads(path.read_bytes())
             found[name] = _noted(content, folder / "out") if ".written/" in name else _plain(content, path)
+        elif path.name == "report.html" and path.with_name("settings.json").is_file():
+            # The page of a training run names the processes that worked on it, which a killed run has more of.
+            found[name] = path.read_bytes().endswith(b"</html>")
         elif path.suffix == ".pt":
             found[name] = _unpickled(torch.load(path, weights_only=True))
         elif path.suffix == ".safetensors":

@@ -4,8 +4,8 @@ Of a log of any length it shows curves of bounded length (`timecycle.training.cu
 images/, so that it is written in a fraction of a second at every checkpoint.
 """
 
-import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_report(
     skipped: how often each clip was skipped, by 'name: reason'. Returns the page's path.
     Raises InputError if settings.json is damaged, or if the page cannot be written.
     """
-    content = make_page(folder, settings, read_starts(folder / SETTINGS)[1], curves, skipped, folder)
+    content = make_page(folder, settings, read_starts(folder / SETTINGS)[1], curves, skipped)
     with (files or RunFiles(folder)).writing(PAGE) as partial:
         partial.write_bytes(content)
     return folder / PAGE
@@ -76,8 +76,9 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
 
     Args:
         folder: of a run of `timecycle train`, running or ended.
-        output: the page; by default report.html in the folder, which no other process may be working on then.
-        single_file: embed pictures, evenly spaced ones if there are many, instead of linking to them.
+        output: the page, which then needs no other file; by default report.html in the folder, which no other process
+            may be working on.
+        single_file: embed pictures there too, evenly spaced ones if there are many, instead of linking to them.
 
     Returns:
         The page's path.
@@ -87,11 +88,12 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
     """
     check_is_file(folder / SETTINGS, "the settings of a run of timecycle train")
     stored, starts = read_starts(folder / SETTINGS)
-    settings = resolved({}, stored, str(folder / SETTINGS))
+    limit = stored.get("minutes") if isinstance(stored, dict) else None
+    given = {"minutes": limit} if isinstance(limit, float) else {}  # which `resolved` would leave out, as another run's
+    settings = resolved(given, stored, str(folder / SETTINGS))
     lines, _ = kept_lines(folder / LOG, LARGEST_STEP)
     curves, skipped = curves_of(lines), _skipped(folder)
-    place = output.parent if output else folder
-    content = make_page(folder, settings, starts, curves, skipped, place, single_file)
+    content = make_page(folder, settings, starts, curves, skipped, single_file or output is not None)
     if output:
         OwnFile(output).replace(content)
         return output
@@ -106,7 +108,6 @@ def make_page(
     starts: Sequence[Mapping[str, Any]],
     curves: Curves,
     skipped: Mapping[str, int],
-    place: Path,
     single_file: bool = False,
 ) -> bytes:
     """The page of a run, as UTF-8.
@@ -117,25 +118,23 @@ def make_page(
         starts: entries of settings.json.
         curves: of its log.
         skipped: how often each clip was skipped, by 'name: reason'.
-        place: folder of the page, from which it links.
-        single_file: embed pictures.
+        single_file: embed pictures instead of linking to them, and link to nothing.
     """
     walk = isinstance(settings, WalkSettings)
-
-    def to(*names: str) -> str:
-        return link(*Path(os.path.relpath(folder.resolve(), place.resolve()), *names).parts)
-
-    encoder = folder / ENCODER
+    encoder = folder.resolve() / ENCODER
     return render(
         "training.html.jinja",
         title=printable(folder.resolve().name),
         facts=_facts(settings, starts, curves),
         groups=_groups(curves),
+        width=curves.width,
         evaluation=_evaluation(curves),
-        pictures=_pictures(folder, curves.last, to, single_file),
+        pictures=_pictures(folder, curves.last, single_file),
         walk=walk,
-        files=[(name, to(name), about) for name, about in FILES.items() if (folder / name).exists()],
-        command=f"timecycle evaluate --davis DAVIS --resume {printable(str(encoder))}" + " --protocol crw" * walk,
+        files=[
+            (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
+        ],
+        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}" + " --protocol crw" * walk,
         has_encoder=encoder.exists(),
         settings=_settings(settings),
         starts=[_start(number, start, settings.batch) for number, start in enumerate(starts, start=1)],
@@ -166,7 +165,8 @@ def _facts(settings: RunSettings, starts: Sequence[Mapping[str, Any]], curves: C
     ]
     if LOSS in curves.names:
         means, width = curves.points([LOSS]).smoothed(LOSS)
-        facts.append((f"loss, first and last {min(width, curves.last)} steps", f"{means[0]:.4g}, {means[-1]:.4g}"))
+        span = f"{width:,} steps" if width > 1 else "step"
+        facts.append((f"loss, first and last {span}", f"{means[0]:.4g}, {means[-1]:.4g}"))
     if curves.best:
         facts.append(("best J&F", f"{curves.best[1]:.3f} after step {curves.best[0]:,}"))
     return facts
@@ -189,7 +189,8 @@ def _plot(group: str, names: list[str], curves: Curves) -> dict[str, Any]:
     over = 1
     for name in names:
         smooth, over = points.smoothed(name)
-        shown = {"name": name.partition("/")[2] or name, "values": smooth, "low": points.lows[name]}
+        length = name.partition("/")[2]
+        shown = {"name": f"length {length}" if length else name, "values": smooth, "low": points.lows[name]}
         series.append(shown if points.width == 1 else shown | {"high": points.highs[name]})
     low = min(float(np.nanmin(points.lows[name])) for name in names)
     high = max(float(np.nanmax(points.highs[name])) for name in names)
@@ -197,6 +198,7 @@ def _plot(group: str, names: list[str], curves: Curves) -> dict[str, Any]:
         "series": series,
         "digits": DIGITS if max(-low, high) > 0.1 else DIGITS + 3,
         "log": group == "gradient" and 0 < low < high / SPREAD,
+        **({"min": 0, "max": 2 * high} if 0 < low == high else {}),
     }
     about = ABOUT.get(group, "")
     return {"name": group, "about": about, "over": over, "data": _chart(points, panel, about or group)}
@@ -219,14 +221,14 @@ def _chart(points: Points, panel: dict[str, Any], label: str) -> dict[str, Any]:
     return {"x": np.rint(points.steps).astype(int), "x_label": "step", "label": label, "panels": [panel]}
 
 
-def _pictures(folder: Path, last: int, to: Any, single_file: bool) -> list[tuple[int, str]]:
+def _pictures(folder: Path, last: int, single_file: bool) -> list[tuple[int, str]]:
     """Steps and URLs of the pictures in images/, in order."""
     found = []
     with suppress(OSError):  # no folder, or no longer
         names = [match for path in (folder / IMAGES).iterdir() if (match := _PICTURE.fullmatch(path.name))]
         found = sorted((int(match[1]), match[0]) for match in names if int(match[1]) <= last)
     if not single_file:
-        return [(step, to(IMAGES, name)) for step, name in found]
+        return [(step, link(IMAGES, name)) for step, name in found]
     many = len(found) - 1
     if many >= MOST_EMBEDDED:
         found = [found[round(i * many / (MOST_EMBEDDED - 1))] for i in range(MOST_EMBEDDED)]
@@ -240,6 +242,7 @@ def _settings(settings: RunSettings) -> list[tuple[str, str, bool]]:
     return [
         (flag(name), printable("none" if value is None else str(value)), value != usual.get(name))
         for name in settings.to_json()
+        if name not in ("checkpoint", "resume")  # the folder itself
         for value in [getattr(settings, name)]
     ]
 
@@ -256,7 +259,7 @@ def _start(number: int, start: Mapping[str, Any], batch: int) -> dict[str, Any]:
     seconds, rate = start.get("seconds"), start.get("samples_per_second")
     return {
         "number": number,
-        "started": said("started").replace("+00:00", " UTC").replace("T", " "),
+        "started": said("started").replace("T", " ").replace("+00:00", " UTC"),
         "from_step": said("from_step"),
         "to_step": said("to_step"),
         "seconds": seconds if isinstance(seconds, int | float) else None,

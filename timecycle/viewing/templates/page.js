@@ -244,6 +244,10 @@
       const colorOf = (series) => getComputedStyle(this.items.get(series.name).swatch).color;
       const whole = (splits) => splits.map((value) => (Number.isInteger(value) ? value : ""));
       const tens = (plot, splits) => splits.map((value) => (Number.isInteger(Math.log10(value)) ? value : null));
+      const tick = (value) => {
+        if (value === null || value === 0 || Math.abs(value) >= 0.01) return value?.toLocaleString("en") ?? "";
+        return Number(value.toPrecision(3)).toExponential().replaceAll("-", MINUS);
+      };
       const range = (plot, low, high) => {
         const [least, most] = [panel.min ?? low ?? 0, panel.max ?? high ?? 1];
         const room = least === most ? 0.5 : 0.03 * (most - least); // lines on the border are drawn whole
@@ -252,7 +256,7 @@
       const options = {
         width: this.width(),
         height: this.height(),
-        padding: [8, 10, 0, 0],
+        padding: [8, 16, 0, 0],
         legend: { show: false },
         cursor: {
           y: false,
@@ -270,7 +274,7 @@
         },
         axes: [
           { ...axis, size: 24, values: (plot, splits) => (x.every(Number.isInteger) ? whole(splits) : splits) },
-          { ...axis, size: 46, grid: panel.log ? { ...axis.grid, filter: tens } : axis.grid },
+          { ...axis, size: 46, values: (plot, splits) => splits.map(tick), grid: panel.log ? { ...axis.grid, filter: tens } : axis.grid },
         ],
         series: [
           {},
@@ -280,7 +284,7 @@
             dash: series.dash ? [5, 4] : undefined,
             points: { show: Boolean(series.points) || series.values.filter((v) => v !== null).length === 1, size: 6 },
           })),
-          ...ranges.flatMap((series) => Array(2).fill({ stroke: colorOf(series), width: 1, alpha: 0.25, points: { show: false } })),
+          ...ranges.flatMap((series) => Array(2).fill({ stroke: colorOf(series), width: 1, alpha: 0.5 / (1 + ranges.length), points: { show: false } })),
         ],
         bands: ranges.map((series, number) => {
           const low = 1 + panel.series.length + 2 * number;
