@@ -53,7 +53,8 @@ class World:
         self.height, self.width = height, round(height * 16 / 9)
         self.time = np.arange(self.frames)
         x, y = np.meshgrid(np.arange(self.width), np.arange(self.height))
-        self._places = x + 1j * y
+        self.places = x + 1j * y
+        """Of the pixels, complex128 [H, W]."""
 
     def uniform(self, low: float, high: float) -> float:
         """A number."""
@@ -129,7 +130,7 @@ class World:
         """Masks of an object, bool [F, H, W]."""
         found = np.empty((self.frames, self.height, self.width), bool)
         for i, (center, contour) in enumerate(zip(body.center, body.contour, strict=True)):
-            away = self._places - center
+            away = self.places - center
             turn = np.angle(away) % (2 * np.pi) * (ANGLES / (2 * np.pi))
             found[i] = np.abs(away) < contour[turn.astype(int) % ANGLES]
         return found
@@ -140,14 +141,14 @@ class World:
         rate = self.uniform(0, 0.4)
         for i in self.time[self.rng.uniform(size=self.frames) < rate]:
             place = self.uniform(0, self.width) + 1j * self.uniform(0, self.height)
-            masks[i][np.abs(self._places - place) < radius * self.uniform(0.05, 0.25)] = self.uniform(0, 1) < 0.7
+            masks[i][np.abs(self.places - place) < radius * self.uniform(0.05, 0.25)] = self.uniform(0, 1) < 0.7
         return masks
 
     def flicker(self, masks: np.ndarray) -> np.ndarray:
         """Masks of which a frame or two are bad: bool [F, H, W]."""
         masks = masks.copy()
         for i in self.rng.integers(1, self.frames - 1, self.rng.integers(0, 3)):
-            masks[i] = self.pick("gone", "halved") == "halved" and masks[i] & (self._places.real % 4 < 1.5)
+            masks[i] = self.pick("gone", "halved") == "halved" and masks[i] & (self.places.real % 4 < 1.5)
         return masks
 
     def clip(self, cause: str | None, kind: str, truths: list[np.ndarray], results: list[np.ndarray]) -> Clip:
@@ -297,7 +298,7 @@ def occluder(world: World, body: Body, share: float) -> np.ndarray:
     reach = body.contour.max(1)
     nearness = np.clip(1.3 - np.abs(world.time - middle) / length, 0, 1) * share
     edge = np.where(nearness > 0, body.center.real - reach + 2 * reach * nearness, -1)
-    return np.broadcast_to(world._places.real, (world.frames, *world._places.shape)) < edge[:, None, None]
+    return np.broadcast_to(world.places.real, (world.frames, *world.places.shape)) < edge[:, None, None]
 
 
 def occlusion(seed: int) -> Clip:
@@ -317,7 +318,7 @@ def occlusion(seed: int) -> Clip:
         found = world.drawn(world.noisy(body)) & ~gone[:, None, None]
         if world.uniform(0, 1) < 0.5:
             place = world.width - 3 + 1j * world.uniform(0, world.height)
-            found |= gone[:, None, None] & (np.abs(world._places - place) < body.contour.mean() * world.uniform(0.3, 1))
+            found |= gone[:, None, None] & (np.abs(world.places - place) < body.contour.mean() * world.uniform(0.3, 1))
         return world.clip("occlusion", kind, [truth], [found])
     bar = occluder(world, body, world.uniform(0.75, 1.1))
     hidden = truth & ~bar

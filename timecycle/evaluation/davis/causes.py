@@ -22,10 +22,10 @@ GAP = 2
 """Most good frames in a row within a stretch."""
 SWAP_FRAMES = 5
 """Least frames of an identity swap."""
-SWAP_SHARE = 0.25
-"""Least share of the result that is the other object's in an identity swap."""
+SWAP_SHARE = 0.3
+"""Least share of the result that is on one other object in an identity swap."""
 COVERED = 0.5
-"""Share of the object that the result covers: below in an identity swap, at least in a leak."""
+"""Least share of the object that the result covers in a leak, and before an occlusion."""
 SHRUNK = 0.5
 """An object is hidden where its annotation has less than this share of its largest area of HIDDEN_FRAMES frames."""
 HIDDEN_FRAMES = 12
@@ -38,7 +38,7 @@ SMALL = 0.002
 """Share of the frame below which an object is small: a disk with a radius of two tolerances of F in frames of 16:9."""
 FEW = 0.005
 """Share of the frame that is wrong, below which a few pixels decide the score of a small object."""
-LOST = 0.05
+LOST = 0.1
 """Share of the object that the result covers, below which there is no overlap."""
 LOST_FRAMES = 5
 """Least frames without overlap, up to the last one, of a lost object."""
@@ -59,9 +59,8 @@ MAJORITY = 0.5
 
 CAUSES = {
     "identity swap": (
-        f"In at least {SWAP_FRAMES} frames, and in half of those in which the object is not hidden, the result covers "
-        f"more of another object than of its own, of which it covers less than {COVERED:.0%}; at least "
-        f"{SWAP_SHARE:.0%} of the result is on the other object."
+        f"In {SWAP_FRAMES} frames or more, and in half of those in which the object is not hidden, at least "
+        f"{SWAP_SHARE:.0%} of the result is on one other object, and that is at least half of what is wrong in it."
     ),
     "occlusion": (
         f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area of the last {HIDDEN_FRAMES} "
@@ -75,7 +74,8 @@ CAUSES = {
         f"least {COVERED:.0%} of it."
     ),
     "lost": (
-        f"From a frame on to the last one, {LOST_FRAMES} or more, the result covers less than {LOST:.0%} of the object."
+        f"The result covers less than {LOST:.0%} of the object, in {LOST_FRAMES} frames or more: from a frame on to "
+        "the last one, or in half of the frames."
     ),
     "drift": (
         f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames have {JUMP_SHARE:.0%} of the fall."
@@ -232,16 +232,18 @@ def _cause(curves: _Curves, stretch: _Stretch) -> tuple[str, str]:
 
 def _identity_swap(curves: _Curves, stretch: _Stretch) -> str | None:
     pixels = curves.pixels
-    swapped = (pixels.other > pixels.both) & (curves.covered < COVERED) & (pixels.other >= SWAP_SHARE * pixels.result)
+    mostly = pixels.other >= MAJORITY * (pixels.result - pixels.both)
+    swapped = (pixels.other >= SWAP_SHARE * pixels.result) & mostly & (pixels.other > 0)
     visible = stretch.of(curves.failing & ~curves.hidden)
     frames = np.flatnonzero(stretch.of(swapped) & visible)
     if len(frames) < max(SWAP_FRAMES, MAJORITY * visible.sum()):
         return None
-    ids = np.bincount(stretch.of(pixels.other_id)[frames])
-    first = stretch.first + int(frames[0])
+    id_ = np.bincount(stretch.of(pixels.other_id)[frames]).argmax()
+    shares = (stretch.of(part / np.maximum(pixels.result, 1))[frames] for part in (pixels.other, pixels.both))
+    other, own = (np.median(share) for share in shares)
+    begin = curves.name(stretch.first + int(frames[0]))
     return (
-        f"In {len(frames)} frames from {curves.name(first)} on the result is more on object {ids.argmax()} than on its "
-        f"own."
+        f"From {begin} on, in {len(frames)} frames, {other:.0%} of the result is on object {id_}, {own:.0%} on its own."
     )
 
 
@@ -290,12 +292,15 @@ def _leak(curves: _Curves, stretch: _Stretch) -> str | None:
 
 
 def _lost(curves: _Curves, stretch: _Stretch) -> str | None:
-    if stretch.lost_from is None:
+    there = stretch.of(curves.there)
+    bare = stretch.of(curves.covered < LOST) & there
+    if stretch.lost_from is None and bare.sum() < max(LOST_FRAMES, MAJORITY * there.sum()):
         return None
-    frames = int(curves.there[stretch.lost_from :].sum())
-    empty = (curves.pixels.result[stretch.lost_from :] == 0).mean() > MAJORITY
-    where = "empty" if empty else "elsewhere"
-    return f"From {curves.name(stretch.lost_from)} to the end, in {frames} frames, the result is {where}."
+    begin = stretch.first + int(np.flatnonzero(bare)[0]) if stretch.lost_from is None else stretch.lost_from
+    until = "to the end" if stretch.lost_from is not None else f"to {curves.name(stretch.last)}"
+    empty = (curves.pixels.result[begin : stretch.last + 1] == 0).mean() > MAJORITY
+    what = "is empty" if empty else f"covers less than {LOST:.0%} of the object"
+    return f"From {curves.name(begin)} {until} the result {what}, in {bare.sum()} frames."
 
 
 def _drift(curves: _Curves, stretch: _Stretch) -> str | None:
