@@ -1,7 +1,7 @@
 """The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ class Part:
     size: tuple[int, int]
     """Width and height of a frame."""
     fps: float
-    causes: list[str]
-    """A sentence each."""
+    causes: list[Cause]
     chart: dict[str, Any] | None
     """J and F over time, as base.html.jinja says."""
     pictures: list[tuple[str, str]]
@@ -124,6 +123,8 @@ def write_page(
 
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
+    if run.scores and not run.scores.sequences:
+        run = replace(run, scores=None)
     pictures = Pictures(run, embed=single_file or file is not None)
     beside = (run.folder if file is None else file.parent).resolve()
     causes = causes_of(run.scores) if run.scores else []
@@ -217,7 +218,7 @@ def _part(
         url,
         size,
         sequence.fps or FRAMES_PER_SECOND,
-        [f"Object {cause.object_id}, {cause.name}: {printable(cause.words)}" for cause in own],
+        [replace(cause, words=printable(cause.words)) for cause in own],
         _chart(sequence, number, objects, own, url is not None),
         [(printable(sequence.frames[index].stem), pictures.result(sequence, index)) for index in shown],
     )
@@ -246,12 +247,18 @@ def _chart(
         "x_label": "frame",
         "label": f"J and F of {printable(sequence.name)} over time",
         "panels": panels,
-        "marks": [
-            {"x": cause.first + 1, "text": cause.name if len(objects) == 1 else f"{cause.object_id} {cause.name}"}
-            for cause in causes
-        ],
+        "marks": _marks(causes, len(objects) > 1),
     }
     return chart | ({"video": f"video-{number}"} if video else {})
+
+
+def _marks(causes: list[Cause], numbered: bool) -> list[dict[str, Any]]:
+    """The frames from which on objects fail; of the same frame together."""
+    texts: dict[int, list[str]] = {}
+    for cause in causes:
+        name = f"{cause.object_id} {cause.name}" if numbered else cause.name
+        texts.setdefault(cause.first + 1, []).append(name)  # frame 0 is not scored
+    return [{"x": frame, "text": ", ".join(names)} for frame, names in sorted(texts.items())]
 
 
 def _worst(

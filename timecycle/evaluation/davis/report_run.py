@@ -51,7 +51,8 @@ def _command(words: list[str]) -> str:
     """The command line as one could type it, an option a line."""
     if not words:
         return ""
-    quoted = [printable(shlex.quote(word)) for word in [Path(words[0]).name, *words[1:]]]
+    name = "python -m timecycle" if Path(words[0]).name == "__main__.py" else shlex.quote(Path(words[0]).name)
+    quoted = [printable(word) for word in [name, *map(shlex.quote, words[1:])]]
     return " ".join(f"\\\n    {word}" if word.startswith("-") else word for word in quoted)
 
 

@@ -111,6 +111,7 @@
   // Charts
 
   const THEME_COLORS = 8;
+  const MARK_ROWS = 3; // of the texts of marks that may lie close together
 
   function cssColor(color, index) {
     if (Array.isArray(color)) return `light-dark(${color[0]}, ${color[1]})`;
@@ -308,7 +309,7 @@
       ctx.strokeStyle = ctx.fillStyle = color;
       ctx.setLineDash([2 * uPlot.pxRatio, 3 * uPlot.pxRatio]);
       ctx.font = font.replace(/^\d+/, (size) => size * uPlot.pxRatio);
-      for (const mark of marks) {
+      marks.forEach((mark, index) => {
         const left = Math.round(plot.valToPos(mark.x, "x", true));
         ctx.beginPath();
         ctx.moveTo(left, bbox.top);
@@ -316,10 +317,10 @@
         ctx.stroke();
         const late = left > bbox.left + 0.7 * bbox.width;
         ctx.textAlign = late ? "right" : "left";
-        ctx.textBaseline = "bottom";
-        const gap = 4 * uPlot.pxRatio;
-        if (named) ctx.fillText(mark.text ?? "", left + (late ? -gap : gap), bbox.top + bbox.height - gap);
-      }
+        ctx.textBaseline = "top";
+        const [gap, row] = [4 * uPlot.pxRatio, 14 * uPlot.pxRatio * (index % MARK_ROWS)];
+        if (named) ctx.fillText(mark.text ?? "", left + (late ? -gap : gap), bbox.top + gap + row);
+      });
       ctx.restore();
     }
 
