@@ -12,7 +12,7 @@ SAY := @printf '\n==> %s\n'
 # The tests start many processes, and each would compile PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env build demo test test-gpu-sim test-all nightly lint format bench docs gpu-check gpu-rehearse sanitize variants fuzz crash clean
+.PHONY: help env build browser demo test test-gpu-sim test-all nightly lint format bench docs gpu-check gpu-rehearse sanitize variants fuzz crash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/make /'
@@ -36,6 +36,14 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	@$(RUN) setup.py --quiet build_ext >build/log || { cat build/log >&2; exit 1; }
 	@grep -v '^\[' build/log || true
 	@touch $@
+
+# Names as in tests/browser.py. Without one the tests of pages are skipped, so this never fails.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+browser: ## install Chromium, in which the tests open pages, if it is not here and this machine allows it
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 || \
+		echo "Chromium is not here, tests of pages are skipped (apt-get install chromium, as root; macOS: brew)"
 
 demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the address of a page with pictures
 	$(SAY) "label propagation on a synthetic video set (about two minutes on two cores)"

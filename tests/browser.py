@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+# As in the Makefile.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
