@@ -14,13 +14,15 @@ from timecycle.evaluation.davis.report_frames import (
     Pictures,
     WorstFrame,
     inspection_name,
+    kept_inspections,
     worst_frames,
 )
 from timecycle.evaluation.davis.report_run import facts, settings
 from timecycle.evaluation.davis.results import ResultsFolder
-from timecycle.evaluation.davis.run import EvaluationRun
+from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores
-from timecycle.manifest import PAGE, PICTURES, OwnFile, Report
+from timecycle.locks import owned
+from timecycle.manifest import NOTES, PAGE, PICTURES, OwnFile, Report
 from timecycle.viewing.pages import embedded, link, render
 from timecycle.viewing.palette import line_colors
 from timecycle.viewing.video_writer import FRAMES_PER_SECOND
@@ -99,6 +101,25 @@ def write_report(
     places = {sequence.name: folder.path for sequence in sequences}
     run = EvaluationRun(folder.path, folder.content, scores, places)
     return write_page(run, sequences, notes=notes)
+
+
+def rewrite_report(folder: Path, output: Path | None = None, single_file: bool = False) -> Path:
+    """Write the page of a results folder from its files and the data.
+
+    Args:
+        folder: of an evaluation, also of a version whose results.json holds less.
+        output: the page, with embedded pictures; by default report.html in the folder.
+        single_file: embed the videos, too.
+
+    Returns the page's path. Raises InputError if the folder holds no results, data have moved, a file is damaged, or
+    the page cannot be written or would replace another's file.
+    """
+    run = read_run(folder)
+    sequences = run.sequences()
+    if output is not None:
+        return write_page(run, sequences, output, single_file=single_file, inspected=kept_inspections(folder))
+    with owned(folder, NOTES):
+        return write_page(run, sequences, single_file=single_file, inspected=kept_inspections(folder))
 
 
 def write_page(

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from timecycle.data.masks import MaskReading
-from timecycle.data.sequences import Sequence, read_sequences
+from timecycle.data.sequences import Sequence, prepared_fps, read_sequences
 from timecycle.errors import InputError, listing, said
+from timecycle.evaluation.davis.layout import annotations_folder
 from timecycle.evaluation.davis.results import FRAME_STRIDE, RESULTS, files_mark, read_results
 from timecycle.evaluation.davis.scores import score_written
 from timecycle.evaluation.davis.tables import Scores
@@ -50,8 +51,9 @@ class EvaluationRun:
                 f"{self.folder} has no sequence {said(name)}; expected one of {listing(self.content['sequences'])}"
             )
         try:
-            folders = Path(entry["data"]["frames"]), Path(entry["data"]["annotations"])
-            fps, stride = entry["data"]["fps"], max(1, int(self.options[FRAME_STRIDE]))
+            data = entry["data"] if "data" in entry else self._in_davis(name)
+            folders, fps = (Path(data["frames"]), Path(data["annotations"])), data["fps"]
+            stride = max(1, int(self.options[FRAME_STRIDE]))
             stored = dict(self.options["masks"])
             masks = MaskReading(**stored | {"remap": tuple((int(a), int(b)) for a, b in stored["remap"])})
         except (KeyError, TypeError, ValueError):
@@ -63,6 +65,12 @@ class EvaluationRun:
         if files_mark(found) != entry.get("files"):
             raise InputError(f"{folders[0]} was changed since {self.folder} was made; expected the same frames")
         return found
+
+    def _in_davis(self, name: str) -> dict[str, Any]:
+        """Where a sequence's files are if the data are in DAVIS layout: versions before 0.2 recorded no more."""
+        root = Path(self.options["data"])
+        frames = root / "JPEGImages" / "480p" / name
+        return {"frames": frames, "annotations": annotations_folder(root, name), "fps": prepared_fps(frames)}
 
     def sequences(self) -> list[Sequence]:
         """All sequences, in their order. Raises InputError as `sequence`."""
