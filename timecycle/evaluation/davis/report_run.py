@@ -6,7 +6,7 @@ from typing import Any
 
 from timecycle.data.sequences import Sequence
 from timecycle.errors import printable
-from timecycle.evaluation.davis.results import FEATURES
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.progress import duration
 
@@ -25,6 +25,8 @@ def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]
         ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
         ("size", f"{side} pixels, {run.options.get('resize')}" if side else "as the frames are"),
     ]
+    if run.options.get(FRAME_STRIDE, 1) != 1:
+        found.append(("frame stride", str(run.options[FRAME_STRIDE])))
     seconds = _stages(run).get("total")
     return found if seconds is None else [*found, ("time", f"{duration(seconds)} for the masks")]
 
