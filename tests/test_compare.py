@@ -311,6 +311,7 @@ def test_runs_are_compared_on_the_command_line(timecycle, runs):
         (lambda c: c["options"].update(k=3), r"different protocols (k 5 and 3); expected the same one, or --across k"),
         (lambda c: c["options"].update(side=480), "different protocols (side 64 and 480)"),
         (lambda c: c["options"].pop("radius"), "different protocols (radius None and not recorded)"),
+        (lambda c: c["options"].update(frame_stride=2), "take other frames of the videos (frame stride 1 and 2)"),
         (lambda c: c["options"]["masks"].update(single=True), "in different ways (as stored and single True)"),
         (lambda c: c.pop("scores"), "holds no scores; expected a finished run"),
         (

@@ -140,7 +140,7 @@ def test_a_frame_stride_is_a_set_of_those_frames(longer_davis: Path, tmp_path):
     for path in [*other.rglob("*.jpg"), *other.rglob("*.png")]:
         if int(path.stem) % 2:
             path.unlink()
-    strided = evaluated(longer_davis, frame_stride=2, save_path=tmp_path / "strided")
+    strided = evaluated(longer_davis, frame_stride=2, save_path=tmp_path / "strided", report=True)
     direct = evaluated(other, save_path=tmp_path / "direct")
     assert strided.to_json() == direct.to_json()
     assert strided.files["a"] == ("00002.png", "00004.png")
@@ -153,6 +153,7 @@ def test_a_frame_stride_is_a_set_of_those_frames(longer_davis: Path, tmp_path):
     for path in masks[0]:
         assert (strided.folder / path).read_bytes() == (direct.folder / path).read_bytes()
     assert evaluated(longer_davis).to_json() != strided.to_json()
+    assert "frame stride" in strided.page.read_text()
     assert read_run(strided.folder).sequence("a").frames == tuple(
         sorted((longer_davis / "JPEGImages" / "480p" / "a").glob("*.jpg"))[::2]
     )
@@ -226,17 +227,22 @@ def test_a_set_with_first_annotations_only_gives_masks(small_davis: Path, tmp_pa
     assert "scores" not in json.loads((out / "results.json").read_text())
 
 
-def test_every_rank_writes_a_page_of_its_share(small_davis: Path, tmp_path):
+def test_ranks_write_one_page_of_all_sequences(small_davis: Path, tmp_path):
     out = tmp_path / "out"
     body = f"""
         scores = timecycle.evaluate_davis(
             patches, {str(small_davis)!r}, "dino", progress=False, side=64, save_path={str(out)!r}, report=True
         )
-        result = json.dumps([str(scores.page), list(scores.sequences)])
+        page = scores.page.read_text()
+        result = json.dumps([str(scores.page), list(scores.sequences), [name in page for name in scores.sequences]])
     """
-    found = [json.loads(text) for text in run_ranks(tmp_path, body)]
-    assert found == [[str(out / f"rank{i}" / "report.html"), ["first", "second"]] for i in range(2)]
-    assert all(Path(page).is_file() for page, _ in found)
+    expected = [str(out / "report.html"), ["first", "second"], [True, True]]
+    assert [json.loads(text) for text in run_ranks(tmp_path, body)] == [expected, expected]
+    pictures = sorted(path.parent.name for path in (out / "report").rglob("00000-*.jpg"))
+    assert pictures == ["first", "second"]
+    assert [(out / f"rank{i}" / name / "00003.png").is_file() for i, name in ((0, "first"), (1, "second"))] == [
+        True
+    ] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.sequences import Sequence, of_every, read_filelist
-from timecycle.data.synthetic import MARKER, make_davis
+from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
@@ -40,7 +40,6 @@ timecycle evaluate --cropSize 480        # synthetic video, no download
 timecycle evaluate --davis DAVIS --protocol dino --features my_model:extract
 """
 SYNTHETIC_SET = Path("data/made-davis")
-SYNTHETIC_NOTE = "The videos are synthetic: scores on them say nothing about real video."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -122,15 +121,14 @@ def run(arguments: argparse.Namespace) -> None:
     with owned(save_path, NOTES):
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
         folder.tables.check_free(csv_names(arguments.set))
-        check_free(sequences, folder)
+        check_free(sequences, save_path)
         write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))
         folder.content["peak_memory_mb"] = peak_memory_mb(device)
         folder.save()
-        notes = (SYNTHETIC_NOTE,) if (Path(source) / MARKER).is_file() else ()
-        page = write_report(sequences, scores, folder, notes)
+        page = write_report(sequences, scores, folder)
     say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
     say(f"page: {page.resolve().as_uri()}")
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
+from timecycle.evaluation.davis.results import FRAME_STRIDE
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
 
 FREE = ("features", "dtype", "layout", "part", "data", "name")
-"""Options of a results folder that may differ. All others but "masks" are fields of the protocol."""
+"""Options of a results folder that may differ. All others but READING and FRAME_STRIDE are fields of the protocol."""
 READING = "masks"
 """The option that says how annotations are read."""
 ALL = "protocol"
@@ -34,10 +35,12 @@ def comparable(
     of `across`.
 
     Raises InputError, naming what differs and both values, if a field of the protocol (which includes the size of the
-    images) or the reading of annotations differs. `check_same_frames` checks the frames.
+    images), the reading of annotations or the frame stride differs. `check_same_frames` checks the frames.
     """
     options = [run.options for run in runs]
-    fields = list(dict.fromkeys(name for each in options for name in each if name not in (*FREE, READING)))
+    fields = list(
+        dict.fromkeys(name for each in options for name in each if name not in (*FREE, READING, FRAME_STRIDE))
+    )
     for name in across:
         if name not in (*fields, ALL):
             raise InputError(
@@ -50,6 +53,12 @@ def comparable(
             raise InputError(
                 f"{names[0]} and {called} are of different protocols ({listing(pairs)}); expected the same one, or "
                 f"--across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
+            )
+        strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
+        if strides[0] != strides[1]:
+            raise InputError(
+                f"{names[0]} and {called} take other frames of the videos (frame stride {said(strides[0])} and "
+                f"{said(strides[1])}); expected the same ones"
             )
         if other.get(READING) != options[0].get(READING):
             raise InputError(

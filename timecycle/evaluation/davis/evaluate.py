@@ -16,8 +16,9 @@ from timecycle.data.sequences import Names, Sequence, of_every
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.report import check_free, write_report
+from timecycle.evaluation.davis.report import check_free, write_page
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
+from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
 from timecycle.features.identity import identity
@@ -26,8 +27,8 @@ from timecycle.manifest import NOTES
 from timecycle.propagation.protocols import Protocol, mask_protocol
 
 T = TypeVar("T")
-Share = tuple[Scores | None, list[str], Path | None]
-"""What a rank finds: scores of its sequences, None without scored ones; warnings; its page."""
+Share = tuple[Scores | None, list[str], dict[str, Any]]
+"""What a rank finds: scores of its sequences, None without scored ones; warnings; what its results.json holds."""
 
 
 def evaluate_davis(
@@ -78,7 +79,7 @@ def evaluate_davis(
     Returns the scores of the official evaluation, except for ids that no mask has (`Scores.official`). Notes on the
     data are in `Scores.notes` and issued as warnings. Of a set with first annotations only the masks are written, and
     there are no scores. Under torch.distributed the ranks share the sequences and each returns all scores; their masks
-    and pages are in folders of their own, <save_path>/rank0 and so on.
+    are in folders of their own, <save_path>/rank0 and so on, and rank 0 writes one page over all.
 
     Raises InputError if arguments do not go together, data are missing or damaged, the protocol is unknown, or features
     are invalid; under torch.distributed on every rank, with the reason of the first that failed.
@@ -104,9 +105,14 @@ def evaluate_davis(
             FEATURES: None if save_path is None else identity(features),  # which reads all weights
         }
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
-        share = partial(_own_share, every, extractor, rules, path, options)
-        shares = _on_every_rank(partial(share, reuse=reuse, overlays=overlays, report=report, progress=progress))
-    scores = replace(_joined(every, shares, None if save_path is None else path), page=shares[_rank_and_size()[0]][2])
+        if report:
+            _on_every_rank(partial(check_free, every, path))
+        share = partial(_own_share, every, extractor, rules, path, options, reuse, overlays, progress)
+        shares = _on_every_rank(share)
+    scores = _joined(every, shares, None if save_path is None else path)
+    if report:
+        page = _on_every_rank(partial(_page, every, shares, scores, path))[0]
+        scores = replace(scores, page=page)
     for note in scores.notes:
         warnings.warn(note, stacklevel=2)
     return scores
@@ -118,29 +124,25 @@ def _own_share(
     rules: Protocol,
     path: Path,
     options: dict[str, Any],
-    *,
     reuse: bool,
     overlays: bool,
-    report: bool,
     progress: bool,
 ) -> Share:
     """Write and score the masks of this rank's sequences."""
     said: list[str] = []
     rank, ranks = _rank_and_size()
     own = every[rank::ranks]
-    path = _folder_of_rank(path)
+    path = _folder_of_rank(path, rank)
     with owned(path, NOTES):
         folder = ResultsFolder(path, options, reuse=reuse)
-        if report:
-            check_free(own, folder)
         write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
         folder.content.update(seconds=folder.stage_seconds(), device=str(features.device))
         if found:
             folder.content["scores"] = found.to_json()
         folder.save()
-        page = write_report(own, found, folder) if report and own else None
-    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], page
+    content = {name: value for name, value in folder.content.items() if name != "scores"}
+    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], content
 
 
 def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
@@ -158,11 +160,24 @@ def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> 
     )
 
 
+def _page(every: list[Sequence], shares: list[Share], scores: Scores, path: Path) -> Path | None:
+    """Write the page of all ranks' sequences, on rank 0; its path there, None on others."""
+    rank, ranks = _rank_and_size()
+    if rank:
+        return None
+    contents = [content for _, _, content in shares]
+    entries = {name: entry for content in contents for name, entry in content["sequences"].items()}
+    places = {sequence.name: _folder_of_rank(path, i % ranks) for i, sequence in enumerate(every)}
+    run = EvaluationRun(path, contents[0] | {"sequences": entries}, scores if scores.sequences else None, places)
+    with owned(path, NOTES):
+        return write_page(run, every)
+
+
 def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:
     """The first of `path`, path-2, path-3, ... without results of other features; rank 0 decides for all ranks."""
     numbers = itertools.count(2)
     found = path
-    while not reuse and ResultsFolder.of_others(_folder_of_rank(found), options):
+    while not reuse and ResultsFolder.of_others(_folder_of_rank(found, _rank_and_size()[0]), options):
         found = path.with_name(f"{path.name}-{next(numbers)}")
     chosen = [found]
     if _rank_and_size()[1] > 1:
@@ -170,10 +185,9 @@ def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:
     return chosen[0]
 
 
-def _folder_of_rank(path: Path) -> Path:
-    """The results folder of this rank; each rank has its own results.json."""
-    rank, ranks = _rank_and_size()
-    return path / f"rank{rank}" if ranks > 1 else path
+def _folder_of_rank(path: Path, rank: int) -> Path:
+    """The results folder of a rank; each rank has its own results.json."""
+    return path / f"rank{rank}" if _rank_and_size()[1] > 1 else path
 
 
 def _on_every_rank(work: Callable[[], T]) -> list[T]:

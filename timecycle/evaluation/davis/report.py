@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from timecycle.data.sequences import Sequence
+from timecycle.data.synthetic import MARKER
 from timecycle.errors import printable
 from timecycle.evaluation.davis.causes import CAUSES, Cause, causes_of, counts
 from timecycle.evaluation.davis.report_frames import (
@@ -29,6 +30,7 @@ from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 """Headings of GLOBAL_COLUMNS."""
+SYNTHETIC_NOTE = "The videos are synthetic: scores on them say nothing about real video."
 DIGITS = 3
 """Of scores."""
 
@@ -85,22 +87,20 @@ class Worst:
     """URL of a picture by `timecycle inspect`."""
 
 
-def check_free(sequences: list[Sequence], folder: ResultsFolder) -> None:
+def check_free(sequences: list[Sequence], folder: Path) -> None:
     """Raise InputError if a page of these sequences would replace a file that this program did not write."""
-    folder.report.check_free([PAGE, *(f"{PICTURES}/{sequence.name}/{FIRST}" for sequence in sequences)])
+    Report(folder).check_free([PAGE, *(f"{PICTURES}/{sequence.name}/{FIRST}" for sequence in sequences)])
 
 
-def write_report(
-    sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder, notes: tuple[str, ...] = ()
-) -> Path:
+def write_report(sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder) -> Path:
     """Write report.html, and its pictures below report/, for sequences that are finished in the folder.
 
-    scores: of those with annotations of every frame, if there are any; notes: sentences to show beside theirs.
+    scores: of those with annotations of every frame, if there are any.
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
     places = {sequence.name: folder.path for sequence in sequences}
     run = EvaluationRun(folder.path, folder.content, scores, places)
-    return write_page(run, sequences, notes=notes)
+    return write_page(run, sequences)
 
 
 def rewrite_report(folder: Path, output: Path | None = None, single_file: bool = False) -> Path:
@@ -128,7 +128,6 @@ def write_page(
     file: Path | None = None,
     *,
     single_file: bool = False,
-    notes: tuple[str, ...] = (),
     inspected: dict[tuple[str, int], bytes] | None = None,
 ) -> Path:
     """Write the page of a run.
@@ -139,7 +138,6 @@ def write_page(
         file: where to; by default report.html in the run's folder, with pictures beside it. In another file they are
             embedded, and videos are linked.
         single_file: embed pictures and videos.
-        notes: sentences to show beside those of the data and the scores.
         inspected: JPEG pictures by `timecycle inspect`, by sequence and index of the frame; linked from worst frames.
 
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
@@ -153,10 +151,12 @@ def write_page(
         _part(run, sequence, number, causes, pictures, None if single_file else beside)
         for number, sequence in enumerate(sequences, start=1)
     ]
+    data = Path(run.options.get("data", run.folder))
+    notes = [SYNTHETIC_NOTE] if (data / MARKER).is_file() else []
     said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(run.scores.notes if run.scores else ())])
     content = render(
         "report.html.jinja",
-        title=printable(Path(run.options.get("data", run.folder)).name),
+        title=printable(data.name),
         facts=facts(run, sequences),
         columns=COLUMNS,
         rows=_rows(run.scores, causes, parts),

@@ -6,7 +6,7 @@ from typing import Any
 
 from timecycle.data.sequences import Sequence
 from timecycle.errors import printable
-from timecycle.evaluation.davis.results import FEATURES
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.progress import duration
 
@@ -18,6 +18,8 @@ def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]
     """What is stated at the top of the page."""
     frames = sum(len(sequence.frames) for sequence in sequences)
     features = str(run.options.get(FEATURES) or "not named").partition(" ")[0]
+    if len(features) == 64 and not features.strip("0123456789abcdef"):  # of evaluate_davis: a hash of the callable
+        features = f"callable {features[:8]}"
     side = run.options.get("side") if run.options.get("resize") != "native" else 0
     found = [
         ("protocol", str(run.options.get("name", "not named"))),
@@ -25,6 +27,8 @@ def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]
         ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
         ("size", f"{side} pixels, {run.options.get('resize')}" if side else "as the frames are"),
     ]
+    if run.options.get(FRAME_STRIDE, 1) != 1:
+        found.append(("frame stride", str(run.options[FRAME_STRIDE])))
     seconds = _stages(run).get("total")
     return found if seconds is None else [*found, ("time", f"{duration(seconds)} for the masks")]
 
