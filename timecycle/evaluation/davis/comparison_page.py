@@ -190,8 +190,10 @@ class _Part:
         return printable(Path(files[index]).stem) if files else str(index + 1)
 
     def _fps(self) -> float:
-        for run in self._comparison.runs:
-            return run.content["sequences"][self.sequence].get("data", {}).get("fps") or FRAMES_PER_SECOND
+        """Frames a second of the videos."""
+        match self._comparison.runs and self._comparison.runs[0].content["sequences"].get(self.sequence):
+            case {"data": {"fps": int(fps) | float(fps)}} if fps > 0:
+                return fps
         return FRAMES_PER_SECOND
 
     def _videos(self, folder: Path, single_file: bool) -> list[str | None]:
