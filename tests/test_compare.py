@@ -418,7 +418,7 @@ def test_the_page_opens_and_fits(browser, page, width, scheme):
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         tab.locator("#sequence-1 img").first.scroll_into_view_if_needed()
         tab.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-        assert tab.locator("#sequence-1 img").count() == 5
+        assert tab.locator("#sequence-1 img").count() == 6
 
 
 def test_the_table_of_sequences_sorts(browser, page):

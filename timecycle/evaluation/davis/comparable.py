@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis.results import FRAME_STRIDE
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
 
-FREE = ("features", "dtype", "layout", "part", "data", "name")
+FREE = (FEATURES, "dtype", "layout", "part", "data", "name")
 """Options of a results folder that may differ. All others but READING and FRAME_STRIDE are fields of the protocol."""
 READING = "masks"
 """The option that says how annotations are read."""
@@ -73,10 +73,10 @@ def _differing(runs: Sequence[EvaluationRun], fields: Sequence[str]) -> dict[str
     options, versions = [run.options for run in runs], [run.content["versions"] for run in runs]
     tables: list[tuple[list[dict[str, Any]], Sequence[str]]] = [
         (options, ["name", *fields, *FREE]),
-        ([run.content.get("method", {}) for run in runs], ["resume"]),
+        ([_table(run, "method") for run in runs], ["resume"]),
         ([run.content for run in runs], ["device"]),
         (versions, list(dict.fromkeys(name for each in versions for name in each))),
-        ([run.content.get("seconds", {}) for run in runs], ["total"]),
+        ([_table(run, "seconds") for run in runs], ["total"]),
     ]
     found = {}
     for contents, names in tables:
@@ -127,6 +127,9 @@ def _check_annotations(first: Scores, other: Scores, sequence: str, pair: str) -
             raise InputError(
                 f"{pair}: annotations of {one.pixels.frame} and {two.pixels.frame} pixels; expected the same size"
             )
+        counts = [len(values) for each in (one, two) for values in (each.jaccard, each.pixels.truth)]
+        if len(set(counts)) > 1:
+            raise InputError(f"{pair}: object {id_} has {listing(counts)} values; expected one for every frame")
         (different,) = np.nonzero(one.pixels.truth != two.pixels.truth)
         if different.size:
             frame = int(different[0])
@@ -135,6 +138,12 @@ def _check_annotations(first: Scores, other: Scores, sequence: str, pair: str) -
                 f"{pair}: object {id_} has {one.pixels.truth[frame]} and {two.pixels.truth[frame]} pixels in the "
                 f"annotation {said(where)}; expected the same annotations"
             )
+
+
+def _table(run: EvaluationRun, name: str) -> dict[str, Any]:
+    """A part of results.json, which users may have changed."""
+    found = run.content.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _text(content: dict[str, Any], name: str) -> str:

@@ -81,7 +81,7 @@ class PairedSequence:
     objects: tuple[PairedObject, ...]
     """Its objects, by id."""
     frame: FrameDifference
-    """Where the mean over the objects of the absolute difference of J&F is largest, with that difference's mean."""
+    """Where the mean of J&F over its objects differs most."""
 
     @cached_property
     def differences(self) -> dict[str, float]:
@@ -289,19 +289,18 @@ def _pairs(first: Scores, second: Scores) -> Iterator[PairedObject]:
         for id_, pair in enumerate(zip(objects, second.sequences[sequence], strict=False), start=1):
             if all(map(_scored, pair)):
                 difference = _jf(pair[1]) - _jf(pair[0])
-                yield PairedObject(sequence, id_, *pair, _frame(np.abs(difference), difference, files))
+                yield PairedObject(sequence, id_, *pair, _frame(difference, files))
 
 
 def _paired_sequence(objects: list[PairedObject], scores: Scores) -> PairedSequence:
     name = objects[0].sequence
-    found = np.array([one.by_frame for one in objects])
-    frame = _frame(np.abs(found).mean(0), found.mean(0), scores.files.get(name, ()))
-    return PairedSequence(name, tuple(objects), frame)
+    difference = np.mean([one.by_frame for one in objects], axis=0)
+    return PairedSequence(name, tuple(objects), _frame(difference, scores.files.get(name, ())))
 
 
-def _frame(size: np.ndarray, difference: np.ndarray, files: Sequence[str]) -> FrameDifference:
-    """The frame of the largest size."""
-    index = int(np.nanargmax(size))
+def _frame(difference: np.ndarray, files: Sequence[str]) -> FrameDifference:
+    """The frame of the largest absolute difference."""
+    index = int(np.nanargmax(np.abs(difference)))
     return FrameDifference(index, files[index] if files else "", float(difference[index]))
 
 

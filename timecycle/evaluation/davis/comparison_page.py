@@ -27,7 +27,7 @@ from timecycle.viewing.stills import error_map, still
 
 SEQUENCES = 6
 """Most sequences that are shown with videos and pictures."""
-CURVES = 4
+CURVES = 3
 """Most objects of a sequence with curves."""
 
 
@@ -161,10 +161,11 @@ class _Part:
         """What the template shows."""
         scores = [each.by_sequence[self.sequence]["J&F-Mean"] for each in self._comparison.scores]
         videos = self._videos(folder, single_file)
+        playing = self._playing(videos)
         return {
             "name": printable(self.sequence),
             "anchor": _anchor(self._number),
-            "playing": self._playing(videos),
+            "playing": playing,
             "scores": scores,
             "object": self._largest.object_id,
             "objects": len(self._comparison.scores[0].sequences[self.sequence]),
@@ -176,7 +177,7 @@ class _Part:
             ],
             "videos": videos,
             "fps": self._fps(),
-            "chart": self._chart(videos),
+            "charts": self._charts(playing),
             "pictures": self._pictures(),
         }
 
@@ -189,8 +190,10 @@ class _Part:
         return printable(Path(files[index]).stem) if files else str(index + 1)
 
     def _fps(self) -> float:
-        for run in self._comparison.runs:
-            return run.content["sequences"][self.sequence].get("data", {}).get("fps") or FRAMES_PER_SECOND
+        """Frames a second of the videos."""
+        match self._comparison.runs and self._comparison.runs[0].content["sequences"].get(self.sequence):
+            case {"data": {"fps": int(fps) | float(fps)}} if fps > 0:
+                return fps
         return FRAMES_PER_SECOND
 
     def _videos(self, folder: Path, single_file: bool) -> list[str | None]:
@@ -202,35 +205,29 @@ class _Part:
             link(*Path(os.path.relpath(path.resolve(), folder.resolve())).parts) if path else None for path in found
         ]
 
-    def _chart(self, videos: list[str | None]) -> dict[str, Any]:
+    def _charts(self, playing: str | None) -> list[dict[str, Any]]:
         """J&F of each run over the frames, for the objects that differ most."""
         objects = [one for each in self._comparison.versus for one in each.objects if one.sequence == self.sequence]
-        ids = sorted(dict.fromkeys(one.object_id for one in sorted(objects, key=lambda one: -abs(one.difference))))
-        frames = len(self._each_run(ids[0])[0].jaccard)
-        panels = [
-            {
-                "label": f"J&F of object {id_}" if len(ids) > 1 else "J&F",
-                "min": 0,
-                "max": 1,
-                "series": [
-                    {"name": printable(name), "color": number, "values": (each.jaccard + each.boundary) / 2}
-                    for number, (name, each) in enumerate(
-                        zip(self._comparison.names, self._each_run(id_), strict=True), start=1
-                    )
-                ],
-            }
-            for id_ in ids[:CURVES]
+        objects.sort(key=lambda one: -abs(one.difference))
+        ids = list(dict.fromkeys([self._largest.object_id, *(one.object_id for one in objects)]))
+        return [self._chart(id_, len(ids) > 1, playing) for id_ in ids[:CURVES]]
+
+    def _chart(self, id_: int, several: bool, playing: str | None) -> dict[str, Any]:
+        scores = self._each_run(id_)
+        frames = len(scores[0].jaccard)
+        series = [
+            {"name": printable(name), "color": number, "values": (each.jaccard + each.boundary) / 2}
+            for number, (name, each) in enumerate(zip(self._comparison.names, scores, strict=True), start=1)
         ]
-        chart = {
+        here = id_ == self._largest.object_id
+        return {
             "x": list(range(1, frames + 1)),
             "names": [self._frame_name(index) for index in range(frames)],
-            "x_label": "frame",
-            "label": f"J&F of {self.sequence} over its frames",
-            "panels": panels,
-            "marks": [{"x": self._index, "text": "shown below"}],
-        }
-        playing = self._playing(videos)
-        return chart if playing is None else chart | {"video": playing}
+            "x_label": f"object {id_}, frame" if several else "frame",
+            "label": f"J&F of {printable(self.sequence)}, object {id_}",
+            "panels": [{"label": "J&F", "min": 0, "max": 1, "series": series}],
+            "marks": [{"x": self._index, "text": "shown below"}] if here else [],
+        } | ({"video": playing} if playing else {})
 
     def _playing(self, videos: list[str | None]) -> str | None:
         """The id of the video that curves seek, which the others follow."""
@@ -239,18 +236,20 @@ class _Part:
 
     def _pictures(self) -> dict[str, Any] | None:
         """URLs of the truth, and of each run's result and errors; None, with a note, if the data have moved."""
-        runs = self._comparison.runs
-        if not runs:
+        if not self._comparison.runs:
             return None
         try:
-            sequence = runs[0].sequence(self.sequence)
+            sequence = self._comparison.runs[0].sequence(self.sequence)
             rgb, truth = self._read(sequence)
-            masks = [read_mask(run.mask(self.sequence, sequence.frames[self._index].stem)) for run in runs]
+            masks = [
+                read_mask(run.mask(self.sequence, sequence.frames[self._index].stem)) for run in self._comparison.runs
+            ]
             id_ = self._largest.object_id
+            runs = [(still(rgb, mask), error_map(rgb, truth, mask, id_)) for mask in masks]
             return {
                 "truth": data_url(still(rgb, truth), "truth.jpg"),
-                "results": [data_url(still(rgb, mask), "result.jpg") for mask in masks],
-                "errors": [data_url(error_map(rgb, truth, mask, id_), "errors.jpg") for mask in masks],
+                "frame": data_url(still(rgb), "frame.jpg"),
+                "runs": [[data_url(picture, "run.jpg") for picture in pictures] for pictures in runs],
             }
         except (InputError, OSError) as error:
             self._notes.append(f"Pictures of {self.sequence} are left out: {sentence(error)}.")
