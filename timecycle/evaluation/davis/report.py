@@ -90,16 +90,21 @@ def check_free(sequences: list[Sequence], folder: ResultsFolder) -> None:
 
 
 def write_report(
-    sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder, notes: tuple[str, ...] = ()
+    sequences: list[Sequence],
+    scores: Scores | None,
+    folder: ResultsFolder,
+    notes: tuple[str, ...] = (),
+    inspected: dict[tuple[str, int], bytes] | None = None,
 ) -> Path:
     """Write report.html, and its pictures below report/, for sequences that are finished in the folder.
 
-    scores: of those with annotations of every frame, if there are any; notes: sentences to show beside theirs.
+    scores: of those with annotations of every frame, if there are any; notes: sentences to show beside theirs;
+    inspected: as for `write_page`.
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
     places = {sequence.name: folder.path for sequence in sequences}
     run = EvaluationRun(folder.path, folder.content, scores, places)
-    return write_page(run, sequences, notes=notes)
+    return write_page(run, sequences, notes=notes, inspected=inspected)
 
 
 def write_page(
