@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from timecycle.data.masks import mask_reading
 from timecycle.data.sequences import Names, Sequence, of_every
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.report import check_free, write_page
+from timecycle.evaluation.davis.report_frames import Inspected
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
@@ -27,8 +29,19 @@ from timecycle.manifest import NOTES
 from timecycle.propagation.protocols import Protocol, mask_protocol
 
 T = TypeVar("T")
-Share = tuple[Scores | None, list[str], dict[str, Any]]
-"""What a rank finds: scores of its sequences, None without scored ones; warnings; what its results.json holds."""
+
+
+class Share(NamedTuple):
+    """What a rank finds of its sequences."""
+
+    scores: Scores | None
+    """None without sequences that are annotated in every frame."""
+    notes: list[str]
+    """Warnings."""
+    content: dict[str, Any]
+    """What its results.json holds, without scores."""
+    inspected: Inspected
+    """Pictures for the page."""
 
 
 def evaluate_davis(
@@ -70,7 +83,8 @@ def evaluate_davis(
             results of other (or unidentifiable) features, <save_path>-2, -3, ... is used, see `Scores.folder`.
         reuse: resume from `save_path` whatever features its results are of.
         overlays: whether to paint the masks on the frames, as images and videos in <save_path>/overlays.
-        report: whether to write a page to look at, <save_path>/report.html (`Scores.page`).
+        report: whether to write a page to look at, <save_path>/report.html (`Scores.page`). It also shows where the
+            labels of some of the worst frames come from, which adds at most a tenth to the frames that are encoded.
         device: where images go; by default the device of the modules' parameters, else the CPU.
         dtype: what features are converted to before they are compared.
         progress: whether to show a progress bar.
@@ -107,8 +121,8 @@ def evaluate_davis(
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
         if report:
             _on_every_rank(partial(check_free, every, path))
-        share = partial(_own_share, every, extractor, rules, path, options, reuse, overlays, progress)
-        shares = _on_every_rank(share)
+        share = partial(_own_share, every, extractor, rules, path, options)
+        shares = _on_every_rank(partial(share, reuse=reuse, overlays=overlays, report=report, progress=progress))
     scores = _joined(every, shares, None if save_path is None else path)
     if report:
         page = _on_every_rank(partial(_page, every, shares, scores, path))[0]
@@ -124,8 +138,10 @@ def _own_share(
     rules: Protocol,
     path: Path,
     options: dict[str, Any],
+    *,
     reuse: bool,
     overlays: bool,
+    report: bool,
     progress: bool,
 ) -> Share:
     """Write and score the masks of this rank's sequences."""
@@ -135,20 +151,25 @@ def _own_share(
     path = _folder_of_rank(path, rank)
     with owned(path, NOTES):
         folder = ResultsFolder(path, options, reuse=reuse)
+        resumed = [sequence.name for sequence in own if report and folder.finished(sequence)]
         write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
         folder.content.update(seconds=folder.stage_seconds(), device=str(features.device))
         if found:
             folder.content["scores"] = found.to_json()
         folder.save()
+        inspected: Inspected = {}
+        if report:
+            inspected = explanations(own, found, features, rules, path, resumed=resumed, progress=progress)
     content = {name: value for name, value in folder.content.items() if name != "scores"}
-    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], content
+    notes = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+    return Share(found, notes, content, inspected)
 
 
 def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
     """The scores of all ranks, in the order of the sequences, from what `_own_share` returned on each."""
-    found = [scores for scores, _, _ in shares if scores]
-    said = [note for _, lines, _ in shares for note in lines] + [note for scores in found for note in scores.notes]
+    found = [share.scores for share in shares if share.scores]
+    said = [note for share in shares for note in share.notes] + [note for scores in found for note in scores.notes]
     objects = {name: scored for scores in found for name, scored in scores.sequences.items()}
     files = {name: names for scores in found for name, names in scores.files.items()}
     names = [sequence.name for sequence in every if sequence.scored]
@@ -165,12 +186,12 @@ def _page(every: list[Sequence], shares: list[Share], scores: Scores, path: Path
     rank, ranks = _rank_and_size()
     if rank:
         return None
-    contents = [content for _, _, content in shares]
+    contents = [share.content for share in shares]
     entries = {name: entry for content in contents for name, entry in content["sequences"].items()}
     places = {sequence.name: _folder_of_rank(path, i % ranks) for i, sequence in enumerate(every)}
     run = EvaluationRun(path, contents[0] | {"sequences": entries}, scores if scores.sequences else None, places)
     with owned(path, NOTES):
-        return write_page(run, every)
+        return write_page(run, every, inspected={k: v for share in shares for k, v in share.inspected.items()})
 
 
 def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:

@@ -12,6 +12,7 @@ from timecycle.evaluation.davis.causes import CAUSES, Cause, causes_of, counts
 from timecycle.evaluation.davis.report_frames import (
     FIRST,
     OF_ONE_OBJECT,
+    Inspected,
     Pictures,
     WorstFrame,
     inspection_name,
@@ -92,15 +93,17 @@ def check_free(sequences: list[Sequence], folder: Path) -> None:
     Report(folder).check_free([PAGE, *(f"{PICTURES}/{sequence.name}/{FIRST}" for sequence in sequences)])
 
 
-def write_report(sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder) -> Path:
+def write_report(
+    sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder, inspected: Inspected | None = None
+) -> Path:
     """Write report.html, and its pictures below report/, for sequences that are finished in the folder.
 
-    scores: of those with annotations of every frame, if there are any.
+    scores: of those with annotations of every frame, if there are any; inspected: as for `write_page`.
     Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
     """
     places = {sequence.name: folder.path for sequence in sequences}
     run = EvaluationRun(folder.path, folder.content, scores, places)
-    return write_page(run, sequences)
+    return write_page(run, sequences, inspected=inspected)
 
 
 def rewrite_report(folder: Path, output: Path | None = None, single_file: bool = False) -> Path:
@@ -128,7 +131,7 @@ def write_page(
     file: Path | None = None,
     *,
     single_file: bool = False,
-    inspected: dict[tuple[str, int], bytes] | None = None,
+    inspected: Inspected | None = None,
 ) -> Path:
     """Write the page of a run.
 
@@ -288,7 +291,7 @@ def _worst(
     parts: list[Part],
     causes: list[Cause],
     pictures: Pictures,
-    inspected: dict[tuple[str, int], bytes],
+    inspected: Inspected,
 ) -> list[Worst]:
     """The worst frames of the sequences, with their pictures."""
     if run.scores is None:

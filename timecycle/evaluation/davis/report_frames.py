@@ -25,6 +25,9 @@ APART = 10
 FIRST = "00000-given.jpg"
 """Name of the picture of a sequence's first frame; the others are `<index>-<kind>.jpg`."""
 
+Inspected = dict[tuple[str, int], bytes]
+"""Pictures by `timecycle inspect`, JPEG, by sequence and index of the frame."""
+
 
 @dataclass(frozen=True)
 class WorstFrame:
@@ -58,7 +61,7 @@ def inspection_name(index: int) -> str:
     return f"{index:05d}-inspect.jpg"
 
 
-def kept_inspections(folder: Path) -> dict[tuple[str, int], bytes]:
+def kept_inspections(folder: Path) -> Inspected:
     """Pictures by `timecycle inspect` that an earlier page links to, by sequence and index of the frame."""
     notes, found = Report(folder), {}
     for path in notes.hashes:

@@ -1,0 +1,92 @@
+"""Pictures of where the worst labels of an evaluation come from, for its page."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from timecycle.data.images import jpeg_bytes
+from timecycle.data.sequences import Sequence
+from timecycle.evaluation.davis.failures import chosen_failures, wrong_pixel
+from timecycle.evaluation.davis.inspection import inspections, masks_in, true_mask
+from timecycle.evaluation.davis.report_frames import Inspected, WorstFrame, kept_inspections
+from timecycle.evaluation.davis.tables import Scores
+from timecycle.progress import Progress
+from timecycle.propagation.frames import FrameEncoder
+from timecycle.propagation.protocols import Protocol
+
+QUALITY = 80
+"""Of JPEG files."""
+
+
+def explanations(
+    sequences: list[Sequence],
+    scores: Scores | None,
+    features: FrameEncoder,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    count: int | None = None,
+    resumed: Collection[str] = (),
+    progress: bool = True,
+) -> Inspected:
+    """Pictures of the worst frames of an evaluation, as its page takes them: see `failure_pictures`.
+
+    Args:
+        sequences: of the evaluation.
+        scores: of the evaluation; None gives no pictures.
+        features: the feature extractor.
+        protocol: how labels were propagated.
+        folder: the results folder, with the masks.
+        count: number of frames; by default few that cost little, see `chosen_failures`.
+        resumed: names of the sequences whose masks are of an earlier run; its pictures of them are used.
+        progress: whether to show progress.
+    """
+    if scores is None or count == 0:
+        return {}
+    chosen = chosen_failures(scores, sum(len(sequence.frames) for sequence in sequences), count)
+    kept = {place: data for place, data in kept_inspections(folder).items() if place[0] in resumed}
+    missing = [one for one in chosen if (one.sequence, one.index) not in kept]
+    made = failure_pictures(missing, sequences, features, protocol, folder, progress=progress) if missing else {}
+    return kept | made
+
+
+def failure_pictures(
+    failures: Iterable[WorstFrame],
+    sequences: Iterable[Sequence],
+    features: FrameEncoder,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> Inspected:
+    """Pictures of failures of an evaluation, JPEG, by sequence and index of the frame.
+
+    Each is of a pixel amid the largest wrong region of the object. A sequence is propagated once, up to the last of its
+    failures; a frame has one picture, of the first failure in it.
+
+    Args:
+        failures: of the evaluation; those without a wrong pixel get no picture.
+        sequences: those of the failures, among others.
+        features: the feature extractor.
+        protocol: how labels were propagated.
+        folder: the results folder, with the masks.
+        progress: whether to show progress.
+
+    Raises InputError if a file cannot be read.
+    """
+    chosen: dict[str, dict[int, int]] = {}
+    for failure in failures:
+        chosen.setdefault(failure.sequence, {}).setdefault(failure.index, failure.object_id)
+    found: Inspected = {}
+    total = sum(max(frames) + 1 for frames in chosen.values())
+    with Progress(total, "frame", "inspecting failures", shown=progress) as bar:
+        for sequence in sequences:
+            mask_of = masks_in(folder, sequence)
+            wanted: dict[int, tuple[int, int]] = {}
+            for index, object_id in chosen.get(sequence.name, {}).items():
+                truth = true_mask(sequence, index)
+                at = None if truth is None else wrong_pixel(truth, mask_of(index), object_id)
+                wanted |= {} if at is None else {index: at}
+            if wanted:
+                for one in inspections(sequence, wanted, features, protocol, mask_of, step=bar.update):
+                    found[sequence.name, one.weights.frame] = jpeg_bytes(one.picture, QUALITY)
+    return found
