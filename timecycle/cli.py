@@ -48,7 +48,7 @@ SUBCOMMANDS = {
     "inspect": Subcommand(
         "timecycle.evaluation.davis.inspect_command", "show where the label of a pixel of an evaluation comes from"
     ),
-    "report": Subcommand("timecycle.evaluation.davis.report_command", "write the page of an evaluation again"),
+    "report": Subcommand("timecycle.report_command", "write the page of an evaluation or a training run again"),
     "score": Subcommand("timecycle.evaluation.davis.score_command", "score a folder of masks by J and F"),
     "compare": Subcommand("timecycle.evaluation.davis.compare_command", "compare results, object by object"),
     "prepare": Subcommand("timecycle.prepare", "turn videos into folders of frames, DAVIS into a list"),

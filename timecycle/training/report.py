@@ -134,7 +134,8 @@ def make_page(
         files=[
             (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
         ],
-        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}" + " --protocol crw" * walk,
+        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}"
+        + " --protocol crw" * walk,
         has_encoder=encoder.exists(),
         settings=_settings(settings),
         starts=[_start(number, start, settings.batch) for number, start in enumerate(starts, start=1)],
