@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         if output.is_dir():
             raise InputError(f"--output {output} is a folder; expected the name of a file")
         OwnFile(output).check()
-    write = _of_training if (arguments.run / "settings.json").is_file() else _of_evaluation
+    of_training = (arguments.run / "settings.json").is_file() and not (arguments.run / "results.json").is_file()
+    write = _of_training if of_training else _of_evaluation
     page = write(arguments.run, output, arguments.single_file)
     say(f"page: {page.resolve().as_uri()} ({page.stat().st_size / MEGABYTE:.1f} MB)")
 
