@@ -17,7 +17,7 @@ from benchmarks.failing_videos import VIDEOS, propagated
 from benchmarks.failures import FAILURES, Clip, success
 from benchmarks.report import ROOT
 from docs import markdown
-from timecycle.evaluation.davis.causes import FAIL_FRAMES, FAILS, Cause, causes_of
+from timecycle.evaluation.davis.causes import CAUSES, FAIL_FRAMES, FAILS, Cause, causes_of
 from timecycle.evaluation.davis.scores import score_sequence
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.progress import Progress
@@ -82,9 +82,14 @@ def total(results: dict[str, Any], kind: str, which: str = "held out") -> tuple[
     return sum(one for one, _ in pairs), sum(of for _, of in pairs)
 
 
+def read_results() -> dict[str, Any]:
+    """What the results file holds."""
+    return json.loads(RESULTS.read_text())
+
+
 def block() -> str:
     """The table of the results file, for docs/generated.py."""
-    results = json.loads(RESULTS.read_text())
+    results = read_results()
     rows = []
     for cause in VIDEOS:
         row, others = [cause or NOTHING], Counter[str]()
@@ -102,6 +107,25 @@ def block() -> str:
         f"{markdown.table([*head, 'held out, named otherwise'], [*rows, ['all', *sums, '']])}\n\n"
         f"Clips named right, of those that fail; without a provoked cause, those without a name, of all. Commit "
         f"{results['commit']}, from `{RESULTS.relative_to(ROOT)}`."
+    )
+
+
+def judged() -> str:
+    """What was found on real video, for docs/generated.py."""
+    content = json.loads(JUDGED.read_text())
+    counted = Counter((case["cause"], case["judged"]) for run in content["runs"] for case in run["cases"])
+    rows = [
+        [cause, *(str(counted[cause, verdict]) for verdict in ("right", "disputable", "wrong"))]
+        for cause in CAUSES
+        if any(name == cause for name, _ in counted)
+    ]
+    sums = [str(sum(int(row[column]) for row in rows)) for column in (1, 2, 3)]
+    doubts = Counter(case["why"] for run in content["runs"] for case in run["cases"] if "why" in case)
+    said = "; ".join(f"{why} ({count})" for why, count in doubts.most_common())
+    runs = "; ".join(f"`{run['protocol']}` with {run['features']}" for run in content["runs"])
+    return (
+        f"{markdown.table(['named', 'right', 'disputable', 'wrong'], [*rows, ['all', *sums]])}\n\n"
+        f"Runs: {runs}. Disputable: {said}. From `{JUDGED.relative_to(ROOT)}`."
     )
 
 

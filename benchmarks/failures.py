@@ -128,11 +128,16 @@ class World:
 
     def drawn(self, body: Body) -> np.ndarray:
         """Masks of an object, bool [F, H, W]."""
-        found = np.empty((self.frames, self.height, self.width), bool)
-        for i, (center, contour) in enumerate(zip(body.center, body.contour, strict=True)):
-            away = self.places - center
+        found = np.zeros((self.frames, self.height, self.width), bool)
+        for mask, center, contour in zip(found, body.center, body.contour, strict=True):
+            reach = contour.max() + 1
+            rows, columns = (
+                slice(*(int(np.clip(at + side * reach, 0, most)) for side, most in ((-1, size), (1, size - 1))))
+                for at, size in ((center.imag, self.height + 1), (center.real, self.width + 1))
+            )
+            away = self.places[rows, columns] - center
             turn = np.angle(away) % (2 * np.pi) * (ANGLES / (2 * np.pi))
-            found[i] = np.abs(away) < contour[turn.astype(int) % ANGLES]
+            mask[rows, columns] = np.abs(away) < contour[turn.astype(int) % ANGLES]
         return found
 
     def speckled(self, masks: np.ndarray, radius: float) -> np.ndarray:

@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Callable
 
-from benchmarks import best_protocol, intervals, pitfalls, report, report_gpu, weights
-from docs import backend_tables, protocol_tables
+from benchmarks import best_protocol, causes, intervals, pitfalls, report, report_gpu, weights
+from docs import backend_tables, cause_tables, protocol_tables
 from docs.numbers import DOORS, ROOT, pages, rewrite
 
 
@@ -24,6 +24,10 @@ def demo_printed() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo, printed": demo_printed,
     **backend_tables.BLOCKS,
+    "causes, attributes": cause_tables.attributes,
+    "causes, made clips": causes.block,
+    "causes, real video": causes.judged,
+    "causes, rules": cause_tables.rules,
     "cpu, machines": report.cpus,
     "cpu, beside others": report.cpu_others,
     "cpu, beside products": report.cpu_products,

@@ -43,7 +43,7 @@ LOST = 0.1
 LOST_FRAMES = 5
 """Least frames without overlap, up to the last one, of a lost object."""
 ONSET = 8
-"""Least failing frames before an object is lost that are a stretch of their own."""
+"""Least failing frames, before an object is lost, that are a stretch of their own."""
 SMOOTH = 5
 """Frames of which the median is taken where a fall of J is measured."""
 FALL = 0.2
@@ -64,7 +64,8 @@ CAUSES = {
     ),
     "occlusion": (
         f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area of the last {HIDDEN_FRAMES} "
-        f"frames, at most {LAG} frames before or after the score falls."
+        f"frames, at most {LAG} frames before or after the object begins to fail. J falls by {FALL:g} or more, and the "
+        f"result covered {COVERED:.0%} of the object before."
     ),
     "small object": (
         f"The object has less than {SMALL:.1%} of the frame, and less than {FEW:.1%} of the frame is wrong (medians)."
@@ -75,14 +76,14 @@ CAUSES = {
     ),
     "lost": (
         f"The result covers less than {LOST:.0%} of the object, in {LOST_FRAMES} frames or more: from a frame on to "
-        "the last one, or in half of the frames."
+        f"the last one, or in half of the frames and first within {ONSET} frames."
     ),
     "drift": (
         f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames have {JUMP_SHARE:.0%} of the fall."
     ),
 }
 """The rule of each cause, in the order in which they are tried."""
-WHOLE = ("identity swap", "occlusion")
+WHOLE = ("identity swap", "occlusion", "lost")
 """Causes of a whole stretch, also where it ends with a lost object."""
 
 
@@ -203,8 +204,10 @@ def _named(curves: _Curves) -> Iterator[tuple[_Stretch, str, str]]:
     for stretch in _stretches(curves):
         if lost_from is None or lost_from > stretch.last:
             parts = [stretch]
-        elif lost_from - stretch.first < ONSET or _cause(curves, stretch)[0] in WHOLE:
+        elif lost_from - stretch.first < ONSET:
             parts = [replace(stretch, lost_from=lost_from)]
+        elif _cause(curves, stretch)[0] in WHOLE:
+            parts = [stretch]
         else:
             parts = [replace(stretch, last=lost_from - 1), _Stretch(lost_from, stretch.last, lost_from)]
         for part in parts:
@@ -261,7 +264,7 @@ def _occlusion(curves: _Curves, stretch: _Stretch) -> str | None:
     least = at + int(truth[at : max(stretch.first + LAG, at) + 1].argmin())
     share = truth[least] / curves.largest[least] if curves.largest[least] else 0.0
     what = "has vanished" if truth[least] == 0 else f"has {share:.0%} of its area"
-    back = "" if stretch.last < len(truth) - 1 else ", and the result does not come back"
+    back = "" if stretch.last < len(truth) - 1 else " and stays low to the end"
     return f"At {curves.name(least)} the object {what}; the score falls at {curves.name(stretch.first)}{back}."
 
 
@@ -293,14 +296,16 @@ def _leak(curves: _Curves, stretch: _Stretch) -> str | None:
 
 def _lost(curves: _Curves, stretch: _Stretch) -> str | None:
     there = stretch.of(curves.there)
-    bare = stretch.of(curves.covered < LOST) & there
-    if stretch.lost_from is None and bare.sum() < max(LOST_FRAMES, MAJORITY * there.sum()):
-        return None
-    begin = stretch.first + int(np.flatnonzero(bare)[0]) if stretch.lost_from is None else stretch.lost_from
-    until = "to the end" if stretch.lost_from is not None else f"to {curves.name(stretch.last)}"
+    bare = np.flatnonzero(there & stretch.of(curves.covered < LOST))
+    if stretch.lost_from is None:
+        soon = bare.size and bare[0] < ONSET
+        if not soon or len(bare) < max(LOST_FRAMES, MAJORITY * there.sum()):
+            return None
+    begin = stretch.first + int(bare[0]) if stretch.lost_from is None else stretch.lost_from
+    until = "to the end" if stretch.last == len(curves.failing) - 1 else f"to {curves.name(stretch.last)}"
     empty = (curves.pixels.result[begin : stretch.last + 1] == 0).mean() > MAJORITY
     what = "is empty" if empty else f"covers less than {LOST:.0%} of the object"
-    return f"From {curves.name(begin)} {until} the result {what}, in {bare.sum()} frames."
+    return f"From {curves.name(begin)} {until} the result {what}, in {len(bare)} frames."
 
 
 def _drift(curves: _Curves, stretch: _Stretch) -> str | None:
