@@ -159,6 +159,17 @@ def test_a_frame_stride_is_a_set_of_those_frames(longer_davis: Path, tmp_path):
     )
 
 
+def test_stored_values_and_types_of_features_are_chosen(small_davis: Path, tmp_path):
+    expected = evaluated(small_davis)
+    for path in (small_davis / "Annotations").rglob("*.png"):
+        Image.fromarray(read_mask(path) * 128).save(path)
+    scores = evaluated(small_davis, remap={128: 1}, dtype="bfloat16", save_path=tmp_path / "out")
+    assert scores.jf == pytest.approx(expected.jf, abs=0.05)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["options"]["dtype"] == "bfloat16"
+    with raises_input_error("holds results made with dtype 'bfloat16', not 'float32'"):
+        evaluated(small_davis, remap={128: 1}, save_path=tmp_path / "out")
+
+
 def test_results_of_another_frame_stride_are_not_resumed(small_davis: Path, tmp_path):
     evaluated(small_davis, save_path=tmp_path / "out")
     with raises_input_error("holds results made with frame_stride 1, not 2"):

@@ -134,18 +134,24 @@ class Scores(Printed):
             davis/J&F-Mean, davis/J-Mean, ...    the official columns, see `global_`
             davis_sequences/bear, ...            J&F of each sequence
 
-        prefix: what the names begin with instead of "davis", to tell several sets or protocols apart.
-
         With Weights & Biases: `wandb.log(scores.scalars(), step=step)`. With TensorBoard: `log`.
+
+        Args:
+            prefix: what the names begin with, to tell several sets or protocols apart.
         """
         found = {f"{prefix}/{column}": value for column, value in self.global_.items()}
         found |= {f"{prefix}_sequences/{name}": means["J&F-Mean"] for name, means in self.by_sequence.items()}
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def log(self, writer: Any, step: int, prefix: str = "davis") -> None:
-        """Log `scalars` at a step of training to TensorBoard's SummaryWriter, or to anything that has `add_scalar`.
+        """Log `scalars` to TensorBoard.
 
-        Raises InputError if the writer has none.
+        Args:
+            writer: a SummaryWriter, or anything else with a method `add_scalar(name, value, step)`.
+            step: of training.
+            prefix: as in `scalars`.
+
+        Raises InputError if the writer has no such method.
         """
         if not hasattr(writer, "add_scalar"):
             raise InputError(
@@ -160,8 +166,9 @@ class Scores(Printed):
 
         Its columns are "sequence", "object" and the official ones, "J&F-Mean", "J-Mean" and so on.
 
-        per_frame: a row for each sequence, object and scored frame instead, with columns "sequence", "object", "frame"
-            (name of the annotation's file), "J&F", "J" and "F".
+        Args:
+            per_frame: make a row for each sequence, object and scored frame instead, with columns "sequence",
+                "object", "frame" (name of the annotation's file), "J&F", "J" and "F".
 
         Raises InputError if pandas is not installed.
         """
