@@ -127,7 +127,7 @@ def _check_annotations(first: Scores, other: Scores, sequence: str, pair: str) -
             raise InputError(
                 f"{pair}: annotations of {one.pixels.frame} and {two.pixels.frame} pixels; expected the same size"
             )
-        counts = [len(one.jaccard), len(one.pixels.truth), len(two.jaccard), len(two.pixels.truth)]
+        counts = [len(each) for each in (one.jaccard, one.pixels.truth, two.jaccard, two.pixels.truth)]
         if len(set(counts)) > 1:
             raise InputError(f"{pair}: object {id_} has {listing(counts)} values; expected one for every frame")
         (different,) = np.nonzero(one.pixels.truth != two.pixels.truth)
