@@ -107,17 +107,24 @@ def test_without_all_annotations_there_is_nothing_to_score(small_davis: Path):
         timecycle.evaluate_davis(patches, small_davis, progress=False)
 
 
-def test_ranks_share_the_sequences_and_agree(small_davis: Path, tmp_path):
-    alone = timecycle.evaluate_davis(patches, small_davis, "dino", progress=False, side=64)
+def test_ranks_share_the_sequences_agree_and_write_one_page(small_davis: Path, tmp_path):
+    alone, out = timecycle.evaluate_davis(patches, small_davis, "dino", progress=False, side=64), tmp_path / "out"
     body = f"""
         calls = []
         count = lambda images: (calls.append(1), patches(images))[1]
-        scores = timecycle.evaluate_davis(count, {str(small_davis)!r}, "dino", progress=False, side=64)
-        result = json.dumps([scores.to_json(), len(calls)])
+        options = dict(progress=False, side=64, save_path={str(out)!r}, report=True)
+        scores = timecycle.evaluate_davis(count, {str(small_davis)!r}, "dino", **options)
+        named = [name in scores.page.read_text() for name in scores.sequences]
+        result = json.dumps([scores.to_json(), len(calls), str(scores.page), named])
     """
-    for scores, calls in map(json.loads, run_ranks(tmp_path, body)):
+    for scores, calls, page, named in map(json.loads, run_ranks(tmp_path, body)):
         assert scores == alone.to_json()
         assert calls == 4  # the frames of one sequence
+        assert (page, named) == (str(out / "report.html"), [True, True])
+    assert [(out / f"rank{i}" / name / "00003.png").is_file() for i, name in ((0, "first"), (1, "second"))] == [
+        True
+    ] * 2
+    assert sorted(path.name for path in (out / "report").iterdir()) == ["first", "second"]
 
 
 def evaluated(davis: Path, **options: Any) -> Scores:
@@ -236,24 +243,6 @@ def test_a_set_with_first_annotations_only_gives_masks(small_davis: Path, tmp_pa
     assert [path.name for path in sorted((out / "second").iterdir())] == [f"{i:05d}.png" for i in range(4)]
     assert scores.page.is_file()
     assert "scores" not in json.loads((out / "results.json").read_text())
-
-
-def test_ranks_write_one_page_of_all_sequences(small_davis: Path, tmp_path):
-    out = tmp_path / "out"
-    body = f"""
-        scores = timecycle.evaluate_davis(
-            patches, {str(small_davis)!r}, "dino", progress=False, side=64, save_path={str(out)!r}, report=True
-        )
-        page = scores.page.read_text()
-        result = json.dumps([str(scores.page), list(scores.sequences), [name in page for name in scores.sequences]])
-    """
-    expected = [str(out / "report.html"), ["first", "second"], [True, True]]
-    assert [json.loads(text) for text in run_ranks(tmp_path, body)] == [expected, expected]
-    pictures = sorted(path.parent.name for path in (out / "report").rglob("00000-*.jpg"))
-    assert pictures == ["first", "second"]
-    assert [(out / f"rank{i}" / name / "00003.png").is_file() for i, name in ((0, "first"), (1, "second"))] == [
-        True
-    ] * 2
 
 
 @pytest.mark.parametrize(
