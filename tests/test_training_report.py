@@ -15,6 +15,7 @@ from tests.browser import opened
 from tests.conftest import copy_list, write_sequence
 from tests.tiny_training import WALK
 from tests.training_runs import assert_same_run, log
+from timecycle import cli
 from timecycle.errors import InputError, run_command_line
 from timecycle.locks import owned
 from timecycle.training import loop
@@ -299,3 +300,17 @@ def test_a_page_that_fails_at_the_end_is_an_error_after_everything_else_is_writt
 def test_a_run_that_ends_by_a_loss_that_is_not_finite_has_its_page(tiny):
     assert tiny(*WALK, "-c", "run", fault="nan:4").code == 2
     assert charts(Path("run/report.html"))["plot-1"]["x"] == [1, 2, 3]
+
+
+def test_the_command_writes_the_page_of_a_training_run(command_line, tmp_path):
+    folder = folder_of(tmp_path, 3)
+    for words, page in (([], folder / "report.html"), (["-o", tmp_path / "sent.html"], tmp_path / "sent.html")):
+        done = command_line(cli.main, "report", folder, *words)
+        assert done.code == 0, done.err
+        assert done.out == f"page: {page.as_uri()} (0.1 MB)\n"
+        assert charts(page)["plot-1"]["x"] == [1, 2, 3]
+    (folder / "report.html").write_text("mine")
+    done = command_line(cli.main, "report", folder)
+    assert done.code == 0
+    assert "report.html is not as a run wrote it; it is now report.html.set-aside" in done.out
+    assert (folder / "report.html.set-aside").read_text() == "mine"
