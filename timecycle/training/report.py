@@ -130,6 +130,7 @@ def make_page(
         width=curves.width,
         evaluation=_evaluation(curves),
         pictures=_pictures(folder, curves.last, single_file),
+        single_file=single_file,
         walk=walk,
         files=[
             (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
