@@ -18,7 +18,7 @@ FAINT = 0.005  # context frames with a smaller share of the weight are dimmed
 LEAST_RING = 0.02  # of the largest weight: lighter positions get no ring
 RING = 0.75  # of a position's shorter side: radius of the ring of the heaviest one; the lightest is half as large
 RINGS = (4.0, 9.0)  # pixels: the least and the most that this may be
-HOT = 0.2  # of the largest heat: positions with this much are in the window
+HOT = 0.6  # of the largest heat: positions with this much are in the window
 AROUND = 4  # feature positions between what the window must hold and its edge
 LEAST_WINDOW = 0.25  # of the frame's width
 BACKGROUND, TEXT, QUIET, EDGE = (18, 23, 31), (236, 240, 245), (158, 168, 181), (70, 78, 90)
@@ -101,7 +101,7 @@ def weights_picture(
     parts = [
         _head(title, lines, query, shares, window, largest),
         _section("The window, and the same part of each context frame with its share of the weight", tiles, columns),
-        _colors(query, colors[:columns], window, size, columns, explained),
+        _colors(query, colors, window, size, columns, explained),
     ]
     return np.concatenate(parts)
 
@@ -146,7 +146,8 @@ def _head(
     _box(frame, tuple(side * scale for side in window), LIGHT, 1)
     _mark(frame, query, (0.0, 0.0), scale)
     top = MARGIN + LARGE + 16
-    below = top + 26 + len(shares) * 30 + 20 + 100 + len(lines) * 24
+    written = [part for line in lines for part in _wrapped(line, WIDTH - 2 * MARGIN - QUERY_WIDTH - 2 * GAP)]
+    below = top + 26 + len(shares) * 30 + 20 + 100 + len(written) * 24
     image = Image.new("RGB", (WIDTH, max(top + high, below) + 8), BACKGROUND)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN), title, TEXT, font(LARGE))
@@ -163,10 +164,21 @@ def _head(
         draw.text((right, y), f"{100 * share:.1f} %", TEXT, font(NORMAL), "ra")
         y += 30
     y = _legend(image, left, right, y + 12, largest) + 12
-    for line in lines:
+    for line in written:
         draw.text((left, y), line, QUIET, font(SMALL))
         y += 24
     return np.array(image)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of at most so many pixels, broken at blanks."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and font(SMALL).getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _legend(image: Image.Image, left: int, right: int, y: int, largest: float) -> int:

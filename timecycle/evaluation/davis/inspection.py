@@ -28,7 +28,7 @@ LISTED = 3
 """Kept positions of a context frame that the table lists."""
 QUALITY = 80
 """Of JPEG files."""
-COLORED = 5
+COLORED = 4
 """Context frames whose features are shown as colors."""
 
 
@@ -71,9 +71,11 @@ class Inspection:
             lines.append(f"the kept positions have {100 * weights.total:.1f} % of the softmax")
         strongest = _strongest(weights.soft, weights.ids)
         if strongest != self.result:
-            scaled = "" if rules.scale == "none" else ", and each is scaled to its maximum in the frame"
-            lines.append(f"the mask differs from the strongest label, {label_name(strongest)}:")
-            lines.append(f"labels are upsampled{scaled}, before the largest is taken")
+            scaled = "upsampled" if rules.scale == "none" else "upsampled, and scaled to a maximum of 1 each,"
+            lines.append(
+                f"the strongest label is {label_name(strongest)}; for the mask, labels are {scaled} before the largest "
+                "is taken"
+            )
         if self.different:
             lines.append(f"{self.different} pixels of this frame's mask differ from the run's")
         return lines
