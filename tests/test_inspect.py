@@ -16,8 +16,10 @@ from tests.conftest import write_sequence
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.failures import Failure, frames_needed, worst_failures, wrong_pixel
-from timecycle.evaluation.davis.inspection import failure_pictures, inspect_run
+from timecycle.evaluation.davis.explanations import failure_pictures
+from timecycle.evaluation.davis.failures import chosen_failures, frames_needed, wrong_pixel
+from timecycle.evaluation.davis.inspection import inspect_run
+from timecycle.evaluation.davis.report_frames import WorstFrame
 from timecycle.evaluation.davis.run import read_run
 from timecycle.evaluation.davis.run_features import features_of, protocol_of
 
@@ -177,25 +179,40 @@ def test_a_run_that_was_made_in_python_takes_its_features(small_davis: Path, tmp
 
 def test_pictures_of_failures(evaluated: Path):
     run = read_run(evaluated)
-    failures = [Failure("first", 1, 4), Failure("second", 1, 3), Failure("first", 1, 2)]
+    failures = [WorstFrame(name, 1, index, 0.0, 0.0) for name, index in (("first", 4), ("second", 3), ("first", 2))]
     assert frames_needed(failures) == 5 + 4
     with features_of(run, "first") as features:
-        made = failure_pictures(failures, run.sequences(), features, protocol_of(run), run.folder, progress=False)
-        alone = failure_pictures(failures[2:], run.sequences(), features, protocol_of(run), run.folder, progress=False)
+        made = failure_pictures(failures, run.sequences(), features, protocol_of(run), run.places, progress=False)
+        alone = failure_pictures(failures[2:], run.sequences(), features, protocol_of(run), run.places, progress=False)
     assert set(made) == {("first", 4), ("second", 3), ("first", 2)}
     assert made["first", 2] == alone["first", 2]
     with Image.open(io.BytesIO(made["first", 4])) as image:
         assert (image.format, image.width) == ("JPEG", 1280)
 
 
-def test_failures_are_the_worst_frame_of_each_object_within_the_budget(evaluated: Path):
+def test_failures_are_the_first_worst_frames_that_cost_little(evaluated: Path):
     scores = read_run(evaluated).scores
-    every = worst_failures(scores, 9)
+    every = chosen_failures(scores, 0, 9)
     assert sorted((one.sequence, one.object_id) for one in every) == [("first", 1), ("second", 1)]
     assert every[0].index == int(scores.worst(1)[0].file.removesuffix(".png"))
-    assert worst_failures(scores, 1) == every[:1]
-    assert worst_failures(scores, 9, frames_needed(every[:1])) == every[:1]
-    assert worst_failures(scores, 9, 1) == []
+    assert chosen_failures(scores, 0, 1) == every[:1]
+    assert chosen_failures(scores, 10 * frames_needed(every[:1])) == every[:1]
+    assert chosen_failures(scores, 10 * frames_needed(every)) == every
+    assert chosen_failures(scores, 10) == []
+
+
+def test_the_page_of_an_evaluation_links_them(evaluated: Path, command_line: Callable, tmp_path: Path):
+    assert not list(evaluated.glob("report/*/*-inspect.jpg"))  # 12 frames are too few
+    options = ["--davis", evaluated.parent / "davis", "--features", "color", "--protocol", "dino", "--cropSize", 48]
+    options += ["--override", "multiple=8", "--save_path", tmp_path / "run", "--quiet"]
+    assert command_line(cli.main, "evaluate", *options, "--inspect", -1).code == 2
+    assert command_line(cli.main, "evaluate", *options, "--inspect", 1).code == 0
+    [picture] = (tmp_path / "run").glob("report/*/*-inspect.jpg")
+    assert picture.relative_to(tmp_path / "run").as_posix() in (tmp_path / "run/report.html").read_text()
+    assert command_line(cli.main, "evaluate", *options, "--inspect", 2).code == 0
+    assert len(list((tmp_path / "run").glob("report/*/*-inspect.jpg"))) == 2
+    assert command_line(cli.main, "evaluate", *options, "--inspect", 0).code == 0
+    assert not list((tmp_path / "run").glob("report/*/*-inspect.jpg"))
 
 
 def test_a_wrong_pixel_is_amid_the_largest_wrong_region():

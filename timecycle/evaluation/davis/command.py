@@ -10,10 +10,13 @@ from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.sequences import Sequence, of_every, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.explanations import explanations
+from timecycle.evaluation.davis.failures import BUDGET, MOST
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.report import check_free, write_report
+from timecycle.evaluation.davis.report import check_free, write_page
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
+from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import Scores, csv_names
 from timecycle.files import component
@@ -67,6 +70,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--fps", type=float, help="of the overlay videos (default: that of prepared folders of frames, else 24)"
     )
+    run.add_argument(
+        "--inspect",
+        type=int,
+        metavar="N",
+        help=f"add pictures to the page of where the labels of the N worst frames come from (default: up to {MOST}, as "
+        f"far as they add {BUDGET:.0%} to the frames)".replace("%", "%%"),
+    )
     add_device_options(run)
     add_without_effect(parser, EVALUATION)
 
@@ -98,6 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     say_without_effect(take_without_effect(arguments))
     take_features(arguments)
     component(arguments.set, "--set")
+    if arguments.inspect is not None and arguments.inspect < 0:
+        raise InputError(f"--inspect is {arguments.inspect}; expected a number of frames, 0 or more")
     device = choose_device(arguments.device)
     rules = choose_protocol(arguments)  # bad options are refused before data are read
     source, sequences = choose_data(arguments)
@@ -122,13 +134,16 @@ def run(arguments: argparse.Namespace) -> None:
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
         folder.tables.check_free(csv_names(arguments.set))
         check_free(sequences, save_path)
+        resumed = [sequence.name for sequence in sequences if folder.finished(sequence)]
         write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))
         folder.content["peak_memory_mb"] = peak_memory_mb(device)
         folder.save()
-        page = write_report(sequences, scores, folder)
+        done = EvaluationRun(save_path, folder.content, scores, {sequence.name: save_path for sequence in sequences})
+        inspected = explanations(done, sequences, features, rules, count=arguments.inspect, resumed=resumed)
+        page = write_page(done, sequences, inspected=inspected)
     say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
     say(f"page: {page.resolve().as_uri()}")
 

@@ -1,27 +1,19 @@
 """Which frames and pixels of an evaluation are worth explaining: the worst frames, and where they are wrong."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from timecycle.data.masks import VOID
+from timecycle.evaluation.davis.report_frames import WorstFrame, worst_frames
 from timecycle.evaluation.davis.tables import Frame, Scores
 from timecycle.viewing.labels import visual_center
 from timecycle.viewing.regions import where
 
-
-@dataclass(frozen=True)
-class Failure:
-    """An object that is wrong in a frame."""
-
-    sequence: str
-    """Name of the sequence."""
-    object_id: int
-    """Id of the object, from 1."""
-    index: int
-    """Of the frame in its sequence, from 0."""
+MOST, BUDGET = 4, 0.1
+"""Pictures that an evaluation adds to its page unless asked for a number: so many, and so few that the frames encoded
+again for them are at most this share of all."""
 
 
 def worst_of(scores: Scores | None, sequence: str | None = None) -> Frame | None:
@@ -51,27 +43,25 @@ def wrong_pixel(truth: np.ndarray, result: np.ndarray, object_id: int | None = N
     return column, row
 
 
-def worst_failures(scores: Scores, count: int, most_frames: int | None = None) -> list[Failure]:
-    """The worst frame of each object, lowest first: up to `count`.
+def chosen_failures(scores: Scores, frames: int, count: int | None = None) -> list[WorstFrame]:
+    """The worst frames of the page that are explained.
 
-    most_frames: of the sequences' frames that may be propagated again for them, see `frames_needed`; None for any.
+    Args:
+        scores: of the evaluation.
+        frames: number of frames of all its sequences.
+        count: so many of them; by default up to `MOST` that take at most the share `BUDGET` of the frames.
     """
-    places = {name: {file: index for index, file in enumerate(files, 1)} for name, files in scores.files.items()}
-    found: list[Failure] = []
-    seen: set[tuple[str, int]] = set()
-    for worst in scores.worst(_everything(scores)):
-        key = worst.sequence, worst.object_id
-        if key in seen:
-            continue
-        seen.add(key)
-        failure = Failure(*key, places[worst.sequence][worst.file])  # frame 0 is not scored
-        if len(found) < count and (most_frames is None or frames_needed([*found, failure]) <= most_frames):
-            found.append(failure)
+    if count is not None:
+        return worst_frames(scores, count)
+    found: list[WorstFrame] = []
+    for worst in worst_frames(scores):
+        if len(found) < MOST and frames_needed([*found, worst]) <= BUDGET * frames:
+            found.append(worst)
     return found
 
 
-def frames_needed(failures: Iterable[Failure]) -> int:
-    """Number of frames that are propagated for failures: in each sequence those up to the last one."""
+def frames_needed(failures: Iterable[WorstFrame]) -> int:
+    """Number of frames that are propagated to explain failures: in each sequence those up to the last one."""
     last: dict[str, int] = {}
     for failure in failures:
         last[failure.sequence] = max(last.get(failure.sequence, 0), failure.index)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from timecycle.data.images import jpeg_bytes
 from timecycle.errors import InputError, said
-from timecycle.evaluation.davis.inspection import QUALITY, Inspection, inspect_run
+from timecycle.evaluation.davis.explanations import QUALITY
+from timecycle.evaluation.davis.inspection import Inspection, inspect_run
 from timecycle.evaluation.davis.run import read_run
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, OwnFile
@@ -22,7 +23,7 @@ DESCRIPTION = (
 )
 EXAMPLES = """
 timecycle inspect out/RUN      # the worst frame, amid its largest wrong region
-timecycle inspect out/RUN --sequence bmx-trees --frame 00068 --at 170,233
+timecycle inspect out/RUN --sequence bmx-trees --frame 68 --at 170,233
 """
 FOLDER = Path("out/inspect")
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -1,18 +1,18 @@
 """Why a pixel of an evaluation has its label: the weights behind it, as numbers and as one picture."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from timecycle.data.images import jpeg_bytes, read_rgb
+from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError, listing, printable, said
-from timecycle.evaluation.davis.failures import Failure, worst_of, wrong_pixel
+from timecycle.evaluation.davis.failures import worst_of, wrong_pixel
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.run_features import features_of, protocol_of
 from timecycle.features.colors import pca_colors
@@ -26,8 +26,6 @@ from timecycle.viewing.weights import ContextView, QueryView, Window, weights_pi
 
 LISTED = 3
 """Kept positions of a context frame that the table lists."""
-QUALITY = 80
-"""Of JPEG files."""
 COLORED = 4
 """Context frames whose features are shown as colors."""
 
@@ -191,49 +189,6 @@ def inspections(
         yield _inspection(sequence, wanted[found.weights.frame], found, mask_of)
 
 
-def failure_pictures(
-    failures: Iterable[Failure],
-    sequences: Iterable[Sequence],
-    features: FrameEncoder,
-    protocol: Protocol,
-    folder: Path,
-    *,
-    progress: bool = True,
-) -> dict[tuple[str, int], bytes]:
-    """Pictures of failures of an evaluation, JPEG, by sequence and index of the frame.
-
-    Each is of a pixel amid the largest wrong region of the object. A sequence is propagated once, up to the last of its
-    failures; a frame has one picture, of the first failure in it.
-
-    Args:
-        failures: of the evaluation; those without a wrong pixel get no picture.
-        sequences: those of the failures, among others.
-        features: the feature extractor.
-        protocol: how labels were propagated.
-        folder: the results folder, with the masks.
-        progress: whether to show progress.
-
-    Raises InputError if a file cannot be read.
-    """
-    chosen: dict[str, dict[int, int]] = {}
-    for failure in failures:
-        chosen.setdefault(failure.sequence, {}).setdefault(failure.index, failure.object_id)
-    found: dict[tuple[str, int], bytes] = {}
-    total = sum(max(frames) + 1 for frames in chosen.values())
-    with Progress(total, "frame", "inspecting failures", shown=progress) as bar:
-        for sequence in sequences:
-            mask_of = masks_in(folder, sequence)
-            wanted: dict[int, tuple[int, int]] = {}
-            for index, object_id in chosen.get(sequence.name, {}).items():
-                truth = _truth(sequence, index)
-                at = None if truth is None else wrong_pixel(truth, mask_of(index), object_id)
-                wanted |= {} if at is None else {index: at}
-            if wanted:
-                for one in inspections(sequence, wanted, features, protocol, mask_of, step=bar.update):
-                    found[sequence.name, one.weights.frame] = jpeg_bytes(one.picture, QUALITY)
-    return found
-
-
 def frame_index(sequence: Sequence, frame: int | str) -> int:
     """The index of a frame that is given by its name without suffix, or by its index.
 
@@ -290,7 +245,7 @@ def _wrong_pixel(
 ) -> tuple[int, int]:
     """A pixel amid the largest wrong region of a frame. Raises InputError if there is none."""
     stem = printable(sequence.frames[index].stem)
-    truth = _truth(sequence, index)
+    truth = true_mask(sequence, index)
     if truth is None:
         raise InputError(f"frame {stem} of {sequence.name} has no annotation; expected the pixel to inspect, x,y")
     at = wrong_pixel(truth, mask_of(index), object_id)
@@ -299,7 +254,8 @@ def _wrong_pixel(
     return at
 
 
-def _truth(sequence: Sequence, index: int) -> np.ndarray | None:
+def true_mask(sequence: Sequence, index: int) -> np.ndarray | None:
+    """The annotation of a frame by its index, uint8 [H, W] ids; None if there is none."""
     return read_mask(sequence.annotations[index], sequence.masks) if index < len(sequence.annotations) else None
 
 
@@ -308,7 +264,7 @@ def _inspection(
 ) -> Inspection:
     """What was found of a pixel, with the picture."""
     weights, index = found.weights, found.weights.frame
-    result, truth = mask_of(index), _truth(sequence, index)
+    result, truth = mask_of(index), true_mask(sequence, index)
     if result.shape != found.weights.sizes.frame:
         raise InputError(
             f"the mask of frame {sequence.frames[index].stem} is {result.shape[1]} x {result.shape[0]}; expected "
