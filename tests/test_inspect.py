@@ -16,6 +16,7 @@ from tests.conftest import write_sequence
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
+from timecycle.evaluation.davis import explanations, failures
 from timecycle.evaluation.davis.explanations import failure_pictures
 from timecycle.evaluation.davis.failures import chosen_failures, frames_needed, wrong_pixel
 from timecycle.evaluation.davis.inspection import inspect_run
@@ -179,11 +180,11 @@ def test_a_run_that_was_made_in_python_takes_its_features(small_davis: Path, tmp
 
 def test_pictures_of_failures(evaluated: Path):
     run = read_run(evaluated)
-    failures = [WorstFrame(name, 1, index, 0.0, 0.0) for name, index in (("first", 4), ("second", 3), ("first", 2))]
-    assert frames_needed(failures) == 5 + 4
+    chosen = [WorstFrame(name, 1, index, 0.0, 0.0) for name, index in (("first", 4), ("second", 3), ("first", 2))]
+    assert frames_needed(chosen) == 5 + 4
     with features_of(run, "first") as features:
-        made = failure_pictures(failures, run.sequences(), features, protocol_of(run), run.folder, progress=False)
-        alone = failure_pictures(failures[2:], run.sequences(), features, protocol_of(run), run.folder, progress=False)
+        made = failure_pictures(chosen, run.sequences(), features, protocol_of(run), run.places, progress=False)
+        alone = failure_pictures(chosen[2:], run.sequences(), features, protocol_of(run), run.places, progress=False)
     assert set(made) == {("first", 4), ("second", 3), ("first", 2)}
     assert made["first", 2] == alone["first", 2]
     with Image.open(io.BytesIO(made["first", 4])) as image:
@@ -201,7 +202,9 @@ def test_failures_are_the_first_worst_frames_that_cost_little(evaluated: Path):
     assert chosen_failures(scores, 10) == []
 
 
-def test_the_page_of_an_evaluation_links_them(evaluated: Path, command_line: Callable, tmp_path: Path):
+def test_the_page_of_an_evaluation_links_them(
+    evaluated: Path, command_line: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert not list(evaluated.glob("report/*/*-inspect.jpg"))  # 12 frames are too few
     options = ["--davis", evaluated.parent / "davis", "--features", "color", "--protocol", "dino", "--cropSize", 48]
     options += ["--override", "multiple=8", "--save_path", tmp_path / "run", "--quiet"]
@@ -211,8 +214,37 @@ def test_the_page_of_an_evaluation_links_them(evaluated: Path, command_line: Cal
     assert picture.relative_to(tmp_path / "run").as_posix() in (tmp_path / "run/report.html").read_text()
     assert command_line(cli.main, "evaluate", *options, "--inspect", 2).code == 0
     assert len(list((tmp_path / "run").glob("report/*/*-inspect.jpg"))) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(explanations, "inspections", None)  # pictures that are there are not made again
+        assert command_line(cli.main, "evaluate", *options, "--inspect", 2).code == 0
+        assert command_line(cli.main, "report", tmp_path / "run").code == 0
+    assert len(list((tmp_path / "run").glob("report/*/*-inspect.jpg"))) == 2
     assert command_line(cli.main, "evaluate", *options, "--inspect", 0).code == 0
     assert not list((tmp_path / "run").glob("report/*/*-inspect.jpg"))
+
+
+def test_the_page_of_a_finished_evaluation_gets_them_later(copied: Path, command_line: Callable, tmp_path: Path):
+    assert command_line(cli.main, "report", copied, "--inspect", -1).code == 2
+    assert command_line(cli.main, "report", copied, "--inspect", 1).code == 0
+    [picture] = copied.glob("report/*/*-inspect.jpg")
+    assert picture.relative_to(copied).as_posix() in (copied / "report.html").read_text()
+    assert command_line(cli.main, "report", copied, "-o", tmp_path / "page.html").code == 0
+    assert "Where its labels come from" in (tmp_path / "page.html").read_text()
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "settings.json").write_text("{}")
+    done = command_line(cli.main, "report", tmp_path / "training", "--inspect", 1)
+    assert done.code == 2
+    assert "is a training run; expected an evaluation" in done.err
+
+
+def test_the_page_of_an_evaluation_in_python_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_sequence(tmp_path / "davis", "only", FRAMES)
+    words = {"side": 48, "multiple": 8, "save_path": tmp_path / "run", "report": True, "progress": False}
+    timecycle.evaluate_davis(means, tmp_path / "davis", **words)
+    assert not list(tmp_path.glob("run/report/*/*-inspect.jpg"))  # they would cost too much
+    monkeypatch.setattr(failures, "BUDGET", 1.0)
+    scores = timecycle.evaluate_davis(means, tmp_path / "davis", **words)
+    assert len(list(tmp_path.glob("run/report/*/*-inspect.jpg"))) == len(chosen_failures(scores, FRAMES)) == 1
 
 
 def test_a_wrong_pixel_is_amid_the_largest_wrong_region():

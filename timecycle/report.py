@@ -32,6 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--single-file", action="store_true", help="embed the videos too, so that the page needs no other file"
     )
+    parser.add_argument(
+        "--inspect",
+        type=int,
+        metavar="N",
+        help="of an evaluation: add pictures of where the labels of the N worst frames come from (default: those that "
+        "it has)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,9 +48,14 @@ def run(arguments: argparse.Namespace) -> None:
         if output.is_dir():
             raise InputError(f"--output {output} is a folder; expected the name of a file")
         OwnFile(output).check()
-    of_training = (arguments.run / "settings.json").is_file() and not (arguments.run / "results.json").is_file()
-    write = _of_training if of_training else _of_evaluation
-    page = write(arguments.run, output, arguments.single_file)
+    if (arguments.run / "settings.json").is_file() and not (arguments.run / "results.json").is_file():
+        if arguments.inspect is not None:
+            raise InputError(f"--inspect is given and {arguments.run} is a training run; expected an evaluation")
+        page = _of_training(arguments.run, output, arguments.single_file)
+    else:
+        if arguments.inspect is not None and arguments.inspect < 0:
+            raise InputError(f"--inspect is {arguments.inspect}; expected a number of frames, 0 or more")
+        page = _of_evaluation(arguments.run, output, arguments.single_file, arguments.inspect)
     say(f"page: {page.resolve().as_uri()} ({page.stat().st_size / MEGABYTE:.1f} MB)")
 
 
@@ -53,7 +65,7 @@ def _of_training(folder: Path, output: Path | None, single_file: bool) -> Path:
     return rewrite_report(folder, output, single_file)
 
 
-def _of_evaluation(folder: Path, output: Path | None, single_file: bool) -> Path:
+def _of_evaluation(folder: Path, output: Path | None, single_file: bool, inspect: int | None) -> Path:
     from timecycle.evaluation.davis.report import rewrite_report
 
-    return rewrite_report(folder, output, single_file)
+    return rewrite_report(folder, output, single_file, inspect)

@@ -14,8 +14,9 @@ from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.failures import BUDGET, MOST
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.report import check_free, write_report
+from timecycle.evaluation.davis.report import check_free, write_page
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
+from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import Scores, csv_names
 from timecycle.files import component
@@ -140,10 +141,9 @@ def run(arguments: argparse.Namespace) -> None:
         folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))
         folder.content["peak_memory_mb"] = peak_memory_mb(device)
         folder.save()
-        inspected = explanations(
-            sequences, scores, features, rules, save_path, count=arguments.inspect, resumed=resumed
-        )
-        page = write_report(sequences, scores, folder, inspected)
+        done = EvaluationRun(save_path, folder.content, scores, {sequence.name: save_path for sequence in sequences})
+        inspected = explanations(done, sequences, features, rules, count=arguments.inspect, resumed=resumed)
+        page = write_page(done, sequences, inspected=inspected)
     say(f"masks: {save_path}/<sequence>   images and videos: {save_path}/overlays   scores: {save_path}/results.json")
     say(f"page: {page.resolve().as_uri()}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,7 +18,6 @@ from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.report import check_free, write_page
-from timecycle.evaluation.davis.report_frames import Inspected
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
@@ -29,19 +28,8 @@ from timecycle.manifest import NOTES
 from timecycle.propagation.protocols import Protocol, mask_protocol
 
 T = TypeVar("T")
-
-
-class Share(NamedTuple):
-    """What a rank finds of its sequences."""
-
-    scores: Scores | None
-    """None without sequences that are annotated in every frame."""
-    notes: list[str]
-    """Warnings."""
-    content: dict[str, Any]
-    """What its results.json holds, without scores."""
-    inspected: Inspected
-    """Pictures for the page."""
+Share = tuple[Scores | None, list[str], dict[str, Any]]
+"""What a rank finds: scores of its sequences, None without scored ones; warnings; what its results.json holds."""
 
 
 def evaluate_davis(
@@ -121,12 +109,12 @@ def evaluate_davis(
         path = Path(temporary) if save_path is None else _free_folder(Path(save_path), options, reuse)
         if report:
             _on_every_rank(partial(check_free, every, path))
-        share = partial(_own_share, every, extractor, rules, path, options)
-        shares = _on_every_rank(partial(share, reuse=reuse, overlays=overlays, report=report, progress=progress))
-    scores = _joined(every, shares, None if save_path is None else path)
-    if report:
-        page = _on_every_rank(partial(_page, every, shares, scores, path))[0]
-        scores = replace(scores, page=page)
+        share = partial(_own_share, every, extractor, rules, path, options, reuse, overlays, progress)
+        shares = _on_every_rank(share)
+        scores = _joined(every, shares, None if save_path is None else path)
+        if report:
+            page = partial(_page, every, shares, scores, path, extractor, rules, progress)
+            scores = replace(scores, page=_on_every_rank(page)[0])
     for note in scores.notes:
         warnings.warn(note, stacklevel=2)
     return scores
@@ -138,10 +126,8 @@ def _own_share(
     rules: Protocol,
     path: Path,
     options: dict[str, Any],
-    *,
     reuse: bool,
     overlays: bool,
-    report: bool,
     progress: bool,
 ) -> Share:
     """Write and score the masks of this rank's sequences."""
@@ -151,25 +137,20 @@ def _own_share(
     path = _folder_of_rank(path, rank)
     with owned(path, NOTES):
         folder = ResultsFolder(path, options, reuse=reuse)
-        resumed = [sequence.name for sequence in own if report and folder.finished(sequence)]
         write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
         folder.content.update(seconds=folder.stage_seconds(), device=str(features.device))
         if found:
             folder.content["scores"] = found.to_json()
         folder.save()
-        inspected: Inspected = {}
-        if report:
-            inspected = explanations(own, found, features, rules, path, resumed=resumed, progress=progress)
     content = {name: value for name, value in folder.content.items() if name != "scores"}
-    notes = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
-    return Share(found, notes, content, inspected)
+    return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], content
 
 
 def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> Scores:
     """The scores of all ranks, in the order of the sequences, from what `_own_share` returned on each."""
-    found = [share.scores for share in shares if share.scores]
-    said = [note for share in shares for note in share.notes] + [note for scores in found for note in scores.notes]
+    found = [scores for scores, _, _ in shares if scores]
+    said = [note for _, lines, _ in shares for note in lines] + [note for scores in found for note in scores.notes]
     objects = {name: scored for scores in found for name, scored in scores.sequences.items()}
     files = {name: names for scores in found for name, names in scores.files.items()}
     names = [sequence.name for sequence in every if sequence.scored]
@@ -181,17 +162,26 @@ def _joined(every: list[Sequence], shares: list[Share], folder: Path | None) -> 
     )
 
 
-def _page(every: list[Sequence], shares: list[Share], scores: Scores, path: Path) -> Path | None:
+def _page(
+    every: list[Sequence],
+    shares: list[Share],
+    scores: Scores,
+    path: Path,
+    features: CallableExtractor,
+    rules: Protocol,
+    progress: bool,
+) -> Path | None:
     """Write the page of all ranks' sequences, on rank 0; its path there, None on others."""
     rank, ranks = _rank_and_size()
     if rank:
         return None
-    contents = [share.content for share in shares]
+    contents = [content for _, _, content in shares]
     entries = {name: entry for content in contents for name, entry in content["sequences"].items()}
     places = {sequence.name: _folder_of_rank(path, i % ranks) for i, sequence in enumerate(every)}
     run = EvaluationRun(path, contents[0] | {"sequences": entries}, scores if scores.sequences else None, places)
     with owned(path, NOTES):
-        return write_page(run, every, inspected={k: v for share in shares for k, v in share.inspected.items()})
+        inspected = explanations(run, every, features, rules, ranks=ranks, progress=progress)
+        return write_page(run, every, inspected=inspected)
 
 
 def _free_folder(path: Path, options: dict[str, Any], reuse: bool) -> Path:

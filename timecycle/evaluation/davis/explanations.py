@@ -1,6 +1,6 @@
 """Pictures of where the worst labels of an evaluation come from, for its page."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from timecycle.data.images import jpeg_bytes
@@ -8,7 +8,8 @@ from timecycle.data.sequences import Sequence
 from timecycle.evaluation.davis.failures import chosen_failures, wrong_pixel
 from timecycle.evaluation.davis.inspection import inspections, masks_in, true_mask
 from timecycle.evaluation.davis.report_frames import Inspected, WorstFrame, kept_inspections
-from timecycle.evaluation.davis.tables import Scores
+from timecycle.evaluation.davis.run import EvaluationRun
+from timecycle.evaluation.davis.run_features import features_of, protocol_of
 from timecycle.progress import Progress
 from timecycle.propagation.frames import FrameEncoder
 from timecycle.propagation.protocols import Protocol
@@ -18,35 +19,45 @@ QUALITY = 80
 
 
 def explanations(
+    run: EvaluationRun,
     sequences: list[Sequence],
-    scores: Scores | None,
     features: FrameEncoder,
     protocol: Protocol,
-    folder: Path,
     *,
     count: int | None = None,
+    ranks: int = 1,
     resumed: Collection[str] = (),
     progress: bool = True,
 ) -> Inspected:
     """Pictures of the worst frames of an evaluation, as its page takes them: see `failure_pictures`.
 
     Args:
+        run: the evaluation; without scores there are no pictures.
         sequences: of the evaluation.
-        scores: of the evaluation; None gives no pictures.
         features: the feature extractor.
         protocol: how labels were propagated.
-        folder: the results folder, with the masks.
         count: number of frames; by default few that cost little, see `chosen_failures`.
+        ranks: number of processes that shared the evaluation, and wait for the page now.
         resumed: names of the sequences whose masks are of an earlier run; its pictures of them are used.
         progress: whether to show progress.
     """
-    if scores is None or count == 0:
+    if not run.scores or count == 0:
         return {}
-    chosen = chosen_failures(scores, sum(len(sequence.frames) for sequence in sequences), count)
-    kept = {place: data for place, data in kept_inspections(folder).items() if place[0] in resumed}
-    missing = [one for one in chosen if (one.sequence, one.index) not in kept]
-    made = failure_pictures(missing, sequences, features, protocol, folder, progress=progress) if missing else {}
-    return kept | made
+    chosen = chosen_failures(run.scores, sum(len(sequence.frames) for sequence in sequences) // ranks, count)
+    stored = kept_inspections(run.folder) if resumed else {}
+    places = [(one.sequence, one.index) for one in chosen]
+    kept = {place: stored[place] for place in places if place in stored and place[0] in resumed}
+    missing = [one for one, place in zip(chosen, places, strict=True) if place not in kept]
+    return kept | failure_pictures(missing, sequences, features, protocol, run.places, progress=progress)
+
+
+def explained_again(run: EvaluationRun, sequences: list[Sequence], count: int) -> Inspected:
+    """`explanations` of a finished run, with its features loaded again. Raises InputError as `features_of`."""
+    if not sequences:
+        return {}
+    names = [sequence.name for sequence in sequences]
+    with features_of(run, names[0]) as features:
+        return explanations(run, sequences, features, protocol_of(run), count=count, resumed=names)
 
 
 def failure_pictures(
@@ -54,7 +65,7 @@ def failure_pictures(
     sequences: Iterable[Sequence],
     features: FrameEncoder,
     protocol: Protocol,
-    folder: Path,
+    places: Mapping[str, Path],
     *,
     progress: bool = True,
 ) -> Inspected:
@@ -68,7 +79,7 @@ def failure_pictures(
         sequences: those of the failures, among others.
         features: the feature extractor.
         protocol: how labels were propagated.
-        folder: the results folder, with the masks.
+        places: by sequence, the folder that holds the folder of its masks.
         progress: whether to show progress.
 
     Raises InputError if a file cannot be read.
@@ -80,7 +91,7 @@ def failure_pictures(
     total = sum(max(frames) + 1 for frames in chosen.values())
     with Progress(total, "frame", "inspecting failures", shown=progress) as bar:
         for sequence in sequences:
-            mask_of = masks_in(folder, sequence)
+            mask_of = masks_in(places[sequence.name], sequence)
             wanted: dict[int, tuple[int, int]] = {}
             for index, object_id in chosen.get(sequence.name, {}).items():
                 truth = true_mask(sequence, index)

@@ -22,7 +22,7 @@ DESCRIPTION = (
     "that were kept and their labels, as a table and as one picture. The sequence is propagated again up to the frame."
 )
 EXAMPLES = """
-timecycle inspect out/RUN      # the worst frame, amid its largest wrong region
+timecycle inspect out/RUN           # the worst frame, where it is wrong
 timecycle inspect out/RUN --sequence bmx-trees --frame 68 --at 170,233
 """
 FOLDER = Path("out/inspect")

@@ -1,6 +1,7 @@
 """The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from timecycle.evaluation.davis.report_frames import (
     worst_frames,
 )
 from timecycle.evaluation.davis.report_run import facts, settings
-from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores
 from timecycle.locks import owned
@@ -93,36 +93,31 @@ def check_free(sequences: list[Sequence], folder: Path) -> None:
     Report(folder).check_free([PAGE, *(f"{PICTURES}/{sequence.name}/{FIRST}" for sequence in sequences)])
 
 
-def write_report(
-    sequences: list[Sequence], scores: Scores | None, folder: ResultsFolder, inspected: Inspected | None = None
+def rewrite_report(
+    folder: Path, output: Path | None = None, single_file: bool = False, inspect: int | None = None
 ) -> Path:
-    """Write report.html, and its pictures below report/, for sequences that are finished in the folder.
-
-    scores: of those with annotations of every frame, if there are any; inspected: as for `write_page`.
-    Returns the page's path. Raises InputError if a file cannot be read or written, or is not this program's.
-    """
-    places = {sequence.name: folder.path for sequence in sequences}
-    run = EvaluationRun(folder.path, folder.content, scores, places)
-    return write_page(run, sequences, inspected=inspected)
-
-
-def rewrite_report(folder: Path, output: Path | None = None, single_file: bool = False) -> Path:
     """Write the page of a results folder from its files and the data.
 
     Args:
         folder: of an evaluation, also of a version whose results.json holds less.
         output: the page, with embedded pictures; by default report.html in the folder.
         single_file: embed the videos, too.
+        inspect: so many of the worst frames get a picture of where their labels come from, for which their sequences
+            are propagated again; by default those keep one that have one.
 
     Returns the page's path. Raises InputError if the folder holds no results, data have moved, a file is damaged, or
-    the page cannot be written or would replace another's file.
+    the page cannot be written or would replace another's file; with `inspect` also as `inspect_run`.
     """
     run = read_run(folder)
     sequences = run.sequences()
-    if output is not None:
-        return write_page(run, sequences, output, single_file=single_file, inspected=kept_inspections(folder))
-    with owned(folder, NOTES):
-        return write_page(run, sequences, single_file=single_file, inspected=kept_inspections(folder))
+    if inspect is None:
+        inspected = kept_inspections(folder)
+    else:
+        from timecycle.evaluation.davis.explanations import explained_again  # imports torch
+
+        inspected = explained_again(run, sequences, inspect)
+    with nullcontext() if output is not None else owned(folder, NOTES):
+        return write_page(run, sequences, output, single_file=single_file, inspected=inspected)
 
 
 def write_page(
