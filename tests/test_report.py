@@ -147,6 +147,18 @@ def test_without_later_annotations_there_are_results_alone(run, small_davis: Pat
     assert names == {"00000-given.jpg", "second.mp4", "00001-result.jpg", "00003-result.jpg"}
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_short_videos(run, tmp_path, frames):
+    """The first and the last frame are not scored."""
+    write_sequence(tmp_path / "davis", "dog", frames=frames)
+    ended = run("--davis", tmp_path / "davis")
+    assert ended.code == 0, ended.err
+    found = Parsed(tmp_path / "out" / "report.html")
+    charts = [attributes for _, attributes in found.tags if "data-chart" in attributes]
+    assert len(charts) == (frames == 3)
+    assert "NaN" not in found.text.replace("isNaN", "")
+
+
 def test_names_are_quoted_and_escaped(run, tmp_path):
     name = "a b#c%20<i>&\"'é?"
     write_sequence(tmp_path / "davis", name)

@@ -232,7 +232,7 @@ def _part(
     if video:
         url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
     last = len(sequence.frames) - 1
-    shown = [] if video and objects else sorted({max(1, last // 2), last} - {0})
+    shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
     return Part(
         printable(sequence.name),
         number,
