@@ -160,6 +160,7 @@ def write_page(
     content = render(
         "report.html.jinja",
         title=printable(data.name),
+        run=printable(run.name),
         facts=facts(run, sequences),
         columns=COLUMNS,
         rows=_rows(run.scores, causes, parts),
