@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -147,6 +148,18 @@ def test_without_later_annotations_there_are_results_alone(run, small_davis: Pat
     assert names == {"00000-given.jpg", "second.mp4", "00001-result.jpg", "00003-result.jpg"}
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_short_videos(run, tmp_path, frames):
+    """The first and the last frame are not scored."""
+    write_sequence(tmp_path / "davis", "dog", frames=frames)
+    ended = run("--davis", tmp_path / "davis")
+    assert ended.code == 0, ended.err
+    found = Parsed(tmp_path / "out" / "report.html")
+    charts = [attributes for _, attributes in found.tags if "data-chart" in attributes]
+    assert len(charts) == (frames == 3)
+    assert "NaN" not in found.text.replace("isNaN", "")
+
+
 def test_names_are_quoted_and_escaped(run, tmp_path):
     name = "a b#c%20<i>&\"'é?"
     write_sequence(tmp_path / "davis", name)
@@ -273,3 +286,24 @@ def test_lines_contrast_with_both_grounds(id_):
     )
     assert 1.05 / (dark + 0.05) >= CONTRAST - 0.05
     assert (light + 0.05) / 0.057 >= CONTRAST - 0.05
+
+
+# Linear RGB as seen without one kind of cone (Machado, Oliveira and Fernandes, 2009).
+SEEN = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+@pytest.mark.parametrize("cones", SEEN)
+def test_colors_of_errors_differ_for_everybody(cones):
+    colors = np.float32([HIT, FALSE, MISS, [255 * DIMMED] * 3, [60, 60, 60], [0, 0, 0]]) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(SEEN[cones])).clip(0, 1)
+    display = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = cv2.cvtColor(np.float32(display[None]), cv2.COLOR_RGB2LAB)[0]
+    for first, kind in enumerate(lab[:3]):
+        for other in (*lab[:first], *lab[first + 1 :]):
+            assert np.linalg.norm(kind - other) > 20, (kind, other)

@@ -155,6 +155,7 @@ def write_page(
     content = render(
         "report.html.jinja",
         title=printable(data.name),
+        run=printable(run.name),
         facts=facts(run, sequences),
         columns=COLUMNS,
         rows=_rows(run.scores, causes, parts),
@@ -227,7 +228,7 @@ def _part(
     if video:
         url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
     last = len(sequence.frames) - 1
-    shown = [] if video and objects else sorted({max(1, last // 2), last} - {0})
+    shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
     return Part(
         printable(sequence.name),
         number,
