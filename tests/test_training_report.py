@@ -20,7 +20,7 @@ from timecycle.errors import InputError, run_command_line
 from timecycle.locks import owned
 from timecycle.training import loop
 from timecycle.training.curves import MOST, Curves
-from timecycle.training.report import MOST_EMBEDDED, rewrite_report, write_report
+from timecycle.training.report import MOST_EMBEDDED, MOST_STARTS, rewrite_report, write_report
 from timecycle.training.settings import resolved
 from timecycle.viewing.overlays import write_jpeg
 
@@ -202,6 +202,27 @@ def test_logs_of_earlier_versions_are_shown(tmp_path):
     assert [line["name"] for line in found["scores"]["panels"][0]["series"]] == ["J&F"]
     assert found["scores"]["x"] == [4]
     assert "5 of" not in text_of(folder / "report.html")  # the length was not recorded
+
+
+def test_numbers_that_spread_far_are_on_a_logarithmic_axis(tmp_path):
+    folder = folder_of(tmp_path, 2)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1000, "gradient": 500, "accuracy/1": 500, "nll/1": 10}\n')
+    shown = [chart["panels"][0] for name, chart in charts(rewrite_report(folder)).items() if name.startswith("plot")]
+    assert [panel["log"] for panel in shown] == [True, False, False, True, False]  # loss, nll, accuracy, gradient, lr
+
+
+def test_damaged_lines_are_counted_and_the_last_starts_shown(tmp_path, capsys):
+    folder = folder_of(tmp_path, 2)
+    (folder / "log.jsonl").write_text("x\n" + (folder / "log.jsonl").read_text())
+    content = json.loads((folder / "settings.json").read_text())
+    content["runs"] = [{"from_step": 0, "command": [f"number {number}"]} for number in range(1, MOST_STARTS + 3)]
+    (folder / "settings.json").write_text(json.dumps(content))
+    text = text_of(rewrite_report(folder))
+    assert capsys.readouterr().out == f"{folder}/log.jsonl: 1 damaged lines are left out\n"
+    assert f"the last {MOST_STARTS}." in text
+    assert "number 2 " not in text
+    assert f"number {MOST_STARTS + 2}" in text
 
 
 def test_a_run_before_its_first_step_has_a_page(tmp_path):

@@ -17,6 +17,7 @@ from timecycle.errors import InputError, printable
 from timecycle.files import check_is_file
 from timecycle.locks import owned
 from timecycle.manifest import PAGE, OwnFile
+from timecycle.progress import say
 from timecycle.training.curves import SCORE, Curves, Points
 from timecycle.training.logger import curves_of, kept_lines
 from timecycle.training.run_folder import (
@@ -37,6 +38,7 @@ from timecycle.viewing.pages import embedded, link, render
 SCORES = (SCORE, "J", "F")
 LOSS = "loss"
 STEERING = ("gradient", "lr")
+LINEAR = ("accuracy", "inliers", "lr")  # shown on linear axes in any case
 ABOUT = {
     LOSS: "loss, which is minimized",
     "nll": "negative log-likelihood that a walk returns to its start, by its length in frames",
@@ -52,6 +54,7 @@ SPREAD = 100.0  # ratio of the largest to the least number from which on a plot'
 DIGITS = 3  # after the point, of the numbers of a plot
 MOST_CURVES = 12  # in a plot
 MOST_LISTED = 50  # skipped clips
+MOST_STARTS = 30  # the last ones
 MOST_EMBEDDED = 24  # pictures in a page that is a single file
 LARGEST_STEP = 2**53
 _PICTURE = re.compile(r"(\d{7,15})\.jpg")
@@ -91,7 +94,9 @@ def rewrite_report(folder: Path, output: Path | None = None, single_file: bool =
     limit = stored.get("minutes") if isinstance(stored, dict) else None
     given = {"minutes": limit} if isinstance(limit, float) else {}  # which `resolved` would leave out, as another run's
     settings = resolved(given, stored, str(folder / SETTINGS))
-    lines, _ = kept_lines(folder / LOG, LARGEST_STEP)
+    lines, damaged = kept_lines(folder / LOG, LARGEST_STEP)
+    if damaged:
+        say(f"{folder / LOG}: {damaged} damaged lines are left out")
     curves, skipped = curves_of(lines), _skipped(folder)
     content = make_page(folder, settings, starts, curves, skipped, single_file or output is not None)
     if output:
@@ -129,6 +134,7 @@ def make_page(
         groups=_groups(curves),
         width=curves.width,
         evaluation=_evaluation(curves),
+        scored=printable(str(settings.evaluate_on or "synthetic video, which says little about real video")),
         pictures=_pictures(folder, curves.last, single_file),
         single_file=single_file,
         walk=walk,
@@ -139,7 +145,7 @@ def make_page(
         + " --protocol crw" * walk,
         has_encoder=encoder.exists(),
         settings=_settings(settings),
-        starts=[_start(number, start, settings.batch) for number, start in enumerate(starts, start=1)],
+        starts=[_start(number, start) for number, start in enumerate(starts, start=1)][-MOST_STARTS:],
         versions=_versions(starts),
         skipped=[(printable(line), count) for line, count in sorted(skipped.items())][:MOST_LISTED],
         skipped_in_all=(sum(skipped.values()), len({line.partition(": ")[0] for line in skipped})),
@@ -199,7 +205,7 @@ def _plot(group: str, names: list[str], curves: Curves) -> dict[str, Any]:
     panel = {
         "series": series,
         "digits": DIGITS if max(-low, high) > 0.1 else DIGITS + 3,
-        "log": group == "gradient" and 0 < low < high / SPREAD,
+        "log": group not in LINEAR and 0 < low < high / SPREAD,
         **({"min": 0, "max": 2 * high} if 0 < low == high else {}),
     }
     about = ABOUT.get(group, "")
@@ -249,7 +255,7 @@ def _settings(settings: RunSettings) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _start(number: int, start: Mapping[str, Any], batch: int) -> dict[str, Any]:
+def _start(number: int, start: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table of starts: a process that began or resumed the run."""
 
     def said(name: str) -> str:
@@ -258,14 +264,18 @@ def _start(number: int, start: Mapping[str, Any], batch: int) -> dict[str, Any]:
 
     command = start.get("command")
     words = command if isinstance(command, list) else [command]
-    seconds, rate = start.get("seconds"), start.get("samples_per_second")
+
+    def measured(name: str) -> float | None:
+        value = start.get(name)
+        return float(value) if isinstance(value, int | float) and 0 <= value < LARGEST_STEP else None
+
     return {
         "number": number,
         "started": said("started").replace("T", " ").replace("+00:00", " UTC"),
         "from_step": said("from_step"),
         "to_step": said("to_step"),
-        "seconds": seconds if isinstance(seconds, int | float) else None,
-        "rate": rate if isinstance(rate, int | float) else None,
+        "seconds": measured("seconds"),
+        "rate": measured("samples_per_second"),
         "device": said("device"),
         "processes": said("processes"),
         "threads": said("threads"),

@@ -7,6 +7,7 @@ refused must be restored as it was, except for changed numbers that are still va
 import functools
 import json
 import random
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from timecycle.training.checkpointer import Checkpointer, seed_everything
 from timecycle.training.distributed import Distributed
 from timecycle.training.logger import kept_lines
 from timecycle.training.objectives import make_optimizer, make_schedule
+from timecycle.training.report import rewrite_report
 from timecycle.training.run_folder import Run, find_run, load_checkpoint, start_run
 from timecycle.training.settings import RunSettings, resolved
 
@@ -184,6 +186,23 @@ def case_log(rng: random.Random, folder: Path) -> None:
     assert all(isinstance(line["step"], int) and 1 <= line["step"] <= 4 for line in found)
     assert len(found) >= 2
     assert all(abs(float(line.get("loss", 0))) < 1e300 for line in found)
+
+
+def case_page(rng: random.Random, folder: Path) -> None:
+    """The page of a run is written, or settings.json is refused."""
+    start = {"from_step": 0, "length": 9, "command": ["train.py"], "versions": {"torch": "2"}, "seconds": 1.5}
+    start |= {"to_step": 5, "samples_per_second": 2.5, "started": "2026-01-01T00:00:00+00:00", "commit": "1" * 40}
+    kept = {"settings": settings().to_json(), "runs": [start, changed(rng, start)]}
+    data = json_bytes(rng, kept) if rng.random() < 0.3 else json.dumps(kept).encode()
+    (folder / "settings.json").write_bytes(data)
+    data = bytearray(LOG + b'{"step": 4, "J&F": 0.5, "J": 0.4, "F": 0.6}\n')
+    for _ in range(rng.randrange(3)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    (folder / "log.jsonl").write_bytes(data)
+    page = rewrite_report(folder).read_text(encoding="utf-8")
+    assert page.endswith("</html>")
+    for text in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page):
+        json.loads(text)
 
 
 folders.commit = lambda: None  # it asks git, which takes longer than a case
