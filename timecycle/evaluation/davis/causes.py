@@ -21,8 +21,8 @@ FAIL_FRAMES = 3
 GAP = 2
 """Most good frames in a row within a stretch."""
 SEVERAL = 5
-"""Least frames of an identity swap, without overlap in a lost object, and before it that are a stretch of their own; and
-most between an object being hidden and the failure that it explains."""
+"""Least frames of an identity swap, of a lost object, and before it of a stretch of their own; most frames between an
+object being hidden and the failure that it explains."""
 SWAP_SHARE = 0.3
 """Least share of the result that is on one other object in an identity swap."""
 COVERED = 0.5
@@ -54,13 +54,13 @@ MAJORITY = 0.5
 
 CAUSES = {
     "identity swap": (
-        f"In {SEVERAL} frames or more, and in half of those in which the object is not hidden, at least "
-        f"{SWAP_SHARE:.0%} of the result is on one other object, and that is at least half of what is wrong in it."
+        f"At least {SWAP_SHARE:.0%} of the result, and half of what is wrong in it, is on one other object: in {SEVERAL} "
+        "frames or more, and in half of the frames in which the object itself is not hidden."
     ),
     "occlusion": (
-        f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area of the last {HIDDEN_FRAMES} "
-        f"frames, at most {SEVERAL} frames before or after the object begins to fail. J falls by {FALL:g} or more, and the "
-        f"result covered {COVERED:.0%} of the object before."
+        f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area in the last {HIDDEN_FRAMES} "
+        f"frames, at most {SEVERAL} frames before or after the object begins to fail. J falls by {FALL:g} or more, and "
+        f"the result covered {COVERED:.0%} of the object before."
     ),
     "small object": (
         f"The object has less than {SMALL:.1%} of the frame, and less than {FEW:.1%} of the frame is wrong (medians)."
@@ -70,11 +70,11 @@ CAUSES = {
         f"least {COVERED:.0%} of it."
     ),
     "lost": (
-        f"The result covers less than {LOST:.0%} of the object, in {SEVERAL} frames or more: from a frame on to "
-        f"the last one, or in half of the frames and first within {SEVERAL} frames."
+        f"The result covers less than {LOST:.0%} of the object in {SEVERAL} frames or more: in all up to the last one of "
+        "the video, or in half of a stretch that begins so."
     ),
     "drift": (
-        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames have {JUMP_SHARE:.0%} of the fall."
+        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the fall."
     ),
 }
 """The rule of each cause, in the order in which they are tried."""
