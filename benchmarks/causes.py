@@ -27,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "causes.json"
 JUDGED = ROOT / "benchmarks" / "results" / "causes_judged.json"
 NOTHING = "nothing provoked"
 DEVELOPED = {"drawn": range(30), "propagated": range(8)}
-HELD_OUT = {"drawn": range(1000, 1100), "propagated": range(1000, 1020)}
+HELD_OUT = {"drawn": range(3000, 3100), "propagated": range(3000, 3020)}
 """Seeds by kind of clip."""
 MADE: dict[str, Callable[[str | None, int], Clip]] = {
     "drawn": lambda cause, seed: success(seed) if cause is None else FAILURES[cause](seed),

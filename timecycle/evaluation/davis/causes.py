@@ -20,8 +20,9 @@ FAIL_FRAMES = 3
 """Least failing frames of a stretch."""
 GAP = 2
 """Most good frames in a row within a stretch."""
-SWAP_FRAMES = 5
-"""Least frames of an identity swap."""
+SEVERAL = 5
+"""Least frames of an identity swap, of a lost object, and before it of a stretch of their own; most frames between an
+object being hidden and the failure that it explains."""
 SWAP_SHARE = 0.3
 """Least share of the result that is on one other object in an identity swap."""
 COVERED = 0.5
@@ -30,8 +31,6 @@ SHRUNK = 0.5
 """An object is hidden where its annotation has less than this share of its largest area of HIDDEN_FRAMES frames."""
 HIDDEN_FRAMES = 12
 """Frames back to which a hidden object's area is compared."""
-LAG = 5
-"""Most frames between the object being hidden and the failure that it explains."""
 LEAK_AREA = 1.5
 """Least area of the result in a leak, in areas of the object."""
 SMALL = 0.002
@@ -40,10 +39,6 @@ FEW = 0.005
 """Share of the frame that is wrong, below which a few pixels decide the score of a small object."""
 LOST = 0.1
 """Share of the object that the result covers, below which there is no overlap."""
-LOST_FRAMES = 5
-"""Least frames without overlap, up to the last one, of a lost object."""
-ONSET = 8
-"""Least failing frames, before an object is lost, that are a stretch of their own."""
 SMOOTH = 5
 """Frames of which the median is taken where a fall of J is measured."""
 FALL = 0.2
@@ -59,13 +54,13 @@ MAJORITY = 0.5
 
 CAUSES = {
     "identity swap": (
-        f"In {SWAP_FRAMES} frames or more, and in half of those in which the object is not hidden, at least "
-        f"{SWAP_SHARE:.0%} of the result is on one other object, and that is at least half of what is wrong in it."
+        f"At least {SWAP_SHARE:.0%} of the result, and half of what is wrong in it, is on one other object: in {SEVERAL} "
+        "frames or more, and in half of the frames in which the object itself is not hidden."
     ),
     "occlusion": (
-        f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area of the last {HIDDEN_FRAMES} "
-        f"frames, at most {LAG} frames before or after the object begins to fail. J falls by {FALL:g} or more, and the "
-        f"result covered {COVERED:.0%} of the object before."
+        f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area in the last {HIDDEN_FRAMES} "
+        f"frames, at most {SEVERAL} frames before or after the object begins to fail. J falls by {FALL:g} or more, and "
+        f"the result covered {COVERED:.0%} of the object before."
     ),
     "small object": (
         f"The object has less than {SMALL:.1%} of the frame, and less than {FEW:.1%} of the frame is wrong (medians)."
@@ -75,11 +70,11 @@ CAUSES = {
         f"least {COVERED:.0%} of it."
     ),
     "lost": (
-        f"The result covers less than {LOST:.0%} of the object, in {LOST_FRAMES} frames or more: from a frame on to "
-        f"the last one, or in half of the frames and first within {ONSET} frames."
+        f"The result covers less than {LOST:.0%} of the object in {SEVERAL} frames or more: in all up to the last one of "
+        "the video, or in half of a stretch that begins so."
     ),
     "drift": (
-        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames have {JUMP_SHARE:.0%} of the fall."
+        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the fall."
     ),
 }
 """The rule of each cause, in the order in which they are tried."""
@@ -204,7 +199,7 @@ def _named(curves: _Curves) -> Iterator[tuple[_Stretch, str, str]]:
     for stretch in _stretches(curves):
         if lost_from is None or lost_from > stretch.last:
             parts = [stretch]
-        elif lost_from - stretch.first < ONSET:
+        elif lost_from - stretch.first < SEVERAL:
             parts = [replace(stretch, lost_from=lost_from)]
         elif _cause(curves, stretch)[0] in WHOLE:
             parts = [stretch]
@@ -221,7 +216,7 @@ def _lost_from(curves: _Curves) -> int | None:
     seen = np.flatnonzero(curves.there)
     found = np.flatnonzero(curves.covered[seen] >= LOST)
     tail = seen[found[-1] + 1 :] if found.size else seen
-    return int(tail[0]) if len(tail) >= LOST_FRAMES else None
+    return int(tail[0]) if len(tail) >= SEVERAL else None
 
 
 def _cause(curves: _Curves, stretch: _Stretch) -> tuple[str, str]:
@@ -239,7 +234,7 @@ def _identity_swap(curves: _Curves, stretch: _Stretch) -> str | None:
     swapped = (pixels.other >= SWAP_SHARE * pixels.result) & mostly & (pixels.other > 0)
     visible = stretch.of(curves.failing & ~curves.hidden)
     frames = np.flatnonzero(stretch.of(swapped) & visible)
-    if len(frames) < max(SWAP_FRAMES, MAJORITY * visible.sum()):
+    if len(frames) < max(SEVERAL, MAJORITY * visible.sum()):
         return None
     id_ = np.bincount(stretch.of(pixels.other_id)[frames]).argmax()
     shares = (stretch.of(part / np.maximum(pixels.result, 1))[frames] for part in (pixels.other, pixels.both))
@@ -251,17 +246,17 @@ def _identity_swap(curves: _Curves, stretch: _Stretch) -> str | None:
 
 
 def _occlusion(curves: _Curves, stretch: _Stretch) -> str | None:
-    begin = max(stretch.first - LAG, 0)
-    near = np.flatnonzero(curves.hidden[begin : stretch.first + LAG + 1])
+    begin = max(stretch.first - SEVERAL, 0)
+    near = np.flatnonzero(curves.hidden[begin : stretch.first + SEVERAL + 1])
     if not near.size:
         return None
     truth = curves.pixels.truth
     at = begin + int(near[0])
-    before = slice(max(at - LAG, 0), at + 1)
+    before = slice(max(at - SEVERAL, 0), at + 1)
     fall = curves.smooth[before].max() - curves.smooth[at : stretch.last + 1].min(initial=1)
     if fall < FALL or curves.covered[before].max() < COVERED:
         return None
-    least = at + int(truth[at : max(stretch.first + LAG, at) + 1].argmin())
+    least = at + int(truth[at : max(stretch.first + SEVERAL, at) + 1].argmin())
     share = truth[least] / curves.largest[least] if curves.largest[least] else 0.0
     what = "has vanished" if truth[least] == 0 else f"has {share:.0%} of its area"
     back = "" if stretch.last < len(truth) - 1 else " and stays low to the end"
@@ -298,8 +293,8 @@ def _lost(curves: _Curves, stretch: _Stretch) -> str | None:
     there = stretch.of(curves.there)
     bare = np.flatnonzero(there & stretch.of(curves.covered < LOST))
     if stretch.lost_from is None:
-        soon = bare.size and bare[0] < ONSET
-        if not soon or len(bare) < max(LOST_FRAMES, MAJORITY * there.sum()):
+        soon = bare.size and bare[0] < SEVERAL
+        if not soon or len(bare) < max(SEVERAL, MAJORITY * there.sum()):
             return None
     begin = stretch.first + int(bare[0]) if stretch.lost_from is None else stretch.lost_from
     until = "to the end" if stretch.last == len(curves.failing) - 1 else f"to {curves.name(stretch.last)}"
