@@ -26,6 +26,7 @@ PAPER = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    parser.usage = f"{parser.prog} RUN RUN [RUN ...] [options]"
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="results folders, the baseline first")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the runs (default: their folders')")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these, which all runs must have")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from timecycle.data.masks import LARGEST_ID
 from timecycle.errors import InputError, said
 from timecycle.evaluation.davis.metrics import Statistics, statistics
 from timecycle.evaluation.davis.pixels import ObjectPixels
@@ -225,7 +226,7 @@ class Scores(Printed):
             files = {name: tuple(names) for name, names in content["files"].items()}
             sequences = {name: _objects_from(found, len(files[name])) for name, found in content["sequences"].items()}
             return cls(sequences, files, tuple(content["notes"]), folder)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"these are no scores ({type(error).__name__}: {error}); expected those of results.json"
             ) from None
@@ -299,12 +300,16 @@ def _row(frame: Frame) -> tuple[str, int, str, float, float, float]:
 def _objects_from(content: dict[str, Any], frames: int) -> tuple[ObjectScores, ...]:
     """The objects of one sequence from JSON; ids that are missing were in no mask, which is perfect."""
     found = []
+    if wrong := [id_ for id_ in content if not 1 <= int(id_) <= LARGEST_ID]:
+        raise ValueError(f"an object is {wrong[0]}, not one of 1 to {LARGEST_ID}")
     for id_ in range(1, max(map(int, content), default=0) + 1):
         one = content.get(str(id_))
         jaccard, boundary = (np.array(one[name], np.float64) if one else np.ones(frames) for name in ("J", "F"))
         if not jaccard.shape == boundary.shape == (frames,):
             raise ValueError(f"object {id_} has {jaccard.size} and {boundary.size} values for {frames} frames")
         pixels = ObjectPixels.from_json(one["pixels"]) if one and "pixels" in one else None
+        if pixels and len(pixels.truth) != frames:
+            raise ValueError(f"object {id_} has pixels of {len(pixels.truth)} frames, not of {frames}")
         found.append(ObjectScores(jaccard, boundary, statistics(jaccard), statistics(boundary), one is None, pixels))
     return tuple(found)
 
