@@ -97,6 +97,18 @@ def test_the_weights_give_the_label_of_the_mask(evaluated: Path):
         assert found.result == read_mask(run.mask("second", "00005"))[y, x]
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("timecycle", "float32"), ("uvc", "bfloat16"), ("vfs", "float32"), ("best", "bfloat16")]
+)
+def test_propagating_again_gives_the_run_s_masks(evaluated: Path, tmp_path: Path, name: str, dtype: str):
+    words = ["--davis", evaluated.parent / "davis", "--sequences", "first", "--features", "color", "--protocol", name]
+    words += ["--cropSize", 64, "--dtype", dtype, "--save_path", tmp_path / "run", "--inspect", 0, "--quiet"]
+    cli.run(["evaluate", *map(str, words)])
+    found = inspect_run(tmp_path / "run", "first", 5, (20, 20), progress=False)
+    assert found.different == 0
+    assert found.result == 1
+
+
 def test_a_mask_that_propagation_does_not_give_now_is_told(copied: Path):
     path = copied / "first" / "00003.png"
     mask = read_mask(path)
