@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_the_weights_give_the_label_of_the_mask(evaluated: Path):
         assert found.result == read_mask(run.mask("second", "00005"))[y, x]
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("timecycle", "float32"), ("uvc", "bfloat16"), ("vfs", "float32"), ("best", "bfloat16")]
+)
+def test_propagating_again_gives_the_run_s_masks(evaluated: Path, tmp_path: Path, name: str, dtype: str):
+    words = ["--davis", evaluated.parent / "davis", "--sequences", "first", "--features", "color", "--protocol", name]
+    words += ["--cropSize", 64, "--dtype", dtype, "--save_path", tmp_path / "run", "--inspect", 0, "--quiet"]
+    cli.run(["evaluate", *map(str, words)])
+    found = inspect_run(tmp_path / "run", "first", 5, (20, 20), progress=False)
+    assert found.different == 0
+    assert found.result == 1
+
+
 def test_a_mask_that_propagation_does_not_give_now_is_told(copied: Path):
     path = copied / "first" / "00003.png"
     mask = read_mask(path)
@@ -155,6 +168,45 @@ def test_features_that_are_gone_or_others_are_refused(copied: Path):
     changed(copied, lambda content: content.pop("method"))
     with pytest.raises(InputError, match="does not say how its features are loaded"):
         inspect_run(copied, progress=False)
+
+
+@pytest.mark.parametrize(
+    "method", [{"features": 5}, {"features": "color", "dtype": "int3"}, [], "color", {"resume": 3}]
+)
+def test_damaged_records_of_features_are_refused(copied: Path, method: object):
+    known = json.loads((copied / "results.json").read_text())["method"]
+    changed(copied, lambda content: content.update(method=known | method if isinstance(method, dict) else method))
+    with pytest.raises(InputError, match="of its features; expected what this version writes"):
+        inspect_run(copied, "first", 3, (20, 20), progress=False)
+
+
+def test_code_that_a_run_names_runs_only_if_the_user_names_it(tmp_path: Path, inspect: Callable, small_davis: Path):
+    Path("named_features.py").write_text(
+        "import torch\n\ndef extract(images):\n    return torch.nn.functional.avg_pool2d(images, 8)\n"
+    )
+    words = [
+        "--davis",
+        small_davis,
+        "--protocol",
+        "dino",
+        "--override",
+        "multiple=8",
+        "--cropSize",
+        48,
+        "--save_path",
+        "run",
+    ]
+    try:
+        cli.run(["evaluate", *map(str, words), "--features", "named_features:extract", "--quiet"])
+        asked = ["run", "--sequence", "first", "--frame", 2, "--at", "20,20"]
+        done = inspect(*asked)
+        assert done.code == 2
+        assert "expected timecycle inspect with --features named_features:extract" in done.err
+        assert inspect(*asked, "--features", "other:extract").code == 2
+        assert inspect(*asked, "--features", "named_features:extract").code == 0
+        assert "differ from the run" not in done.out
+    finally:
+        sys.modules.pop("named_features", None)
 
 
 def means(images: torch.Tensor) -> torch.Tensor:

@@ -176,14 +176,19 @@ def position_of(at: tuple[float, float], sizes: Sizes) -> tuple[int, int]:
 
     Raises InputError for a pixel outside the frame.
     """
-    height, width = sizes.frame
+    check_inside(at, sizes.frame)
+    column, row = np.floor(sizes.to_grid(np.array(at, np.float64)) + 0.5).astype(int)
+    return min(max(int(row), 0), sizes.grid[0] - 1), min(max(int(column), 0), sizes.grid[1] - 1)
+
+
+def check_inside(at: tuple[float, float], size: Size) -> None:
+    """Raise InputError for a pixel, x and y, outside a frame of a height and width."""
+    height, width = size
     if not (0 <= at[0] < width and 0 <= at[1] < height):
         raise InputError(
             f"pixel {at[0]:g},{at[1]:g} is outside the frame; expected x from 0 to {width - 1} and y from 0 to "
             f"{height - 1}"
         )
-    column, row = np.floor(sizes.to_grid(np.array(at, np.float64)) + 0.5).astype(int)
-    return min(max(int(row), 0), sizes.grid[0] - 1), min(max(int(column), 0), sizes.grid[1] - 1)
 
 
 def weights_of_position(context: Context, position: tuple[int, int], ids: tuple[int, ...], sizes: Sizes) -> Weights:

@@ -38,6 +38,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=f"the picture, .jpg or .png (default: a file in {FOLDER})"
     )
+    parser.add_argument(
+        "--features",
+        metavar="MODULE:CALLABLE",
+        help="the callable, if the evaluation was made with one: code runs only if you name it",
+    )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (default: as in the run)")
 
 
@@ -49,7 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--output is {said(output)}; expected a name that ends in {', '.join(SUFFIXES)}")
     if output is not None:
         OwnFile(output).check()
-    found = inspect_run(read_run(arguments.run), arguments.sequence, arguments.frame, at, device=arguments.device)
+    found = inspect_run(
+        read_run(arguments.run),
+        arguments.sequence,
+        arguments.frame,
+        at,
+        features=arguments.features,
+        device=arguments.device,
+    )
     place = output or FOLDER / f"{found.sequence}-{found.names[-1]}-{found.at[0]}-{found.at[1]}.jpg"
     write_picture(found, place)
     print(found.table())

@@ -18,10 +18,10 @@ from timecycle.evaluation.davis.run_features import features_of, protocol_of
 from timecycle.features.colors import pca_colors
 from timecycle.features.extractors import Extractor
 from timecycle.progress import Progress
-from timecycle.propagation.frames import EncodedFrame, FrameEncoder, encode_frames
+from timecycle.propagation.frames import EncodedFrame, FrameEncoder, encode_frames, frame_size
 from timecycle.propagation.protocols import Protocol
 from timecycle.propagation.video import labels_of_masks, rules_for
-from timecycle.propagation.weights import Found, FrameWeights, Weights, weights_in_video
+from timecycle.propagation.weights import Found, FrameWeights, Weights, check_inside, weights_in_video
 from timecycle.viewing.weights import ContextView, QueryView, Window, weights_picture
 
 LISTED = 3
@@ -69,7 +69,8 @@ class Inspection:
             lines.append(f"the kept positions have {100 * weights.total:.1f} % of the softmax")
         strongest = _strongest(weights.soft, weights.ids)
         if strongest != self.result:
-            scaled = "upsampled" if rules.scale == "none" else "upsampled, and scaled to a maximum of 1 each,"
+            plain = rules.scale == "none" and rules.feedback == "soft"
+            scaled = "upsampled" if plain else "upsampled, and scaled to a maximum of 1 each,"
             lines.append(
                 f"the strongest label is {label_name(strongest)}; for the mask, labels are {scaled} before the largest "
                 "is taken"
@@ -119,7 +120,7 @@ def inspect_run(
     frame: int | str | None = None,
     at: tuple[int, int] | None = None,
     *,
-    features: Extractor | None = None,
+    features: Extractor | str | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> Inspection:
@@ -132,7 +133,8 @@ def inspect_run(
         sequence: name of the sequence; by default the one with the worst frame.
         frame: name of the frame without suffix, or its index from 0; by default the worst frame.
         at: x and y of the pixel; by default one amid the largest wrong region.
-        features: the callable that the run was made with, if it was made in Python.
+        features: the callable that the run was made with, if it was made in Python; or MODULE:CALLABLE, if it was made
+            with that on the command line.
         device: where features are computed; by default as in the run.
         progress: whether to show progress.
 
@@ -147,7 +149,7 @@ def inspect_run(
     mask_of = masks_in(run.places[name], data)
     if at is None:
         at = _wrong_pixel(data, index, object_id, mask_of)
-    check_inside(at, mask_of(index).shape)
+    check_inside(at, frame_size(mask_of(index).shape))
     with features_of(run, name, features, device) as encoder, Progress(index + 1, "frame", name, shown=progress) as bar:
         return next(inspections(data, {index: at}, encoder, rules, mask_of, step=bar.update))
 
@@ -213,15 +215,6 @@ def frame_index(sequence: Sequence, frame: int | str) -> int:
 def masks_in(folder: Path, sequence: Sequence) -> Callable[[int], np.ndarray]:
     """A function that reads the mask of a frame in a results folder by its index: uint8 [H, W] ids."""
     return lambda index: read_mask(folder / sequence.name / f"{sequence.frames[index].stem}.png")
-
-
-def check_inside(at: tuple[int, int], size: tuple[int, ...]) -> None:
-    """Raise InputError for a pixel outside a frame of a height and width."""
-    if not (0 <= at[0] < size[1] and 0 <= at[1] < size[0]):
-        raise InputError(
-            f"pixel {at[0]},{at[1]} is outside the frame; expected x from 0 to {size[1] - 1} and y from 0 to "
-            f"{size[0] - 1}"
-        )
 
 
 def _which(run: EvaluationRun, sequence: str | None, frame: int | str | None) -> tuple[str, int | str, int | None]:
