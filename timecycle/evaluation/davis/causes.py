@@ -54,8 +54,8 @@ MAJORITY = 0.5
 
 CAUSES = {
     "identity swap": (
-        f"At least {SWAP_SHARE:.0%} of the result, and half of what is wrong in it, is on one other object: in {SEVERAL} "
-        "frames or more, and in half of the frames in which the object itself is not hidden."
+        f"At least {SWAP_SHARE:.0%} of the result, and half of what is wrong in it, is on one other object: in "
+        f"{SEVERAL} frames or more, and in half of the frames in which the object itself is not hidden."
     ),
     "occlusion": (
         f"The annotation is empty, or has less than {SHRUNK:.0%} of its largest area in the last {HIDDEN_FRAMES} "
@@ -70,11 +70,12 @@ CAUSES = {
         f"least {COVERED:.0%} of it."
     ),
     "lost": (
-        f"The result covers less than {LOST:.0%} of the object in {SEVERAL} frames or more: in all up to the last one of "
-        "the video, or in half of a stretch that begins so."
+        f"The result covers less than {LOST:.0%} of the object in {SEVERAL} frames or more: in all up to the last one "
+        "of the video, or in half of a stretch that begins so."
     ),
     "drift": (
-        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the fall."
+        f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the "
+        "fall."
     ),
 }
 """The rule of each cause, in the order in which they are tried."""
