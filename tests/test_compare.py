@@ -160,9 +160,7 @@ def test_objects_that_one_run_does_not_score_are_left_out_and_named():
     second = changed(first, "c", (first.sequences["c"][0], gone))
     found = compare([first, second], ["one", "two"])
     assert found.versus[0].measures["J&F"].objects == 11
-    assert "1 objects are scored in only one of the baseline and two, and are left out of the differences: c 2" in str(
-        found
-    )
+    assert "1 object is scored in only one of the baseline and two, and left out of the differences: c 2" in str(found)
 
 
 def test_each_run_is_compared_with_the_first():

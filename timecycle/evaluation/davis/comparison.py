@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from timecycle.data.sequences import distinct_names
-from timecycle.errors import InputError, said
+from timecycle.errors import InputError, listing, said
 from timecycle.evaluation.davis import attributes, causes
 from timecycle.evaluation.davis.comparable import check_same_frames, comparable
 from timecycle.evaluation.davis.paired import Difference, SignTest, mean_difference, sign_test
@@ -180,7 +180,8 @@ def compare(
         across: fields of the protocol that may differ, such as ("k", "radius"); ("protocol",) for all.
 
     Differences are of means over objects, as in `Scores`; intervals resample sequences, see `mean_difference`. The sign
-    test counts sequences. Objects that are not scored in one of the runs are left out.
+    test counts sequences. Objects that are not scored in one of the runs are left out. Scores in memory do not know
+    their protocol: only the protocols of folders are compared.
 
     Raises InputError if the runs are not comparable, see `comparable`, or a folder holds no scores.
     """
@@ -322,9 +323,10 @@ def _missing(first: Scores, second: Scores) -> list[str]:
 
 def _left_out(first: Scores, second: Scores, name: str) -> str:
     objects = _missing(first, second)
+    are = "objects are" if len(objects) > 1 else "object is"
     return (
-        f"{len(objects)} objects are scored in only one of the baseline and {name}, and are left out of the "
-        f"differences: {', '.join(objects[:5])}"
+        f"{len(objects)} {are} scored in only one of the baseline and {name}, and left out of the differences: "
+        f"{listing(objects)}"
     )
 
 
