@@ -122,7 +122,7 @@ def judged() -> str:
     sums = [str(sum(int(row[column]) for row in rows)) for column in (1, 2, 3)]
     doubts = Counter(case["why"] for run in content["runs"] for case in run["cases"] if "why" in case)
     said = "; ".join(f"{why} ({count})" for why, count in doubts.most_common())
-    runs = "; ".join(f"`{run['protocol']}` with {run['features']}" for run in content["runs"])
+    runs = "; ".join(f"{run['video']}, protocol {run['protocol']}, {run['features']}" for run in content["runs"])
     return (
         f"{markdown.table(['named', 'right', 'disputable', 'wrong'], [*rows, ['all', *sums]])}\n\n"
         f"Runs: {runs}. Disputable: {said}. From `{JUDGED.relative_to(ROOT)}`."

@@ -105,6 +105,11 @@ def test_an_object_that_is_found_again_was_lost():
     assert found(made(both=from_frame(10, AREA, 0, stop=20))) == [("lost", 10, 19)]
 
 
+def test_a_drift_that_ends_in_time_is_not_lost():
+    slow = np.append(np.linspace(AREA, 0, FRAMES - 2), [AREA, AREA])
+    assert [cause.name for cause in causes_of(made(both=slow))] == ["drift"]
+
+
 def test_frames_without_the_object_are_not_lost():
     there = from_frame(20, AREA, 0)
     assert found(made(both=there, truth=there)) == []

@@ -71,7 +71,7 @@ CAUSES = {
     ),
     "lost": (
         f"The result covers less than {LOST:.0%} of the object in {SEVERAL} frames or more: in all up to the last one "
-        "of the video, or in half of a stretch that begins so."
+        "of the video, or in half of a stretch in which J does not fall slowly."
     ),
     "drift": (
         f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the "
@@ -293,10 +293,9 @@ def _leak(curves: _Curves, stretch: _Stretch) -> str | None:
 def _lost(curves: _Curves, stretch: _Stretch) -> str | None:
     there = stretch.of(curves.there)
     bare = np.flatnonzero(there & stretch.of(curves.covered < LOST))
-    if stretch.lost_from is None:
-        soon = bare.size and bare[0] < SEVERAL
-        if not soon or len(bare) < max(SEVERAL, MAJORITY * there.sum()):
-            return None
+    half = len(bare) >= max(SEVERAL, MAJORITY * there.sum())
+    if stretch.lost_from is None and (not half or _drift(curves, stretch)):
+        return None
     begin = stretch.first + int(bare[0]) if stretch.lost_from is None else stretch.lost_from
     until = "to the end" if stretch.last == len(curves.failing) - 1 else f"to {curves.name(stretch.last)}"
     empty = (curves.pixels.result[begin : stretch.last + 1] == 0).mean() > MAJORITY
