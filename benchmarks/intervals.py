@@ -1,7 +1,7 @@
 """How often 95 % intervals of made differences hold the true mean: python -m benchmarks.intervals.
 
-Ours (`timecycle.evaluation.davis.paired.mean_difference`) beside other bootstrap intervals of the same resamples, and
-beside ours with every object drawn by itself, as if objects of a sequence were independent. Writes
+Ours (`timecycle.evaluation.comparison.paired.mean_difference`) beside other bootstrap intervals of the same resamples,
+and beside ours with every object drawn by itself, as if objects of a sequence were independent. Writes
 benchmarks/results/intervals.json, shown in docs/guides/compare.md.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.report import ROOT
 from docs import markdown
-from timecycle.evaluation.davis.paired import CONFIDENCE, draws, mean_difference
+from timecycle.evaluation.comparison.paired import CONFIDENCE, draws, mean_difference
 
 RESULTS = ROOT / "benchmarks" / "results" / "intervals.json"
 SEQUENCES = (5, 8, 11, 20, 30, 60)

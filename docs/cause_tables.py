@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from docs.markdown import table
-from timecycle.evaluation.davis.attributes import LENGTHS, SIZES, SPEEDS
+from timecycle.evaluation.comparison.attributes import LENGTHS, SIZES, SPEEDS
 from timecycle.evaluation.davis.causes import CAUSES, FAIL_FRAMES, FAILS, GAP
 
 

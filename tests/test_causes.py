@@ -9,8 +9,8 @@ import pytest
 from benchmarks import causes as measured
 from benchmarks.failing_videos import propagated
 from benchmarks.failures import FAILURES, success
+from timecycle.evaluation.comparison.attributes import attributes, attributes_of
 from timecycle.evaluation.davis import causes as rules
-from timecycle.evaluation.davis.attributes import attributes, attributes_of
 from timecycle.evaluation.davis.causes import CAUSES, Cause, cause_at, causes_of, counts
 from timecycle.evaluation.davis.metrics import statistics
 from timecycle.evaluation.davis.pixels import ObjectPixels

@@ -18,11 +18,11 @@ from tests.conftest import write_sequence
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.errors import InputError
-from timecycle.evaluation.davis import paired
-from timecycle.evaluation.davis.comparison import compare
-from timecycle.evaluation.davis.comparison_table import comma_separated, latex, markdown
+from timecycle.evaluation.comparison import paired
+from timecycle.evaluation.comparison.compare import compare
+from timecycle.evaluation.comparison.paired import mean_difference, sign_test
+from timecycle.evaluation.comparison.paper import comma_separated, latex, markdown
 from timecycle.evaluation.davis.metrics import statistics
-from timecycle.evaluation.davis.paired import mean_difference, sign_test
 from timecycle.evaluation.davis.results import RESULTS
 from timecycle.evaluation.davis.run import read_run, rescored
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores

@@ -15,6 +15,8 @@ Evaluate features, given as a callable from images [B, 3, H, W] to feature maps 
     evaluate_badja       animal joints, PCK
     evaluate_tapvid      points, average Jaccard
     load_features        such a callable from a published checkpoint or one of train.py
+    compare              evaluations object by object: differences, intervals, how they fail
+    inspect_run          where the label of a pixel of an evaluation comes from
 
 Learn features from unlabeled video:
     TimeCycle            the cycle-consistency objective (Wang, Jabri, Efros, CVPR 2019)
@@ -33,7 +35,9 @@ if TYPE_CHECKING:  # at run time they are imported on first use, since scoring m
     from timecycle import ops as ops
     from timecycle.checkpoints.networks import load_features as load_features
     from timecycle.evaluation.badja import evaluate_badja as evaluate_badja
+    from timecycle.evaluation.comparison.compare import compare as compare
     from timecycle.evaluation.davis.evaluate import evaluate_davis as evaluate_davis
+    from timecycle.evaluation.davis.inspection import inspect_run as inspect_run
     from timecycle.evaluation.jhmdb import evaluate_jhmdb as evaluate_jhmdb
     from timecycle.evaluation.tapvid import evaluate_tapvid as evaluate_tapvid
     from timecycle.evaluation.vip import evaluate_vip as evaluate_vip
@@ -55,11 +59,13 @@ _MODULES = {
     "Protocol": "propagation.protocols",
     "TimeCycle": "models.timecycle",
     "Tracker": "tracking.tracker",
+    "compare": "evaluation.comparison.compare",
     "evaluate_badja": "evaluation.badja",
     "evaluate_davis": "evaluation.davis.evaluate",
     "evaluate_jhmdb": "evaluation.jhmdb",
     "evaluate_tapvid": "evaluation.tapvid",
     "evaluate_vip": "evaluation.vip",
+    "inspect_run": "evaluation.davis.inspection",
     "load_features": "checkpoints.networks",
     "propagate": "propagation.video",
     "protocol": "propagation.protocols",

@@ -50,7 +50,7 @@ SUBCOMMANDS = {
     ),
     "report": Subcommand("timecycle.report", "write the page of an evaluation or of a training run again"),
     "score": Subcommand("timecycle.evaluation.davis.score_command", "score a folder of masks by J and F"),
-    "compare": Subcommand("timecycle.evaluation.davis.compare_command", "compare results, object by object"),
+    "compare": Subcommand("timecycle.evaluation.comparison.command", "compare results, object by object"),
     "prepare": Subcommand("timecycle.prepare", "turn videos into folders of frames, DAVIS into a list"),
     "convert": Subcommand("timecycle.checkpoints.command", "write a checkpoint's network as safetensors"),
     "doctor": Subcommand("timecycle.doctor", "say what is installed and built here, and test it"),

@@ -14,8 +14,8 @@ import numpy as np
 
 from timecycle.data.extract import Extraction, finished
 from timecycle.data.sequences import Sequence
-from timecycle.evaluation.davis.comparison import compare
-from timecycle.evaluation.davis.comparison_page import page
+from timecycle.evaluation.comparison.compare import compare
+from timecycle.evaluation.comparison.page import page
 from timecycle.evaluation.davis.masks import SequenceWriter
 from timecycle.evaluation.davis.results import RESULTS, ResultsFolder
 from timecycle.evaluation.davis.scores import score_sequence

@@ -10,16 +10,11 @@ from timecycle.data.images import read_rgb
 from timecycle.data.masks import read_mask
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError, printable, sentence
+from timecycle.evaluation.comparison.compare import Comparison, class_limits, frame_name, p_value, shown_settings
+from timecycle.evaluation.comparison.differences import PairedObject, PairedSequence, Versus
+from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
+from timecycle.evaluation.comparison.paper import LESS_IS_BETTER
 from timecycle.evaluation.davis.causes import CAUSES
-from timecycle.evaluation.davis.comparison import Comparison, PairedObject, PairedSequence, Versus
-from timecycle.evaluation.davis.comparison_table import (
-    LESS_IS_BETTER,
-    class_limits,
-    frame_name,
-    p_value,
-    shown_settings,
-)
-from timecycle.evaluation.davis.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
 from timecycle.viewing.overlays import FRAMES_PER_SECOND
 from timecycle.viewing.pages import data_url, embedded, link, render

@@ -1,20 +1,16 @@
-"""Runs compared on the same objects: paired differences, their intervals, and where they are largest. No torch."""
+"""What a comparison finds: one run against the baseline, by object, sequence and class. Does not import torch."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from timecycle.data.sequences import distinct_names
-from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis import attributes, causes
-from timecycle.evaluation.davis.comparable import check_same_frames, comparable
-from timecycle.evaluation.davis.paired import Difference, SignTest, mean_difference, sign_test
-from timecycle.evaluation.davis.run import EvaluationRun, read_run
+from timecycle.errors import listing
+from timecycle.evaluation.comparison import attributes
+from timecycle.evaluation.comparison.paired import Difference, SignTest, mean_difference, sign_test
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 from timecycle.evaluation.metrics import mean
 
@@ -135,123 +131,22 @@ class Versus:
     """The largest absolute difference of J&F first."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
-    """Two or more runs on the same objects; the first is the baseline. Printed, it is tables."""
-
-    names: tuple[str, ...]
-    """Of the runs."""
-    scores: tuple[Scores, ...]
-    """Of the runs."""
-    versus: tuple[Versus, ...]
-    """Each run but the first against the first."""
-    settings: dict[str, tuple[str, ...]]
-    """What differs between the runs beside their scores, such as features: by name, a text for each run."""
-    causes: tuple[dict[str, int], ...]
-    """How often each cause of failure is found, for each run, see `timecycle.evaluation.davis.causes`."""
-    notes: tuple[str, ...] = ()
-    """Sentences on what was left out."""
-    runs: tuple[EvaluationRun, ...] = ()
-    """The runs, if they are results folders."""
-
-    def __repr__(self) -> str:
-        from timecycle.evaluation.davis.comparison_table import text  # which imports this module
-
-        return text(self)
-
-    def _repr_html_(self) -> str:
-        from timecycle.evaluation.davis.comparison_table import html
-
-        return html(self)
-
-
-def compare(
-    runs: Sequence[Scores | EvaluationRun | Path | str],
-    names: Sequence[str] | None = None,
-    sequences: Sequence[str] | None = None,
-    across: Collection[str] = (),
-) -> Comparison:
-    """Compare runs object by object. The first is the baseline, against which each other is compared.
-
-    Args:
-        runs: at least two: scores, or results folders of `timecycle evaluate` or `evaluate_davis`.
-        names: of the runs; by default those of their folders.
-        sequences: names of sequences to compare; by default all, which must then be the same in all runs.
-        across: fields of the protocol that may differ, such as ("k", "radius"); ("protocol",) for all.
-
-    Differences are of means over objects, as in `Scores`; intervals resample sequences, see `mean_difference`. The sign
-    test counts sequences. Objects that are not scored in one of the runs are left out. Scores in memory do not know
-    their protocol: only the protocols of folders are compared.
-
-    Raises InputError if the runs are not comparable, see `comparable`, or a folder holds no scores.
-    """
-    if len(runs) < 2:
-        raise InputError(f"{len(runs)} runs to compare; expected at least two")
-    read = [read_run(run) if isinstance(run, Path | str) else run for run in runs]
-    found = [run if isinstance(run, Scores) else _scores_of(run) for run in read]
-    called = _names(read, names)
-    if sequences is not None:
-        found = [_only(scores, sequences, name) for scores, name in zip(found, called, strict=True)]
-    folders = tuple(run for run in read if isinstance(run, EvaluationRun))
-    whole = len(folders) == len(read)
-    settings = comparable(folders, called, across) if whole else {}
-    check_same_frames(found, called)
-    classes = attributes.attributes(found[0]) if _has_pixels(found[0]) else {}
-    versus = [_versus(found[0], other, called[0], name, classes) for other, name in _others(found, called)]
-    return Comparison(
-        tuple(called),
-        tuple(found),
-        tuple(versus),
-        settings,
-        tuple(causes.counts(causes.causes_of(scores)) for scores in found) if all(map(_has_pixels, found)) else (),
-        tuple(_left_out(found[0], other, name) for other, name in _others(found, called) if _missing(found[0], other)),
-        folders if whole else (),
-    )
-
-
-def _others(found: list[Scores], called: list[str]) -> list[tuple[Scores, str]]:
-    return list(zip(found[1:], called[1:], strict=True))
-
-
-def _scores_of(run: EvaluationRun) -> Scores:
-    if run.scores is None:
-        raise InputError(
-            f"{run.folder} holds no scores; expected a finished run on sequences with annotations of every frame"
-        )
-    return run.scores
-
-
-def _names(runs: Sequence[Scores | EvaluationRun], names: Sequence[str] | None) -> list[str]:
-    """The given names, or those of the folders with as many parents as tell them apart."""
-    if names is not None:
-        if len(names) != len(runs) or len(set(names)) < len(names):
-            raise InputError(
-                f"the names of {len(runs)} runs are {', '.join(map(said, names))}; expected as many, all different"
-            )
-        return list(names)
-    folders = [run.folder or Path(f"run {number}") for number, run in enumerate(runs, start=1)]
-    return distinct_names([folder.resolve() for folder in folders])
-
-
-def _only(scores: Scores, sequences: Sequence[str], name: str) -> Scores:
-    """The scores of some sequences. Raises InputError for one that is not there."""
-    for wanted in sequences:
-        if wanted not in scores.sequences:
-            raise InputError(
-                f"sequence {said(wanted)} is not in {name}; expected some of {', '.join(map(said, scores.sequences))}"
-            )
-    kept = [found for found in scores.sequences if found in sequences]
-    files = {found: scores.files[found] for found in kept if found in scores.files}
-    return replace(scores, sequences={found: scores.sequences[found] for found in kept}, files=files)
-
-
-def _versus(
+def compared(
     first: Scores,
     second: Scores,
     baseline: str,
     name: str,
     classes: dict[tuple[str, int], attributes.Attributes],
 ) -> Versus:
+    """One run against the baseline.
+
+    Args:
+        first: scores of the baseline.
+        second: scores of the run, of the same sequences and frames.
+        baseline: name of the baseline.
+        name: name of the run.
+        classes: attributes of the objects; may be empty.
+    """
     objects = list(_pairs(first, second))
     numbers = {sequence: number for number, sequence in enumerate(first.sequences)}
     clusters = np.array([numbers[one.sequence] for one in objects], np.int64)
@@ -309,7 +204,7 @@ def _scored(one: ObjectScores) -> bool:
     return not one.absent and not math.isnan(one.jaccard_statistics.mean + one.boundary_statistics.mean)
 
 
-def _missing(first: Scores, second: Scores) -> list[str]:
+def missing(first: Scores, second: Scores) -> list[str]:
     """The objects that are scored in one run only."""
     found = []
     for sequence, objects in first.sequences.items():
@@ -321,8 +216,9 @@ def _missing(first: Scores, second: Scores) -> list[str]:
     return found
 
 
-def _left_out(first: Scores, second: Scores, name: str) -> str:
-    objects = _missing(first, second)
+def left_out(first: Scores, second: Scores, name: str) -> str:
+    """A sentence on the objects that are `missing` in one of the baseline and the run `name`."""
+    objects = missing(first, second)
     are = "objects are" if len(objects) > 1 else "object is"
     return (
         f"{len(objects)} {are} scored in only one of the baseline and {name}, and left out of the differences: "
@@ -330,7 +226,8 @@ def _left_out(first: Scores, second: Scores, name: str) -> str:
     )
 
 
-def _has_pixels(scores: Scores) -> bool:
+def has_pixels(scores: Scores) -> bool:
+    """Whether the pixels of all scored objects are known."""
     return all(one.pixels for objects in scores.sequences.values() for one in objects if not one.absent)
 
 

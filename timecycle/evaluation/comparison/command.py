@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from timecycle.errors import InputError
-from timecycle.evaluation.davis.comparison import compare
-from timecycle.evaluation.davis.comparison_table import comma_separated, latex, markdown
+from timecycle.evaluation.comparison.compare import compare
+from timecycle.evaluation.comparison.paper import comma_separated, latex, markdown
 from timecycle.manifest import OwnFile
 from timecycle.progress import say
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         print(comparison)
     if written:
-        from timecycle.evaluation.davis.comparison_page import page  # which takes a while
+        from timecycle.evaluation.comparison.page import page  # which takes a while
 
         written.replace(page(comparison, output.parent, arguments.single_file))
         say(f"page: {output.resolve().as_uri()}")

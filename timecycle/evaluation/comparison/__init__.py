@@ -1,0 +1,1 @@
+"""Evaluations compared object by object."""
