@@ -81,7 +81,7 @@ def _method(run: EvaluationRun, named: str | None) -> argparse.Namespace:
         case None:
             raise InputError(
                 f"{run.folder} does not say how its features are loaded, since it was made in Python or by an earlier "
-                "version; expected timecycle.evaluation.davis.inspection.inspect_run with features"
+                "version; expected timecycle.inspect_run with features"
             )
         case {
             "features": str(features),
