@@ -206,6 +206,24 @@ def test_the_command_writes_the_same_page_again(run, report, small_davis: Path, 
     assert page.read_bytes() == before
 
 
+def test_videos_keep_the_rate_they_were_written_with(run, report, small_davis: Path, tmp_path):
+    """A second run writes no videos, since all masks are there, whatever its --fps."""
+
+    def rates() -> list[str | None]:
+        return [a["data-fps"] for tag, a in Parsed(tmp_path / "out" / "report.html").tags if tag == "video"]
+
+    assert run("--davis", small_davis, "--fps", 10).code == 0
+    assert rates() == ["10.0", "10.0"]
+    assert run("--davis", small_davis).code == 0
+    assert rates() == ["10.0", "10.0"]
+    assert run("--davis", small_davis, "--overwrite", "--frame-stride", 2).code == 0
+    assert rates() == ["24.0", "24.0"]
+    assert run("--davis", small_davis, "--fps", 10, "--frame-stride", 2).code == 0
+    assert rates() == ["24.0", "24.0"]
+    assert report("out").code == 0
+    assert rates() == ["24.0", "24.0"]
+
+
 def test_a_page_elsewhere_embeds_pictures_and_links_videos(run, report, small_davis: Path, tmp_path):
     assert run("--davis", small_davis).code == 0
     pages = tmp_path / "my pages"

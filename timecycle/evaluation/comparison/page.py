@@ -16,7 +16,6 @@ from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.comparison.paper import LESS_IS_BETTER
 from timecycle.evaluation.davis.causes import CAUSES
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
-from timecycle.viewing.overlays import FRAMES_PER_SECOND
 from timecycle.viewing.pages import data_url, embedded, link, render
 from timecycle.viewing.stills import error_map, still
 
@@ -171,7 +170,7 @@ class _Part:
                 for each in self._each_run(self._largest.object_id)
             ],
             "videos": videos,
-            "fps": self._fps(),
+            "fps": self._comparison.runs[0].fps(self.sequence) if self._comparison.runs else None,
             "charts": self._charts(playing),
             "pictures": self._pictures(),
         }
@@ -183,13 +182,6 @@ class _Part:
     def _frame_name(self, index: int) -> str:
         files = self._comparison.scores[0].files.get(self.sequence)
         return printable(Path(files[index]).stem) if files else str(index + 1)
-
-    def _fps(self) -> float:
-        """Frames a second of the videos."""
-        match self._comparison.runs and self._comparison.runs[0].content["sequences"].get(self.sequence):
-            case {"data": {"fps": int(fps) | float(fps)}} if fps > 0:
-                return fps
-        return FRAMES_PER_SECOND
 
     def _videos(self, folder: Path, single_file: bool) -> list[str | None]:
         """The URL of each run's overlay video."""

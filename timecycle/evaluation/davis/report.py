@@ -27,7 +27,6 @@ from timecycle.locks import owned
 from timecycle.manifest import NOTES, PAGE, PICTURES, OwnFile, Report
 from timecycle.viewing.pages import embedded, link, render
 from timecycle.viewing.palette import line_colors
-from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 """Headings of GLOBAL_COLUMNS."""
@@ -237,7 +236,7 @@ def _part(
         given,
         url,
         size,
-        sequence.fps or FRAMES_PER_SECOND,
+        run.fps(sequence.name, sequence.fps),
         [replace(cause, words=printable(cause.words)) for cause in own],
         _chart(sequence, number, objects, own, url is not None),
         [(printable(sequence.frames[index].stem), pictures.result(sequence, index)) for index in shown],

@@ -13,6 +13,7 @@ from timecycle.evaluation.davis.scores import score_written
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.files import inside
 from timecycle.manifest import OVERLAYS
+from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
 EXPECTED = "the results folder of timecycle evaluate or evaluate_davis"
 
@@ -79,6 +80,16 @@ class EvaluationRun:
     def mask(self, sequence: str, frame: str) -> Path:
         """The file of a mask, by the frame's name without suffix."""
         return inside(self.places[sequence], sequence, f"{frame}.png")
+
+    def fps(self, sequence: str, otherwise: float | None = None) -> float:
+        """Frames per second of a sequence's overlay video, as recorded: a later run may have been given others.
+
+        otherwise: those of a version before 0.2, which recorded none.
+        """
+        match self.content["sequences"][sequence].get("data", {"fps": otherwise}):
+            case {"fps": int(fps) | float(fps)} if fps > 0:
+                return fps
+        return FRAMES_PER_SECOND
 
     def video(self, sequence: str) -> Path | None:
         """The overlay video of a sequence, if there is one."""
