@@ -120,7 +120,7 @@ def test_worst_frames_are_few_of_an_object_and_lie_apart():
         {"a": (scored(bad), scored([0.9] * 41)), "b": (scored([0.5] * 41),)},
         {name: tuple(f"{i:05d}.png" for i in range(1, 42)) for name in "ab"},
     )
-    found = [(worst.sequence, worst.object_id, worst.index) for worst in worst_frames(scores, most=5)]
+    found = [(worst.sequence, worst.object_id, worst.index) for worst in worst_frames(scores)[:5]]
     assert found == [("a", 1, 2), ("a", 1, 2 + APART), ("b", 1, 1), ("b", 1, 1 + APART), ("a", 2, 1)]
     assert len(worst_frames(scores)) == 3 * OF_ONE_OBJECT
     assert worst_frames(Scores({}, {})) == []

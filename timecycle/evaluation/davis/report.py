@@ -101,8 +101,8 @@ def rewrite_report(
         folder: of an evaluation, also of a version whose results.json holds less.
         output: the page, with embedded pictures; by default report.html in the folder.
         single_file: embed the videos, too.
-        inspect: so many of the worst frames get a picture of where their labels come from, for which their sequences
-            are propagated again; by default those keep one that have one.
+        inspect: so many of the worst frames that it shows get a picture of where their labels come from, for which
+            their sequences are propagated again; by default those keep one that have one.
 
     Returns the page's path. Raises InputError if the folder holds no results, data have moved, a file is damaged, or
     the page cannot be written or would replace another's file; with `inspect` also as `inspect_run`.

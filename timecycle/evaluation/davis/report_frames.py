@@ -41,17 +41,17 @@ class WorstFrame:
     boundary: float
 
 
-def worst_frames(scores: Scores, most: int = MOST) -> list[WorstFrame]:
-    """The frames and objects with the lowest mean of J and F, lowest first: of an object few, which lie apart."""
+def worst_frames(scores: Scores) -> list[WorstFrame]:
+    """The `MOST` frames and objects with the lowest mean of J and F, lowest first: of an object few, which lie apart."""
     places = {name: {file: index for index, file in enumerate(files, 1)} for name, files in scores.files.items()}
     found: list[WorstFrame] = []
-    for frame in scores.worst(sum(len(objects) for objects in scores.sequences.values()) * _longest(scores)):
+    for frame in scores.worst(None):
         index = places[frame.sequence][frame.file]  # frame 0 is not scored
         key = (frame.sequence, frame.object_id)
         same = [other.index for other in found if (other.sequence, other.object_id) == key]
         if len(same) < OF_ONE_OBJECT and all(abs(other - index) >= APART for other in same):
             found.append(WorstFrame(frame.sequence, frame.object_id, index, frame.jaccard, frame.boundary))
-        if len(found) == most:
+        if len(found) == MOST:
             break
     return found
 
@@ -67,13 +67,9 @@ def kept_inspections(folder: Path) -> Inspected:
     for path in notes.hashes:
         parts = path.split("/")
         index = parts[-1].partition("-")[0]
-        if index.isdigit() and parts[-1] == inspection_name(int(index)) and notes.whole([path]):
+        if index.isdecimal() and parts[-1] == inspection_name(int(index)) and notes.whole([path]):
             found[parts[1], int(index)] = inside(folder, *parts).read_bytes()
     return found
-
-
-def _longest(scores: Scores) -> int:
-    return max((len(files) for files in scores.files.values()), default=0)
 
 
 @dataclass

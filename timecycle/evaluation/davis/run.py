@@ -107,7 +107,7 @@ def read_run(folder: Path | str) -> EvaluationRun:
     parts = [folder]
     if not (folder / RESULTS).is_file():
         parts = sorted(
-            (path.parent for path in folder.glob(f"rank*/{RESULTS}")), key=lambda path: (len(path.name), path)
+            (path.parent for path in folder.glob(f"rank[0-9]*/{RESULTS}")), key=lambda path: (len(path.name), path)
         )
     if not parts:
         raise InputError(f"{folder} holds no {RESULTS}; expected {EXPECTED}")
