@@ -50,7 +50,7 @@ def embedded(path: Path) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A score with a fixed number of digits; a dash means that nothing is scored. 0 has no sign, also if it is rounded."""
+    """A score with a fixed number of digits, 0 without a sign; a dash means that nothing is scored."""
     return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 

@@ -15,6 +15,7 @@ from timecycle.evaluation.comparison.differences import PairedObject, PairedSequ
 from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.comparison.paper import LESS_IS_BETTER
 from timecycle.evaluation.davis.causes import CAUSES
+from timecycle.evaluation.davis.report_run import image_size, protocol_name
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
 from timecycle.viewing.pages import data_url, embedded, link, render
 from timecycle.viewing.stills import error_map, still
@@ -105,13 +106,11 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("scored frames", str(sum(map(len, scores.files.values())))),
     ]
     if comparison.runs:
-        options = comparison.runs[0].options
-        native = options.get("resize") == "native"
-        size = "as the frames are" if native else f"{options.get('side')} pixels, {options.get('resize')}"
+        run = comparison.runs[0]
         if "protocol" not in comparison.settings:
-            facts.insert(0, ("protocol", printable(str(options.get("name", "not named")))))
+            facts.insert(0, ("protocol", protocol_name(run)))
         if not {"side", "resize"} & comparison.settings.keys():
-            facts.append(("size", printable(size)))
+            facts.append(("size", image_size(run)))
     return facts
 
 

@@ -42,7 +42,7 @@ class WorstFrame:
 
 
 def worst_frames(scores: Scores) -> list[WorstFrame]:
-    """The `MOST` frames and objects with the lowest mean of J and F, lowest first: of an object few, which lie apart."""
+    """The `MOST` frames and objects with the lowest mean of J and F, lowest first; of an object few, far apart."""
     places = {name: {file: index for index, file in enumerate(files, 1)} for name, files in scores.files.items()}
     found: list[WorstFrame] = []
     for frame in scores.worst(None):

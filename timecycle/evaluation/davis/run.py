@@ -1,5 +1,6 @@
 """A finished evaluation, read back from its results folder. Does not import torch."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class EvaluationRun:
 def read_run(folder: Path | str) -> EvaluationRun:
     """Read a results folder, or the folders rank0, rank1, ... that several processes wrote in one.
 
-    Scores of a version that did not count pixels are computed again, if the data are there.
+    Scores of a version that did not count pixels are computed again, unless the data have moved or a mask is damaged.
     Raises InputError if the folder holds no results, or they are damaged.
     """
     folder = Path(folder)
@@ -123,7 +124,8 @@ def read_run(folder: Path | str) -> EvaluationRun:
     if run.scores and any(
         one.pixels is None for objects in run.scores.sequences.values() for one in objects if not one.absent
     ):
-        return replace(run, scores=rescored(run))
+        with suppress(InputError):
+            return replace(run, scores=rescored(run))
     return run
 
 
