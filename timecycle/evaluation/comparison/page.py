@@ -15,6 +15,7 @@ from timecycle.evaluation.comparison.differences import PairedObject, PairedSequ
 from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.comparison.paper import LESS_IS_BETTER
 from timecycle.evaluation.davis.causes import CAUSES
+from timecycle.evaluation.davis.report_frames import result_mask
 from timecycle.evaluation.davis.report_run import image_size, protocol_name
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
 from timecycle.viewing.pages import data_url, embedded, link, render
@@ -227,9 +228,7 @@ class _Part:
         try:
             sequence = self._comparison.runs[0].sequence(self.sequence)
             rgb, truth = self._read(sequence)
-            masks = [
-                read_mask(run.mask(self.sequence, sequence.frames[self._index].stem)) for run in self._comparison.runs
-            ]
+            masks = [result_mask(run, sequence, self._index, rgb) for run in self._comparison.runs]
             id_ = self._largest.object_id
             runs = [(still(rgb, mask), error_map(rgb, truth, mask, id_)) for mask in masks]
             return {

@@ -97,14 +97,14 @@ class Pictures:
     def result(self, sequence: Sequence, index: int) -> str:
         """A frame with the mask that was found."""
         rgb = read_rgb(sequence.frames[index])
-        found = self._result(sequence, index, rgb)
+        found = result_mask(self.run, sequence, index, rgb)
         return self.add(sequence.name, f"{index:05d}-result.jpg", still(rgb, found))
 
     def compared(self, sequence: Sequence, worst: WorstFrame) -> dict[str, str]:
         """URLs by kind: the frame, the annotation on it, the result on it, and the object's errors."""
         index = worst.index
         rgb, truth = read_rgb(sequence.frames[index]), _truth(sequence, index)
-        found = self._result(sequence, index, rgb)
+        found = result_mask(self.run, sequence, index, rgb)
         made = {
             "frame": (f"{index:05d}-frame.jpg", still(rgb)),
             "truth": (f"{index:05d}-truth.jpg", still(rgb, truth)),
@@ -113,15 +113,20 @@ class Pictures:
         }
         return {kind: self.add(sequence.name, *named) for kind, named in made.items()}
 
-    def _result(self, sequence: Sequence, index: int, rgb: np.ndarray) -> np.ndarray:
-        path = self.run.mask(sequence.name, sequence.frames[index].stem)
-        mask = read_mask(path)
-        if mask.shape != rgb.shape[:2]:
-            raise InputError(
-                f"{path} is {mask.shape[1]} x {mask.shape[0]}; expected {rgb.shape[1]} x {rgb.shape[0]} like "
-                f"{sequence.frames[index]}"
-            )
-        return mask
+
+def result_mask(run: EvaluationRun, sequence: Sequence, index: int, rgb: np.ndarray) -> np.ndarray:
+    """A run's mask of a frame, uint8 [H, W] ids. Raises InputError unless it is of the frame's size.
+
+    rgb: the frame, uint8 RGB [H, W, 3].
+    """
+    path = run.mask(sequence.name, sequence.frames[index].stem)
+    mask = read_mask(path)
+    if mask.shape != rgb.shape[:2]:
+        raise InputError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]}; expected {rgb.shape[1]} x {rgb.shape[0]} like "
+            f"{sequence.frames[index]}"
+        )
+    return mask
 
 
 def _truth(sequence: Sequence, index: int) -> np.ndarray:
