@@ -7,7 +7,7 @@ import numpy as np
 
 from timecycle.errors import InputError, listing, said
 from timecycle.evaluation.davis.report_run import short_hashes
-from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
 
@@ -79,7 +79,7 @@ def _differing(runs: Sequence[EvaluationRun], fields: Sequence[str]) -> dict[str
         ([_table(run, "method") for run in runs], ["resume"]),
         ([run.content for run in runs], ["device"]),
         (versions, list(dict.fromkeys(name for each in versions for name in each))),
-        ([_table(run, "seconds") for run in runs], ["total"]),
+        ([stage_seconds(run.content) for run in runs], ["total"]),
     ]
     found = {}
     for contents, names in tables:

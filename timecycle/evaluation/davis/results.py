@@ -153,17 +153,18 @@ class ResultsFolder:
         self.content["sequences"][sequence.name] = entry
         self.save()
 
-    def stage_seconds(self) -> dict[str, float]:
-        """Seconds by stage, summed over the finished sequences."""
-        totals: dict[str, float] = {}
-        for entry in self.content["sequences"].values():
-            for stage, seconds in entry["seconds"].items():
-                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
-        return totals
-
     def save(self) -> None:
         """Write results.json, atomically. Raises InputError if it cannot be written."""
         write_json(inside(self.path, RESULTS), self.content)
+
+
+def stage_seconds(content: dict[str, Any]) -> dict[str, float]:
+    """Seconds by stage, summed over the finished sequences of the content of results.json."""
+    totals: dict[str, float] = {}
+    for entry in content["sequences"].values():
+        for stage, seconds in entry["seconds"].items():
+            totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
+    return totals
 
 
 def read_results(folder: Path, expected: str) -> dict[str, Any]:

@@ -125,8 +125,11 @@ class Scores(Printed):
             for name, objects in self.sequences.items()
         }
 
-    def worst(self, count: int = 5) -> Frames:
-        """The `count` frames and objects with the lowest mean of J and F, lowest first. Printed, they are a table."""
+    def worst(self, count: int | None = 5) -> Frames:
+        """The frames and objects with the lowest mean of J and F, lowest first: `count` of them, or all with None.
+
+        Printed, they are a table.
+        """
         return Frames(sorted(self._frames(), key=lambda frame: frame.jf)[:count])
 
     def scalars(self, prefix: str = "davis") -> dict[str, float]:
