@@ -2,7 +2,9 @@
 
 import pickle
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +91,8 @@ def make_data(data: Path) -> None:
     make_davis(data / "short", 1, 3, 96, 128)
     for name, k in (("a", "10"), ("b", "2")):
         words = ["--davis", data / "davis", "--features", "color", "--save_path", data / "runs" / name, "--topk_vis", k]
-        cli.run(["evaluate", *map(str, words), "--cropSize", "64", "--quiet"])
+        with redirect_stdout(StringIO()):
+            cli.run(["evaluate", *map(str, words), "--cropSize", "64", "--quiet"])
     for folder in (data / "davis/Annotations/480p").iterdir():
         shutil.copytree(folder, data / "masks" / folder.name)
     for name, frames in (("a.mp4", 6), ("b/c d.mkv", 4)):
