@@ -54,8 +54,8 @@ def comparable(
             both = [_text(each, "name") for each in (options[0], other)]
             called_so = f", {both[0]} and {both[1]}" if both[0] != both[1] else ""
             raise InputError(
-                f"{names[0]} and {called} are of different protocols{called_so} ({listing(pairs)}); expected the same one, or "
-                f"--across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
+                f"{names[0]} and {called} are of different protocols{called_so} ({listing(pairs)}); expected the same "
+                f"one, or --across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
             )
         strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
         if strides[0] != strides[1]:
