@@ -1,8 +1,8 @@
 """Why objects fail: stretches of low scores, each named by a rule. NumPy only; images are not read.
 
 An object fails in a stretch: at least FAIL_FRAMES frames whose mean of J and F, or J if it is small, is below FAILS,
-with at most GAP better ones in a row between them. The first rule of CAUSES, in their order, that a stretch satisfies is
-its cause. From the frame on at which an object is lost for good, a stretch is looked at anew.
+with at most GAP better ones in a row between them. The first rule of CAUSES, in their order, that a stretch satisfies
+is its cause. From the frame on at which an object is lost for good, a stretch is looked at anew.
 """
 
 from collections.abc import Callable, Iterable, Iterator
