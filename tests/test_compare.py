@@ -175,7 +175,7 @@ def test_scores_of_other_frames_are_refused(change: Callable[[Scores], Scores], 
 
 
 def test_arguments_are_checked():
-    with pytest.raises(InputError, match="1 runs to compare; expected at least two"):
+    with pytest.raises(InputError, match="1 run to compare; expected at least two"):
         compare([made()])
     with pytest.raises(InputError, match="the names of 2 runs are x, x; expected as many, all different"):
         compare([made(), made()], ["x", "x"])

@@ -176,7 +176,7 @@ def page(runs, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_opens_and_fits(browser, page, width, scheme):
     with opened(browser, page, width, color_scheme=scheme) as tab:
         assert tab.title() == "first and second: compared"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
+from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
@@ -50,8 +51,10 @@ def comparable(
         differing = [name for name in fields if other.get(name, NONE) != options[0].get(name, NONE)]
         if refused := [name for name in differing if name not in across and ALL not in across]:
             pairs = (f"{name} {_text(options[0], name)} and {_text(other, name)}" for name in refused)
+            both = [_text(each, "name") for each in (options[0], other)]
             raise InputError(
-                f"{names[0]} and {called} are of different protocols ({listing(pairs)}); expected the same one, or "
+                f"{names[0]} and {called} are of different protocols{f', {both[0]} and {both[1]}' * (both[0] != both[1])} "
+                f"({listing(pairs)}); expected the same one, or "
                 f"--across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
             )
         strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
@@ -147,8 +150,10 @@ def _table(run: EvaluationRun, name: str) -> dict[str, Any]:
 
 
 def _text(content: dict[str, Any], name: str) -> str:
-    value = content.get(name, NONE)
-    return said(f"{value:g}" if isinstance(value, float) else value)
+    value = short_hashes(content.get(name, NONE))
+    if isinstance(value, float):
+        value = f"{value:.1f}" if name == "total" else f"{value:g}"
+    return said(value)
 
 
 def _reading(options: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def compare(
     Raises InputError if the runs are not comparable, see `comparable`, or a folder holds no scores.
     """
     if len(runs) < 2:
-        raise InputError(f"{len(runs)} runs to compare; expected at least two")
+        raise InputError(f"{len(runs)} run{'s' * (len(runs) != 1)} to compare; expected at least two")
     read = [read_run(run) if isinstance(run, Path | str) else run for run in runs]
     found = [run if isinstance(run, Scores) else _scores_of(run) for run in read]
     called = _names(read, names)

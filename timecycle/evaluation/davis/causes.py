@@ -6,8 +6,9 @@ that satisfies none has no name. From the frame on at which an object is lost fo
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -133,6 +134,17 @@ def cause_at(causes: Iterable[Cause], sequence: str, object_id: int, index: int)
         if (cause.sequence, cause.object_id) == (sequence, object_id) and cause.first <= index <= cause.last:
             return cause
     return None
+
+
+def counted(causes: Iterable[Cause]) -> str:
+    """A line that counts the objects by cause of failure; empty if there is none."""
+    found = ", ".join(f"{name} {count}" for name, count in counts(causes).items() if count)
+    return f"objects by cause of failure: {found}" if found else ""
+
+
+def scores_json(scores: Scores) -> dict[str, Any]:
+    """`Scores.to_json`, and "causes": a list of the fields of each `Cause`."""
+    return scores.to_json() | {"causes": [asdict(cause) for cause in causes_of(scores)]}
 
 
 class _Curves:

@@ -10,6 +10,7 @@ from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.data.sequences import Sequence, of_every, read_filelist
 from timecycle.data.synthetic import make_davis
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.causes import causes_of, counted, scores_json
 from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.failures import BUDGET, MOST
 from timecycle.evaluation.davis.layout import of_year, read_davis
@@ -162,8 +163,10 @@ def _score(sequences: list[Sequence], folder: ResultsFolder, arguments: argparse
     scores = score_written(sequences, folder.path)
     if scores is None:
         return None
-    folder.content.update(scores=scores.to_json())
+    folder.content.update(scores=scores_json(scores))
     folder.tables.write(scores.csv_files(arguments.set))
     said = {note for sequence in sequences for note in sequence.notes}
     print(replace(scores, notes=tuple(note for note in scores.notes if note not in said)).report())
+    if line := counted(causes_of(scores)):
+        print(line)
     return scores

@@ -14,6 +14,7 @@ import torch
 from timecycle.data.masks import mask_reading
 from timecycle.data.sequences import Names, Sequence, of_every
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.causes import scores_json
 from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
@@ -141,7 +142,7 @@ def _own_share(
         found = score_written(own, path)
         folder.content.update(seconds=stage_seconds(folder.content), device=str(features.device))
         if found:
-            folder.content["scores"] = found.to_json()
+            folder.content["scores"] = scores_json(found)
         folder.save()
     content = {name: value for name, value in folder.content.items() if name != "scores"}
     return found, [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")], content

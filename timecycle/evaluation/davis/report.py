@@ -22,6 +22,7 @@ from timecycle.evaluation.davis.report_frames import (
 )
 from timecycle.evaluation.davis.report_run import facts, settings
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
+from timecycle.evaluation.davis.scores import left_out
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, PAGE, PICTURES, OwnFile, Report
@@ -83,6 +84,8 @@ class Worst:
     pictures: dict[str, str]
     """URLs by kind."""
     causes: str
+    color: str
+    """Of the object, as CSS."""
     inspected: str | None
     """URL of a picture by `timecycle inspect`."""
 
@@ -150,6 +153,7 @@ def write_page(
     ]
     data = Path(run.options.get("data", run.folder))
     notes = [SYNTHETIC_NOTE] if (data / MARKER).is_file() else []
+    notes += left_out(sequences)
     said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(run.scores.notes if run.scores else ())])
     content = render(
         "report.html.jinja",
@@ -227,11 +231,12 @@ def _part(
     if video:
         url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
     last = len(sequence.frames) - 1
+    score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else float("nan")
     shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
     return Part(
         printable(sequence.name),
         number,
-        run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else None,
+        None if score != score else score,
         len(sequence.frames),
         given,
         url,
@@ -307,5 +312,6 @@ def _worst(
         made = None if picture is None else pictures.add(frame.sequence, inspection_name(frame.index), picture)
         name = printable(sequence.frames[frame.index].stem)
         shown = pictures.compared(sequence, frame)
-        found.append(Worst(frame, name, part, shown, ", ".join(dict.fromkeys(during)), made))
+        causes_then = ", ".join(dict.fromkeys(during))
+        found.append(Worst(frame, name, part, shown, causes_then, _css(frame.object_id), made))
     return found

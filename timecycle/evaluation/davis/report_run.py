@@ -1,5 +1,6 @@
 """What a page says about a run: facts at its top, settings and times at its end."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,18 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
         machine[f"peak memory, {place}"] = f"{megabytes:.0f} MB"
     return {
         "command": _command([str(word) for word in content.get("command") or []]),
-        "options": _texts(run.options),
+        "options": _texts(run.options | {FEATURES: short_hashes(run.options.get(FEATURES))}),
         "machine": [(name, value) for name, value in _texts(machine) if value != "none"],
         "stages": [
             (name, stages[stage], 1000 * stages[stage] / frames) for stage, name in STAGES.items() if stage in stages
         ],
         "total": stages.get("total"),
     }
+
+
+def short_hashes(value: Any) -> Any:
+    """A value of results.json, if it is a text with its SHA-256 hashes cut to 12 digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", value) if isinstance(value, str) else value
 
 
 def _command(words: list[str]) -> str:

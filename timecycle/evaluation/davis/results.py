@@ -32,7 +32,7 @@ FIELDS = {"options", "versions", "sequences", "seconds", "command", "method", "d
 """Fields of results.json that this program writes; others were added by the user and are kept."""
 FEATURES, FRAME_STRIDE = "features", "frame_stride"
 MAX_DEPTH = 100  # of nesting in results.json
-MAX_SECONDS = 1e12  # of a stage
+MOST = 1e12  # seconds of a stage, megabytes, frames
 
 
 class ResultsFolder:
@@ -198,15 +198,23 @@ def _is_ours(content: Any) -> bool:
     """Whether parsed JSON has the structure of results.json."""
     match content:
         case {"options": dict(), "versions": dict(), "sequences": dict() as sequences}:
-            return all(map(_is_entry, sequences.values()))
+            command, memory = content.get("command") or [], content.get("peak_memory_mb") or {}
+            return all(map(_is_entry, sequences.values())) and isinstance(command, list) and _are_numbers(memory)
     return False
 
 
 def _is_entry(entry: Any) -> bool:
     match entry:
         case {"seconds": dict() as seconds}:
-            return all(isinstance(value, int | float) and 0 <= value < MAX_SECONDS for value in seconds.values())
+            return _are_numbers(seconds) and _are_numbers({"frames": entry.get("frames", 0)})
     return False
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether parsed JSON is an object of seconds, megabytes or counts."""
+    return isinstance(values, dict) and all(
+        isinstance(value, int | float) and 0 <= value < MOST for value in values.values()
+    )
 
 
 def files_mark(sequence: Sequence) -> str:

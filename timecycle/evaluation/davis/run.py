@@ -137,9 +137,12 @@ def rescored(run: EvaluationRun) -> Scores | None:
 
 def _scores(folder: Path, content: dict[str, Any]) -> Scores:
     try:
-        return Scores.from_json(content["scores"])
+        scores = Scores.from_json(content["scores"])
     except InputError as error:
         raise InputError(f"{folder / RESULTS} is damaged: {error}") from None
+    if lost := [name for name in scores.sequences if name not in content["sequences"]]:
+        raise InputError(f"{folder / RESULTS} is damaged: {said(lost[0])} has scores and no masks; expected both")
+    return scores
 
 
 def _joined(parts: list[Scores], folder: Path) -> Scores | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from timecycle.data.masks import add_mask_options, masks_of
 from timecycle.errors import InputError
+from timecycle.evaluation.davis.causes import causes_of, counted, scores_json
 from timecycle.evaluation.davis.scores import score_results
 from timecycle.files import json_bytes
 from timecycle.manifest import OwnFile
@@ -40,5 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     masks = masks_of(arguments)
     scores = score_results(arguments.davis, arguments.results, arguments.set, arguments.year, arguments.workers, masks)
     print(scores.report())
+    if line := counted(causes_of(scores)):
+        print(line)
     if written:
-        written.replace(json_bytes(scores.to_json()))
+        written.replace(json_bytes(scores_json(scores)))

@@ -228,7 +228,10 @@ class Scores(Printed):
         try:
             files = {name: tuple(names) for name, names in content["files"].items()}
             sequences = {name: _objects_from(found, len(files[name])) for name, found in content["sequences"].items()}
-            return cls(sequences, files, tuple(content["notes"]), folder)
+            notes = tuple(content["notes"])
+            if not all(isinstance(text, str) for texts in (*files.values(), notes) for text in texts):
+                raise ValueError("names of frames and notes are not all texts")
+            return cls(sequences, files, notes, folder)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"these are no scores ({type(error).__name__}: {error}); expected those of results.json"

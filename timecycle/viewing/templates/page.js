@@ -302,12 +302,14 @@
     drawMarks(plot, marks, color, font, named) {
       const { ctx, bbox } = plot;
       ctx.save();
-      ctx.strokeStyle = ctx.fillStyle = color;
-      ctx.setLineDash([2 * uPlot.pxRatio, 3 * uPlot.pxRatio]);
+      ctx.fillStyle = color;
+      ctx.lineJoin = "round";
       ctx.font = font.replace(/^\d+/, (size) => size * uPlot.pxRatio);
       marks.forEach((mark, index) => {
         const left = Math.round(plot.valToPos(mark.x, "x", true));
         ctx.beginPath();
+        ctx.setLineDash([2 * uPlot.pxRatio, 3 * uPlot.pxRatio]);
+        [ctx.strokeStyle, ctx.lineWidth] = [color, uPlot.pxRatio];
         ctx.moveTo(left, bbox.top);
         ctx.lineTo(left, bbox.top + bbox.height);
         ctx.stroke();
@@ -315,7 +317,12 @@
         ctx.textAlign = late ? "right" : "left";
         ctx.textBaseline = "top";
         const [gap, row] = [4 * uPlot.pxRatio, 14 * uPlot.pxRatio * (index % MARK_ROWS)];
-        if (named) ctx.fillText(mark.text ?? "", left + (late ? -gap : gap), bbox.top + gap + row);
+        if (!named || !mark.text) return;
+        const place = [mark.text, left + (late ? -gap : gap), bbox.top + gap + row];
+        ctx.setLineDash([]);
+        [ctx.strokeStyle, ctx.lineWidth] = [getComputedStyle(document.body).backgroundColor, 4 * uPlot.pxRatio];
+        ctx.strokeText(...place); // lines of the chart do not strike the text through
+        ctx.fillText(...place);
       });
       ctx.restore();
     }
