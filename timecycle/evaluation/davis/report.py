@@ -1,5 +1,6 @@
 """The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
+import math
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -231,12 +232,12 @@ def _part(
     if video:
         url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
     last = len(sequence.frames) - 1
-    score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else float("nan")
+    score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else math.nan
     shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
     return Part(
         printable(sequence.name),
         number,
-        None if score != score else score,
+        None if math.isnan(score) else score,
         len(sequence.frames),
         given,
         url,
