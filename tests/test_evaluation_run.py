@@ -67,7 +67,8 @@ def test_scores_of_an_earlier_version_are_computed_again_if_the_data_are_there(f
     (folder / RESULTS).write_text(json.dumps(stored))
     assert read_run(folder).scores.to_json() == whole
     davis.rename(davis.with_name("moved"))
-    assert read_run(folder).scores.to_json()["sequences"] == stored["scores"]["sequences"]
+    stored["scores"].pop("causes")
+    assert read_run(folder).scores.to_json() == stored["scores"]
 
 
 def test_processes_of_one_evaluation_are_one_run(folder: Path, tmp_path: Path):

@@ -52,9 +52,9 @@ def comparable(
         if refused := [name for name in differing if name not in across and ALL not in across]:
             pairs = (f"{name} {_text(options[0], name)} and {_text(other, name)}" for name in refused)
             both = [_text(each, "name") for each in (options[0], other)]
-            protocols = f", {both[0]} and {both[1]}" if both[0] != both[1] else ""
+            called_so = f", {both[0]} and {both[1]}" if both[0] != both[1] else ""
             raise InputError(
-                f"{names[0]} and {called} are of different protocols{protocols} ({listing(pairs)}); expected the same "
+                f"{names[0]} and {called} are of different protocols{called_so} ({listing(pairs)}); expected the same "
                 f"one, or --across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
             )
         strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
