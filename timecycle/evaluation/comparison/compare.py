@@ -1,7 +1,6 @@
 """Runs compared on the same objects: paired differences, their intervals, and where they are largest. No torch."""
 
 import math
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -32,7 +31,6 @@ SHOWN = 5
 """Objects in the printed list of the largest differences."""
 UNITS = {"size": (100, "% of the frame"), "speed": (1, "% of its size a frame"), "length": (1, "frames")}
 """Factor and unit in which limits of attributes are shown."""
-HASH = re.compile(r"\b[0-9a-f]{40,}\b")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,11 +228,8 @@ def frame_name(frame: FrameDifference) -> str:
 
 
 def shown_settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """What differs beside the scores, as it is shown: of hashes the first characters."""
-    return [
-        (name, [HASH.sub(lambda found: found[0][:12], printable(value)) for value in values])
-        for name, values in comparison.settings.items()
-    ]
+    """What differs beside the scores, as it is shown."""
+    return [(name, [printable(value) for value in values]) for name, values in comparison.settings.items()]
 
 
 def class_limits(attribute: str, kind: str) -> str:
