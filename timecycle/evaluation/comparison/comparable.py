@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
@@ -51,11 +50,11 @@ def comparable(
         differing = [name for name in fields if other.get(name, NONE) != options[0].get(name, NONE)]
         if refused := [name for name in differing if name not in across and ALL not in across]:
             pairs = (f"{name} {_text(options[0], name)} and {_text(other, name)}" for name in refused)
-            both = [_text(each, "name") for each in (options[0], other)]
+            protocols = dict.fromkeys(_text(each, "name") for each in (options[0], other))
+            named = f", {' and '.join(protocols)}" if len(protocols) > 1 else ""
             raise InputError(
-                f"{names[0]} and {called} are of different protocols{f', {both[0]} and {both[1]}' * (both[0] != both[1])} "
-                f"({listing(pairs)}); expected the same one, or "
-                f"--across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
+                f"{names[0]} and {called} are of different protocols{named} ({listing(pairs)}); expected the same one, "
+                f"or --across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
             )
         strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
         if strides[0] != strides[1]:
@@ -150,10 +149,10 @@ def _table(run: EvaluationRun, name: str) -> dict[str, Any]:
 
 
 def _text(content: dict[str, Any], name: str) -> str:
-    value = short_hashes(content.get(name, NONE))
+    value = content.get(name, NONE)
     if isinstance(value, float):
         value = f"{value:.1f}" if name == "total" else f"{value:g}"
-    return said(value)
+    return said("none" if value is None else value)
 
 
 def _reading(options: dict[str, Any]) -> str:

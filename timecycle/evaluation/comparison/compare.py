@@ -1,7 +1,6 @@
 """Runs compared on the same objects: paired differences, their intervals, and where they are largest. No torch."""
 
 import math
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -23,6 +22,7 @@ from timecycle.evaluation.comparison.differences import (
 )
 from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.davis import causes
+from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.evaluation.printed import Cell, Table
@@ -31,7 +31,6 @@ SHOWN = 5
 """Objects in the printed list of the largest differences."""
 UNITS = {"size": (100, "% of the frame"), "speed": (1, "% of its size a frame"), "length": (1, "frames")}
 """Factor and unit in which limits of attributes are shown."""
-HASH = re.compile(r"\b[0-9a-f]{40,}\b")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -231,8 +230,7 @@ def frame_name(frame: FrameDifference) -> str:
 def shown_settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """What differs beside the scores, as it is shown: of hashes the first characters."""
     return [
-        (name, [HASH.sub(lambda found: found[0][:12], printable(value)) for value in values])
-        for name, values in comparison.settings.items()
+        (name, [short_hashes(printable(value)) for value in values]) for name, values in comparison.settings.items()
     ]
 
 

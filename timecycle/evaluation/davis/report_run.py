@@ -43,7 +43,7 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
         machine[f"peak memory, {place}"] = f"{megabytes:.0f} MB"
     return {
         "command": _command([str(word) for word in content.get("command") or []]),
-        "options": _texts(run.options | {FEATURES: short_hashes(run.options.get(FEATURES))}),
+        "options": [(name, short_hashes(text)) for name, text in _texts(run.options)],
         "machine": [(name, value) for name, value in _texts(machine) if value != "none"],
         "stages": [
             (name, stages[stage], 1000 * stages[stage] / frames) for stage, name in STAGES.items() if stage in stages
@@ -52,9 +52,9 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
     }
 
 
-def short_hashes(value: Any) -> Any:
-    """A value of results.json, if it is a text with its SHA-256 hashes cut to 12 digits."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", value) if isinstance(value, str) else value
+def short_hashes(text: str) -> str:
+    """A text with 12 digits of each hash."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", text)
 
 
 def _command(words: list[str]) -> str:
