@@ -5,7 +5,6 @@ images/, so that it is written in a fraction of a second at every checkpoint.
 """
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from timecycle.training.run_folder import (
     read_starts,
 )
 from timecycle.training.settings import RunSettings, WalkSettings, defaults, flag, resolved
-from timecycle.viewing.pages import embedded, link, render
+from timecycle.viewing.pages import command_lines, embedded, link, render
 
 SCORES = (SCORE, "J", "F")
 LOSS = "loss"
@@ -141,8 +140,9 @@ def make_page(
         files=[
             (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
         ],
-        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}"
-        + " --protocol crw" * walk,
+        command=command_lines(
+            ["timecycle", "evaluate", "--davis", "DAVIS", "--resume", str(encoder), *["--protocol", "crw"] * walk]
+        ),
         has_encoder=encoder.exists(),
         settings=_settings(settings),
         starts=[_start(number, start) for number, start in enumerate(starts, start=1)][-MOST_STARTS:],
@@ -280,7 +280,7 @@ def _start(number: int, start: Mapping[str, Any]) -> dict[str, Any]:
         "processes": said("processes"),
         "threads": said("threads"),
         "commit": said("commit")[:12],
-        "command": printable(" ".join(str(word) for word in words if word is not None)),
+        "command": command_lines([str(word) for word in words if word is not None]),
     }
 
 
