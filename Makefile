@@ -37,13 +37,20 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	@grep -v '^\[' build/log || true
 	@touch $@
 
-# Names as in tests/browser.py. Without one the tests of pages are skipped, so this never fails.
+# Names as in tests/browser.py. Without one the tests of pages are skipped, so this never fails, nor waits for a network
+# that is not there: apt-get gets two minutes to update and to download, and as many to install what is there.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+APT := env DEBIAN_FRONTEND=noninteractive timeout -k 9 120 apt-get -qq -y -o Acquire::Retries=1 -o Acquire::http::Timeout=20
 browser: ## install Chromium, in which the tests open pages, if it is not here and this machine allows it
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 || \
-		echo "Chromium is not here, tests of pages are skipped (apt-get install chromium, as root; macOS: brew)"
+	if ! command -v apt-get >/dev/null; then why="there is no apt-get"; \
+	elif [ "$$(id -u)" != 0 ]; then why="apt-get needs root"; \
+	else \
+		said=$$({ $(APT) update && $(APT) --no-install-recommends --download-only install chromium && \
+			$(APT) --no-install-recommends --no-download install chromium; } </dev/null 2>&1) && exit 0; \
+		why="apt-get ended with status $$?: $$(echo "$$said" | tail -n 1)"; \
+	fi; \
+	echo "Chromium is not here ($$why); tests of pages are skipped (apt-get install chromium; macOS: brew)"
 
 demo: $(VENV)/.built ## propagate masks through a synthetic video set; print scores and the address of a page with pictures
 	$(SAY) "label propagation on a synthetic video set (about two minutes on two cores)"

@@ -18,7 +18,7 @@ from timecycle.data.synthetic import make_davis
 from timecycle.errors import run_command_line
 from timecycle.evaluation.davis.layout import read_davis
 from timecycle.evaluation.davis.masks import write_masks
-from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.evaluation.davis.results import ResultsFolder, stage_seconds
 from timecycle.evaluation.davis.scores import score_written
 from timecycle.features.named import DEFAULT, DTYPES, Features
 from timecycle.propagation.protocols import Protocol, mask_protocol
@@ -36,7 +36,7 @@ def run(sequences: list[Sequence], dtype: str, rules: Protocol, out: Path, where
     return {
         "images": images,
         "images_per_second": round(images / seconds, 2),
-        "seconds": {name: round(value, 2) for name, value in folder.stage_seconds().items()},
+        "seconds": {name: round(value, 2) for name, value in stage_seconds(folder.content).items()},
         "J&F": round(scores.global_["J&F-Mean"], 4),
     }
 

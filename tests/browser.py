@@ -37,9 +37,18 @@ def opened(browser: Any, path: Path, width: int = 1280, **context: Any) -> Itera
     page = tab.new_page()
     page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"{request.url[:200]}: {request.failure}"))
+    page.on("requestfailed", lambda request: None if _given_up(request) else wrong.append(_failed(request)))
     page.on("request", lambda asked: wrong.append(asked.url[:200]) if asked.url.startswith("http") else None)
     page.goto(path.resolve().as_uri())
     yield page
     tab.close()
     assert not wrong, wrong
+
+
+def _given_up(request: Any) -> bool:
+    """Whether Chromium itself ended the request for a video, which it does when another part of it is sought."""
+    return request.resource_type == "media" and request.failure == "net::ERR_ABORTED"
+
+
+def _failed(request: Any) -> str:
+    return f"{request.url[:200]}: {request.failure}"

@@ -16,20 +16,20 @@ from timecycle.evaluation.davis.metrics import statistics
 from timecycle.evaluation.davis.pixels import ObjectPixels
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 
-SEEDS = range(500, 510)
+SEEDS = range(500, 506)
 FRAME, AREA = 100_000, 4000  # pixels
 FRAMES = 40
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, list[str]]:
-    """The outcome of ten drawn clips of each cause."""
+    """The outcome of some drawn clips of each cause."""
     return {cause: [measured.outcome(make(seed)) for seed in SEEDS] for cause, make in FAILURES.items()}
 
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_most_clips_of_a_cause_are_named_by_it(cause, outcomes):
-    assert outcomes[cause].count(cause) >= 8
+    assert outcomes[cause].count(cause) >= 0.8 * len(SEEDS)
 
 
 def test_nine_of_ten_clips_are_named_right(outcomes):

@@ -19,7 +19,7 @@ from tests.conftest import write_sequence
 from timecycle.data.masks import read_mask, write_mask
 from timecycle.data.synthetic import make_davis
 from timecycle.evaluation.davis import command
-from timecycle.evaluation.davis.results import ResultsFolder
+from timecycle.evaluation.davis.results import ResultsFolder, stage_seconds
 
 ROOT = Path(__file__).parents[1]
 LONG = 200  # frames of a sequence whose run can be interrupted
@@ -209,7 +209,7 @@ def test_earlier_results_are_kept_in_the_record(tmp_path):
     first = ResultsFolder(tmp_path, {"a": 1})
     first.content["sequences"]["x"] = {"frames": 3, "seconds": {"read": 1.0}}
     first.save()
-    assert ResultsFolder(tmp_path, {"a": 1}).stage_seconds() == {"read": 1.0}
+    assert stage_seconds(ResultsFolder(tmp_path, {"a": 1}).content) == {"read": 1.0}
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """A results folder is read back as it was written; pixels are counted as a direct count finds them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import test_davis
+from tests.conftest import write_sequence
+from timecycle import cli
 from timecycle.data.masks import read_mask
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.causes import scores_json
@@ -16,28 +18,47 @@ from timecycle.evaluation.davis.run import read_run
 from timecycle.evaluation.davis.tables import Scores
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set, and the results of its evaluation."""
+    root = tmp_path_factory.mktemp("evaluated")
+    for name in ("first", "second"):
+        write_sequence(root / "davis", name)
+    words = ["--davis", root / "davis", "--features", "color", "--cropSize", 64, "--save_path", root / "out", "--quiet"]
+    cli.run(["evaluate", *map(str, words)])
+    return root
+
+
 @pytest.fixture
-def folder(command_line, small_davis: Path, tmp_path: Path) -> Path:
-    arguments = ("--davis", small_davis, "--features", "color", "--cropSize", 64, "--save_path", tmp_path / "out")
-    assert command_line(test_davis.main, *arguments).code == 0
+def davis(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of the set, to change."""
+    return shutil.copytree(evaluated / "davis", tmp_path / "davis")
+
+
+@pytest.fixture
+def folder(evaluated: Path, davis: Path, tmp_path: Path) -> Path:
+    """A copy of the results, of that set."""
+    shutil.copytree(evaluated / "out", tmp_path / "out")
+    file = tmp_path / "out" / RESULTS
+    file.write_text(file.read_text().replace(str(evaluated), str(tmp_path)))
     return tmp_path / "out"
 
 
-def test_a_run_is_read_back(folder: Path, small_davis: Path):
+def test_a_run_is_read_back(folder: Path, davis: Path):
     run = read_run(folder)
     stored = json.loads((folder / RESULTS).read_text())
     assert scores_json(run.scores) == stored["scores"]
     assert stored["scores"]["sequences"]["first"]["1"]["frames"] == ["00001.png", "00002.png"]
     assert stored["method"]["features"] == "color"
     first, second = run.sequences()
-    assert first.frames[0] == small_davis / "JPEGImages" / "480p" / "first" / "00000.jpg"
+    assert first.frames[0] == davis / "JPEGImages" / "480p" / "first" / "00000.jpg"
     assert (first.scored, second.name) == (True, "second")
     assert read_mask(run.mask("first", "00003")).shape == (48, 64)
     assert run.video("first") == folder / "overlays" / "first.mp4"
     assert run.video("second").is_file()
 
 
-def test_scores_of_an_earlier_version_are_computed_again(folder: Path):
+def test_scores_of_an_earlier_version_are_computed_again_if_the_data_are_there(folder: Path, davis: Path):
     whole = read_run(folder).scores.to_json()
     stored = json.loads((folder / RESULTS).read_text())
     for objects in stored["scores"]["sequences"].values():
@@ -45,6 +66,9 @@ def test_scores_of_an_earlier_version_are_computed_again(folder: Path):
             del one["pixels"]
     (folder / RESULTS).write_text(json.dumps(stored))
     assert read_run(folder).scores.to_json() == whole
+    davis.rename(davis.with_name("moved"))
+    stored["scores"].pop("causes")
+    assert read_run(folder).scores.to_json() == stored["scores"]
 
 
 def test_processes_of_one_evaluation_are_one_run(folder: Path, tmp_path: Path):
@@ -63,7 +87,10 @@ def test_processes_of_one_evaluation_are_one_run(folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda stored, davis: stored["sequences"].pop("first"), "has no sequence first; expected one of second"),
+        (
+            lambda stored, davis: (stored["sequences"].pop("first"), stored.pop("scores")),
+            "has no sequence first; expected one of second",
+        ),
         (
             lambda stored, davis: stored["sequences"]["first"].update(data={}),
             "does not say where the frames of first are",
@@ -73,9 +100,9 @@ def test_processes_of_one_evaluation_are_one_run(folder: Path, tmp_path: Path):
         (lambda stored, davis: _shrink(davis / "JPEGImages/480p/first/00002.jpg"), "was changed since"),
     ],
 )
-def test_what_has_moved_is_named(folder: Path, small_davis: Path, change, words):
+def test_what_has_moved_is_named(folder: Path, davis: Path, change, words):
     stored = json.loads((folder / RESULTS).read_text())
-    change(stored, small_davis)
+    change(stored, davis)
     (folder / RESULTS).write_text(json.dumps(stored))
     with pytest.raises(InputError, match=words):
         read_run(folder).sequence("first")
@@ -87,9 +114,20 @@ def _shrink(path: Path) -> None:
 
 def test_damaged_scores_are_refused(folder: Path, tmp_path: Path):
     stored = json.loads((folder / RESULTS).read_text())
+    (folder / RESULTS).write_text(json.dumps(stored | {"peak_memory_mb": {"host": "5"}}))
+    with pytest.raises(InputError, match=r"results\.json was not written by this program, or is damaged"):
+        read_run(folder)
     stored["scores"]["sequences"]["first"]["1"]["J"].pop()
     (folder / RESULTS).write_text(json.dumps(stored))
     with pytest.raises(InputError, match=r"results\.json is damaged: .* expected those of results\.json"):
+        read_run(folder)
+    del stored["scores"]["sequences"]["first"], stored["sequences"]["second"]
+    (folder / RESULTS).write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"is damaged: second has scores and no masks; expected both"):
+        read_run(folder)
+    stored["scores"]["files"]["second"] = [1, 2]
+    (folder / RESULTS).write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="names of frames and notes are not all texts"):
         read_run(folder)
     with pytest.raises(InputError, match=r"holds no results\.json; expected the results folder"):
         read_run(tmp_path)

@@ -11,6 +11,7 @@ from timecycle.viewing.pages import data_url, duration, link, number, plain, sha
 def test_numbers_as_pages_show_them():
     assert [number(0.12345), number(-0.5, 1), number(math.nan), number(None)] == ["0.123", "−0.5", "–", "–"]
     assert [signed(0.5), signed(-0.5), signed(0.0), signed(math.nan)] == ["+0.500", "−0.500", "0.000", "–"]
+    assert [signed(0.0004), signed(-0.0004), number(-0.0004)] == ["0.000"] * 3
     assert [share(0.5), share(-1.0), share(2.0), share(math.nan)] == [50, 0, 100, 0]
 
 

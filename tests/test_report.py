@@ -121,7 +121,7 @@ def test_worst_frames_are_few_of_an_object_and_lie_apart():
         {"a": (scored(bad), scored([0.9] * 41)), "b": (scored([0.5] * 41),)},
         {name: tuple(f"{i:05d}.png" for i in range(1, 42)) for name in "ab"},
     )
-    found = [(worst.sequence, worst.object_id, worst.index) for worst in worst_frames(scores, most=5)]
+    found = [(worst.sequence, worst.object_id, worst.index) for worst in worst_frames(scores)[:5]]
     assert found == [("a", 1, 2), ("a", 1, 2 + APART), ("b", 1, 1), ("b", 1, 1 + APART), ("a", 2, 1)]
     assert len(worst_frames(scores)) == 3 * OF_ONE_OBJECT
     assert worst_frames(Scores({}, {})) == []
@@ -207,6 +207,24 @@ def test_the_command_writes_the_same_page_again(run, report, small_davis: Path, 
     ended = report("out")
     assert (ended.code, ended.out) == (0, f"page: {page.as_uri()} ({len(before) / 1e6:.1f} MB)\n")
     assert page.read_bytes() == before
+
+
+def test_videos_keep_the_rate_they_were_written_with(run, report, small_davis: Path, tmp_path):
+    """A second run writes no videos, since all masks are there, whatever its --fps."""
+
+    def rates() -> list[str | None]:
+        return [a["data-fps"] for tag, a in Parsed(tmp_path / "out" / "report.html").tags if tag == "video"]
+
+    assert run("--davis", small_davis, "--fps", 10).code == 0
+    assert rates() == ["10.0", "10.0"]
+    assert run("--davis", small_davis).code == 0
+    assert rates() == ["10.0", "10.0"]
+    assert run("--davis", small_davis, "--overwrite", "--frame-stride", 2).code == 0
+    assert rates() == ["24.0", "24.0"]
+    assert run("--davis", small_davis, "--fps", 10, "--frame-stride", 2).code == 0
+    assert rates() == ["24.0", "24.0"]
+    assert report("out").code == 0
+    assert rates() == ["24.0", "24.0"]
 
 
 def test_a_page_elsewhere_embeds_pictures_and_links_videos(run, report, small_davis: Path, tmp_path):

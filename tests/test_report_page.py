@@ -136,8 +136,7 @@ def test_values_are_there_as_text(page, run):
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])  # the button shows the other scheme
 def test_it_fits_phones_and_desktops_in_both_themes(browser, run, width, scheme):
     with opened(browser, run.folder / "report.html", width, color_scheme=scheme) as page:
         assert overflow(page) == 0
@@ -161,6 +160,15 @@ def test_print_has_all_charts_and_objects_on_white(browser, run):
             "[...document.querySelectorAll('.chart')].map(chart => getComputedStyle(chart).color)"
         )  # of what is drawn on the canvas
         assert set(colors) == {"rgb(91, 101, 112)"}
+
+
+def test_a_missing_video_is_seen(browser, tmp_path):
+    (tmp_path / "page.html").write_text('<!doctype html><link rel="icon" href="data:,"><video src="gone.mp4"></video>')
+    with (
+        pytest.raises(AssertionError, match=r"gone\.mp4: net::ERR_FILE_NOT_FOUND"),
+        opened(browser, tmp_path / "page.html") as page,
+    ):
+        page.wait_for_function("document.querySelector('video').error !== null")
 
 
 def test_without_scripts_everything_is_said(browser, run):

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_scores import ROOT, make_set, moving_squares
+from tests.score_cases import make_set, moving_squares
+from tests.test_scores import ROOT
 from timecycle import workers
 from timecycle.errors import InputError
 from timecycle.evaluation.davis.scores import score_results

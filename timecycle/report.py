@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--inspect",
         type=int,
         metavar="N",
-        help="of an evaluation: add pictures of where the labels of the N worst frames come from (default: those that "
-        "it has)",
+        help="of an evaluation: add pictures of where the labels of the N worst frames come from, of those "
+        "that it shows (default: the pictures that it has)",
     )
 
 

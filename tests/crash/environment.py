@@ -26,7 +26,10 @@ from tests.crash.trees import Tree, changes, difference, partial, results, snaps
 
 PATIENCE = 10.0
 """Seconds that a run may take longer than an undisturbed one."""
-WRITERS = ("evaluate", "evaluate_davis", "train", "prepare", "prepare davis", "score", "convert", "made set")
+WRITERS = (
+    "evaluate", "evaluate_davis", "train", "prepare", "prepare davis", "score", "convert", "made set", "report, a file",
+    "compare", "inspect",
+)  # fmt: skip
 FULL = (0.02, 0.3, 0.6, 0.9)
 """Disk sizes, as shares of the bytes that a run writes."""
 # By program, the folders and files that it writes, relative to its working folder.
@@ -40,6 +43,9 @@ FOLDERS = {
     "score": ("out",),
     "convert": ("out",),
     "made set": ("out",),
+    "report, a file": ("out", "out/.written"),
+    "compare": ("out", "out/.written"),
+    "inspect": ("out", "out/.written"),
 }  # fmt: skip
 FILES = {
     "evaluate": (
@@ -54,6 +60,9 @@ FILES = {
     "prepare": ("out/list.txt", "out/failed.txt", "out/.lock"),
     "prepare davis": ("out/list.txt",),
     "score": ("out/scores.json",),
+    "report, a file": ("out/page.html",),
+    "compare": ("out/page.html",),
+    "inspect": ("out/picture.jpg",),
     "convert": ("out/walk.safetensors", "out/walk-resnet18.safetensors"),
 }  # fmt: skip
 

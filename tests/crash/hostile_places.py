@@ -7,8 +7,9 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests import test_badja, test_jhmdb, test_tapvid, test_vip
 from tests.crash.names import PLAYLISTS
 from tests.crash.processes import ROOT
 from tests.video_cases import write_video
+from timecycle import cli
 from timecycle.data.synthetic import make_davis
 
 EVALUATE = ("--features", "colour", "--cropSize", "32", "--save_path", "out")
@@ -109,8 +111,11 @@ SHARED: dict[str, Path] = {}
 
 def share(folder: Path) -> None:
     """Make the data that the cases copy."""
-    SHARED.update({name: folder / name for name in ("davis", "video.mp4", "run", "results")})
+    SHARED.update({name: folder / name for name in ("davis", "video.mp4", "run")})
     make_davis(SHARED["davis"], 1, 3, 48, 64)
+    with redirect_stdout(StringIO()):
+        words = ["--davis", SHARED["davis"], "--features", "color", "--cropSize", "48", "--save_path", SHARED["run"]]
+        cli.run(["evaluate", *map(str, words), "--quiet"])
     write_video(SHARED["video.mp4"], rate=4, frames=4, size=(48, 32))
 
 
@@ -218,6 +223,23 @@ def noted(box: Box, name: str) -> Command:
     file = out / ".written" / ("made-crossing.json" if len(name) % 2 else ".tables.json")
     file.write_text(json.dumps(hashes))
     return _evaluate(box, "--overwrite")
+
+
+@place
+def reported(box: Box, name: str) -> Command:
+    """A sequence in the results.json that is read back, with its masks where the name leads."""
+    out = box.own / "out"
+    shutil.copytree(SHARED["run"], out)
+    (out / "results.json").unlink()
+    _put(box, SHARED["run"] / "made-crossing", out, name)
+    content = json.loads((SHARED["run"] / "results.json").read_text())
+    scores = content["scores"]
+    for by_sequence in (content["sequences"], scores["sequences"], scores["files"]):
+        by_sequence[name] = by_sequence.pop("made-crossing")
+    with suppress(OSError):  # where the name is that of this file
+        (out / "results.json").write_text(json.dumps(content))
+    ways = (["report", "out"], ["report", "out", "-o", "out/page.html"], ["inspect", "out", "-o", "out/x.jpg"])
+    return "module:timecycle", [*ways, ["compare", "out", "out", "-o", "out/page.html"]][len(name) % 4]
 
 
 @place

@@ -2,13 +2,16 @@
 
 import pickle
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
 from tests import test_badja, test_jhmdb, test_tapvid, test_vip
 from tests.video_cases import write_video
+from timecycle import cli
 from timecycle.data.synthetic import make_davis
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,12 @@ PROGRAMS = {
                 ("davis", "--davis", "{data}/davis", "--out", "out/list.txt"), 2, "out"),
         Program("score", "module:timecycle.scores", (*SCORE, "1"), 3, "out"),
         Program("score, workers", "module:timecycle.scores", (*SCORE, "2"), 1, "out"),
+        Program("report", "module:timecycle", ("report", "out"), 3, "out", ("evaluate", *EVALUATE, "64")),
+        Program("report, a file", "module:timecycle",
+                ("report", "{data}/runs/a", "-o", "out/page.html", "--inspect", "1", "--single-file"), 2, "out"),
+        Program("compare", "module:timecycle",
+                ("compare", "{data}/runs/a", "{data}/runs/b", "--across", "k", "-o", "out/page.html"), 2, "out"),
+        Program("inspect", "module:timecycle", ("inspect", "{data}/runs/a", "-o", "out/picture.jpg"), 2, "out"),
         Program("convert", "module:timecycle.checkpoint",
                 ("convert", str(ROOT / "timecycle/models/weights/walk.safetensors"), "--out", "out"), 2, "out"),
         Program("made set", "call:made_set", ("out", "1", "3"), 4, "out"),
@@ -80,6 +89,10 @@ def make_data(data: Path) -> None:
     """Make all data that the programs read."""
     make_davis(data / "davis", 2, 4, 96, 128)
     make_davis(data / "short", 1, 3, 96, 128)
+    for name, k in (("a", "10"), ("b", "2")):
+        words = ["--davis", data / "davis", "--features", "color", "--save_path", data / "runs" / name, "--topk_vis", k]
+        with redirect_stdout(StringIO()):
+            cli.run(["evaluate", *map(str, words), "--cropSize", "64", "--quiet"])
     for folder in (data / "davis/Annotations/480p").iterdir():
         shutil.copytree(folder, data / "masks" / folder.name)
     for name, frames in (("a.mp4", 6), ("b/c d.mkv", 4)):

@@ -13,8 +13,8 @@ Tree = dict[str, Any]
 PARTIAL = re.compile(r"\.partial($|/)")
 BY_NATURE = {"seconds", "versions", "peak_memory_mb", "command", "since"}
 """Fields of JSON that hold times and machines."""
-TIME = re.compile(rb"<time>[^<]*</time>")
-"""Times in HTML."""
+TIMES = re.compile(rb"<dt>time</dt><dd>[^<]*|<h3>Time</h3>.*?<h3>Settings</h3>", re.DOTALL)
+"""In a page, the fact at its top, and the table of stages with the facts about the machine that follow it."""
 LEFT_OUT = re.compile(r"(^|/)(tensorboard/.*|\.lock|\.lock\.file)$")
 
 
@@ -38,13 +38,19 @@ def results(folder: Path) -> Tree:
         elif path.name == "report.html" and path.with_name("settings.json").is_file():
             # The page of a training run names the processes that worked on it, which a killed run has more of.
             found[name] = path.read_bytes().endswith(b"</html>")
+        elif path.suffix == ".html":
+            found[name] = TIMES.sub(b"", _placeless(path, folder))
         elif path.suffix == ".pt":
             found[name] = _unpickled(torch.load(path, weights_only=True))
         elif path.suffix == ".safetensors":
             found[name] = _by_name(path.read_bytes())
         else:
-            found[name] = TIME.sub(b"", path.read_bytes().replace(os.fsencode(folder), b"FOLDER"))
+            found[name] = _placeless(path, folder)
     return found
+
+
+def _placeless(path: Path, folder: Path) -> bytes:
+    return path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
 
 
 def _noted(content: dict[str, list[str]], out: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ ORPHANS = 10.0
 MODULES = (
     "torch", "torch._dynamo", "train", "test_davis", "timecycle.training.command_line",
     "timecycle.evaluation.davis.command", "timecycle.evaluation.davis.score_command", "timecycle.checkpoints.command",
+    "timecycle.report", "timecycle.evaluation.davis.inspection", "timecycle.evaluation.comparison.page", "jinja2",
     "timecycle.checkpoint", "timecycle.prepare",
     "timecycle.evaluation.davis.scores", "timecycle.evaluation.jhmdb", "timecycle.evaluation.vip",
     "timecycle.evaluation.badja", "timecycle.evaluation.tapvid",

@@ -26,6 +26,7 @@ PLAN = {
     "masks": 30_000,
     "lists": 35_000,
     "json_files": 30_000,
+    "evaluations": 6_000,
     "checkpoints": 30_000,
     "tasks": 20_000,
     "videos": 4_000,

@@ -60,14 +60,14 @@ def command_lines(words: Sequence[str]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A score with a fixed number of digits; a dash means that nothing is scored."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+    """A score with a fixed number of digits, 0 without a sign; a dash means that nothing is scored."""
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """`number` with its sign, for differences."""
     text = number(value, digits)
-    return f"+{text}" if value is not None and value > 0 else text
+    return f"+{text}" if value is not None and round(value, digits) > 0 else text
 
 
 def share(value: float | None) -> float:

@@ -66,7 +66,8 @@ EVALUATE: Options = {
     "--override": ("k=7", "resize=native", "side=64"), "--videoLen": ("1", "9"), "--topk_vis": ("1", "5"),
     "--overwrite": (), "--reuse": (), "--fps": ("24", "1e-3"),
     "--device": ("cpu", "auto", "cuda", "meta", "cuda:9", "mps"), "--dtype": ("float32", "float16"), "--debug": (),
-    "-j": ("4",), "--gpu-id": ("0",), "--batchSize": ("1",), "--T": ("1",),
+    "--frame-stride": ("1", "2"), "--inspect": ("0", "3"), "-j": ("4",), "--gpu-id": ("0",),
+    "--batchSize": ("1",), "--T": ("1",),
 }  # fmt: skip
 SCORE: Options = {
     "--davis": ("davis", "nowhere"), "--results": ("masks", "nowhere"), "--set": ("val",), "--year": ("2017", "2016"),

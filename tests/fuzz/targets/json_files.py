@@ -14,12 +14,8 @@ import numpy as np
 
 from timecycle.data.extract import Extraction, finished
 from timecycle.data.sequences import Sequence
-from timecycle.evaluation.comparison.compare import compare
-from timecycle.evaluation.comparison.page import page
 from timecycle.evaluation.davis.masks import SequenceWriter
-from timecycle.evaluation.davis.results import RESULTS, ResultsFolder
-from timecycle.evaluation.davis.scores import score_sequence
-from timecycle.evaluation.davis.tables import Scores
+from timecycle.evaluation.davis.results import ResultsFolder
 from timecycle.files import PREPARED, read_json
 
 
@@ -123,31 +119,3 @@ def case_results(rng: random.Random, folder: Path) -> None:
     finally:
         for victim in victims:
             assert victim.read_bytes() == b"mine"
-
-
-@functools.cache
-def _evaluated() -> dict[str, Any]:
-    """What results.json of a small evaluation holds."""
-    masks = np.zeros((5, 8, 9), np.uint8)
-    masks[:, 2:5, 2:6], masks[:, 5:, 6:] = 1, 2
-    objects = score_sequence(masks, np.roll(masks, 1, axis=2))
-    names = ["a", "b"]
-    files = tuple(f"{index:05d}.png" for index in range(1, 4))
-    scores = Scores(dict.fromkeys(names, objects), dict.fromkeys(names, files))
-    entry = {"seconds": {"total": 1.0}, "data": {"frames": "/nowhere", "annotations": "/nowhere", "fps": 24.0}}
-    return {
-        "options": {"name": "crw", "side": 480, "k": 10, "mean": [0.5, 0.5, 0.5], "masks": {"threshold": None}},
-        "versions": {"torch": "2"}, "sequences": dict.fromkeys(names, entry), "seconds": {"total": 2.0},
-        "method": {"resume": None}, "device": "cpu", "scores": scores.to_json(),
-    }  # fmt: skip
-
-
-def case_compare(rng: random.Random, folder: Path) -> None:
-    """Two evaluations, one with a damaged record, compared, as tables and as a page."""
-    for name in ("first", "second"):
-        (folder / name).mkdir()
-        (folder / name / RESULTS).write_text(json.dumps(_evaluated()))
-    (folder / "second" / RESULTS).write_bytes(json_bytes(rng, _evaluated()))
-    comparison = compare([folder / "first", folder / "second"], across=rng.choice([(), ("protocol",), ("k",)]))
-    assert str(comparison)
-    assert page(comparison, folder, rng.random() < 0.5)

@@ -9,6 +9,8 @@ import json
 import random
 import re
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +201,8 @@ def case_page(rng: random.Random, folder: Path) -> None:
     for _ in range(rng.randrange(3)):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     (folder / "log.jsonl").write_bytes(data)
-    page = rewrite_report(folder).read_text(encoding="utf-8")
+    with redirect_stdout(StringIO()):
+        page = rewrite_report(folder).read_text(encoding="utf-8")
     assert page.endswith("</html>")
     for text in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page):
         json.loads(text)

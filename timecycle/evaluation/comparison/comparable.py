@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
 
@@ -50,11 +50,11 @@ def comparable(
         differing = [name for name in fields if other.get(name, NONE) != options[0].get(name, NONE)]
         if refused := [name for name in differing if name not in across and ALL not in across]:
             pairs = (f"{name} {_text(options[0], name)} and {_text(other, name)}" for name in refused)
-            protocols = dict.fromkeys(_text(each, "name") for each in (options[0], other))
-            named = f", {' and '.join(protocols)}" if len(protocols) > 1 else ""
+            both = [_text(each, "name") for each in (options[0], other)]
+            called_so = f", {both[0]} and {both[1]}" if both[0] != both[1] else ""
             raise InputError(
-                f"{names[0]} and {called} are of different protocols{named} ({listing(pairs)}); expected the same one, "
-                f"or --across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
+                f"{names[0]} and {called} are of different protocols{called_so} ({listing(pairs)}); expected the same "
+                f"one, or --across {' '.join(refused) if len(refused) <= 3 else ALL} to compare them nevertheless"
             )
         strides = [each.get(FRAME_STRIDE, 1) for each in (options[0], other)]
         if strides[0] != strides[1]:
@@ -78,7 +78,7 @@ def _differing(runs: Sequence[EvaluationRun], fields: Sequence[str]) -> dict[str
         ([_table(run, "method") for run in runs], ["resume"]),
         ([run.content for run in runs], ["device"]),
         (versions, list(dict.fromkeys(name for each in versions for name in each))),
-        ([_table(run, "seconds") for run in runs], ["total"]),
+        ([stage_seconds(run.content) for run in runs], ["total"]),
     ]
     found = {}
     for contents, names in tables:

@@ -26,6 +26,7 @@ from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.evaluation.printed import Cell, Table
+from timecycle.viewing import pages
 
 SHOWN = 5
 """Objects in the printed list of the largest differences."""
@@ -258,13 +259,6 @@ def p_value(p: float) -> str:
     return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
 def signed(value: float) -> str:
-    """A difference with its sign; 0 has none."""
-    text = _number(value)
-    if math.isnan(value):
-        return text
-    return f"{value:+.3f}" if float(text) else text.lstrip("-")
+    """A difference with its sign, as pages show it but in ASCII."""
+    return pages.signed(value).replace("−", "-").replace("–", "-")

@@ -15,8 +15,9 @@ from timecycle.evaluation.comparison.differences import PairedObject, PairedSequ
 from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.comparison.paper import LESS_IS_BETTER
 from timecycle.evaluation.davis.causes import CAUSES
+from timecycle.evaluation.davis.report_frames import result_mask
+from timecycle.evaluation.davis.report_run import image_size, protocol_name
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
-from timecycle.viewing.overlays import FRAMES_PER_SECOND
 from timecycle.viewing.pages import data_url, embedded, link, render
 from timecycle.viewing.stills import error_map, still
 
@@ -106,13 +107,11 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("scored frames", str(sum(map(len, scores.files.values())))),
     ]
     if comparison.runs:
-        options = comparison.runs[0].options
-        native = options.get("resize") == "native"
-        size = "as the frames are" if native else f"{options.get('side')} pixels, {options.get('resize')}"
+        run = comparison.runs[0]
         if "protocol" not in comparison.settings:
-            facts.insert(0, ("protocol", printable(str(options.get("name", "not named")))))
+            facts.insert(0, ("protocol", protocol_name(run)))
         if not {"side", "resize"} & comparison.settings.keys():
-            facts.append(("size", printable(size)))
+            facts.append(("size", image_size(run)))
     return facts
 
 
@@ -171,7 +170,7 @@ class _Part:
                 for each in self._each_run(self._largest.object_id)
             ],
             "videos": videos,
-            "fps": self._fps(),
+            "fps": self._comparison.runs[0].fps(self.sequence) if self._comparison.runs else None,
             "charts": self._charts(playing),
             "pictures": self._pictures(),
         }
@@ -183,13 +182,6 @@ class _Part:
     def _frame_name(self, index: int) -> str:
         files = self._comparison.scores[0].files.get(self.sequence)
         return printable(Path(files[index]).stem) if files else str(index + 1)
-
-    def _fps(self) -> float:
-        """Frames a second of the videos."""
-        match self._comparison.runs and self._comparison.runs[0].content["sequences"].get(self.sequence):
-            case {"data": {"fps": int(fps) | float(fps)}} if fps > 0:
-                return fps
-        return FRAMES_PER_SECOND
 
     def _videos(self, folder: Path, single_file: bool) -> list[str | None]:
         """The URL of each run's overlay video."""
@@ -236,9 +228,7 @@ class _Part:
         try:
             sequence = self._comparison.runs[0].sequence(self.sequence)
             rgb, truth = self._read(sequence)
-            masks = [
-                read_mask(run.mask(self.sequence, sequence.frames[self._index].stem)) for run in self._comparison.runs
-            ]
+            masks = [result_mask(run, sequence, self._index, rgb) for run in self._comparison.runs]
             id_ = self._largest.object_id
             runs = [(still(rgb, mask), error_map(rgb, truth, mask, id_)) for mask in masks]
             return {

@@ -16,7 +16,7 @@ from timecycle.evaluation.davis.failures import BUDGET, MOST
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.report import check_free, write_page
-from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import left_out, score_written
 from timecycle.evaluation.davis.tables import Scores, csv_names
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
         resumed = [sequence.name for sequence in sequences if folder.finished(sequence, overlays=True)]
         write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
-        folder.content["seconds"] = folder.stage_seconds() | {"this run": round(time.perf_counter() - start, 3)}
+        folder.content["seconds"] = stage_seconds(folder.content) | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))
         folder.content["peak_memory_mb"] = peak_memory_mb(device)
         folder.save()

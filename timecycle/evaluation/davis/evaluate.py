@@ -19,7 +19,7 @@ from timecycle.evaluation.davis.explanations import explanations
 from timecycle.evaluation.davis.layout import of_year, read_davis
 from timecycle.evaluation.davis.masks import write_masks
 from timecycle.evaluation.davis.report import check_free, write_page
-from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, ResultsFolder, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.scores import Scores, left_out, score_written
 from timecycle.features.extractors import CallableExtractor, Extractor, evaluating
@@ -140,7 +140,7 @@ def _own_share(
         folder = ResultsFolder(path, options, reuse=reuse)
         write_masks(own, features, rules, folder, say=said.append, overlays=overlays, progress=progress)
         found = score_written(own, path)
-        folder.content.update(seconds=folder.stage_seconds(), device=str(features.device))
+        folder.content.update(seconds=stage_seconds(folder.content), device=str(features.device))
         if found:
             folder.content["scores"] = scores_json(found)
         folder.save()

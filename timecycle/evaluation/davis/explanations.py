@@ -53,7 +53,7 @@ def explanations(
 
 def explained_again(run: EvaluationRun, sequences: list[Sequence], count: int) -> Inspected:
     """`explanations` of a finished run, with its features loaded again. Raises InputError as `features_of`."""
-    if not sequences:
+    if not sequences or not count:
         return {}
     names = [sequence.name for sequence in sequences]
     with features_of(run, names[0]) as features:

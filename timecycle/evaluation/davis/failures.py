@@ -18,7 +18,7 @@ again for them are at most this share of all."""
 
 def worst_of(scores: Scores | None, sequence: str | None = None) -> Frame | None:
     """The frame and object with the lowest mean of J and F, of one sequence or of all; None if nothing is scored."""
-    found = scores.worst(_everything(scores)) if scores else []
+    found = scores.worst(None) if scores else []
     return next((frame for frame in found if sequence in (None, frame.sequence)), None)
 
 
@@ -52,7 +52,7 @@ def chosen_failures(scores: Scores, frames: int, count: int | None = None) -> li
         count: so many of them; by default up to `MOST` that take at most the share `BUDGET` of the frames.
     """
     if count is not None:
-        return worst_frames(scores, count)
+        return worst_frames(scores)[:count]
     found: list[WorstFrame] = []
     for worst in worst_frames(scores):
         if len(found) < MOST and frames_needed([*found, worst]) <= BUDGET * frames:
@@ -66,8 +66,3 @@ def frames_needed(failures: Iterable[WorstFrame]) -> int:
     for failure in failures:
         last[failure.sequence] = max(last.get(failure.sequence, 0), failure.index)
     return sum(index + 1 for index in last.values())
-
-
-def _everything(scores: Scores) -> int:
-    """Number of scored frames of all objects."""
-    return sum(len(one.jaccard) for objects in scores.sequences.values() for one in objects)

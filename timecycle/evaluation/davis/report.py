@@ -28,7 +28,6 @@ from timecycle.locks import owned
 from timecycle.manifest import NOTES, PAGE, PICTURES, OwnFile, Report
 from timecycle.viewing.pages import embedded, link, render
 from timecycle.viewing.palette import line_colors
-from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 """Headings of GLOBAL_COLUMNS."""
@@ -106,8 +105,8 @@ def rewrite_report(
         folder: of an evaluation, also of a version whose results.json holds less.
         output: the page, with embedded pictures; by default report.html in the folder.
         single_file: embed the videos, too.
-        inspect: so many of the worst frames get a picture of where their labels come from, for which their sequences
-            are propagated again; by default those keep one that have one.
+        inspect: so many of the worst frames that it shows get a picture of where their labels come from, for which
+            their sequences are propagated again; by default those keep one that have one.
 
     Returns the page's path. Raises InputError if the folder holds no results, data have moved, a file is damaged, or
     the page cannot be written or would replace another's file; with `inspect` also as `inspect_run`.
@@ -245,7 +244,7 @@ def _part(
         given,
         url,
         size,
-        sequence.fps or FRAMES_PER_SECOND,
+        run.fps(sequence.name, sequence.fps),
         [replace(cause, words=printable(cause.words)) for cause in own],
         _chart(sequence, number, objects, own, url is not None),
         [(printable(sequence.frames[index].stem), pictures.result(sequence, index)) for index in shown],

@@ -41,17 +41,17 @@ class WorstFrame:
     boundary: float
 
 
-def worst_frames(scores: Scores, most: int = MOST) -> list[WorstFrame]:
-    """The frames and objects with the lowest mean of J and F, lowest first: of an object few, which lie apart."""
+def worst_frames(scores: Scores) -> list[WorstFrame]:
+    """The `MOST` frames and objects with the lowest mean of J and F, lowest first; of an object few, far apart."""
     places = {name: {file: index for index, file in enumerate(files, 1)} for name, files in scores.files.items()}
     found: list[WorstFrame] = []
-    for frame in scores.worst(sum(len(objects) for objects in scores.sequences.values()) * _longest(scores)):
+    for frame in scores.worst(None):
         index = places[frame.sequence][frame.file]  # frame 0 is not scored
         key = (frame.sequence, frame.object_id)
         same = [other.index for other in found if (other.sequence, other.object_id) == key]
         if len(same) < OF_ONE_OBJECT and all(abs(other - index) >= APART for other in same):
             found.append(WorstFrame(frame.sequence, frame.object_id, index, frame.jaccard, frame.boundary))
-        if len(found) == most:
+        if len(found) == MOST:
             break
     return found
 
@@ -67,13 +67,9 @@ def kept_inspections(folder: Path) -> Inspected:
     for path in notes.hashes:
         parts = path.split("/")
         index = parts[-1].partition("-")[0]
-        if index.isdigit() and parts[-1] == inspection_name(int(index)) and notes.whole([path]):
+        if index.isdecimal() and parts[-1] == inspection_name(int(index)) and notes.whole([path]):
             found[parts[1], int(index)] = inside(folder, *parts).read_bytes()
     return found
-
-
-def _longest(scores: Scores) -> int:
-    return max((len(files) for files in scores.files.values()), default=0)
 
 
 @dataclass
@@ -101,14 +97,14 @@ class Pictures:
     def result(self, sequence: Sequence, index: int) -> str:
         """A frame with the mask that was found."""
         rgb = read_rgb(sequence.frames[index])
-        found = self._result(sequence, index, rgb)
+        found = result_mask(self.run, sequence, index, rgb)
         return self.add(sequence.name, f"{index:05d}-result.jpg", still(rgb, found))
 
     def compared(self, sequence: Sequence, worst: WorstFrame) -> dict[str, str]:
         """URLs by kind: the frame, the annotation on it, the result on it, and the object's errors."""
         index = worst.index
         rgb, truth = read_rgb(sequence.frames[index]), _truth(sequence, index)
-        found = self._result(sequence, index, rgb)
+        found = result_mask(self.run, sequence, index, rgb)
         made = {
             "frame": (f"{index:05d}-frame.jpg", still(rgb)),
             "truth": (f"{index:05d}-truth.jpg", still(rgb, truth)),
@@ -117,15 +113,20 @@ class Pictures:
         }
         return {kind: self.add(sequence.name, *named) for kind, named in made.items()}
 
-    def _result(self, sequence: Sequence, index: int, rgb: np.ndarray) -> np.ndarray:
-        path = self.run.mask(sequence.name, sequence.frames[index].stem)
-        mask = read_mask(path)
-        if mask.shape != rgb.shape[:2]:
-            raise InputError(
-                f"{path} is {mask.shape[1]} x {mask.shape[0]}; expected {rgb.shape[1]} x {rgb.shape[0]} like "
-                f"{sequence.frames[index]}"
-            )
-        return mask
+
+def result_mask(run: EvaluationRun, sequence: Sequence, index: int, rgb: np.ndarray) -> np.ndarray:
+    """A run's mask of a frame, uint8 [H, W] ids. Raises InputError unless it is of the frame's size.
+
+    rgb: the frame, uint8 RGB [H, W, 3].
+    """
+    path = run.mask(sequence.name, sequence.frames[index].stem)
+    mask = read_mask(path)
+    if mask.shape != rgb.shape[:2]:
+        raise InputError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]}; expected {rgb.shape[1]} x {rgb.shape[0]} like "
+            f"{sequence.frames[index]}"
+        )
+    return mask
 
 
 def _truth(sequence: Sequence, index: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 from timecycle.data.sequences import Sequence
 from timecycle.errors import printable
-from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE
+from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.progress import duration
 from timecycle.viewing.pages import command_lines
@@ -20,22 +20,32 @@ def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]
     features = str(run.options.get(FEATURES) or "not named").partition(" ")[0]
     if len(features) == 64 and not features.strip("0123456789abcdef"):  # of evaluate_davis: a hash of the callable
         features = f"callable {features[:8]}"
-    side = run.options.get("side") if run.options.get("resize") != "native" else 0
     found = [
-        ("protocol", str(run.options.get("name", "not named"))),
+        ("protocol", protocol_name(run)),
         ("features", printable(features).replace("+", " + ")),
         ("frames", f"{frames} in {len(sequences)} sequence{'s' if len(sequences) > 1 else ''}"),
-        ("size", f"{side} pixels, {run.options.get('resize')}" if side else "as the frames are"),
+        ("size", image_size(run)),
     ]
     if run.options.get(FRAME_STRIDE, 1) != 1:
         found.append(("frame stride", str(run.options[FRAME_STRIDE])))
-    seconds = _stages(run).get("total")
+    seconds = stage_seconds(run.content).get("total")
     return found if seconds is None else [*found, ("time", f"{duration(seconds)} for the masks")]
+
+
+def protocol_name(run: EvaluationRun) -> str:
+    """The name of a run's protocol."""
+    return printable(str(run.options.get("name", "not named")))
+
+
+def image_size(run: EvaluationRun) -> str:
+    """To what size a run resizes frames, in words."""
+    resize = run.options.get("resize")
+    return "as the frames are" if resize == "native" else printable(f"{run.options.get('side')} pixels, {resize}")
 
 
 def settings(run: EvaluationRun) -> dict[str, Any]:
     """The command, the options, the machine, and seconds by stage."""
-    content, stages = run.content, _stages(run)
+    content, stages = run.content, stage_seconds(run.content)
     frames = sum(entry.get("frames", 0) for entry in content["sequences"].values()) or 1
     machine = {**content.get("versions", {}), "device": content.get("device")}
     for place, megabytes in (content.get("peak_memory_mb") or {}).items():
@@ -54,15 +64,6 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
 def short_hashes(text: str) -> str:
     """A text with 12 digits of each hash."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", text)
-
-
-def _stages(run: EvaluationRun) -> dict[str, float]:
-    """Seconds by stage, summed over the sequences."""
-    totals: dict[str, float] = {}
-    for entry in run.content["sequences"].values():
-        for stage, seconds in entry["seconds"].items():
-            totals[stage] = totals.get(stage, 0.0) + seconds
-    return totals
 
 
 def _texts(values: dict[str, Any]) -> list[tuple[str, str]]:

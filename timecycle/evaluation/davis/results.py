@@ -32,7 +32,7 @@ FIELDS = {"options", "versions", "sequences", "seconds", "command", "method", "d
 """Fields of results.json that this program writes; others were added by the user and are kept."""
 FEATURES, FRAME_STRIDE = "features", "frame_stride"
 MAX_DEPTH = 100  # of nesting in results.json
-MAX_SECONDS = 1e12  # of a stage
+MOST = 1e12  # seconds of a stage, megabytes, frames
 
 
 class ResultsFolder:
@@ -153,17 +153,18 @@ class ResultsFolder:
         self.content["sequences"][sequence.name] = entry
         self.save()
 
-    def stage_seconds(self) -> dict[str, float]:
-        """Seconds by stage, summed over the finished sequences."""
-        totals: dict[str, float] = {}
-        for entry in self.content["sequences"].values():
-            for stage, seconds in entry["seconds"].items():
-                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
-        return totals
-
     def save(self) -> None:
         """Write results.json, atomically. Raises InputError if it cannot be written."""
         write_json(inside(self.path, RESULTS), self.content)
+
+
+def stage_seconds(content: dict[str, Any]) -> dict[str, float]:
+    """Seconds by stage, summed over the finished sequences of the content of results.json."""
+    totals: dict[str, float] = {}
+    for entry in content["sequences"].values():
+        for stage, seconds in entry["seconds"].items():
+            totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
+    return totals
 
 
 def read_results(folder: Path, expected: str) -> dict[str, Any]:
@@ -197,15 +198,23 @@ def _is_ours(content: Any) -> bool:
     """Whether parsed JSON has the structure of results.json."""
     match content:
         case {"options": dict(), "versions": dict(), "sequences": dict() as sequences}:
-            return all(map(_is_entry, sequences.values()))
+            command, memory = content.get("command") or [], content.get("peak_memory_mb") or {}
+            return all(map(_is_entry, sequences.values())) and isinstance(command, list) and _are_numbers(memory)
     return False
 
 
 def _is_entry(entry: Any) -> bool:
     match entry:
         case {"seconds": dict() as seconds}:
-            return all(isinstance(value, int | float) and 0 <= value < MAX_SECONDS for value in seconds.values())
+            return _are_numbers(seconds) and _are_numbers({"frames": entry.get("frames", 0)})
     return False
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether parsed JSON is an object of seconds, megabytes or counts."""
+    return isinstance(values, dict) and all(
+        isinstance(value, int | float) and 0 <= value < MOST for value in values.values()
+    )
 
 
 def files_mark(sequence: Sequence) -> str:

@@ -1,5 +1,6 @@
 """A finished evaluation, read back from its results folder. Does not import torch."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from timecycle.evaluation.davis.scores import score_written
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.files import inside
 from timecycle.manifest import OVERLAYS
+from timecycle.viewing.video_writer import FRAMES_PER_SECOND
 
 EXPECTED = "the results folder of timecycle evaluate or evaluate_davis"
 
@@ -80,6 +82,16 @@ class EvaluationRun:
         """The file of a mask, by the frame's name without suffix."""
         return inside(self.places[sequence], sequence, f"{frame}.png")
 
+    def fps(self, sequence: str, otherwise: float | None = None) -> float:
+        """Frames per second of a sequence's overlay video, as recorded: a later run may have been given others.
+
+        otherwise: those of a version before 0.2, which recorded none.
+        """
+        match self.content["sequences"][sequence].get("data", {"fps": otherwise}):
+            case {"fps": int(fps) | float(fps)} if fps > 0:
+                return fps
+        return FRAMES_PER_SECOND
+
     def video(self, sequence: str) -> Path | None:
         """The overlay video of a sequence, if there is one."""
         path = inside(self.places[sequence], OVERLAYS, f"{sequence}.mp4")
@@ -89,14 +101,14 @@ class EvaluationRun:
 def read_run(folder: Path | str) -> EvaluationRun:
     """Read a results folder, or the folders rank0, rank1, ... that several processes wrote in one.
 
-    Scores of a version that did not count pixels are computed again, if the data are there.
+    Scores of a version that did not count pixels are computed again, unless the data have moved or a mask is damaged.
     Raises InputError if the folder holds no results, or they are damaged.
     """
     folder = Path(folder)
     parts = [folder]
     if not (folder / RESULTS).is_file():
         parts = sorted(
-            (path.parent for path in folder.glob(f"rank*/{RESULTS}")), key=lambda path: (len(path.name), path)
+            (path.parent for path in folder.glob(f"rank[0-9]*/{RESULTS}")), key=lambda path: (len(path.name), path)
         )
     if not parts:
         raise InputError(f"{folder} holds no {RESULTS}; expected {EXPECTED}")
@@ -112,7 +124,8 @@ def read_run(folder: Path | str) -> EvaluationRun:
     if run.scores and any(
         one.pixels is None for objects in run.scores.sequences.values() for one in objects if not one.absent
     ):
-        return replace(run, scores=rescored(run))
+        with suppress(InputError):
+            return replace(run, scores=rescored(run))
     return run
 
 
@@ -124,9 +137,12 @@ def rescored(run: EvaluationRun) -> Scores | None:
 
 def _scores(folder: Path, content: dict[str, Any]) -> Scores:
     try:
-        return Scores.from_json(content["scores"])
+        scores = Scores.from_json(content["scores"])
     except InputError as error:
         raise InputError(f"{folder / RESULTS} is damaged: {error}") from None
+    if lost := [name for name in scores.sequences if name not in content["sequences"]]:
+        raise InputError(f"{folder / RESULTS} is damaged: {said(lost[0])} has scores and no masks; expected both")
+    return scores
 
 
 def _joined(parts: list[Scores], folder: Path) -> Scores | None:

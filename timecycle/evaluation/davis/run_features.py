@@ -1,6 +1,7 @@
 """The protocol and the features of a finished evaluation, loaded again."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def features_of(
             yield extractor
         return
     chosen = _method(run, features)
-    if chosen.resume is not None and not chosen.resume.is_file():
+    if chosen.resume is not None and not os.path.isfile(chosen.resume):
         raise InputError(f"{chosen.resume} does not exist; expected the checkpoint that {run.folder} was made with")
     _, known, encoder = choose_features(chosen, device_of(run, device), protocol_of(run))
     _check_same(run, recorded, known)

@@ -125,8 +125,11 @@ class Scores(Printed):
             for name, objects in self.sequences.items()
         }
 
-    def worst(self, count: int = 5) -> Frames:
-        """The `count` frames and objects with the lowest mean of J and F, lowest first. Printed, they are a table."""
+    def worst(self, count: int | None = 5) -> Frames:
+        """The frames and objects with the lowest mean of J and F, lowest first: `count` of them, or all with None.
+
+        Printed, they are a table.
+        """
         return Frames(sorted(self._frames(), key=lambda frame: frame.jf)[:count])
 
     def scalars(self, prefix: str = "davis") -> dict[str, float]:
@@ -225,7 +228,10 @@ class Scores(Printed):
         try:
             files = {name: tuple(names) for name, names in content["files"].items()}
             sequences = {name: _objects_from(found, len(files[name])) for name, found in content["sequences"].items()}
-            return cls(sequences, files, tuple(content["notes"]), folder)
+            notes = tuple(content["notes"])
+            if not all(isinstance(text, str) for texts in (*files.values(), notes) for text in texts):
+                raise ValueError("names of frames and notes are not all texts")
+            return cls(sequences, files, notes, folder)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"these are no scores ({type(error).__name__}: {error}); expected those of results.json"

@@ -83,10 +83,10 @@
 
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-  function seek(id, frame, time) {
+  function seek(id, frame) {
     const video = document.getElementById(id);
     if (!video) return;
-    const seconds = time ?? (frame + 0.5) / Number(video.dataset.fps); // the middle of the frame, whatever is rounded
+    const seconds = (frame + 0.5) / Number(video.dataset.fps); // the middle of the frame, whatever is rounded
     const go = () => {
       video.pause();
       video.currentTime = seconds;
@@ -104,8 +104,7 @@
     const source = event.target.closest("[data-seek]");
     if (!source || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    const { seek: id, frame, time } = source.dataset;
-    seek(id, Number(frame), time === undefined ? undefined : Number(time));
+    seek(source.dataset.seek, Number(source.dataset.frame));
   });
 
   // Charts
@@ -115,7 +114,6 @@
 
   function cssColor(color, index) {
     if (Array.isArray(color)) return `light-dark(${color[0]}, ${color[1]})`;
-    if (typeof color === "string") return color;
     return `var(--series-${(((color ?? index + 1) - 1) % THEME_COLORS) + 1})`;
   }
 
@@ -144,7 +142,7 @@
       this.data.panels.forEach((panel, number) =>
         panel.series.forEach((series, index) => {
           if (!this.items.has(series.name)) {
-            const swatch = make("span", { class: series.dash ? "swatch dash" : "swatch" });
+            const swatch = make("span", { class: "swatch" });
             swatch.style.color = cssColor(series.color, index);
             const item = make("li", {}, swatch, series.name);
             this.items.set(series.name, { item, swatch, values: [] });
@@ -207,8 +205,7 @@
     }
 
     seek() {
-      if (this.data.video && this.index !== null)
-        seek(this.data.video, (this.data.frames ?? this.data.x)[this.index]);
+      if (this.data.video && this.index !== null) seek(this.data.video, this.data.x[this.index]);
     }
 
     /* The cursor is where the video is. */
@@ -217,7 +214,7 @@
       const video = document.getElementById(this.data.video);
       video?.addEventListener("timeupdate", () => {
         const frame = Math.floor(video.currentTime * Number(video.dataset.fps) + 0.01);
-        const index = (this.data.frames ?? this.data.x).indexOf(frame);
+        const index = this.data.x.indexOf(frame);
         if (index >= 0) this.moveTo(index);
       });
     }
@@ -282,7 +279,6 @@
           ...panel.series.map((series) => ({
             stroke: colorOf(series),
             width: 1.6,
-            dash: series.dash ? [5, 4] : undefined,
             points: { show: Boolean(series.points) || series.values.filter((v) => v !== null).length === 1, size: 6 },
           })),
           ...ranges.flatMap((series) => Array(2).fill({ stroke: colorOf(series), width: 1, alpha: 0.5 / (1 + ranges.length), points: { show: false } })),
