@@ -243,12 +243,16 @@ def _pictures(folder: Path, last: int, single_file: bool) -> list[tuple[int, str
     return [(step, embedded(folder / IMAGES / name)) for step, name in found]
 
 
+WORDS = {"None": "none", "True": "yes", "False": "no"}
+"""What the page has for values of Python."""
+
+
 def _settings(settings: RunSettings) -> list[tuple[str, str, bool]]:
     """Option, value, and whether it is another than the default."""
     chosen = {name: getattr(settings, name, None) for name in ("objective", "walk_over", "filelist", "videos")}
     usual = defaults({name: value for name, value in chosen.items() if value is not None})
     return [
-        (flag(name), printable("none" if value is None else str(value)), value != usual.get(name))
+        (flag(name), printable(WORDS.get(str(value), str(value))), value != usual.get(name))
         for name in settings.to_json()
         if name not in ("checkpoint", "resume")  # the folder itself
         for value in [getattr(settings, name)]
