@@ -101,7 +101,7 @@ def block() -> str:
     head = ["provoked", "drawn, developed", "drawn, held out", "propagated, developed", "propagated, held out"]
     return (
         f"{markdown.table([*head, 'held out, named otherwise'], [*rows, ['all', *sums, '']])}\n\n"
-        f"Clips named right, of those that fail; without a provoked cause, those without a cause or with other, of all. "
+        "Clips named right, of those that fail; without a provoked cause, those without a cause or with other, of all. "
         f"Commit {results['commit']}, from `{RESULTS.relative_to(ROOT)}`."
     )
 

@@ -77,8 +77,9 @@ def test_runs_are_compared_on_the_command_line(timecycle, runs):
     ("by", "words"),
     [
         (lambda c: c["options"].update(k=3), r"different protocols (k 5 and 3); expected the same one, or --across k"),
+        (lambda c: c["options"].update(name="best", k=3), "different protocols, timecycle and best (k 5 and 3)"),
         (lambda c: c["options"].update(side=480), "different protocols (side 64 and 480)"),
-        (lambda c: c["options"].pop("radius"), "different protocols (radius None and not recorded)"),
+        (lambda c: c["options"].pop("radius"), "different protocols (radius none and not recorded)"),
         (lambda c: c["options"].update(frame_stride=2), "take other frames of the videos (frame stride 1 and 2)"),
         (lambda c: c["options"]["masks"].update(single=True), "in different ways (as stored and single True)"),
         (lambda c: c.pop("scores"), "holds no scores; expected a finished run"),
@@ -112,13 +113,13 @@ def test_protocols_are_compared_across_what_is_named(timecycle, runs, tmp_path):
         shutil.copy(runs / name / RESULTS, tmp_path / name)
     change(tmp_path / "second", lambda c: c["options"].update(k=3, radius=7.0, features="mine"))
     both = tmp_path / "first", tmp_path / "second"
-    assert "(radius None and 7)" in timecycle(*both, "--across", "k").err
+    assert "(radius none and 7)" in timecycle(*both, "--across", "k").err
     for fields in (["k", "radius"], ["protocol"]):
         ended = timecycle(*both, "--across", *fields)
         assert ended.code == 0, ended.err
         found = ended.out.split("what differs")[1].split("\n\n")[0]
         assert [line.split() for line in found.split("\n")[1:4]] == [
-            ["radius", "None", "7"],
+            ["radius", "none", "7"],
             ["k", "5", "3"],
             ["features", "color", "mine"],
         ]

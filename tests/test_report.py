@@ -21,6 +21,7 @@ from timecycle.data.synthetic import make_davis
 from timecycle.evaluation.davis.metrics import statistics
 from timecycle.evaluation.davis.report import write_page
 from timecycle.evaluation.davis.report_frames import APART, OF_ONE_OBJECT, inspection_name, worst_frames
+from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.results import RESULTS
 from timecycle.evaluation.davis.run import read_run
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
@@ -143,6 +144,7 @@ def test_without_later_annotations_there_are_results_alone(run, small_davis: Pat
     found = Parsed(tmp_path / "out" / "report.html")
     assert "scores" not in [attributes.get("id") for _, attributes in found.tags]
     assert "Worst frames" not in found.text
+    assert "1 of 1 sequences have an annotation of the first frame only and there are no scores" in found.text
     assert [attributes for _, attributes in found.tags if "data-chart" in attributes] == []
     names = {path.name for path in found.files(tmp_path / "out")}
     assert names == {"00000-given.jpg", "second.mp4", "00001-result.jpg", "00003-result.jpg"}
@@ -157,6 +159,7 @@ def test_short_videos(run, tmp_path, frames):
     found = Parsed(tmp_path / "out" / "report.html")
     charts = [attributes for _, attributes in found.tags if "data-chart" in attributes]
     assert len(charts) == (frames == 3)
+    assert f"{frames} frame{'s' if frames > 1 else ''}\n" in found.text
     assert "NaN" not in found.text.replace("isNaN", "")
 
 
@@ -286,6 +289,23 @@ def test_scores_of_an_earlier_version_are_counted_again(run, report, small_davis
     before = (tmp_path / "out" / "report.html").read_bytes()
     assert report("out").code == 0
     assert (tmp_path / "out" / "report.html").read_bytes() == before
+
+
+def test_a_page_of_an_unfinished_evaluation_says_so(run, report, small_davis: Path, tmp_path):
+    assert run("--davis", small_davis).code == 0
+    assert "did not finish" not in Parsed(tmp_path / "out" / "report.html").text
+    file = tmp_path / "out" / RESULTS
+    stored = json.loads(file.read_text())
+    del stored["scores"]
+    file.write_text(json.dumps(stored))
+    assert report("out").code == 0
+    assert "The evaluation did not finish, and there are no scores" in Parsed(tmp_path / "out" / "report.html").text
+
+
+def test_hashes_are_cut():
+    assert short_hashes(f"network {'0123456789ab' + 52 * 'c'}, {40 * 'd'}, 0123456789abcdef") == (
+        "network 0123456789ab, dddddddddddd, 0123456789abcdef"
+    )
 
 
 def test_large_frames_are_reduced():

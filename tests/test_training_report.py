@@ -250,10 +250,12 @@ def test_a_single_file_embeds_evenly_spaced_pictures(tmp_path):
 
 
 def test_texts_from_files_are_escaped(tmp_path):
-    folder = folder_of(tmp_path, 2, command=["<b>train</b>", 3, None], versions={"<i>": "<u>"}, seconds="x", commit=7)
+    folder = folder_of(
+        tmp_path, 2, command=["train", "<b>x</b>", 3, None], versions={"<i>": "<u>"}, seconds="x", commit=7
+    )
     page = rewrite_report(folder).read_text()
-    assert "&lt;b&gt;train&lt;/b&gt; 3" in page
-    assert "<b>train" not in page
+    assert "train &#39;&lt;b&gt;x&lt;/b&gt;&#39; 3" in page
+    assert "<b>x" not in page
     assert "&lt;i&gt;" in page
 
 

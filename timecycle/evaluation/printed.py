@@ -59,7 +59,7 @@ class Table(NamedTuple):
             lines.append(_html_row("td", [shown(cell) for cell in row], self._left(), None if whole else self.bold))
         if self.total:
             lines[-1] = lines[-1].replace("<tr>", '<tr style="border-top:1px solid; font-weight:bold">', 1)
-        style = "border-collapse:collapse; font-variant-numeric:tabular-nums"
+        style = "border-collapse:collapse; margin:0 0 1em; font-variant-numeric:tabular-nums"
         head, body = lines[0], "\n".join(lines[1:])
         return f'<table style="{style}">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 

@@ -5,7 +5,6 @@ images/, so that it is written in a fraction of a second at every checkpoint.
 """
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from timecycle.training.run_folder import (
     read_starts,
 )
 from timecycle.training.settings import RunSettings, WalkSettings, defaults, flag, resolved
-from timecycle.viewing.pages import embedded, link, render
+from timecycle.viewing.pages import command_lines, embedded, link, render
 
 SCORES = (SCORE, "J", "F")
 LOSS = "loss"
@@ -139,8 +138,9 @@ def make_page(
         files=[
             (name, None if single_file else name, about) for name, about in FILES.items() if (folder / name).exists()
         ],
-        command=f"timecycle evaluate --davis DAVIS --resume {printable(shlex.quote(str(encoder)))}"
-        + " --protocol crw" * walk,
+        command=command_lines(
+            ["timecycle", "evaluate", "--davis", "DAVIS", "--resume", str(encoder), *["--protocol", "crw"] * walk]
+        ),
         has_encoder=encoder.exists(),
         settings=_settings(settings),
         starts=[_start(number, start) for number, start in enumerate(starts, start=1)][-MOST_STARTS:],
@@ -241,12 +241,16 @@ def _pictures(folder: Path, last: int, single_file: bool) -> list[tuple[int, str
     return [(step, embedded(folder / IMAGES / name)) for step, name in found]
 
 
+WORDS = {"None": "none", "True": "yes", "False": "no"}
+"""What the page has for values of Python."""
+
+
 def _settings(settings: RunSettings) -> list[tuple[str, str, bool]]:
     """Option, value, and whether it is another than the default."""
     chosen = {name: getattr(settings, name, None) for name in ("objective", "walk_over", "filelist", "videos")}
     usual = defaults({name: value for name, value in chosen.items() if value is not None})
     return [
-        (flag(name), printable("none" if value is None else str(value)), value != usual.get(name))
+        (flag(name), printable(WORDS.get(str(value), str(value))), value != usual.get(name))
         for name in settings.to_json()
         if name not in ("checkpoint", "resume")  # the folder itself
         for value in [getattr(settings, name)]
@@ -278,7 +282,7 @@ def _start(number: int, start: Mapping[str, Any]) -> dict[str, Any]:
         "processes": said("processes"),
         "threads": said("threads"),
         "commit": said("commit")[:12],
-        "command": printable(" ".join(str(word) for word in words if word is not None)),
+        "command": command_lines([str(word) for word in words if word is not None]),
     }
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import mimetypes
 import os
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from timecycle.errors import InputError
+from timecycle.errors import InputError, printable
 from timecycle.progress import duration as in_words
 from timecycle.viewing import stills
 
@@ -47,6 +48,15 @@ def embedded(path: Path) -> str:
         return data_url(path.read_bytes(), path.name)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected a file to embed in the page") from None
+
+
+def command_lines(words: Sequence[str]) -> str:
+    """A command as one could type it, an option a line, from the words of `sys.argv`; printable."""
+    if not words:
+        return ""
+    name = "python -m timecycle" if Path(words[0]).name == "__main__.py" else shlex.quote(Path(words[0]).name)
+    quoted = [printable(word) for word in [name, *map(shlex.quote, words[1:])]]
+    return " ".join(f"\\\n    {word}" if word.startswith("-") else word for word in quoted)
 
 
 def number(value: float | None, digits: int = 3) -> str:

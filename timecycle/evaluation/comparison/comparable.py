@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from timecycle.errors import InputError, listing, said
-from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.evaluation.davis.tables import Scores
@@ -150,10 +149,10 @@ def _table(run: EvaluationRun, name: str) -> dict[str, Any]:
 
 
 def _text(content: dict[str, Any], name: str) -> str:
-    value = short_hashes(content.get(name, NONE))
+    value = content.get(name, NONE)
     if isinstance(value, float):
         value = f"{value:.1f}" if name == "total" else f"{value:g}"
-    return said(value)
+    return said("none" if value is None else value)
 
 
 def _reading(options: dict[str, Any]) -> str:

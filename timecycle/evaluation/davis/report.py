@@ -33,6 +33,7 @@ from timecycle.viewing.palette import line_colors
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 """Headings of GLOBAL_COLUMNS."""
 SYNTHETIC_NOTE = "The videos are synthetic: scores on them say nothing about real video."
+UNFINISHED_NOTE = "The evaluation did not finish, and there are no scores; the same command again finishes it."
 DIGITS = 3
 """Of scores."""
 
@@ -155,6 +156,8 @@ def write_page(
     ]
     data = Path(run.options.get("data", run.folder))
     notes = [SYNTHETIC_NOTE] if (data / MARKER).is_file() else []
+    if run.scores is None and any(sequence.scored for sequence in sequences):
+        notes.append(UNFINISHED_NOTE)
     notes += left_out(sequences)
     said = dict.fromkeys([*notes, *(n for s in sequences for n in s.notes), *(run.scores.notes if run.scores else ())])
     content = render(

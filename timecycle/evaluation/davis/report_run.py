@@ -1,8 +1,6 @@
 """What a page says about a run: facts at its top, settings and times at its end."""
 
 import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 from timecycle.data.sequences import Sequence
@@ -10,6 +8,7 @@ from timecycle.errors import printable
 from timecycle.evaluation.davis.results import FEATURES, FRAME_STRIDE, stage_seconds
 from timecycle.evaluation.davis.run import EvaluationRun
 from timecycle.progress import duration
+from timecycle.viewing.pages import command_lines
 
 STAGES = {"read": "read frames", "encode": "features", "propagate": "propagation", "write": "masks and overlays"}
 """Names of the stages, which overlap, for people."""
@@ -52,8 +51,8 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
     for place, megabytes in (content.get("peak_memory_mb") or {}).items():
         machine[f"peak memory, {place}"] = f"{megabytes:.0f} MB"
     return {
-        "command": _command([str(word) for word in content.get("command") or []]),
-        "options": _texts(run.options | {FEATURES: short_hashes(run.options.get(FEATURES))}),
+        "command": command_lines([str(word) for word in content.get("command") or []]),
+        "options": [(name, short_hashes(text)) for name, text in _texts(run.options)],
         "machine": [(name, value) for name, value in _texts(machine) if value != "none"],
         "stages": [
             (name, stages[stage], 1000 * stages[stage] / frames) for stage, name in STAGES.items() if stage in stages
@@ -62,18 +61,9 @@ def settings(run: EvaluationRun) -> dict[str, Any]:
     }
 
 
-def short_hashes(value: Any) -> Any:
-    """A value of results.json, if it is a text with its SHA-256 hashes cut to 12 digits."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", value) if isinstance(value, str) else value
-
-
-def _command(words: list[str]) -> str:
-    """The command line as one could type it, an option a line."""
-    if not words:
-        return ""
-    name = "python -m timecycle" if Path(words[0]).name == "__main__.py" else shlex.quote(Path(words[0]).name)
-    quoted = [printable(word) for word in [name, *map(shlex.quote, words[1:])]]
-    return " ".join(f"\\\n    {word}" if word.startswith("-") else word for word in quoted)
+def short_hashes(text: str) -> str:
+    """A text with 12 digits of each hash."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", text)
 
 
 def _texts(values: dict[str, Any]) -> list[tuple[str, str]]:

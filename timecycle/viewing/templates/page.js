@@ -302,14 +302,12 @@
     drawMarks(plot, marks, color, font, named) {
       const { ctx, bbox } = plot;
       ctx.save();
-      ctx.fillStyle = color;
-      ctx.lineJoin = "round";
+      [ctx.strokeStyle, ctx.lineWidth] = [color, uPlot.pxRatio];
+      ctx.setLineDash([2 * uPlot.pxRatio, 3 * uPlot.pxRatio]);
       ctx.font = font.replace(/^\d+/, (size) => size * uPlot.pxRatio);
       marks.forEach((mark, index) => {
         const left = Math.round(plot.valToPos(mark.x, "x", true));
         ctx.beginPath();
-        ctx.setLineDash([2 * uPlot.pxRatio, 3 * uPlot.pxRatio]);
-        [ctx.strokeStyle, ctx.lineWidth] = [color, uPlot.pxRatio];
         ctx.moveTo(left, bbox.top);
         ctx.lineTo(left, bbox.top + bbox.height);
         ctx.stroke();
@@ -319,9 +317,10 @@
         const [gap, row] = [4 * uPlot.pxRatio, 14 * uPlot.pxRatio * (index % MARK_ROWS)];
         if (!named || !mark.text) return;
         const place = [mark.text, left + (late ? -gap : gap), bbox.top + gap + row];
-        ctx.setLineDash([]);
-        [ctx.strokeStyle, ctx.lineWidth] = [getComputedStyle(document.body).backgroundColor, 4 * uPlot.pxRatio];
-        ctx.strokeText(...place); // lines of the chart do not strike the text through
+        const wide = ctx.measureText(mark.text).width;
+        ctx.fillStyle = getComputedStyle(document.body).backgroundColor; // no line of the chart crosses the text
+        ctx.fillRect(place[1] - (late ? wide : 0), place[2], wide, 13 * uPlot.pxRatio);
+        ctx.fillStyle = color;
         ctx.fillText(...place);
       });
       ctx.restore();
