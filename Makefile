@@ -38,9 +38,9 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/cuda/build.py $(CXX_FILES)
 	@touch $@
 
 # Names as in tests/browser.py. Without one the tests of pages are skipped, so this never fails, nor waits for a network
-# that is not there: apt-get gets two minutes to update and to download, and as many to install what is there.
+# that is not there: apt-get gets 75 seconds each to update, to download and to install.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
-APT := env DEBIAN_FRONTEND=noninteractive timeout -k 9 120 apt-get -qq -y -o Acquire::Retries=1 -o Acquire::http::Timeout=20
+APT := env DEBIAN_FRONTEND=noninteractive timeout -k 9 75 apt-get -qq -y -o Acquire::Retries=1 -o Acquire::http::Timeout=20
 browser: ## install Chromium, in which the tests open pages, if it is not here and this machine allows it
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
 	if ! command -v apt-get >/dev/null; then why="there is no apt-get"; \
