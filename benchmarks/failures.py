@@ -345,12 +345,14 @@ def small_object(seed: int) -> Clip:
     world = World([seed, 6], height=160)
     share = np.exp(world.uniform(np.log(0.0003), np.log(0.0014)))
     radius = np.sqrt(share * world.height * world.width / np.pi)
-    kind = world.pick("beside", "too large", "gone in some frames", "gone")
+    kind = world.pick("beside", "a few pixels beside", "too large", "gone in some frames", "gone")
     body = world.body(radius=radius)
     found, start = world.noisy(body), world.rise(world.at(0, 0.5), 3)
     way = np.exp(1j * (world.uniform(0, 7) + world.wander(0.5))) * (radius + 1)
     if kind == "beside":
         found = found.moved(start * way * world.uniform(0.9, 1.8), np.exp(world.wander(0.2)))
+    if kind == "a few pixels beside":
+        found = found.moved(start * way / (radius + 1) * world.uniform(0.8, 1.4) * radius, np.ones(world.frames))
     if kind == "too large":
         found = found.moved(start * way * 0.8, 1 + start * world.uniform(0.8, 1.6))
     if kind == "gone in some frames":

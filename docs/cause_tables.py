@@ -13,7 +13,8 @@ def rules() -> str:
     rows = [[str(number), f"**{name}**", rule] for number, (name, rule) in enumerate(CAUSES.items(), 1)]
     return (
         f"An object fails in a stretch: {FAIL_FRAMES} or more frames with J&F below {FAILS:g}, with at most {GAP} "
-        f"better frames in a row between them.\n\n{table(['', 'cause', 'rule, over the frames of a stretch'], rows)}"
+        "better frames in a row between them. Of a small object J alone counts, since its F is near 1 wherever the "
+        f"result is within the tolerance.\n\n{table(['', 'cause', 'rule, over the frames of a stretch'], rows)}"
     )
 
 

@@ -27,15 +27,15 @@ def outcomes() -> dict[str, list[str]]:
     return {cause: [measured.outcome(make(seed)) for seed in SEEDS] for cause, make in FAILURES.items()}
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("cause", FAILURES)
 def test_most_clips_of_a_cause_are_named_by_it(cause, outcomes):
     assert outcomes[cause].count(cause) >= 0.8 * len(SEEDS)
 
 
 def test_nine_of_ten_clips_are_named_right(outcomes):
     right = sum(found.count(cause) for cause, found in outcomes.items())
-    assert set(outcomes) == set(CAUSES)
-    assert right >= 0.9 * len(CAUSES) * len(SEEDS)
+    assert {*outcomes, "other"} == set(CAUSES)
+    assert right >= 0.9 * len(outcomes) * len(SEEDS)
 
 
 def test_clips_that_do_well_have_no_cause():
@@ -53,7 +53,7 @@ def test_the_results_file_says_that_nine_of_ten_held_out_clips_are_named_right()
     for kind in measured.MADE:
         right, of = measured.total(results, kind)
         assert right >= 0.9 * of
-        for cause in CAUSES:
+        for cause in FAILURES:
             right, of = measured.right(cause, results[kind]["held out"][cause])
             assert of >= 10
             assert right >= 0.8 * of
@@ -97,8 +97,10 @@ def test_a_lost_object():
 
 def test_an_object_is_lost_below_a_tenth_for_five_frames():
     assert found(made(both=from_frame(35, AREA, 0.09 * AREA))) == [("lost", 35, 39)]
-    assert found(made(both=from_frame(36, AREA, 0.09 * AREA))) == []
-    assert found(made(both=from_frame(20, AREA, 0.11 * AREA))) == []  # a jump that leaves some overlap has no name
+    assert found(made(both=from_frame(36, AREA, 0.09 * AREA))) == [("other", 36, 39)]
+    (cause,) = causes_of(made(both=from_frame(20, AREA, 0.11 * AREA)))  # a jump that leaves some overlap
+    assert (cause.name, cause.first, cause.last) == ("other", 20, 39)
+    assert cause.words == "J is 0.11, and the result covers 11% of the object (medians)."
 
 
 def test_an_object_that_is_found_again_was_lost():
@@ -120,8 +122,9 @@ def test_a_drift_falls_slowly():
     (cause,) = causes_of(made(both=slow))
     assert (cause.name, cause.first, cause.last) == ("drift", 25, 39)
     assert cause.words == "J falls from 0.92 to 0.20 in 35 frames, without a jump."
-    assert found(made(both=from_frame(20, AREA, 0.3 * AREA))) == []
-    assert found(made(both=np.linspace(0.55 * AREA, 0.4 * AREA, FRAMES))) == []  # falls by less than FALL
+    assert found(made(both=from_frame(20, AREA, 0.3 * AREA))) == [("other", 20, 39)]
+    little = made(both=np.linspace(0.55 * AREA, 0.4 * AREA, FRAMES))  # falls by less than FALL
+    assert found(little) == [("other", 14, 39)]
 
 
 def test_a_drift_that_ends_lost_is_both():
@@ -138,7 +141,7 @@ def test_a_leak_covers_the_object():
     assert (cause.name, cause.first, cause.last) == ("leak", 20, 39)
     assert cause.words == "The result has 3.0 times the object's area (at most 3.0) and covers 100% of it."
     assert found(made(both=from_frame(20, AREA, 0.55 * AREA), result=large)) == [("leak", 20, 39)]
-    assert found(made(both=from_frame(20, AREA, 0.45 * AREA), result=large)) == []
+    assert found(made(both=from_frame(20, AREA, 0.45 * AREA), result=large)) == [("other", 20, 39)]
 
 
 def test_an_identity_swap_needs_a_share_of_the_result_and_of_what_is_wrong():
@@ -146,13 +149,13 @@ def test_an_identity_swap_needs_a_share_of_the_result_and_of_what_is_wrong():
     (cause,) = causes_of(made(both=both, result=result, other=from_frame(20, 0, 0.4 * AREA), other_id=3))
     assert (cause.name, cause.first) == ("identity swap", 20)
     assert cause.words == "From frame 00021 on, in 20 frames, 40% of the result is on object 3, 50% on its own."
-    assert found(made(both=both, result=result, other=from_frame(20, 0, 0.29 * AREA))) == []
+    assert found(made(both=both, result=result, other=from_frame(20, 0, 0.29 * AREA))) == [("other", 20, 39)]
     wide = from_frame(20, AREA, 2 * AREA)
     assert found(made(both=both, result=wide, other=from_frame(20, 0, 0.7 * AREA))) == [("leak", 20, 39)]
 
 
 def test_an_identity_swap_lasts_five_frames():
-    for frames, name in ((5, ["identity swap"]), (4, [])):
+    for frames, name in ((5, ["identity swap"]), (4, ["other"])):
         stop = 20 + frames
         scores = made(both=from_frame(20, AREA, 0, stop), result=AREA, other=from_frame(20, 0, AREA, stop))
         assert [cause.name for cause in causes_of(scores)] == name
@@ -187,12 +190,27 @@ def test_an_object_that_shrinks_slowly_is_not_hidden():
 
 
 def test_a_small_object_is_small_and_little_is_wrong():
-    for area, wrong, name in ((190, 200, "small object"), (210, 210, "lost"), (190, 600, "lost")):
+    for area, wrong, name in ((290, 300, "small object"), (310, 310, "lost"), (290, 600, "lost")):
         gone = from_frame(20, area, 0)
         scores = made(both=gone, result=from_frame(20, area, wrong - area), truth=area)
         assert [cause.name for cause in causes_of(scores)] == [name]
     (cause,) = causes_of(made(both=from_frame(20, 150, 0), truth=150))
     assert cause.words == "The object has 150 pixels, 0.15% of the frame, and 150 are wrong."
+
+
+def test_a_small_object_fails_by_j_since_f_is_within_its_tolerance():
+    for area, names in ((290, ["small object"]), (310, [])):
+        scores = made(both=from_frame(20, area, 0.3 * area), result=area, truth=area)
+        (one,) = scores.sequences["s"]
+        near = replace(one, boundary=np.ones(FRAMES))
+        assert [cause.name for cause in causes_of(replace(scores, sequences={"s": (near,)}))] == names
+
+
+def test_a_leak_that_ends_lost_is_both_and_one_cause_is_not_two():
+    both, result = from_frame(26, AREA, 0), from_frame(20, AREA, 3 * AREA)
+    assert found(made(both=both, result=result)) == [("leak", 20, 25), ("lost", 26, 39)]
+    both = np.where(np.arange(FRAMES) < 20, 0.3, 0) * 200
+    assert found(made(both=both, result=200, truth=200)) == [("small object", 0, 39)]
 
 
 def test_single_bad_frames_are_no_stretch_and_single_good_ones_interrupt_none():

@@ -228,6 +228,21 @@ def test_both_videos_play_stop_and_seek_together(browser, page):
         assert first == pytest.approx(second, abs=0.03)
 
 
+def test_videos_of_different_rates_show_the_same_frames(browser, runs, tmp_path):
+    """The second run's video is taken to have twice as many frames per second."""
+    shutil.copytree(runs / "second", tmp_path / "second")
+    change(tmp_path / "second", lambda content: content["sequences"]["c"]["data"].update(fps=4))
+    path = tmp_path / "compare.html"
+    cli.run(["--quiet", "compare", str(runs / "first"), str(tmp_path / "second"), "-o", str(path)])
+    with opened(browser, path) as tab:
+        tab.wait_for_function(BOTH % "video.readyState >= 2")
+        assert tab.evaluate(TIMES) == pytest.approx([1.75, 0.875])
+        tab.evaluate("document.querySelector('#sequence-1-2').currentTime = 0.375")
+        tab.wait_for_function("Math.abs(document.querySelector('#sequence-1-1').currentTime - 0.75) < 0.01")
+        tab.evaluate("document.querySelector('#sequence-1-1').play()")
+        tab.wait_for_function("document.querySelector('#sequence-1-2').playbackRate == 0.5")
+
+
 def test_a_single_file_needs_no_other(browser, runs, tmp_path):
     path = tmp_path / "compare.html"
     words = [str(runs / "first"), str(runs / "second"), "-o", str(path), "--single-file"]

@@ -251,6 +251,7 @@ def test_pictures_of_inspect_are_linked_and_kept(run, report, small_davis: Path,
     picture = still(np.zeros((20, 30, 3), np.uint8))
     write_page(found, found.sequences(), inspected={(frame.sequence, frame.index): picture})
     place = tmp_path / "out" / "report" / frame.sequence / inspection_name(frame.index)
+    assert report("out", "--single-file").code == 0
     assert report("out").code == 0
     assert place in Parsed(tmp_path / "out" / "report.html").files(tmp_path / "out")
     assert place.read_bytes() == picture

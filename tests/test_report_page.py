@@ -11,6 +11,7 @@ from tests.browser import opened
 from tests.conftest import write_sequence
 from timecycle import cli
 from timecycle.data.masks import read_mask, write_mask
+from timecycle.evaluation.davis.causes import causes_of
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 
 FRAMES = 24
@@ -103,6 +104,16 @@ def test_a_click_on_a_curve_seeks_the_video(page, run, panel):
     assert f"{one.boundary[index]:.3f}" in chart.get_attribute("aria-valuetext")
     plot.click(position={"x": 0.75 * box["width"], "y": 20})
     assert abs(time_of(page, "video-2") - (index + 1.5) / FPS) < 0.5 / FPS
+
+
+def test_a_cause_is_named_at_its_frames_and_seeks_its_first(page, run):
+    [cause] = causes_of(run.scores)
+    assert (cause.sequence, cause.object_id, cause.name) == ("pair", 2, "lost")
+    titles = page.locator(".worst header").all_inner_texts()
+    assert {"; lost" in text for text in titles if "object 2, frame" in text} == {True}
+    assert {"; lost" in text for text in titles if "object 1, frame" in text} == {False}
+    page.locator("#sequence-2 .reasons a").click()
+    assert abs(time_of(page, "video-2") - (cause.first + 1.5) / FPS) < 0.5 / FPS
 
 
 def test_a_curve_works_by_keyboard(page):

@@ -59,16 +59,14 @@ LARGEST_STEP = 2**53
 _PICTURE = re.compile(r"(\d{7,15})\.jpg")
 
 
-def write_report(
-    folder: Path, settings: RunSettings, curves: Curves, skipped: Mapping[str, int], files: RunFiles | None = None
-) -> Path:
+def write_report(folder: Path, settings: RunSettings, curves: Curves, skipped: Mapping[str, int]) -> Path:
     """Write report.html into the folder of a run, which this process holds; another file of this name is renamed.
 
     skipped: how often each clip was skipped, by 'name: reason'. Returns the page's path.
     Raises InputError if settings.json is damaged, or if the page cannot be written.
     """
     content = make_page(folder, settings, read_starts(folder / SETTINGS)[1], curves, skipped)
-    with (files or RunFiles(folder)).writing(PAGE) as partial:
+    with RunFiles(folder).writing(PAGE) as partial:
         partial.write_bytes(content)
     return folder / PAGE
 

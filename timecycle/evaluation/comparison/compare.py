@@ -22,7 +22,6 @@ from timecycle.evaluation.comparison.differences import (
 )
 from timecycle.evaluation.comparison.paired import LEAST_CLUSTERS, Difference
 from timecycle.evaluation.davis import causes
-from timecycle.evaluation.davis.report_run import short_hashes
 from timecycle.evaluation.davis.run import EvaluationRun, read_run
 from timecycle.evaluation.davis.tables import Scores
 from timecycle.evaluation.printed import Cell, Table
@@ -229,10 +228,8 @@ def frame_name(frame: FrameDifference) -> str:
 
 
 def shown_settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """What differs beside the scores, as it is shown: of hashes the first characters."""
-    return [
-        (name, [short_hashes(printable(value)) for value in values]) for name, values in comparison.settings.items()
-    ]
+    """What differs beside the scores, as it is shown."""
+    return [(name, [printable(value) for value in values]) for name, values in comparison.settings.items()]
 
 
 def class_limits(attribute: str, kind: str) -> str:

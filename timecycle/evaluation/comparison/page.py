@@ -170,7 +170,7 @@ class _Part:
                 for each in self._each_run(self._largest.object_id)
             ],
             "videos": videos,
-            "fps": self._comparison.runs[0].fps(self.sequence) if self._comparison.runs else None,
+            "fps": [run.fps(self.sequence) for run in self._comparison.runs],
             "charts": self._charts(playing),
             "pictures": self._pictures(),
         }

@@ -1,11 +1,11 @@
 """Why objects fail: stretches of low scores, each named by a rule. NumPy only; images are not read.
 
-An object fails in a stretch: at least FAIL_FRAMES frames whose mean of J and F is below FAILS, with at most GAP better
-ones in a row between them. The first rule of CAUSES, in their order, that a stretch satisfies is its cause; a stretch
-that satisfies none has no name. From the frame on at which an object is lost for good, a stretch is looked at anew.
+An object fails in a stretch: at least FAIL_FRAMES frames whose mean of J and F, or J if it is small, is below FAILS,
+with at most GAP better ones in a row between them. The first rule of CAUSES, in their order, that a stretch satisfies
+is its cause. From the frame on at which an object is lost for good, a stretch is looked at anew.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -16,7 +16,8 @@ from timecycle.evaluation.davis.pixels import ObjectPixels
 from timecycle.evaluation.davis.tables import ObjectScores, Scores
 
 FAILS = 0.5
-"""J&F below which an object fails in a frame; DAVIS' recall has the same limit."""
+"""J&F, or J of a small object, whose F is near 1 within its tolerance, below which an object fails in a frame; the
+recall of DAVIS has the same limit."""
 FAIL_FRAMES = 3
 """Least failing frames of a stretch."""
 GAP = 2
@@ -34,8 +35,8 @@ HIDDEN_FRAMES = 12
 """Frames back to which a hidden object's area is compared."""
 LEAK_AREA = 1.5
 """Least area of the result in a leak, in areas of the object."""
-SMALL = 0.002
-"""Share of the frame below which an object is small: a disk with a radius of two tolerances of F in frames of 16:9."""
+SMALL = 0.003
+"""Share of the frame below which an object is small; COCO's limit, 32 x 32 pixels of some 640 x 480, is 0.0033."""
 FEW = 0.005
 """Share of the frame that is wrong, below which a few pixels decide the score of a small object."""
 LOST = 0.1
@@ -53,6 +54,8 @@ TOP = 0.9
 MAJORITY = 0.5
 """Share of a stretch's frames in which an identity swap or a leak must be seen."""
 
+OTHER = "other"
+"""The cause of a stretch that satisfies no other rule."""
 CAUSES = {
     "identity swap": (
         f"At least {SWAP_SHARE:.0%} of the result, and half of what is wrong in it, is on one other object: in "
@@ -78,6 +81,7 @@ CAUSES = {
         f"J falls slowly, by at least {FALL:g} in all: no {JUMP_FRAMES} frames in a row have {JUMP_SHARE:.0%} of the "
         "fall."
     ),
+    OTHER: "None of these: the score is low from the first frames on, or falls at once where a part is still covered.",
 }
 """The rule of each cause, in the order in which they are tried."""
 WHOLE = ("identity swap", "occlusion", "lost")
@@ -165,7 +169,8 @@ class _Curves:
         """Pixels of a small object."""
         self.hidden = ~self.there | ((pixels.truth < SHRUNK * largest) & (largest >= self.small))
         self.largest = largest
-        self.failing = (self.score < FAILS) & ~self.nothing
+        score = np.where(self.there & (largest < self.small), scores.jaccard, self.score)
+        self.failing = (score < FAILS) & ~self.nothing
         padded = np.pad(scores.jaccard, SMOOTH // 2, mode="edge")
         self.smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTH), axis=1)
         """J, each the median of SMOOTH frames."""
@@ -210,18 +215,20 @@ def _named(curves: _Curves) -> Iterator[tuple[_Stretch, str, str]]:
     """The stretches with name and words of their causes; one that ends lost may be two."""
     lost_from = _lost_from(curves)
     for stretch in _stretches(curves):
-        if lost_from is None or lost_from > stretch.last:
-            parts = [stretch]
-        elif lost_from - stretch.first < SEVERAL:
-            parts = [replace(stretch, lost_from=lost_from)]
-        elif _cause(curves, stretch)[0] in WHOLE:
-            parts = [stretch]
-        else:
-            parts = [replace(stretch, last=lost_from - 1), _Stretch(lost_from, stretch.last, lost_from)]
-        for part in parts:
-            name, words = _cause(curves, part)
-            if name:
-                yield part, name, words
+        for part in _parts(curves, stretch, lost_from):
+            yield part, *_cause(curves, part)
+
+
+def _parts(curves: _Curves, stretch: _Stretch, lost_from: int | None) -> list[_Stretch]:
+    """A stretch, or the two of one that ends lost: what was before, and from then on."""
+    if lost_from is None or lost_from > stretch.last:
+        return [stretch]
+    if lost_from - stretch.first < SEVERAL:
+        return [replace(stretch, lost_from=lost_from)]
+    parts = [replace(stretch, last=lost_from - 1), _Stretch(lost_from, stretch.last, lost_from)]
+    whole, before, after = (_cause(curves, part)[0] for part in (stretch, *parts))
+    one = (whole in WHOLE and (whole, before) != ("lost", "leak")) or before == after
+    return [stretch] if one else parts
 
 
 def _lost_from(curves: _Curves) -> int | None:
@@ -233,12 +240,9 @@ def _lost_from(curves: _Curves) -> int | None:
 
 
 def _cause(curves: _Curves, stretch: _Stretch) -> tuple[str, str]:
-    """Name and words of the first rule that a stretch satisfies; two empty strings if it satisfies none."""
-    for name in CAUSES:
-        words = _RULES[name](curves, stretch)
-        if words:
-            return name, words
-    return "", ""
+    """Name and words of the first rule that a stretch satisfies."""
+    found = ((name, rule(curves, stretch)) for name, rule in _RULES.items())
+    return next((name, words) for name, words in found if words)
 
 
 def _identity_swap(curves: _Curves, stretch: _Stretch) -> str | None:
@@ -328,11 +332,17 @@ def _drift(curves: _Curves, stretch: _Stretch) -> str | None:
     return f"J falls from {smooth[start]:.2f} to {smooth[lowest]:.2f} in {lowest - start} frames, without a jump."
 
 
-_RULES = {
+def _other(curves: _Curves, stretch: _Stretch) -> str:
+    j, covered = (np.median(stretch.of(values)) for values in (curves.smooth, curves.covered))
+    return f"J is {j:.2f}, and the result covers {covered:.0%} of the object (medians)."
+
+
+_RULES: dict[str, Callable[[_Curves, _Stretch], str | None]] = {
     "identity swap": _identity_swap,
     "occlusion": _occlusion,
     "small object": _small_object,
     "leak": _leak,
     "lost": _lost,
     "drift": _drift,
+    OTHER: _other,
 }

@@ -1,5 +1,6 @@
 """The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
+import math
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any
 from timecycle.data.sequences import Sequence
 from timecycle.data.synthetic import MARKER
 from timecycle.errors import printable
-from timecycle.evaluation.davis.causes import CAUSES, Cause, causes_of, counts
+from timecycle.evaluation.davis.causes import CAUSES, Cause, cause_at, causes_of, counts
 from timecycle.evaluation.davis.report_frames import (
     FIRST,
     OF_ONE_OBJECT,
@@ -84,7 +85,8 @@ class Worst:
     part: Part
     pictures: dict[str, str]
     """URLs by kind."""
-    causes: str
+    cause: str
+    """Name of the cause of its failure; empty if none is named."""
     color: str
     """Of the object, as CSS."""
     inspected: str | None
@@ -234,12 +236,12 @@ def _part(
     if video:
         url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
     last = len(sequence.frames) - 1
-    score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else float("nan")
+    score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else math.nan
     shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
     return Part(
         printable(sequence.name),
         number,
-        None if score != score else score,
+        None if math.isnan(score) else score,
         len(sequence.frames),
         given,
         url,
@@ -305,16 +307,10 @@ def _worst(
         if frame.sequence not in by_name:
             continue
         sequence, part = by_name[frame.sequence]
-        during = [
-            cause.name
-            for cause in causes
-            if (cause.sequence, cause.object_id) == (frame.sequence, frame.object_id)
-            and cause.first <= frame.index - 1 <= cause.last
-        ]
+        cause = cause_at(causes, frame.sequence, frame.object_id, frame.index - 1)  # frame 0 is not scored
         picture = inspected.get((frame.sequence, frame.index))
         made = None if picture is None else pictures.add(frame.sequence, inspection_name(frame.index), picture)
         name = printable(sequence.frames[frame.index].stem)
         shown = pictures.compared(sequence, frame)
-        causes_then = ", ".join(dict.fromkeys(during))
-        found.append(Worst(frame, name, part, shown, causes_then, _css(frame.object_id), made))
+        found.append(Worst(frame, name, part, shown, cause.name if cause else "", _css(frame.object_id), made))
     return found

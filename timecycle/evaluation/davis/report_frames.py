@@ -79,15 +79,13 @@ class Pictures:
     run: EvaluationRun
     embed: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
-    """Those that are not embedded, by path below the folder."""
+    """By path below the folder; also embedded ones, so that a later page in the folder finds those of `inspect`."""
 
     def add(self, sequence: str, name: str, data: bytes) -> str:
         """The URL of a picture."""
-        if self.embed:
-            return data_url(data, name)
         place = (PICTURES, sequence, name)
         self.files["/".join(place)] = data
-        return link(*place)
+        return data_url(data, name) if self.embed else link(*place)
 
     def given(self, sequence: Sequence) -> tuple[str, tuple[int, int]]:
         """The first frame with its annotation, which the masks begin with; also the frame's width and height."""

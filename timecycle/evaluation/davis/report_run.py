@@ -19,7 +19,7 @@ def facts(run: EvaluationRun, sequences: list[Sequence]) -> list[tuple[str, str]
     frames = sum(len(sequence.frames) for sequence in sequences)
     features = str(run.options.get(FEATURES) or "not named").partition(" ")[0]
     if len(features) == 64 and not features.strip("0123456789abcdef"):  # of evaluate_davis: a hash of the callable
-        features = f"callable {features[:8]}"
+        features = f"callable {short_hashes(features)}"
     found = [
         ("protocol", protocol_name(run)),
         ("features", printable(features).replace("+", " + ")),
