@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.forking import forked
 from tests.test_workers import waited_for
 from tests.video_cases import av, images, write_video
 from timecycle import prepare
@@ -229,8 +230,8 @@ def test_a_kill_while_a_folder_is_replaced_is_recovered_by_the_next_run(tmp_path
     write_video(videos / "clip.mp4", frames=5)
     prepare_vlog(videos, out, jobs=1)
     video = write_video(videos / "clip.mp4", frames=3)
-    child = os.fork()
-    if not child:
+
+    def work() -> None:
         count = iter(["first rename", "second rename"])
 
         def rename(path: Path, target: Path) -> None:
@@ -241,7 +242,8 @@ def test_a_kill_while_a_folder_is_replaced_is_recovered_by_the_next_run(tmp_path
         monkeypatch.setattr(Path, "rename", rename)
         monkeypatch.setattr("timecycle.data.extract.synced", lambda path: path == out and os._exit(9))
         extract(video, out / "clip.mp4", Extraction())
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+    assert forked(work) == 9
     assert list(out.glob(".*.partial"))
     assert prepare_vlog(videos, out, jobs=1) == {}
     assert len(images(out / "clip.mp4")) == 3

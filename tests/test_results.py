@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from tests.forking import forked
 from timecycle import manifest
 from timecycle.data.sequences import Sequence
 from timecycle.errors import InputError
@@ -191,11 +192,11 @@ def test_a_kill_while_a_sequence_is_replaced_is_recovered_by_the_next_run(tmp_pa
             left[0] -= 1
         return usual(self, *arguments)
 
-    if not (child := os.fork()):
+    def work() -> None:
         monkeypatch.setattr(owner, step, killed)
         written(out, dog, 2)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+    assert forked(work) == 9
     folder = ResultsFolder(out, {"a": 1})
     if not folder.finished(dog):
         written(out, dog, 2)
