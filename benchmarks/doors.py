@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "doors.json"
-LINES = 13  # the demo's table and what follows
+LINES = 14  # at most: the demo's table and what follows
 
 
 def commands(davis: str | None, clip: str, box: str) -> dict[str, str]:
@@ -51,6 +51,7 @@ def run(command: str, names: dict[str, str]) -> dict[str, object]:
     for path, name in names.items():
         command, text = command.replace(path, name), text.replace(path, name)
     lines = text.splitlines()[-LINES:]
+    lines = lines[next((i for i, line in enumerate(lines) if line.startswith("sequence ")), 0) :]
     print("\n".join(lines), f"\n{seconds:.0f} s", flush=True)
     if process.returncode:
         sys.exit(f"error: {command} failed with exit status {process.returncode}")
