@@ -89,7 +89,7 @@ def failure_pictures(
         chosen.setdefault(failure.sequence, {}).setdefault(failure.index, failure.object_id)
     found: Inspected = {}
     total = sum(max(frames) + 1 for frames in chosen.values())
-    with Progress(total, "frame", "inspecting failures", shown=progress, delay=2.0) as bar:
+    with Progress(total, "frame", "inspecting failures", shown=progress, delay=10.0) as bar:
         for sequence in sequences:
             mask_of = masks_in(places[sequence.name], sequence)
             wanted: dict[int, tuple[int, int]] = {}
