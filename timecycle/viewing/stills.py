@@ -7,7 +7,7 @@ from timecycle.data.images import jpeg_bytes
 from timecycle.viewing.overlays import paint
 
 LONGEST_SIDE = 480  # pixels of a picture; larger frames are reduced
-QUALITY = 80
+QUALITY = 72
 DIMMED = 0.45  # of the frame's gray under an error map
 
 HIT, FALSE, MISS = (45, 125, 210), (255, 145, 0), (255, 255, 255)

@@ -14,7 +14,7 @@ from timecycle.progress import Progress
 from timecycle.propagation.frames import FrameEncoder
 from timecycle.propagation.protocols import Protocol
 
-QUALITY = 80
+QUALITY = 65
 """Of JPEG files."""
 
 
