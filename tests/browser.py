@@ -17,7 +17,7 @@ def chromium() -> Iterator[Any]:
     """A running browser of Playwright's; skips the test, with the reason, if it or Playwright is not here."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
+    if program is None:  # only root can install it, which CI is; other machines need not have it
         pytest.skip("Chromium is not here (make browser installs it where it can)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -14,7 +14,6 @@ from timecycle.files import write_bytes
 from timecycle.viewing.labels import GAP, caption_sprite, id_sprite, paste, visual_center
 from timecycle.viewing.palette import COLORS
 from timecycle.viewing.regions import Box, object_boxes, where
-from timecycle.viewing.video_writer import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from timecycle.viewing.video_writer import OverlayVideo as OverlayVideo
 
 STANDARD_SIDE = 480  # pixels of a frame's short side at which widths are given

@@ -59,6 +59,11 @@ def command_lines(words: Sequence[str]) -> str:
     return " ".join(f"\\\n    {word}" if word.startswith("-") else word for word in quoted)
 
 
+def linked(path: Path, folder: Path | None) -> str:
+    """The URL of a file as a page in a folder links it; with None its content, as `embedded`."""
+    return embedded(path) if folder is None else link(*Path(os.path.relpath(path.resolve(), folder.resolve())).parts)
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A score with a fixed number of digits, 0 without a sign; a dash means that nothing is scored."""
     return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")

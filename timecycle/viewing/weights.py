@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from timecycle.viewing.labels import DARK, LIGHT, font
 from timecycle.viewing.overlays import Style, paint
 from timecycle.viewing.palette import COLORS
+from timecycle.viewing.panels import HEAT
 
 WIDTH, MARGIN, GAP = 1280, 24, 12  # pixels
 QUERY_WIDTH = 620
@@ -23,7 +24,6 @@ AROUND = 4  # feature positions between what the window must hold and its edge
 LEAST_WINDOW = 0.25  # of the frame's width
 BACKGROUND, TEXT, QUIET, EDGE = (18, 23, 31), (236, 240, 245), (158, 168, 181), (70, 78, 90)
 LARGE, NORMAL, SMALL = 24, 16, 14  # pixels: heights of letters
-COLOR_MAP = cv2.COLORMAP_INFERNO
 LEAST_HEAT = 0.3  # opacity of the color map where heat is 0, within the neighborhood
 
 Window = tuple[float, float, float, float]
@@ -109,7 +109,7 @@ def weights_picture(
 def heat_colors(heat: np.ndarray, largest: float) -> np.ndarray:
     """Heat [...] from 0 to `largest` as uint8 RGB [..., 3], evenly spaced to the eye."""
     levels = np.rint(255 * (heat / largest).clip(0, 1)).astype(np.uint8)
-    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], COLOR_MAP).reshape(256, 3)[:, ::-1]
+    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], HEAT).reshape(256, 3)[:, ::-1]
     return np.asarray(colors[levels])
 
 

@@ -1,6 +1,5 @@
 """The page of a comparison: which sequences it shows, and their pictures. Does not import torch."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from timecycle.evaluation.davis.causes import CAUSES
 from timecycle.evaluation.davis.report_frames import result_mask
 from timecycle.evaluation.davis.report_run import image_size, protocol_name
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS
-from timecycle.viewing.pages import data_url, embedded, link, render
+from timecycle.viewing.pages import data_url, linked, render
 from timecycle.viewing.stills import error_map, still
 
 SEQUENCES = 6
@@ -186,11 +185,7 @@ class _Part:
     def _videos(self, folder: Path, single_file: bool) -> list[str | None]:
         """The URL of each run's overlay video."""
         found = [run.video(self.sequence) for run in self._comparison.runs]
-        if single_file:
-            return [embedded(path) if path else None for path in found]
-        return [
-            link(*Path(os.path.relpath(path.resolve(), folder.resolve())).parts) if path else None for path in found
-        ]
+        return [linked(path, None if single_file else folder) if path else None for path in found]
 
     def _charts(self, playing: str | None) -> list[dict[str, Any]]:
         """J&F of each run over the frames, for the objects that differ most."""

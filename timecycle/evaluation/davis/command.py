@@ -135,8 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
         folder = ResultsFolder(save_path, options, arguments.overwrite, arguments.reuse)
         folder.tables.check_free(csv_names(arguments.set))
         check_free(sequences, save_path)
-        resumed = [sequence.name for sequence in sequences if folder.finished(sequence, overlays=True)]
-        write_masks(sequences, features, rules, folder)
+        resumed = write_masks(sequences, features, rules, folder)
         scores = _score(sequences, folder, arguments)
         folder.content["seconds"] = stage_seconds(folder.content) | {"this run": round(time.perf_counter() - start, 3)}
         folder.content.update(command=sys.argv, method=_method(arguments), device=str(device))

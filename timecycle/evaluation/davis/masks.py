@@ -132,8 +132,8 @@ def write_masks(
     *,
     overlays: bool = True,
     progress: bool = True,
-) -> None:
-    """Write the masks of every sequence that is not finished in the folder.
+) -> list[str]:
+    """Write the masks of every sequence that is not finished in the folder; returns the names of those that were.
 
     say: prints or collects messages; warnings begin with "warning: ".
     overlays: whether to write overlay images and, if PyAV is installed, videos.
@@ -167,6 +167,7 @@ def write_masks(
                 raise
             say(f"{sequence.name}: {len(sequence.frames)} frames in {seconds['total']:.1f} s")
             say_detail(f"  {', '.join(f'{stage} {value:.1f} s' for stage, value in seconds.items())}")
+    return [sequence.name for sequence in sequences if sequence not in waiting]
 
 
 @torch.inference_mode()

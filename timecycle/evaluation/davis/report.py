@@ -1,7 +1,6 @@
 """The page of a results folder: what it shows. Its look is templates/report.html.jinja in `timecycle.viewing`."""
 
 import math
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from timecycle.evaluation.davis.scores import left_out
 from timecycle.evaluation.davis.tables import GLOBAL_COLUMNS, ObjectScores, Scores
 from timecycle.locks import owned
 from timecycle.manifest import NOTES, PAGE, PICTURES, OwnFile, Report
-from timecycle.viewing.pages import embedded, link, render
+from timecycle.viewing.pages import linked, render
 from timecycle.viewing.palette import line_colors
 
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
@@ -148,7 +147,7 @@ def write_page(
     if run.scores and not run.scores.sequences:
         run = replace(run, scores=None)
     pictures = Pictures(run, embed=single_file or file is not None)
-    beside = (run.folder if file is None else file.parent).resolve()
+    beside = run.folder if file is None else file.parent
     causes = causes_of(run.scores) if run.scores else []
     parts = [
         _part(run, sequence, number, causes, pictures, None if single_file else beside)
@@ -232,9 +231,7 @@ def _part(
     own = [cause for cause in causes if cause.sequence == sequence.name]
     given, size = pictures.given(sequence)
     video = run.video(sequence.name)
-    url = None
-    if video:
-        url = embedded(video) if beside is None else link(*Path(os.path.relpath(video.resolve(), beside)).parts)
+    url = linked(video, beside) if video else None
     last = len(sequence.frames) - 1
     score = run.scores.by_sequence[sequence.name][GLOBAL_COLUMNS[0]] if objects and run.scores else math.nan
     shown = [] if video and objects else [index for index in sorted({max(1, last // 2), last}) if 0 < index <= last]
